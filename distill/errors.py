@@ -1,0 +1,17 @@
+"""The one exception that is shown to a user as a sentence instead of a traceback."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class InputError(ValueError):
+    """Something the user gave is wrong: a recipe key, a path, a checkpoint, the environment.
+
+    The message names the key or file and the mend. The command line prints it as one panel and exits with code 2.
+    """
+
+
+def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
+    """ " (did you mean 'a' or 'b'?)", or an empty string when nothing known is close to `name`."""
+    matches = get_close_matches(name, list(known), n=count, cutoff=0.6)
+    return f" (did you mean {' or '.join(repr(m) for m in matches)}?)" if matches else ""

@@ -1,0 +1,7 @@
+"""What a run is: frozen pydantic models (`schema`), loaded from YAML with `extends` and overrides (`load`)."""
+
+from distill.recipe.duration import Duration
+from distill.recipe.load import dump_recipe, find_recipe, load_recipe, recipe_digest
+from distill.recipe.schema import Recipe
+
+__all__ = ["Duration", "Recipe", "dump_recipe", "find_recipe", "load_recipe", "recipe_digest"]

@@ -1,0 +1,242 @@
+"""Recipe files: YAML with `extends`, deep merge, dotted overrides, errors that name the key and the mend."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from distill.errors import InputError, nearest
+from distill.recipe.schema import Recipe
+
+# A mapping with one of these keys is one of several kinds of thing: another kind replaces it, instead of merging with it.
+_DISCRIMINATORS = ("kind", "loss")
+
+Tree = dict[str, Any]
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that reads 1e-3 as a number (YAML 1.1 wants 1.0e-3) and refuses a key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=deep)  # type: ignore[no-untyped-call]
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} is given twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep=deep)
+
+
+_Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
+
+def recipes_dir() -> Path:
+    """The recipes that come with the package: beside it in a checkout, inside it when installed."""
+    inside = Path(str(resources.files("distill"))) / "_recipes"
+    return inside if inside.is_dir() else Path(__file__).resolve().parents[2] / "recipes"
+
+
+def find_recipe(name: str) -> Path:
+    """A recipe by path, or by its name among the shipped ones ("quickstart/students", with or without .yaml).
+
+    Raises:
+        InputError: there is no such file; names the nearest shipped recipe.
+    """
+    for candidate in (
+        Path(name),
+        Path(f"{name}.yaml"),
+        recipes_dir() / name,
+        recipes_dir() / f"{name}.yaml",
+        Path(name) / "recipe.yaml",
+    ):
+        if candidate.is_file():
+            return candidate
+    shipped = [p.relative_to(recipes_dir()).with_suffix("").as_posix() for p in recipes_dir().rglob("*.yaml")]
+    raise InputError(
+        f"no recipe {name!r}{nearest(name, shipped)}; 'distill recipe list' shows those that come with the package"
+    )
+
+
+def read_tree(path: Path, _seen: tuple[Path, ...] = ()) -> Tree:
+    """One file with what it extends merged below it. `extends` is a path relative to the file, or a list of them (later wins)."""
+    path = path.resolve()
+    if path in _seen:
+        raise InputError(f"{path}: extends itself through {' -> '.join(p.name for p in (*_seen, path))}")
+    try:
+        tree = yaml.load(path.read_text(), Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(tree, dict):
+        raise InputError(f"{path}: a recipe is a mapping of keys, this file holds {type(tree).__name__}")
+    bases = tree.pop("extends", [])
+    merged: Tree = {}
+    for base in [bases] if isinstance(bases, str) else bases:
+        base_path = path.parent / base
+        if not base_path.is_file():
+            raise InputError(f"{path}: extends {base!r}, and {base_path} does not exist")
+        merged = merge(merged, read_tree(base_path, (*_seen, path)))
+    return merge(merged, tree)
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Tree:
+    """`over` laid on `base`: mappings merge key by key, all else replaces; another `kind` or `loss` replaces its mapping whole."""
+    result = dict(base)
+    for key, value in over.items():
+        old = result.get(key)
+        if isinstance(old, Mapping) and isinstance(value, Mapping) and not _another_kind(old, value):
+            result[key] = merge(old, value)
+        else:
+            result[key] = value
+    return result
+
+
+def _another_kind(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    return any(key in new and key in old and new[key] != old[key] for key in _DISCRIMINATORS)
+
+
+def apply_overrides(tree: Tree, overrides: Iterable[str]) -> Tree:
+    """Lay "a.b=c" on the tree, the value read as YAML.
+
+    Raises:
+        InputError: no "=", an empty key, or a value that is not YAML.
+    """
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not all(key.split(".")):
+            raise InputError(
+                f"override {override!r}: write key=value with dots between keys, as in train.batch_size_global=256"
+            )
+        try:
+            value = yaml.load(text, Loader=_Loader)
+        except yaml.YAMLError as error:
+            raise InputError(
+                f"override {override!r}: the value is not valid YAML: {' '.join(str(error).split())}"
+            ) from error
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        tree = merge(tree, value)
+    return tree
+
+
+def resolve_students(tree: Tree) -> Tree:
+    """Lay each of `students` over the shared `student`, and drop the shared one."""
+    shared = tree.get("student", {})
+    students = tree.get("students", {})
+    if not isinstance(shared, Mapping) or not isinstance(students, Mapping):
+        raise InputError("student and students are mappings: student holds what all share, students one mapping a name")
+    resolved = {
+        name: merge(shared, own or {}) if isinstance(own, Mapping | None) else own for name, own in students.items()
+    }
+    return {**{k: v for k, v in tree.items() if k != "student"}, "students": resolved}
+
+
+def load_recipe(name: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Read, extend, override, validate.
+
+    Raises:
+        InputError: what is wrong, a line a key, with the nearest known key.
+    """
+    path = find_recipe(str(name))
+    tree = resolve_students(apply_overrides(read_tree(path), overrides))
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        lines = [_explain(detail, tree) for detail in error.errors()]
+        raise InputError(f"{path}:\n" + "\n".join(f"  {line}" for line in dict.fromkeys(lines))) from error
+
+
+def _explain(detail: Any, tree: Tree) -> str:
+    """One pydantic error as a sentence: the dotted key, what is wrong, the nearest known key."""
+    location = tuple(part for part in detail["loc"] if not _is_union_tag(part, detail["loc"], tree))
+    key = ".".join(str(part) for part in location)
+    if detail["type"] == "extra_forbidden":
+        known = _known_keys(location[:-1], tree)
+        close = nearest(str(location[-1]), known)
+        return f"{key}: unknown key{close or '; known here: ' + ', '.join(sorted(known))}"
+    if detail["type"] == "missing":
+        return f"{key}: missing, and it has no default"
+    message = detail["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    prefix = "should be " if detail["msg"].startswith("Input should be ") else ""
+    given = "" if isinstance(detail["input"], dict) or detail["type"] == "value_error" else f", not {detail['input']!r}"
+    return f"{key}: {prefix}{message}{given}" if key else message
+
+
+def _is_union_tag(part: Any, location: tuple[Any, ...], tree: Tree) -> bool:
+    """Pydantic puts the tag of a union ("kl", "image_folder") into an error's location; it is no key of the file."""
+    node: Any = tree
+    for step in location[: location.index(part)]:
+        node = node.get(step, node) if isinstance(node, Mapping) else node
+    return isinstance(node, Mapping) and part not in node and any(node.get(d) == part for d in _DISCRIMINATORS)
+
+
+def _known_keys(location: tuple[Any, ...], tree: Tree) -> list[str]:
+    """The keys that the schema knows at a place in the recipe."""
+    models: list[type[BaseModel]] = [Recipe]
+    node: Any = tree
+    for part in location:
+        node = node[part]
+        found: list[type[BaseModel]] = []
+        for model in models:
+            if part in model.model_fields:
+                found += _models_in(model.model_fields[part].annotation)
+        models = found or models  # a name inside `students` stays in Student
+    tagged = [
+        m
+        for m in models
+        if all(
+            m.model_fields[d].annotation and node.get(d) in _literals(m, d)
+            for d in _DISCRIMINATORS
+            if d in m.model_fields
+        )
+    ]
+    keys = [key for model in tagged or models for key in model.model_fields]
+    return [*keys, "student", "extends"] if not location else keys
+
+
+def _literals(model: type[BaseModel], key: str) -> tuple[Any, ...]:
+    return getattr(model.model_fields[key].annotation, "__args__", ())
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in getattr(annotation, "__args__", ()) for model in _models_in(argument)]
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The resolved recipe as YAML that `load_recipe` reads back to an equal one."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
+
+# What may change between a run and its continuation: where it is kept, how it is watched, how it is spread over hardware.
+_NOT_IDENTITY = {
+    "name": True,
+    "description": True,
+    "output": True,
+    "resume": True,
+    "log": True,
+    "evaluate": {"batch_size_process"},
+    "checkpoint": True,
+    "data": {"root", "num_workers", "prefetch_batches"},
+    "train": {"micro_batch_size", "compile"},
+}
+
+
+def recipe_digest(recipe: Recipe) -> str:
+    """SHA-256 of everything in the recipe that shapes the result. A checkpoint continues only under an equal digest."""
+    identity = recipe.model_dump(mode="json", exclude=_NOT_IDENTITY)  # type: ignore[arg-type]
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
