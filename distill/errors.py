@@ -12,6 +12,6 @@ class InputError(ValueError):
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
-    """ " (did you mean 'a' or 'b'?)", or an empty string when nothing known is close to `name`."""
+    """A question "(did you mean 'a' or 'b'?)" with a leading space, or nothing when no known name is close."""
     matches = get_close_matches(name, list(known), n=count, cutoff=0.6)
     return f" (did you mean {' or '.join(repr(m) for m in matches)}?)" if matches else ""
