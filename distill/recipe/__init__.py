@@ -1,7 +1,16 @@
 """What a run is: frozen pydantic models (`schema`), loaded from YAML with `extends` and overrides (`load`)."""
 
-from distill.recipe.duration import Duration
-from distill.recipe.load import dump_recipe, find_recipe, load_recipe, recipe_digest
+from distill.recipe.duration import Duration, DurationValue
+from distill.recipe.load import dump_recipe, find_recipe, load_recipe, recipe_digest, recipes_dir
 from distill.recipe.schema import Recipe
 
-__all__ = ["Duration", "Recipe", "dump_recipe", "find_recipe", "load_recipe", "recipe_digest"]
+__all__ = [
+    "Duration",
+    "DurationValue",
+    "Recipe",
+    "dump_recipe",
+    "find_recipe",
+    "load_recipe",
+    "recipe_digest",
+    "recipes_dir",
+]

@@ -29,20 +29,20 @@ _PATTERN = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([kmgKMG]?)\s*([a-z]+)\s*")
 class DurationValue(NamedTuple):
     """A length of training in the unit its author thought in."""
 
-    count: float
+    amount: float
     unit: Unit
 
     def __str__(self) -> str:
-        number = int(self.count) if self.count == int(self.count) else self.count
+        number = int(self.amount) if self.amount == int(self.amount) else self.amount
         return f"{number} {self.unit}"
 
     def steps(self, *, steps_per_epoch: int, batch_size_global: int) -> int:
         """Optimizer steps, rounded to the nearest. An epoch is `steps_per_epoch` steps, so "300 epochs" is exact."""
         if self.unit == "iterations":
-            return round(self.count)
+            return round(self.amount)
         if self.unit == "epochs":
-            return round(self.count * steps_per_epoch)
-        return round(self.count / batch_size_global)
+            return round(self.amount * steps_per_epoch)
+        return round(self.amount / batch_size_global)
 
 
 def parse_duration(value: Any) -> DurationValue:

@@ -192,14 +192,13 @@ class DKD(Section):
 
 
 class DIST(Section):
-    """DIST (Eq. 5): beta inter-class + gamma intra-class Pearson distance. `gather`: over the batch of all processes."""
+    """DIST (Eq. 5): beta inter-class + gamma intra-class Pearson distance, over the samples of `train.micro_batch_size`."""
 
     loss: Literal["dist"]
     weight: NonNegative = 1.0
     beta: NonNegative = 1.0
     gamma: NonNegative = 1.0
     temperature: Positive = 1.0
-    gather: bool = True
 
 
 Hard = Annotated[CE | BCE, Field(discriminator="loss")]
@@ -280,9 +279,12 @@ class Student(Section):
 
 
 class Train(Section):
-    """`batch_size_global` is what the result depends on; micro-batch and accumulation follow from it and the processes.
+    """`batch_size_global` and `micro_batch_size` shape the result; the number of processes does not.
 
-    `micro_batch_size`: the most samples a process holds at once; null means the whole of its share.
+    `micro_batch_size`: the samples of one forward and backward. What looks at a batch as a whole (BatchNorm's statistics,
+    DIST's relations) looks at exactly these, so 1 to batch_size_global / micro_batch_size processes compute the same run; each
+    accumulates what its share needs. Null: every process takes its whole share at once, BatchNorm is synchronised and
+    relations are gathered over the global batch.
     """
 
     budget: Duration
@@ -291,8 +293,15 @@ class Train(Section):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     channels_last: bool = True
     compile: bool = False
-    batch_norm: Literal["local", "sync"] = "local"
     zero_stage: Literal[0, 1, 2, 3] = 0
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        if self.micro_batch_size is not None and self.batch_size_global % self.micro_batch_size:
+            raise ValueError(
+                f"micro_batch_size {self.micro_batch_size} does not divide batch_size_global {self.batch_size_global}"
+            )
+        return self
 
 
 class Evaluate(Section):
@@ -320,7 +329,9 @@ class Recipe(Section):
     resume: Literal["auto", "never"] = "auto"
     data: Data
     teacher: Teacher | None = None
-    students: Annotated[dict[str, Student], Field(min_length=1)]
+    students: Annotated[
+        dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")], Student], Field(min_length=1)
+    ]
     train: Train
     evaluate: Evaluate = Evaluate()
     checkpoint: Checkpoint = Checkpoint()

@@ -1,0 +1,56 @@
+# One door for people and for CI. `make` alone lists what there is.
+
+PYTHON ?= python3
+EXTRAS ?= dev
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed-$(EXTRAS)
+UV := $(BIN)/uv pip install --python $(BIN)/python
+
+.DEFAULT_GOAL := help
+.PHONY: help setup $(VENV) demo test test-slow lint format refresh-constraints clean
+
+help:  ## list the targets
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo "  PYTHON=python3.12 picks the interpreter, EXTRAS=dev,deepspeed what is installed beside the package."
+
+setup: $(STAMP)  ## create .venv with the pinned versions; installs again when pyproject.toml or constraints.txt change
+
+$(VENV): $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "error: no $(PYTHON) here: install Python 3.11 or newer, or name one: make setup PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $(PYTHON) is $$($(PYTHON) --version 2>&1), and this project needs Python 3.11 or newer: make setup PYTHON=python3.12" >&2; exit 1; }
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || { echo "error: $(PYTHON) -m venv failed: on Debian and Ubuntu install python3-venv" >&2; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
+	$(UV) --quiet -c constraints.txt -e '.[$(EXTRAS)]'
+	@touch $@
+
+demo: $(STAMP)  ## train a teacher, distil it into students and export them, on the CPU
+	HF_HUB_OFFLINE=1 $(BIN)/distill train recipes/quickstart/teacher.yaml
+	HF_HUB_OFFLINE=1 $(BIN)/distill train recipes/quickstart/students.yaml
+	HF_HUB_OFFLINE=1 $(BIN)/distill export runs/quickstart/students exports/quickstart
+
+test: $(STAMP)  ## the default tests: minutes on two cores, no network
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q
+
+test-slow: $(STAMP)  ## the tests marked slow
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -m slow
+
+lint: $(STAMP)  ## ruff check, ruff format --check, mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)  ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+refresh-constraints: $(STAMP)  ## pin the newest versions that pyproject.toml allows
+	{ grep '^#' constraints.txt; echo uv | $(BIN)/uv pip compile pyproject.toml - --extra dev --extra deepspeed \
+	  --python-version 3.11 --upgrade --quiet --no-header --no-annotate; } > constraints.txt.new
+	mv constraints.txt.new constraints.txt
+
+clean:  ## remove caches and build leftovers; keeps .venv, runs/ and exports/
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

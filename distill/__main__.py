@@ -1,0 +1,204 @@
+"""The command line: distill train | evaluate | export | recipe show, check, list. Also `accelerate launch -m distill ...`."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from distill.console import error_panel, make_console
+from distill.errors import InputError
+from distill.recipe import dump_recipe, load_recipe, recipes_dir
+
+EPILOG = """
+Exit codes: 0 done; 1 a fault; 2 the input is wrong; 3 every student stopped on a loss that is not finite;
+75 stopped by SIGTERM, SIGUSR1 or Ctrl-C with the state saved: the same command goes on.
+"""
+
+app = typer.Typer(
+    name="distill",
+    help="Distil small image models from large ones. A run is what its recipe says, and nothing else.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+recipe_app = typer.Typer(help="Look at recipes without running them.", no_args_is_help=True)
+app.add_typer(recipe_app, name="recipe")
+
+RecipeArgument = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A YAML file, a run's folder, or the name of a shipped recipe.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...", help="Overrides by dotted key, the value as YAML: train.budget='2 epochs'"
+    ),
+]
+
+
+@app.command(epilog=EPILOG)
+def train(recipe: RecipeArgument, overrides: Overrides = None) -> None:
+    """Train every student of a recipe behind one teacher.
+
+    A run goes on from its newest whole checkpoint by itself (resume: auto).
+
+    Examples:
+
+        distill train quickstart/students
+
+        distill train recipes/imagenet1k/res50_beitv2b_a1_600ep.yaml data.root=/data/imagenet train.compile=true
+
+        accelerate launch --config_file launchers/accelerate/gpus8.yaml -m distill train RECIPE
+    """
+    from distill.train import train as run
+
+    raise typer.Exit(run(load_recipe(recipe, overrides or [])))
+
+
+@app.command()
+def evaluate(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="A run, one of its checkpoints, an export, or a file of weights (then with --model).")
+    ],
+    model: Annotated[str | None, typer.Option(help="timm name of the model, for a file of weights.")] = None,
+    student: Annotated[str | None, typer.Option(help="Only this student of a run.")] = None,
+    weights: Annotated[
+        str, typer.Option(help="Of a run: best, or last, or an average such as ema-0.999 from the newest checkpoint.")
+    ] = "best",
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="Images to judge on: an image folder, a parquet or Arrow file, a saved data set; or fashion_mnist."
+        ),
+    ] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(help="File of class names, a name a line, where the folder holds only some; or imagenet-1k."),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images a process judges at once.")] = 256,
+    num_workers: Annotated[int, typer.Option(min=0, help="Processes that decode.")] = 4,
+    precision: Annotated[Literal["fp32", "bf16", "fp16"], typer.Option(help="What the models compute in.")] = "fp32",
+    image_size: Annotated[int | None, typer.Option(min=8, help="Pixels; the model's own size if left out.")] = None,
+    unreadable: Annotated[
+        Literal["error", "skip"], typer.Option(help="What to do with an unreadable image.")
+    ] = "error",
+) -> None:
+    """Measure top-1 and top-5 exactly, on any number of processes.
+
+    Examples:
+
+        distill evaluate runs/quickstart/students
+
+        distill evaluate exports/quickstart --data fashion_mnist
+
+        distill evaluate lite2.safetensors --model tf_efficientnet_lite2 --data photos/ --classes imagenet-1k
+    """
+    from distill.judge import judge
+
+    judge(
+        checkpoint,
+        model=model,
+        student=student,
+        weights=weights,
+        data=data,
+        classes=classes,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        precision=precision,
+        image_size=image_size,
+        unreadable=unreadable,
+    )
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="The folder of a run, or one of its checkpoints.")],
+    output: Annotated[Path, typer.Argument(help="The folder to write.")],
+    student: Annotated[str | None, typer.Option(help="The student; the best one of the run if left out.")] = None,
+    weights: Annotated[
+        str, typer.Option(help="best, or last, or an average such as ema-0.999 from the newest checkpoint.")
+    ] = "best",
+) -> None:
+    """Write a student as timm loads it: safetensors, config.json, class names.
+
+    Examples:
+
+        distill export runs/quickstart/students exports/quickstart
+
+        python -c "import distill.models, timm; timm.create_model('local-dir:exports/quickstart', pretrained=True)"
+    """
+    from distill.judge import export_student
+
+    export_student(run, output, student=student, weights=weights)
+
+
+@recipe_app.command("show")
+def show(recipe: RecipeArgument, overrides: Overrides = None) -> None:
+    """Print a recipe resolved: everything it extends, every default, every override.
+
+    Example: distill recipe show quickstart/students train.budget='1 epoch'
+    """
+    print(dump_recipe(load_recipe(recipe, overrides or [])), end="")
+
+
+@recipe_app.command("check")
+def check(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Also check that the batch divides on so many processes.")
+    ] = None,
+) -> None:
+    """Validate all that can be known of a recipe without data and without a GPU.
+
+    Example: distill recipe check imagenet1k/res50_beitv2b_a1_600ep --processes 8
+    """
+    from distill.check import check_recipe
+
+    loaded = load_recipe(recipe, overrides or [])
+    notes = check_recipe(loaded, processes)
+    console = make_console()
+    for note in notes:
+        console.print(f"note: {note}", markup=False, soft_wrap=True)
+    console.print(
+        f"{recipe}: sound ({', '.join(loaded.students)}; {loaded.train.budget})", markup=False, soft_wrap=True
+    )
+
+
+@recipe_app.command("list")
+def list_recipes() -> None:
+    """List the recipes that come with the package.
+
+    Example: distill recipe list
+    """
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("recipe", no_wrap=True)
+    table.add_column("what it is")
+    for path in sorted(recipes_dir().rglob("*.yaml")):
+        name = path.relative_to(recipes_dir()).with_suffix("").as_posix()
+        if name.split("/")[0] not in FRAGMENTS:
+            table.add_row(name, load_recipe(path).description)
+    make_console().print(table)
+
+
+FRAGMENTS = ("strategies", "parts")
+
+
+def main() -> None:
+    """Entry point: bad input is one panel and exit code 2, never a traceback."""
+    try:
+        app()
+    except InputError as error:
+        if os.environ.get("DISTILL_TRACEBACK"):
+            raise
+        error_panel(str(error))
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

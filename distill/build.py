@@ -1,0 +1,150 @@
+"""From a plan to the things that run: teacher, students, loaders. Models are built on the CPU, before any GPU is taken."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from torch import nn
+
+from distill.data.augment import EvalTransform, TrainTransform
+from distill.data.loader import EvalLoader, Shard, TrainLoader
+from distill.data.mixing import Mixing
+from distill.data.sources import Source
+from distill.engine import Engine
+from distill.losses.objective import build_objective
+from distill.models.build import create_student
+from distill.models.pixels import Pixels, pixel_config
+from distill.models.teacher import Teacher, build_teacher
+from distill.optim import build_optimizer, resolve_schedule
+from distill.plan import Plan, Share
+from distill.recipe import Recipe
+from distill.recipe.schema import EvalView
+from distill.recipe.schema import Student as StudentSpec
+from distill.students import Student
+
+# Paths to weights are relative to where the command runs, as paths on a command line are; data has its own root.
+_HERE = Path()
+
+
+@dataclass
+class Models:
+    """Models on the CPU, checked against the recipe and the data."""
+
+    teacher: Teacher | None
+    nets: dict[str, nn.Module]
+    schedules: dict[str, Callable[[int], float]]
+
+
+def build_models(plan: Plan) -> Models:
+    """Build and check every model and schedule of a run.
+
+    Raises:
+        InputError: unknown models, weights that do not fit, a teacher of other classes, impossible schedules.
+    """
+    recipe = plan.recipe
+    teacher = build_teacher(recipe.teacher, classes=plan.classes, root=_HERE, device="cpu") if recipe.teacher else None
+    nets, schedules = {}, {}
+    for name, spec in recipe.students.items():
+        nets[name] = create_student(
+            spec,
+            num_classes=len(plan.classes),
+            image_size=recipe.data.image_size,
+            seed=recipe.seed,
+            root=_HERE,
+        )
+        build_optimizer(
+            nets[name], spec.optimizer, key=f"students.{name}.optimizer"
+        )  # for its errors: the real one follows
+        schedules[name] = resolve_schedule(
+            spec.schedule,
+            spec.optimizer.lr,
+            plan.total_steps,
+            plan.order.steps_per_epoch,
+            recipe.train.batch_size_global,
+            key=f"students.{name}.schedule",
+        )
+    return Models(teacher, nets, schedules)
+
+
+def student_pixels(net: nn.Module, spec: StudentSpec) -> Pixels:
+    """The pixels that a student sees: its timm config's mean and std unless the recipe gives them."""
+    config = pixel_config(net)
+    return Pixels(spec.mean or config.mean, spec.std or config.std)
+
+
+def start_students(models: Models, recipe: Recipe, share: Share, engine: Engine) -> list[Student]:
+    """Students on their device, ready to learn. Collective: every rank."""
+    batch_norm_global = recipe.train.micro_batch_size is None
+    return [
+        Student(
+            name=name,
+            spec=spec,
+            net=models.nets[name],
+            pixels=student_pixels(models.nets[name], spec),
+            objective=build_objective(spec.objective, gather=batch_norm_global),
+            build_optimizer=partial(build_optimizer, spec=spec.optimizer, key=f"students.{name}.optimizer"),
+            lr_at=models.schedules[name],
+            engine=engine,
+            num_forwards=share.num_forwards,
+            batch_norm_global=batch_norm_global,
+            run_seed=recipe.seed,
+        )
+        for name, spec in recipe.students.items()
+    ]
+
+
+def train_loader(plan: Plan, share: Share, engine: Engine, first_step: int) -> TrainLoader:
+    """Micro-batches of this process from `first_step` to the end of the run."""
+    data = plan.recipe.data
+    return TrainLoader(
+        plan.train_source,
+        plan.order,
+        TrainTransform(image_size=data.image_size, **data.augment.model_dump(exclude={"repeats"})),
+        Mixing(
+            num_classes=len(plan.classes),
+            image_size=data.image_size,
+            seed=plan.recipe.seed,
+            **data.mixing.model_dump(),
+        ),
+        Shard(engine.rank, engine.world_size, share.micro_batch_size, share.num_forwards),
+        num_workers=data.num_workers,
+        prefetch_batches=data.prefetch_batches,
+        device=engine.device,
+        unreadable=data.unreadable,
+        first_step=first_step,
+        last_step=plan.total_steps,
+    )
+
+
+def eval_loader(
+    source: Source,
+    view: EvalView,
+    engine: Engine,
+    *,
+    image_size: int,
+    batch_size: int,
+    num_workers: int,
+    unreadable: Literal["error", "skip"],
+) -> EvalLoader:
+    """This process's part of an evaluation set."""
+    return EvalLoader(
+        source,
+        EvalTransform(image_size=image_size, **view.model_dump()),
+        batch_size=batch_size,
+        rank=engine.rank,
+        world_size=engine.world_size,
+        num_workers=num_workers,
+        device=engine.device,
+        unreadable=unreadable,
+    )
+
+
+def place_teacher(teacher: Teacher | None, engine: Engine) -> Teacher | None:
+    """The teacher on the device of the run, outside Accelerate's prepare, in its own dtype."""
+    if teacher is None:
+        return None
+    placed = engine.place(teacher)
+    assert isinstance(placed, Teacher)
+    return placed

@@ -1,0 +1,207 @@
+"""Directories and files that are either wholly there or not at all, under kill -9 and power loss.
+
+A directory is written as `.tmp-<name>-<pid>` beside its place, synced, and renamed. Where it replaces another, that one
+waits as `.old-<name>` until the new one stands: a kill between the two renames leaves the old one under that name,
+`current_directory` finds it, and `clean` puts it back. One process writes into a folder at a time.
+"""
+
+import errno
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from distill.errors import InputError
+
+_TMP, _OLD = ".tmp-", ".old-"
+
+
+class CheckpointError(InputError):
+    """A checkpoint cannot be written, read or continued. The message names the file and the mend."""
+
+
+# ---- directories -----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def atomic_directory(path: Path) -> Iterator[Path]:
+    """Yield an empty directory; when the block ends well it becomes `path` in one step, replacing what stood there.
+
+    If the block raises, the directory is removed and `path` is as before.
+
+    Raises:
+        CheckpointError: the disk is full, read-only, or refuses the write in another way.
+    """
+    tmp = path.parent / f"{_TMP}{path.name}-{os.getpid()}"
+    old = path.parent / f"{_OLD}{path.name}"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        clean(path.parent, path.name)
+        tmp.mkdir()
+        yield tmp
+        _sync_tree(tmp)
+        if path.exists():
+            path.rename(old)
+        tmp.rename(path)
+        sync_directory(path.parent)
+    except BaseException as error:
+        shutil.rmtree(tmp, ignore_errors=True)
+        if old.exists() and not path.exists():
+            old.rename(path)
+        if (number := os_errno(error)) is not None:
+            raise CheckpointError(_explain(path, number, error)) from error
+        raise
+    # Only now: until the parent is synced, a power loss may bring the old name back.
+    if old.exists():
+        with suppress(OSError):
+            _discard(old)
+
+
+def current_directory(path: Path) -> Path | None:
+    """Where the content of `path` is to be read: `path`, or the predecessor that a kill left mid-replacement, or None."""
+    old = path.parent / f"{_OLD}{path.name}"
+    # Twice: a writer may finish replacing between the two looks.
+    for candidate in (path, old, path):
+        if candidate.is_dir():
+            return candidate
+    return None
+
+
+def clean(parent: Path, name: str | None = None) -> None:
+    """Undo what killed writers left in `parent`: half-written directories go, a predecessor without successor returns.
+
+    Only the writing process of a folder may call this. `name` limits it to one directory. A folder that cannot be written is
+    left as it is.
+    """
+    if not parent.is_dir():
+        return
+    with suppress(OSError):
+        for entry in sorted(parent.iterdir()):
+            if entry.name.startswith(_TMP) and (name is None or entry.name.startswith(f"{_TMP}{name}-")):
+                shutil.rmtree(entry, ignore_errors=True)
+            elif entry.name.startswith(_OLD) and (name is None or entry.name == f"{_OLD}{name}"):
+                place = parent / entry.name.removeprefix(_OLD)
+                if place.exists():
+                    _discard(entry)
+                else:
+                    entry.rename(place)
+
+
+def remove_directory(path: Path) -> None:
+    """Delete a directory so that no kill leaves half of it under its name.
+
+    Raises:
+        CheckpointError: the folder it is in cannot be written.
+    """
+    try:
+        _discard(path)
+    except OSError as error:
+        raise CheckpointError(_explain(path, os_errno(error) or errno.EIO, error)) from error
+
+
+def _discard(path: Path) -> None:
+    # Renamed first: its name is free at once and for certain, also on NFS, where files that someone reads cannot go yet.
+    name = path.name.removeprefix(_OLD)
+    doomed = path.with_name(f"{_TMP}{name}-{os.getpid()}-{time.monotonic_ns()}")
+    path.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable; a file system that cannot (some network mounts) is let off."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def sync_file(path: Path) -> None:
+    """Make a file's content durable; raises where a delayed write fails only now."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _sync_tree(root: Path) -> None:
+    for folder, _, files in os.walk(root, topdown=False):
+        for file in files:
+            sync_file(Path(folder, file))
+        sync_directory(Path(folder))
+
+
+# ---- errors ----------------------------------------------------------------------------------------------------------
+
+
+def os_errno(error: BaseException) -> int | None:
+    """The errno behind an error, also where safetensors (Rust) gives it only in its message; None if there is none."""
+    if isinstance(error, OSError):
+        return error.errno or errno.EIO
+    if type(error).__name__ == "SafetensorError":
+        _, found, rest = str(error).partition("(os error ")
+        return int(rest.partition(")")[0]) if found else None
+    return None
+
+
+def _explain(path: Path, number: int, error: BaseException) -> str:
+    where = next((parent for parent in path.parents if parent.is_dir()), path.parent)
+    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        free = ""
+        with suppress(OSError):
+            free = f" ({shutil.disk_usage(where).free / 2**20:.0f} MiB free there)"
+        return (
+            f"{path}: no room left to write it{free}; earlier checkpoints are whole. "
+            "Free some room and start again, or set output= to a folder on another disk"
+        )
+    reason = os.strerror(number)
+    return f"{path}: cannot be written: {reason} ({error}). Make {where} writable, or set output= to a folder that is"
+
+
+# ---- metrics ---------------------------------------------------------------------------------------------------------
+
+
+def truncate_jsonl(path: Path, step: int) -> int:
+    """Drop from a file of JSON lines the records whose "step" is greater than `step`, and torn lines. Atomic.
+
+    Called on resume, so that what is computed again is not there twice. Records without a "step" stay. A missing file is
+    an empty one.
+
+    Returns:
+        The number of lines dropped.
+
+    Raises:
+        CheckpointError: the file cannot be rewritten.
+    """
+    if not path.exists():
+        return 0
+    try:
+        text = path.read_text(errors="replace")
+        lines = text.splitlines()
+        kept = [line for line in lines if _belongs(line, step)]
+        content = "".join(f"{line}\n" for line in kept)
+        if content == text:
+            return 0
+        tmp = path.with_name(f"{_TMP}{path.name}-{os.getpid()}")
+        with tmp.open("w") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        tmp.replace(path)
+        sync_directory(path.parent)
+    except OSError as error:
+        raise CheckpointError(_explain(path, os_errno(error) or errno.EIO, error)) from error
+    return len(lines) - len(kept)
+
+
+def _belongs(line: str, step: int) -> bool:
+    try:
+        record: Any = json.loads(line)
+    except ValueError:
+        return False
+    return isinstance(record, dict) and ("step" not in record or record["step"] <= step)

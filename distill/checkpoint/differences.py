@@ -1,0 +1,42 @@
+"""What sets two recipes apart, for whoever may not continue one with the other."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from distill.recipe.load import _NOT_IDENTITY
+
+_DIFFERENCES_SHOWN = 8
+
+
+def another_recipe(path: Path, wrote: str, old_text: str, new_text: str) -> str:
+    """The message for a checkpoint at `path`, written by version `wrote` for `old_text`, that `new_text` cannot continue."""
+    old, new = (_leaves(yaml.safe_load(text), _NOT_IDENTITY) for text in (old_text, new_text))
+    absent = "(absent)"
+    lines = [
+        f"  {key}: {old.get(key, absent)} -> {new.get(key, absent)}"
+        for key in [*old, *(key for key in new if key not in old)]
+        if old.get(key, absent) != new.get(key, absent)
+    ]
+    if len(lines) > _DIFFERENCES_SHOWN:
+        lines[_DIFFERENCES_SHOWN:] = [f"  and {len(lines) - _DIFFERENCES_SHOWN} more"]
+    differs = "\n".join(lines) or f"  no key differs by name; version {wrote} wrote it and may have had other defaults"
+    return (
+        f"{path}: is of another recipe and cannot be continued by this one:\n{differs}\n"
+        "Set output= to another folder for a new run, or resume=never to start again from step 0"
+    )
+
+
+def _leaves(node: Any, without: Any = (), prefix: str = "") -> dict[str, str]:
+    """Dotted keys and values, less the parts of a recipe that are not its identity."""
+    if not isinstance(node, dict) or not node:
+        return {prefix: json.dumps(node)}
+    leaves: dict[str, str] = {}
+    for key, value in node.items():
+        if key in without and not (isinstance(without, dict) and without[key] is not True):
+            continue
+        inner = without[key] if isinstance(without, dict) and key in without else ()
+        leaves |= _leaves(value, inner, f"{prefix}.{key}" if prefix else str(key))
+    return leaves

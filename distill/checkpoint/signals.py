@@ -1,0 +1,52 @@
+"""Asking a run to stop: SLURM's SIGUSR1 before the time limit, SIGTERM at preemption, Ctrl-C."""
+
+import os
+import signal
+from types import FrameType, TracebackType
+from typing import Self
+
+_WATCHED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+class Signals:
+    """Context manager that notes a stop signal instead of dying of it; the loop looks at `received` between steps.
+
+    A second Ctrl-C raises KeyboardInterrupt, for whoever cannot wait. Old handlers return on exit. Main thread only
+    (Python delivers signals nowhere else).
+
+    Attributes:
+        received: name of the first signal ("SIGTERM", "SIGUSR1", "SIGINT"), or None.
+    """
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+        self._interrupts = 0
+        self._pid = os.getpid()
+        self._previous: dict[int, object] = {}
+
+    def __enter__(self) -> Self:
+        self._pid = os.getpid()
+        for number in _WATCHED:
+            self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            # None: a handler that C code installed, which Python cannot put back.
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)  # type: ignore[arg-type]
+        self._previous.clear()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._pid:
+            # A forked data-loading worker: it must die of its parent's terminate(), and must leave Ctrl-C and SIGUSR1,
+            # which reach the whole process group, to the parent, which still needs it for the steps before the stop.
+            if number == signal.SIGTERM:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+            return
+        self._interrupts += number == signal.SIGINT
+        if self._interrupts > 1:
+            raise KeyboardInterrupt
+        self.received = self.received or signal.Signals(number).name

@@ -1,0 +1,148 @@
+"""Progress for people, metrics.jsonl for programs.
+
+On a terminal: one bar for the run, a table with a row a student. Elsewhere: plain lines. Only the main process shows anything.
+"""
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+
+# Where files and pipes have no width, rich would wrap at 80 columns and break lines that programs read.
+_PLAIN_WIDTH = 160
+
+
+def make_console(stderr: bool = False) -> Console:
+    """The console that everything prints on: as wide as the terminal, or wide enough not to wrap plain lines."""
+    console = Console(stderr=stderr, highlight=False)
+    return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=_PLAIN_WIDTH)
+
+
+def error_panel(message: str) -> None:
+    """Show what was wrong with the input, on standard error."""
+    console = make_console(stderr=True)
+    if console.is_terminal:
+        console.print(Panel(message, title="distill", title_align="left", border_style="red"), markup=False)
+    else:
+        console.print(f"distill: {message}", markup=False, soft_wrap=True)
+
+
+def hours_minutes(seconds: float) -> str:
+    """ "1:02:03", or "0:45"."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
+
+
+@dataclass
+class Row:
+    """What a student's row shows."""
+
+    loss: float | None = None
+    lr: float | None = None
+    top1: float | None = None
+    best: float | None = None
+    note: str = ""
+
+
+def _number(value: float | None, pattern: str) -> str:
+    return "" if value is None else format(value, pattern)
+
+
+class Screen:
+    """The run as people see it. Use as a context manager around training."""
+
+    def __init__(self, *, title: str, students: list[str], total_steps: int, show: bool) -> None:
+        self.console = make_console()
+        self.rows = {name: Row() for name in students}
+        self._show = show
+        self._title = title
+        self._total_steps = total_steps
+        self._status = ""
+        self._progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(None),
+            TextColumn("{task.completed}/{task.total} steps"),
+            expand=True,
+        )
+        self._task = self._progress.add_task(title, total=total_steps)
+        self._live: Live | None = None
+
+    def __enter__(self) -> "Screen":
+        if self._show and self.console.is_terminal:
+            self._live = Live(self, console=self.console, refresh_per_second=4)
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def __rich__(self) -> Group:
+        return Group(self._progress, self.table(), self._status)
+
+    def table(self) -> Table:
+        """A row a student."""
+        table = Table(box=None, pad_edge=False)
+        for heading in ("student", "loss", "lr", "top-1 %", "best %", ""):
+            table.add_column(heading, justify="left" if heading in ("student", "") else "right")
+        for name, row in self.rows.items():
+            table.add_row(
+                name,
+                _number(row.loss, ".4f"),
+                _number(row.lr, ".2e"),
+                _number(row.top1, ".2f"),
+                _number(row.best, ".2f"),
+                row.note,
+            )
+        return table
+
+    def say(self, message: str) -> None:
+        """One line above the bar."""
+        if self._show:
+            self.console.print(message, markup=False, soft_wrap=True)
+
+    def advance(self, step: int) -> None:
+        """Move the bar; cheap enough for every step."""
+        if self._live:
+            self._progress.update(self._task, completed=step)
+
+    def training(self, step: int, *, images_per_s: float, memory_bytes: int, eta_s: float) -> None:
+        """A log interval has passed; the rows are up to date."""
+        speed = f"{images_per_s:,.0f} images/s, {memory_bytes / 2**30:.1f} GiB, {hours_minutes(eta_s)} left"
+        self._status = speed
+        if not self._live:
+            losses = ", ".join(f"{name} {_number(row.loss, '.4f') or row.note}" for name, row in self.rows.items())
+            self.say(f"step {step}/{self._total_steps}: {losses}; {speed}")
+
+    def evaluated(self, step: int, what: str) -> None:
+        """An evaluation has passed; the rows are up to date."""
+        if not self._live:
+            accuracies = ", ".join(f"{name} {_number(row.top1, '.2f') or row.note}" for name, row in self.rows.items())
+            self.say(f"step {step}/{self._total_steps}: top-1 % {accuracies}{what}")
+
+
+class MetricsFile:
+    """metrics.jsonl: one JSON object a line, each with its step and what kind of event it is. Written by the main process."""
+
+    def __init__(self, path: Path, write: bool) -> None:
+        self._file: TextIO | None = path.open("a") if write else None
+
+    def write(self, event: str, step: int, values: Mapping[str, Any]) -> None:
+        """Append one record and hand it to the operating system."""
+        if self._file:
+            self._file.write(json.dumps({"event": event, "step": step, "time": round(time.time(), 3), **values}) + "\n")
+            self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file:
+            self._file.close()

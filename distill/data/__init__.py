@@ -1,0 +1,12 @@
+"""From records of bytes to batches on the device, each batch a pure function of (recipe, step).
+
+sources    opens what the recipe names: records (what a source is), folder, tables, fashion
+labels     class names, label checks, stratified subsets
+order      who comes when
+decode     bytes -> RGB, or UnreadableImage
+augment    one view of one image, uint8
+mixing     mixup and cutmix on the device
+shard      a process's micro-batches, built in the workers
+prefetch   workers -> pinned memory -> device
+loader     TrainLoader and EvalLoader
+"""

@@ -1,0 +1,142 @@
+"""Who comes when: which sample, in which view, stands at which position. A pure function of (seed, step).
+
+No permutation is ever stored. Each epoch's order is a keyed bijection of 0..n-1, evaluated for one batch at a time, so a resumed
+run starts at any step at no cost, and 14 million samples take no more memory than 10.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from distill.errors import InputError
+from distill.rng import hash64, hash64_array
+
+# Measured over (position, value) cells and successive pairs: at n = 5 and 6 the chi-square excess is 19 sigma with 6 rounds,
+# 5 with 8, 2 with 10, none with 12. A batch of 2048 of 1.28 million takes about 1 ms.
+_ROUNDS = 12
+
+
+def permute(positions: np.ndarray, n: int, key: int) -> np.ndarray:
+    """A pseudo-random bijection of 0..n-1, chosen by `key`, at the given positions only.
+
+    A Feistel network over the smallest power of two that holds n, walked until it lands inside (under two turns on average).
+
+    Args:
+        positions: [B] integers in 0..n-1.
+        n: size of the domain.
+        key: a hash.
+
+    Returns:
+        [B] int64 in 0..n-1.
+    """
+    assert n >= 1, n
+    bits = max(2, (n - 1).bit_length())
+    low_bits = bits // 2
+    low_mask = np.uint64((1 << low_bits) - 1)
+    high_mask = np.uint64((1 << (bits - low_bits)) - 1)
+    shift = np.uint64(low_bits)
+    round_keys = [hash64(key, i) for i in range(_ROUNDS)]
+
+    def network(x: np.ndarray) -> np.ndarray:
+        high, low = x >> shift, x & low_mask
+        for i in range(0, _ROUNDS, 2):
+            high = high ^ (hash64_array(round_keys[i], low) & high_mask)
+            low = low ^ (hash64_array(round_keys[i + 1], high) & low_mask)
+        return (high << shift) | low
+
+    values = network(positions.astype(np.uint64))
+    outside = np.flatnonzero(values >= n)
+    while len(outside):
+        values[outside] = network(values[outside])
+        outside = outside[values[outside] >= n]
+    return values.astype(np.int64)
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """One global batch of B samples.
+
+    indices: [B] int64 into the source. views: [B] int64, which repeat of the image. positions: [B] int64, step * B + i.
+    """
+
+    epoch: int
+    indices: np.ndarray
+    views: np.ndarray
+    positions: np.ndarray
+
+
+class Order:
+    """The global order of a training run.
+
+    An epoch has n // batch_size_global steps and drops the tail, as timm does. With repeated augmentation it has as many steps, so
+    only about 1 / repeats of the images appear in it, each `repeats` times and, where the batch size allows, in one batch.
+
+    Args:
+        num_samples: records in the source.
+        batch_size_global: B.
+        seed: of the run.
+        repeats: views of an image in a row.
+        subset: ascending indices to draw from (`stratified_subset`); null for all.
+
+    Raises:
+        InputError: the batch is larger than the data.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        batch_size_global: int,
+        seed: int,
+        repeats: int = 1,
+        subset: np.ndarray | None = None,
+    ) -> None:
+        self.num_samples = num_samples if subset is None else len(subset)
+        self.batch_size_global = batch_size_global
+        self.seed = seed
+        self.repeats = repeats
+        self._source_size = num_samples
+        self._subset = subset
+        self.steps_per_epoch = self.num_samples // batch_size_global
+        if self.steps_per_epoch == 0:
+            of = "" if subset is None else f" (a part of {num_samples}, by data.fraction)"
+            raise InputError(
+                f"train.batch_size_global is {batch_size_global} and there are {self.num_samples} training samples{of}: "
+                f"set it to {self.num_samples} or less"
+            )
+
+    def batch(self, step: int) -> BatchPlan:
+        """The global batch of a step; O(B) in time and memory.
+
+        Neighbours (2i, 2i + 1), which mixup and cutmix join, are different images wherever the batch has enough of them. The repeats
+        of an image lie far apart, so that different processes see them.
+        """
+        size = self.batch_size_global
+        epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
+        slots = np.arange(step_in_epoch * size, (step_in_epoch + 1) * size)
+        ranks, views = np.divmod(slots, self.repeats)
+        if self.repeats > 1:
+            ranks, views = _spread(ranks, views)
+        indices = permute(ranks, self.num_samples, hash64(self.seed, "order", epoch))
+        if self._subset is not None:
+            indices = self._subset[indices]
+        return BatchPlan(epoch, indices, views, step * size + np.arange(size))
+
+    def successor(self, index: int) -> int:
+        """The next index in the order of the source (within the subset), around the end: stands in for an unreadable one."""
+        if self._subset is None:
+            return (index + 1) % self._source_size
+        return int(self._subset[(int(np.searchsorted(self._subset, index)) + 1) % len(self._subset)])
+
+
+def _spread(ranks: np.ndarray, views: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Reorder one batch so that neighbours are different images.
+
+    View-major order does that whenever two images are whole in the batch. In smaller batches position i of the image-major order is
+    paired with i + B / 2 instead, which fails only if one image fills more than half of the batch.
+    """
+    order = np.lexsort((ranks, views))
+    half = len(ranks) // 2
+    pairs = ranks[order][: 2 * half].reshape(half, 2)
+    if (pairs[:, 0] == pairs[:, 1]).any():
+        order = np.concatenate([np.arange(2 * half).reshape(2, half).T.ravel(), np.arange(2 * half, len(ranks))])
+    return ranks[order], views[order]

@@ -1,0 +1,191 @@
+"""The worker's side of the loaders: which slots make a micro-batch, and how they become uint8 pixels."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+
+from distill.data.augment import EvalTransform, TrainTransform, sample_key
+from distill.data.decode import UnreadableImage, read_image
+from distill.data.mixing import Mixing, MixPlan
+from distill.data.order import Order
+from distill.data.records import Source
+from distill.errors import InputError
+from distill.rng import seed_global, seeded
+
+Unreadable = Literal["error", "skip"]
+
+# So many broken records in a row are a lost disk rather than bad luck.
+_MAX_SUBSTITUTES = 100
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A process's part of every global batch: micro-batch a of rank r holds slots [(a W + r) m, (a W + r + 1) m)."""
+
+    rank: int
+    world_size: int
+    micro_batch: int
+    accumulation: int
+
+    @property
+    def batch_size_global(self) -> int:
+        return self.world_size * self.micro_batch * self.accumulation
+
+    def slots(self, micro: int) -> np.ndarray:
+        """[micro_batch] int64 slots within the global batch."""
+        start = (micro * self.world_size + self.rank) * self.micro_batch
+        return np.arange(start, start + self.micro_batch)
+
+
+class HostBatch(NamedTuple):
+    """A training micro-batch on the CPU. images: [b, H, W, 3] uint8; labels, positions: [b] int64."""
+
+    step: int
+    micro: int
+    images: torch.Tensor
+    labels: torch.Tensor
+    positions: torch.Tensor
+    plan: MixPlan | None
+    num_skipped: int
+
+
+class HostEvalBatch(NamedTuple):
+    """An evaluation batch on the CPU. images: [b, H, W, 3] uint8; labels, indices: [b] int64; valid: [b] bool."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    valid: torch.Tensor
+    indices: torch.Tensor
+    num_skipped: int
+
+
+class TrainBuilder:
+    """(step, micro) -> HostBatch, a map-style data set for torch's DataLoader.
+
+    An InputError is returned rather than raised: torch would wrap it into a page of traceback on its way to the main process.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        order: Order,
+        transform: TrainTransform,
+        mixing: Mixing,
+        shard: Shard,
+        unreadable: Unreadable,
+    ) -> None:
+        self._source, self._order, self._transform = source, order, transform
+        self._mixing, self._shard, self._unreadable = mixing, shard, unreadable
+
+    def __getitem__(self, request: tuple[int, int]) -> HostBatch | InputError:
+        try:
+            with _global_state_kept():
+                return self._build(*request)
+        except InputError as error:
+            return error
+
+    def _build(self, step: int, micro: int) -> HostBatch:
+        batch = self._order.batch(step)
+        slots = self._shard.slots(micro)
+        indices, views = batch.indices[slots], batch.views[slots]
+        shown = indices.copy()
+        images = _empty_images(len(slots), self._transform.image_size)
+        num_skipped = 0
+        for index, members in _grouped(indices):  # an image whose views share the micro-batch is decoded once
+            image, substitute = self._read(index)
+            if substitute != index:
+                shown[members] = substitute
+                num_skipped += len(members)
+            for slot in members:
+                seed_global(sample_key(self._order.seed, batch.epoch, index, int(views[slot])))
+                images[slot] = self._transform(image)
+        return HostBatch(
+            step,
+            micro,
+            torch.from_numpy(images),
+            torch.from_numpy(self._source.labels[shown]),
+            torch.from_numpy(batch.positions[slots]),
+            self._mixing.plan(step, slots),
+            num_skipped,
+        )
+
+    def _read(self, index: int) -> tuple[Image.Image, int]:
+        """The image, and the index it came from: the next readable one when unreadable images are skipped."""
+        if self._unreadable == "error":
+            return read_image(self._source, index), index
+        candidate = index
+        for _ in range(_MAX_SUBSTITUTES):
+            try:
+                return read_image(self._source, candidate), candidate
+            except UnreadableImage as error:
+                last, candidate = error, self._order.successor(candidate)
+        raise InputError(
+            f"{_MAX_SUBSTITUTES} images in a row are unreadable from {self._source.describe(index)} on; the last one: {last}"
+        )
+
+
+class EvalBuilder:
+    """Batch number -> HostEvalBatch. Batch j of rank r holds samples [(j W + r) b, (j W + r + 1) b), the last one repeated past the end."""
+
+    def __init__(
+        self,
+        source: Source,
+        transform: EvalTransform,
+        batch_size: int,
+        rank: int,
+        world_size: int,
+        unreadable: Unreadable,
+    ) -> None:
+        self._source, self._transform, self._batch_size = source, transform, batch_size
+        self._rank, self._world_size, self._unreadable = rank, world_size, unreadable
+
+    def __len__(self) -> int:
+        return -(-len(self._source) // (self._batch_size * self._world_size))
+
+    def __getitem__(self, number: int) -> HostEvalBatch | InputError:
+        try:
+            return self._build(number)
+        except InputError as error:
+            return error
+
+    def _build(self, number: int) -> HostEvalBatch:
+        start = (number * self._world_size + self._rank) * self._batch_size
+        wanted = np.arange(start, start + self._batch_size)
+        valid = wanted < len(self._source)
+        indices = np.minimum(wanted, len(self._source) - 1)
+        images = _empty_images(self._batch_size, self._transform.image_size)
+        num_skipped = 0
+        for index, members in _grouped(indices):
+            try:
+                images[members] = self._transform(read_image(self._source, index))
+            except UnreadableImage:
+                if self._unreadable == "error":
+                    raise
+                images[members] = 0
+                num_skipped += int(valid[members].sum())
+                valid[members] = False
+        labels = torch.from_numpy(self._source.labels[indices])
+        return HostEvalBatch(
+            torch.from_numpy(images), labels, torch.from_numpy(valid), torch.from_numpy(indices), num_skipped
+        )
+
+
+def _empty_images(count: int, size: int) -> np.ndarray:
+    return np.empty((count, size, size, 3), dtype=np.uint8)
+
+
+def _grouped(indices: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Each distinct index with the slots that hold it."""
+    unique, inverse = np.unique(indices, return_inverse=True)
+    members = np.split(np.argsort(inverse, kind="stable"), np.cumsum(np.bincount(inverse))[:-1])
+    return zip((int(i) for i in unique), members, strict=True)
+
+
+def _global_state_kept() -> contextlib.AbstractContextManager[None]:
+    """In the main process the generators belong to the model; in a worker nobody else draws from them."""
+    return seeded(0) if torch.utils.data.get_worker_info() is None else contextlib.nullcontext()

@@ -1,0 +1,43 @@
+"""Records of undecoded bytes with their labels, opened from what the recipe says.
+
+A source knows nothing of order, epochs or pixels. It is cheap to send to a loader worker: what is large is memory-mapped,
+shared by fork, or reopened on first use.
+"""
+
+from pathlib import Path
+
+from distill.data.fashion import open_fashion_mnist
+from distill.data.folder import ImageFolderSource
+from distill.data.labels import check_labels, read_classes, stratified_subset
+from distill.data.records import Source
+from distill.data.tables import open_table
+from distill.errors import InputError
+from distill.recipe import schema
+
+__all__ = ["Source", "open_source", "stratified_subset"]
+
+
+def open_source(spec: schema.Source, root: Path, key: str = "data.train") -> Source:
+    """The source that a recipe names, with its labels checked.
+
+    Args:
+        spec: the recipe's `data.train` or `data.eval`.
+        root: what relative paths are relative to (`data.root`).
+        key: the recipe key of `spec`, for messages.
+
+    Raises:
+        InputError: missing files, empty classes, unknown columns, labels outside the class list, no records.
+    """
+    source: Source
+    match spec:
+        case schema.ImageFolder():
+            classes = None if spec.classes is None else read_classes(root / spec.classes, key)
+            source = ImageFolderSource(root / spec.path, classes, key)
+        case schema.Table() | schema.SavedDataset():
+            source = open_table(spec, root, key)
+        case schema.FashionMnist():
+            source = open_fashion_mnist(spec.split, None if spec.path is None else root / spec.path, key)
+    if len(source) == 0:
+        raise InputError(f"{key}: {spec.kind} holds no records: check path and split")
+    check_labels(source.labels, len(source.classes), key)
+    return source

@@ -1,0 +1,204 @@
+"""Parquet, Arrow and saved data sets through Hugging Face `datasets`: memory-mapped, images left undecoded."""
+
+import glob
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distill.data.labels import index_names, read_classes
+from distill.data.records import Source, first_line, missing
+from distill.errors import InputError, nearest
+from distill.recipe import schema
+
+
+def open_table(spec: schema.Table | schema.SavedDataset, root: Path, key: str = "data.train") -> Source:
+    """A source over Parquet or Arrow files, or over what `save_to_disk` wrote.
+
+    Parquet is converted once into Arrow in the cache of `datasets` (HF_DATASETS_CACHE), which takes about the same disk space
+    again; Arrow files are mapped where they lie.
+
+    Raises:
+        InputError: no such files, split or column, or a column that holds something else.
+    """
+    path = root / spec.path
+    if isinstance(spec, schema.SavedDataset):
+        data, files = _open_saved(path, spec.split, key), []
+    else:
+        names = _find_files(path, spec.kind, key)
+        data, files = _open_files(names, spec.kind, key), names
+    classes = None if spec.classes is None else read_classes(root / spec.classes, key)
+    return TableSource(data, files, str(path), spec.image_column, spec.label_column, classes, key)
+
+
+def _find_files(path: Path, kind: str, key: str) -> list[str]:
+    if glob.has_magic(str(path)):
+        files = sorted(name for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
+        if not files:
+            raise InputError(f"{key}.path: no file matches {path}: mend the pattern")
+        return files
+    if path.is_dir():
+        files = sorted(str(file) for file in path.rglob(f"*.{kind}"))
+        if not files:
+            raise InputError(
+                f"{key}.path: {path} has no *.{kind} files: give their folder, or a pattern such as {path}/train-*.{kind}"
+            )
+        return files
+    if not path.exists():
+        raise missing(path, key)
+    return [str(path)]
+
+
+def _open_files(files: list[str], kind: str, key: str) -> Any:
+    import datasets
+    import pyarrow as pa
+
+    try:
+        if kind == "arrow":
+            try:
+                return datasets.concatenate_datasets([datasets.Dataset.from_file(file) for file in files])
+            except pa.ArrowInvalid:
+                pass  # Arrow's file format rather than its stream format: load_dataset reads both, through its cache
+        return datasets.load_dataset(kind, data_files={"train": files}, split="train")
+    except (OSError, ValueError, pa.ArrowException, datasets.exceptions.DatasetGenerationError) as error:
+        reason = first_line(error.__cause__ or error)
+        more = f" and {len(files) - 1} more" if len(files) > 1 else ""
+        raise InputError(f"{key}.path: `datasets` cannot open {files[0]}{more} as {kind}: {reason}") from error
+
+
+def _open_saved(path: Path, split: str | None, key: str) -> Any:
+    import datasets
+
+    if not path.exists():
+        raise missing(path, key)
+    try:
+        data = datasets.load_from_disk(str(path))
+    # IndexError: an empty data set, which `datasets` saves but does not load.
+    except (OSError, ValueError, IndexError) as error:
+        raise InputError(
+            f"{key}.path: {path} cannot be loaded as what save_to_disk writes ({first_line(error)})"
+        ) from error
+    if isinstance(data, datasets.DatasetDict):
+        if split not in data:
+            have = ", ".join(map(repr, data))
+            raise InputError(
+                f"{key}.split: {path} has no split {split!r}{nearest(split or '', data)}: choose one of {have}"
+            )
+        return data[split]
+    if split is not None:
+        raise InputError(f"{key}.split: {path} is one data set without splits: set split to null")
+    return data
+
+
+class TableSource:
+    """An image column and a label column of a `datasets.Dataset`.
+
+    Labels may be a ClassLabel, strings (sorted into classes) or integers (classes are named "0", "1", ...). Given `classes`, names
+    are looked up in it, and integers index it.
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        files: list[str],
+        name: str,
+        image_column: str,
+        label_column: str,
+        classes: tuple[str, ...] | None,
+        key: str,
+    ) -> None:
+        import datasets
+
+        for setting, column in (("image_column", image_column), ("label_column", label_column)):
+            if column not in data.column_names:
+                have = ", ".join(map(repr, data.column_names))
+                raise InputError(
+                    f"{key}.{setting}: {name} has no column {column!r}{nearest(column, data.column_names)}: choose one of {have}"
+                )
+        data = data.with_format(None)
+        feature = data.features[image_column]
+        if isinstance(feature, datasets.Image):
+            data = data.cast_column(image_column, datasets.Image(decode=False))
+        elif not _holds_bytes(feature):
+            raise InputError(
+                f"{key}.image_column: column {image_column!r} of {name} holds {feature}, not image files: choose the column that does"
+            )
+        self.labels, self.classes = _labels(
+            data, label_column, classes, f"{key}.label_column: column {label_column!r} of {name}"
+        )
+        self._images = data.select_columns([image_column])
+        self._column = image_column
+        self._name = name
+        self._files = files
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, index: int) -> bytes:
+        record = self._images[index][self._column]
+        if isinstance(record, bytes):
+            return record
+        if record is None or (record["bytes"] is None and not record["path"]):
+            raise OSError("the row holds no image")
+        if record["bytes"] is None:
+            return Path(record["path"]).read_bytes()
+        content: bytes = record["bytes"]
+        return content
+
+    def describe(self, index: int) -> str:
+        record = self._images[index][self._column]
+        inner = f" ({record['path']})" if isinstance(record, dict) and record["path"] else ""
+        file, row = self._file_and_row(index)
+        return f"{file}, row {row}{inner}"
+
+    def _file_and_row(self, index: int) -> tuple[str, int]:
+        """Which of several Parquet files a row came from, by the row counts in their footers."""
+        import pyarrow.parquet as pq
+
+        if len(self._files) == 1:
+            return self._files[0], index
+        row = index
+        for file in self._files:
+            if not file.endswith(".parquet"):
+                break
+            rows = pq.read_metadata(file).num_rows
+            if row < rows:
+                return file, row
+            row -= rows
+        return self._name, index
+
+
+def _holds_bytes(feature: Any) -> bool:
+    import datasets
+
+    if isinstance(feature, datasets.Value):
+        return feature.dtype in ("binary", "large_binary")
+    return isinstance(feature, dict) and {"bytes", "path"} <= set(feature)
+
+
+def _labels(data: Any, column: str, classes: tuple[str, ...] | None, where: str) -> tuple[np.ndarray, tuple[str, ...]]:
+    """([N] int64 labels, class names) of a column."""
+    import datasets
+    import pyarrow as pa
+
+    feature = data.features[column]
+    values = data.select_columns([column]).with_format("arrow")[:].column(column)
+    if values.null_count:
+        raise InputError(f"{where} has {values.null_count} rows without a label: drop them or choose another column")
+    if pa.types.is_integer(values.type):
+        labels = values.to_numpy().astype(np.int64)
+        if isinstance(feature, datasets.ClassLabel) and feature.names:
+            names = tuple(feature.names)
+            if classes is None or classes == names:
+                return labels, names
+            known = (labels >= 0) & (labels < len(names))
+            return np.where(known, index_names(names, classes, where)[np.where(known, labels, 0)], labels), classes
+        if classes is None:
+            classes = tuple(str(i) for i in range(int(labels.max(initial=-1)) + 1))
+        return labels, classes
+    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+        encoded = values.combine_chunks().dictionary_encode()
+        names = tuple(encoded.dictionary.to_pylist())
+        classes = tuple(sorted(names)) if classes is None else classes
+        return index_names(names, classes, where)[encoded.indices.to_numpy()], classes
+    raise InputError(f"{where} holds {feature}: labels are integers, names or a ClassLabel")

@@ -1,0 +1,113 @@
+"""Exponential moving average of a student: float32 weights and buffers, whatever the precision of training."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+COUNTER = "ema/num_updates"
+"""The one name in `Ema.state_dict` that is no tensor of the module."""
+
+
+class Ema:
+    """Shadow of everything in `module.state_dict()`: floating tensors (BatchNorm statistics included) averaged in float32, integers copied.
+
+    In bf16 an average with decay 0.9999 would never move: its step is 1e-4 of the difference, and bf16 resolves 4e-3.
+
+    `module` is always the bare module, not what DDP or compile wrapped around it.
+    """
+
+    def __init__(self, module: nn.Module, decay: float, warmup: bool = False) -> None:
+        """Start from the weights that `module` has now.
+
+        Args:
+            decay: weight of the past, 0 < decay < 1.
+            warmup: use min(decay, (1 + t) / (10 + t)), t the number of updates made so far.
+        """
+        assert 0 < decay < 1, decay
+        self.decay = decay
+        self.warmup = warmup
+        self.num_updates = 0
+        shadows: dict[int, Tensor] = {}  # tied weights are one parameter under two names, and must stay one
+        self._shadow: dict[str, Tensor] = {}
+        for name, tensor in _tensors(module).items():
+            if id(tensor) not in shadows:
+                dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
+                shadows[id(tensor)] = tensor.detach().to(dtype, copy=True)
+            self._shadow[name] = shadows[id(tensor)]
+
+    def decay_at(self, num_updates: int) -> float:
+        """Weight of the past in the update that follows `num_updates` others. From a host counter: no device is asked."""
+        return min(self.decay, (1 + num_updates) / (10 + num_updates)) if self.warmup else self.decay
+
+    @torch.no_grad()
+    def update(self, module: nn.Module) -> None:
+        """shadow = decay shadow + (1 - decay) module, after an optimizer step. A handful of kernels, no sync with the device."""
+        floats, float_shadows, others, other_shadows = [], [], [], []
+        for tensor, shadow in self._pairs(module):
+            if shadow.is_floating_point():
+                floats.append(tensor.detach().to(torch.float32))
+                float_shadows.append(shadow)
+            else:
+                others.append(tensor)
+                other_shadows.append(shadow)
+        torch._foreach_lerp_(float_shadows, floats, 1 - self.decay_at(self.num_updates))
+        if others:
+            torch._foreach_copy_(other_shadows, others)
+        self.num_updates += 1
+
+    @contextmanager
+    def copy_to(self, module: nn.Module) -> Iterator[None]:
+        """Within the block `module` holds the averaged weights and buffers; afterwards its own again, bit for bit.
+
+        In place, so compiled graphs and DDP's buckets stay valid. Takes the memory of one more copy of the module.
+        """
+        pairs = self._pairs(module)
+        tensors = [tensor.detach() for tensor, _ in pairs]
+        own = [tensor.clone() for tensor in tensors]
+        try:
+            with torch.no_grad():
+                torch._foreach_copy_(tensors, [shadow for _, shadow in pairs])
+            yield
+        finally:
+            with torch.no_grad():
+                torch._foreach_copy_(tensors, own)
+
+    def weights(self) -> dict[str, Tensor]:
+        """What `module.load_state_dict` takes, floating tensors in float32. They alias the average: the next `update` moves them."""
+        return dict(self._shadow)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """`weights()`, and the number of updates under COUNTER (int64, 0-d): all that continuing needs."""
+        assert COUNTER not in self._shadow
+        return {**self._shadow, COUNTER: torch.tensor(self.num_updates)}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from what `state_dict` returned. In place, on this average's devices.
+
+        Raises:
+            ValueError: names or shapes are of another module.
+        """
+        if odd := sorted({*self._shadow, COUNTER} ^ state.keys()):
+            raise ValueError(f"the average is of another model: {len(odd)} names differ, first {', '.join(odd[:3])}")
+        for name, shadow in self._shadow.items():
+            if shadow.shape != state[name].shape:
+                shapes = f"{tuple(state[name].shape)}, not {tuple(shadow.shape)}"
+                raise ValueError(f"the average is of another model: {name} is {shapes}")
+        for name, shadow in self._shadow.items():
+            shadow.copy_(state[name])
+        self.num_updates = int(state[COUNTER])
+
+    def _pairs(self, module: nn.Module) -> list[tuple[Tensor, Tensor]]:
+        """(tensor of the module, its shadow), each once."""
+        tensors = _tensors(module)
+        assert tensors.keys() == self._shadow.keys(), "another module than the one averaged (or a wrapped one)"
+        return list({id(shadow): (tensors[name], shadow) for name, shadow in self._shadow.items()}.values())
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    # keep_vars: the parameters themselves, so that tied ones can be told by identity.
+    state = module.state_dict(keep_vars=True)
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}

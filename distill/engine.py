@@ -1,0 +1,198 @@
+"""The only place that configures Accelerate, process groups, precision and compilation.
+
+Accelerate starts the processes' group, places models, wraps them in DDP and carries the trackers. Precision is ours, not
+Accelerate's: each student needs its own gradient scaler (trap 10) and a frozen teacher none, and Accelerate has one for all.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
+from torch import nn
+
+from distill.errors import InputError
+from distill.rng import MASK, seed_global
+
+Result = TypeVar("Result")
+
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+TRACKERS = ("tensorboard", "wandb", "trackio")
+
+# What a launcher may set that would make the saved recipe lie: variable -> (values that say nothing, what to do instead).
+_CONTRADICTIONS = {
+    "ACCELERATE_MIXED_PRECISION": ({"", "no"}, "precision is train.precision in the recipe"),
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": (
+        {"", "1"},
+        "accumulation follows from train.micro_batch_size in the recipe",
+    ),
+    "ACCELERATE_DYNAMO_BACKEND": ({"", "no", "NO"}, "compilation is train.compile in the recipe"),
+    "ACCELERATE_USE_DEEPSPEED": ({"", "false"}, "students train under DDP"),
+    "ACCELERATE_USE_FSDP": ({"", "false"}, "students train under DDP"),
+    "ACCELERATE_USE_MEGATRON_LM": ({"", "false"}, "students train under DDP"),
+}
+
+
+def refuse_contradictions(environment: dict[str, str]) -> None:
+    """Raises InputError when a launcher's setting contradicts the recipe: a run must be what its recipe says."""
+    for variable, (silent, instead) in _CONTRADICTIONS.items():
+        value = environment.get(variable, "")
+        if value not in silent:
+            raise InputError(f"{variable}={value}: {instead}; unset it, or take it out of the accelerate config")
+
+
+def launched_processes(environment: dict[str, str]) -> int:
+    """Processes that the launcher started, read before any group exists."""
+    return int(environment.get("WORLD_SIZE", "1"))
+
+
+class Engine:
+    """Processes, device, precision. One for the life of a command."""
+
+    def __init__(
+        self,
+        *,
+        precision: str,
+        channels_last: bool = True,
+        compile: bool = False,
+        trackers: tuple[str, ...] = (),
+        directory: Path | None = None,
+    ) -> None:
+        refuse_contradictions(dict(os.environ))
+        on_cpu = not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
+        ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+        self.accelerator = Accelerator(
+            cpu=on_cpu,
+            mixed_precision="no",
+            kwargs_handlers=[ddp],
+            log_with=list(trackers) or None,
+            project_config=ProjectConfiguration(project_dir=str(directory)) if directory else None,
+        )
+        self.device: torch.device = self.accelerator.device
+        self.rank: int = self.accelerator.process_index
+        self.world_size: int = self.accelerator.num_processes
+        self.is_main: bool = self.accelerator.is_main_process
+        if self.world_size != launched_processes(dict(os.environ)):
+            raise InputError(
+                f"the launcher started {launched_processes(dict(os.environ))} processes and they found {self.world_size}: "
+                "without GPUs start them with torchrun and ACCELERATE_USE_CPU=true"
+            )
+        self.precision = precision
+        self._channels_last = channels_last
+        self._compile = compile
+        self._trackers = trackers
+        if self.device.type == "cuda":
+            torch.backends.cudnn.benchmark = True
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Autocast for a student's forward; losses leave it by computing in float32."""
+        dtype = _AUTOCAST.get(self.precision)
+        return torch.autocast(self.device.type, dtype=dtype) if dtype else nullcontext()
+
+    def new_scaler(self) -> torch.amp.GradScaler | None:
+        """A gradient scaler of its own for each student under fp16, so that one's overflow leaves the others' scale alone."""
+        return torch.amp.GradScaler(self.device.type) if self.precision == "fp16" else None
+
+    def place(self, module: nn.Module) -> nn.Module:
+        """To the device, in the memory format of the run."""
+        module = module.to(self.device)
+        return module.to(memory_format=torch.channels_last) if self._channels_last else module
+
+    def prepare(self, module: nn.Module) -> nn.Module:
+        """The module to call in training: compiled when asked, under DDP when there are several processes. Collective: every rank."""
+        if self._compile:
+            module.compile()
+        prepared: nn.Module = self.accelerator.prepare_model(module, device_placement=False)
+        return prepared
+
+    @contextmanager
+    def accumulating(self, module: nn.Module, more_to_come: bool) -> Iterator[None]:
+        """Inside, gradients stay on their process when `more_to_come`, and are averaged over processes otherwise."""
+        if more_to_come and isinstance(module, nn.parallel.DistributedDataParallel):
+            with module.no_sync():
+                yield
+        else:
+            yield
+
+    def seed_forward(self, key: int) -> None:
+        """Seed what a forward draws (dropout): the CPU generators, and this process's device generator."""
+        seed_global(key)
+        if self.device.type == "cuda":
+            torch.cuda.default_generators[self.device.index or 0].manual_seed(key & (MASK >> 1))
+
+    def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Sum over processes, in place. Collective: every rank."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def max_(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Maximum over processes, in place. Collective: every rank."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        return tensor
+
+    def average_(self, tensors: list[torch.Tensor]) -> None:
+        """Mean over processes of float tensors, in place, in one message. Collective: every rank.
+
+        For BatchNorm's running statistics: their update is linear, so averaging now or later gives the same averages.
+        """
+        if self.world_size > 1 and tensors:
+            flat = torch.cat([tensor.detach().flatten() for tensor in tensors])
+            dist.all_reduce(flat)
+            flat.div_(self.world_size)
+            parts = torch.split(flat, [tensor.numel() for tensor in tensors])
+            torch._foreach_copy_(tensors, [part.view_as(t) for part, t in zip(parts, tensors, strict=True)])
+
+    def on_main(self, act: Callable[[], Result]) -> Result:
+        """Let the main process act, and give every process its result, or its InputError. Collective: every rank."""
+        outcome: list[tuple[Any, str | None]] = [(None, None)]
+        if self.is_main:
+            try:
+                outcome = [(act(), None)]
+            except InputError as error:
+                outcome = [(None, str(error))]
+        if self.world_size > 1:
+            dist.broadcast_object_list(outcome, device=self.device)
+        result, message = outcome[0]
+        if message is not None:
+            raise InputError(message)
+        return result  # type: ignore[no-any-return]
+
+    def barrier(self) -> None:
+        """Wait for every process. Collective: every rank."""
+        self.accelerator.wait_for_everyone()
+
+    def start_trackers(self, run_name: str, config: dict[str, Any]) -> None:
+        """Start TensorBoard, wandb or trackio, where the recipe names them."""
+        if self._trackers:
+            self.accelerator.init_trackers(run_name, config=config)
+
+    def track(self, values: dict[str, float], step: int) -> None:
+        """Send scalars to the trackers."""
+        if self._trackers:
+            self.accelerator.log(values, step=step)
+
+    def close(self) -> None:
+        """End trackers and the process group."""
+        if self._trackers:
+            self.accelerator.end_training()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    def device_name(self) -> str:
+        """What a report calls the device of a process."""
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+
+    def peak_memory_bytes(self) -> int:
+        """Peak memory: of the device's allocator on CUDA, of the process elsewhere."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,129 @@
+"""Exact evaluation: every sample counted once, whatever the number of processes and the size of the set.
+
+Teacher, students and their averages are judged in one pass: each image is decoded once and the teacher runs once.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Protocol
+
+import torch
+from torch.nn import functional as F
+
+from distill.data.loader import EvalBatch
+from distill.engine import Engine
+
+Model = Callable[[torch.Tensor], torch.Tensor]
+
+TEACHER = "teacher"
+_CACHE_LIMIT_BYTES = 1 << 30
+
+
+class EvalBatches(Protocol):
+    """Batches of an evaluation set; the same number on every rank."""
+
+    def __iter__(self) -> Iterator[EvalBatch]: ...
+    def __len__(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """What one model scores on a set.
+
+    Attributes:
+        top1, top5: percent of the samples; top-5 means all classes when there are fewer than five.
+        loss: mean cross-entropy in nats.
+        agreement: percent of the samples where the model and the teacher name the same class.
+        teacher_kl: mean KL(teacher || model) in nats at temperature 1.
+        num_samples: images judged.
+        num_skipped: unreadable images left out.
+    """
+
+    top1: float
+    top5: float
+    loss: float
+    num_samples: int
+    num_skipped: int = 0
+    agreement: float | None = None
+    teacher_kl: float | None = None
+
+    def as_dict(self) -> dict[str, float]:
+        """The figures that exist, for metrics and reports."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
+
+
+class TeacherAnswers:
+    """A frozen teacher's logits on an evaluation set: computed the first time, kept in host memory when they are small."""
+
+    def __init__(self, teacher: Model) -> None:
+        self._teacher = teacher
+        self._kept: list[torch.Tensor] = []
+        self._complete = False
+
+    def answers(self, index: int, batch: EvalBatch, num_batches: int) -> torch.Tensor:
+        """Logits [B, K] of batch `index` of the pass."""
+        if self._complete:
+            return self._kept[index].to(batch.images.device, non_blocking=True)
+        logits = self._teacher(batch.images)
+        if logits.numel() * logits.element_size() * num_batches <= _CACHE_LIMIT_BYTES:
+            self._kept.append(logits.cpu())
+            self._complete = index == num_batches - 1
+        return logits
+
+
+@torch.no_grad()
+def evaluate(
+    models: Mapping[str, Model], batches: EvalBatches, engine: Engine, teacher: TeacherAnswers | None = None
+) -> dict[str, Accuracy]:
+    """Judge every model, and the teacher under the name "teacher", in one pass. Collective: every rank.
+
+    Args:
+        models: name -> images [B, 3, H, W] in [0, 1] -> logits [B, K]; in evaluation mode.
+        batches: the set; yields the same number of batches on every rank.
+        engine: processes and precision.
+        teacher: adds agreement with it and KL to it.
+    """
+    names = [*models, *([TEACHER] if teacher else [])]
+    # columns: top-1, top-5, cross-entropy, agreement, KL to the teacher
+    sums = torch.zeros(len(names), 5, dtype=torch.float64, device=engine.device)
+    counts = torch.zeros(2, dtype=torch.float64, device=engine.device)
+    for index, batch in enumerate(batches):
+        counts[0] += batch.valid.sum()
+        counts[1] += batch.num_skipped
+        teacher_logits = teacher.answers(index, batch, len(batches)).float() if teacher else None
+        for row, name in enumerate(names):
+            if name == TEACHER and teacher_logits is not None:
+                logits = teacher_logits
+            else:
+                with engine.autocast():
+                    logits = models[name](batch.images)
+            sums[row] += _score(logits.float(), teacher_logits, batch)
+    engine.sum_(sums)
+    engine.sum_(counts)
+    num_samples, num_skipped = (round(value) for value in counts.tolist())
+    results = {}
+    for name, row_sums in zip(names, sums.tolist(), strict=True):
+        top1, top5, loss, agreement, divergence = (value / max(num_samples, 1) for value in row_sums)
+        versus = (
+            {"agreement": 100 * agreement, "teacher_kl": divergence} if teacher is not None and name != TEACHER else {}
+        )
+        results[name] = Accuracy(100 * top1, 100 * top5, loss, num_samples, num_skipped, **versus)
+    return results
+
+
+def _score(logits: torch.Tensor, teacher_logits: torch.Tensor | None, batch: EvalBatch) -> torch.Tensor:
+    """[5] float64 sums over the valid samples of one batch."""
+    num_ranked = min(5, logits.shape[1])
+    ranked = logits.topk(num_ranked, dim=1).indices
+    hits = ranked == batch.labels[:, None]
+    log_probs = F.log_softmax(logits, dim=1)
+    loss = -log_probs.gather(1, batch.labels[:, None])[:, 0]
+    columns = [hits[:, 0], hits.any(1), loss]
+    if teacher_logits is not None:
+        columns.append(ranked[:, 0] == teacher_logits.argmax(1))
+        teacher_log_probs = F.log_softmax(teacher_logits, dim=1)
+        columns.append((teacher_log_probs.exp() * (teacher_log_probs - log_probs)).sum(1))
+    else:
+        columns += [torch.zeros_like(loss)] * 2
+    stacked = torch.stack([column.double() for column in columns])
+    return torch.where(batch.valid, stacked, 0).sum(1)

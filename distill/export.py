@@ -1,0 +1,83 @@
+"""A model as timm reads it: safetensors, config.json with the class names, and what we measured of it.
+
+`timm.create_model("local-dir:FOLDER", pretrained=True)` gives the same logits. The best weights of a run are kept in this very
+form, so an export is a copy.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from timm.models._hub import save_config_for_hf
+from torch import Tensor, nn
+
+from distill.checkpoint import atomic_directory
+from distill.errors import InputError
+from distill.models.pixels import Pixels
+from distill.recipe.schema import EvalView
+
+WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
+RECORD_FILE = "distill.json"
+
+
+def write_model(
+    folder: Path,
+    net: nn.Module,
+    weights: Mapping[str, Tensor],
+    *,
+    classes: tuple[str, ...],
+    pixels: Pixels,
+    image_size: int,
+    eval_view: EvalView,
+    record: Mapping[str, Any],
+) -> None:
+    """Write an export to `folder`, whole or not at all, replacing one that is there.
+
+    Args:
+        net: the timm model, for its architecture and arguments.
+        weights: state dict to write; an average's in place of the net's own.
+        pixels: the mean and std that the model was trained on.
+        record: what is known of the weights: student, step, scores.
+
+    Raises:
+        CheckpointError: disk full or unwritable.
+    """
+    view = {
+        "input_size": (3, image_size, image_size),
+        "mean": pixels.mean,
+        "std": pixels.std,
+        "crop_pct": eval_view.crop_fraction,
+        "interpolation": eval_view.interpolation,
+    }
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    with atomic_directory(folder) as directory:
+        save_file(tensors, directory / WEIGHTS_FILE, metadata={"format": "pt"})
+        save_config_for_hf(
+            net, str(directory / CONFIG_FILE), model_config={"label_names": list(classes)}, data_config=view
+        )
+        (directory / RECORD_FILE).write_text(json.dumps(dict(record), indent=1))
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """What `write_model` recorded beside the weights."""
+    return dict(json.loads((folder / RECORD_FILE).read_text()))
+
+
+def is_export(folder: Path) -> bool:
+    """Whether a folder holds a model that timm can load."""
+    return (folder / CONFIG_FILE).is_file() and (folder / WEIGHTS_FILE).is_file()
+
+
+def class_names(folder: Path) -> tuple[str, ...]:
+    """The class names of an export.
+
+    Raises:
+        InputError: its config.json cannot be read.
+    """
+    try:
+        return tuple(json.loads((folder / CONFIG_FILE).read_text()).get("label_names", ()))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder / CONFIG_FILE}: cannot be read: {error}") from error

@@ -1,0 +1,56 @@
+"""Losses on labels: cross-entropy and binary cross-entropy against a mixed label distribution (Table 2's "Label Loss", Table 4).
+
+Released code and timm: BCE is averaged over classes and batch. Beside a KL that is summed over classes it is then a small
+voice: at K = 1000 its gradient is tens to hundreds of times smaller. `class_reduction="sum"` is the other choice.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from distill.losses.inputs import float_pair
+
+
+def smooth(targets: Tensor, smoothing: float) -> Tensor:
+    """Label smoothing of distributions: (1 - s) t + s / K.
+
+    timm smooths the one-hot vectors and mixes after. Both orders give the same numbers, since smoothing is affine and mixing
+    weights sum to one; so a batch carries unsmoothed distributions and each objective smooths for itself.
+
+    Args:
+        targets: [B, K], rows sum to one.
+        smoothing: s, in [0, 1).
+    """
+    if smoothing == 0:
+        return targets
+    targets = targets.to(torch.promote_types(targets.dtype, torch.float32))
+    return targets * (1 - smoothing) + smoothing / targets.shape[-1]
+
+
+def cross_entropy(student_logits: Tensor, targets: Tensor) -> Tensor:
+    """-sum_i t_i log p_i, summed over classes, averaged over the batch. Scalar, float32.
+
+    Args:
+        student_logits: [B, K].
+        targets: [B, K] label distribution, smoothed already if it is to be.
+    """
+    student, labels = float_pair(student_logits, targets, "the label distribution")
+    return -(labels * F.log_softmax(student, dim=-1)).sum(-1).mean()
+
+
+def binary_cross_entropy(
+    student_logits: Tensor, targets: Tensor, class_reduction: Literal["mean", "sum"] = "mean"
+) -> Tensor:
+    """-t_i log sigmoid(z_i) - (1 - t_i) log sigmoid(-z_i), averaged over the batch. Scalar, float32.
+
+    Args:
+        student_logits: [B, K].
+        targets: [B, K], each entry in [0, 1], smoothed already if it is to be.
+        class_reduction: over classes, "mean" (timm, the paper's released code) or "sum".
+    """
+    student, labels = float_pair(student_logits, targets, "the label distribution")
+    if class_reduction == "mean":
+        return F.binary_cross_entropy_with_logits(student, labels)
+    return F.binary_cross_entropy_with_logits(student, labels, reduction="none").sum(-1).mean()

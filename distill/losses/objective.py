@@ -1,0 +1,147 @@
+"""What one student minimises: total = hard.weight * hard + soft.weight * soft (Eq. 1 with free weights).
+
+The paper weighs both by 0.5, its released code by 1.0; recipes say which.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, assert_never
+
+from torch import Tensor
+
+from distill.losses.bkl import bce_teacher, bkl
+from distill.losses.dist import dist
+from distill.losses.dkd import dkd, target_class
+from distill.losses.hard import binary_cross_entropy, cross_entropy, smooth
+from distill.losses.kl import kl
+from distill.recipe import schema
+
+
+class Supervision(Protocol):
+    """What losses read of a batch.
+
+    targets: [B, K] float, the mixed label distribution, not smoothed.
+    labels: [B] int64, the images' own labels, before mixing.
+    """
+
+    @property
+    def targets(self) -> Tensor: ...
+
+    @property
+    def labels(self) -> Tensor: ...
+
+
+HardLoss = Callable[[Tensor, Tensor], Tensor]
+"""(student_logits [B, K], label distribution [B, K]) -> scalar."""
+
+SoftLoss = Callable[[Tensor, Tensor, Supervision], Tensor]
+"""(student_logits [B, K], teacher_logits [B, K], batch) -> scalar."""
+
+
+@dataclass(frozen=True)
+class HardTerm:
+    loss: HardLoss
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class SoftTerm:
+    loss: SoftLoss
+    weight: float = 1.0
+
+
+class LossTerms(NamedTuple):
+    """Scalars, float32, on the device. `hard`, `soft` and `hint` are unweighted; None: the objective has no such term."""
+
+    total: Tensor
+    hard: Tensor | None = None
+    soft: Tensor | None = None
+    hint: Tensor | None = None
+
+
+class Objective:
+    """Callable: (student_logits, teacher's targets, batch) -> LossTerms. No state, no parameters.
+
+    Raises:
+        ValueError: neither term is given.
+    """
+
+    def __init__(self, hard: HardTerm | None = None, soft: SoftTerm | None = None) -> None:
+        if hard is None and soft is None:
+            raise ValueError("an objective needs a hard term, a soft term or both")
+        self.hard = hard
+        self.soft = soft
+
+    def __call__(self, student_logits: Tensor, targets: Tensor | None, batch: Supervision) -> LossTerms:
+        """Compute the terms.
+
+        Args:
+            student_logits: [B, K], any floating dtype.
+            targets: [B, K] teacher logits, any floating dtype; None where there is no soft term.
+            batch: its label distribution and labels are read only by terms that need them, so an objective of soft labels
+                alone takes images whose labels live in another space.
+
+        Raises:
+            ValueError: there is a soft term and no targets, or shapes that do not agree.
+        """
+        hard = soft = total = None
+        if self.hard is not None:
+            hard = self.hard.loss(student_logits, batch.targets)
+            total = self.hard.weight * hard
+        if self.soft is not None:
+            if targets is None:
+                raise ValueError("the soft term learns from a teacher, and no teacher logits were given")
+            soft = self.soft.loss(student_logits, targets, batch)
+            weighted = self.soft.weight * soft
+            total = weighted if total is None else total + weighted
+        assert total is not None
+        return LossTerms(total=total, hard=hard, soft=soft)
+
+
+def build_objective(spec: schema.Objective, *, gather: bool = False) -> Objective:
+    """The objective that a recipe describes.
+
+    Args:
+        spec: the recipe's `objective` section.
+        gather: losses that relate samples to each other (DIST) relate those of all processes. Then calls are collective.
+    """
+    hard = None if spec.hard is None else HardTerm(_hard_loss(spec.hard), spec.hard.weight)
+    soft = None if spec.soft is None else SoftTerm(_soft_loss(spec.soft, gather), spec.soft.weight)
+    return Objective(hard, soft)
+
+
+def _hard_loss(spec: schema.Hard) -> HardLoss:
+    match spec:
+        case schema.CE():
+            return lambda logits, labels: cross_entropy(logits, smooth(labels, spec.smoothing))
+        case schema.BCE():
+            return lambda logits, labels: binary_cross_entropy(
+                logits, smooth(labels, spec.smoothing), spec.class_reduction
+            )
+        case _:
+            assert_never(spec)
+
+
+def _soft_loss(spec: schema.Soft, gather: bool) -> SoftLoss:
+    match spec:
+        case schema.KL():
+            return lambda logits, teacher, _: kl(logits, teacher, spec.temperature)
+        case schema.BKL():
+            return lambda logits, teacher, _: bkl(logits, teacher, spec.temperature)
+        case schema.BCETeacher():
+            return lambda logits, teacher, _: bce_teacher(logits, teacher)
+        case schema.DKD():
+            return lambda logits, teacher, batch: dkd(
+                logits,
+                teacher,
+                target_class(batch.targets, batch.labels),
+                alpha=spec.alpha,
+                beta=spec.beta,
+                temperature=spec.temperature,
+            )
+        case schema.DIST():
+            return lambda logits, teacher, _: dist(
+                logits, teacher, beta=spec.beta, gamma=spec.gamma, temperature=spec.temperature, gather=gather
+            )
+        case _:
+            assert_never(spec)

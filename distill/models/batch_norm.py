@@ -1,0 +1,115 @@
+"""BatchNorm whose result does not depend on how a global batch is spread over processes.
+
+Two cases. With a fixed micro-batch, statistics are each forward's own, and only the running averages need care: a step that
+takes several forwards must move them once, by the mean of the forwards' statistics, as that many processes would. Without one,
+statistics are those of the global batch, synchronised between processes.
+"""
+
+import torch
+import torch.distributed as dist
+from timm.layers import convert_sync_batchnorm
+from torch import nn
+from torch.distributed.nn.functional import all_reduce as differentiable_all_reduce
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+def norms(module: nn.Module) -> list[_BatchNorm]:
+    """BatchNorm layers that keep running statistics, in module order."""
+    return [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+
+
+def running_statistics(module: nn.Module) -> list[torch.Tensor]:
+    """Running means and variances of all BatchNorm layers: what differs between processes, and averages linearly."""
+    return [b for m in norms(module) for b in (m.running_mean, m.running_var) if b is not None]
+
+
+class StepStatistics:
+    """Moves running statistics once a step, by the mean over the step's forwards.
+
+    A forward moves r to (1 - m) r + m s. Put back to r before each forward and averaged at the end, that gives
+    (1 - m) r + m mean(s): what one forward on each of several processes gives after their buffers are averaged.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._buffers = running_statistics(module)
+        self._counts = [m.num_batches_tracked for m in norms(module) if m.num_batches_tracked is not None]
+        self._start: list[torch.Tensor] = []
+        self._sums: list[torch.Tensor] = []
+
+    def before_step(self) -> None:
+        """Remember where the step began."""
+        if self._buffers:
+            self._start = [b.clone() for b in self._buffers]
+            self._sums = [torch.zeros_like(b) for b in self._buffers]
+
+    def after_forward(self, more_to_come: bool) -> None:
+        """Take in what one forward did, and put the buffers back for the next."""
+        if self._buffers:
+            torch._foreach_add_(self._sums, self._buffers)
+            torch._foreach_copy_(self._buffers, self._start)
+            if more_to_come:
+                torch._foreach_sub_(self._counts, 1)
+
+    def after_step(self, num_forwards: int) -> None:
+        """Leave the buffers moved once."""
+        if self._buffers:
+            torch._foreach_div_(self._sums, num_forwards)
+            torch._foreach_copy_(self._buffers, self._sums)
+
+
+class GlobalBatchNorm(nn.Module):
+    """BatchNorm over the samples of all processes, for devices that torch's SyncBatchNorm refuses (it wants CUDA).
+
+    Takes over the parameters and buffers of the layer it replaces, and what timm's BatchNormAct2d does after normalising.
+    """
+
+    def __init__(self, norm: _BatchNorm) -> None:
+        super().__init__()
+        self.weight, self.bias = norm.weight, norm.bias
+        self.running_mean: torch.Tensor
+        self.running_var: torch.Tensor
+        self.num_batches_tracked: torch.Tensor
+        for name in ("running_mean", "running_var", "num_batches_tracked"):
+            self.register_buffer(name, getattr(norm, name))
+        self.eps = norm.eps
+        assert norm.momentum is not None, "cumulative BatchNorm averages are not supported"
+        self.momentum = norm.momentum
+        children = dict(norm.named_children())  # of timm's BatchNormAct2d
+        self.drop = children.get("drop", nn.Identity())
+        self.act = children.get("act", nn.Identity())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[B, C, ...] -> [B, C, ...]. Collective in training: every rank."""
+        axes = [axis for axis in range(x.dim()) if axis != 1]
+        shape = [1, -1] + [1] * (x.dim() - 2)
+        if self.training:
+            wide = x.float()
+            count = torch.tensor(float(x.numel() // x.shape[1]), device=x.device)
+            dist.all_reduce(count)
+            mean = differentiable_all_reduce(wide.sum(axes)) / count  # type: ignore[no-untyped-call]
+            centred = wide - mean.view(shape)
+            variance = differentiable_all_reduce(centred.square().sum(axes)) / count  # type: ignore[no-untyped-call]
+            with torch.no_grad():
+                self.num_batches_tracked += 1
+                self.running_mean.lerp_(mean, self.momentum)
+                self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
+        else:
+            mean, variance = self.running_mean, self.running_var
+            centred = x.float() - mean.view(shape)
+        scale = torch.rsqrt(variance + self.eps) * (1 if self.weight is None else self.weight)
+        y = centred * scale.view(shape)
+        if self.bias is not None:
+            y = y + self.bias.view(shape)
+        return self.act(self.drop(y.to(x.dtype)))  # type: ignore[no-any-return]
+
+
+def synchronise(module: nn.Module, device: torch.device) -> nn.Module:
+    """Every BatchNorm of the module over the global batch. Names in its state dict stay. Collective when called, not here."""
+    if device.type == "cuda":
+        return convert_sync_batchnorm(module)  # type: ignore[no-any-return]
+    for name, child in module.named_children():
+        if isinstance(child, _BatchNorm):
+            setattr(module, name, GlobalBatchNorm(child))
+        else:
+            synchronise(child, device)
+    return module

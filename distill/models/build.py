@@ -1,0 +1,188 @@
+"""timm models by name: what timm would refuse late, silently or in its own words is refused here in the recipe's words."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+from timm.models import PretrainedCfg, get_pretrained_cfg, load_model_config_from_hf
+from torch import nn
+
+from distill import rng
+from distill.errors import InputError, nearest
+from distill.models import cifar as cifar  # registers its models
+from distill.models.weights import apply_weights, load_state_dict
+from distill.recipe import schema
+
+# Arguments of timm.create_model that a recipe says elsewhere, or that make something else than a classifier.
+RESERVED = {
+    "num_classes": "it follows from the data",
+    "pretrained": "use weights",
+    "checkpoint_path": "use weights",
+    "pretrained_cfg": "use weights",
+    "pretrained_cfg_overlay": "use weights",
+    "drop_path_rate": "use drop_path",
+    "drop_rate": "use drop_rate beside model_args",
+    "features_only": "the model must return logits",
+}
+
+
+def create(
+    name: str,
+    *,
+    num_classes: int | None,
+    pretrained: bool = False,
+    image_size: int | None = None,
+    drop_path: float = 0.0,
+    drop_rate: float = 0.0,
+    model_args: Mapping[str, Any] | None = None,
+) -> nn.Module:
+    """`timm.create_model`, with errors for users. Initial weights draw from the global generators: see `create_student`.
+
+    Args:
+        name: a timm name, with or without a pretrained tag, or "hf_hub:owner/name" or "local-dir:path".
+        num_classes: of the head; None keeps the number of the model's own weights.
+        pretrained: load timm's weights. With another `num_classes` timm replaces their head by a fresh one.
+        image_size: pixels, passed to models that are built for one size (ViT, BEiT, Swin ...); the others take any.
+        model_args: further arguments of the model's constructor.
+
+    Raises:
+        InputError: no such model or tag, arguments that timm refuses, or pretrained weights that cannot be had.
+    """
+    model_args = dict(model_args or {})
+    for key in model_args:
+        if key in RESERVED:
+            raise InputError(f"model_args.{key} of {name}: {RESERVED[key]}")
+    arguments: dict[str, Any] = dict(model_args)
+    if image_size is not None and takes_image_size(name, model_args):
+        arguments.setdefault("img_size", image_size)
+    if drop_path:
+        arguments["drop_path_rate"] = drop_path
+    if drop_rate:
+        arguments["drop_rate"] = drop_rate
+    if num_classes is not None:
+        arguments["num_classes"] = num_classes
+    config(name)
+    try:
+        model: nn.Module = timm.create_model(name, pretrained=pretrained, **arguments)
+    except Exception as error:  # constructors and downloads fail in too many ways to list
+        if pretrained and _builds(name, arguments):
+            raise _unavailable(name, error) from error
+        raise _refused(name, error, arguments) from error
+    return model
+
+
+def _builds(name: str, arguments: Mapping[str, Any]) -> bool:
+    try:
+        timm.create_model(name, **arguments)
+    except Exception:
+        return False
+    return True
+
+
+def create_student(spec: schema.Student, *, num_classes: int, image_size: int, seed: int, root: Path) -> nn.Module:
+    """The student of a recipe, on the CPU, in train mode.
+
+    Its initial weights are a pure function of (seed, spec.seed) and the architecture. `spec.weights` are "pretrained" or a file
+    below `root`; a file must fit the whole model, its head included.
+    """
+    pretrained = spec.weights == "pretrained"
+    with rng.seeded(rng.hash64(seed, "init", spec.seed)):
+        model = create(
+            spec.model,
+            num_classes=num_classes,
+            pretrained=pretrained,
+            image_size=image_size,
+            drop_path=spec.drop_path,
+            drop_rate=spec.drop_rate,
+            model_args=spec.model_args,
+        )
+    if spec.weights is not None and not pretrained:
+        path = root / Path(spec.weights).expanduser()
+        state_dict, _ = load_state_dict(path)
+        apply_weights(model, state_dict, f"weights {path} for {spec.model}")
+    return model
+
+
+def config(name: str) -> dict[str, Any]:
+    """timm's pretrained config of a model name, as a dict with at least num_classes, input_size, mean and std.
+
+    Raises:
+        InputError: no such model, or no such pretrained tag of it, with the nearest names.
+    """
+    if ":" in name:
+        return _config_from_source(name)
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        hint = f"; one of the Hub is hf_hub:{name}" if "/" in name else nearest(architecture, timm.list_models())
+        raise InputError(f"timm {timm.__version__} has no model {name!r}{hint}")
+    try:
+        found = get_pretrained_cfg(name)
+    except RuntimeError as error:
+        tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{architecture}.*")]
+        known = f": it has {', '.join(tags)}" if tags else ": timm has no pretrained weights of it"
+        raise InputError(f"{architecture} has no pretrained tag {tag!r}{nearest(tag, tags)}{known}") from error
+    return dict(found.to_dict()) if found is not None else dict(PretrainedCfg().to_dict())
+
+
+def _config_from_source(name: str) -> dict[str, Any]:
+    source, _, location = name.partition(":")
+    if source == "local-dir":
+        found, architecture = _local_config(Path(location))
+    elif source in ("hf_hub", "hf-hub"):
+        try:
+            found, architecture, _ = load_model_config_from_hf(location)
+        except Exception as error:  # as in create: no network, no such repository, no permission
+            raise _unavailable(name, error) from error
+    else:
+        raise InputError(f"model {name!r}: a source is hf_hub: or local-dir:, not {source!r}")
+    if not timm.is_model(architecture):
+        raise InputError(
+            f"{name}: timm {timm.__version__} has no model {architecture!r}{nearest(architecture, timm.list_models())}"
+        )
+    return {**PretrainedCfg().to_dict(), **found, "architecture": architecture}
+
+
+def _local_config(path: Path) -> tuple[dict[str, Any], str]:
+    """The pretrained config and the architecture of an exported model, with the class count and names that stand beside them."""
+    file = path / "config.json"
+    if not file.is_file():
+        raise InputError(f"{path}: no exported timm model: config.json is not there")
+    try:
+        exported = json.loads(file.read_text(encoding="utf-8"))
+        found = dict(exported["pretrained_cfg"])
+        found.update({key: exported[key] for key in ("num_classes", "label_names") if key in exported})
+        return found, str(exported["architecture"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{file}: not the config.json of an exported timm model ({type(error).__name__}: {error})"
+        ) from error
+
+
+def takes_image_size(name: str, model_args: Mapping[str, Any]) -> bool:
+    """Whether the model is built for one input size: timm then passes `img_size` to its constructor."""
+    fixed = config(name).get("fixed_input_size", False)
+    return bool(fixed) and not model_args.get("dynamic_img_size", False) and model_args.get("strict_img_size", True)
+
+
+def _refused(name: str, error: Exception, arguments: Mapping[str, Any]) -> InputError:
+    given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+    if "drop_path_rate" in str(error):
+        return InputError(f"drop_path: {name} has no stochastic depth in timm; set drop_path to 0")
+    if "'drop_rate'" in str(error):
+        return InputError(f"drop_rate: {name} has no dropout in timm; set drop_rate to 0")
+    return InputError(f"model_args of {name}: timm refused ({given}): {type(error).__name__}: {error}")
+
+
+def _unavailable(name: str, error: Exception) -> InputError:
+    """What to do when pretrained weights could not be fetched."""
+    if "No pretrained weights exist" in str(error):
+        return InputError(
+            f"timm has no pretrained weights of {name}: give weights a file, or choose one of timm.list_pretrained()"
+        )
+    reason = str(error).strip().split("\n", 1)[0][:200]
+    return InputError(
+        f"the pretrained weights of {name} could not be loaded ({type(error).__name__}: {reason}): run once with network access to fill "
+        "the cache (HF_HOME), or give weights a local .safetensors file; set HF_HUB_OFFLINE=1 where there is no network"
+    )

@@ -1,0 +1,105 @@
+"""Stochastic depth whose draws belong to samples, not to processes.
+
+timm's DropPath draws from the device's global generator: the same run on another number of processes, or with another
+micro-batch, would drop other samples. Here the draw of (layer, sample) is hash(key, layer, position), so it is the same wherever the
+sample is computed. Plain nn.Dropout still draws from the global generator: a recipe with drop_rate > 0 repeats on the same
+processes and seed only.
+
+A DropPath that its block applies to several branches (mixers, xcit, cait, coat) drops all of a sample's branches or none: each
+has timm's rate, but they are not independent as in timm. Drawing anew per call would need a counter in forward, and that
+breaks recomputation under gradient checkpointing.
+"""
+
+import torch
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+from distill import rng
+
+
+class PositionDropPath(nn.Module):
+    """timm's DropPath with the keep factors given from outside by `DropPathKeys`. Identity in eval mode."""
+
+    def __init__(self, drop_prob: float, scale_by_keep: bool = True) -> None:
+        super().__init__()
+        self.drop_prob = drop_prob
+        self.scale_by_keep = scale_by_keep
+        # [B] float32: 0 drops, 1 / keep (or 1) keeps. A plain attribute: DDP broadcasts buffers, and this one differs a rank.
+        self.factor: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [B, ...], any float dtype."""
+        if not self.training:
+            return x
+        assert self.factor is not None, "DropPathKeys.set comes before each training forward"
+        assert x.shape[0] == self.factor.shape[0], (
+            f"drop path saw {x.shape[0]} rows for {self.factor.shape[0]} positions: DropPathKeys.set takes this forward's positions"
+        )
+        return x * self.factor.to(x.dtype).view(-1, *[1] * (x.ndim - 1))
+
+    def extra_repr(self) -> str:
+        return f"drop_prob={self.drop_prob:0.3f}"
+
+
+def replace_drop_path(model: nn.Module) -> list[PositionDropPath]:
+    """Swap every timm DropPath with a rate above 0, in place.
+
+    Returns:
+        The new layers; a layer's index here is its key, and follows module order.
+    """
+    replaced: dict[int, PositionDropPath] = {}
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, DropPath) and child.drop_prob:
+                if id(child) not in replaced:
+                    new = PositionDropPath(child.drop_prob, child.scale_by_keep)
+                    replaced[id(child)] = new.train(child.training)
+                setattr(parent, name, replaced[id(child)])
+    return list(replaced.values())
+
+
+class DropPathKeys:
+    """Draws the masks of all drop paths of a model, once a forward: one [L, B] tensor on the device, no host synchronisation.
+
+    The draw of layer l for a sample drops it when `uniform(hash64(*keys, l, position)) >= 1 - drop_prob`, where `key = hash64(*keys)`.
+
+    Args:
+        model: its timm DropPath layers are replaced in place.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.layers = replace_drop_path(model)
+        keep = torch.tensor([1 - layer.drop_prob for layer in self.layers], dtype=torch.float64)
+        scaled = torch.tensor([layer.scale_by_keep for layer in self.layers], dtype=torch.bool)
+        self._keep = keep.float()[:, None]
+        # A rate of 1 keeps nothing, and timm leaves it unscaled.
+        self._scale = torch.where(scaled & (keep > 0), 1 / keep, 1.0).float()[:, None]
+        self._index = torch.arange(len(self.layers))
+        self._key: tuple[int, Tensor] | None = None
+
+    def set(self, key: int | Tensor, positions: Tensor) -> None:
+        """Draw for the next forward. Call it outside what is compiled: only tensors change, so nothing recompiles.
+
+        Args:
+            key: 64 bits from rng.hash64(seed, purpose, student), or an int64 tensor with their pattern.
+            positions: [B] int64, on the model's device: positions in the run of this forward's samples, in its order.
+        """
+        if not self.layers:
+            return
+        if self._index.device != positions.device:
+            self._keep, self._scale, self._index = (
+                t.to(positions.device) for t in (self._keep, self._scale, self._index)
+            )
+            self._key = None
+        if isinstance(key, int):
+            key = self._on_device(key)
+        draws = rng.hash64_tensor(rng.hash64_tensor(key, self._index)[:, None], positions[None, :])
+        factors = (rng.uniform_tensor(draws) < self._keep) * self._scale
+        for layer, factor in zip(self.layers, factors.unbind(0), strict=True):
+            layer.factor = factor
+
+    def _on_device(self, key: int) -> Tensor:
+        if self._key is None or self._key[0] != key:
+            pattern = torch.tensor(key - (1 << 64) if key >> 63 else key, dtype=torch.int64)
+            self._key = key, pattern.to(self._index.device)
+        return self._key[1]

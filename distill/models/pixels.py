@@ -1,0 +1,76 @@
+"""Each model's own pixels: size, mean and std, applied on the device to images that everyone shares.
+
+Images arrive in [0, 1], augmented and mixed. Normalising is affine and mixing is a convex combination, so normalising after
+mixing equals mixing what was normalised: student and teacher share one batch and differ only here.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from timm.data import resolve_model_data_config
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class PixelConfig:
+    """What a timm model wants to see: `image_size` in pixels (square), mean and std of pixels in [0, 1]."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    image_size: int
+    interpolation: str
+
+
+def pixel_config(model: nn.Module) -> PixelConfig:
+    """The model's mean, std, input size and interpolation, from its timm config.
+
+    The size is the config's, also where `create(image_size=...)` built the model for another one: the caller knows that.
+    """
+    config = resolve_model_data_config(model)
+    _, height, width = config["input_size"]
+    assert height == width, f"{type(model).__name__} wants {height}x{width} images; recipes hold square ones"
+    return PixelConfig(tuple(config["mean"]), tuple(config["std"]), int(height), str(config["interpolation"]))
+
+
+class Pixels(nn.Module):
+    """Images [B, 3, H, W] in [0, 1] to the model's pixels [B, 3, S, S] in `dtype`. No parameters, nothing in the state dict.
+
+    Args:
+        mean, std: of the model's training pixels, three values each, in units of [0, 1].
+        image_size: S; None leaves the size alone.
+        interpolation: of the resize, antialiased: "bilinear", anything else of timm's is bicubic. Bicubic overshoot is not clamped,
+            so that the whole stays linear.
+        dtype: of the result; the arithmetic is float32.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(
+        self,
+        mean: Sequence[float],
+        std: Sequence[float],
+        image_size: int | None = None,
+        interpolation: str = "bicubic",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        self.mean, self.std = tuple(mean), tuple(std)
+        self.image_size = image_size
+        self.mode = "bilinear" if interpolation == "bilinear" else "bicubic"
+        self.dtype = dtype
+        mean64, std64 = torch.tensor(self.mean, dtype=torch.float64), torch.tensor(self.std, dtype=torch.float64)
+        self.register_buffer("scale", (1 / std64).float().view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("shift", (-mean64 / std64).float().view(1, -1, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        images = images.float()
+        size = self.image_size
+        if size is not None and images.shape[-2:] != (size, size):
+            images = F.interpolate(images, size=(size, size), mode=self.mode, antialias=True, align_corners=False)
+        return torch.addcmul(self.shift, images, self.scale).to(self.dtype)
+
+    def extra_repr(self) -> str:
+        return f"mean={self.mean}, std={self.std}, image_size={self.image_size}, mode={self.mode}, dtype={self.dtype}"

@@ -1,0 +1,117 @@
+"""What a recipe comes to on given data and processes: sources, steps, intervals, the share of a process. No device is touched."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from distill.data.order import Order
+from distill.data.sources import Source, open_source, stratified_subset
+from distill.errors import InputError
+from distill.recipe import DurationValue, Recipe
+
+
+@dataclass(frozen=True)
+class Share:
+    """How one global batch is spread: `num_forwards` micro-batches of `micro_batch_size` samples on each process."""
+
+    micro_batch_size: int
+    num_forwards: int
+
+
+def share_of_process(batch_size_global: int, micro_batch_size: int | None, num_processes: int) -> Share:
+    """The micro-batches of each process.
+
+    Raises:
+        InputError: the batch does not divide; names the numbers of processes that would do.
+    """
+    unit = micro_batch_size or 2
+    if batch_size_global % (unit * num_processes):
+        good = [n for n in range(1, batch_size_global // unit + 1) if batch_size_global % (unit * n) == 0]
+        around = sorted(sorted(good, key=lambda n: abs(n - num_processes))[:4])
+        what = f"micro-batches of {unit}" if micro_batch_size else "an even share for each"
+        raise InputError(
+            f"train.batch_size_global {batch_size_global} does not divide into {what} on {num_processes} processes: "
+            f"start {' or '.join(map(str, around))} processes, or change the batch size"
+        )
+    share = batch_size_global // num_processes
+    size = micro_batch_size or share
+    return Share(size, share // size)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sources and numbers of a run, all in steps.
+
+    Attributes:
+        total_steps: optimizer steps of the run.
+        evaluate_every, checkpoint_every, log_every: intervals in steps, at least 1.
+    """
+
+    recipe: Recipe
+    train_source: Source
+    eval_source: Source | None
+    order: Order
+    total_steps: int
+    evaluate_every: int
+    checkpoint_every: int
+    log_every: int
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.train_source.classes
+
+    @property
+    def output(self) -> Path:
+        return Path(self.recipe.output_dir)
+
+
+def make_plan(recipe: Recipe) -> Plan:
+    """Open the sources and turn every duration into steps.
+
+    Raises:
+        InputError: data that is missing or does not fit, with the key or path.
+    """
+    root = Path(recipe.data.root)
+    train_source = open_source(recipe.data.train, root)
+    eval_source = open_source(recipe.data.eval, root, "data.eval") if recipe.data.eval else None
+    if eval_source is not None:
+        same_classes(train_source.classes, eval_source.classes)
+    subset = (
+        stratified_subset(train_source.labels, recipe.data.fraction, recipe.seed) if recipe.data.fraction < 1 else None
+    )
+    order = Order(len(train_source), recipe.train.batch_size_global, recipe.seed, recipe.data.augment.repeats, subset)
+
+    def steps(duration: DurationValue) -> int:
+        return duration.steps(steps_per_epoch=order.steps_per_epoch, batch_size_global=recipe.train.batch_size_global)
+
+    total_steps = steps(recipe.train.budget)
+    if total_steps < 1:
+        raise InputError(f"train.budget {recipe.train.budget} comes to no step at all on {order.num_samples} images")
+    return Plan(
+        recipe=recipe,
+        train_source=train_source,
+        eval_source=eval_source,
+        order=order,
+        total_steps=total_steps,
+        evaluate_every=max(1, steps(recipe.evaluate.every)),
+        checkpoint_every=max(1, steps(recipe.checkpoint.every)),
+        log_every=max(1, steps(recipe.log.every)),
+    )
+
+
+def same_classes(train: tuple[str, ...], other: tuple[str, ...]) -> None:
+    """Raises InputError when two class lists differ, naming the first difference."""
+    if train == other:
+        return
+    missing, extra = sorted(set(train) - set(other)), sorted(set(other) - set(train))
+    if missing or extra:
+        what = "; ".join(
+            f"{len(names)} only in data.{where}, such as {names[0]!r}"
+            for names, where in ((missing, "train"), (extra, "eval"))
+            if names
+        )
+    else:
+        what = "the same names in another order"
+    raise InputError(
+        f"data.train has {len(train)} classes and data.eval {len(other)}, and the lists differ: {what}. "
+        "Give both the same list with data.train.classes and data.eval.classes"
+    )

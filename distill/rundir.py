@@ -1,0 +1,79 @@
+"""The folder of a run: what is in it, how a run begins in it, and where it goes on.
+
+recipe.yaml     the resolved recipe
+metrics.jsonl   one record an event
+checkpoints/    step-00001234/ ...: everything needed to go on
+best/STUDENT/   the best weights so far, in the form that timm loads
+report.json     the result of a finished run
+"""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from distill.checkpoint import Checkpoint, latest, load, truncate_jsonl
+from distill.errors import InputError
+from distill.recipe import Recipe, dump_recipe, recipe_digest
+
+RECIPE_FILE = "recipe.yaml"
+METRICS_FILE = "metrics.jsonl"
+REPORT_FILE = "report.json"
+
+
+def checkpoints_dir(output: Path) -> Path:
+    """Where checkpoints lie in a run's folder."""
+    return output / "checkpoints"
+
+
+def best_dir(output: Path, student: str) -> Path:
+    """Where a student's best weights lie in a run's folder."""
+    return output / "best" / student
+
+
+def begin(output: Path, recipe: Recipe, say: Callable[[str], None]) -> Path | None:
+    """Make the folder ready and find the checkpoint to go on from. The main process alone calls this.
+
+    Under `resume: never` an earlier run in the folder is moved aside, not deleted.
+
+    Returns:
+        The newest whole checkpoint, or None to start at step 0.
+
+    Raises:
+        InputError: the folder cannot be written, or holds a run of another recipe, or only damaged checkpoints.
+    """
+    try:
+        if recipe.resume == "never" and (output / RECIPE_FILE).exists():
+            aside = output.with_name(f"{output.name}.before-{time.strftime('%Y%m%d-%H%M%S')}")
+            output.rename(aside)
+            say(f"resume: never: the run that was in {output} is now in {aside}")
+        output.mkdir(parents=True, exist_ok=True)
+        checkpoint = latest(checkpoints_dir(output), recipe_digest(recipe), dump_recipe(recipe), report=say)
+        truncate_jsonl(output / METRICS_FILE, checkpoint.state.step if checkpoint else 0)
+        (output / RECIPE_FILE).write_text(dump_recipe(recipe))
+    except OSError as error:
+        raise InputError(f"{output}: cannot be written: {error}; choose another folder with output=") from error
+    return checkpoint.path if checkpoint else None
+
+
+def best_student(output: Path) -> str | None:
+    """The student that a finished run's report calls the best."""
+    report = output / REPORT_FILE
+    return json.loads(report.read_text())["best"] if report.is_file() else None
+
+
+def newest_checkpoint(output: Path) -> Checkpoint:
+    """The newest checkpoint of a run, whatever its recipe.
+
+    Raises:
+        InputError: there is none, or it is damaged.
+    """
+    paths = sorted(checkpoints_dir(output).glob("step-*"))
+    if not paths:
+        raise InputError(f"{output}: this run has no checkpoint")
+    return load(paths[-1])
+
+
+def reopen(path: Path) -> Checkpoint:
+    """A checkpoint that `begin` has verified."""
+    return load(path, verify=False)

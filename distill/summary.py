@@ -1,0 +1,130 @@
+"""The end of a run: report.json for programs, a table for people."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from distill import __version__
+from distill.console import hours_minutes
+from distill.evaluate import TEACHER, Accuracy
+from distill.rundir import REPORT_FILE
+from distill.students import Student
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run came to. `device_hours` is wall time times processes, over all its sittings: GPU hours on GPUs."""
+
+    run: str
+    output: Path
+    steps: int
+    epochs: float
+    seconds: float
+    device_hours: float
+    num_processes: int
+    device: str
+    num_skipped: int
+    students: Sequence[Student]
+    accuracies: Mapping[str, Accuracy]
+
+    @property
+    def best(self) -> str | None:
+        """The student with the best top-1; the first where nothing was judged."""
+        kept = [student for student in self.students if student.best is not None]
+        return max(kept, key=_best_top1).name if kept else None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report, JSON-able."""
+        students = {}
+        for student in self.students:
+            own = {n: a.as_dict() for n, a in self.accuracies.items() if n.partition("/")[0] == student.name}
+            students[student.name] = {
+                "model": student.spec.model,
+                "stopped_at": student.stopped_at,
+                "best": vars(student.best) if student.best else None,
+                "last": own.pop(student.name, None),
+                "averages": {name.partition("/")[2]: values for name, values in own.items()},
+            }
+        teacher = self.accuracies.get(TEACHER)
+        return {
+            "run": self.run,
+            "best": self.best,
+            "steps": self.steps,
+            "epochs": self.epochs,
+            "seconds": round(self.seconds, 3),
+            "device_hours": round(self.device_hours, 5),
+            "num_processes": self.num_processes,
+            "device": self.device,
+            "num_skipped": self.num_skipped,
+            "teacher": teacher.as_dict() if teacher else None,
+            "students": students,
+            "version": __version__,
+        }
+
+    def write(self) -> None:
+        """Write report.json into the run's folder."""
+        (self.output / REPORT_FILE).write_text(json.dumps(self.as_dict(), indent=1) + "\n")
+
+    def table(self) -> Table:
+        """A row for the teacher and for each student, its averages below it."""
+        table = Table(title=self._title(), title_justify="left", box=None, pad_edge=False)
+        for heading in (
+            "",
+            "model",
+            "parameters",
+            "learns from",
+            "top-1 %",
+            "top-5 %",
+            "best %",
+            "agrees %",
+            "KL to teacher",
+        ):
+            table.add_column(heading, justify="left" if heading in ("", "model", "learns from") else "right")
+        if TEACHER in self.accuracies:
+            table.add_row(TEACHER, "", "", "", *_scores(self.accuracies[TEACHER], None), style="dim")
+        for student in self.students:
+            millions = sum(p.numel() for p in student.net.parameters()) / 1e6
+            what = [student.spec.model, f"{millions:.2f} M", _learns_from(student)]
+            if not student.running:
+                what[2] = f"stopped at step {student.stopped_at}"
+            best = student.best.top1 if student.best else None
+            table.add_row(student.name, *what, *_scores(self.accuracies.get(student.name), best))
+            for key in student.emas:
+                table.add_row(f"  {key}", "", "", "", *_scores(self.accuracies.get(f"{student.name}/{key}"), None))
+        return table
+
+    def _title(self) -> str:
+        skipped = f", {self.num_skipped} unreadable images skipped" if self.num_skipped else ""
+        return (
+            f"{self.run}: {self.steps} steps ({self.epochs:.1f} epochs) in {hours_minutes(self.seconds)} on "
+            f"{self.num_processes} x {self.device} ({self.device_hours:.2f} device hours){skipped}; best: {self.best}, in {self.output}"
+        )
+
+
+def _best_top1(student: Student) -> float:
+    assert student.best
+    return -1.0 if student.best.top1 is None else student.best.top1
+
+
+def _learns_from(student: Student) -> str:
+    terms = (student.spec.objective.hard, student.spec.objective.soft)
+    return " + ".join(f"{term.weight:g} {term.loss}" for term in terms if term is not None)
+
+
+def _scores(accuracy: Accuracy | None, best: float | None) -> list[str]:
+    def show(value: float | None, pattern: str) -> str:
+        return "" if value is None else format(value, pattern)
+
+    if accuracy is None:
+        return ["", "", show(best, ".2f"), "", ""]
+    return [
+        show(accuracy.top1, ".2f"),
+        show(accuracy.top5, ".2f"),
+        show(best, ".2f"),
+        show(accuracy.agreement, ".2f"),
+        show(accuracy.teacher_kl, ".4f"),
+    ]

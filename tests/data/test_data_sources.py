@@ -1,0 +1,262 @@
+import multiprocessing
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from distill.data.decode import read_image
+from distill.data.sources import open_source
+from distill.errors import InputError
+from distill.recipe.schema import ImageFolder, SavedDataset, Table
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def colours(png):
+    """Nine PNG files, each of its own colour."""
+    return [png(np.full((6, 7, 3), 20 * i, np.uint8)) for i in range(9)]
+
+
+@pytest.fixture
+def folder(tmp_path, colours):
+    for i, name in enumerate(["cat/1.png", "cat/deep/er/2.PNG", "ant/1.png", "ant/0.jpeg", "dog/x.png"]):
+        path = tmp_path / "images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(colours[i])
+    (tmp_path / "images/cat/notes.txt").write_text("not an image")
+    (tmp_path / "images/.cache").mkdir()
+    return tmp_path
+
+
+def first_pixel(source, index):
+    return int(np.asarray(read_image(source, index))[0, 0, 0])
+
+
+# ---- image folders ---------------------------------------------------------------------------------------------------
+
+
+def test_image_folder_reads_sorted_classes_at_any_depth(folder):
+    source = open_source(ImageFolder(kind="image_folder", path="images"), folder)
+    assert source.classes == ("ant", "cat", "dog")
+    assert source.labels.tolist() == [0, 0, 1, 1, 2]
+    assert [first_pixel(source, i) for i in range(5)] == [60, 40, 0, 20, 80]
+    assert source.describe(3) == str(folder / "images/cat/deep/er/2.PNG")
+    copy = pickle.loads(pickle.dumps(source))
+    assert copy.read(4) == source.read(4)
+
+
+def test_image_folder_with_a_class_list(folder):
+    (folder / "names.txt").write_text("dog\nemu\ncat\nant\n")
+    source = open_source(ImageFolder(kind="image_folder", path="images", classes="names.txt"), folder)
+    assert source.classes == ("dog", "emu", "cat", "ant")
+    assert source.labels.tolist() == [3, 3, 2, 2, 0]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ("dog\ncats\nant\n", "class 'cat' is not in the class list of 3.*did you mean 'cats'"),
+        ("dog\ndog\n", "'dog' twice"),
+        ("", "no lines"),
+        ("dog\n\ncat\n", "an empty line"),
+        (None, "cannot read"),
+    ],
+)
+def test_bad_class_lists(folder, names, message):
+    if names is not None:
+        (folder / "names.txt").write_text(names)
+    with pytest.raises(InputError, match=message):
+        open_source(ImageFolder(kind="image_folder", path="images", classes="names.txt"), folder)
+
+
+def test_bad_image_folders(folder):
+    spec = ImageFolder(kind="image_folder", path="imags")
+    with pytest.raises(InputError, match=r"data.eval.path: .*imags does not exist.*did you mean 'images'"):
+        open_source(spec, folder, key="data.eval")
+    (folder / "images/bee").mkdir()
+    with pytest.raises(InputError, match=r"class folder .*bee has no images"):
+        open_source(ImageFolder(kind="image_folder", path="images"), folder)
+    with pytest.raises(InputError, match="has no class folders"):
+        open_source(ImageFolder(kind="image_folder", path="images/bee"), folder)
+
+
+# ---- tables ----------------------------------------------------------------------------------------------------------
+
+
+def make_dataset(colours, kind):
+    import datasets
+
+    images = datasets.Image()
+    rows = {"image": [{"bytes": record, "path": f"{i}.png"} for i, record in enumerate(colours)]}
+    if kind == "class_label":
+        rows["label"] = [0, 2, 1] * 3
+        label = datasets.ClassLabel(names=["ox", "yak", "asp"])
+    elif kind == "string":
+        rows["label"] = ["ox", "yak", "asp"] * 3
+        label = datasets.Value("string")
+    else:
+        rows["label"] = [0, 2, 1] * 3
+        label = datasets.Value("int32")
+    return datasets.Dataset.from_dict(rows, features=datasets.Features({"image": images, "label": label}))
+
+
+EXPECTED = {
+    "class_label": (("ox", "yak", "asp"), [0, 2, 1] * 3),
+    "string": (("asp", "ox", "yak"), [1, 2, 0] * 3),
+    "int": (("0", "1", "2"), [0, 2, 1] * 3),
+}
+
+
+@pytest.mark.parametrize("labels", EXPECTED)
+@pytest.mark.parametrize("storage", ["parquet", "arrow", "saved"])
+def test_tables_keep_bytes_and_name_classes(tmp_path, colours, labels, storage):
+    data = make_dataset(colours, labels)
+    if storage == "saved":
+        data.save_to_disk(tmp_path / "d")
+        spec = SavedDataset(kind="saved", path="d")
+    elif storage == "parquet":
+        data.to_parquet(tmp_path / "d.parquet")
+        spec = Table(kind="parquet", path="d.parquet")
+    else:
+        data.save_to_disk(tmp_path / "d")
+        spec = Table(kind="arrow", path="d/*.arrow")
+    source = open_source(spec, tmp_path)
+    assert (source.classes, source.labels.tolist()) == EXPECTED[labels]
+    assert source.labels.dtype == np.int64
+    assert [source.read(i) for i in range(9)] == colours
+    assert "row 4 (4.png)" in source.describe(4)
+    sent = pickle.dumps(source)
+    assert pickle.loads(sent).read(5) == colours[5]
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        assert pool.apply(source.read, (7,)) == colours[7]
+
+
+def test_several_parquet_files_and_where_a_row_lies(tmp_path, colours):
+    data = make_dataset(colours, "class_label")
+    data.select(range(4)).to_parquet(tmp_path / "part-0.parquet")
+    data.select(range(4, 9)).to_parquet(tmp_path / "part-1.parquet")
+    for path in (".", "part-*.parquet"):
+        source = open_source(Table(kind="parquet", path=path), tmp_path)
+        assert [source.read(i) for i in range(9)] == colours
+        assert source.describe(5) == f"{tmp_path / 'part-1.parquet'}, row 1 (5.png)"
+
+
+def test_plain_parquet_without_hugging_face_features(tmp_path, colours):
+    table = pa.table({"jpg": pa.array(colours, pa.binary()), "cls": [2, 1, 0] * 3})
+    pq.write_table(table, tmp_path / "plain.parquet")
+    source = open_source(Table(kind="parquet", path="plain.parquet", image_column="jpg", label_column="cls"), tmp_path)
+    assert [source.read(i) for i in range(9)] == colours
+    assert source.labels.tolist() == [2, 1, 0] * 3
+
+
+def test_arrow_files_of_either_format(tmp_path, colours):
+    table = pa.table({"image": pa.array(colours, pa.binary()), "label": [2, 1, 0] * 3})
+    with pa.OSFile(str(tmp_path / "f.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    source = open_source(Table(kind="arrow", path="f.arrow"), tmp_path)
+    assert [source.read(i) for i in range(9)] == colours
+
+
+def test_a_shuffled_or_filtered_data_set_keeps_labels_with_images(tmp_path, colours):
+    data = make_dataset(colours, "class_label").shuffle(seed=1).select([1, 5, 6])
+    data.save_to_disk(tmp_path / "d")
+    source = open_source(SavedDataset(kind="saved", path="d"), tmp_path)
+    for i in range(3):
+        original = colours.index(source.read(i))
+        assert source.labels[i] == [0, 2, 1][original % 3]
+
+
+def test_class_lists_over_tables(tmp_path, colours):
+    (tmp_path / "names").write_text("asp\nzebu\nyak\nox\n")
+    for kind, expected in (("class_label", [3, 0, 2]), ("string", [3, 2, 0]), ("int", [0, 2, 1])):
+        make_dataset(colours, kind).to_parquet(tmp_path / f"{kind}.parquet")
+        source = open_source(Table(kind="parquet", path=f"{kind}.parquet", classes="names"), tmp_path)
+        assert source.classes == ("asp", "zebu", "yak", "ox")
+        assert source.labels[:3].tolist() == expected
+
+
+def test_saved_splits(tmp_path, colours):
+    import datasets
+
+    data = make_dataset(colours, "int")
+    datasets.DatasetDict({"train": data, "validation": data.select(range(3))}).save_to_disk(tmp_path / "d")
+    assert len(open_source(SavedDataset(kind="saved", path="d", split="validation"), tmp_path)) == 3
+    with pytest.raises(
+        InputError, match=r"no split 'valid' \(did you mean 'validation'\?\): choose one of 'train', 'validation'"
+    ):
+        open_source(SavedDataset(kind="saved", path="d", split="valid"), tmp_path)
+    with pytest.raises(InputError, match="choose one of"):
+        open_source(SavedDataset(kind="saved", path="d"), tmp_path)
+    with pytest.raises(InputError, match="without splits"):
+        open_source(SavedDataset(kind="saved", path="d/train", split="train"), tmp_path)
+    with pytest.raises(InputError, match="cannot be loaded as what save_to_disk writes"):
+        open_source(SavedDataset(kind="saved", path="."), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image_column": "imag"}, r"data.train.image_column: .* no column 'imag' \(did you mean 'image'\?\)"),
+        ({"label_column": "labels"}, r"data.train.label_column: .* no column 'labels' \(did you mean 'label'\?\)"),
+        ({"image_column": "label"}, "column 'label' .* not image files"),
+        ({"label_column": "image"}, "labels are integers, names or a ClassLabel"),
+        ({"path": "d.parqet"}, r"does not exist \(did you mean 'd.parquet'"),
+        ({"path": "*.pq"}, "no file matches"),
+        ({"path": "empty"}, r"has no \*.parquet files"),
+        ({"path": "text.parquet"}, "cannot open .*text.parquet"),
+    ],
+)
+def test_bad_tables(tmp_path, colours, changes, message):
+    make_dataset(colours, "class_label").to_parquet(tmp_path / "d.parquet")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.parquet").write_text("this is not parquet")
+    with pytest.raises(InputError, match=message) as info:
+        open_source(Table(kind="parquet", **{"path": "d.parquet"} | changes), tmp_path)
+    assert "\n" not in str(info.value)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [([0, 1, -1], "row 2 has label -1, and labels go from 0 to 1"), ([0, None, 1], "1 rows without a label")],
+)
+def test_bad_labels_in_tables(tmp_path, colours, labels, message):
+    table = pa.table({"image": pa.array(colours[: len(labels)], pa.binary()), "label": pa.array(labels, pa.int64())})
+    pq.write_table(table, tmp_path / "d.parquet")
+    with pytest.raises(InputError, match=message):
+        open_source(Table(kind="parquet", path="d.parquet"), tmp_path)
+
+
+def test_no_records_at_all(tmp_path, colours):
+    schema = pa.schema([("image", pa.binary()), ("label", pa.int64())])
+    with pa.OSFile(str(tmp_path / "d.arrow"), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        writer.write_table(schema.empty_table())
+    with pytest.raises(InputError, match=r"data.train: arrow holds no records"):
+        open_source(Table(kind="arrow", path="d.arrow"), tmp_path)
+    make_dataset(colours, "class_label").select([]).save_to_disk(tmp_path / "d")
+    with pytest.raises(InputError, match=r"data.train.path: .* cannot be loaded"):
+        open_source(SavedDataset(kind="saved", path="d"), tmp_path)
+
+
+def test_an_empty_image_cell_is_unreadable_by_row(tmp_path, colours):
+    images = pa.array([{"bytes": colours[0], "path": None}, {"bytes": None, "path": None}, None])
+    pq.write_table(pa.table({"image": images, "label": [0, 0, 0]}), tmp_path / "d.parquet")
+    source = open_source(Table(kind="parquet", path="d.parquet"), tmp_path)
+    assert source.read(0) == colours[0]
+    for row in (1, 2):
+        with pytest.raises(InputError, match=f"d.parquet, row {row}: unreadable image"):
+            read_image(source, row)
+
+
+def test_images_kept_as_paths(tmp_path, colours):
+    (tmp_path / "a.png").write_bytes(colours[3])
+    images = pa.array([{"bytes": None, "path": str(tmp_path / "a.png")}])
+    pq.write_table(pa.table({"image": images, "label": [0]}), tmp_path / "d.parquet")
+    source = open_source(Table(kind="parquet", path=str(tmp_path / "d.parquet")), Path("/nowhere"))
+    assert source.read(0) == colours[3]

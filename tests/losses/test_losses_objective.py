@@ -1,0 +1,117 @@
+"""Objective: weights, what is reported, what each recipe section builds, and that nothing waits for the device."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from losses_cases import Case, distributions, logits
+from pydantic import TypeAdapter
+from torch import Tensor
+
+from distill.losses import HardTerm, LossTerms, Objective, SoftTerm, build_objective
+from distill.losses.bkl import bce_teacher, bkl
+from distill.losses.dist import dist
+from distill.losses.dkd import dkd, target_class
+from distill.losses.hard import binary_cross_entropy, cross_entropy, smooth
+from distill.losses.kl import kl
+from distill.recipe import schema
+
+
+@dataclass(frozen=True)
+class Batch:
+    targets: Tensor
+    labels: Tensor
+
+
+STUDENT, TEACHER = logits(Case(10, 0.0, torch.float32))
+BATCH = Batch(*distributions(10))
+HARD = {
+    "ce": ({"loss": "ce", "smoothing": 0.1}, lambda: cross_entropy(STUDENT, smooth(BATCH.targets, 0.1))),
+    "bce": (
+        {"loss": "bce", "smoothing": 0.2, "class_reduction": "sum"},
+        lambda: binary_cross_entropy(STUDENT, smooth(BATCH.targets, 0.2), "sum"),
+    ),
+}
+SOFT = {
+    "kl": ({"loss": "kl", "temperature": 2.0}, lambda: kl(STUDENT, TEACHER, 2.0)),
+    "bkl": ({"loss": "bkl", "temperature": 3.0}, lambda: bkl(STUDENT, TEACHER, 3.0)),
+    "bce_teacher": ({"loss": "bce_teacher"}, lambda: bce_teacher(STUDENT, TEACHER)),
+    "dkd": (
+        {"loss": "dkd", "alpha": 0.5, "beta": 8.0, "temperature": 4.0},
+        lambda: dkd(STUDENT, TEACHER, target_class(BATCH.targets, BATCH.labels), 0.5, 8.0, 4.0),
+    ),
+    "dist": (
+        {"loss": "dist", "beta": 2.0, "gamma": 0.5, "temperature": 3.0},
+        lambda: dist(STUDENT, TEACHER, 2.0, 0.5, 3.0),
+    ),
+}
+
+
+def build(**sections: dict[str, object]) -> Objective:
+    return build_objective(TypeAdapter(schema.Objective).validate_python(sections))
+
+
+@pytest.mark.parametrize("name", HARD)
+def test_hard_sections(name: str) -> None:
+    section, expected = HARD[name]
+    terms = build(hard={**section, "weight": 0.5})(STUDENT, None, BATCH)
+    assert terms == LossTerms(total=0.5 * expected(), hard=expected(), soft=None, hint=None)
+
+
+@pytest.mark.parametrize("name", SOFT)
+def test_soft_sections(name: str) -> None:
+    section, expected = SOFT[name]
+    terms = build(soft={**section, "weight": 0.25})(STUDENT, TEACHER, BATCH)
+    assert terms == LossTerms(total=0.25 * expected(), hard=None, soft=expected(), hint=None)
+
+
+def test_every_loss_of_the_schema_is_covered_here() -> None:
+    known = TypeAdapter(schema.Hard | schema.Soft).json_schema()["$defs"].values()
+    assert {section["properties"]["loss"]["const"] for section in known} == {*HARD, *SOFT}
+
+
+def test_total_is_the_weighted_sum_of_unweighted_terms() -> None:
+    terms = build(hard={"loss": "ce", "weight": 0.5}, soft={"loss": "kl", "weight": 3.0})(STUDENT, TEACHER, BATCH)
+    torch.testing.assert_close(terms.hard, cross_entropy(STUDENT, BATCH.targets))
+    torch.testing.assert_close(terms.soft, kl(STUDENT, TEACHER))
+    torch.testing.assert_close(terms.total, 0.5 * terms.hard + 3.0 * terms.soft)
+
+
+def test_plain_values_make_an_objective_without_a_recipe() -> None:
+    objective = Objective(HardTerm(cross_entropy, 2.0), SoftTerm(lambda s, t, _: kl(s, t), 1.0))
+    torch.testing.assert_close(
+        objective(STUDENT, TEACHER, BATCH).total, 2 * cross_entropy(STUDENT, BATCH.targets) + kl(STUDENT, TEACHER)
+    )
+    with pytest.raises(ValueError, match="hard term, a soft term"):
+        Objective()
+
+
+def test_soft_labels_alone_take_images_labelled_in_another_space() -> None:
+    """First stage of Table 14: ImageNet-21K images, a 1K teacher and student, no label loss."""
+    elsewhere = Batch(torch.zeros(8, 50), torch.full((8,), 49))
+    torch.testing.assert_close(build(soft={"loss": "kl"})(STUDENT, TEACHER, elsewhere).total, kl(STUDENT, TEACHER))
+    with pytest.raises(ValueError, match="label distribution"):
+        build(hard={"loss": "ce"})(STUDENT, None, elsewhere)
+
+
+def test_a_soft_term_wants_a_teacher() -> None:
+    with pytest.raises(ValueError, match="no teacher logits"):
+        build(soft={"loss": "kl"})(STUDENT, None, BATCH)
+
+
+@pytest.mark.parametrize("soft", SOFT)
+def test_nothing_waits_for_the_device(soft: str) -> None:
+    """Meta tensors have no values: whatever reads one, or branches on one, raises here."""
+    student = torch.empty(8, 10, device="meta", dtype=torch.bfloat16, requires_grad=True)
+    batch = Batch(BATCH.targets.to("meta"), BATCH.labels.to("meta"))
+    for hard in HARD.values():
+        terms = build(hard=hard[0], soft=SOFT[soft][0])(student, TEACHER.to("meta"), batch)
+        terms.total.backward()
+    assert student.grad is not None
+
+
+def test_compiles_without_a_graph_break() -> None:
+    for hard, soft in (("ce", "kl"), ("bce", "bkl"), ("bce", "bce_teacher"), ("ce", "dkd"), ("ce", "dist")):
+        objective = build(hard=HARD[hard][0], soft=SOFT[soft][0])
+        compiled = torch.compile(lambda s, o=objective: o(s, TEACHER, BATCH), backend="eager", fullgraph=True)
+        assert compiled(STUDENT) == objective(STUDENT, TEACHER, BATCH)

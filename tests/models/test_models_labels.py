@@ -1,0 +1,73 @@
+"""Label spaces: counts, then names in order, with WordNet between synsets and words."""
+
+import pytest
+from timm.data import ImageNetInfo
+
+from distill.errors import InputError
+from distill.models.labels import check_label_space, comparable_classes
+
+INFO = ImageNetInfo("imagenet-1k")
+SYNSETS = list(INFO.label_names())
+WORDS = INFO.label_descriptions()
+
+
+def check(recorded: list[str] | None, num_teacher: int, data: list[str]) -> None:
+    check_label_space(comparable_classes(recorded, num_teacher, data), num_teacher, data)
+
+
+def swapped(names: list[str], i: int, j: int) -> list[str]:
+    out = list(names)
+    out[i], out[j] = out[j], out[i]
+    return out
+
+
+def test_counts_must_agree() -> None:
+    with pytest.raises(InputError, match="the teacher's head has 1000 classes, the data 10:"):
+        check_label_space(None, 1000, ["a"] * 10)
+    check_label_space(None, 2, ["a", "b"])
+
+
+def test_the_first_difference_is_named() -> None:
+    with pytest.raises(InputError, match="class 1 is 'dog' for the teacher and 'cat' in the data"):
+        check_label_space(["ant", "dog", "cat"], 3, ["ant", "cat", "dog"])
+    check_label_space(["ant", "dog"], 2, ["ant", "dog"])
+
+
+def test_a_list_that_does_not_fit_the_head_is_refused() -> None:
+    with pytest.raises(InputError, match="list names 2 classes, its head has 3"):
+        check_label_space(["a", "b"], 3, ["a", "b", "c"])
+
+
+def test_imagenet_heads_are_compared_with_synsets() -> None:
+    check(None, 1000, SYNSETS)
+    with pytest.raises(InputError, match=f"class 3 is '{SYNSETS[3]}' for the teacher and '{SYNSETS[7]}'"):
+        check(None, 1000, swapped(SYNSETS, 3, 7))
+
+
+def test_imagenet_heads_are_compared_with_words() -> None:
+    check(None, 1000, WORDS)
+    with pytest.raises(InputError, match="class 3 is "):
+        check(None, 1000, swapped(WORDS, 3, 7))
+    other_words = [*WORDS[:5], "rooster, as somebody else writes it", *WORDS[6:]]
+    check(None, 1000, other_words)
+
+
+def test_other_data_with_as_many_classes_pass_by_count() -> None:
+    check(None, 1000, [f"class {i}" for i in range(1000)])
+    check(None, 10, [f"class {i}" for i in range(10)])
+
+
+def test_recorded_synsets_meet_words_and_the_other_way_round() -> None:
+    check(SYNSETS, 1000, WORDS)
+    check(WORDS, 1000, SYNSETS)
+    with pytest.raises(InputError, match="class 3"):
+        check(SYNSETS, 1000, swapped(WORDS, 3, 7))
+    with pytest.raises(InputError, match="class 3"):
+        check(WORDS, 1000, swapped(SYNSETS, 3, 7))
+
+
+def test_recorded_names_are_strict() -> None:
+    with pytest.raises(InputError, match="class 0 is 'A' for the teacher and 'a'"):
+        check(["A", "b"], 2, ["a", "b"])
+    with pytest.raises(InputError, match="class 1 is 'n99999999'"):
+        check(["n01440764", "n99999999"], 2, ["n01440764", "n01443537"])

@@ -1,0 +1,244 @@
+"""The teacher: frozen for good, with its own pixels and precision, from every kind of weights, over the right classes."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from timm.models import save_for_hf
+from torch import nn
+
+from distill.errors import InputError
+from distill.models.pixels import Pixels
+from distill.models.teacher import Teacher, build_teacher
+from distill.recipe.schema import Teacher as Spec
+
+CLASSES = ("ant", "bee", "cat", "dog")
+
+
+def images(size: int = 32, count: int = 4) -> torch.Tensor:
+    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+def trained(name: str = "cifar_resnet8", num_classes: int = len(CLASSES), **kwargs: object) -> nn.Module:
+    """A model whose BatchNorm statistics are not the initial ones."""
+    torch.manual_seed(3)
+    model = timm.create_model(name, num_classes=num_classes, **kwargs).train()
+    size = model.pretrained_cfg["input_size"][-1]
+    for _ in range(3):
+        model(torch.randn(8, 3, size, size) * 2 + 1)
+    return model.eval()
+
+
+def normalised(x: torch.Tensor, model: nn.Module) -> torch.Tensor:
+    mean, std = (torch.tensor(model.pretrained_cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
+    return (x - mean) / std
+
+
+def build(root: Path, classes: tuple[str, ...] = CLASSES, **kwargs: object) -> Teacher:
+    return build_teacher(Spec(**kwargs), classes=classes, root=root, device="cpu")
+
+
+def export(model: nn.Module, folder: Path, classes: tuple[str, ...] | None = CLASSES) -> Path:
+    config = {"label_names": list(classes)} if classes else {}
+    save_for_hf(model, str(folder), model_config=config, safe_serialization=True)
+    return folder
+
+
+# ---- frozen ----------------------------------------------------------------------------------------------------------
+
+
+def test_no_call_and_no_parents_train_changes_it() -> None:
+    model = trained(drop_rate=0.5)
+    teacher = Teacher(model, Pixels((0.5,) * 3, (0.5,) * 3), num_classes=4)
+    before = {key: value.clone() for key, value in teacher.state_dict().items()}
+    logits = teacher(images())
+    parent = nn.ModuleDict({"student": trained(), "teacher": teacher})
+    flips: tuple[Callable[[], object], ...] = (parent.train, teacher.train, lambda: teacher.train(True))
+    for flip in flips:
+        flip()
+        assert not any(m.training for m in teacher.modules())
+        for _ in range(5):
+            assert torch.equal(teacher(images()), logits)
+    assert parent["student"].training
+    after = teacher.state_dict()
+    assert all(torch.equal(after[key], before[key]) for key in before)
+
+
+def test_its_logits_are_float32_constants_to_autograd() -> None:
+    teacher = Teacher(trained(), Pixels((0.5,) * 3, (0.5,) * 3), num_classes=4)
+    assert not any(p.requires_grad for p in teacher.parameters())
+    x = images().requires_grad_()
+    logits = teacher(x)
+    assert not logits.requires_grad
+    weight = torch.ones(4, requires_grad=True)
+    (logits * weight).sum().backward()  # what inference_mode would refuse
+    assert torch.equal(weight.grad, logits.sum(0))
+
+
+def test_autocast_does_not_reach_it() -> None:
+    teacher = Teacher(trained(), Pixels((0.5,) * 3, (0.5,) * 3), num_classes=4)
+    expected = teacher(images())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(teacher(images()), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_keeps_batch_norm_in_float32(dtype: torch.dtype) -> None:
+    model = trained("test_resnet")
+    expected = Teacher(model, Pixels((0.5,) * 3, (0.5,) * 3), num_classes=4)(images(64))
+    running = {key: value.clone() for key, value in model.state_dict().items() if "running" in key}
+    teacher = Teacher(model, Pixels((0.5,) * 3, (0.5,) * 3), num_classes=4, dtype=dtype)
+    state = teacher.model.state_dict()
+    assert state["fc.weight"].dtype == state["conv1.0.weight"].dtype == dtype
+    assert all(torch.equal(state[key], value) for key, value in running.items())
+    logits = teacher(images(64))
+    assert logits.dtype == torch.float32
+    assert not torch.equal(logits, expected)
+    torch.testing.assert_close(logits, expected, atol=0.03, rtol=0.03)
+
+
+# ---- pixels ----------------------------------------------------------------------------------------------------------
+
+
+def test_it_sees_its_own_mean_and_std(tmp_path: Path) -> None:
+    model = trained("test_convnext")  # 0.5 and 0.5, as no CIFAR student
+    torch.save(model.state_dict(), tmp_path / "w.pth")
+    teacher = build(tmp_path, model="test_convnext", weights="w.pth", image_size=32)
+    torch.testing.assert_close(teacher(images()), model(normalised(images(), model)), atol=1e-5, rtol=1e-5)
+    given = build(tmp_path, model="test_convnext", weights="w.pth", image_size=32, mean=(0.0,) * 3, std=(1.0,) * 3)
+    torch.testing.assert_close(given(images()), model(images()), atol=1e-5, rtol=1e-5)
+
+
+def test_images_are_resized_to_its_own_size(tmp_path: Path) -> None:
+    model = trained("test_vit")
+    torch.save(model.state_dict(), tmp_path / "w.pth")
+    teacher = build(tmp_path, model="test_vit", weights="w.pth")
+    resized = nn.functional.interpolate(images(), size=(160, 160), mode="bicubic", antialias=True)
+    torch.testing.assert_close(teacher(images()), model(normalised(resized, model)), atol=1e-5, rtol=1e-5)
+    smaller = build(tmp_path, model="test_vit", weights="w.pth", image_size=64)
+    assert smaller.model.pos_embed.shape[1] == 17
+    assert smaller(images()).shape == (4, 4)
+    assert build(tmp_path, model="test_vit", weights="w.pth", model_args={"img_size": 64}).pixels.image_size == 64
+
+
+# ---- where the weights come from -------------------------------------------------------------------------------------
+
+
+def test_an_export_names_its_architecture_classes_and_pixels(tmp_path: Path) -> None:
+    model = trained()
+    export(model, tmp_path / "out")
+    teacher = build(tmp_path, weights="out")
+    torch.testing.assert_close(teacher(images()), model(normalised(images(), model)), atol=1e-5, rtol=1e-5)
+    assert teacher.classes == CLASSES
+    assert "out" in teacher.source
+    with pytest.raises(InputError, match="class 1 is 'bee' for the teacher and 'cat' in the data"):
+        build(tmp_path, weights="out", classes=("ant", "cat", "bee", "dog"))
+    with pytest.raises(InputError, match="teacher.model is resnet18, and .* holds a cifar_resnet8"):
+        build(tmp_path, weights="out", model="resnet18")
+    with pytest.raises(InputError, match="picks among the students of a run"):
+        build(tmp_path, weights="out", student="a")
+    (tmp_path / "out" / "model.safetensors").unlink()
+    with pytest.raises(InputError, match="the export is incomplete"):
+        build(tmp_path, weights="out")
+
+
+def test_an_export_of_another_size_comes_back(tmp_path: Path) -> None:
+    model = timm.create_model("test_vit", num_classes=4, img_size=64).eval()
+    export(model, tmp_path / "out")
+    teacher = build(tmp_path, weights="out")
+    assert teacher.pixels.image_size == 64
+    torch.testing.assert_close(teacher(images(64)), model(normalised(images(64), model)), atol=1e-5, rtol=1e-5)
+
+
+def test_a_run_gives_its_best_student_or_the_one_named(tmp_path: Path) -> None:
+    small, large = trained("cifar_resnet8"), trained("cifar_resnet14")
+    export(small, tmp_path / "run" / "best" / "small")
+    assert build(tmp_path, weights="run").source.startswith("local-dir:")  # the only one
+    export(large, tmp_path / "run" / "best" / "large")
+    with pytest.raises(InputError, match="has 2 students, name one of large, small"):
+        build(tmp_path, weights="run")
+    (tmp_path / "run" / "report.json").write_text(json.dumps({"best": "large"}))
+
+    def blocks(teacher: Teacher) -> int:
+        return len(teacher.model.layer1)
+
+    assert blocks(build(tmp_path, weights="run")) == 2
+    assert blocks(build(tmp_path, weights="run", student="small")) == 1
+    assert blocks(build(tmp_path, weights="run/best")) == 2
+    assert blocks(build(tmp_path, weights="run/best/small")) == 1
+    with pytest.raises(InputError, match=r"has no 'smal' \(did you mean 'small'\?\): it has large, small"):
+        build(tmp_path, weights="run", student="smal")
+
+
+def test_missing_weights_are_named_with_the_nearest(tmp_path: Path) -> None:
+    (tmp_path / "teacher.pth").write_bytes(b"")
+    with pytest.raises(InputError, match=r"does not exist \(did you mean 'teacher.pth'"):
+        build(tmp_path, model="cifar_resnet8", weights="teachr.pth")
+    with pytest.raises(InputError, match=r"teacher\.pth: damaged"):
+        build(tmp_path, model="cifar_resnet8", weights="teacher.pth")
+    with pytest.raises(InputError, match="does not name its architecture"):
+        build(tmp_path, weights="teacher.pth")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="neither an exported model .* nor a finished run"):
+        build(tmp_path, weights="empty")
+
+
+def test_random_weights_are_the_same_each_time(tmp_path: Path) -> None:
+    logits = build(tmp_path, model="cifar_resnet8", weights="random")(images())
+    torch.manual_seed(5)
+    assert torch.equal(build(tmp_path, model="cifar_resnet8", weights="random")(images()), logits)
+    assert logits.shape == (4, 4)
+
+
+def test_pretrained_weights_that_cannot_be_had_say_so(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="HF_HUB_OFFLINE"):
+        build(tmp_path, model="test_resnet", weights="pretrained")
+
+
+# ---- classes ---------------------------------------------------------------------------------------------------------
+
+
+def test_another_head_is_refused_not_replaced(tmp_path: Path) -> None:
+    torch.save(trained(num_classes=7).state_dict(), tmp_path / "seven.pth")
+    with pytest.raises(InputError, match="the teacher's head has 7 classes, the data 4:"):
+        build(tmp_path, model="cifar_resnet8", weights="seven.pth")
+    export(trained(num_classes=7), tmp_path / "out", classes=None)
+    with pytest.raises(InputError, match="the teacher's head has 7 classes, the data 4:"):
+        build(tmp_path, weights="out")
+
+
+def test_the_head_of_the_file_counts_not_the_default(tmp_path: Path) -> None:
+    model = trained()  # timm's default for this architecture is 100
+    torch.save({"model": model.state_dict(), "epoch": 3}, tmp_path / "four.pth")
+    teacher = build(tmp_path, model="cifar_resnet8", weights="four.pth")
+    assert teacher.num_classes == 4
+    assert torch.equal(teacher.model.fc.weight, model.fc.weight)
+    assert teacher.classes is None
+
+
+def test_a_file_of_names_is_compared(tmp_path: Path) -> None:
+    torch.save(trained().state_dict(), tmp_path / "w.pth")
+    (tmp_path / "names.txt").write_text("ant\nbee\ncat\ndog\n")
+    spec = Spec(model="cifar_resnet8", weights="w.pth", classes="names.txt")
+    teacher = build_teacher(spec, classes=CLASSES, root=tmp_path, device="cpu")
+    assert teacher.classes == CLASSES
+    with pytest.raises(InputError, match="class 0 is 'ant' for the teacher and 'bee'"):
+        build_teacher(spec, classes=("bee", "ant", "cat", "dog"), root=tmp_path, device="cpu")
+    absent = Spec(model="cifar_resnet8", weights="w.pth", classes="absent.txt")
+    with pytest.raises(InputError, match=r"teacher\.classes: no such file"):
+        build_teacher(absent, classes=CLASSES, root=tmp_path, device="cpu")
+
+
+def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
+    torch.save(trained("cifar_resnet14").state_dict(), tmp_path / "w.pth")
+    with pytest.raises(InputError, match=r"teacher\.weights .*w\.pth for cifar_resnet8: .*unexpected: layer1\.1"):
+        build(tmp_path, model="cifar_resnet8", weights="w.pth")
+
+
+def test_weights_without_a_head_are_refused(tmp_path: Path) -> None:
+    export(timm.create_model("cifar_resnet8", num_classes=0), tmp_path / "out", classes=None)
+    with pytest.raises(InputError, match="no classifier"):
+        build(tmp_path, weights="out")
