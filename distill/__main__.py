@@ -79,7 +79,9 @@ def evaluate(
         typer.Option(help="File of class names, a name a line, where the folder holds only some; or imagenet-1k."),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images a process judges at once.")] = 256,
-    num_workers: Annotated[int, typer.Option(min=0, help="Processes that decode.")] = 4,
+    num_workers: Annotated[
+        int | None, typer.Option(min=0, help="Processes that decode; the cores of the machine if left out.")
+    ] = None,
     precision: Annotated[Literal["fp32", "bf16", "fp16"], typer.Option(help="What the models compute in.")] = "fp32",
     image_size: Annotated[int | None, typer.Option(min=8, help="Pixels; the model's own size if left out.")] = None,
     unreadable: Annotated[

@@ -1,5 +1,6 @@
 """From a plan to the things that run: teacher, students, loaders. Models are built on the CPU, before any GPU is taken."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -109,7 +110,7 @@ def train_loader(plan: Plan, share: Share, engine: Engine, first_step: int) -> T
             **data.mixing.model_dump(),
         ),
         Shard(engine.rank, engine.world_size, share.micro_batch_size, share.num_forwards),
-        num_workers=data.num_workers,
+        num_workers=decoders(data.num_workers),
         prefetch_batches=data.prefetch_batches,
         device=engine.device,
         unreadable=data.unreadable,
@@ -125,7 +126,7 @@ def eval_loader(
     *,
     image_size: int,
     batch_size: int,
-    num_workers: int,
+    num_workers: int | None,
     unreadable: Literal["error", "skip"],
 ) -> EvalLoader:
     """This process's part of an evaluation set."""
@@ -135,10 +136,18 @@ def eval_loader(
         batch_size=batch_size,
         rank=engine.rank,
         world_size=engine.world_size,
-        num_workers=num_workers,
+        num_workers=decoders(num_workers),
         device=engine.device,
         unreadable=unreadable,
     )
+
+
+def decoders(num_workers: int | None) -> int:
+    """Decoding processes of this process: as asked, or its share of the cores it may run on."""
+    if num_workers is not None:
+        return num_workers
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(16, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 def place_teacher(teacher: Teacher | None, engine: Engine) -> Teacher | None:

@@ -5,6 +5,7 @@ Accelerate's: each student needs its own gradient scaler (trap 10) and a frozen 
 """
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 from torch import nn
 
@@ -107,7 +109,10 @@ class Engine:
         """The module to call in training: compiled when asked, under DDP when there are several processes. Collective: every rank."""
         if self._compile:
             module.compile()
-        prepared: nn.Module = self.accelerator.prepare_model(module, device_placement=False)
+        with warnings.catch_warnings():
+            # torch 2.15 calls broadcast_buffers deprecated; what replaces it does not exist before, nor keep buffers unsynced.
+            warnings.filterwarnings("ignore", message=".*broadcast_buffers.*", category=FutureWarning)
+            prepared: nn.Module = self.accelerator.prepare_model(module, device_placement=False)
         return prepared
 
     @contextmanager
@@ -184,6 +189,8 @@ class Engine:
             self.accelerator.end_training()
         if dist.is_initialized():
             dist.destroy_process_group()
+        # Accelerate keeps its state in class attributes; without this a second command in one process would find a dead group.
+        AcceleratorState._reset_state(reset_partial_state=True)
 
     def device_name(self) -> str:
         """What a report calls the device of a process."""

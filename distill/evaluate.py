@@ -103,11 +103,16 @@ def evaluate(
     num_samples, num_skipped = (round(value) for value in counts.tolist())
     results = {}
     for name, row_sums in zip(names, sums.tolist(), strict=True):
-        top1, top5, loss, agreement, divergence = (value / max(num_samples, 1) for value in row_sums)
+        correct1, correct5, loss, agreed, divergence = row_sums
+        count = max(num_samples, 1)
         versus = (
-            {"agreement": 100 * agreement, "teacher_kl": divergence} if teacher is not None and name != TEACHER else {}
+            {"agreement": 100 * agreed / count, "teacher_kl": divergence / count}
+            if teacher is not None and name != TEACHER
+            else {}
         )
-        results[name] = Accuracy(100 * top1, 100 * top5, loss, num_samples, num_skipped, **versus)
+        results[name] = Accuracy(
+            100 * correct1 / count, 100 * correct5 / count, loss / count, num_samples, num_skipped, **versus
+        )
     return results
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
 
-from distill.checkpoint import atomic_directory
+from distill.checkpoint import atomic_directory, storable
 from distill.errors import InputError
 from distill.models.pixels import Pixels
 from distill.recipe.schema import EvalView
@@ -52,9 +52,8 @@ def write_model(
         "crop_pct": eval_view.crop_fraction,
         "interpolation": eval_view.interpolation,
     }
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     with atomic_directory(folder) as directory:
-        save_file(tensors, directory / WEIGHTS_FILE, metadata={"format": "pt"})
+        save_file(storable(weights), directory / WEIGHTS_FILE, metadata={"format": "pt"})
         save_config_for_hf(
             net, str(directory / CONFIG_FILE), model_config={"label_names": list(classes)}, data_config=view
         )

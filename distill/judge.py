@@ -221,7 +221,7 @@ def judge(
     data: str | None,
     classes: str | None,
     batch_size: int,
-    num_workers: int,
+    num_workers: int | None,
     precision: Precision,
     image_size: int | None,
     unreadable: Unreadable,
@@ -248,7 +248,11 @@ def judge(
     try:
         results = _judge(found, source, teacher, engine, batch_size, num_workers, unreadable)
         if engine.is_main:
-            make_console().print(_table(path, found, results))
+            samples = next(iter(results.values()))
+            skipped = f", {samples.num_skipped} unreadable skipped" if samples.num_skipped else ""
+            console = make_console()
+            console.print(f"{path}: {samples.num_samples} images{skipped}", markup=False, soft_wrap=True)
+            console.print(_table(found, results))
     finally:
         engine.close()
     return results
@@ -260,7 +264,7 @@ def _judge(
     teacher: Teacher | None,
     engine: Engine,
     batch_size: int,
-    num_workers: int,
+    num_workers: int | None,
     unreadable: Unreadable,
 ) -> dict[str, Accuracy]:
     """One pass for models of one view; another pass for each other view."""
@@ -297,12 +301,8 @@ def _teacher(recipe: Recipe | None, source: Source) -> Teacher | None:
         return None
 
 
-def _table(path: Path, found: list[Found], results: dict[str, Accuracy]) -> Table:
-    samples = next(iter(results.values()))
-    skipped = f", {samples.num_skipped} unreadable skipped" if samples.num_skipped else ""
-    table = Table(
-        title=f"{path}: {samples.num_samples} images{skipped}", title_justify="left", box=None, pad_edge=False
-    )
+def _table(found: list[Found], results: dict[str, Accuracy]) -> Table:
+    table = Table(box=None, pad_edge=False)
     for heading in ("", "weights", "top-1 %", "top-5 %", "cross-entropy", "agrees %", "KL to teacher"):
         table.add_column(heading, justify="left" if heading in ("", "weights") else "right")
     notes = {each.name: str(each.record.get("weights", "")) for each in found}

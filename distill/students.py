@@ -192,7 +192,7 @@ class Student:
 
     def weights(self, which: str = "last") -> Tensors:
         """State dict of the timm model: "last", or an average such as "ema-0.999"."""
-        return dict(self.net.state_dict()) if which == "last" else dict(self.emas[which].weights())
+        return dict(self.net.state_dict()) if which == "last" else self.emas[which].weights()
 
     def write(self, folder: Path, *, classes: tuple[str, ...], data: Data, record: dict[str, Any]) -> None:
         """Export the weights that `best` names to `folder`, as timm reads them."""

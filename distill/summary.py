@@ -71,7 +71,7 @@ class Summary:
 
     def table(self) -> Table:
         """A row for the teacher and for each student, its averages below it."""
-        table = Table(title=self._title(), title_justify="left", box=None, pad_edge=False)
+        table = Table(box=None, pad_edge=False)
         for heading in (
             "",
             "model",
@@ -97,7 +97,8 @@ class Summary:
                 table.add_row(f"  {key}", "", "", "", *_scores(self.accuracies.get(f"{student.name}/{key}"), None))
         return table
 
-    def _title(self) -> str:
+    def headline(self) -> str:
+        """The run in a line: steps, time, the best student."""
         skipped = f", {self.num_skipped} unreadable images skipped" if self.num_skipped else ""
         return (
             f"{self.run}: {self.steps} steps ({self.epochs:.1f} epochs) in {hours_minutes(self.seconds)} on "

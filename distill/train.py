@@ -1,7 +1,6 @@
 """train(recipe): the acts in order, and one step on one screen."""
 
 import os
-import time
 from contextlib import ExitStack
 from typing import Any
 
@@ -9,6 +8,7 @@ import torch
 
 from distill.build import Models, build_models, eval_loader, place_teacher, start_students, train_loader
 from distill.checkpoint import Signals, TrainState, prune, save
+from distill.clock import Clock
 from distill.console import MetricsFile, Screen
 from distill.engine import Engine, launched_processes, refuse_contradictions
 from distill.evaluate import TEACHER, Accuracy, TeacherAnswers, evaluate
@@ -58,8 +58,7 @@ class Run:
         recipe = plan.recipe
         self.plan, self.share, self.engine = plan, share, engine
         self.step = 0
-        self.seconds = 0.0
-        self.device_seconds = 0.0
+        self.clock = Clock(engine.world_size)
         self.num_skipped = 0  # over all processes, up to the last log or save
         self._skipped_here = 0
         self.accuracies: dict[str, Accuracy] = {}
@@ -107,17 +106,17 @@ class Run:
 
     def _loop(self, batches: Any, verdicts: Verdicts, signals: Signals) -> int:
         plan = self.plan
-        mark, mark_step = time.monotonic(), self.step
+        self._logged_step = self.step
+        self.clock.go()
         while self.step < plan.total_steps and self.running:
             self._step(batches, verdicts, stop_asked=signals.received is not None)
             self.screen.advance(self.step)
             last = self.step == plan.total_steps
             if self.step % plan.log_every == 0 or last:
                 self._stop_students(verdicts.drain())
-                mark, mark_step = self._log(mark, mark_step)
+                self._log()
             if verdicts.stop_agreed:
                 self._stop_students(verdicts.drain())
-                self._count_time(mark)
                 path = self._save()
                 self.screen.say(
                     f"{signals.received or 'a signal'}: stopped after step {self.step}, saved in {path}; the same command goes on"
@@ -125,12 +124,12 @@ class Run:
                 return INTERRUPTED
             if self._eval_loader and (self.step % plan.evaluate_every == 0 or last):
                 self._stop_students(verdicts.drain())
-                mark = self._count_time(mark)
-                self._evaluate()
+                with self.clock.paused():
+                    self._evaluate()
             if self.step % plan.checkpoint_every == 0 or last:
                 self._stop_students(verdicts.drain())
-                mark = self._count_time(mark)
-                self._save()
+                with self.clock.paused():
+                    self._save()
         return self._finish()
 
     def _step(self, batches: Any, verdicts: Verdicts, stop_asked: bool) -> None:
@@ -164,19 +163,12 @@ class Run:
 
     # ---- log, judge, save --------------------------------------------------------------------------------------------
 
-    def _count_time(self, mark: float) -> float:
-        """Add the time since `mark` to the run's; returns the new mark."""
-        now = time.monotonic()
-        self.seconds += now - mark
-        self.device_seconds += (now - mark) * self.engine.world_size
-        return now
-
     def _count_skipped(self) -> None:
         """Add the unreadable images of all processes. Collective: every rank."""
         self.num_skipped += int(self.engine.sum_(torch.tensor(self._skipped_here, device=self.engine.device)))
         self._skipped_here = 0
 
-    def _log(self, mark: float, mark_step: int) -> tuple[float, int]:
+    def _log(self) -> None:
         """Fetch losses, show and record them. Collective: every rank. Waits for the device."""
         self._count_skipped()
         records: dict[str, Any] = {}
@@ -185,26 +177,24 @@ class Run:
             row = self.screen.rows[student.name]
             row.loss, row.lr = losses.get("total"), lr
             records[student.name] = {**{f"loss_{key}": value for key, value in losses.items()}, "lr": lr}
-        now = self._count_time(mark)
-        num_steps = self.step - mark_step
-        images_per_s = num_steps * self.plan.recipe.train.batch_size_global / max(now - mark, 1e-9)
+        num_steps, seconds = self.step - self._logged_step, self.clock.lap()
+        self._logged_step = self.step
+        images_per_s = num_steps * self.plan.recipe.train.batch_size_global / max(seconds, 1e-9)
         memory = self.engine.peak_memory_bytes()
-        eta_s = (self.plan.total_steps - self.step) * (now - mark) / max(num_steps, 1)
+        eta_s = (self.plan.total_steps - self.step) * seconds / max(num_steps, 1)
         general = {
             "epoch": self.step / self.plan.order.steps_per_epoch,
             "images_per_s": images_per_s,
             "memory_bytes": memory,
-            "seconds": self.seconds,
+            "seconds": self.clock.seconds,
             "num_skipped": self.num_skipped,
         }
         self.metrics.write("train", self.step, {**general, "students": records})
         self.engine.track({**_flat(records), **general}, self.step)
         self.screen.training(self.step, images_per_s=images_per_s, memory_bytes=memory, eta_s=eta_s)
-        return now, self.step
 
     def _evaluate(self) -> None:
         """Judge teacher and students, keep the best weights. Collective: every rank."""
-        started = time.monotonic()
         assert self._eval_loader
         judged = {}
         for student in self.running:
@@ -218,7 +208,7 @@ class Run:
         records = {name: self.accuracies[name].as_dict() for name in judged}
         if TEACHER in self.accuracies:
             records[TEACHER] = self.accuracies[TEACHER].as_dict()
-        self.metrics.write("evaluate", self.step, {"models": records, "evaluate_seconds": time.monotonic() - started})
+        self.metrics.write("evaluate", self.step, {"models": records})
         self.engine.track(_flat(records), self.step)
         teacher = f"; teacher {self.accuracies[TEACHER].top1:.2f}" if TEACHER in self.accuracies else ""
         self.screen.evaluated(self.step, teacher)
@@ -259,8 +249,8 @@ class Run:
             output=self.plan.output,
             steps=self.step,
             epochs=self.step / self.plan.order.steps_per_epoch,
-            seconds=self.seconds,
-            device_hours=self.device_seconds / 3600,
+            seconds=self.clock.seconds,
+            device_hours=self.clock.device_seconds / 3600,
             num_processes=self.engine.world_size,
             device=self.engine.device_name(),
             num_skipped=self.num_skipped,
@@ -269,6 +259,7 @@ class Run:
         )
         if self.engine.is_main:
             summary.write()
+            self.screen.say(summary.headline())
             self.screen.console.print(summary.table())
         return DONE if self.running else ALL_STOPPED
 
@@ -278,8 +269,8 @@ class Run:
         tensors: dict[str, Any] = {}
         values: dict[str, Any] = {
             "classes": list(self.plan.classes),
-            "seconds": self.seconds,
-            "device_seconds": self.device_seconds,
+            "seconds": self.clock.seconds,
+            "device_seconds": self.clock.device_seconds,
             "num_skipped": self.num_skipped,
             "accuracies": {name: accuracy.as_dict() for name, accuracy in self.accuracies.items()},
             "students": {},
@@ -313,7 +304,7 @@ class Run:
         checkpoint = reopen(path)
         self.step = checkpoint.state.step
         values = checkpoint.values
-        self.seconds, self.device_seconds = values["seconds"], values["device_seconds"]
+        self.clock.add_earlier(values["seconds"], values["device_seconds"])
         self.num_skipped = values["num_skipped"]
         self.accuracies = {name: Accuracy(**fields) for name, fields in values["accuracies"].items()}
         stems = [file.removesuffix(".safetensors") for file in checkpoint.manifest["files"]]

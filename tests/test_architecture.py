@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "distill"
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "rng"}),
     frozenset({"recipe"}),
-    frozenset({"data", "models", "losses", "optim", "ema", "engine", "console"}),
+    frozenset({"data", "models", "losses", "optim", "ema", "engine", "console", "clock"}),
     frozenset({"checkpoint", "evaluate", "plan", "verdicts"}),
     frozenset({"export", "rundir"}),
     frozenset({"students"}),

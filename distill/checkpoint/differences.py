@@ -6,14 +6,14 @@ from typing import Any
 
 import yaml
 
-from distill.recipe.load import _NOT_IDENTITY
+from distill.recipe.load import NOT_IDENTITY
 
 _DIFFERENCES_SHOWN = 8
 
 
 def another_recipe(path: Path, wrote: str, old_text: str, new_text: str) -> str:
     """The message for a checkpoint at `path`, written by version `wrote` for `old_text`, that `new_text` cannot continue."""
-    old, new = (_leaves(yaml.safe_load(text), _NOT_IDENTITY) for text in (old_text, new_text))
+    old, new = (_leaves(yaml.safe_load(text), NOT_IDENTITY) for text in (old_text, new_text))
     absent = "(absent)"
     lines = [
         f"  {key}: {old.get(key, absent)} -> {new.get(key, absent)}"

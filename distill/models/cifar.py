@@ -81,7 +81,7 @@ class CifarResNet(nn.Module):
         self.bn1 = nn.BatchNorm2d(widths[0])
         self.act1 = nn.ReLU(inplace=True)
         self.feature_info = [{"num_chs": widths[0], "reduction": 1, "module": "act1"}]
-        rates = torch.linspace(0, drop_path_rate, 3 * blocks, dtype=torch.float64).tolist()
+        rates = torch.linspace(0, drop_path_rate, 3 * blocks, dtype=torch.float64, device="cpu").tolist()
         stages = []
         for i in range(3):
             rates_here = rates[i * blocks : (i + 1) * blocks]
@@ -149,13 +149,8 @@ _X4: Widths = (32, 64, 128, 256)
 
 
 def _create(variant: str, pretrained: bool, **kwargs: Any) -> CifarResNet:
-    model: CifarResNet = build_model_with_cfg(
-        CifarResNet,
-        variant,
-        pretrained,
-        feature_cfg={"out_indices": (0, 1, 2, 3), "flatten_sequential": True},
-        **kwargs,
-    )
+    feature_cfg = {"out_indices": (0, 1, 2, 3)}
+    model: CifarResNet = build_model_with_cfg(CifarResNet, variant, pretrained, feature_cfg=feature_cfg, **kwargs)
     return model
 
 

@@ -223,7 +223,7 @@ def dump_recipe(recipe: Recipe) -> str:
 
 
 # What may change between a run and its continuation: where it is kept, how it is watched, how it is spread over hardware.
-_NOT_IDENTITY = {
+NOT_IDENTITY = {
     "name": True,
     "description": True,
     "output": True,
@@ -238,5 +238,5 @@ _NOT_IDENTITY = {
 
 def recipe_digest(recipe: Recipe) -> str:
     """SHA-256 of everything in the recipe that shapes the result. A checkpoint continues only under an equal digest."""
-    identity = recipe.model_dump(mode="json", exclude=_NOT_IDENTITY)  # type: ignore[arg-type]
+    identity = recipe.model_dump(mode="json", exclude=NOT_IDENTITY)  # type: ignore[arg-type]
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()

@@ -101,6 +101,8 @@ class EvalView(Section):
 
 
 class Data(Section):
+    """`num_workers`: decoding processes of each training process; null takes its share of the machine's cores, at most 16."""
+
     root: str = "."
     train: Source
     eval: Source | None = None
@@ -110,7 +112,7 @@ class Data(Section):
     mixing: Mixing = Mixing()
     eval_view: EvalView = EvalView()
     unreadable: Literal["error", "skip"] = "error"
-    num_workers: Annotated[int, Field(ge=0)] = 8
+    num_workers: Annotated[int, Field(ge=0)] | None = None
     prefetch_batches: Count = 2
 
 
@@ -340,6 +342,12 @@ class Recipe(Section):
     @property
     def output_dir(self) -> str:
         return self.output or f"runs/{self.name}"
+
+    @model_validator(mode="after")
+    def _names(self) -> Self:
+        if "teacher" in self.students:
+            raise ValueError('students.teacher: the name "teacher" is taken by the teacher: give the student another')
+        return self
 
     @model_validator(mode="after")
     def _teacher_where_needed(self) -> Self:

@@ -50,7 +50,7 @@ def test_arguments_that_timm_refuses_are_named() -> None:
     with pytest.raises(InputError, match=r"model_args\.drop_path_rate of cifar_resnet8: use drop_path"):
         create("cifar_resnet8", num_classes=10, model_args={"drop_path_rate": 0.1})
     with pytest.raises(InputError, match=r"drop_path: vgg11 has no stochastic depth"):
-        create("vgg11", num_classes=10, drop_path=0.1, model_args={"feature_window_size": 1})
+        create("vgg11", num_classes=10, drop_path=0.1)
 
 
 def test_model_args_and_rates_arrive() -> None:

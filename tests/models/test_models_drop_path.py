@@ -74,25 +74,27 @@ def test_same_sample_same_mask_however_the_batch_is_split() -> None:
 
 @pytest.mark.parametrize("name", ["cifar_resnet14", "test_vit", "test_convnext", "test_efficientnet"])
 def test_real_models_train_the_same_in_micro_batches_and_leave_the_generator_alone(name: str) -> None:
-    model = timm.create_model(name, num_classes=5, drop_path_rate=0.4).train()
+    size = {"img_size": 64} if name == "test_vit" else {}
+    model = timm.create_model(name, num_classes=5, drop_path_rate=0.8, **size).train()
     for m in model.modules():
         if isinstance(m, nn.BatchNorm2d):
             m.eval()  # its statistics look at the batch, which is not what is tested
     keys = DropPathKeys(model)
     assert keys.layers
     assert not any(isinstance(m, DropPath) and m.drop_prob for m in model.modules())
-    x, positions = torch.randn(6, 3, 160, 160), torch.arange(100, 106)
+    x, positions = torch.randn(12, 3, 64, 64), torch.arange(100, 112)
     before = torch.get_rng_state()
     keys.set(KEY, positions)
     whole = model(x)
     assert torch.equal(torch.get_rng_state(), before)
     parts = []
-    for part in (slice(0, 2), slice(2, 6)):
+    for part in (slice(0, 4), slice(4, 12)):
         keys.set(KEY, positions[part])
         parts.append(model(x[part]))
-    torch.testing.assert_close(torch.cat(parts), whole, atol=1e-4, rtol=1e-4)
     keys.set(KEY + 1, positions)
-    assert not torch.allclose(model(x), whole, atol=1e-3)
+    other = model(x)
+    # Untrained branches can be tiny (layer scale), so what another key changes is the yardstick.
+    assert (torch.cat(parts) - whole).norm() < 0.01 * (other - whole).norm()
 
 
 def test_eval_is_the_identity_and_layers_keep_their_mode() -> None:
