@@ -9,7 +9,7 @@ import typer
 
 from distill.console import error_panel, make_console
 from distill.errors import InputError
-from distill.recipe import dump_recipe, load_recipe, recipes_dir
+from distill.recipe import dump_recipe, load_recipe, recipes_dir, shipped_recipes
 
 EPILOG = """
 Exit codes: 0 done; 1 a fault; 2 the input is wrong; 3 every student stopped on a loss that is not finite;
@@ -181,14 +181,9 @@ def list_recipes() -> None:
     table = Table(box=None, pad_edge=False)
     table.add_column("recipe", no_wrap=True)
     table.add_column("what it is")
-    for path in sorted(recipes_dir().rglob("*.yaml")):
-        name = path.relative_to(recipes_dir()).with_suffix("").as_posix()
-        if name.split("/")[0] not in FRAGMENTS:
-            table.add_row(name, load_recipe(path).description)
+    for name in shipped_recipes():
+        table.add_row(name, load_recipe(recipes_dir() / f"{name}.yaml").description)
     make_console().print(table)
-
-
-FRAGMENTS = ("strategies", "parts")
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ ROOT = recipes_dir()
 FRAGMENTS = sorted([*(ROOT / "parts").glob("*.yaml"), *(ROOT / "strategies").glob("*.yaml")])
 TRAIN_IMAGES = {"imagenet1k": 1_281_167, "cifar100": 50_000}
 PAPER = [path for folder in TRAIN_IMAGES for path in sorted((ROOT / folder).glob("*.yaml"))]
-QUICKSTART = [path for path in sorted((ROOT / "quickstart").glob("*.yaml")) if path.stem != "base"]
+QUICKSTART = sorted((ROOT / "quickstart").glob("*.yaml"))
 RECIPES = PAPER + QUICKSTART
 
 RAND, CROP = "rand-m7-mstd0.5", "random_resized"
@@ -157,7 +157,7 @@ def test_every_table_of_logits_distillation_has_its_recipes() -> None:
 
 
 def test_fragments_say_so_and_are_used() -> None:
-    assert {file for path in PAPER for file in lineage(path)} == {*PAPER, *FRAGMENTS}
+    assert {file for path in RECIPES for file in lineage(path)} == {*RECIPES, *FRAGMENTS}
     for path in FRAGMENTS:
         assert "Fragment" in opening(path), path
         assert not {"name", "description"} & yaml.safe_load(path.read_text()).keys(), path

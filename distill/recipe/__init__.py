@@ -1,7 +1,7 @@
 """What a run is: frozen pydantic models (`schema`), loaded from YAML with `extends` and overrides (`load`)."""
 
 from distill.recipe.duration import Duration, DurationValue
-from distill.recipe.load import dump_recipe, find_recipe, load_recipe, recipe_digest, recipes_dir
+from distill.recipe.load import dump_recipe, find_recipe, load_recipe, recipe_digest, recipes_dir, shipped_recipes
 from distill.recipe.schema import Recipe
 
 __all__ = [
@@ -13,4 +13,5 @@ __all__ = [
     "load_recipe",
     "recipe_digest",
     "recipes_dir",
+    "shipped_recipes",
 ]

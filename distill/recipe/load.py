@@ -17,6 +17,9 @@ from distill.recipe.schema import Recipe
 # A mapping with one of these keys is one of several kinds of thing: another kind replaces it, instead of merging with it.
 _DISCRIMINATORS = ("kind", "loss")
 
+# Folders of recipes/ that hold what recipes extend: strategies and parts of them.
+_FRAGMENTS = ("strategies", "parts")
+
 Tree = dict[str, Any]
 
 
@@ -48,6 +51,12 @@ def recipes_dir() -> Path:
     return inside if inside.is_dir() else Path(__file__).resolve().parents[2] / "recipes"
 
 
+def shipped_recipes() -> list[str]:
+    """Names of the complete recipes that come with the package: what `find_recipe` takes. Fragments are left out."""
+    paths = (path.relative_to(recipes_dir()) for path in recipes_dir().rglob("*.yaml"))
+    return sorted(path.with_suffix("").as_posix() for path in paths if path.parts[0] not in _FRAGMENTS)
+
+
 def find_recipe(name: str) -> Path:
     """A recipe by path, or by its name among the shipped ones ("quickstart/students", with or without .yaml).
 
@@ -63,9 +72,8 @@ def find_recipe(name: str) -> Path:
     ):
         if candidate.is_file():
             return candidate
-    shipped = [p.relative_to(recipes_dir()).with_suffix("").as_posix() for p in recipes_dir().rglob("*.yaml")]
     raise InputError(
-        f"no recipe {name!r}{nearest(name, shipped)}; 'distill recipe list' shows those that come with the package"
+        f"no recipe {name!r}{nearest(name, shipped_recipes())}; 'distill recipe list' shows those that come with the package"
     )
 
 

@@ -35,6 +35,10 @@ TIMM_CASES = {
         {"interpolation": "bicubic", "vertical_flip": 0.3, "auto_augment": "v0"},
         {"interpolation": "bicubic", "vflip": 0.3, "auto_augment": "v0"},
     ),
+    "mean": (
+        {"auto_augment": "rand-m9-n3-p1.0", "mean": (0.1, 0.9, 0.4), "std": (0.2, 0.2, 0.2)},
+        {"auto_augment": "rand-m9-n3-p1.0", "mean": (0.1, 0.9, 0.4), "std": (0.2, 0.2, 0.2)},
+    ),
     "jitter": ({"color_jitter": 0.4, "scale": (0.3, 1.0)}, {"color_jitter": 0.4, "scale": (0.3, 1.0)}),
     "original": (
         {"auto_augment": "original", "interpolation": "bilinear"},

@@ -296,6 +296,21 @@ def test_workers_have_one_thread_survive_signals_and_go_on_close(memory_source):
         next(batches)
 
 
+class Mistake(TrainTransform):
+    def __call__(self, image):
+        raise ZeroDivisionError("a mistake of ours")
+
+
+def test_a_mistake_of_ours_keeps_its_traceback_and_leaves_no_workers(source):
+    with (
+        pytest.raises(ZeroDivisionError, match="in __call__") as info,
+        loader(source, workers=1, transform=Mistake(image_size=SIDE)) as batches,
+    ):
+        next(batches)
+    assert not multiprocessing.active_children()  # though `info` still refers to torch's iterator
+    assert info.tb is not None
+
+
 def test_the_parent_can_still_end_a_worker(source):
     batches = loader(source, workers=1)
     next(batches)

@@ -72,13 +72,14 @@ def test_same_sample_same_mask_however_the_batch_is_split() -> None:
     assert torch.equal(masks(model, keys, torch.arange(64), key=pattern), whole)
 
 
-@pytest.mark.parametrize("name", ["cifar_resnet14", "test_vit", "test_convnext", "test_efficientnet"])
+@pytest.mark.parametrize("name", ["cifar_resnet14", "test_vit", "test_convnext", "test_resnet"])
 def test_real_models_train_the_same_in_micro_batches_and_leave_the_generator_alone(name: str) -> None:
     size = {"img_size": 64} if name == "test_vit" else {}
     model = timm.create_model(name, num_classes=5, drop_path_rate=0.8, **size).train()
     for m in model.modules():
         if isinstance(m, nn.BatchNorm2d):
             m.eval()  # its statistics look at the batch, which is not what is tested
+            nn.init.ones_(m.weight)  # timm starts some branches at zero
     keys = DropPathKeys(model)
     assert keys.layers
     assert not any(isinstance(m, DropPath) and m.drop_prob for m in model.modules())
@@ -93,7 +94,7 @@ def test_real_models_train_the_same_in_micro_batches_and_leave_the_generator_alo
         parts.append(model(x[part]))
     keys.set(KEY + 1, positions)
     other = model(x)
-    # Untrained branches can be tiny (layer scale), so what another key changes is the yardstick.
+    # Layer scale keeps untrained branches small, so what another key changes is the yardstick.
     assert (torch.cat(parts) - whole).norm() < 0.01 * (other - whole).norm()
 
 

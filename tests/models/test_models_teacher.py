@@ -23,9 +23,12 @@ def images(size: int = 32, count: int = 4) -> torch.Tensor:
 
 
 def trained(name: str = "cifar_resnet8", num_classes: int = len(CLASSES), **kwargs: float) -> nn.Module:
-    """A model whose BatchNorm statistics are not the initial ones."""
+    """A model whose branches are all alive and whose BatchNorm statistics are not the initial ones."""
     torch.manual_seed(3)
     model = timm.create_model(name, num_classes=num_classes, **kwargs).train()
+    for m in model.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            nn.init.uniform_(m.weight, 0.5, 1.5)
     if any(isinstance(m, nn.BatchNorm2d) for m in model.modules()):
         for _ in range(2):
             model(torch.randn(4, 3, 32, 32) * 2 + 1)
