@@ -156,4 +156,5 @@ def place_teacher(teacher: Teacher | None, engine: Engine) -> Teacher | None:
         return None
     placed = engine.place(teacher)
     assert isinstance(placed, Teacher)
+    engine.compile_(placed.model)
     return placed

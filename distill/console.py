@@ -16,6 +16,8 @@ from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
+from distill.errors import InputError
+
 # Where files and pipes have no width, rich would wrap at 80 columns and break lines that programs read.
 _PLAIN_WIDTH = 160
 
@@ -134,13 +136,21 @@ class MetricsFile:
     """metrics.jsonl: one JSON object a line, each with its step and what kind of event it is. Written by the main process."""
 
     def __init__(self, path: Path, write: bool) -> None:
+        self._path = path
         self._file: TextIO | None = path.open("a") if write else None
 
     def write(self, event: str, step: int, values: Mapping[str, Any]) -> None:
         """Append one record and hand it to the operating system."""
         if self._file:
-            self._file.write(json.dumps({"event": event, "step": step, "time": round(time.time(), 3), **values}) + "\n")
-            self._file.flush()
+            record = {"event": event, "step": step, "time": round(time.time(), 3), **values}
+            try:
+                self._file.write(json.dumps(record) + "\n")
+                self._file.flush()
+            except OSError as error:
+                raise InputError(
+                    f"{self._path}: cannot be written: {error}; make room, or set output= to another folder. "
+                    "The run goes on from its last checkpoint"
+                ) from error
 
     def close(self) -> None:
         """Close the file."""

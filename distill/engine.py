@@ -4,6 +4,7 @@ Accelerate starts the processes' group, places models, wraps them in DDP and car
 Accelerate's: each student needs its own gradient scaler (trap 10) and a frozen teacher none, and Accelerate has one for all.
 """
 
+import json
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -53,6 +54,17 @@ def launched_processes(environment: dict[str, str]) -> int:
     return int(environment.get("WORLD_SIZE", "1"))
 
 
+def _flat_settings(config: dict[str, Any], prefix: str = "") -> dict[str, int | float | str | bool]:
+    """Dotted keys and scalars: TensorBoard takes nothing else."""
+    flat: dict[str, int | float | str | bool] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            flat |= _flat_settings(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value if isinstance(value, int | float | str) else json.dumps(value)
+    return flat
+
+
 class Engine:
     """Processes, device, precision. One for the life of a command."""
 
@@ -73,7 +85,7 @@ class Engine:
             mixed_precision="no",
             kwargs_handlers=[ddp],
             log_with=list(trackers) or None,
-            project_config=ProjectConfiguration(project_dir=str(directory)) if directory else None,
+            project_config=ProjectConfiguration(str(directory), str(directory / "trackers")) if directory else None,
         )
         self.device: torch.device = self.accelerator.device
         self.rank: int = self.accelerator.process_index
@@ -105,10 +117,14 @@ class Engine:
         module = module.to(self.device)
         return module.to(memory_format=torch.channels_last) if self._channels_last else module
 
-    def prepare(self, module: nn.Module) -> nn.Module:
-        """The module to call in training: compiled when asked, under DDP when there are several processes. Collective: every rank."""
+    def compile_(self, module: nn.Module) -> None:
+        """Compile the module's forward in place, when the run is compiled. Names in its state dict stay."""
         if self._compile:
             module.compile()
+
+    def prepare(self, module: nn.Module) -> nn.Module:
+        """The module to call in training: compiled when asked, under DDP when there are several processes. Collective: every rank."""
+        self.compile_(module)
         with warnings.catch_warnings():
             # torch 2.15 calls broadcast_buffers deprecated; what replaces it does not exist before, nor keep buffers unsynced.
             warnings.filterwarnings("ignore", message=".*broadcast_buffers.*", category=FutureWarning)
@@ -155,7 +171,10 @@ class Engine:
             torch._foreach_copy_(tensors, [part.view_as(t) for part, t in zip(parts, tensors, strict=True)])
 
     def on_main(self, act: Callable[[], Result]) -> Result:
-        """Let the main process act, and give every process its result, or its InputError. Collective: every rank."""
+        """Let the main process act, and give every process its result. Collective: every rank.
+
+        On an InputError all end: the main process by raising it, which shows it once, the others with the exit code of bad input.
+        """
         outcome: list[tuple[Any, str | None]] = [(None, None)]
         if self.is_main:
             try:
@@ -166,7 +185,7 @@ class Engine:
             dist.broadcast_object_list(outcome, device=self.device)
         result, message = outcome[0]
         if message is not None:
-            raise InputError(message)
+            raise InputError(message) if self.is_main else SystemExit(2)
         return result  # type: ignore[no-any-return]
 
     def barrier(self) -> None:
@@ -176,7 +195,10 @@ class Engine:
     def start_trackers(self, run_name: str, config: dict[str, Any]) -> None:
         """Start TensorBoard, wandb or trackio, where the recipe names them."""
         if self._trackers:
-            self.accelerator.init_trackers(run_name, config=config)
+            own = {"wandb": {"name": run_name}, "trackio": {"name": run_name}}
+            self.accelerator.init_trackers(
+                "distill", config=_flat_settings(config), init_kwargs={name: own.get(name, {}) for name in self._trackers}
+            )
 
     def track(self, values: dict[str, float], step: int) -> None:
         """Send scalars to the trackers."""

@@ -4,7 +4,9 @@ A student's weights depend on its own setting, the batches and the teacher's ans
 in company as alone.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from distill.checkpoint import current_directory
 from distill.data.loader import Batch
 from distill.ema import Ema
 from distill.engine import Engine
-from distill.export import write_model
+from distill.evaluate import Accuracy
+from distill.export import read_record, write_model
 from distill.losses.objective import LossTerms, Objective
 from distill.models.batch_norm import StepStatistics, running_statistics, synchronise
 from distill.models.drop_path import DropPathKeys
@@ -43,7 +47,10 @@ class Network(nn.Module):
 
 @dataclass
 class Losses:
-    """Sums of loss terms since the last log, on the device. Absent terms stay zero and are not reported."""
+    """Sums of this process's loss terms since the last log, on the device. Absent terms stay zero and are not reported.
+
+    `count`: the forwards of all processes that belong to them.
+    """
 
     sums: torch.Tensor
     count: int = 0
@@ -51,12 +58,12 @@ class Losses:
 
     NAMES = ("total", "hard", "soft", "hint")
 
-    def add(self, terms: LossTerms) -> None:
-        """Take in one micro-batch; no copy to the host."""
+    def add(self, terms: LossTerms, num_processes: int) -> None:
+        """Take in one micro-batch of each process; no copy to the host."""
         values = {"total": terms.total, "hard": terms.hard, "soft": terms.soft, "hint": terms.hint}
         self.present = tuple(name for name in self.NAMES if values[name] is not None)
         self.sums += torch.stack([torch.zeros_like(self.sums[0]) if v is None else v.detach() for v in values.values()])
-        self.count += 1
+        self.count += num_processes
 
 
 @dataclass
@@ -70,7 +77,7 @@ class Best:
 
 @dataclass
 class Student:
-    """One setting in training. `stopped_at` is the step whose loss was not finite; a stopped student takes no further part."""
+    """One setting in training. `stopped_at` is the step, counted from 1, whose loss was not finite; a stopped student takes no further part."""
 
     name: str
     spec: StudentSpec
@@ -131,7 +138,7 @@ class Student:
             (self.scaler.scale(loss) if self.scaler else loss).backward()  # type: ignore[no-untyped-call]
         if self._statistics:
             self._statistics.after_forward(more_to_come)
-        self.losses.add(terms)
+        self.losses.add(terms, self.engine.world_size)
         return ~torch.isfinite(terms.total.detach())
 
     def update(self, step: int) -> None:
@@ -166,8 +173,9 @@ class Student:
         if not taken.count:
             return {}
         sums = self.engine.sum_(taken.sums).tolist()
-        means = (value / (taken.count * self.engine.world_size) for value in sums)
-        return {name: mean for name, mean in zip(Losses.NAMES, means, strict=True) if name in taken.present}
+        return {
+            name: value / taken.count for name, value in zip(Losses.NAMES, sums, strict=True) if name in taken.present
+        }
 
     # ---- judged and saved --------------------------------------------------------------------------------------------
 
@@ -190,6 +198,18 @@ class Student:
 
         return {self.name: self.network, **{f"{self.name}/{key}": by_average(ema) for key, ema in self.emas.items()}}
 
+    def improved(self, accuracies: Mapping[str, Accuracy], step: int) -> bool:
+        """Whether an evaluation found better weights than any before; `best` then names them.
+
+        Weights that give no finite loss are never the best: their top-1 is how often the first class comes.
+        """
+        scores = {name: accuracies[name].top1 for name in self.judged() if math.isfinite(accuracies[name].loss)}
+        name = max(scores, key=lambda key: scores[key], default=None)
+        if name is None or (self.best and self.best.top1 is not None and scores[name] <= self.best.top1):
+            return False
+        self.best = Best(scores[name], step, name.partition("/")[2] or "last")
+        return True
+
     def weights(self, which: str = "last") -> Tensors:
         """State dict of the timm model: "last", or an average such as "ema-0.999"."""
         return dict(self.net.state_dict()) if which == "last" else self.emas[which].weights()
@@ -208,11 +228,22 @@ class Student:
             record={"student": self.name, "model": self.spec.model, **vars(self.best), **record},
         )
 
+    def recall_best(self, folder: Path) -> None:
+        """Take for best what `write` left in `folder`; the files are the truth, since a kill may part them from any checkpoint."""
+        kept = current_directory(folder)
+        self.best = None
+        if kept is not None:
+            with suppress(OSError, ValueError, KeyError):  # damaged: the next evaluation writes it anew
+                record = read_record(kept)
+                self.best = Best(record["top1"], record["step"], record["weights"])
+
     def state(self) -> tuple[dict[str, Tensors], dict[str, Any]]:
-        """Everything that a continuation needs: tensors by file, and plain values. A stopped student keeps only its record."""
-        values: dict[str, Any] = {"stopped_at": self.stopped_at, "best": vars(self.best) if self.best else None}
+        """What a continuation needs: tensors by file, and plain values. A stopped student keeps only its record. Collective: every rank."""
+        values: dict[str, Any] = {"stopped_at": self.stopped_at}
         if not self.running:
             return {}, values
+        sums = self.engine.sum_(self.losses.sums.clone()).tolist()
+        values["losses"] = {"sums": sums, "count": self.losses.count, "present": self.losses.present}
         tensors = {"model": self.weights()}
         tensors["optimizer"], values["optimizer"] = split_state(self.optimizer, self.net)
         for key, ema in self.emas.items():
@@ -223,7 +254,6 @@ class Student:
 
     def load(self, tensors: dict[str, Tensors], values: dict[str, Any]) -> None:
         """Take the state that `state` gave."""
-        self.best = Best(**values["best"]) if values["best"] else None
         if values["stopped_at"] is not None:
             self.stop(values["stopped_at"])
             return
@@ -233,3 +263,8 @@ class Student:
             ema.load_state_dict(tensors[key])
         if self.scaler:
             self.scaler.load_state_dict(values["scaler"])
+        sums, count, present = (values["losses"][key] for key in ("sums", "count", "present"))
+        self.losses = self._no_losses()
+        if self.engine.is_main:  # they are the sums of all processes
+            self.losses.sums += torch.tensor(sums, device=self.engine.device)
+        self.losses.count, self.losses.present = count, tuple(present)

@@ -61,6 +61,7 @@ class Run:
         self.clock = Clock(engine.world_size)
         self.num_skipped = 0  # over all processes, up to the last log or save
         self._skipped_here = 0
+        self._judged_step = 0
         self.accuracies: dict[str, Accuracy] = {}
         self.teacher = place_teacher(models.teacher, engine)
         self.students = start_students(models, recipe, share, engine)
@@ -90,7 +91,7 @@ class Run:
     def go(self) -> int:
         """Train to the end of the budget, or to a signal. Collective: every rank."""
         plan, engine = self.plan, self.engine
-        if self.step >= plan.total_steps:
+        if self.step >= plan.total_steps and not self._evaluation_due:
             self.screen.say(f"{plan.output}: this run is complete; resume: never starts it again")
             return self._finish()
         with ExitStack() as stack:
@@ -108,6 +109,10 @@ class Run:
         plan = self.plan
         self._logged_step = self.step
         self.clock.go()
+        if self._evaluation_due:  # the signal that ended the last sitting came before it
+            with self.clock.paused():
+                self._evaluate()
+                self._save()
         while self.step < plan.total_steps and self.running:
             self._step(batches, verdicts, stop_asked=signals.received is not None)
             self.screen.advance(self.step)
@@ -122,7 +127,7 @@ class Run:
                     f"{signals.received or 'a signal'}: stopped after step {self.step}, saved in {path}; the same command goes on"
                 )
                 return INTERRUPTED
-            if self._eval_loader and (self.step % plan.evaluate_every == 0 or last):
+            if self._evaluation_due:
                 self._stop_students(verdicts.drain())
                 with self.clock.paused():
                     self._evaluate()
@@ -143,7 +148,7 @@ class Run:
                 bad = student.learn(batch, targets)
                 not_finite[student.name] = not_finite[student.name] | bad if student.name in not_finite else bad
         flags = [not_finite.get(student.name) for student in self.students]
-        self._stop_students(verdicts.exchange(self.step, flags, stop_asked))
+        self._stop_students(verdicts.exchange(self.step + 1, flags, stop_asked))
         for student in self.running:
             student.update(self.step)
         self.step += 1
@@ -159,9 +164,19 @@ class Run:
                     f"{student.name}: the loss of step {step} is not finite; this student stops here, the others go on. "
                     f"Lower students.{student.name}.optimizer.lr, or set clip_grad_norm or another train.precision"
                 )
-                self.metrics.write("stopped", step, {"student": student.name})
+                self._record("stopped", step, {"student": student.name})
+
+    @property
+    def _evaluation_due(self) -> bool:
+        """Whether the step that the run stands at wants an evaluation and has not had it."""
+        wanted = self.step % self.plan.evaluate_every == 0 or self.step == self.plan.total_steps
+        return wanted and self.step > self._judged_step and self._eval_loader is not None and bool(self.running)
 
     # ---- log, judge, save --------------------------------------------------------------------------------------------
+
+    def _record(self, event: str, step: int, values: dict[str, Any]) -> None:
+        """Write a line of metrics.jsonl. Collective: every rank, so that all end together when the disk is full."""
+        self.engine.on_main(lambda: self.metrics.write(event, step, values))
 
     def _count_skipped(self) -> None:
         """Add the unreadable images of all processes. Collective: every rank."""
@@ -189,7 +204,7 @@ class Run:
             "seconds": self.clock.seconds,
             "num_skipped": self.num_skipped,
         }
-        self.metrics.write("train", self.step, {**general, "students": records})
+        self._record("train", self.step, {**general, "students": records})
         self.engine.track({**_flat(records), **general}, self.step)
         self.screen.training(self.step, images_per_s=images_per_s, memory_bytes=memory, eta_s=eta_s)
 
@@ -202,31 +217,27 @@ class Run:
             student.net.eval()
             judged.update(student.judged())
         self.accuracies |= evaluate(judged, self._eval_loader, self.engine, self._teacher_answers)
+        self._judged_step = self.step
         for student in self.running:
             student.net.train()
-            self._keep_best(student)
+            if student.improved(self.accuracies, self.step):
+                self._write_best(student)
+            row = self.screen.rows[student.name]
+            row.top1, row.best = self.accuracies[student.name].top1, student.best.top1 if student.best else None
         records = {name: self.accuracies[name].as_dict() for name in judged}
         if TEACHER in self.accuracies:
             records[TEACHER] = self.accuracies[TEACHER].as_dict()
-        self.metrics.write("evaluate", self.step, {"models": records})
+        self._record("evaluate", self.step, {"models": records})
         self.engine.track(_flat(records), self.step)
         teacher = f"; teacher {self.accuracies[TEACHER].top1:.2f}" if TEACHER in self.accuracies else ""
         self.screen.evaluated(self.step, teacher)
 
-    def _keep_best(self, student: Student) -> None:
-        """Write a student's weights, or an average of them, when none were better before. Collective: every rank."""
-        scores = {name: self.accuracies[name].top1 for name in student.judged()}
-        name = max(scores, key=lambda key: scores[key])
-        row = self.screen.rows[student.name]
-        row.top1 = scores[student.name]
-        if student.best is None or student.best.top1 is None or scores[name] > student.best.top1:
-            student.best = Best(scores[name], self.step, name.partition("/")[2] or "last")
-            self._write_best(student, self.accuracies[name].as_dict())
-        row.best = student.best.top1
-
-    def _write_best(self, student: Student, record: dict[str, Any]) -> None:
+    def _write_best(self, student: Student) -> None:
         """Export what `student.best` names to the run's folder. Collective: every rank."""
+        assert student.best
         recipe = self.plan.recipe
+        judged = student.name if student.best.weights == "last" else f"{student.name}/{student.best.weights}"
+        record = self.accuracies[judged].as_dict() if student.best.top1 is not None else {}
         self.engine.on_main(
             lambda: student.write(
                 best_dir(self.plan.output, student.name),
@@ -242,7 +253,7 @@ class Run:
             if self._eval_loader is None:  # nothing was judged: the last weights are all there is
                 student.average_statistics()
                 student.best = Best(None, self.step, "last")
-                self._write_best(student, {})
+                self._write_best(student)
         recipe = self.plan.recipe
         summary = Summary(
             run=recipe.name,
@@ -272,6 +283,7 @@ class Run:
             "seconds": self.clock.seconds,
             "device_seconds": self.clock.device_seconds,
             "num_skipped": self.num_skipped,
+            "judged_step": self._judged_step,
             "accuracies": {name: accuracy.as_dict() for name, accuracy in self.accuracies.items()},
             "students": {},
         }
@@ -305,13 +317,14 @@ class Run:
         self.step = checkpoint.state.step
         values = checkpoint.values
         self.clock.add_earlier(values["seconds"], values["device_seconds"])
-        self.num_skipped = values["num_skipped"]
+        self.num_skipped, self._judged_step = values["num_skipped"], values["judged_step"]
         self.accuracies = {name: Accuracy(**fields) for name, fields in values["accuracies"].items()}
-        stems = [file.removesuffix(".safetensors") for file in checkpoint.manifest["files"]]
         for student in self.students:
-            keys = [stem.removeprefix(f"{student.name}.") for stem in stems if stem.startswith(f"{student.name}.")]
-            tensors = {key: checkpoint.tensors(f"{student.name}.{key}") for key in keys}
+            prefix = f"{student.name}."
+            names = [name for name in checkpoint.tensor_names if name.startswith(prefix)]
+            tensors = {name.removeprefix(prefix): checkpoint.tensors(name) for name in names}
             student.load(tensors, values["students"][student.name])
+            student.recall_best(best_dir(self.plan.output, student.name))
             row = self.screen.rows[student.name]
             row.best = student.best.top1 if student.best else None
             row.note = "" if student.running else f"stopped at step {student.stopped_at}: loss not finite"

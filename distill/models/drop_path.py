@@ -45,7 +45,7 @@ def replace_drop_path(model: nn.Module) -> list[PositionDropPath]:
     """Swap every timm DropPath with a rate above 0, in place.
 
     Returns:
-        The new layers; a layer's index here is its key, and follows module order.
+        The new layers; a layer's index here is its key, and follows the order of `model.modules()` that hold them.
     """
     replaced: dict[int, PositionDropPath] = {}
     for parent in list(model.modules()):

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
+from distill.errors import InputError
+
 
 @dataclass(frozen=True)
 class PixelConfig:
@@ -26,11 +28,12 @@ class PixelConfig:
 def pixel_config(model: nn.Module) -> PixelConfig:
     """The model's mean, std, input size and interpolation, from its timm config.
 
-    The size is the config's, also where `create(image_size=...)` built the model for another one: the caller knows that.
+    Raises InputError for a model of images that are not square. The size is the config's, also where `create(image_size=...)` built the model for another one: the caller knows that.
     """
     config = resolve_model_data_config(model)
     _, height, width = config["input_size"]
-    assert height == width, f"{type(model).__name__} wants {height}x{width} images; recipes hold square ones"
+    if height != width:
+        raise InputError(f"{type(model).__name__} wants {height}x{width} images, and recipes hold square ones")
     return PixelConfig(tuple(config["mean"]), tuple(config["std"]), int(height), str(config["interpolation"]))
 
 

@@ -26,8 +26,9 @@ class Teacher(nn.Module):
 
     Always in eval mode: `.train()` on it or on a parent does nothing. Autocast is off inside, which would otherwise cast
     frozen float32 weights anew each step; `dtype` says what the teacher computes in. BatchNorm keeps float32 parameters and
-    statistics in any dtype: running variances can leave fp16's range. Measured on EfficientNet-Lite0 (ImageNet weights, 800 crops of
-    ImageNet images, CPU), top-1 agreement with float32: bf16 98.9 % (98.6 % with BatchNorm in bf16 too).
+    statistics in any dtype: running variances can leave fp16's range. Measured with EfficientNet-Lite0 on 800 crops of 20 ImageNet
+    images (CPU), against float32: bf16 agrees in top-1 on 98.9 %, mean KL 1.7e-3 (98.6 %, 2.3e-3 with BatchNorm in bf16 too);
+    fp16 on 99.6 %, 9e-6.
 
     Args:
         model: timm model with its weights; it becomes frozen, is cast and stays where it is.
@@ -112,7 +113,8 @@ def build_teacher(spec: schema.Teacher, *, classes: Sequence[str], root: Path, d
     wants = pixel_config(model)
     image_size = spec.image_size or wants.image_size
     if spec.image_size is None and "img_size" in spec.model_args:
-        image_size = int(spec.model_args["img_size"])
+        built_for = spec.model_args["img_size"]
+        image_size = built_for if isinstance(built_for, int) else built_for[0]
     pixels = Pixels(spec.mean or wants.mean, spec.std or wants.std, image_size, wants.interpolation)
     teacher = Teacher(model, pixels, num_classes=num_classes, dtype=DTYPES[spec.dtype], source=source, classes=recorded)
     return teacher.to(device)
@@ -164,21 +166,26 @@ def _of_run(path: Path, student: str | None) -> Path:
         raise InputError(
             f"teacher.weights: {path} is neither an exported model (config.json, model.safetensors) nor a finished run (best/<student>/)"
         )
+    report = best.parent / "report.json"
+    if student is None and report.is_file():
+        student = _best_in(report)
+    if student is None and len(names) == 1:
+        student = names[0]
     if student is None:
-        report = best.parent / "report.json"
-        if report.is_file():
-            student = json.loads(report.read_text(encoding="utf-8")).get("best")
-        elif len(names) == 1:
-            student = names[0]
-        if student is None:
-            raise InputError(
-                f"teacher.student: the run {path} has {len(names)} students, name one of {', '.join(names)}"
-            )
+        raise InputError(f"teacher.student: the run {path} has {len(names)} students, name one of {', '.join(names)}")
     if student not in names:
         raise InputError(
             f"teacher.student: the run {path} has no {student!r}{nearest(student, names)}: it has {', '.join(names)}"
         )
     return best / student
+
+
+def _best_in(report: Path) -> str | None:
+    try:
+        best: str | None = json.loads(report.read_text(encoding="utf-8"))["best"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{report}: does not name the run's best student: give teacher.student") from error
+    return best
 
 
 def _exported(path: Path, model: str | None) -> _Found:

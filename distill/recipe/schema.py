@@ -120,7 +120,7 @@ class Data(Section):
 
 
 class Teacher(Section):
-    """A frozen model. `weights`: "pretrained" (timm's own), "random", a .safetensors or .pth file, or a run, checkpoint or export of ours.
+    """A frozen model. `weights`: "pretrained" (timm's own), "random", a .safetensors or .pth file, or a run or export of ours.
 
     `model` may be left out when the weights are ours, since they name it. The pixels it sees are its own: mean, std and size
     come from its timm config unless given here.

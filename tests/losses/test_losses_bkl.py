@@ -59,3 +59,12 @@ def test_zero_at_equality_and_teacher_probability_of_exactly_zero() -> None:
     value, gradient = value_and_gradient(bkl, same, same)
     assert value == 0
     assert gradient.abs().max() < 1e-6
+
+
+def test_a_thousand_probabilities_of_1e_8_are_not_rounded_away() -> None:
+    """log(1 - p) of each is -p; as log of a float32 1 - p, which is 1, the whole tail (1e-5) would vanish."""
+    student, teacher = torch.full((2, 1, 1001), -18.4)
+    teacher[:, 1:] -= 3
+    student[:, 0] = teacher[:, 0] = 0
+    expected = bkl_by_definition(student.double(), teacher.double())
+    assert bkl(student, teacher).item() == pytest.approx(expected.item(), rel=0.1)

@@ -54,6 +54,7 @@ def test_imagenet_heads_are_compared_with_words() -> None:
 
 def test_other_data_with_as_many_classes_pass_by_count() -> None:
     check(None, 1000, [f"class {i}" for i in range(1000)])
+    check(None, 1000, [*WORDS[500:510], *(f"class {i}" for i in range(990))])  # a few words in common, elsewhere
     check(None, 10, [f"class {i}" for i in range(10)])
 
 
@@ -64,6 +65,12 @@ def test_recorded_synsets_meet_words_and_the_other_way_round() -> None:
         check(SYNSETS, 1000, swapped(WORDS, 3, 7))
     with pytest.raises(InputError, match="class 3"):
         check(WORDS, 1000, swapped(SYNSETS, 3, 7))
+
+
+def test_what_only_looks_like_synsets_is_no_error_of_ours() -> None:
+    check(["n99999998", "n99999999"], 2, ["a", "b"])
+    with pytest.raises(InputError, match="class 0 is 'a' for the teacher and 'n99999998'"):
+        check(["a", "b"], 2, ["n99999998", "n99999999"])
 
 
 def test_recorded_names_are_strict() -> None:

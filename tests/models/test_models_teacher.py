@@ -40,7 +40,7 @@ def normalised(x: torch.Tensor, model: nn.Module) -> torch.Tensor:
     return (x - mean) / std
 
 
-def build(root: Path, classes: tuple[str, ...] = CLASSES, **kwargs: object) -> Teacher:
+def build(root: Path, *, classes: tuple[str, ...] = CLASSES, **kwargs: object) -> Teacher:
     return build_teacher(Spec(**kwargs), classes=classes, root=root, device="cpu")
 
 
@@ -148,6 +148,15 @@ def test_an_export_names_its_architecture_classes_and_pixels(tmp_path: Path) -> 
         build(tmp_path, weights="out")
 
 
+def test_names_by_index_are_put_in_order(tmp_path: Path) -> None:
+    names = tuple("abcdefghijkl")
+    export(trained(num_classes=12), tmp_path / "out", classes=None)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    config["label_names"] = {str(i): names[i] for i in sorted(range(12), key=str)}
+    (tmp_path / "out" / "config.json").write_text(json.dumps(config))
+    assert build(tmp_path, weights="out", classes=names).classes == names
+
+
 def test_an_export_of_another_size_comes_back(tmp_path: Path) -> None:
     model = timm.create_model("vit_tiny_patch16_224", num_classes=4, img_size=64, depth=1).eval()
     export(model, tmp_path / "out")
@@ -172,6 +181,9 @@ def test_a_run_gives_its_best_student_or_the_one_named(tmp_path: Path) -> None:
     assert blocks(build(tmp_path, weights="run", student="small")) == 1
     assert blocks(build(tmp_path, weights="run/best")) == 2
     assert blocks(build(tmp_path, weights="run/best/small")) == 1
+    (tmp_path / "run" / "report.json").write_text("{}")
+    with pytest.raises(InputError, match=r"report\.json: does not name the run's best student"):
+        build(tmp_path, weights="run")
     with pytest.raises(InputError, match=r"has no 'smal' \(did you mean 'small'\?\): it has large, small"):
         build(tmp_path, weights="run", student="smal")
 
@@ -213,6 +225,16 @@ def test_another_head_is_refused_not_replaced(tmp_path: Path) -> None:
         build(tmp_path, weights="out")
 
 
+def test_timms_own_weights_keep_their_head(tmp_path: Path) -> None:
+    model = trained(num_classes=7)
+    export(model, tmp_path / "out", classes=None)
+    name = f"local-dir:{tmp_path / 'out'}"
+    with pytest.raises(InputError, match="the teacher's head has 7 classes, the data 4:"):
+        build(tmp_path, model=name, weights="pretrained")
+    teacher = build(tmp_path, model=name, weights="pretrained", classes=tuple("abcdefg"))
+    assert torch.equal(teacher.model.fc.weight, model.fc.weight)
+
+
 def test_the_head_of_the_file_counts_not_the_default(tmp_path: Path) -> None:
     model = trained()  # timm's default for this architecture is 100
     torch.save({"model": model.state_dict(), "epoch": 3}, tmp_path / "four.pth")
@@ -224,7 +246,7 @@ def test_the_head_of_the_file_counts_not_the_default(tmp_path: Path) -> None:
 
 def test_a_file_of_names_is_compared(tmp_path: Path) -> None:
     torch.save(trained().state_dict(), tmp_path / "w.pth")
-    (tmp_path / "names.txt").write_text("ant\nbee\ncat\ndog\n")
+    (tmp_path / "names.txt").write_text("ant\nbee\ncat\ndog\n\n")
     spec = Spec(model="cifar_resnet8", weights="w.pth", classes="names.txt")
     teacher = build_teacher(spec, classes=CLASSES, root=tmp_path, device="cpu")
     assert teacher.classes == CLASSES

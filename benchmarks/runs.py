@@ -1,0 +1,123 @@
+"""Runs to be measured: built by the functions that `train` calls, on the images that come with the package, stepped from outside."""
+
+import itertools
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from distill.build import Models, build_models, train_loader
+from distill.console import MetricsFile
+from distill.data.loader import Batch, TrainLoader
+from distill.engine import Engine
+from distill.plan import Plan, make_plan, share_of_process
+from distill.recipe import Recipe
+from distill.rundir import METRICS_FILE
+from distill.train import Run
+from distill.verdicts import Verdicts
+
+LR, WEIGHT_DECAY, MOMENTUM = 0.01, 5e-4, 0.9
+
+
+def kd_recipe(
+    output: Path,
+    *,
+    model: str,
+    teacher: str,
+    soft_terms: dict[str, dict[str, Any]],
+    image_size: int,
+    batch_size: int,
+    total_steps: int,
+    precision: str,
+    compile: bool,
+) -> Recipe:
+    """Students of one model, CE + the soft term of each, behind one teacher with random weights; mixed labels, decoding in this process."""
+    student = {
+        "model": model,
+        "optimizer": {"name": "momentum", "lr": LR, "weight_decay": WEIGHT_DECAY, "momentum": MOMENTUM},
+        "schedule": {"name": "constant"},
+    }
+    return Recipe.model_validate(
+        {
+            "name": output.name,
+            "output": str(output),
+            "data": {
+                "train": {"kind": "fashion_mnist", "split": "train"},
+                "image_size": image_size,
+                "mixing": {"mixup": 0.1, "cutmix": 1.0},
+                "num_workers": 0,
+            },
+            "teacher": {"model": teacher, "weights": "random", "image_size": image_size},
+            "students": {
+                name: {**student, "objective": {"hard": {"loss": "ce"}, "soft": soft}}
+                for name, soft in soft_terms.items()
+            },
+            "train": {
+                "budget": f"{total_steps} iterations",
+                "batch_size_global": batch_size,
+                "micro_batch_size": batch_size,
+                "precision": precision,
+                "compile": compile,
+            },
+        }
+    )
+
+
+@contextmanager
+def engine_on(device: str, *, precision: str, compile: bool) -> Iterator[Engine]:
+    """The engine of a command, on the CPU or wherever Accelerate would go."""
+    before = os.environ.get("ACCELERATE_USE_CPU")
+    if device == "cpu":
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+    try:
+        engine = Engine(precision=precision, compile=compile)
+    finally:
+        os.environ.pop("ACCELERATE_USE_CPU", None)
+        if before is not None:
+            os.environ["ACCELERATE_USE_CPU"] = before
+    try:
+        if device == "cuda" and engine.device.type != "cuda":
+            raise SystemExit("--device cuda: torch sees no GPU")
+        yield engine
+    finally:
+        engine.close()
+
+
+def plan_and_models(recipe: Recipe) -> tuple[Plan, Models]:
+    """What `train` makes before it takes a device."""
+    plan = make_plan(recipe)
+    return plan, build_models(plan)
+
+
+class SteppedRun:
+    """A run that takes a step when it is told to, with what a step of `Run._loop` does between logs, evaluations and saves."""
+
+    def __init__(self, plan: Plan, models: Models, engine: Engine) -> None:
+        train = plan.recipe.train
+        share = share_of_process(train.batch_size_global, train.micro_batch_size, engine.world_size)
+        assert share.num_forwards == 1
+        self.run = Run(plan, share, models, engine)
+        self.run.metrics = MetricsFile(plan.output / METRICS_FILE, write=False)
+        self.loader: TrainLoader = train_loader(plan, share, engine, 0)
+        self._verdicts = Verdicts(engine, len(self.run.students))
+
+    def take(self, count: int) -> list[Batch]:
+        """The next batches, on the device."""
+        return list(itertools.islice(self.loader, count))
+
+    def step(self, batches: Iterator[Batch]) -> None:
+        """One step on the next of `batches`."""
+        self.run._step(batches, self._verdicts, stop_asked=False)
+        self.run.screen.advance(self.run.step)
+
+    def close(self) -> None:
+        """Read the last verdicts, and end the loader.
+
+        Raises:
+            SystemExit: a student's loss was not finite, so that the times are not those of its training.
+        """
+        self.run._stop_students(self._verdicts.drain())
+        self.loader.close()
+        if len(self.run.running) < len(self.run.students):
+            raise SystemExit("a loss was not finite: these figures would mean nothing")

@@ -1,0 +1,232 @@
+"""Interrupted = uninterrupted, bit for bit on one process: weights, optimizers, averages, metrics, best exports, report."""
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import EVERYTHING, assert_same_run, checkpoint, records, report, run, tensors, write_recipe
+
+import distill.train
+from distill.console import Screen
+from distill.errors import InputError
+from distill.train import DONE, INTERRUPTED
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight steps with evaluations after 3, 6 and 8 and checkpoints after 4 and 8; an epoch is 7 steps."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    assert run(write_recipe(folder, EVERYTHING)) == DONE
+    return folder / "run"
+
+
+@pytest.fixture
+def send_during(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Let this process get a real signal at a moment: at the start of the n-th call of something that a run calls."""
+
+    def arm(place: Any, name: str, call: int = 1, number: int = signal.SIGTERM) -> None:
+        original, calls = getattr(place, name), 0
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == call:
+                os.kill(os.getpid(), number)
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(place, name, counted)
+
+    return arm
+
+
+def stop_after(step: int, arm: Callable[..., None], number: int = signal.SIGTERM) -> None:
+    """A signal that arrives between two steps is answered after the second: `advance` is called when a step is done."""
+    if step == 1:
+        arm(distill.train, "train_loader", number=number)
+    else:
+        arm(Screen, "advance", step - 1, number)
+
+
+@pytest.mark.parametrize(
+    ("step", "number"),
+    [
+        pytest.param(1, signal.SIGTERM, id="before the first step"),
+        pytest.param(3, signal.SIGUSR1, id="where an evaluation is due, inside a log interval"),
+        pytest.param(5, signal.SIGTERM, id="in the middle of an epoch"),
+        pytest.param(8, signal.SIGINT, id="after the last step"),
+    ],
+)
+def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
+    step: int, number: int, uninterrupted: Path, tmp_path: Path, send_during: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    stop_after(step, send_during, number)
+    recipe = write_recipe(tmp_path, EVERYTHING)
+    assert run(recipe) == INTERRUPTED == 75
+    assert f"{signal.Signals(number).name}: stopped after step {step}, saved in" in capsys.readouterr().out
+    assert checkpoint(tmp_path / "run").name == f"step-{step:08d}"
+    assert not (tmp_path / "run" / "report.json").exists()
+    assert run(recipe) == DONE
+    assert f"going on from {tmp_path / 'run' / 'checkpoints'}/step-{step:08d}" in capsys.readouterr().out
+    assert_same_run(tmp_path / "run", uninterrupted)
+
+
+@pytest.mark.parametrize(
+    ("what", "call", "stopped_after"), [("evaluate", 1, 4), ("save", 1, 5), ("evaluate", 3, None)], ids=str
+)
+def test_a_signal_during_evaluation_or_saving_waits_for_the_next_step(
+    what: str, call: int, stopped_after: int | None, uninterrupted: Path, tmp_path: Path, send_during: Callable[..., None]
+) -> None:
+    """There is none after the last evaluation: that run just ends."""
+    send_during(distill.train, what, call)
+    recipe = write_recipe(tmp_path, EVERYTHING)
+    if stopped_after is not None:
+        assert run(recipe) == INTERRUPTED
+        assert checkpoint(tmp_path / "run").name == f"step-{stopped_after:08d}"
+    assert run(recipe) == DONE
+    assert_same_run(tmp_path / "run", uninterrupted)
+
+
+def test_a_run_stopped_at_every_step_ends_the_same(uninterrupted: Path, tmp_path: Path, send_during: Callable[..., None]) -> None:
+    """Each sitting makes one step; a new optimizer, loader, average and scaler each time."""
+    recipe = write_recipe(tmp_path, EVERYTHING)
+    for step in range(1, 8):
+        send_during(distill.train, "train_loader")
+        assert run(recipe) == INTERRUPTED
+        assert checkpoint(tmp_path / "run").name == f"step-{step:08d}"
+    assert run(recipe) == DONE
+    assert_same_run(tmp_path / "run", uninterrupted)
+
+
+def test_the_signal_handlers_are_put_back(tmp_path: Path) -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)]
+    assert run(write_recipe(tmp_path, {"train": {"budget": "1 iterations"}})) == DONE
+    assert before == [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)]
+
+
+# ---- damage ----------------------------------------------------------------------------------------------------------
+
+
+def flip_a_byte(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
+    uninterrupted: Path, tmp_path: Path, send_during: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run was stopped after step 7, so its best exports, metrics and one checkpoint are ahead of where it goes on."""
+    stop_after(7, send_during)
+    recipe = write_recipe(tmp_path, EVERYTHING)
+    assert run(recipe) == INTERRUPTED
+    flip_a_byte(checkpoint(tmp_path / "run") / "lamb.optimizer.safetensors")
+    assert run(recipe) == DONE
+    shown = capsys.readouterr().out
+    assert "step-00000007/lamb.optimizer.safetensors: damaged" in shown
+    assert "step-00000004" in shown.partition("going on from")[2].splitlines()[0]
+    assert_same_run(tmp_path / "run", uninterrupted)
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_again_in_silence(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, {"train": {"budget": "4 iterations"}})
+    assert run(recipe) == DONE
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    flip_a_byte(checkpoint(tmp_path / "run") / "alone.model.safetensors")
+    with pytest.raises(InputError, match=r"no checkpoint is whole(.|\n)*resume=never"):
+        run(recipe)
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+
+
+# ---- where best/ and the checkpoint part ---------------------------------------------------------------------------------
+
+
+def parted(folder: Path, arm: Callable[..., None]) -> Path:
+    """A run stopped after step 7, whose checkpoint of step 7 is lost: best/ may be ahead of what it goes on from."""
+    stop_after(7, arm)
+    recipe = write_recipe(folder, {"evaluate": {"every": "1 iterations"}})
+    assert run(recipe) == INTERRUPTED
+    shutil.rmtree(checkpoint(folder / "run"))
+    assert checkpoint(folder / "run").name == "step-00000004"
+    return recipe
+
+
+def test_a_better_export_than_the_checkpoint_knows_stays(tmp_path: Path, send_during: Callable[..., None]) -> None:
+    """After a kill, a GPU may not give the same score again; the report must then still name the weights that lie there."""
+    recipe = parted(tmp_path, send_during)
+    record = tmp_path / "run" / "best" / "alone" / "distill.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), "top1": 99.0, "step": 6}))
+    weights = record.with_name("model.safetensors").read_bytes()
+    assert run(recipe) == DONE
+    assert report(tmp_path / "run")["students"]["alone"]["best"] == {"top1": 99.0, "step": 6, "weights": "last"}
+    assert record.with_name("model.safetensors").read_bytes() == weights
+
+
+@pytest.mark.parametrize("damage", ["gone", "torn"])
+def test_a_lost_export_is_written_by_the_next_evaluation(damage: str, tmp_path: Path, send_during: Callable[..., None]) -> None:
+    recipe = parted(tmp_path, send_during)
+    folder = tmp_path / "run" / "best" / "alone"
+    if damage == "gone":
+        shutil.rmtree(folder)
+    else:
+        (folder / "distill.json").write_text('{"top1": 99')
+    assert run(recipe) == DONE
+    record = json.loads((folder / "distill.json").read_text())
+    assert 5 <= record["step"] <= 8
+    assert {key: record[key] for key in ("top1", "step", "weights")} == report(tmp_path / "run")["students"]["alone"]["best"]
+
+
+# ---- beginning and end -----------------------------------------------------------------------------------------------
+
+
+def test_a_complete_run_is_reported_and_not_trained_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = write_recipe(tmp_path, EVERYTHING)
+    assert run(recipe) == DONE
+    files = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    whole = report(tmp_path / "run")
+    (tmp_path / "run" / "report.json").unlink()  # as if killed between the last checkpoint and the report
+    capsys.readouterr()
+    assert run(recipe) == DONE
+    assert "this run is complete" in capsys.readouterr().out
+    assert report(tmp_path / "run") == whole
+    again = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert files.keys() == again.keys()
+    assert [path.name for path in files if files[path] != again[path]] == ["report.json"]
+
+
+def test_without_an_evaluation_set_the_last_weights_are_exported(tmp_path: Path, send_during: Callable[..., None]) -> None:
+    recipe = write_recipe(tmp_path, {"data": {"eval": None}})
+    stop_after(8, send_during)
+    assert run(recipe) == INTERRUPTED
+    assert run(recipe) == DONE
+    record = json.loads((tmp_path / "run" / "best" / "alone" / "distill.json").read_text())
+    assert (record["top1"], record["step"]) == (None, 8)
+    assert not [line for line in records(tmp_path / "run") if line["event"] == "evaluate"]
+
+
+@pytest.mark.parametrize("name", ["state", "recipe", "manifest"])
+def test_a_student_may_bear_the_name_of_a_file(name: str, tmp_path: Path, send_during: Callable[..., None]) -> None:
+    recipe = write_recipe(tmp_path, {"students": {name: {}}, "train": {"budget": "2 iterations"}})
+    stop_after(1, send_during)
+    assert run(recipe) == INTERRUPTED
+    assert run(recipe) == DONE
+    assert tensors(tmp_path / "run", name)
+
+
+def test_resume_never_moves_an_earlier_run_aside(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, {"train": {"budget": "2 iterations"}})
+    assert run(recipe) == DONE
+    assert run(recipe, "resume=never") == DONE
+    aside = next(tmp_path.glob("run.before-*"))
+    assert_same_run(aside, tmp_path / "run")
+
+
+def test_a_run_of_another_recipe_is_not_continued(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, {"train": {"budget": "2 iterations"}})
+    assert run(recipe) == DONE
+    with pytest.raises(InputError, match=r"students\.alone\.optimizer\.lr: 0\.05 -> 0\.1"):
+        run(recipe, "students.alone.optimizer.lr=0.1")

@@ -1,0 +1,203 @@
+"""Training as a whole: golden losses, company = alone, accumulation = large batch, precision, compilation, skipped images."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import (
+    BASE,
+    EVERYTHING,
+    IMAGE_SIZE,
+    assert_equal_tensors,
+    checkpoint,
+    records,
+    relative_difference,
+    report,
+    run,
+    tensors,
+    write_recipe,
+)
+
+from distill.data.fashion import EmbeddedFashionMnist
+from distill.data.loader import Batch
+from distill.data.order import Order
+from distill.engine import Engine
+from distill.students import Student
+
+VIT = {"model": "test_vit", "model_args": {"patch_size": 4}}
+
+
+# ---- golden losses ---------------------------------------------------------------------------------------------------
+
+GOLDEN = Path(__file__).parent / "golden" / "losses.json"
+CE, BCE = {"loss": "ce"}, {"loss": "bce"}
+METHODS: dict[str, Any] = {
+    "ce": {"hard": CE},
+    "bce-mean": {"hard": BCE},
+    "bce-sum": {"hard": {**BCE, "class_reduction": "sum", "smoothing": 0.1}},
+    "kl": {"hard": CE, "soft": {"loss": "kl", "temperature": 4.0}},
+    "bkl": {"hard": CE, "soft": {"loss": "bkl"}},
+    "bce-teacher": {"hard": BCE, "soft": {"loss": "bce_teacher"}},
+    "dkd": {"hard": CE, "soft": {"loss": "dkd", "temperature": 2.0}},
+    "dist": {"hard": CE, "soft": {"loss": "dist", "weight": 2.0}},
+}
+
+
+def test_losses_of_every_method_are_those_recorded(tmp_path: Path) -> None:
+    """Six steps of a student a method behind a seeded teacher.
+
+    When a change is meant to move them: `UPDATE_GOLDEN=1 pytest tests/test_train.py -k recorded`, and say in the commit why.
+    """
+    changes = {
+        "train": {"budget": "6 iterations"},
+        "data": {"mixing": {"mixup": 0.2, "cutmix": 1.0, "group_size": 8}, "eval": None},
+        "student": {"optimizer": {"lr": 0.02}},
+        "students": {name: {"objective": objective} for name, objective in METHODS.items()},
+    }
+    assert run(write_recipe(tmp_path, changes)) == 0
+    curves: dict[str, dict[str, list[float]]] = {name: {} for name in METHODS}
+    for record in records(tmp_path / "run"):
+        for name, figures in record["students"].items():
+            for key, value in figures.items():
+                curves[name].setdefault(key, []).append(round(value, 6))
+    if os.environ.get("UPDATE_GOLDEN"):
+        lines = [f" {json.dumps(name)}: {json.dumps(curve)}" for name, curve in curves.items()]
+        GOLDEN.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    golden = json.loads(GOLDEN.read_text())
+    assert golden.keys() == curves.keys()
+    for name, curve in curves.items():
+        assert curve.keys() == golden[name].keys()
+        for key, values in curve.items():
+            # Processors round differently; over six steps that comes to far less than 1e-4.
+            assert values == pytest.approx(golden[name][key], rel=1e-4), f"{name} {key}"
+
+
+# ---- company = alone -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def company(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of three students behind one teacher."""
+    folder = tmp_path_factory.mktemp("company")
+    assert run(write_recipe(folder, EVERYTHING)) == 0
+    return folder / "run"
+
+
+@pytest.mark.parametrize("students", [["lamb"], ["adamw"], ["sgd"], ["sgd", "lamb", "adamw"]], ids="-".join)
+def test_a_student_in_company_ends_as_alone(company: Path, students: list[str], tmp_path: Path) -> None:
+    """Weights, optimizer state and averages, bit for bit, whoever else learns and in whatever order."""
+    chosen = {"students": {name: EVERYTHING["students"][name] for name in students}}
+    assert run(write_recipe(tmp_path, EVERYTHING, chosen)) == 0
+    for name in students:
+        assert_equal_tensors(tensors(tmp_path / "run", name), tensors(company, name))
+
+
+def test_no_teacher_is_plain_supervised_training(tmp_path: Path) -> None:
+    """Bit for bit what the student that learns from labels alone becomes beside a teacher and a distilled student."""
+    taught = {"objective": {"soft": {"loss": "kl"}}}
+    assert run(write_recipe(tmp_path, {"students": {"alone": {}, "taught": taught}}, name="with")) == 0
+    assert run(write_recipe(tmp_path, {"teacher": None}, name="without")) == 0
+    assert_equal_tensors(tensors(tmp_path / "without", "alone"), tensors(tmp_path / "with", "alone"))
+    assert report(tmp_path / "without")["teacher"] is None
+    assert "agreement" not in report(tmp_path / "without")["students"]["alone"]["last"]
+    assert [set(record["students"]["alone"]) for record in records(tmp_path / "without") if "students" in record] == [
+        {"loss_total", "loss_hard", "lr"}
+    ] * 8
+
+
+# ---- accumulation ----------------------------------------------------------------------------------------------------
+
+
+def test_accumulation_is_a_large_batch(tmp_path: Path) -> None:
+    """Without BatchNorm nothing looks at a micro-batch as a whole. Measured: 3e-7 after 8 steps."""
+    student = {**VIT, "drop_path": 0.3, "objective": {"soft": {"loss": "kl"}}, "optimizer": {"clip_grad_norm": 0.5}}
+    for name, micro_batch_size in (("whole", None), ("halves", 8), ("quarters", 4)):
+        train = {"micro_batch_size": micro_batch_size}
+        assert run(write_recipe(tmp_path, {"train": train, "student": student}, name=name)) == 0
+    for name in ("halves", "quarters"):
+        assert relative_difference(tensors(tmp_path / name), tensors(tmp_path / "whole")) < 1e-5
+
+
+def test_running_statistics_move_once_a_step_by_the_mean_of_its_forwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.Tensor] = []
+    before: list[dict[str, torch.Tensor]] = []
+    learn = Student.learn
+
+    def watched(self: Student, batch: Batch, targets: torch.Tensor | None) -> torch.Tensor:
+        if not before:
+            before.append({name: tensor.clone() for name, tensor in self.net.state_dict().items()})
+        seen.append(batch.images)
+        return learn(self, batch, targets)
+
+    monkeypatch.setattr(Student, "learn", watched)
+    kept: list[Student] = []
+    monkeypatch.setattr(Student, "__post_init__", _keeping(Student.__post_init__, kept))
+    assert run(write_recipe(tmp_path, {"train": {"budget": "1 iterations"}})) == 0
+    assert len(seen) == 2
+
+    network, after = kept[0].network.train(), {}
+    for images in seen:
+        kept[0].net.load_state_dict(before[0])
+        with torch.no_grad():
+            network(images)
+        for name, buffer in kept[0].net.named_buffers():
+            after.setdefault(name, []).append(buffer.clone())
+    saved = tensors(tmp_path / "run", "alone")
+    statistics = [name for name in after if name.endswith(("running_mean", "running_var"))]
+    assert len(statistics) > 10
+    for name in statistics:
+        first, second = after[name]
+        assert not torch.allclose(first, second), "forwards must differ, or their mean says nothing"
+        torch.testing.assert_close(saved[f"alone.model/{name}"], (first + second) / 2)
+        count = saved[f"alone.model/{name.rpartition('.')[0]}.num_batches_tracked"]
+        assert count == 1
+
+
+def _keeping(method: Any, kept: list[Student]) -> Any:
+    def keep(self: Student) -> None:
+        method(self)
+        kept.append(self)
+
+    return keep
+
+
+# ---- precision and compilation ---------------------------------------------------------------------------------------
+
+
+def scales(output: Path) -> dict[str, float]:
+    values = json.loads((checkpoint(output) / "state.json").read_text())["students"]
+    return {name: state["scaler"]["scale"] for name, state in values.items()}
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_trains_and_averages_stay_float32(precision: str, tmp_path: Path) -> None:
+    train = {"precision": precision, "budget": "3 iterations"}
+    assert run(write_recipe(tmp_path, EVERYTHING, {"train": train})) == 0
+    assert run(write_recipe(tmp_path, EVERYTHING, {"train": {"budget": "3 iterations"}}, name="fp32")) == 0
+    half, full = tensors(tmp_path / "run"), tensors(tmp_path / "fp32")
+    assert all(t.isfinite().all() and t.dtype in (torch.float32, torch.int64) for t in half.values())
+    assert any(not torch.equal(half[name], full[name]) for name in half), "autocast must change something"
+    losses = [[r["students"][s]["loss_total"] for s in r["students"]] for r in records(tmp_path / "run") if "students" in r]
+    expected = [[r["students"][s]["loss_total"] for s in r["students"]] for r in records(tmp_path / "fp32") if "students" in r]
+    assert torch.allclose(torch.tensor(losses), torch.tensor(expected), rtol=0.05)
+
+
+def test_an_overflow_under_fp16_leaves_the_scale_of_the_others_alone(tmp_path: Path) -> None:
+    """The loud student's gradients overflow in fp16 while its loss, 1e7, is finite: its scale falls, no student stops."""
+    loud = {"objective": {"hard": {"loss": "ce", "weight": 5e6}}}
+    changes = {"train": {"precision": "fp16", "budget": "3 iterations"}, "students": {"quiet": {}, "loud": loud}}
+    assert run(write_recipe(tmp_path, changes)) == 0
+    assert scales(tmp_path / "run")["quiet"] == 2**16
+    assert scales(tmp_path / "run")["loud"] == 2**13
+    start = write_recipe(tmp_path, changes, {"train": {"budget": "1 iterations"}}, name="start")
+    assert run(start) == 0
+    loud_now, loud_then = (tensors(tmp_path / name, "loud") for name in ("run", "start"))
+    assert torch.equal(loud_now["loud.model/fc.weight"], loud_then["loud.model/fc.weight"]), "overflowing steps are skipped"
+    alone = {"train": changes["train"], "students": {"quiet": {}}}
+    assert run(write_recipe(tmp_path, alone, name="alone")) == 0
+    assert_equal_tensors(tensors(tmp_path / "run", "quiet"), tensors(tmp_path / "alone", "quiet"))

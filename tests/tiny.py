@@ -1,0 +1,186 @@
+"""Real runs, small enough for a test: recipes as dictionaries, and what a run left behind as tensors and records."""
+
+import json
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from distill.data.fashion import EmbeddedFashionMnist
+from distill.data.decode import read_image
+from distill.recipe import load_recipe
+from distill.recipe.load import merge
+from distill.train import train
+
+IMAGE_SIZE = 16
+NUM_JUDGED = 53  # odd, and no multiple of the evaluation batch
+# 120 training images and batches of 16: 7 steps an epoch, so 8 steps cross into the second one.
+BASE: dict[str, Any] = {
+    "name": "tiny",
+    "teacher": {"model": "cifar_resnet14", "weights": "random", "image_size": IMAGE_SIZE},
+    "data": {
+        "train": {"kind": "fashion_mnist", "split": "train"},
+        "fraction": 0.02,
+        "image_size": IMAGE_SIZE,
+        "num_workers": 0,
+        "augment": {"crop": "padded", "padding": 2},
+        "eval_view": {"crop_fraction": 1.0},
+    },
+    "train": {"budget": "8 iterations", "batch_size_global": 16, "micro_batch_size": 8},
+    "evaluate": {"every": "4 iterations", "batch_size_process": 20},
+    "checkpoint": {"every": "4 iterations"},
+    "log": {"every": "1 iterations"},
+    "student": {
+        "model": "cifar_resnet8",
+        "objective": {"hard": {"loss": "ce"}},
+        "optimizer": {"name": "momentum", "lr": 0.05},
+    },
+    "students": {"alone": {}},
+}
+
+# Everything that draws or remembers, in one recipe: three students that share nothing but the batches and the teacher.
+EVERYTHING: dict[str, Any] = {
+    "data": {
+        "augment": {
+            "crop": "random_resized",
+            "repeats": 3,
+            "auto_augment": "rand-m7-mstd0.5-inc1",
+            "random_erasing": 0.5,
+        },
+        "mixing": {"mixup": 0.2, "cutmix": 1.0, "group_size": 8},
+    },
+    "log": {"every": "2 iterations"},
+    "evaluate": {"every": "3 iterations"},
+    "students": {
+        "lamb": {
+            "drop_path": 0.2,
+            "optimizer": {"name": "lamb", "lr": 5e-3, "weight_decay": 0.02, "clip_grad_norm": 1.0},
+            "objective": {
+                "hard": {"loss": "bce", "class_reduction": "sum"},
+                "soft": {"loss": "kl", "temperature": 2.0},
+            },
+            "ema": {"decays": [0.5, 0.9], "warmup": True},
+        },
+        "adamw": {
+            "model": "test_vit",
+            "model_args": {"patch_size": 4},
+            "drop_path": 0.3,
+            "drop_rate": 0.1,
+            "seed": 1,
+            "optimizer": {"name": "adamw", "lr": 1e-3, "weight_decay": 0.05},
+            "objective": {"hard": {"loss": "ce", "smoothing": 0.1}, "soft": {"loss": "dkd", "temperature": 2.0}},
+            "schedule": {"warmup": "2 iterations"},
+            "ema": {"decays": [0.8]},
+        },
+        "sgd": {
+            "seed": 2,
+            "optimizer": {"name": "momentum", "lr": 0.05, "weight_decay": 5e-4, "momentum": 0.8},
+            "objective": {"hard": {"loss": "ce"}, "soft": {"loss": "dist"}},
+        },
+    },
+}
+
+
+def write_recipe(folder: Path, *changes: dict[str, Any], name: str = "run") -> Path:
+    """BASE with changes laid over it, as `folder/<name>.yaml`; the run goes to `folder/<name>`. "students" replaces."""
+    tree = deepcopy(BASE)
+    for change in changes:
+        tree = merge(tree, change)
+        if "students" in change:
+            tree["students"] = change["students"]
+    judged = judged_set(folder / "judged")
+    tree["data"].setdefault("eval", {"kind": "fashion_mnist", "split": "test", "path": str(judged)})
+    tree["output"] = str(folder / name)
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(tree, sort_keys=False))
+    return path
+
+
+def judged_set(folder: Path) -> Path:
+    """The first NUM_JUDGED images of the embedded test set that come when every 17th is taken, as IDX files."""
+    if not folder.exists():
+        folder.mkdir(parents=True)
+        source = EmbeddedFashionMnist("test")
+        chosen = [17 * i % len(source) for i in range(NUM_JUDGED)]
+        images = np.stack([np.asarray(read_image(source, i).convert("L")) for i in chosen])
+        for name, array in (("images-idx3", images), ("labels-idx1", source.labels[chosen].astype(np.uint8))):
+            header = bytes((0, 0, 8, array.ndim)) + np.array(array.shape, ">u4").tobytes()
+            (folder / f"t10k-{name}-ubyte").write_bytes(header + array.tobytes())
+    return folder
+
+
+def run(recipe: Path, *overrides: str) -> int:
+    """Train in this process; the exit code."""
+    return train(load_recipe(recipe, overrides))
+
+
+# ---- what a run left -------------------------------------------------------------------------------------------------
+
+
+def checkpoint(output: Path) -> Path:
+    """The newest checkpoint."""
+    return max((output / "checkpoints").glob("step-*"))
+
+
+def tensors(output: Path, student: str = "") -> dict[str, torch.Tensor]:
+    """All tensors of the newest checkpoint, or of one student in it: "sgd.model/conv1.weight", "sgd.optimizer/..."."""
+    return {
+        f"{file.stem}/{name}": tensor
+        for file in sorted(checkpoint(output).glob("*.safetensors"))
+        if file.name.startswith(f"{student}." if student else "")
+        for name, tensor in load_file(file).items()
+    }
+
+
+def best(output: Path, student: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """A student's best weights and the record beside them."""
+    folder = output / "best" / student
+    return load_file(folder / "model.safetensors"), json.loads((folder / "distill.json").read_text())
+
+
+def records(output: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl without what a clock or the machine says."""
+    measured = ("time", "seconds", "images_per_s", "memory_bytes")
+    lines = map(json.loads, (output / "metrics.jsonl").read_text().splitlines())
+    return [{key: value for key, value in line.items() if key not in measured} for line in lines]
+
+
+def report(output: Path) -> dict[str, Any]:
+    """report.json without what a clock says."""
+    whole = json.loads((output / "report.json").read_text())
+    return {key: value for key, value in whole.items() if key not in ("seconds", "device_hours", "num_processes")}
+
+
+def assert_equal_tensors(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    """Bit for bit."""
+    assert one and one.keys() == other.keys()
+    differ = [name for name in one if not torch.equal(one[name], other[name])]
+    assert not differ, f"{len(differ)} of {len(one)} differ, first {differ[:3]}"
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Weights, optimizers, averages, best exports, metrics and report, bit for bit."""
+    assert_equal_tensors(tensors(one), tensors(other))
+    states = [json.loads((checkpoint(output) / "state.json").read_text()) for output in (one, other)]
+    for state in states:
+        del state["seconds"], state["device_seconds"]
+    assert states[0] == states[1]
+    assert records(one) == records(other)
+    assert report(one) == report(other)
+    names = sorted(path.name for path in (one / "best").iterdir())
+    assert names == sorted(path.name for path in (other / "best").iterdir())
+    for name in names:
+        (weights_one, record_one), (weights_other, record_other) = best(one, name), best(other, name)
+        assert_equal_tensors(weights_one, weights_other)
+        assert record_one == record_other
+
+
+def relative_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    """The largest |a - b| over the largest |b| of the same tensor."""
+    assert one.keys() == other.keys()
+    gaps = [(one[n].double() - other[n].double()).abs().max() / other[n].double().abs().max().clamp(min=1e-12) for n in one]
+    return float(max(gaps))
