@@ -14,6 +14,7 @@ from distill.data.loader import EvalLoader, Shard, TrainLoader
 from distill.data.mixing import Mixing
 from distill.data.sources import Source
 from distill.engine import Engine
+from distill.errors import naming
 from distill.losses.objective import build_objective
 from distill.models.build import create_student
 from distill.models.pixels import Pixels, pixel_config
@@ -45,26 +46,29 @@ def build_models(plan: Plan) -> Models:
         InputError: unknown models, weights that do not fit, a teacher of other classes, impossible schedules.
     """
     recipe = plan.recipe
-    teacher = build_teacher(recipe.teacher, classes=plan.classes, root=_HERE, device="cpu") if recipe.teacher else None
+    teacher = None
+    if recipe.teacher:
+        with naming("teacher"):
+            teacher = build_teacher(recipe.teacher, classes=plan.classes, root=_HERE, device="cpu")
     nets, schedules = {}, {}
     for name, spec in recipe.students.items():
-        nets[name] = create_student(
-            spec,
-            num_classes=len(plan.classes),
-            image_size=recipe.data.image_size,
-            seed=recipe.seed,
-            root=_HERE,
-        )
-        build_optimizer(
-            nets[name], spec.optimizer, key=f"students.{name}.optimizer"
-        )  # for its errors: the real one follows
+        key = f"students.{name}"
+        with naming(key):
+            nets[name] = create_student(
+                spec,
+                num_classes=len(plan.classes),
+                image_size=recipe.data.image_size,
+                seed=recipe.seed,
+                root=_HERE,
+            )
+            build_optimizer(nets[name], spec.optimizer, key=f"{key}.optimizer")  # for its errors: the real one follows
         schedules[name] = resolve_schedule(
             spec.schedule,
             spec.optimizer.lr,
             plan.total_steps,
             plan.order.steps_per_epoch,
             recipe.train.batch_size_global,
-            key=f"students.{name}.schedule",
+            key=f"{key}.schedule",
         )
     return Models(teacher, nets, schedules)
 

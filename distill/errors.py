@@ -1,6 +1,7 @@
 """The one exception that is shown to a user as a sentence instead of a traceback."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 
@@ -15,3 +16,14 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     """A question "(did you mean 'a' or 'b'?)" with a leading space, or nothing when no known name is close."""
     matches = get_close_matches(name, list(known), n=count, cutoff=0.6)
     return f" (did you mean {' or '.join(repr(m) for m in matches)}?)" if matches else ""
+
+
+@contextmanager
+def naming(key: str) -> Iterator[None]:
+    """Put `key` before the message of an InputError that does not name it: rooms below know models and files, not whose."""
+    try:
+        yield
+    except InputError as error:
+        if key in str(error):
+            raise
+        raise InputError(f"{key}: {error}") from error

@@ -7,9 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_resume import send_during as send_during
-from test_resume import stop_after
-from tiny import EVERYTHING, assert_equal_tensors, assert_same_run, best, checkpoint, records, report, run, tensors, write_recipe
+from tiny import (
+    EVERYTHING,
+    assert_equal_tensors,
+    assert_same_run,
+    best,
+    checkpoint,
+    records,
+    report,
+    run,
+    stop_after,
+    tensors,
+    write_recipe,
+)
 
 from distill.train import ALL_STOPPED, DONE, INTERRUPTED
 
@@ -59,10 +69,10 @@ def test_one_student_stops_and_the_others_do_not_notice(
 
 
 @pytest.mark.parametrize("stop", [4, 5, 6])
-def test_a_resumed_run_remembers_who_stopped(stop: int, tmp_path: Path, send_during: Any) -> None:
+def test_a_resumed_run_remembers_who_stopped(stop: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Interrupted before, at and after the step whose loss is not finite."""
     assert run(with_diverging(tmp_path, name="whole")) == DONE
-    stop_after(stop, send_during)
+    stop_after(stop, monkeypatch)
     recipe = with_diverging(tmp_path)
     assert run(recipe) == INTERRUPTED
     state = json.loads((checkpoint(tmp_path / "run") / "state.json").read_text())
@@ -71,10 +81,12 @@ def test_a_resumed_run_remembers_who_stopped(stop: int, tmp_path: Path, send_dur
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
-def test_a_stop_after_the_checkpoint_that_a_run_goes_on_from_is_recorded_once(tmp_path: Path, send_during: Any) -> None:
+def test_a_stop_after_the_checkpoint_that_a_run_goes_on_from_is_recorded_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The record of step 5 does not belong to a run that stands at step 4."""
     assert run(with_diverging(tmp_path, name="whole")) == DONE
-    stop_after(6, send_during)
+    stop_after(6, monkeypatch)
     recipe = with_diverging(tmp_path)
     assert run(recipe) == INTERRUPTED
     shutil.rmtree(checkpoint(tmp_path / "run"))
@@ -97,7 +109,9 @@ def test_weights_that_give_no_finite_loss_are_never_the_best(tmp_path: Path) -> 
 def test_a_run_whose_students_have_all_stopped_ends_with_a_code_of_its_own(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recipe = write_recipe(tmp_path, {"students": {"one": DIVERGING, "two": DIVERGING}, "evaluate": {"every": "2 iterations"}})
+    recipe = write_recipe(
+        tmp_path, {"students": {"one": DIVERGING, "two": DIVERGING}, "evaluate": {"every": "2 iterations"}}
+    )
     for _ in range(2):  # the same command finds the same end
         assert run(recipe) == ALL_STOPPED == 3
         assert "step 6/8" not in capsys.readouterr().out

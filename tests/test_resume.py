@@ -1,18 +1,25 @@
 """Interrupted = uninterrupted, bit for bit on one process: weights, optimizers, averages, metrics, best exports, report."""
 
 import json
-import os
 import shutil
 import signal
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from tiny import EVERYTHING, assert_same_run, checkpoint, records, report, run, tensors, write_recipe
+from tiny import (
+    EVERYTHING,
+    assert_same_run,
+    checkpoint,
+    records,
+    report,
+    run,
+    send_during,
+    stop_after,
+    tensors,
+    write_recipe,
+)
 
 import distill.train
-from distill.console import Screen
 from distill.errors import InputError
 from distill.train import DONE, INTERRUPTED
 
@@ -25,33 +32,6 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-@pytest.fixture
-def send_during(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Let this process get a real signal at a moment: at the start of the n-th call of something that a run calls."""
-
-    def arm(place: Any, name: str, call: int = 1, number: int = signal.SIGTERM) -> None:
-        original, calls = getattr(place, name), 0
-
-        def counted(*args: Any, **kwargs: Any) -> Any:
-            nonlocal calls
-            calls += 1
-            if calls == call:
-                os.kill(os.getpid(), number)
-            return original(*args, **kwargs)
-
-        monkeypatch.setattr(place, name, counted)
-
-    return arm
-
-
-def stop_after(step: int, arm: Callable[..., None], number: int = signal.SIGTERM) -> None:
-    """A signal that arrives between two steps is answered after the second: `advance` is called when a step is done."""
-    if step == 1:
-        arm(distill.train, "train_loader", number=number)
-    else:
-        arm(Screen, "advance", step - 1, number)
-
-
 @pytest.mark.parametrize(
     ("step", "number"),
     [
@@ -62,9 +42,14 @@ def stop_after(step: int, arm: Callable[..., None], number: int = signal.SIGTERM
     ],
 )
 def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
-    step: int, number: int, uninterrupted: Path, tmp_path: Path, send_during: Callable[..., None], capsys: pytest.CaptureFixture[str]
+    step: int,
+    number: int,
+    uninterrupted: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    stop_after(step, send_during, number)
+    stop_after(step, monkeypatch, number)
     recipe = write_recipe(tmp_path, EVERYTHING)
     assert run(recipe) == INTERRUPTED == 75
     assert f"{signal.Signals(number).name}: stopped after step {step}, saved in" in capsys.readouterr().out
@@ -79,10 +64,15 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
     ("what", "call", "stopped_after"), [("evaluate", 1, 4), ("save", 1, 5), ("evaluate", 3, None)], ids=str
 )
 def test_a_signal_during_evaluation_or_saving_waits_for_the_next_step(
-    what: str, call: int, stopped_after: int | None, uninterrupted: Path, tmp_path: Path, send_during: Callable[..., None]
+    what: str,
+    call: int,
+    stopped_after: int | None,
+    uninterrupted: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """There is none after the last evaluation: that run just ends."""
-    send_during(distill.train, what, call)
+    send_during(distill.train, what, monkeypatch, call)
     recipe = write_recipe(tmp_path, EVERYTHING)
     if stopped_after is not None:
         assert run(recipe) == INTERRUPTED
@@ -91,11 +81,13 @@ def test_a_signal_during_evaluation_or_saving_waits_for_the_next_step(
     assert_same_run(tmp_path / "run", uninterrupted)
 
 
-def test_a_run_stopped_at_every_step_ends_the_same(uninterrupted: Path, tmp_path: Path, send_during: Callable[..., None]) -> None:
+def test_a_run_stopped_at_every_step_ends_the_same(
+    uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each sitting makes one step; a new optimizer, loader, average and scaler each time."""
     recipe = write_recipe(tmp_path, EVERYTHING)
     for step in range(1, 8):
-        send_during(distill.train, "train_loader")
+        stop_after(1, monkeypatch)
         assert run(recipe) == INTERRUPTED
         assert checkpoint(tmp_path / "run").name == f"step-{step:08d}"
     assert run(recipe) == DONE
@@ -118,10 +110,10 @@ def flip_a_byte(file: Path) -> None:
 
 
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
-    uninterrupted: Path, tmp_path: Path, send_during: Callable[..., None], capsys: pytest.CaptureFixture[str]
+    uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The run was stopped after step 7, so its best exports, metrics and one checkpoint are ahead of where it goes on."""
-    stop_after(7, send_during)
+    stop_after(7, monkeypatch)
     recipe = write_recipe(tmp_path, EVERYTHING)
     assert run(recipe) == INTERRUPTED
     flip_a_byte(checkpoint(tmp_path / "run") / "lamb.optimizer.safetensors")
@@ -145,9 +137,9 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_again_in_silence
 # ---- where best/ and the checkpoint part ---------------------------------------------------------------------------------
 
 
-def parted(folder: Path, arm: Callable[..., None]) -> Path:
+def parted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run stopped after step 7, whose checkpoint of step 7 is lost: best/ may be ahead of what it goes on from."""
-    stop_after(7, arm)
+    stop_after(7, monkeypatch)
     recipe = write_recipe(folder, {"evaluate": {"every": "1 iterations"}})
     assert run(recipe) == INTERRUPTED
     shutil.rmtree(checkpoint(folder / "run"))
@@ -155,9 +147,9 @@ def parted(folder: Path, arm: Callable[..., None]) -> Path:
     return recipe
 
 
-def test_a_better_export_than_the_checkpoint_knows_stays(tmp_path: Path, send_during: Callable[..., None]) -> None:
+def test_a_better_export_than_the_checkpoint_knows_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a kill, a GPU may not give the same score again; the report must then still name the weights that lie there."""
-    recipe = parted(tmp_path, send_during)
+    recipe = parted(tmp_path, monkeypatch)
     record = tmp_path / "run" / "best" / "alone" / "distill.json"
     record.write_text(json.dumps({**json.loads(record.read_text()), "top1": 99.0, "step": 6}))
     weights = record.with_name("model.safetensors").read_bytes()
@@ -167,8 +159,10 @@ def test_a_better_export_than_the_checkpoint_knows_stays(tmp_path: Path, send_du
 
 
 @pytest.mark.parametrize("damage", ["gone", "torn"])
-def test_a_lost_export_is_written_by_the_next_evaluation(damage: str, tmp_path: Path, send_during: Callable[..., None]) -> None:
-    recipe = parted(tmp_path, send_during)
+def test_a_lost_export_is_written_by_the_next_evaluation(
+    damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = parted(tmp_path, monkeypatch)
     folder = tmp_path / "run" / "best" / "alone"
     if damage == "gone":
         shutil.rmtree(folder)
@@ -177,7 +171,9 @@ def test_a_lost_export_is_written_by_the_next_evaluation(damage: str, tmp_path: 
     assert run(recipe) == DONE
     record = json.loads((folder / "distill.json").read_text())
     assert 5 <= record["step"] <= 8
-    assert {key: record[key] for key in ("top1", "step", "weights")} == report(tmp_path / "run")["students"]["alone"]["best"]
+    assert {key: record[key] for key in ("top1", "step", "weights")} == report(tmp_path / "run")["students"]["alone"][
+        "best"
+    ]
 
 
 # ---- beginning and end -----------------------------------------------------------------------------------------------
@@ -198,9 +194,11 @@ def test_a_complete_run_is_reported_and_not_trained_again(tmp_path: Path, capsys
     assert [path.name for path in files if files[path] != again[path]] == ["report.json"]
 
 
-def test_without_an_evaluation_set_the_last_weights_are_exported(tmp_path: Path, send_during: Callable[..., None]) -> None:
+def test_without_an_evaluation_set_the_last_weights_are_exported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe = write_recipe(tmp_path, {"data": {"eval": None}})
-    stop_after(8, send_during)
+    stop_after(8, monkeypatch)
     assert run(recipe) == INTERRUPTED
     assert run(recipe) == DONE
     record = json.loads((tmp_path / "run" / "best" / "alone" / "distill.json").read_text())
@@ -209,9 +207,9 @@ def test_without_an_evaluation_set_the_last_weights_are_exported(tmp_path: Path,
 
 
 @pytest.mark.parametrize("name", ["state", "recipe", "manifest"])
-def test_a_student_may_bear_the_name_of_a_file(name: str, tmp_path: Path, send_during: Callable[..., None]) -> None:
+def test_a_student_may_bear_the_name_of_a_file(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = write_recipe(tmp_path, {"students": {name: {}}, "train": {"budget": "2 iterations"}})
-    stop_after(1, send_during)
+    stop_after(1, monkeypatch)
     assert run(recipe) == INTERRUPTED
     assert run(recipe) == DONE
     assert tensors(tmp_path / "run", name)

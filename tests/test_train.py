@@ -8,9 +8,7 @@ from typing import Any
 import pytest
 import torch
 from tiny import (
-    BASE,
     EVERYTHING,
-    IMAGE_SIZE,
     assert_equal_tensors,
     checkpoint,
     records,
@@ -21,10 +19,7 @@ from tiny import (
     write_recipe,
 )
 
-from distill.data.fashion import EmbeddedFashionMnist
 from distill.data.loader import Batch
-from distill.data.order import Order
-from distill.engine import Engine
 from distill.students import Student
 
 VIT = {"model": "test_vit", "model_args": {"patch_size": 4}}
@@ -182,8 +177,12 @@ def test_half_precision_trains_and_averages_stay_float32(precision: str, tmp_pat
     half, full = tensors(tmp_path / "run"), tensors(tmp_path / "fp32")
     assert all(t.isfinite().all() and t.dtype in (torch.float32, torch.int64) for t in half.values())
     assert any(not torch.equal(half[name], full[name]) for name in half), "autocast must change something"
-    losses = [[r["students"][s]["loss_total"] for s in r["students"]] for r in records(tmp_path / "run") if "students" in r]
-    expected = [[r["students"][s]["loss_total"] for s in r["students"]] for r in records(tmp_path / "fp32") if "students" in r]
+    losses = [
+        [r["students"][s]["loss_total"] for s in r["students"]] for r in records(tmp_path / "run") if "students" in r
+    ]
+    expected = [
+        [r["students"][s]["loss_total"] for s in r["students"]] for r in records(tmp_path / "fp32") if "students" in r
+    ]
     assert torch.allclose(torch.tensor(losses), torch.tensor(expected), rtol=0.05)
 
 
@@ -197,7 +196,9 @@ def test_an_overflow_under_fp16_leaves_the_scale_of_the_others_alone(tmp_path: P
     start = write_recipe(tmp_path, changes, {"train": {"budget": "1 iterations"}}, name="start")
     assert run(start) == 0
     loud_now, loud_then = (tensors(tmp_path / name, "loud") for name in ("run", "start"))
-    assert torch.equal(loud_now["loud.model/fc.weight"], loud_then["loud.model/fc.weight"]), "overflowing steps are skipped"
+    assert torch.equal(loud_now["loud.model/fc.weight"], loud_then["loud.model/fc.weight"]), (
+        "overflowing steps are skipped"
+    )
     alone = {"train": changes["train"], "students": {"quiet": {}}}
     assert run(write_recipe(tmp_path, alone, name="alone")) == 0
     assert_equal_tensors(tensors(tmp_path / "run", "quiet"), tensors(tmp_path / "alone", "quiet"))

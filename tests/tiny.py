@@ -1,17 +1,22 @@
 """Real runs, small enough for a test: recipes as dictionaries, and what a run left behind as tensors and records."""
 
 import json
+import os
+import signal
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
 
-from distill.data.fashion import EmbeddedFashionMnist
+import distill.train
+from distill.console import Screen
 from distill.data.decode import read_image
+from distill.data.fashion import EmbeddedFashionMnist
 from distill.recipe import load_recipe
 from distill.recipe.load import merge
 from distill.train import train
@@ -118,6 +123,33 @@ def run(recipe: Path, *overrides: str) -> int:
     return train(load_recipe(recipe, overrides))
 
 
+# ---- signals ---------------------------------------------------------------------------------------------------------
+
+
+def send_during(
+    place: Any, name: str, monkeypatch: pytest.MonkeyPatch, call: int = 1, number: int = signal.SIGTERM
+) -> None:
+    """Let this process get a real signal when the function `place.name` is called for the `call`-th time."""
+    original, calls = getattr(place, name), 0
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            os.kill(os.getpid(), number)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(place, name, counted)
+
+
+def stop_after(step: int, monkeypatch: pytest.MonkeyPatch, number: int = signal.SIGTERM) -> None:
+    """A signal for the next run of this process, which it answers after its `step`-th step: it arrives between that and the one before."""
+    if step == 1:
+        send_during(distill.train, "train_loader", monkeypatch, number=number)
+    else:
+        send_during(Screen, "advance", monkeypatch, step - 1, number)
+
+
 # ---- what a run left -------------------------------------------------------------------------------------------------
 
 
@@ -157,7 +189,8 @@ def report(output: Path) -> dict[str, Any]:
 
 def assert_equal_tensors(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
     """Bit for bit."""
-    assert one and one.keys() == other.keys()
+    assert one
+    assert one.keys() == other.keys()
     differ = [name for name in one if not torch.equal(one[name], other[name])]
     assert not differ, f"{len(differ)} of {len(one)} differ, first {differ[:3]}"
 
@@ -182,5 +215,7 @@ def assert_same_run(one: Path, other: Path) -> None:
 def relative_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
     """The largest |a - b| over the largest |b| of the same tensor."""
     assert one.keys() == other.keys()
-    gaps = [(one[n].double() - other[n].double()).abs().max() / other[n].double().abs().max().clamp(min=1e-12) for n in one]
+    gaps = [
+        (one[n].double() - other[n].double()).abs().max() / other[n].double().abs().max().clamp(min=1e-12) for n in one
+    ]
     return float(max(gaps))

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ class _Loader(yaml.SafeLoader):
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=deep)
+            if not isinstance(key, Hashable):
+                continue  # refused below
             if key in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key!r} is given twice", key_node.start_mark
@@ -72,6 +74,8 @@ def find_recipe(name: str) -> Path:
     ):
         if candidate.is_file():
             return candidate
+    if Path(name).is_dir():
+        raise InputError(f"{name}: a folder without recipe.yaml, so no run; a recipe is a YAML file")
     raise InputError(
         f"no recipe {name!r}{nearest(name, shipped_recipes())}; 'distill recipe list' shows those that come with the package"
     )
@@ -85,19 +89,30 @@ def read_tree(path: Path, _seen: tuple[Path, ...] = ()) -> Tree:
     try:
         tree = yaml.load(path.read_text(), Loader=_Loader)
     except yaml.YAMLError as error:
-        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+        raise InputError(f"{path}: not valid YAML: {_yaml_problem(error)}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from error
     if not isinstance(tree, dict):
-        raise InputError(f"{path}: a recipe is a mapping of keys, this file holds {type(tree).__name__}")
+        holds = "nothing" if tree is None else f"a {'list' if isinstance(tree, list) else type(tree).__name__}"
+        raise InputError(f"{path}: a recipe is a mapping of keys, and this file holds {holds}")
     bases = tree.pop("extends", [])
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise InputError(f"{path}: extends is a path or a list of paths, not {bases!r}")
     merged: Tree = {}
-    for base in [bases] if isinstance(bases, str) else bases:
+    for base in bases:
         base_path = path.parent / base
         if not base_path.is_file():
             raise InputError(f"{path}: extends {base!r}, and {base_path} does not exist")
         merged = merge(merged, read_tree(base_path, (*_seen, path)))
     return merge(merged, tree)
+
+
+def _yaml_problem(error: yaml.YAMLError) -> str:
+    """Where and what, in a line."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem and error.problem_mark:
+        return f"line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}: {error.problem}"
+    return " ".join(str(error).split())
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Tree:
@@ -128,11 +143,13 @@ def apply_overrides(tree: Tree, overrides: Iterable[str]) -> Tree:
             raise InputError(
                 f"override {override!r}: write key=value with dots between keys, as in train.batch_size_global=256"
             )
+        if key == "extends":
+            raise InputError(f"override {override!r}: extends stands in a recipe file; overrides change single keys")
         try:
             value = yaml.load(text, Loader=_Loader)
         except yaml.YAMLError as error:
             raise InputError(
-                f"override {override!r}: the value is not valid YAML: {' '.join(str(error).split())}"
+                f"override {override!r}: the value is not valid YAML: {_yaml_problem(error)}"
             ) from error
         for part in reversed(key.split(".")):
             value = {part: value}
@@ -169,7 +186,7 @@ def load_recipe(name: str | Path, overrides: Iterable[str] = ()) -> Recipe:
 
 def _explain(detail: Any, tree: Tree) -> str:
     """One pydantic error as a sentence: the dotted key, what is wrong, the nearest known key."""
-    location = tuple(part for part in detail["loc"] if not _is_union_tag(part, detail["loc"], tree))
+    location = tuple(p for p in detail["loc"] if p != "[key]" and not _is_union_tag(p, detail["loc"], tree))
     key = ".".join(str(part) for part in location)
     if detail["type"] == "extra_forbidden":
         known = _known_keys(location[:-1], tree)
@@ -177,10 +194,42 @@ def _explain(detail: Any, tree: Tree) -> str:
         return f"{key}: unknown key{close or '; known here: ' + ', '.join(sorted(known))}"
     if detail["type"] == "missing":
         return f"{key}: missing, and it has no default"
-    message = detail["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    prefix = "should be " if detail["msg"].startswith("Input should be ") else ""
-    given = "" if isinstance(detail["input"], dict) or detail["type"] == "value_error" else f", not {detail['input']!r}"
-    return f"{key}: {prefix}{message}{given}" if key else message
+    if detail["type"].startswith("union_tag"):
+        key = f"{key}.{detail['ctx']['discriminator'].strip(chr(39))}"
+    message = _message(detail)
+    given = "" if isinstance(detail["input"], dict) or detail["type"] in _NOT_GIVEN else f", not {detail['input']!r}"
+    return f"{key}: {message}{given}" if key else message
+
+
+# Where pydantic speaks of Python, and where the value given is no help.
+_PLAIN = {
+    "model_type": "should be a mapping of keys",
+    "model_attributes_type": "should be a mapping of keys",
+    "dict_type": "should be a mapping of keys",
+    "tuple_type": "should be a list",
+}
+_NOT_GIVEN = ("value_error", "union_tag_invalid", "union_tag_not_found", "too_short", "too_long")
+
+
+def _message(detail: Any) -> str:
+    """What is wrong, without the key."""
+    context = detail.get("ctx", {})
+    match detail["type"]:
+        case "union_tag_invalid":
+            known = context["expected_tags"].replace("'", "").split(", ")
+            return f"no {context['tag']!r} here{nearest(context['tag'], known)}; it is one of {', '.join(known)}"
+        case "union_tag_not_found":
+            return "missing: it says which kind of thing this is"
+        case "too_short":
+            return f"should have at least {context['min_length']}, and has {context['actual_length']}"
+        case "too_long":
+            return f"should have at most {context['max_length']}, and has {context['actual_length']}"
+        case "string_pattern_mismatch":
+            return "a name is letters, digits, - and _, and starts with a letter or digit"
+    if detail["type"] in _PLAIN:
+        return _PLAIN[detail["type"]]
+    message: str = detail["msg"].removeprefix("Value error, ")
+    return message.replace("Input should be ", "should be ")
 
 
 def _is_union_tag(part: Any, location: tuple[Any, ...], tree: Tree) -> bool:

@@ -1,0 +1,232 @@
+"""images/s of our TrainLoader against timm's `create_loader`: the same JPEG folder, strategy A2 at 224 px, one training process.
+
+Both decode, augment (random resized crop, flip, RandAugment), mix and hand over normalised float32 batches on the CPU. timm mixes with its
+FastCollateMixup and repeats with its RepeatAugSampler, which takes a process group (of one). With the three views of repeated augmentation
+ours decodes an image once and timm three times; --repeats 1 compares without them. A round starts both loaders afresh, takes untimed batches
+until every worker has delivered one, and counts from there: nobody starts with a full queue, and no loader's workers run beside the other's.
+
+The photographs are made up: gradients and noise of many scales under a fine grain, 500x375 at quality 95, about the 110 kB of an ImageNet file.
+
+    python -m benchmarks.loader
+    python -m benchmarks.loader --repeats 1 --workers 0
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from PIL import Image
+from timm.data import FastCollateMixup, create_dataset, create_loader
+
+from benchmarks.runs import engine_on
+from benchmarks.timing import Stopwatch, common_arguments, finish, interleaved, median, ratio, show
+from distill.build import train_loader
+from distill.data.augment import IMAGENET_MEAN, IMAGENET_STD
+from distill.engine import Engine
+from distill.models.pixels import Pixels
+from distill.plan import Plan, make_plan, share_of_process
+from distill.recipe import Recipe
+from distill.recipe.load import find_recipe, merge, read_tree, resolve_students
+
+NUM_CLASSES = 10
+_WIDTH, _HEIGHT = 500, 375
+_GRAIN = 12.0  # of 255; sets the size of the files
+
+
+# ---- the photographs -------------------------------------------------------------------------------------------------
+
+
+def photograph(seed: int) -> Image.Image:
+    """Noise of halving amplitude at doubling scales, colour smoother than brightness, grain on top; every other one upright."""
+    generator = torch.Generator().manual_seed(seed)
+    size = (_HEIGHT, _WIDTH) if seed % 2 else (_WIDTH, _HEIGHT)
+    picture = torch.zeros(1, 3, *size)
+    for octave in range(7):
+        side = 2 ** (octave + 1)
+        grey = torch.randn(1, 1, side, side, generator=generator)
+        colour = torch.randn(1, 3, side, side, generator=generator) * (0.5 if octave < 3 else 0.1)
+        picture += F.interpolate(grey + colour, size, mode="bicubic") * 60 / 2 ** (0.8 * octave)
+    picture += torch.randn(1, 1, *size, generator=generator) * _GRAIN + 120
+    return Image.fromarray(picture[0].permute(1, 2, 0).clamp(0, 255).byte().numpy())
+
+
+def write_photographs(root: Path, num_images: int, num_files: int) -> int:
+    """Fill a class folder each; further files are links to the same images. Returns the mean size of an image in bytes."""
+    originals = []
+    for number in range(num_files):
+        path = root / f"class{number % NUM_CLASSES}" / f"{number:06d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if number < num_images:
+            photograph(number).save(path, quality=95)
+            originals.append(path)
+        else:
+            os.link(originals[number % num_images], path)
+    return sum(path.stat().st_size for path in originals) // len(originals)
+
+
+# ---- the loaders -----------------------------------------------------------------------------------------------------
+
+
+def a2_recipe(root: Path, settings: argparse.Namespace, total_steps: int) -> Recipe:
+    """Strategy A2 as it is shipped, on the photographs."""
+    supervised = {
+        "model": "resnet18",
+        "drop_path": 0.0,
+        "objective": {"soft": None},
+        "schedule": {"warmup": "0 epochs"},
+    }
+    tree = merge(
+        read_tree(find_recipe("strategies/a2")),
+        {
+            "name": "loader",
+            "data": {"train": {"kind": "image_folder", "path": str(root)}},
+            "students": {"any": supervised},
+            "train": {
+                "budget": f"{total_steps} iterations",
+                "batch_size_global": settings.batch_size,
+                "micro_batch_size": settings.batch_size,
+            },
+        },
+    )
+    overrides = {"data": {"image_size": settings.image_size, "augment": {"repeats": settings.repeats}}}
+    return Recipe.model_validate(resolve_students(merge(tree, overrides)))
+
+
+@contextmanager
+def our_batches(plan: Plan, engine: Engine, num_workers: int) -> Iterator[Iterable[torch.Tensor]]:
+    """Our loader as `train` builds it, and the normalisation that a model does for itself."""
+    recipe = plan.recipe
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"num_workers": num_workers})})
+    plan = Plan(**{**vars(plan), "recipe": recipe})
+    share = share_of_process(recipe.train.batch_size_global, recipe.train.micro_batch_size, engine.world_size)
+    pixels = Pixels(IMAGENET_MEAN, IMAGENET_STD)
+    with train_loader(plan, share, engine, 0) as loader:
+        yield (pixels(batch.images) for batch in loader)
+
+
+@contextmanager
+def timm_batches(dataset: Any, recipe: Recipe, num_workers: int) -> Iterator[Iterable[torch.Tensor]]:
+    """timm's loader with the same settings."""
+    data, batch_size = recipe.data, recipe.train.batch_size_global
+    mixing = FastCollateMixup(
+        mixup_alpha=data.mixing.mixup,
+        cutmix_alpha=data.mixing.cutmix,
+        prob=data.mixing.probability,
+        switch_prob=data.mixing.switch_probability,
+        label_smoothing=0.0,
+        num_classes=NUM_CLASSES,
+    )
+    repeated = data.augment.repeats > 1
+    if repeated:  # RepeatAugSampler asks for its rank when it is made, and not again
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
+    try:
+        loader = create_loader(
+            dataset,
+            data.image_size,
+            batch_size,
+            is_training=True,
+            scale=data.augment.scale,
+            ratio=data.augment.ratio,
+            hflip=data.augment.horizontal_flip,
+            color_jitter=data.augment.color_jitter or None,
+            auto_augment=data.augment.auto_augment,
+            interpolation=data.augment.interpolation,
+            num_aug_repeats=data.augment.repeats if repeated else 0,
+            distributed=repeated,
+            num_workers=num_workers,
+            collate_fn=mixing,
+            device=torch.device("cpu"),
+            persistent_workers=False,
+        )
+    finally:
+        if repeated:
+            dist.destroy_process_group()
+    batches = iter(loader)
+    try:
+        yield (images for images, _ in batches)
+    finally:
+        batches.close()  # its workers go with it
+
+
+def seconds_of_batches(opened: Any, num_untimed: int, num_batches: int, size: tuple[int, ...]) -> float:
+    """Seconds for `num_batches`, from when the untimed ones have been taken."""
+    with opened() as batches:
+        stream = iter(batches)
+        for _ in range(num_untimed):
+            next(stream)
+
+        def take() -> None:
+            for _ in range(num_batches):
+                assert next(stream).shape == size
+
+        return Stopwatch(torch.device("cpu"), "wall")(take)
+
+
+# ---- measure ---------------------------------------------------------------------------------------------------------
+
+
+def measure(settings: argparse.Namespace, root: Path, engine: Engine) -> None:
+    """Interleave for each number of workers, print, write."""
+    batch_size, num_batches = settings.batch_size, settings.batches_per_round
+    needed = (max(*settings.workers, 1) * 3 + num_batches) * batch_size  # prefetched ones included: an epoch never ends
+    num_files = -(-max(needed, settings.images) // 256) * 256  # RepeatAugSampler takes whole 256s
+    size = write_photographs(root, settings.images, num_files)
+    recipe = a2_recipe(root, settings, num_files // batch_size)
+    plan, dataset = make_plan(recipe), create_dataset("", root=str(root))
+    print(
+        f"A2, {settings.image_size} px, {settings.repeats} views an image, batch {batch_size}; {settings.images} JPEGs of {size / 1e3:.0f} kB; "
+        f"{settings.rounds} rounds of {num_batches} batches"
+    )
+    print(f"{'workers':>8}{'ours':>10}{'timm':>10}  images/s; ratio (95 % interval)")
+    figures: dict[str, Any] = {"jpeg_bytes": size, "workers": {}}
+    shape = (batch_size, 3, settings.image_size, settings.image_size)
+    for num_workers in settings.workers:
+        untimed = max(num_workers, 1)
+        one = partial(seconds_of_batches, num_untimed=untimed, num_batches=num_batches, size=shape)
+        contestants = {
+            "ours": partial(one, partial(our_batches, plan, engine, num_workers)),
+            "timm": partial(one, partial(timm_batches, dataset, recipe, num_workers)),
+        }
+        seconds = interleaved(contestants, settings.rounds)
+        speed = {name: median([num_batches * batch_size / s for s in rounds]) for name, rounds in seconds.items()}
+        against = ratio(seconds["timm"], seconds["ours"])
+        print(f"{num_workers:>8}{speed['ours'].median:>10.1f}{speed['timm'].median:>10.1f}  {show(against)}")
+        figures["workers"][num_workers] = {
+            "images_per_s": {name: spread._asdict() for name, spread in speed.items()},
+            "ratio": against._asdict(),
+            "rounds_s": seconds,
+        }
+    finish("loader", settings, engine.device, figures)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--workers", type=int, nargs="+", default=[0, 2], help="decoding processes, each number in turn"
+    )
+    parser.add_argument("--repeats", type=int, default=3, help="views of an image in a batch")
+    parser.add_argument("--image-size", type=int, default=224)
+    parser.add_argument("--batch-size", type=int, default=48)
+    parser.add_argument("--batches-per-round", type=int, default=4, help="a multiple of the workers")
+    parser.add_argument("--images", type=int, default=200, help="different photographs")
+    common_arguments(parser, rounds=15)
+    settings = parser.parse_args(arguments)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    with tempfile.TemporaryDirectory() as folder, engine_on("cpu", precision="fp32", compile=False) as engine:
+        measure(settings, Path(folder), engine)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
