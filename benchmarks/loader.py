@@ -1,22 +1,25 @@
 """images/s of our TrainLoader against timm's `create_loader`: the same JPEG folder, strategy A2 at 224 px, one training process.
 
-Both decode, augment (random resized crop, flip, RandAugment), mix and hand over normalised float32 batches on the CPU. timm mixes with its
-FastCollateMixup and repeats with its RepeatAugSampler, which takes a process group (of one). With the three views of repeated augmentation
-ours decodes an image once and timm three times; --repeats 1 compares without them. A round starts both loaders afresh, takes untimed batches
-until every worker has delivered one, and counts from there: nobody starts with a full queue, and no loader's workers run beside the other's.
+Both decode, augment (random resized crop, flip, RandAugment), mix, and hand over normalised float32 batches on the device. timm mixes in
+its FastCollateMixup and repeats by its RepeatAugSampler, which takes a process group (of one). Of the three views of repeated
+augmentation ours decodes the image once and timm three times; `--repeats 1` compares without them. Ours mixes on the device: without a
+GPU that is this process's own time, in 32 bits, where timm's takes a worker's, in 8.
 
-The photographs are made up: gradients and noise of many scales under a fine grain, 500x375 at quality 95, about the 110 kB of an ImageNet file.
+A round starts a loader afresh, takes untimed batches until every worker has delivered one, and counts from there: nobody starts with a
+full queue, and one loader's workers never run beside the other's. The photographs are made up: gradients and noise of many scales under a
+grain, 500x375 at quality 95, of about the 110 kB of an ImageNet file.
 
     python -m benchmarks.loader
-    python -m benchmarks.loader --repeats 1 --workers 0
+    python -m benchmarks.loader --repeats 1 --workers 0 --clock cpu
 """
 
 import argparse
 import os
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +31,7 @@ from PIL import Image
 from timm.data import FastCollateMixup, create_dataset, create_loader
 
 from benchmarks.runs import engine_on
-from benchmarks.timing import Stopwatch, common_arguments, finish, interleaved, median, ratio, show
+from benchmarks.timing import CLOCKS, Stopwatch, common_arguments, finish, interleaved, median, ratio, show
 from distill.build import train_loader
 from distill.data.augment import IMAGENET_MEAN, IMAGENET_STD
 from distill.engine import Engine
@@ -46,7 +49,7 @@ _GRAIN = 12.0  # of 255; sets the size of the files
 
 
 def photograph(seed: int) -> Image.Image:
-    """Noise of halving amplitude at doubling scales, colour smoother than brightness, grain on top; every other one upright."""
+    """Noise of falling amplitude at doubling scales, colour smoother than brightness, grain on top; every other one upright."""
     generator = torch.Generator().manual_seed(seed)
     size = (_HEIGHT, _WIDTH) if seed % 2 else (_WIDTH, _HEIGHT)
     picture = torch.zeros(1, 3, *size)
@@ -76,7 +79,7 @@ def write_photographs(root: Path, num_images: int, num_files: int) -> int:
 # ---- the loaders -----------------------------------------------------------------------------------------------------
 
 
-def a2_recipe(root: Path, settings: argparse.Namespace, total_steps: int) -> Recipe:
+def a2_recipe(root: Path, settings: argparse.Namespace, total_steps: int, num_workers: int) -> Recipe:
     """Strategy A2 as it is shipped, on the photographs."""
     supervised = {
         "model": "resnet18",
@@ -97,24 +100,22 @@ def a2_recipe(root: Path, settings: argparse.Namespace, total_steps: int) -> Rec
             },
         },
     )
-    overrides = {"data": {"image_size": settings.image_size, "augment": {"repeats": settings.repeats}}}
-    return Recipe.model_validate(resolve_students(merge(tree, overrides)))
+    asked = {"image_size": settings.image_size, "augment": {"repeats": settings.repeats}, "num_workers": num_workers}
+    return Recipe.model_validate(resolve_students(merge(tree, {"data": asked})))
 
 
 @contextmanager
-def our_batches(plan: Plan, engine: Engine, num_workers: int) -> Iterator[Iterable[torch.Tensor]]:
+def our_batches(plan: Plan, engine: Engine) -> Iterator[Iterable[torch.Tensor]]:
     """Our loader as `train` builds it, and the normalisation that a model does for itself."""
-    recipe = plan.recipe
-    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"num_workers": num_workers})})
-    plan = Plan(**{**vars(plan), "recipe": recipe})
-    share = share_of_process(recipe.train.batch_size_global, recipe.train.micro_batch_size, engine.world_size)
-    pixels = Pixels(IMAGENET_MEAN, IMAGENET_STD)
+    train = plan.recipe.train
+    share = share_of_process(train.batch_size_global, train.micro_batch_size, engine.world_size)
+    pixels = Pixels(IMAGENET_MEAN, IMAGENET_STD).to(engine.device)
     with train_loader(plan, share, engine, 0) as loader:
         yield (pixels(batch.images) for batch in loader)
 
 
 @contextmanager
-def timm_batches(dataset: Any, recipe: Recipe, num_workers: int) -> Iterator[Iterable[torch.Tensor]]:
+def timm_batches(dataset: Any, recipe: Recipe, device: torch.device) -> Iterator[Iterable[torch.Tensor]]:
     """timm's loader with the same settings."""
     data, batch_size = recipe.data, recipe.train.batch_size_global
     mixing = FastCollateMixup(
@@ -142,9 +143,10 @@ def timm_batches(dataset: Any, recipe: Recipe, num_workers: int) -> Iterator[Ite
             interpolation=data.augment.interpolation,
             num_aug_repeats=data.augment.repeats if repeated else 0,
             distributed=repeated,
-            num_workers=num_workers,
+            num_workers=data.num_workers,
             collate_fn=mixing,
-            device=torch.device("cpu"),
+            pin_memory=device.type == "cuda",
+            device=device,
             persistent_workers=False,
         )
     finally:
@@ -157,18 +159,25 @@ def timm_batches(dataset: Any, recipe: Recipe, num_workers: int) -> Iterator[Ite
         batches.close()  # its workers go with it
 
 
-def seconds_of_batches(opened: Any, num_untimed: int, num_batches: int, size: tuple[int, ...]) -> float:
-    """Seconds for `num_batches`, from when the untimed ones have been taken."""
-    with opened() as batches:
-        stream = iter(batches)
-        for _ in range(num_untimed):
-            next(stream)
+@dataclass(frozen=True)
+class Contest:
+    """How a loader is timed: `num_untimed` batches, then `num_batches` of `shape` under the stopwatch."""
 
-        def take() -> None:
-            for _ in range(num_batches):
-                assert next(stream).shape == size
+    seconds_of: Stopwatch
+    num_untimed: int
+    num_batches: int
+    shape: tuple[int, ...]
 
-        return Stopwatch(torch.device("cpu"), "wall")(take)
+    def seconds(self, opened: Callable[[], AbstractContextManager[Iterable[torch.Tensor]]]) -> float:
+        """Seconds of a loader that is opened afresh."""
+        with opened() as batches:
+            stream = iter(batches)
+            self._take(stream, self.num_untimed)
+            return self.seconds_of(lambda: self._take(stream, self.num_batches))
+
+    def _take(self, stream: Iterator[torch.Tensor], count: int) -> None:
+        for _ in range(count):
+            assert next(stream).shape == self.shape
 
 
 # ---- measure ---------------------------------------------------------------------------------------------------------
@@ -180,21 +189,21 @@ def measure(settings: argparse.Namespace, root: Path, engine: Engine) -> None:
     needed = (max(*settings.workers, 1) * 3 + num_batches) * batch_size  # prefetched ones included: an epoch never ends
     num_files = -(-max(needed, settings.images) // 256) * 256  # RepeatAugSampler takes whole 256s
     size = write_photographs(root, settings.images, num_files)
-    recipe = a2_recipe(root, settings, num_files // batch_size)
-    plan, dataset = make_plan(recipe), create_dataset("", root=str(root))
+    dataset = create_dataset("", root=str(root))
     print(
         f"A2, {settings.image_size} px, {settings.repeats} views an image, batch {batch_size}; {settings.images} JPEGs of {size / 1e3:.0f} kB; "
-        f"{settings.rounds} rounds of {num_batches} batches"
+        f"{settings.rounds} rounds of {num_batches} batches, {settings.clock} clock"
     )
     print(f"{'workers':>8}{'ours':>10}{'timm':>10}  images/s; ratio (95 % interval)")
     figures: dict[str, Any] = {"jpeg_bytes": size, "workers": {}}
+    seconds_of = Stopwatch(engine.device, settings.clock)
     shape = (batch_size, 3, settings.image_size, settings.image_size)
     for num_workers in settings.workers:
-        untimed = max(num_workers, 1)
-        one = partial(seconds_of_batches, num_untimed=untimed, num_batches=num_batches, size=shape)
+        recipe = a2_recipe(root, settings, num_files // batch_size, num_workers)
+        contest = Contest(seconds_of, max(num_workers, 1), num_batches, shape)
         contestants = {
-            "ours": partial(one, partial(our_batches, plan, engine, num_workers)),
-            "timm": partial(one, partial(timm_batches, dataset, recipe, num_workers)),
+            "ours": partial(contest.seconds, partial(our_batches, make_plan(recipe), engine)),
+            "timm": partial(contest.seconds, partial(timm_batches, dataset, recipe, engine.device)),
         }
         seconds = interleaved(contestants, settings.rounds)
         speed = {name: median([num_batches * batch_size / s for s in rounds]) for name, rounds in seconds.items()}
@@ -219,11 +228,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch-size", type=int, default=48)
     parser.add_argument("--batches-per-round", type=int, default=4, help="a multiple of the workers")
     parser.add_argument("--images", type=int, default=200, help="different photographs")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall", help="cpu: for a CPU that others share")
     common_arguments(parser, rounds=15)
     settings = parser.parse_args(arguments)
+    if settings.clock == "cpu" and any(settings.workers):
+        parser.error("--clock cpu sees this process alone: it goes with --workers 0")
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    with tempfile.TemporaryDirectory() as folder, engine_on("cpu", precision="fp32", compile=False) as engine:
+    with tempfile.TemporaryDirectory() as folder, engine_on(settings.device, precision="fp32", compile=False) as engine:
         measure(settings, Path(folder), engine)
     return 0
 

@@ -1,5 +1,6 @@
 """The command line: distill train | evaluate | export | recipe show, check, list. Also `accelerate launch -m distill ...`."""
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from distill.console import error_panel, make_console
+from distill.console import error_panel, make_console, show_table
 from distill.errors import InputError
 from distill.recipe import dump_recipe, load_recipe, recipes_dir, shipped_recipes
 
@@ -16,6 +17,8 @@ Exit codes: 0 done; 1 a fault; 2 the input is wrong; 3 every student stopped on 
 75 stopped by SIGTERM, SIGUSR1 or Ctrl-C with the state saved: the same command goes on.
 """
 
+_WIDE = 150  # columns of the list of recipes
+
 app = typer.Typer(
     name="distill",
     help="Distil small image models from large ones. A run is what its recipe says, and nothing else.",
@@ -23,7 +26,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
+    rich_markup_mode="rich",  # keeps the lines of examples; markdown would join them
 )
 recipe_app = typer.Typer(help="Look at recipes without running them.", no_args_is_help=True)
 app.add_typer(recipe_app, name="recipe")
@@ -33,9 +36,7 @@ RecipeArgument = Annotated[
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(
-        metavar="[KEY=VALUE]...", help="Overrides by dotted key, the value as YAML: train.budget='2 epochs'"
-    ),
+    typer.Argument(metavar="KEY=VALUE", help="Overrides by dotted key, the value as YAML: train.budget='2 epochs'"),
 ]
 
 
@@ -46,12 +47,10 @@ def train(recipe: RecipeArgument, overrides: Overrides = None) -> None:
     A run goes on from its newest whole checkpoint by itself (resume: auto).
 
     Examples:
-
-        distill train quickstart/students
-
-        distill train recipes/imagenet1k/res50_beitv2b_a1_600ep.yaml data.root=/data/imagenet train.compile=true
-
-        accelerate launch --config_file launchers/accelerate/gpus8.yaml -m distill train RECIPE
+      distill train quickstart/teacher
+      distill train my.yaml output=runs/again train.budget='10 epochs'
+      distill train imagenet1k/res50_beitv2b_a1_600ep data.root=/data
+      accelerate launch --num_processes 8 -m distill train my.yaml
     """
     from distill.train import train as run
 
@@ -61,7 +60,11 @@ def train(recipe: RecipeArgument, overrides: Overrides = None) -> None:
 @app.command()
 def evaluate(
     checkpoint: Annotated[
-        Path, typer.Argument(help="A run, one of its checkpoints, an export, or a file of weights (then with --model).")
+        Path,
+        typer.Argument(
+            metavar="CHECKPOINT",
+            help="A run, one of its checkpoints, an export, or a file of weights (then with --model).",
+        ),
     ],
     model: Annotated[str | None, typer.Option(help="timm name of the model, for a file of weights.")] = None,
     student: Annotated[str | None, typer.Option(help="Only this student of a run.")] = None,
@@ -90,13 +93,15 @@ def evaluate(
 ) -> None:
     """Measure top-1 and top-5 exactly, on any number of processes.
 
+    A run is judged on its own evaluation set and beside its own teacher,
+    unless --data names other images.
+
     Examples:
-
-        distill evaluate runs/quickstart/students
-
-        distill evaluate exports/quickstart --data fashion_mnist
-
-        distill evaluate lite2.safetensors --model tf_efficientnet_lite2 --data photos/ --classes imagenet-1k
+      distill evaluate runs/quickstart/students
+      distill evaluate runs/quickstart/students --student kd --weights last
+      distill evaluate exports/quickstart --data fashion_mnist
+      distill evaluate resnet50.pth --model resnet50 --data val/ \\
+          --classes imagenet-1k
     """
     from distill.judge import judge
 
@@ -117,8 +122,8 @@ def evaluate(
 
 @app.command()
 def export(
-    run: Annotated[Path, typer.Argument(help="The folder of a run, or one of its checkpoints.")],
-    output: Annotated[Path, typer.Argument(help="The folder to write.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, or one of its checkpoints.")],
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="The folder to write.")],
     student: Annotated[str | None, typer.Option(help="The student; the best one of the run if left out.")] = None,
     weights: Annotated[
         str, typer.Option(help="best, or last, or an average such as ema-0.999 from the newest checkpoint.")
@@ -127,10 +132,12 @@ def export(
     """Write a student as timm loads it: safetensors, config.json, class names.
 
     Examples:
+      distill export runs/quickstart/students exports/quickstart
+      distill export runs/my exports/kd --student kd --weights ema-0.999
 
-        distill export runs/quickstart/students exports/quickstart
-
-        python -c "import distill.models, timm; timm.create_model('local-dir:exports/quickstart', pretrained=True)"
+    Load it with:
+      timm.create_model("local-dir:exports/kd", pretrained=True)
+    after "import distill.models" if it is a model of ours (cifar_...).
     """
     from distill.judge import export_student
 
@@ -141,7 +148,10 @@ def export(
 def show(recipe: RecipeArgument, overrides: Overrides = None) -> None:
     """Print a recipe resolved: everything it extends, every default, every override.
 
-    Example: distill recipe show quickstart/students train.budget='1 epoch'
+    What it prints is a recipe again.
+
+    Example:
+      distill recipe show quickstart/students train.budget='1 epoch'
     """
     print(dump_recipe(load_recipe(recipe, overrides or [])), end="")
 
@@ -156,7 +166,10 @@ def check(
 ) -> None:
     """Validate all that can be known of a recipe without data and without a GPU.
 
-    Example: distill recipe check imagenet1k/res50_beitv2b_a1_600ep --processes 8
+    Files that are not here are noted; they are no fault of the recipe.
+
+    Example:
+      distill recipe check imagenet1k/res50_beitv2b_a1_600ep --processes 8
     """
     from distill.check import check_recipe
 
@@ -174,27 +187,49 @@ def check(
 def list_recipes() -> None:
     """List the recipes that come with the package.
 
-    Example: distill recipe list
+    Each is a RECIPE for train, show and check.
+
+    Example:
+      distill recipe list
     """
     from rich.table import Table
 
+    console = make_console()
     table = Table(box=None, pad_edge=False)
     table.add_column("recipe", no_wrap=True)
     table.add_column("what it is")
     for name in shipped_recipes():
-        table.add_row(name, load_recipe(recipes_dir() / f"{name}.yaml").description)
-    make_console().print(table)
+        description = load_recipe(recipes_dir() / f"{name}.yaml").description
+        if console.width < _WIDE:  # two columns would leave the second too narrow
+            console.print(f"{name}\n    {description}", markup=False)
+        table.add_row(name, description)
+    if console.width >= _WIDE:
+        show_table(console, table)
+
+
+# What a disk or its owner can do to any write, wherever it happens; every other OSError is a fault of ours.
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def main() -> None:
-    """Entry point: bad input is one panel and exit code 2, never a traceback."""
+    """Entry point: bad input is one panel and exit code 2, never a traceback (which DISTILL_TRACEBACK=1 shows)."""
     try:
         app()
-    except InputError as error:
+    except Exception as error:
         if os.environ.get("DISTILL_TRACEBACK"):
             raise
-        error_panel(str(error))
-        sys.exit(2)
+        if isinstance(error, InputError):
+            error_panel(str(error))
+            sys.exit(2)
+        if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
+            error_panel(f"{error.filename or 'output'}: {error.strerror}")
+            sys.exit(2)
+        from distill.data.prefetch import worker_fault  # torch is slow to import, and most commands need none
+
+        if fault := worker_fault(error):
+            error_panel(f"{fault} (DISTILL_TRACEBACK=1 shows the traceback)")
+            sys.exit(1)
+        raise
 
 
 if __name__ == "__main__":

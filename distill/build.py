@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+import torch
 from torch import nn
 
 from distill.data.augment import EvalTransform, TrainTransform
@@ -14,7 +15,7 @@ from distill.data.loader import EvalLoader, Shard, TrainLoader
 from distill.data.mixing import Mixing
 from distill.data.sources import Source
 from distill.engine import Engine
-from distill.errors import naming
+from distill.errors import InputError, naming
 from distill.losses.objective import build_objective
 from distill.models.build import create_student
 from distill.models.pixels import Pixels, pixel_config
@@ -61,6 +62,7 @@ def build_models(plan: Plan) -> Models:
                 seed=recipe.seed,
                 root=_HERE,
             )
+            refuse_image_size(nets[name], recipe.data.image_size, f"{key}.model {spec.model}")
             build_optimizer(nets[name], spec.optimizer, key=f"{key}.optimizer")  # for its errors: the real one follows
         schedules[name] = resolve_schedule(
             spec.schedule,
@@ -71,6 +73,26 @@ def build_models(plan: Plan) -> Models:
             key=f"{key}.schedule",
         )
     return Models(teacher, nets, schedules)
+
+
+def refuse_image_size(net: nn.Module, image_size: int, what: str) -> None:
+    """Send one image through a model, in evaluation mode: some are built for any size and fail only in the forward.
+
+    Raises:
+        InputError: the model does not take images of this size, or returns no logits.
+    """
+    try:
+        with torch.no_grad():
+            logits = net.eval()(torch.zeros(1, 3, image_size, image_size))
+    except NotImplementedError:  # an operation that a model without memory ("meta") does not have
+        return
+    except (RuntimeError, AssertionError, ValueError, IndexError) as error:
+        reason = str(error).strip().split("\n", 1)[0]
+        raise InputError(f"{what} does not take images of data.image_size {image_size}: {reason}") from error
+    finally:
+        net.train()
+    if not isinstance(logits, torch.Tensor) or logits.shape != (1, net.num_classes):
+        raise InputError(f"{what} does not return logits, one a class")
 
 
 def student_pixels(net: nn.Module, spec: StudentSpec) -> Pixels:

@@ -1,18 +1,17 @@
 """What can be known of a recipe without data and without a GPU, beyond its schema: names, arguments, packages, shapes."""
 
-import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
-from distill.build import student_pixels
-from distill.data.augment import TrainTransform
-from distill.engine import TRACKERS
-from distill.errors import InputError, nearest
+from distill.build import refuse_image_size, student_pixels
+from distill.errors import InputError, naming
 from distill.models.build import config, create
 from distill.optim import build_optimizer
-from distill.plan import share_of_process
-from distill.recipe import DurationValue, Recipe
+from distill.plan import setting_problems, share_of_process
+from distill.recipe import DurationValue, Recipe, schema
 
 _SOME_CLASSES = 10
 
@@ -29,70 +28,79 @@ def check_recipe(recipe: Recipe, num_processes: int | None = None) -> list[str]:
     Raises:
         InputError: every problem found, a line each.
     """
-    problems: list[str] = []
-    notes: list[str] = []
+    problems = setting_problems(recipe)
 
-    def attempt(act: object) -> None:
+    @contextmanager
+    def collecting(key: str) -> Iterator[None]:
         try:
-            act()  # type: ignore[operator]
+            with naming(key):
+                yield
         except InputError as error:
             problems.append(str(error))
 
-    for tracker in recipe.log.trackers:
-        attempt(lambda tracker=tracker: _tracker(tracker))
-    attempt(
-        lambda: TrainTransform(image_size=recipe.data.image_size, **recipe.data.augment.model_dump(exclude={"repeats"}))
-    )
     if num_processes is not None:
-        attempt(lambda: share_of_process(recipe.train.batch_size_global, recipe.train.micro_batch_size, num_processes))
+        with collecting("train.batch_size_global"):
+            share_of_process(recipe.train.batch_size_global, recipe.train.micro_batch_size, num_processes)
     for name, spec in recipe.students.items():
-
-        def student(name: str = name, spec: object = spec) -> None:
-            own = recipe.students[name]
-            with torch.device("meta"):
-                net = create(
-                    own.model,
-                    num_classes=_SOME_CLASSES,
-                    image_size=recipe.data.image_size,
-                    drop_path=own.drop_path,
-                    drop_rate=own.drop_rate,
-                    model_args=own.model_args,
-                )
-            student_pixels(net, own)
-            build_optimizer(net, own.optimizer, key=f"students.{name}.optimizer")
-            _shorter(own.schedule.warmup, recipe.train.budget, f"students.{name}.schedule.warmup")
-            for milestone in own.schedule.milestones:
-                _shorter(milestone, recipe.train.budget, f"students.{name}.schedule.milestones")
-
-        attempt(student)
-        if spec.weights not in (None, "pretrained") and not Path(str(spec.weights)).exists():
-            notes.append(f"students.{name}.weights: {spec.weights} is not here")
-    teacher = recipe.teacher
-    if teacher is not None:
-        if teacher.model is not None:
-            attempt(lambda: config(str(recipe.teacher.model if recipe.teacher else "")))
-        if teacher.weights not in ("pretrained", "random") and not Path(teacher.weights).exists():
-            notes.append(f"teacher.weights: {teacher.weights} is not here")
-    for key, source in (("train", recipe.data.train), ("eval", recipe.data.eval)):
-        if source is not None and source.path is not None and "*" not in source.path:
-            path = Path(recipe.data.root) / source.path
-            if not path.exists():
-                notes.append(f"data.{key}: {path} is not here")
+        with collecting(f"students.{name}"):
+            _check_student(spec, recipe, f"students.{name}")
+    if recipe.teacher is not None:
+        with collecting("teacher"):
+            _check_teacher(recipe.teacher)
     if problems:
-        raise InputError("\n".join(problems))
-    return notes
+        raise InputError("\n".join(dict.fromkeys(problems)))
+    return _not_here(recipe)
 
 
-def _tracker(name: str) -> None:
-    if name not in TRACKERS:
-        raise InputError(f"log.trackers: no tracker {name!r}{nearest(name, TRACKERS)}; known are {', '.join(TRACKERS)}")
-    if importlib.util.find_spec(name) is None:
-        raise InputError(
-            f"log.trackers: the package {name} is not installed: pip install {name}, or 'vanillakd[trackers]'"
+def _check_student(spec: schema.Student, recipe: Recipe, key: str) -> None:
+    image_size = recipe.data.image_size
+    with torch.device("meta"):
+        net = create(
+            spec.model,
+            num_classes=_SOME_CLASSES,
+            image_size=image_size,
+            drop_path=spec.drop_path,
+            drop_rate=spec.drop_rate,
+            model_args=spec.model_args,
         )
+        refuse_image_size(net, image_size, f"{key}.model {spec.model}")
+    student_pixels(net, spec)
+    build_optimizer(net, spec.optimizer, key=f"{key}.optimizer")
+    _shorter(spec.schedule.warmup, recipe.train.budget, f"{key}.schedule.warmup")
+    for milestone in spec.schedule.milestones:
+        _shorter(milestone, recipe.train.budget, f"{key}.schedule.milestones")
+
+
+def _check_teacher(spec: schema.Teacher) -> None:
+    if spec.model is None:
+        return  # its weights name it, and they may not be here
+    known = config(spec.model)
+    if spec.weights == "pretrained" and not _has_weights(known):
+        raise InputError(f"teacher.weights: timm has no pretrained weights of {spec.model}: give a file")
+    with torch.device("meta"):
+        create(spec.model, num_classes=None, image_size=spec.image_size, model_args=spec.model_args)
+
+
+def _has_weights(known: dict[str, object]) -> bool:
+    return any(known.get(key) for key in ("url", "file", "hf_hub_id", "state_dict", "source"))
 
 
 def _shorter(part: DurationValue, whole: DurationValue, key: str) -> None:
     """Durations in different units can only be compared once the data is known."""
     if part.unit == whole.unit and part.amount >= whole.amount:
         raise InputError(f"{key}: {part} is not shorter than train.budget, {whole}")
+
+
+def _not_here(recipe: Recipe) -> list[str]:
+    """Files that the recipe names and that this machine lacks: no fault of the recipe."""
+    files = {
+        f"students.{name}.weights": Path(spec.weights)
+        for name, spec in recipe.students.items()
+        if spec.weights not in (None, "pretrained")
+    }
+    if recipe.teacher is not None and recipe.teacher.weights not in ("pretrained", "random"):
+        files["teacher.weights"] = Path(recipe.teacher.weights)
+    for key, source in (("data.train", recipe.data.train), ("data.eval", recipe.data.eval)):
+        if source is not None and source.path is not None and "*" not in source.path:
+            files[key] = Path(recipe.data.root) / source.path
+    return [f"{key}: {path} is not here" for key, path in files.items() if not path.expanduser().exists()]

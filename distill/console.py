@@ -18,14 +18,25 @@ from rich.table import Table
 
 from distill.errors import InputError
 
-# Where files and pipes have no width, rich would wrap at 80 columns and break lines that programs read.
-_PLAIN_WIDTH = 160
+# Files and pipes have no width: rich would wrap at 80 columns and break lines that programs read.
+_PLAIN_WIDTH = 1000
 
 
 def make_console(stderr: bool = False) -> Console:
     """The console that everything prints on: as wide as the terminal, or wide enough not to wrap plain lines."""
     console = Console(stderr=stderr, highlight=False)
     return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=_PLAIN_WIDTH)
+
+
+def show_table(console: Console, table: Table) -> None:
+    """Print a table; elsewhere than on a terminal without the blanks that fill its last column."""
+    if console.is_terminal:
+        console.print(table)
+        return
+    with console.capture() as capture:
+        console.print(table)
+    for line in capture.get().splitlines():
+        console.print(line.rstrip(), markup=False, soft_wrap=True)
 
 
 def error_panel(message: str) -> None:
@@ -69,6 +80,7 @@ class Screen:
         self._title = title
         self._total_steps = total_steps
         self._status = ""
+        self._doing = "starting"
         self._progress = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(None),
@@ -79,8 +91,9 @@ class Screen:
         self._live: Live | None = None
 
     def __enter__(self) -> "Screen":
-        if self._show and self.console.is_terminal:
-            self._live = Live(self, console=self.console, refresh_per_second=4)
+        if self._show and self.console.is_terminal and not self.console.is_dumb_terminal:
+            # Transient: what stays is the table of the end, or the message that says why there is none.
+            self._live = Live(self, console=self.console, refresh_per_second=4, transient=True)
             self._live.start()
         return self
 
@@ -89,7 +102,7 @@ class Screen:
             self._live.stop()
 
     def __rich__(self) -> Group:
-        return Group(self._progress, self.table(), self._status)
+        return Group(self._progress, self.table(), "; ".join(filter(None, (self._status, self._doing))))
 
     def table(self) -> Table:
         """A row a student."""
@@ -114,8 +127,13 @@ class Screen:
 
     def advance(self, step: int) -> None:
         """Move the bar; cheap enough for every step."""
+        self._doing = ""
         if self._live:
             self._progress.update(self._task, completed=step)
+
+    def doing(self, what: str) -> None:
+        """What takes the time until the next step."""
+        self._doing = what
 
     def training(self, step: int, *, images_per_s: float, memory_bytes: int, eta_s: float) -> None:
         """A log interval has passed; the rows are up to date."""

@@ -100,6 +100,7 @@ class Engine:
         self._channels_last = channels_last
         self._compile = compile
         self._trackers = trackers
+        self._tracking = False
         if self.device.type == "cuda":
             torch.backends.cudnn.benchmark = True
 
@@ -193,21 +194,37 @@ class Engine:
         self.accelerator.wait_for_everyone()
 
     def start_trackers(self, run_name: str, config: dict[str, Any]) -> None:
-        """Start TensorBoard, wandb or trackio, where the recipe names them."""
+        """Start TensorBoard, wandb or trackio, where the recipe names them. Collective: every rank.
+
+        Raises:
+            InputError: a tracker does not start: no account, no network, a folder that cannot be written.
+        """
         if self._trackers:
-            own = {"wandb": {"name": run_name}, "trackio": {"name": run_name}}
+            self.on_main(lambda: self._init_trackers(run_name, config))
+            self._tracking = True
+
+    def _init_trackers(self, run_name: str, config: dict[str, Any]) -> None:
+        own = {"wandb": {"name": run_name}, "trackio": {"name": run_name}}
+        try:
             self.accelerator.init_trackers(
-                "distill", config=_flat_settings(config), init_kwargs={name: own.get(name, {}) for name in self._trackers}
+                "distill",
+                config=_flat_settings(config),
+                init_kwargs={name: own.get(name, {}) for name in self._trackers},
             )
+        except Exception as error:  # each library fails in its own ways
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise InputError(
+                f"log.trackers: {', '.join(self._trackers)} did not start ({reason}): mend that, or leave it out"
+            ) from error
 
     def track(self, values: dict[str, float], step: int) -> None:
         """Send scalars to the trackers."""
-        if self._trackers:
+        if self._tracking:
             self.accelerator.log(values, step=step)
 
     def close(self) -> None:
         """End trackers and the process group."""
-        if self._trackers:
+        if self._tracking:
             self.accelerator.end_training()
         if dist.is_initialized():
             dist.destroy_process_group()

@@ -34,7 +34,7 @@ def write_model(
     eval_view: EvalView,
     record: Mapping[str, Any],
 ) -> None:
-    """Write an export to `folder`, whole or not at all, replacing one that is there.
+    """Write an export to `folder`, whole or not at all, replacing what is there (see `refuse_overwrite`).
 
     Args:
         net: the timm model, for its architecture and arguments.
@@ -60,9 +60,32 @@ def write_model(
         (directory / RECORD_FILE).write_text(json.dumps(dict(record), indent=1))
 
 
+def refuse_overwrite(folder: Path) -> None:
+    """Raises InputError where `write_model` would replace anything but an earlier export."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise InputError(f"{folder}: is a file, and an export is a folder: choose another place")
+    known = {WEIGHTS_FILE, CONFIG_FILE, RECORD_FILE}
+    if other := sorted(entry.name for entry in folder.iterdir() if entry.name not in known):
+        raise InputError(
+            f"{folder}: holds {other[0]!r}, which is no part of an export and would be lost: choose another folder, or move it away"
+        )
+
+
 def read_record(folder: Path) -> dict[str, Any]:
-    """What `write_model` recorded beside the weights."""
-    return dict(json.loads((folder / RECORD_FILE).read_text()))
+    """What `write_model` recorded beside the weights; empty for an export that is not ours.
+
+    Raises:
+        InputError: the record is damaged.
+    """
+    file = folder / RECORD_FILE
+    if not file.is_file():
+        return {}
+    try:
+        return dict(json.loads(file.read_text()))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: cannot be read: {error}") from error
 
 
 def is_export(folder: Path) -> bool:

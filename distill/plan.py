@@ -1,11 +1,14 @@
 """What a recipe comes to on given data and processes: sources, steps, intervals, the share of a process. No device is touched."""
 
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
+from distill.data.augment import TrainTransform
 from distill.data.order import Order
 from distill.data.sources import Source, open_source, stratified_subset
-from distill.errors import InputError
+from distill.engine import TRACKERS
+from distill.errors import InputError, nearest
 from distill.recipe import DurationValue, Recipe
 
 
@@ -35,6 +38,27 @@ def share_of_process(batch_size_global: int, micro_batch_size: int | None, num_p
     share = batch_size_global // num_processes
     size = micro_batch_size or share
     return Share(size, share // size)
+
+
+def setting_problems(recipe: Recipe) -> list[str]:
+    """What this version or this machine cannot do of a recipe, beyond its schema: known before data and models are touched."""
+    problems = []
+    for name in recipe.log.trackers:
+        if name not in TRACKERS:
+            problems.append(
+                f"log.trackers: no tracker {name!r}{nearest(name, TRACKERS)}; known are {', '.join(TRACKERS)}"
+            )
+        elif importlib.util.find_spec(name) is None:
+            problems.append(f"log.trackers: the package {name} is not installed: pip install {name}, or leave it out")
+    try:
+        TrainTransform(image_size=recipe.data.image_size, **recipe.data.augment.model_dump(exclude={"repeats"}))
+    except InputError as error:
+        problems.append(str(error))
+    if recipe.train.zero_stage:
+        problems.append(
+            f"train.zero_stage: {recipe.train.zero_stage} is not built yet: students train under DDP, which is zero_stage: 0"
+        )
+    return problems
 
 
 @dataclass(frozen=True)
@@ -68,8 +92,10 @@ def make_plan(recipe: Recipe) -> Plan:
     """Open the sources and turn every duration into steps.
 
     Raises:
-        InputError: data that is missing or does not fit, with the key or path.
+        InputError: data that is missing or does not fit, with the key or path; settings that cannot be had here.
     """
+    if problems := setting_problems(recipe):
+        raise InputError("\n".join(problems))
     root = Path(recipe.data.root)
     train_source = open_source(recipe.data.train, root)
     eval_source = open_source(recipe.data.eval, root, "data.eval") if recipe.data.eval else None

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from distill.checkpoint import Checkpoint, latest, load, truncate_jsonl
+from distill.checkpoint import Checkpoint, clean, latest, load, truncate_jsonl
 from distill.errors import InputError
 from distill.recipe import Recipe, dump_recipe, recipe_digest
 
@@ -49,17 +49,29 @@ def begin(output: Path, recipe: Recipe, say: Callable[[str], None]) -> Path | No
             say(f"resume: never: the run that was in {output} is now in {aside}")
         output.mkdir(parents=True, exist_ok=True)
         checkpoint = latest(checkpoints_dir(output), recipe_digest(recipe), dump_recipe(recipe), report=say)
+        clean(output / "best")
         truncate_jsonl(output / METRICS_FILE, checkpoint.state.step if checkpoint else 0)
         (output / RECIPE_FILE).write_text(dump_recipe(recipe))
     except OSError as error:
-        raise InputError(f"{output}: cannot be written: {error}; choose another folder with output=") from error
+        reason = "is a file" if output.is_file() else f"cannot be written: {error.strerror or error}"
+        raise InputError(f"{output}: {reason}; choose another folder with output=") from error
     return checkpoint.path if checkpoint else None
 
 
 def best_student(output: Path) -> str | None:
-    """The student that a finished run's report calls the best."""
+    """The student that a finished run's report calls the best; None without a report.
+
+    Raises:
+        InputError: the report is damaged.
+    """
     report = output / REPORT_FILE
-    return json.loads(report.read_text())["best"] if report.is_file() else None
+    if not report.is_file():
+        return None
+    try:
+        best: str | None = json.loads(report.read_text())["best"]
+    except (OSError, ValueError, LookupError) as error:
+        raise InputError(f"{report}: damaged ({error}): delete it, and name the student") from error
+    return best
 
 
 def newest_checkpoint(output: Path) -> Checkpoint:

@@ -6,13 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 
 from distill import __version__
-from distill.console import hours_minutes
+from distill.console import hours_minutes, show_table
 from distill.evaluate import TEACHER, Accuracy
 from distill.rundir import REPORT_FILE
 from distill.students import Student
+
+_WIDE = 110  # columns that the whole table takes, with the names of larger models
 
 
 @dataclass(frozen=True)
@@ -69,32 +72,34 @@ class Summary:
         """Write report.json into the run's folder."""
         (self.output / REPORT_FILE).write_text(json.dumps(self.as_dict(), indent=1) + "\n")
 
-    def table(self) -> Table:
-        """A row for the teacher and for each student, its averages below it."""
+    def show(self, console: Console) -> None:
+        """Print the run in a line, and its table."""
+        console.print(self.headline(), markup=False, soft_wrap=not console.is_terminal)
+        show_table(console, self.table(narrow=console.width < _WIDE))
+
+    def table(self, narrow: bool = False) -> Table:
+        """A row for the teacher and for each student, its averages below it; `narrow` leaves out what the recipe says anyhow."""
         table = Table(box=None, pad_edge=False)
-        for heading in (
-            "",
-            "model",
-            "parameters",
-            "learns from",
-            "top-1 %",
-            "top-5 %",
-            "best %",
-            "agrees %",
-            "KL to teacher",
-        ):
-            table.add_column(heading, justify="left" if heading in ("", "model", "learns from") else "right")
+        table.add_column("", overflow="fold")
+        table.add_column("model", overflow="fold")
+        if not narrow:
+            table.add_column("parameters", justify="right")
+            table.add_column("learns from")
+        for heading in ("top-1 %", "top-5 %", "best %", "agrees %", "KL to teacher"):
+            table.add_column(heading, justify="right")
+        num_descriptions = 1 if narrow else 3
+        blank = [""] * num_descriptions
         if TEACHER in self.accuracies:
-            table.add_row(TEACHER, "", "", "", *_scores(self.accuracies[TEACHER], None), style="dim")
+            table.add_row(TEACHER, *blank, *_scores(self.accuracies[TEACHER], None), style="dim")
         for student in self.students:
             millions = sum(p.numel() for p in student.net.parameters()) / 1e6
-            what = [student.spec.model, f"{millions:.2f} M", _learns_from(student)]
+            what = [student.spec.model, f"{millions:.2f} M", _learns_from(student)][:num_descriptions]
             if not student.running:
-                what[2] = f"stopped at step {student.stopped_at}"
+                what[-1] = f"stopped at step {student.stopped_at}"
             best = student.best.top1 if student.best else None
             table.add_row(student.name, *what, *_scores(self.accuracies.get(student.name), best))
             for key in student.emas:
-                table.add_row(f"  {key}", "", "", "", *_scores(self.accuracies.get(f"{student.name}/{key}"), None))
+                table.add_row(f"  {key}", *blank, *_scores(self.accuracies.get(f"{student.name}/{key}"), None))
         return table
 
     def headline(self) -> str:

@@ -210,6 +210,7 @@ class Run:
 
     def _evaluate(self) -> None:
         """Judge teacher and students, keep the best weights. Collective: every rank."""
+        self.screen.doing("evaluating")
         assert self._eval_loader
         judged = {}
         for student in self.running:
@@ -270,12 +271,12 @@ class Run:
         )
         if self.engine.is_main:
             summary.write()
-            self.screen.say(summary.headline())
-            self.screen.console.print(summary.table())
+            summary.show(self.screen.console)
         return DONE if self.running else ALL_STOPPED
 
     def _save(self) -> str:
         """Write a checkpoint and let old ones go. Collective: every rank."""
+        self.screen.doing("saving")
         self._count_skipped()
         tensors: dict[str, Any] = {}
         values: dict[str, Any] = {

@@ -1,6 +1,7 @@
 """Between worker processes and the device: torch's DataLoader, pinned memory, one batch ahead on a side stream."""
 
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -126,6 +127,25 @@ def start_worker(_: int) -> None:
         os._exit(0)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def worker_fault(error: BaseException) -> str | None:
+    """What went wrong in a loader's worker, in a sentence; None for every other error.
+
+    torch raises a worker's death out of a signal handler, wherever the main process happens to be, and a worker's exception
+    with its whole traceback for a message.
+    """
+    text = str(error)
+    if death := re.search(r"DataLoader worker \(pid.*\) (.*)", text):
+        return (
+            f"a process that decodes images {death[1].strip(' .')}: most often memory or /dev/shm ran out. Lower data.num_workers or "
+            "data.prefetch_batches; the run goes on from its last checkpoint"
+        )
+    if re.match(r"Caught \w+ in DataLoader worker process", text):
+        *_, what = (line for line in text.splitlines() if line.strip())
+        *_, (file, line) = re.findall(r'File "(.*?)", line (\d+)', text) or [("?", "?")]
+        return f"a fault in a process that decodes images: {what.strip()} ({file}, line {line})"
+    return None
 
 
 def no_collate(item: object) -> object:

@@ -11,31 +11,37 @@ from distill.errors import InputError
 _SYNSET = re.compile(r"n\d{8}")
 
 
-def check_label_space(teacher_classes: Sequence[str] | None, num_teacher: int, data_classes: Sequence[str]) -> None:
+def check_label_space(
+    teacher_classes: Sequence[str] | None, num_teacher: int, data_classes: Sequence[str], who: str = "the teacher"
+) -> None:
     """Refuse a teacher whose logits do not stand in the order of the data's classes.
 
     Args:
         teacher_classes: names in the order of the teacher's logits; None when nobody recorded them.
         num_teacher: number of the teacher's logits.
         data_classes: names in the order of the labels.
+        who: the model in messages, where it is not a teacher.
 
     Raises:
         InputError: the counts differ, or the first class that differs.
     """
     if num_teacher != len(data_classes):
-        raise InputError(
-            f"the teacher's head has {num_teacher} classes, the data {len(data_classes)}: a teacher speaks of its own classes only; "
-            "choose one trained on this data's classes, or fine-tune it on them first"
+        mend = (
+            "a teacher speaks of its own classes only; choose one trained on this data's classes, or fine-tune it on them first"
+            if who == "the teacher"
+            else "a model is judged on its own classes; choose that data, or give the whole class list where a folder holds only some"
         )
+        raise InputError(f"{who}'s head has {num_teacher} classes, the data {len(data_classes)}: {mend}")
     if teacher_classes is None:
         return
     if len(teacher_classes) != num_teacher:
-        raise InputError(f"the teacher's list names {len(teacher_classes)} classes, its head has {num_teacher}")
+        raise InputError(f"{who}'s list names {len(teacher_classes)} classes, its head has {num_teacher}")
     for index, (own, data) in enumerate(zip(teacher_classes, data_classes, strict=True)):
         if own != data:
+            names = " (teacher.classes names a file, a class a line)" if who == "the teacher" else ""
             raise InputError(
-                f"the teacher's classes are not the data's: class {index} is {own!r} for the teacher and {data!r} in the data; "
-                "the order of the labels must agree (teacher.classes names a file, a class a line)"
+                f"{who}'s classes are not the data's: class {index} is {own!r} for {who} and {data!r} in the data; "
+                f"the order of the labels must agree{names}"
             )
 
 

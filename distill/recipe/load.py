@@ -148,9 +148,7 @@ def apply_overrides(tree: Tree, overrides: Iterable[str]) -> Tree:
         try:
             value = yaml.load(text, Loader=_Loader)
         except yaml.YAMLError as error:
-            raise InputError(
-                f"override {override!r}: the value is not valid YAML: {_yaml_problem(error)}"
-            ) from error
+            raise InputError(f"override {override!r}: the value is not valid YAML: {_yaml_problem(error)}") from error
         for part in reversed(key.split(".")):
             value = {part: value}
         tree = merge(tree, value)

@@ -1,0 +1,121 @@
+"""Judge what was found: one pass over the images, a table, the scores by name."""
+
+from pathlib import Path
+from typing import Literal
+
+from rich.table import Table
+
+from distill.build import eval_loader, place_teacher
+from distill.console import make_console, show_table
+from distill.data.sources import Source
+from distill.engine import Engine
+from distill.errors import InputError
+from distill.evaluate import Accuracy, TeacherAnswers, evaluate
+from distill.judge.find import Found, find_models
+from distill.judge.images import as_options, open_images
+from distill.models.labels import check_label_space, comparable_classes
+from distill.models.teacher import Teacher, build_teacher
+from distill.recipe import Recipe, load_recipe
+from distill.rundir import RECIPE_FILE
+from distill.students import Network
+
+Precision = Literal["fp32", "bf16", "fp16"]
+Unreadable = Literal["error", "skip"]
+
+
+def judge(
+    path: Path,
+    *,
+    model: str | None = None,
+    student: str | None = None,
+    weights: str = "best",
+    data: str | None = None,
+    classes: str | None = None,
+    batch_size: int = 256,
+    num_workers: int | None = None,
+    precision: Precision = "fp32",
+    image_size: int | None = None,
+    unreadable: Unreadable = "error",
+) -> dict[str, Accuracy]:
+    """Judge what lies at a path, show a table, return the scores by name. Collective under a launcher."""
+    found = find_models(path, model=model, student=student, weights=weights, image_size=image_size)
+    recipe = load_recipe(path / RECIPE_FILE) if (path / RECIPE_FILE).is_file() else None
+    source = open_images(data, classes, recipe, path)
+    for each in found:
+        num_classes = int(each.net.num_classes)  # type: ignore[arg-type]
+        known = comparable_classes(each.classes or None, num_classes, source.classes)
+        check_label_space(known, num_classes, source.classes, who=each.name)
+    teacher = _teacher(recipe, source) if data is None else None
+    engine = Engine(precision=precision)
+    try:
+        results = _judge(found, source, teacher, engine, batch_size, num_workers, unreadable)
+    except InputError as error:
+        raise InputError(as_options(str(error))) from error
+    finally:
+        engine.close()
+    if engine.is_main:
+        samples = next(iter(results.values()))
+        skipped = f", {samples.num_skipped} unreadable skipped" if samples.num_skipped else ""
+        console = make_console()
+        console.print(f"{path}: {samples.num_samples} images{skipped}", markup=False, soft_wrap=True)
+        show_table(console, _table(found, results))
+    return results
+
+
+def _judge(
+    found: list[Found],
+    source: Source,
+    teacher: Teacher | None,
+    engine: Engine,
+    batch_size: int,
+    num_workers: int | None,
+    unreadable: Unreadable,
+) -> dict[str, Accuracy]:
+    """One pass for models of one view; another pass for each other view."""
+    answers_of = place_teacher(teacher, engine)
+    results: dict[str, Accuracy] = {}
+    for view in dict.fromkeys((each.image_size, each.eval_view) for each in found):
+        image_size, eval_view = view
+        networks = {
+            each.name: engine.place(Network(each.net, each.pixels)).eval()
+            for each in found
+            if (each.image_size, each.eval_view) == view
+        }
+        with eval_loader(
+            source,
+            eval_view,
+            engine,
+            image_size=image_size,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            unreadable=unreadable,
+        ) as loader:
+            results |= evaluate(networks, loader, engine, TeacherAnswers(answers_of) if answers_of else None)
+    return results
+
+
+def _teacher(recipe: Recipe | None, source: Source) -> Teacher | None:
+    """The run's own teacher, where its weights are still to be had."""
+    if recipe is None or recipe.teacher is None:
+        return None
+    try:
+        return build_teacher(recipe.teacher, classes=source.classes, root=Path(), device="cpu")
+    except InputError as error:
+        make_console(stderr=True).print(f"without the teacher: {error}", markup=False, soft_wrap=True)
+        return None
+
+
+def _table(found: list[Found], results: dict[str, Accuracy]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for heading in ("", "weights", "top-1 %", "top-5 %", "cross-entropy", "agrees %", "KL to teacher"):
+        table.add_column(heading, justify="left" if heading in ("", "weights") else "right")
+    notes = {each.name: str(each.record.get("weights", "")) for each in found}
+    for name, result in results.items():
+        versus = (
+            "" if result.agreement is None else f"{result.agreement:.2f}",
+            "" if result.teacher_kl is None else f"{result.teacher_kl:.4f}",
+        )
+        table.add_row(
+            name, notes.get(name, ""), f"{result.top1:.2f}", f"{result.top5:.2f}", f"{result.loss:.4f}", *versus
+        )
+    return table

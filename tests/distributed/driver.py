@@ -1,0 +1,53 @@
+"""Run by torchrun, one copy a rank: several commands, one after the other in one process group's life each.
+
+    torchrun --nproc-per-node 2 driver.py FOLDER
+
+FOLDER/commands.json lists {"name", "arguments", "stop_rank", "stop_step"}; each rank writes what it came to into
+FOLDER/NAME.RANK.json: {"code", "shown"}, where `shown` is what it printed on either stream.
+"""
+
+import contextlib
+import io
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from tiny import stop_after
+
+from distill.__main__ import main
+
+
+def execute(arguments: list[str]) -> tuple[int, str]:
+    """`distill` with these arguments, in this process: its exit code, and all it printed."""
+    shown = io.StringIO()
+    code: Any = 1
+    with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(shown), mock.patch("sys.argv", ["distill", *arguments]):
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code
+        except Exception:
+            traceback.print_exc()
+    return int(code or 0), shown.getvalue()
+
+
+def run_all(folder: Path) -> None:
+    """Every command of the list."""
+    torch.set_num_threads(1)
+    rank = int(os.environ["RANK"])
+    for command in json.loads((folder / "commands.json").read_text()):
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            if command["stop_rank"] == rank:
+                stop_after(command["stop_step"], monkeypatch)
+            code, shown = execute(command["arguments"])
+        (folder / f"{command['name']}.{rank}.json").write_text(json.dumps({"code": code, "shown": shown}))
+
+
+if __name__ == "__main__":
+    run_all(Path(sys.argv[1]))
