@@ -85,7 +85,7 @@ def largest_difference(ours: nn.Module, theirs: nn.Module) -> float:
 def measure(settings: argparse.Namespace, output: Path, engine: Engine) -> int:
     """Run, print, write. Returns the exit code: 1 if eager fp32 weights on the CPU differ."""
     count = settings.steps_per_round
-    total_steps = (settings.rounds + 1) * count
+    total_steps = 1 + (settings.rounds + 1) * count
     recipe = kd_recipe(
         output,
         model=settings.model,
@@ -103,7 +103,7 @@ def measure(settings: argparse.Namespace, output: Path, engine: Engine) -> int:
     assert ours.run.teacher
     theirs = MinimalLoop(net, ours.run.teacher, engine, settings.compile)
     seconds_of = Stopwatch(engine.device, settings.clock)
-    batches: list[Batch] = []
+    batches = ours.take(1)
 
     def prepare() -> None:
         batches[:] = ours.take(count)
@@ -115,6 +115,12 @@ def measure(settings: argparse.Namespace, output: Path, engine: Engine) -> int:
     def their_steps() -> None:
         for batch in batches:
             theirs.step(batch)
+
+    # Rounding that differs anywhere, as it may in compiled kernels, grows step by step: the first step tells it from other maths.
+    ours.step(iter(batches))
+    theirs.step(batches[0])
+    student = ours.run.students[0].net
+    differences = {1: largest_difference(student, theirs.net)}
 
     contestants = {
         "ours": lambda: seconds_of(lambda: our_steps(iter(batches))),
@@ -128,7 +134,7 @@ def measure(settings: argparse.Namespace, output: Path, engine: Engine) -> int:
         name: median([count * settings.batch_size / second for second in rounds]) for name, rounds in seconds.items()
     }
     against = ratio(seconds["minimal"], seconds["ours"])
-    difference = largest_difference(ours.run.students[0].net, theirs.net)
+    differences[total_steps] = largest_difference(student, theirs.net)
     print(
         f"{settings.model} <- {settings.teacher}, {settings.image_size} px, batch {settings.batch_size}, {settings.precision}"
         f"{', compiled' if settings.compile else ''}; {settings.rounds} rounds of {count} steps, {settings.clock} clock"
@@ -138,8 +144,9 @@ def measure(settings: argparse.Namespace, output: Path, engine: Engine) -> int:
         print(f"{label:14}{speed[name].median:>10.1f}{1e3 * settings.batch_size / speed[name].median:>10.2f}")
     extra = median([1e3 * (a - b) / count for a, b in zip(seconds["ours"], seconds["minimal"], strict=True)])
     print(f"ratio {show(against)}, target at least {TARGET}; our step takes {show(extra, 2)} ms more")
-    same = "the same bits" if difference == 0 else f"largest difference {difference:.2g}"
-    print(f"weights after {total_steps} steps of each: {same}")
+    for steps, difference in differences.items():
+        same = "the same bits" if difference == 0 else f"largest difference {difference:.2g}"
+        print(f"weights after {steps} steps of each: {same}")
     finish(
         "overhead",
         settings,
@@ -149,12 +156,12 @@ def measure(settings: argparse.Namespace, output: Path, engine: Engine) -> int:
             "ratio": against._asdict(),
             "target": TARGET,
             "extra_ms_per_step": extra._asdict(),
-            "weights_largest_difference": difference,
+            "weights_largest_difference": differences,
             "rounds_s": seconds,
         },
     )
     exact = engine.device.type == "cpu" and settings.precision == "fp32" and not settings.compile
-    return int(exact and difference != 0)
+    return int(exact and any(differences.values()))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

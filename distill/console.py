@@ -4,6 +4,8 @@ On a terminal: one bar for the run, a table with a row a student. Elsewhere: pla
 """
 
 import json
+import math
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from rich.live import Live
 from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
+from rich.text import Text
 
 from distill.errors import InputError
 
@@ -40,10 +43,13 @@ def show_table(console: Console, table: Table) -> None:
 
 
 def error_panel(message: str) -> None:
-    """Show what was wrong with the input, on standard error."""
+    """Show what was wrong with the input, on standard error. Under a launcher every process says its own, the first in full."""
     console = make_console(stderr=True)
-    if console.is_terminal:
-        console.print(Panel(message, title="distill", title_align="left", border_style="red"), markup=False)
+    rank = os.environ.get("RANK", "0")
+    if rank != "0":
+        console.print(f"distill (rank {rank}): {message.splitlines()[0]}", markup=False, soft_wrap=True)
+    elif console.is_terminal:
+        console.print(Panel(Text(message), title="distill", title_align="left", border_style="red"))
     else:
         console.print(f"distill: {message}", markup=False, soft_wrap=True)
 
@@ -150,6 +156,13 @@ class Screen:
             self.say(f"step {step}/{self._total_steps}: top-1 % {accuracies}{what}")
 
 
+def _finite(value: Any) -> Any:
+    """A record with null for what JSON has no number for."""
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 class MetricsFile:
     """metrics.jsonl: one JSON object a line, each with its step and what kind of event it is. Written by the main process."""
 
@@ -162,7 +175,7 @@ class MetricsFile:
         if self._file:
             record = {"event": event, "step": step, "time": round(time.time(), 3), **values}
             try:
-                self._file.write(json.dumps(record) + "\n")
+                self._file.write(json.dumps(_finite(record)) + "\n")
                 self._file.flush()
             except OSError as error:
                 raise InputError(

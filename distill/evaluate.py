@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from distill.data.loader import EvalBatch
 from distill.engine import Engine
+from distill.losses.kl import divergence
 
 Model = Callable[[torch.Tensor], torch.Tensor]
 
@@ -118,17 +119,24 @@ def evaluate(
 
 def _score(logits: torch.Tensor, teacher_logits: torch.Tensor | None, batch: EvalBatch) -> torch.Tensor:
     """[5] float64 sums over the valid samples of one batch."""
-    num_ranked = min(5, logits.shape[1])
-    ranked = logits.topk(num_ranked, dim=1).indices
-    hits = ranked == batch.labels[:, None]
-    log_probs = F.log_softmax(logits, dim=1)
-    loss = -log_probs.gather(1, batch.labels[:, None])[:, 0]
-    columns = [hits[:, 0], hits.any(1), loss]
+    place = _place(logits, batch.labels)
+    loss = F.cross_entropy(logits, batch.labels, reduction="none")
+    columns = [place < 1, place < 5, loss]
     if teacher_logits is not None:
-        columns.append(ranked[:, 0] == teacher_logits.argmax(1))
-        teacher_log_probs = F.log_softmax(teacher_logits, dim=1)
-        columns.append((teacher_log_probs.exp() * (teacher_log_probs - log_probs)).sum(1))
+        columns.append(_place(logits, teacher_logits.argmax(1)) < 1)
+        columns.append(divergence(F.log_softmax(teacher_logits, dim=1), F.log_softmax(logits, dim=1)))
     else:
         columns += [torch.zeros_like(loss)] * 2
     stacked = torch.stack([column.double() for column in columns])
     return torch.where(batch.valid, stacked, 0).sum(1)
+
+
+def _place(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """[B] int64: how many classes stand before the label. Of equal logits the lower index stands first; NaN stands before all.
+
+    Half precision ties often: 1.4 % of rows of 1000 normal logits in bf16 tie at the top, and topk and argmax break ties apart.
+    """
+    own = logits.gather(1, labels[:, None])
+    index = torch.arange(logits.shape[1], device=logits.device)
+    before = ~(logits <= own) | ((logits == own) & (index < labels[:, None]))
+    return before.sum(1)

@@ -103,6 +103,8 @@ def _check_args(spec: schema.Optimizer, key: str) -> dict[str, Any]:
     """`spec.args` ready to be passed on, with gradient clipping switched off where the optimizer has its own."""
     optimizer_class = get_optimizer_info(spec.name).opt_class
     known = [name for name in inspect.signature(optimizer_class).parameters if name != "params"]
+    if spec.momentum != schema.Optimizer.model_fields["momentum"].default and "momentum" not in known:
+        raise InputError(f"{key}.momentum: {spec.name} has none; leave it out, or set betas in {key}.args")
     for name in spec.args:
         if name in _OWN_KEYS:
             raise InputError(f"{key}.args.{name}: write {key}.{_OWN_KEYS[name]} instead")
@@ -196,6 +198,11 @@ def resolve_schedule(
         raise InputError(
             f"{key}.warmup: {spec.warmup} is {warmup_steps} steps and the whole budget is {total_steps}: "
             "shorten the warm-up or lengthen train.budget"
+        )
+    late = [milestone for milestone in spec.milestones if milestone.steps(**lengths) >= total_steps]
+    if late:
+        raise InputError(
+            f"{key}.milestones: {late[0]} lies at or beyond train.budget, {total_steps} steps, and would never come"
         )
     if spec.min_lr > base_lr:
         raise InputError(

@@ -1,5 +1,6 @@
 """What a recipe comes to on given data and processes: sources, steps, intervals, the share of a process. No device is touched."""
 
+import hashlib
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +83,17 @@ class Plan:
     @property
     def classes(self) -> tuple[str, ...]:
         return self.train_source.classes
+
+    def inputs(self) -> dict[str, str | int]:
+        """What the data came to, for a continuation to compare: another root must hold the same data."""
+        labels = hashlib.sha256(self.train_source.labels.tobytes())
+        return {
+            "training images": len(self.train_source),
+            "evaluation images": len(self.eval_source) if self.eval_source else 0,
+            "classes (SHA-256)": hashlib.sha256("\n".join(self.classes).encode()).hexdigest(),
+            "training labels (SHA-256)": labels.hexdigest(),
+            "steps": self.total_steps,
+        }
 
     @property
     def output(self) -> Path:

@@ -86,6 +86,19 @@ def newest_checkpoint(output: Path) -> Checkpoint:
     return load(paths[-1])
 
 
+def same_inputs(path: Path, before: dict[str, str | int], now: dict[str, str | int]) -> None:
+    """Raises InputError when data or teacher are not those that a checkpoint was made with: the run would be neither's."""
+    changed = [
+        f"  {key}: {before.get(key)} -> {now.get(key)}" for key in {**before, **now} if before.get(key) != now.get(key)
+    ]
+    if changed:
+        raise InputError(
+            f"{path}: was made with another data set or teacher and cannot be continued with these:\n"
+            + "\n".join(changed)
+            + "\nPut the earlier ones back, or set output= to another folder, or resume=never"
+        )
+
+
 def reopen(path: Path) -> Checkpoint:
     """A checkpoint that `begin` has verified."""
     return load(path, verify=False)

@@ -102,7 +102,7 @@ class Student:
         self._drop_key = hash64(self.run_seed, "drop path", self.spec.seed)
         self.network = self.engine.place(Network(self.net, self.pixels))
         self.optimizer = self.build_optimizer(self.net)
-        self.emas = {f"ema-{decay:g}": Ema(self.net, decay, self.spec.ema.warmup) for decay in self.spec.ema.decays}
+        self.emas = {f"ema-{decay!r}": Ema(self.net, decay, self.spec.ema.warmup) for decay in self.spec.ema.decays}
         self.scaler = self.engine.new_scaler()
         self.model = self.engine.prepare(self.network.train())
         self._statistics = StepStatistics(self.net) if self.num_forwards > 1 else None

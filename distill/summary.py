@@ -11,6 +11,7 @@ from rich.table import Table
 
 from distill import __version__
 from distill.console import hours_minutes, show_table
+from distill.errors import InputError
 from distill.evaluate import TEACHER, Accuracy
 from distill.rundir import REPORT_FILE
 from distill.students import Student
@@ -70,7 +71,12 @@ class Summary:
 
     def write(self) -> None:
         """Write report.json into the run's folder."""
-        (self.output / REPORT_FILE).write_text(json.dumps(self.as_dict(), indent=1) + "\n")
+        try:
+            (self.output / REPORT_FILE).write_text(json.dumps(self.as_dict(), indent=1) + "\n")
+        except OSError as error:
+            raise InputError(
+                f"{self.output / REPORT_FILE}: cannot be written: {error}; make room and run again"
+            ) from error
 
     def show(self, console: Console) -> None:
         """Print the run in a line, and its table."""

@@ -14,7 +14,7 @@ from distill.engine import Engine, launched_processes, refuse_contradictions
 from distill.evaluate import TEACHER, Accuracy, TeacherAnswers, evaluate
 from distill.plan import Plan, Share, make_plan, share_of_process
 from distill.recipe import Recipe, dump_recipe, recipe_digest
-from distill.rundir import METRICS_FILE, begin, best_dir, checkpoints_dir, reopen
+from distill.rundir import METRICS_FILE, begin, best_dir, checkpoints_dir, reopen, same_inputs
 from distill.students import Best, Student
 from distill.summary import Summary
 from distill.verdicts import Verdicts
@@ -61,6 +61,7 @@ class Run:
         self.clock = Clock(engine.world_size)
         self.num_skipped = 0  # over all processes, up to the last log or save
         self._skipped_here = 0
+        self._sat = False  # this sitting has trained
         self._judged_step = 0
         self.accuracies: dict[str, Accuracy] = {}
         self.teacher = place_teacher(models.teacher, engine)
@@ -107,7 +108,7 @@ class Run:
 
     def _loop(self, batches: Any, verdicts: Verdicts, signals: Signals) -> int:
         plan = self.plan
-        self._logged_step = self.step
+        self._logged_step, self._sat = self.step, True
         self.clock.go()
         if self._evaluation_due:  # the signal that ended the last sitting came before it
             with self.clock.paused():
@@ -138,12 +139,16 @@ class Run:
         return self._finish()
 
     def _step(self, batches: Any, verdicts: Verdicts, stop_asked: bool) -> None:
-        """One optimizer step of every running student, behind one teacher forward a micro-batch. No wait for the device."""
+        """One optimizer step of every running student, behind one teacher forward a micro-batch.
+
+        No wait for the device, but for fp16's: torch's GradScaler asks once a student whether to skip its step.
+        """
         not_finite: dict[str, torch.Tensor] = {}
+        needs_teacher = any(student.spec.objective.soft for student in self.running)
         for _ in range(self.share.num_forwards):
             batch = next(batches)
             self._skipped_here += batch.num_skipped
-            targets = self.teacher(batch.images) if self.teacher else None
+            targets = self.teacher(batch.images) if self.teacher and needs_teacher else None
             for student in self.running:
                 bad = student.learn(batch, targets)
                 not_finite[student.name] = not_finite[student.name] | bad if student.name in not_finite else bad
@@ -165,6 +170,10 @@ class Run:
                     f"Lower students.{student.name}.optimizer.lr, or set clip_grad_norm or another train.precision"
                 )
                 self._record("stopped", step, {"student": student.name})
+
+    def _inputs(self) -> dict[str, str | int]:
+        """What data and teacher came to: a continuation must have the same."""
+        return {**self.plan.inputs(), **({"teacher (SHA-256)": self.teacher.fingerprint} if self.teacher else {})}
 
     @property
     def _evaluation_due(self) -> bool:
@@ -269,8 +278,9 @@ class Run:
             students=self.students,
             accuracies=self.accuracies,
         )
+        if self._sat:  # a complete run that is called again keeps its report
+            self.engine.on_main(summary.write)
         if self.engine.is_main:
-            summary.write()
             summary.show(self.screen.console)
         return DONE if self.running else ALL_STOPPED
 
@@ -281,6 +291,7 @@ class Run:
         tensors: dict[str, Any] = {}
         values: dict[str, Any] = {
             "classes": list(self.plan.classes),
+            "inputs": self._inputs(),
             "seconds": self.clock.seconds,
             "device_seconds": self.clock.device_seconds,
             "num_skipped": self.num_skipped,
@@ -315,6 +326,7 @@ class Run:
         if path is None:
             return
         checkpoint = reopen(path)
+        self.engine.on_main(lambda: same_inputs(path, checkpoint.values["inputs"], self._inputs()))
         self.step = checkpoint.state.step
         values = checkpoint.values
         self.clock.add_earlier(values["seconds"], values["device_seconds"])

@@ -6,8 +6,27 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when huggingface_hub is importe
 # Tests are many small operations, often beside other processes: two threads that wait for each other took nine times as long.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
 import pytest
+import tiny
 import torch
+
+from distill.__main__ import main
+
+
+class Outcome(NamedTuple):
+    """What a command ended with."""
+
+    code: int
+    out: str
+    err: str
+
+
+Cli = Callable[..., Outcome]
 
 
 def pytest_configure() -> None:
@@ -19,3 +38,49 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and torch sees none"))
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Cli:
+    """`distill ...` in this process: cli("train", recipe, "seed=1"). Workers' output is caught too."""
+    monkeypatch.delenv("DISTILL_TRACEBACK", raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def call(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["distill", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as end:
+            main()
+        out, err = capfd.readouterr()
+        assert isinstance(end.value.code, int)
+        return Outcome(end.value.code, out, err)
+
+    return call
+
+
+@pytest.fixture
+def tiny_recipe(tmp_path: Path) -> Callable[..., Path]:
+    """tiny_recipe({"train": {...}}, ...): a recipe that trains in two seconds, written below the test's folder."""
+    return lambda *changes, name="run": tiny.write_recipe(tmp_path, *changes, name=name)
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run to read from, never to write to: three students, of two models, with averages, behind a teacher."""
+    folder = tmp_path_factory.mktemp("tiny_run")
+    recipe = tiny.write_recipe(
+        folder,
+        {
+            "train": {"budget": "6 iterations"},
+            "evaluate": {"every": "3 iterations"},
+            "checkpoint": {"every": "3 iterations"},
+            "student": {"ema": {"decays": [0.5]}},
+            "students": {
+                "alone": {},
+                "kd": {"objective": {"soft": {"loss": "kl", "temperature": 2.0}}},
+                "vit": {"model": "test_vit", "model_args": {"patch_size": 4}, "optimizer": {"name": "adamw", "lr": 1e-3}},
+            },
+        },
+    )
+    assert tiny.run(recipe) == 0
+    return folder / "run"

@@ -94,46 +94,6 @@ def test_tied_weights_are_averaged_once():
     torch.testing.assert_close(weights["head.weight"], (start + module.head.weight.detach()) / 2)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_copy_to_swaps_in_and_restores_bitwise(dtype):
-    module = net().to(dtype)
-    ema = Ema(module, 0.5)
-    with torch.no_grad():
-        for tensor in module.state_dict().values():
-            tensor.add_(1) if tensor.dtype != torch.bool else tensor.logical_not_()
-        module.conv.weight[0, 0, 0, 0] = float("nan")
-    ema.update(module)
-    own, addresses = snapshot(module), [tensor.data_ptr() for tensor in module.state_dict().values()]
-    with ema.copy_to(module):
-        for name, tensor in module.state_dict().items():
-            torch.testing.assert_close(tensor, ema.weights()[name].to(tensor.dtype), rtol=0, atol=0, equal_nan=True)
-        module.train()(torch.randn(2, 3, 6, 6, dtype=dtype))  # moves the BatchNorm statistics that are swapped in
-    assert addresses == [tensor.data_ptr() for tensor in module.state_dict().values()]
-    # NaN equals no NaN, so bits are compared.
-    bits = torch.int32 if dtype == torch.float32 else torch.int16
-    for name, tensor in module.state_dict().items():
-        floating = tensor.is_floating_point()
-        assert torch.equal(tensor.view(bits), own[name].view(bits)) if floating else torch.equal(tensor, own[name]), (
-            name
-        )
-
-
-def test_copy_to_restores_after_an_error():
-    module = net()
-    ema = Ema(module, 0.5)
-    perturb(module, 0)
-    own = snapshot(module)
-
-    def evaluation():
-        with ema.copy_to(module):
-            assert not torch.equal(module.conv.weight, own["conv.weight"])
-            raise RuntimeError("evaluation")
-
-    with pytest.raises(RuntimeError, match="evaluation"):
-        evaluation()
-    assert all(torch.equal(own[name], tensor) for name, tensor in module.state_dict().items())
-
-
 def test_a_loaded_average_continues_bitwise():
     module = net()
     ema = Ema(module, 0.99, warmup=True)

@@ -18,6 +18,7 @@ from torch import Tensor
 import distill
 from distill.checkpoint.atomic import CheckpointError, atomic_directory, clean, remove_directory
 from distill.checkpoint.differences import another_recipe
+from distill.recipe.load import digest_today
 
 FORMAT = 1
 _NAME = re.compile(r"step-(\d{8,})")
@@ -246,7 +247,7 @@ def latest(
             damages.append(str(damage))
             report(f"{damage}; trying the checkpoint before it")
             continue
-        if checkpoint.recipe_digest != digest:
+        if checkpoint.recipe_digest != digest and digest_today(checkpoint.recipe_text) != digest:
             wrote = checkpoint.manifest["versions"]["vanillakd"]
             raise CheckpointError(another_recipe(path, wrote, checkpoint.recipe_text, recipe_text))
         return checkpoint

@@ -33,14 +33,14 @@ class StepStatistics:
     def __init__(self, module: nn.Module) -> None:
         self._buffers = running_statistics(module)
         self._counts = [m.num_batches_tracked for m in norms(module) if m.num_batches_tracked is not None]
-        self._start: list[torch.Tensor] = []
-        self._sums: list[torch.Tensor] = []
+        self._start = [torch.empty_like(b) for b in self._buffers]
+        self._sums = [torch.empty_like(b) for b in self._buffers]
 
     def before_step(self) -> None:
         """Remember where the step began."""
         if self._buffers:
-            self._start = [b.clone() for b in self._buffers]
-            self._sums = [torch.zeros_like(b) for b in self._buffers]
+            torch._foreach_copy_(self._start, self._buffers)
+            torch._foreach_zero_(self._sums)
 
     def after_forward(self, more_to_come: bool) -> None:
         """Take in what one forward did, and put the buffers back for the next."""

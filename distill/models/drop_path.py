@@ -15,6 +15,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from distill import rng
+from distill.errors import InputError
 
 
 class PositionDropPath(nn.Module):
@@ -32,9 +33,11 @@ class PositionDropPath(nn.Module):
         if not self.training:
             return x
         assert self.factor is not None, "DropPathKeys.set comes before each training forward"
-        assert x.shape[0] == self.factor.shape[0], (
-            f"drop path saw {x.shape[0]} rows for {self.factor.shape[0]} positions: DropPathKeys.set takes this forward's positions"
-        )
+        if x.shape[0] != self.factor.shape[0]:
+            raise InputError(
+                f"drop_path: this model drops paths of {x.shape[0]} rows where the batch has {self.factor.shape[0]} samples, and rows "
+                "that are not samples cannot be dropped by position: set drop_path to 0"
+            )
         return x * self.factor.to(x.dtype).view(-1, *[1] * (x.ndim - 1))
 
     def extra_repr(self) -> str:
@@ -75,13 +78,13 @@ class DropPathKeys:
         # A rate of 1 keeps nothing, and timm leaves it unscaled.
         self._scale = torch.where(scaled & (keep > 0), 1 / keep, 1.0).float()[:, None]
         self._index = torch.arange(len(self.layers))
-        self._key: tuple[int, Tensor] | None = None
+        self._keys: tuple[int, Tensor] | None = None  # of the layers; the same all run long
 
-    def set(self, key: int | Tensor, positions: Tensor) -> None:
+    def set(self, key: int, positions: Tensor) -> None:
         """Draw for the next forward. Call it outside what is compiled: only tensors change, so nothing recompiles.
 
         Args:
-            key: 64 bits from rng.hash64(seed, purpose, student), or an int64 tensor with their pattern.
+            key: 64 bits from rng.hash64(seed, purpose, student).
             positions: [B] int64, on the model's device: positions in the run of this forward's samples, in its order.
         """
         if not self.layers:
@@ -90,16 +93,12 @@ class DropPathKeys:
             self._keep, self._scale, self._index = (
                 t.to(positions.device) for t in (self._keep, self._scale, self._index)
             )
-            self._key = None
-        if isinstance(key, int):
-            key = self._on_device(key)
-        draws = rng.hash64_tensor(rng.hash64_tensor(key, self._index)[:, None], positions[None, :])
+            self._keys = None
+        if self._keys is None or self._keys[0] != key:
+            pattern = torch.tensor(key - (1 << 64) if key >> 63 else key, dtype=torch.int64).to(positions.device)
+            self._keys = key, rng.hash64_tensor(pattern, self._index)[:, None]
+        layer_keys = self._keys[1]
+        draws = rng.hash64_tensor(layer_keys, positions[None, :])
         factors = (rng.uniform_tensor(draws) < self._keep) * self._scale
         for layer, factor in zip(self.layers, factors.unbind(0), strict=True):
             layer.factor = factor
-
-    def _on_device(self, key: int) -> Tensor:
-        if self._key is None or self._key[0] != key:
-            pattern = torch.tensor(key - (1 << 64) if key >> 63 else key, dtype=torch.int64)
-            self._key = key, pattern.to(self._index.device)
-        return self._key[1]

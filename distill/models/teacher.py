@@ -1,5 +1,6 @@
 """The teacher: a frozen model with its own pixels and its own precision, outside every parent's train mode."""
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -50,6 +51,7 @@ class Teacher(nn.Module):
         self.model = model.requires_grad_(False)
         self.pixels = pixels
         self.num_classes = num_classes
+        self.fingerprint = _fingerprint(model)
         self.dtype = dtype
         self.source = source
         self.classes = classes
@@ -66,6 +68,15 @@ class Teacher(nn.Module):
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             logits: Tensor = self.model(self.pixels(images))
         return logits.float()
+
+
+def _fingerprint(model: nn.Module) -> str:
+    """SHA-256 of the weights as they were loaded: about a second a gigabyte, once a run."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _cast(model: nn.Module, dtype: torch.dtype) -> None:
@@ -161,18 +172,18 @@ def _refuse_student(spec: schema.Teacher, where: str) -> None:
 def _of_run(path: Path, student: str | None) -> Path:
     """The exported model of one student of a run, or of a run's folder `best`."""
     best = path / "best" if (path / "best").is_dir() else path
-    names = sorted(entry.parent.name for entry in best.glob("*/config.json"))
+    names = sorted(e.parent.name for e in best.glob("*/config.json") if not e.parent.name.startswith("."))
     if not names:
         raise InputError(
             f"teacher.weights: {path} is neither an exported model (config.json, model.safetensors) nor a finished run (best/<student>/)"
         )
     report = best.parent / "report.json"
-    if student is None and report.is_file():
-        student = _best_in(report)
-    if student is None and len(names) == 1:
-        student = names[0]
-    if student is None:
-        raise InputError(f"teacher.student: the run {path} has {len(names)} students, name one of {', '.join(names)}")
+    if not report.is_file():
+        raise InputError(
+            f"teacher.weights: the run {path} is not finished (no report.json): finish it, or name the weights it has so far, "
+            f"{best / names[0]}"
+        )
+    student = student or _best_in(report)
     if student not in names:
         raise InputError(
             f"teacher.student: the run {path} has no {student!r}{nearest(student, names)}: it has {', '.join(names)}"
@@ -180,9 +191,9 @@ def _of_run(path: Path, student: str | None) -> Path:
     return best / student
 
 
-def _best_in(report: Path) -> str | None:
+def _best_in(report: Path) -> str:
     try:
-        best: str | None = json.loads(report.read_text(encoding="utf-8"))["best"]
+        best: str = json.loads(report.read_text(encoding="utf-8"))["best"]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{report}: does not name the run's best student: give teacher.student") from error
     return best

@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BeforeValidator, PlainSerializer
+from pydantic import AfterValidator, BeforeValidator, PlainSerializer
 
 Unit = Literal["iterations", "epochs", "samples"]
 
@@ -61,4 +61,11 @@ def parse_duration(value: Any) -> DurationValue:
     return DurationValue(float(match[1]) * _MULTIPLES[match[2].lower()], _UNITS[match[3]])
 
 
+def _positive(value: DurationValue) -> DurationValue:
+    if value.amount <= 0:
+        raise ValueError(f"{value} never passes: give a length above 0")
+    return value
+
+
 Duration = Annotated[DurationValue, BeforeValidator(parse_duration), PlainSerializer(str, return_type=str)]
+Interval = Annotated[Duration, AfterValidator(_positive)]

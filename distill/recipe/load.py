@@ -184,7 +184,8 @@ def load_recipe(name: str | Path, overrides: Iterable[str] = ()) -> Recipe:
 
 def _explain(detail: Any, tree: Tree) -> str:
     """One pydantic error as a sentence: the dotted key, what is wrong, the nearest known key."""
-    location = tuple(p for p in detail["loc"] if p != "[key]" and not _is_union_tag(p, detail["loc"], tree))
+    whole = detail["loc"]
+    location = tuple(p for i, p in enumerate(whole) if p != "[key]" and not _is_union_tag(p, whole[:i], tree))
     key = ".".join(str(part) for part in location)
     if detail["type"] == "extra_forbidden":
         known = _known_keys(location[:-1], tree)
@@ -230,10 +231,10 @@ def _message(detail: Any) -> str:
     return message.replace("Input should be ", "should be ")
 
 
-def _is_union_tag(part: Any, location: tuple[Any, ...], tree: Tree) -> bool:
+def _is_union_tag(part: Any, above: tuple[Any, ...], tree: Tree) -> bool:
     """Pydantic puts the tag of a union ("kl", "image_folder") into an error's location; it is no key of the file."""
     node: Any = tree
-    for step in location[: location.index(part)]:
+    for step in above:
         node = node.get(step, node) if isinstance(node, Mapping) else node
     return isinstance(node, Mapping) and part not in node and any(node.get(d) == part for d in _DISCRIMINATORS)
 
@@ -275,6 +276,17 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
 def dump_recipe(recipe: Recipe) -> str:
     """The resolved recipe as YAML that `load_recipe` reads back to an equal one."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
+
+def digest_today(text: str) -> str:
+    """The digest of a resolved recipe that an earlier version saved, with this version's defaults for keys it did not know.
+
+    Empty where this version no longer takes it.
+    """
+    try:
+        return recipe_digest(Recipe.model_validate(yaml.load(text, Loader=_Loader)))
+    except (ValidationError, yaml.YAMLError):
+        return ""
 
 
 # What may change between a run and its continuation: where it is kept, how it is watched, how it is spread over hardware.

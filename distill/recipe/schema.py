@@ -6,22 +6,35 @@ checked here; the rest (model names, files, label spaces) in `distill.check`.
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from distill.recipe.duration import Duration, DurationValue
+from distill.recipe.duration import Duration, DurationValue, Interval
 
-Pair = Annotated[tuple[float, float], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)]
-Triple = Annotated[tuple[float, float, float], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)]
-Floats = Annotated[tuple[float, ...], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)]
-Names = Annotated[tuple[str, ...], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Count = Annotated[int, Field(ge=1)]
 
 
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value  # YAML has lists only, and strict tuples refuse them
+
+
+def _ascending(value: tuple[float, float]) -> tuple[float, float]:
+    if not 0 < value[0] <= value[1]:
+        raise ValueError(f"should be two numbers above 0, the smaller first, not {list(value)}")
+    return value
+
+
+Range = Annotated[tuple[float, float], BeforeValidator(_as_tuple), AfterValidator(_ascending)]
+Triple = Annotated[tuple[float, float, float], BeforeValidator(_as_tuple)]
+Std = Annotated[tuple[Positive, Positive, Positive], BeforeValidator(_as_tuple)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
+
+
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
 
 
 # ---- data ------------------------------------------------------------------------------------------------------------
@@ -71,8 +84,8 @@ class Augment(Section):
     """Training view of one image, through timm's and torchvision's transforms. Order: crop, flip, policy or jitter, erasing."""
 
     crop: Literal["random_resized", "padded", "none"] = "random_resized"
-    scale: Pair = (0.08, 1.0)
-    ratio: Pair = (0.75, 4 / 3)
+    scale: Range = (0.08, 1.0)
+    ratio: Range = (0.75, 4 / 3)
     padding: Annotated[int, Field(ge=0)] = 4
     interpolation: Literal["random", "bilinear", "bicubic"] = "random"
     horizontal_flip: Probability = 0.5
@@ -133,7 +146,7 @@ class Teacher(Section):
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     image_size: Annotated[int, Field(ge=8)] | None = None
     mean: Triple | None = None
-    std: Triple | None = None
+    std: Std | None = None
     classes: str | None = None
 
     @model_validator(mode="after")
@@ -240,7 +253,7 @@ class Schedule(Section):
     warmup_lr: NonNegative = 0.0
     min_lr: NonNegative = 0.0
     power: Positive = 1.0
-    milestones: Annotated[tuple[Duration, ...], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)] = ()
+    milestones: Annotated[tuple[Duration, ...], BeforeValidator(_as_tuple)] = ()
     decay_factor: Positive = 0.1
 
     @model_validator(mode="after")
@@ -255,7 +268,7 @@ class Ema(Section):
 
     decays: Annotated[
         tuple[Annotated[float, Field(gt=0, lt=1)], ...],
-        BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v),
+        BeforeValidator(_as_tuple),
     ] = ()
     warmup: bool = False
 
@@ -269,8 +282,8 @@ class Student(Section):
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
     drop_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0
     mean: Triple | None = None
-    std: Triple | None = None
-    seed: int = 0
+    std: Std | None = None
+    seed: Seed = 0
     objective: Objective
     optimizer: Optimizer
     schedule: Schedule = Schedule()
@@ -289,7 +302,7 @@ class Train(Section):
     relations are gathered over the global batch.
     """
 
-    budget: Duration
+    budget: Interval
     batch_size_global: Annotated[int, Field(ge=2, multiple_of=2)]
     micro_batch_size: Annotated[int, Field(ge=2, multiple_of=2)] | None = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -307,27 +320,27 @@ class Train(Section):
 
 
 class Evaluate(Section):
-    every: Duration = DurationValue(1, "epochs")
+    every: Interval = DurationValue(1, "epochs")
     batch_size_process: Count = 256
 
 
 class Checkpoint(Section):
-    every: Duration = DurationValue(1, "epochs")
+    every: Interval = DurationValue(1, "epochs")
     keep_last: Count = 2
 
 
 class Log(Section):
-    every: Duration = DurationValue(50, "iterations")
+    every: Interval = DurationValue(50, "iterations")
     trackers: Names = ()
 
 
 class Recipe(Section):
     """A complete run. `student` holds what all `students` share; each student is merged over it when the file is read."""
 
-    name: str
+    name: Annotated[str, Field(min_length=1)]
     description: str = ""
-    output: str | None = None
-    seed: int = 0
+    output: Annotated[str, Field(min_length=1)] | None = None
+    seed: Seed = 0
     resume: Literal["auto", "never"] = "auto"
     data: Data
     teacher: Teacher | None = None

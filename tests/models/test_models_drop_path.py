@@ -7,6 +7,7 @@ from timm.layers import DropPath
 from torch import nn
 
 from distill import rng
+from distill.errors import InputError
 from distill.models.drop_path import DropPathKeys, PositionDropPath, replace_drop_path
 
 KEY = rng.hash64(7, "drop path", 1)
@@ -122,7 +123,7 @@ def test_forgotten_or_stale_positions_are_caught() -> None:
     with pytest.raises(AssertionError, match="before each training forward"):
         model(torch.ones(4, 2))
     keys.set(KEY, torch.arange(3))
-    with pytest.raises(AssertionError, match="4 rows for 3 positions"):
+    with pytest.raises(InputError, match="4 rows where the batch has 3 samples"):
         model(torch.ones(4, 2))
 
 
