@@ -69,8 +69,10 @@ class Summary:
             "version": __version__,
         }
 
-    def write(self) -> None:
-        """Write report.json into the run's folder."""
+    def write(self, again: bool) -> None:
+        """Write report.json into the run's folder; `again`: of a run that was complete before, which keeps the one it has."""
+        if again and (self.output / REPORT_FILE).exists():
+            return
         try:
             (self.output / REPORT_FILE).write_text(json.dumps(self.as_dict(), indent=1) + "\n")
         except OSError as error:

@@ -278,8 +278,7 @@ class Run:
             students=self.students,
             accuracies=self.accuracies,
         )
-        if self._sat:  # a complete run that is called again keeps its report
-            self.engine.on_main(summary.write)
+        self.engine.on_main(lambda: summary.write(again=not self._sat))
         if self.engine.is_main:
             summary.show(self.screen.console)
         return DONE if self.running else ALL_STOPPED

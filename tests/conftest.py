@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-import tiny
 import torch
 
-from distill.__main__ import main
+# `tiny` and the command line are imported where they are used: they take seconds, and tests of one room need neither.
 
 
 class Outcome(NamedTuple):
@@ -46,6 +45,8 @@ def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> C
     monkeypatch.delenv("DISTILL_TRACEBACK", raising=False)
     monkeypatch.setenv("COLUMNS", "80")
 
+    from distill.__main__ import main
+
     def call(*arguments: object) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["distill", *map(str, arguments)])
         capfd.readouterr()
@@ -61,12 +62,16 @@ def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> C
 @pytest.fixture
 def tiny_recipe(tmp_path: Path) -> Callable[..., Path]:
     """tiny_recipe({"train": {...}}, ...): a recipe that trains in two seconds, written below the test's folder."""
+    import tiny
+
     return lambda *changes, name="run": tiny.write_recipe(tmp_path, *changes, name=name)
 
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run to read from, never to write to: three students, of two models, with averages, behind a teacher."""
+    import tiny
+
     folder = tmp_path_factory.mktemp("tiny_run")
     recipe = tiny.write_recipe(
         folder,
@@ -78,7 +83,11 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "students": {
                 "alone": {},
                 "kd": {"objective": {"soft": {"loss": "kl", "temperature": 2.0}}},
-                "vit": {"model": "test_vit", "model_args": {"patch_size": 4}, "optimizer": {"name": "adamw", "lr": 1e-3}},
+                "vit": {
+                    "model": "test_vit",
+                    "model_args": {"patch_size": 4},
+                    "optimizer": {"name": "adamw", "lr": 1e-3},
+                },
             },
         },
     )

@@ -220,7 +220,9 @@ def test_compilation_traces_each_model_once_for_training_and_once_for_evaluation
 ) -> None:
     """With the tracer alone, whose graphs run the same kernels: the same bits, and no new graph a step or a drop-path mask."""
     compile_module = torch.nn.Module.compile
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compile_module(module, backend="eager"))
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda module, **options: compile_module(module, backend="eager", **options)
+    )
     students = {"students": {"lamb": EVERYTHING["students"]["lamb"]}, "train": {"budget": "4 iterations"}}
     assert run(write_recipe(tmp_path, EVERYTHING, students, name="eager")) == 0
     torch._dynamo.reset()

@@ -1,6 +1,8 @@
 """Parquet, Arrow and saved data sets through Hugging Face `datasets`: memory-mapped, images left undecoded."""
 
 import glob
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +61,24 @@ def _open_files(files: list[str], kind: str, key: str) -> Any:
                 return datasets.concatenate_datasets([datasets.Dataset.from_file(file) for file in files])
             except pa.ArrowInvalid:
                 pass  # Arrow's file format rather than its stream format: load_dataset reads both, through its cache
-        return datasets.load_dataset(kind, data_files={"train": files}, split="train")
+        with _no_logs():  # what it logs it raises as well
+            return datasets.load_dataset(kind, data_files={"train": files}, split="train")
     except (OSError, ValueError, pa.ArrowException, datasets.exceptions.DatasetGenerationError) as error:
         reason = first_line(error.__cause__ or error)
         more = f" and {len(files) - 1} more" if len(files) > 1 else ""
         raise InputError(f"{key}.path: `datasets` cannot open {files[0]}{more} as {kind}: {reason}") from error
+
+
+@contextmanager
+def _no_logs() -> Iterator[None]:
+    import datasets
+
+    before = datasets.logging.get_verbosity()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    try:
+        yield
+    finally:
+        datasets.logging.set_verbosity(before)
 
 
 def _open_saved(path: Path, split: str | None, key: str) -> Any:

@@ -27,7 +27,11 @@ def execute(arguments: list[str]) -> tuple[int, str]:
     """`distill` with these arguments, in this process: its exit code, and all it printed."""
     shown = io.StringIO()
     code: Any = 1
-    with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(shown), mock.patch("sys.argv", ["distill", *arguments]):
+    with (
+        contextlib.redirect_stdout(shown),
+        contextlib.redirect_stderr(shown),
+        mock.patch("sys.argv", ["distill", *arguments]),
+    ):
         try:
             main()
         except SystemExit as end:
