@@ -1,5 +1,6 @@
 """What can be known of a recipe without data and without a GPU, beyond its schema: names, arguments, packages, shapes."""
 
+import glob
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -101,6 +102,10 @@ def _not_here(recipe: Recipe) -> list[str]:
     if recipe.teacher is not None and recipe.teacher.weights not in ("pretrained", "random"):
         files["teacher.weights"] = Path(recipe.teacher.weights)
     for key, source in (("data.train", recipe.data.train), ("data.eval", recipe.data.eval)):
-        if source is not None and source.path is not None and "*" not in source.path:
+        if source is not None and source.path is not None:
             files[key] = Path(recipe.data.root) / source.path
-    return [f"{key}: {path} is not here" for key, path in files.items() if not path.expanduser().exists()]
+    return [f"{key}: {path} is not here" for key, path in files.items() if not _exists(path.expanduser())]
+
+
+def _exists(path: Path) -> bool:
+    return bool(glob.glob(str(path), recursive=True)) if glob.has_magic(str(path)) else path.exists()

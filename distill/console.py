@@ -14,6 +14,7 @@ from typing import Any, TextIO
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.markup import escape
 from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
@@ -83,7 +84,6 @@ class Screen:
         self.console = make_console()
         self.rows = {name: Row() for name in students}
         self._show = show
-        self._title = title
         self._total_steps = total_steps
         self._status = ""
         self._doing = "starting"
@@ -93,7 +93,7 @@ class Screen:
             TextColumn("{task.completed}/{task.total} steps"),
             expand=True,
         )
-        self._task = self._progress.add_task(title, total=total_steps)
+        self._task = self._progress.add_task(escape(title), total=total_steps)
         self._live: Live | None = None
 
     def __enter__(self) -> "Screen":

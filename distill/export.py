@@ -62,10 +62,11 @@ def write_model(
 
 def refuse_overwrite(folder: Path) -> None:
     """Raises InputError where `write_model` would replace anything but an earlier export."""
+    for place in (folder, *folder.parents):
+        if place.exists() and not place.is_dir():
+            raise InputError(f"{place}: is a file, and an export is a folder: choose another place")
     if not folder.exists():
         return
-    if not folder.is_dir():
-        raise InputError(f"{folder}: is a file, and an export is a folder: choose another place")
     known = {WEIGHTS_FILE, CONFIG_FILE, RECORD_FILE}
     if other := sorted(entry.name for entry in folder.iterdir() if entry.name not in known):
         raise InputError(

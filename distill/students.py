@@ -49,21 +49,22 @@ class Network(nn.Module):
 class Losses:
     """Sums of this process's loss terms since the last log, on the device. Absent terms stay zero and are not reported.
 
-    `count`: the forwards of all processes that belong to them.
+    Summed over processes they are those of `steps` global batches, however these were spread.
     """
 
     sums: torch.Tensor
-    count: int = 0
+    steps: int = 0
     present: tuple[str, ...] = ()
 
     NAMES = ("total", "hard", "soft", "hint")
 
-    def add(self, terms: LossTerms, num_processes: int) -> None:
-        """Take in one micro-batch of each process; no copy to the host."""
+    def add(self, terms: LossTerms, share: float) -> None:
+        """Take in a micro-batch that is this share of its global batch; no copy to the host."""
         values = {"total": terms.total, "hard": terms.hard, "soft": terms.soft, "hint": terms.hint}
         self.present = tuple(name for name in self.NAMES if values[name] is not None)
-        self.sums += torch.stack([torch.zeros_like(self.sums[0]) if v is None else v.detach() for v in values.values()])
-        self.count += num_processes
+        self.sums += share * torch.stack(
+            [torch.zeros_like(self.sums[0]) if v is None else v.detach() for v in values.values()]
+        )
 
 
 @dataclass
@@ -138,7 +139,7 @@ class Student:
             (self.scaler.scale(loss) if self.scaler else loss).backward()  # type: ignore[no-untyped-call]
         if self._statistics:
             self._statistics.after_forward(more_to_come)
-        self.losses.add(terms, self.engine.world_size)
+        self.losses.add(terms, 1 / (self.num_forwards * self.engine.world_size))
         return ~torch.isfinite(terms.total.detach())
 
     def update(self, step: int) -> None:
@@ -157,6 +158,7 @@ class Student:
         if self._statistics:
             self._statistics.after_step(self.num_forwards)
         self._forwards_done = 0
+        self.losses.steps += 1
         for ema in self.emas.values():
             ema.update(self.net)
 
@@ -170,11 +172,11 @@ class Student:
     def take_losses(self) -> dict[str, float]:
         """Mean loss terms since the last call, over all processes. Collective: every rank. Waits for the device."""
         taken, self.losses = self.losses, self._no_losses()
-        if not taken.count:
+        if not taken.steps:
             return {}
         sums = self.engine.sum_(taken.sums).tolist()
         return {
-            name: value / taken.count for name, value in zip(Losses.NAMES, sums, strict=True) if name in taken.present
+            name: value / taken.steps for name, value in zip(Losses.NAMES, sums, strict=True) if name in taken.present
         }
 
     # ---- judged and saved --------------------------------------------------------------------------------------------
@@ -243,7 +245,7 @@ class Student:
         if not self.running:
             return {}, values
         sums = self.engine.sum_(self.losses.sums.clone()).tolist()
-        values["losses"] = {"sums": sums, "count": self.losses.count, "present": self.losses.present}
+        values["losses"] = {"sums": sums, "steps": self.losses.steps, "present": self.losses.present}
         tensors = {"model": self.weights()}
         tensors["optimizer"], values["optimizer"] = split_state(self.optimizer, self.net)
         for key, ema in self.emas.items():
@@ -263,8 +265,8 @@ class Student:
             ema.load_state_dict(tensors[key])
         if self.scaler:
             self.scaler.load_state_dict(values["scaler"])
-        sums, count, present = (values["losses"][key] for key in ("sums", "count", "present"))
+        sums, steps, present = (values["losses"][key] for key in ("sums", "steps", "present"))
         self.losses = self._no_losses()
         if self.engine.is_main:  # they are the sums of all processes
             self.losses.sums += torch.tensor(sums, device=self.engine.device)
-        self.losses.count, self.losses.present = count, tuple(present)
+        self.losses.steps, self.losses.present = steps, tuple(present)

@@ -16,6 +16,7 @@ from distill.evaluate import TEACHER, Accuracy
 from distill.rundir import REPORT_FILE
 from distill.students import Student
 
+TEACHER_COLUMNS = ("agrees %", "KL to teacher")
 _WIDE = 110  # columns that the whole table takes, with the names of larger models
 
 
@@ -93,29 +94,34 @@ class Summary:
         if not narrow:
             table.add_column("parameters", justify="right")
             table.add_column("learns from")
-        for heading in ("top-1 %", "top-5 %", "best %", "agrees %", "KL to teacher"):
+        with_teacher = TEACHER in self.accuracies
+        versus = ("agrees %", "KL") if narrow else TEACHER_COLUMNS
+        for heading in ("top-1 %", "top-5 %", "best %", *(versus if with_teacher else ())):
             table.add_column(heading, justify="right")
         num_descriptions = 1 if narrow else 3
         blank = [""] * num_descriptions
-        if TEACHER in self.accuracies:
-            table.add_row(TEACHER, *blank, *_scores(self.accuracies[TEACHER], None), style="dim")
+        if with_teacher:
+            table.add_row(TEACHER, *blank, *_scores(self.accuracies[TEACHER], None, True), style="dim")
         for student in self.students:
             millions = sum(p.numel() for p in student.net.parameters()) / 1e6
             what = [student.spec.model, f"{millions:.2f} M", _learns_from(student)][:num_descriptions]
             if not student.running:
                 what[-1] = f"stopped at step {student.stopped_at}"
             best = student.best.top1 if student.best else None
-            table.add_row(student.name, *what, *_scores(self.accuracies.get(student.name), best))
+            table.add_row(student.name, *what, *_scores(self.accuracies.get(student.name), best, with_teacher))
             for key in student.emas:
-                table.add_row(f"  {key}", *blank, *_scores(self.accuracies.get(f"{student.name}/{key}"), None))
+                table.add_row(
+                    f"  {key}", *blank, *_scores(self.accuracies.get(f"{student.name}/{key}"), None, with_teacher)
+                )
         return table
 
     def headline(self) -> str:
         """The run in a line: steps, time, the best student."""
         skipped = f", {self.num_skipped} unreadable images skipped" if self.num_skipped else ""
+        best = f"; best: {self.best}" if self.best else ""
         return (
             f"{self.run}: {self.steps} steps ({self.epochs:.1f} epochs) in {hours_minutes(self.seconds)} on "
-            f"{self.num_processes} x {self.device} ({self.device_hours:.2f} device hours){skipped}; best: {self.best}, in {self.output}"
+            f"{self.num_processes} x {self.device} ({self.device_hours:.2f} device hours){skipped}{best}, in {self.output}"
         )
 
 
@@ -129,16 +135,12 @@ def _learns_from(student: Student) -> str:
     return " + ".join(f"{term.weight:g} {term.loss}" for term in terms if term is not None)
 
 
-def _scores(accuracy: Accuracy | None, best: float | None) -> list[str]:
+def _scores(accuracy: Accuracy | None, best: float | None, with_teacher: bool) -> list[str]:
     def show(value: float | None, pattern: str) -> str:
         return "" if value is None else format(value, pattern)
 
     if accuracy is None:
-        return ["", "", show(best, ".2f"), "", ""]
-    return [
-        show(accuracy.top1, ".2f"),
-        show(accuracy.top5, ".2f"),
-        show(best, ".2f"),
-        show(accuracy.agreement, ".2f"),
-        show(accuracy.teacher_kl, ".4f"),
-    ]
+        return ["", "", show(best, ".2f"), *([""] * len(TEACHER_COLUMNS) if with_teacher else [])]
+    scores = [show(accuracy.top1, ".2f"), show(accuracy.top5, ".2f"), show(best, ".2f")]
+    versus = [show(accuracy.agreement, ".2f"), show(accuracy.teacher_kl, ".4f")]
+    return scores + (versus if with_teacher else [])

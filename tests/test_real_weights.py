@@ -72,7 +72,7 @@ def by_hand(weights: Path, photos: Path) -> tuple[float, float, float]:
         logits = model(images)
     hits = logits.topk(5).indices == labels[:, None]
     loss = torch.nn.functional.cross_entropy(logits, labels)
-    return 100 * hits[:, 0].float().mean().item(), 100 * hits.any(1).float().mean().item(), loss.item()
+    return 100 * hits[:, 0].double().mean().item(), 100 * hits.any(1).double().mean().item(), loss.item()
 
 
 def test_lite2_names_the_photographs(

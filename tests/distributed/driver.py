@@ -1,8 +1,8 @@
-"""Run by torchrun, one copy a rank: several commands, one after the other in one process group's life each.
+"""Run by torchrun, one copy a rank: several `distill` commands, one after the other, each with a process group of its own.
 
     torchrun --nproc-per-node 2 driver.py FOLDER
 
-FOLDER/commands.json lists {"name", "arguments", "stop_rank", "stop_step"}; each rank writes what it came to into
+FOLDER/commands.json lists {"name", "arguments", "port", "stop_rank", "stop_step"}. Each rank writes what a command came to into
 FOLDER/NAME.RANK.json: {"code", "shown"}, where `shown` is what it printed on either stream.
 """
 
@@ -45,7 +45,10 @@ def run_all(folder: Path) -> None:
     """Every command of the list."""
     torch.set_num_threads(1)
     rank = int(os.environ["RANK"])
+    # A store that outlives a group gives the next one the addresses of the last: each group gets a store of its own.
+    os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
     for command in json.loads((folder / "commands.json").read_text()):
+        os.environ["MASTER_PORT"] = str(command["port"])
         with pytest.MonkeyPatch.context() as monkeypatch:
             if command["stop_rank"] == rank:
                 stop_after(command["stop_step"], monkeypatch)

@@ -1,0 +1,258 @@
+"""Two processes compute what one does: weights, optimizers, averages, statistics, losses, accuracies; and they end together.
+
+One launch of `driver.py` makes all the runs of two processes (the imports cost more than the runs), while this process makes those
+of one. What must be equal bit for bit is compared so; elsewhere only the order of additions differs, and the bound is stated.
+"""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import EVERYTHING, best, checkpoint, records, report, run, stop_after, tensors, write_recipe
+
+from distill.build import build_models
+from distill.plan import make_plan
+from distill.recipe import load_recipe
+from distill.train import DONE, INTERRUPTED
+
+TIMEOUT_S = 240
+STUDENTS = {
+    # Dropout proper draws by process; all else is keyed by position.
+    **{name: {**student, "drop_rate": 0.0} for name, student in EVERYTHING["students"].items()},
+    # timm's BatchNormAct2d, squeeze-and-excitation, drop path between BatchNorms.
+    "effnet": {
+        "model": "test_efficientnet",
+        "drop_path": 0.3,
+        "seed": 3,
+        "optimizer": {"name": "momentum", "lr": 0.01},
+        "objective": {"hard": {"loss": "ce"}, "soft": {"loss": "dist"}},
+        "ema": {"decays": [0.8]},
+    },
+}
+# Two forwards a step in one process, one in each of two.
+MICRO = {"students": STUDENTS}
+# The whole batch at once: BatchNorm and DIST look at the samples of all processes. Few steps, since small networks amplify the
+# rounding of every step.
+SYNCED = {"students": STUDENTS, "train": {"micro_batch_size": None, "budget": "4 iterations"}}
+DIVERGING = {
+    "students": {
+        "sound": {},
+        "bad": {"schedule": {"name": "step", "milestones": ["4 iterations"], "decay_factor": 1e30}},
+    }
+}
+
+
+class Launch:
+    """Commands for two processes, started together, and what they came to."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._commands: list[dict[str, Any]] = []
+
+    def add(self, name: str, recipe: Path, stop_rank: int | None = None, stop_step: int | None = None) -> None:
+        command = {"name": name, "arguments": ["train", str(recipe)], "stop_rank": stop_rank, "stop_step": stop_step}
+        self._commands.append(command)
+
+    def start(self) -> None:
+        for command, port in zip(self._commands, free_ports(len(self._commands)), strict=True):
+            command["port"] = port
+        (self.folder / "commands.json").write_text(json.dumps(self._commands))
+        driver = Path(__file__).with_name("driver.py")
+        paths = [str(driver.parents[1]), os.environ.get("PYTHONPATH", "")]
+        environment = {
+            **os.environ,
+            "ACCELERATE_USE_CPU": "true",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        }
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        self._log = (self.folder / "launch.log").open("w")
+        self._process = subprocess.Popen(
+            [*launcher, str(driver), str(self.folder)],
+            env=environment,
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def finish(self) -> None:
+        """Wait for it; nothing of it is left afterwards."""
+        try:
+            self._process.wait(TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            pytest.fail(
+                f"the launch has not ended within {TIMEOUT_S} s: {(self.folder / 'launch.log').read_text()[-2000:]}"
+            )
+        finally:
+            if self._process.poll() is None:
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._log.close()
+        assert self._process.returncode == 0, (self.folder / "launch.log").read_text()[-4000:]
+
+    def codes(self, name: str) -> list[int]:
+        return [self._result(name, rank)["code"] for rank in (0, 1)]
+
+    def shown(self, name: str) -> list[str]:
+        return [self._result(name, rank)["shown"] for rank in (0, 1)]
+
+    def _result(self, name: str, rank: int) -> dict[str, Any]:
+        return dict(json.loads((self.folder / f"{name}.{rank}.json").read_text()))
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [int(held.getsockname()[1]) for held in sockets]
+    for held in sockets:
+        held.close()
+    return ports
+
+
+@pytest.fixture(scope="module")
+def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launch]:
+    """Everything that two processes do, and beside it what one does: "micro-1" is the run of one, "micro-2" that of two."""
+    folder = tmp_path_factory.mktemp("two")
+    launch = Launch(folder)
+
+    def recipe(name: str, *changes: dict[str, Any]) -> Path:
+        return write_recipe(folder, EVERYTHING, *changes, name=name)
+
+    for name, changes in (("micro", MICRO), ("synced", SYNCED), ("diverging", DIVERGING)):
+        launch.add(name, recipe(f"{name}-2", changes))
+    # Stopped in the middle of an epoch and, where an evaluation is due, at the end.
+    for name, changes, step in (("micro", MICRO, 5), ("synced", SYNCED, 3), ("judged", MICRO, 8)):
+        path = recipe(f"{name}-1-to-2", changes)
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            stop_after(step, monkeypatch)
+            assert run(path) == INTERRUPTED
+        launch.add(f"{name}-1-to-2", path)
+        launch.add(f"{name}-2-to-1", recipe(f"{name}-2-to-1", changes), stop_rank=1, stop_step=step)
+    damaged = recipe("damaged", {"students": {"alone": {}}, "train": {"budget": "1 iterations"}})
+    assert run(damaged) == DONE
+    (checkpoint(folder / "damaged") / "state.json").write_text("{}")
+    launch.add("damaged", damaged)
+    launch.add("complete", recipe("diverging-2", DIVERGING))  # the same command again
+
+    launch.start()
+    try:
+        for name, changes in (("micro", MICRO), ("synced", SYNCED), ("diverging", DIVERGING)):
+            assert run(recipe(f"{name}-1", changes)) == DONE
+    finally:
+        launch.finish()
+    yield launch
+    shutil.rmtree(folder)
+
+
+def deviation(one: Path, two: Path, recipe: Path) -> dict[str, float]:
+    """For each student, how far apart two runs ended, in units of how far training moved the weights (Euclidean norms)."""
+    models = build_models(make_plan(load_recipe(recipe)))
+    result = {}
+    for name, net in models.nets.items():
+        start, ends = net.state_dict(), [tensors(output, name) for output in (one, two)]
+        assert ends[0].keys() == ends[1].keys()
+
+        def flat(state: dict[str, torch.Tensor], names: list[str]) -> torch.Tensor:
+            return torch.cat([state[key].double().flatten() for key in names])
+
+        keys = [key for key in start if not key.endswith("num_batches_tracked")]
+        held = [flat({key: end[f"{name}.model/{key}"] for key in keys}, keys) for end in ends]
+        result[name] = float((held[0] - held[1]).norm() / (held[0] - flat(dict(start), keys)).norm())
+    return result
+
+
+def losses(output: Path) -> torch.Tensor:
+    """[steps, students] total loss."""
+    lines = [line["students"] for line in records(output) if line["event"] == "train"]
+    return torch.tensor([[figures["loss_total"] for figures in line.values()] for line in lines])
+
+
+def test_micro_batches_on_two_processes_are_those_of_one(launch: Launch) -> None:
+    """Weights and optimizers bit for bit (a sum of two gradients has one order); running statistics within their rounding."""
+    assert launch.codes("micro") == [DONE, DONE]
+    one, two = (tensors(launch.folder / f"micro-{n}") for n in (1, 2))
+    assert one.keys() == two.keys()
+    for name, tensor in one.items():
+        if "running_" in name:
+            torch.testing.assert_close(two[name], tensor, rtol=1e-5, atol=1e-6)
+        else:
+            assert torch.equal(two[name], tensor), name
+    assert torch.allclose(losses(launch.folder / "micro-1"), losses(launch.folder / "micro-2"), rtol=1e-6)
+
+
+def test_synchronised_statistics_and_gathered_relations_are_those_of_one_process(launch: Launch) -> None:
+    assert launch.codes("synced") == [DONE, DONE]
+    apart = deviation(launch.folder / "synced-1", launch.folder / "synced-2", launch.folder / "synced-1.yaml")
+    print(apart)
+    assert max(apart.values()) < 1e-3
+    assert torch.allclose(losses(launch.folder / "synced-1"), losses(launch.folder / "synced-2"), rtol=1e-4)
+    assert "Warning" not in "".join(launch.shown("synced"))
+
+
+@pytest.mark.parametrize("name", ["micro", "synced"])
+def test_a_run_goes_on_with_another_number_of_processes(name: str, launch: Launch) -> None:
+    assert launch.codes(f"{name}-1-to-2") == [DONE, DONE]
+    assert run(launch.folder / f"{name}-2-to-1.yaml") == DONE
+    whole = launch.folder / f"{name}-1"
+    for changed in (f"{name}-1-to-2", f"{name}-2-to-1"):
+        apart = deviation(whole, launch.folder / changed, launch.folder / f"{name}-1.yaml")
+        print(changed, apart)
+        assert max(apart.values()) < (1e-5 if name == "micro" else 1e-3)
+        assert torch.allclose(losses(whole), losses(launch.folder / changed), rtol=1e-4)
+        assert [line["step"] for line in records(whole)] == [line["step"] for line in records(launch.folder / changed)]
+
+
+def test_a_signal_to_one_rank_stops_both_at_the_same_step(launch: Launch) -> None:
+    for name, step in (("micro-2-to-1", 5), ("synced-2-to-1", 3), ("judged-2-to-1", 8)):
+        assert launch.codes(name) == [INTERRUPTED, INTERRUPTED]
+        shown = launch.shown(name)
+        assert f"a signal: stopped after step {step}, saved in" in shown[0], "rank 0 was told by rank 1"
+        assert "stopped after step" not in shown[1]
+
+
+def test_an_odd_set_is_judged_alike(launch: Launch) -> None:
+    """The same weights, trained by one process, judged by one and by two: whole counts, so equal to the last bit."""
+    assert launch.codes("judged-1-to-2") == [DONE, DONE]
+    by_two, by_one = (report(launch.folder / name) for name in ("judged-1-to-2", "micro-1"))
+    assert by_two["students"].keys() == by_one["students"].keys()
+    for name, student in by_one["students"].items():
+        pairs = [(student["last"], by_two["students"][name]["last"])]
+        pairs += [(student["averages"][key], by_two["students"][name]["averages"][key]) for key in student["averages"]]
+        for one, two in pairs:
+            for figure in ("top1", "top5", "agreement", "num_samples"):
+                assert one[figure] == two[figure]
+            assert one["loss"] == pytest.approx(two["loss"], rel=1e-9)
+        assert student["best"] == by_two["students"][name]["best"]
+    assert by_one["teacher"]["top1"] == by_two["teacher"]["top1"]
+
+
+def test_a_student_that_diverges_stops_on_both_ranks_at_the_same_step(launch: Launch) -> None:
+    assert launch.codes("diverging") == [DONE, DONE]
+    for output in ("diverging-1", "diverging-2"):
+        assert report(launch.folder / output)["students"]["bad"]["stopped_at"] == 6
+        stops = [line for line in records(launch.folder / output) if line["event"] == "stopped"]
+        assert stops == [{"event": "stopped", "step": 6, "student": "bad"}]
+    assert launch.shown("diverging")[0].count("the loss of step 6 is not finite") == 1
+    one, two = (tensors(launch.folder / f"diverging-{n}", "sound") for n in (1, 2))
+    assert torch.equal(one["sound.model/conv1.weight"], two["sound.model/conv1.weight"])
+    assert best(launch.folder / "diverging-2", "bad")[1]["step"] == 3
+
+
+def test_what_is_wrong_on_the_main_process_ends_both_with_one_message(launch: Launch) -> None:
+    assert launch.codes("damaged") == [2, 2]
+    shown = launch.shown("damaged")
+    assert "no checkpoint is whole" in shown[0]
+    assert shown[1] == ""
+
+
+def test_a_complete_run_is_reported_again(launch: Launch) -> None:
+    assert launch.codes("complete") == [DONE, DONE]
+    assert "this run is complete" in launch.shown("complete")[0]
+    assert launch.shown("complete")[1] == ""

@@ -1,0 +1,230 @@
+"""The command line: help that can be read and copied, plain lines in pipes, exit codes, each command once as a user types it."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+import typer
+import yaml
+from conftest import Cli
+from typer.main import get_command
+
+from distill.__main__ import app
+from distill.recipe import load_recipe, shipped_recipes
+from distill.train import ALL_STOPPED, DONE, INTERRUPTED
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMANDS = ("train", "evaluate", "export", "recipe show", "recipe check", "recipe list")
+ANSI = re.compile(r"\x1b\[")
+
+
+def docstring(command: str) -> str:
+    """The help of a command as it is written."""
+    found: Any = get_command(app)
+    for name in command.split():
+        found = found.commands[name]
+    return str(found.help)
+
+
+def examples(command: str) -> list[str]:
+    """The lines of a command's examples."""
+    _, _, below = docstring(command).partition("Example")
+    return [line.strip() for line in below.splitlines()[1:] if line.startswith("  ")]
+
+
+# ---- help ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_examples_as_they_are_typed(command: str, cli: Cli) -> None:
+    outcome = cli(*command.split(), "--help")
+    assert outcome.code == 0
+    lines = [line.strip() for line in outcome.out.splitlines()]
+    assert examples(command), "no example"
+    for example in examples(command):
+        assert example in lines
+    assert max(map(len, outcome.out.splitlines())) <= 80
+    assert not ANSI.search(outcome.out)
+
+
+def test_examples_are_commands() -> None:
+    """Every option in an example exists, and every recipe that is not the reader's own."""
+    typed = [line for command in COMMANDS for line in " ".join(examples(command)).split("distill ")[1:]]
+    assert len(typed) >= len(COMMANDS)
+    for line in typed:
+        words = shlex.split(line.replace("\\ ", "").partition(" accelerate")[0].partition(" timm.")[0])
+        command: Any = get_command(app)
+        while hasattr(command, "commands"):
+            command = command.commands[words.pop(0)]
+        values = command.make_context(command.name, words).params
+        if values.get("recipe") not in (None, "my.yaml"):
+            load_recipe(values["recipe"], values["overrides"] or [])
+
+
+def test_help_lists_commands_and_exit_codes(cli: Cli) -> None:
+    outcome = cli("--help")
+    assert outcome.code == 0
+    for word in ("train", "evaluate", "export", "recipe", "Exit codes"):
+        assert word in outcome.out
+    for code in (DONE, ALL_STOPPED, INTERRUPTED, 1, 2):
+        assert re.search(rf"\b{code} ", outcome.out.partition("Exit codes")[2]), code
+
+
+def test_help_of_the_module_in_a_process_of_its_own() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "distill", "--help"], capture_output=True, text=True, cwd=ROOT, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Usage: " in done.stdout
+    assert "train" in done.stdout
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("typed", "says"),
+    [
+        ([], "Commands"),
+        (["train"], "Missing argument 'RECIPE'"),
+        (["trian", "x"], "Did you mean 'train'?"),
+        (["recipe", "chekc"], "Did you mean 'check'?"),
+        (["train", "x.yaml", "--resume"], "No such option: --resume"),
+        (["evaluate", "x", "--precision", "fp8"], "'fp8' is not one of"),
+        (["evaluate", "x", "--batch-size", "0"], "greater than or equal to 1"),
+        (["export", "x"], "Missing argument 'OUTPUT'"),
+        (["recipe", "check", "x", "--processes", "none"], "Invalid value for '--processes'"),
+    ],
+)
+def test_a_wrong_command_is_explained(typed: list[str], says: str, cli: Cli) -> None:
+    outcome = cli(*typed)
+    assert outcome.code == 2
+    assert says in " ".join((outcome.out + outcome.err).replace("│", " ").split())
+    assert "Traceback" not in outcome.err
+
+
+# ---- recipe ----------------------------------------------------------------------------------------------------------
+
+
+def test_show_prints_a_recipe_that_is_the_same_recipe(cli: Cli, tmp_path: Path) -> None:
+    outcome = cli("recipe", "show", "quickstart/students", "train.budget=3 epochs", "seed=7")
+    assert outcome.code == 0
+    assert outcome.err == ""
+    (tmp_path / "again.yaml").write_text(outcome.out)
+    again = load_recipe(tmp_path / "again.yaml")
+    assert again == load_recipe("quickstart/students", ["train.budget=3 epochs", "seed=7"])
+    assert yaml.safe_load(outcome.out)["train"]["budget"] == "3 epochs"
+
+
+def test_list_in_a_pipe_is_a_recipe_a_line(cli: Cli) -> None:
+    outcome = cli("recipe", "list")
+    assert outcome.code == 0
+    heading, *lines = outcome.out.splitlines()
+    assert heading.split() == ["recipe", "what", "it", "is"]
+    assert [line.split()[0] for line in lines] == shipped_recipes()
+    assert all(line == line.rstrip() for line in lines)
+    assert all(len(line.split(maxsplit=1)) == 2 for line in lines), "a recipe without a description"
+
+
+def test_check_says_sound_and_what_is_not_here(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    outcome = cli("recipe", "check", "quickstart/students", "--processes", "2")
+    assert outcome.code == 0
+    assert "note: teacher.weights: runs/quickstart/teacher is not here" in outcome.out
+    assert re.search(r"^quickstart/students: sound \(alone, kd, dkd, dist; .*epochs\)$", outcome.out, re.MULTILINE)
+    outcome = cli("recipe", "check", "quickstart/students", "--processes", "3")
+    assert outcome.code == 2
+    assert "on 3 processes" in outcome.err
+
+
+# ---- train, evaluate, export -----------------------------------------------------------------------------------------
+
+
+def test_a_run_in_a_pipe_prints_plain_lines(cli: Cli, tiny_recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")  # the lines of a pipe do not wrap, however narrow a terminal may be
+    recipe = tiny_recipe({"train": {"budget": "2 iterations"}, "log": {"every": "1 iterations"}})
+    outcome = cli("train", recipe)
+    assert outcome.code == DONE
+    assert not ANSI.search(outcome.out)
+    assert "\r" not in outcome.out
+    lines = outcome.out.splitlines()
+    steps = [line for line in lines if line.startswith("step ")]
+    assert len(steps) == 3
+    for number in (1, 2):
+        assert re.fullmatch(
+            rf"step {number}/2: alone \d\.\d{{4}}; [\d,]+ images/s, [\d.]+ GiB, \d+:\d\d left", steps[number - 1]
+        )
+    assert re.fullmatch(r"step 2/2: top-1 % alone [\d.]+; teacher [\d.]+", steps[2])
+    assert re.match(r"tiny: 2 steps \(0\.3 epochs\) in \d+:\d\d on 1 x cpu \(0\.00 device hours\)", lines[3])
+    assert lines[4].split()[:4] == ["model", "parameters", "learns", "from"]
+    assert [line.split()[0] for line in lines[5:]] == ["teacher", "alone"]
+    assert outcome.err == ""
+    outcome = cli("train", recipe)
+    assert outcome.code == DONE
+    assert "this run is complete; resume: never starts it again" in outcome.out
+
+
+def test_exit_code_when_every_student_stopped(cli: Cli, tiny_recipe: Any) -> None:
+    recipe = tiny_recipe({"student": {"optimizer": {"name": "momentum", "lr": 1e30}}})
+    outcome = cli("train", recipe)
+    assert outcome.code == ALL_STOPPED
+    assert "alone: the loss of step" in outcome.out
+    assert "students.alone.optimizer.lr" in outcome.out
+
+
+def test_evaluate_prints_a_row_a_model(cli: Cli, tiny_run: Path) -> None:
+    outcome = cli("evaluate", tiny_run, "--num-workers", "0")
+    assert outcome.code == 0
+    first, _, *rows = outcome.out.splitlines()
+    assert first == f"{tiny_run}: 53 images"
+    assert [row.split()[0] for row in rows] == ["alone", "kd", "vit", "teacher"]
+    report = json.loads((tiny_run / "report.json").read_text())
+    for row in rows[:3]:
+        name, _, top1, *_ = row.split()
+        assert float(top1) == round(report["students"][name]["best"]["top1"], 2)
+
+
+def test_evaluate_without_the_teacher_says_so(cli: Cli, tiny_recipe: Any, tmp_path: Path) -> None:
+    teacher = tiny_recipe({"train": {"budget": "1 iterations"}}, name="teacher")
+    assert cli("train", teacher).code == DONE
+    recipe = tiny_recipe(
+        {
+            "teacher": {"model": None, "image_size": None, "weights": str(tmp_path / "teacher")},
+            "train": {"budget": "1 iterations"},
+        }
+    )
+    assert cli("train", recipe).code == DONE
+    (tmp_path / "teacher").rename(tmp_path / "elsewhere")
+    outcome = cli("evaluate", tmp_path / "run", "--num-workers", "0")
+    assert outcome.code == 0
+    assert outcome.err.startswith("without the teacher: teacher.weights:")
+    assert "teacher" not in outcome.out.splitlines()[1]  # nor the columns that compare with it
+    assert [line.split()[0] for line in outcome.out.splitlines()[2:]] == ["alone"]
+
+
+def test_what_export_prints_loads_the_model(cli: Cli, tiny_run: Path, tmp_path: Path) -> None:
+    outcome = cli("export", tiny_run, tmp_path / "out", "--student", "kd")
+    assert outcome.code == 0
+    assert re.search(rf"^{tmp_path}/out: kd, (last|ema-0\.5) weights, top-1 [\d.]+ %$", outcome.out, re.MULTILINE)
+    code = re.search(r'^load it: python -c "(.*)"$', outcome.out, re.MULTILINE)
+    assert code
+    assert code[1].startswith("import distill.models; ")  # cifar_resnet8 is ours, and registered by this import
+    built: list[torch.nn.Module] = []
+    original = timm.create_model
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(timm, "create_model", lambda *a, **k: built.append(original(*a, **k)))
+        exec(code[1])
+    assert type(built[0]).__name__ == "CifarResNet"
+    assert "import distill" not in cli("export", tiny_run, tmp_path / "vit", "--student", "vit").out
+
+
+def test_the_application_is_typers() -> None:
+    """`python -m distill` and the script `distill` are one."""
+    assert isinstance(app, typer.Typer)
+    scripts = (ROOT / "pyproject.toml").read_text()
+    assert 'distill = "distill.__main__:main"' in scripts

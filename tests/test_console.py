@@ -1,0 +1,271 @@
+"""What people see: on a terminal a bar and a table that fit it, elsewhere plain lines."""
+
+import io
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+import distill.console
+from distill.console import MetricsFile, Screen, error_panel, hours_minutes, make_console, show_table
+from distill.evaluate import Accuracy
+from distill.recipe.schema import CE, KL
+from distill.students import Best
+from distill.summary import Summary
+
+Terminal = Callable[[int], io.StringIO]
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    """terminal(80): from here on the program writes to a terminal of 80 columns; what it writes is in the answer."""
+
+    def attach(width: int) -> io.StringIO:
+        written = io.StringIO()
+        monkeypatch.setenv("TERM", "xterm-256color")
+        monkeypatch.setattr(
+            distill.console,
+            "make_console",
+            lambda stderr=False: Console(
+                file=written, width=width, height=40, force_terminal=True, highlight=False, color_system=None
+            ),
+        )
+        return written
+
+    return attach
+
+
+def drawn(screen: Screen) -> list[str]:
+    """The lines of the live display as they stand now."""
+    beside = Console(file=io.StringIO(), width=screen.console.width, force_terminal=True, color_system=None)
+    with beside.capture() as capture:
+        beside.print(screen)
+    return [line.rstrip() for line in capture.get().splitlines()]
+
+
+def a_screen(title: str = "a/run") -> Screen:
+    screen = Screen(title=title, students=["alone", "kd"], total_steps=200, show=True)
+    alone, kd = screen.rows.values()
+    alone.loss, alone.lr, alone.top1, alone.best = 2.34567, 0.05, 61.234, 62.0
+    kd.note = "stopped at step 12: loss not finite"
+    return screen
+
+
+# ---- on a terminal ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_display_fits_the_terminal(width: int, terminal: Terminal) -> None:
+    terminal(width)
+    screen = a_screen()
+    with screen:
+        screen.advance(50)
+        screen.training(50, images_per_s=12345.6, memory_bytes=3 * 2**30, eta_s=3725)
+        lines = drawn(screen)
+        assert lines[0].startswith("a/run ")
+        assert lines[0].endswith("50/200 steps")
+        assert len(lines[0]) == width, "one bar, as wide as the terminal"
+        assert lines[1].split() == ["student", "loss", "lr", "top-1", "%", "best", "%"]
+        assert lines[2].split() == ["alone", "2.3457", "5.00e-02", "61.23", "62.00"]
+        assert lines[3].split() == ["kd", *["stopped", "at", "step", "12:", "loss", "not", "finite"]]
+        assert lines[4] == "12,346 images/s, 3.0 GiB, 1:02:05 left"
+        assert len(lines) == 5
+        screen.doing("evaluating")
+        assert drawn(screen)[4].endswith("left; evaluating")
+        screen.advance(51)
+        assert drawn(screen)[4].endswith("left")
+
+
+def test_the_bar_moves(terminal: Terminal) -> None:
+    terminal(80)
+    with a_screen() as screen:
+        filled = []
+        for step in (10, 100, 190):
+            screen.advance(step)
+            filled.append(drawn(screen)[0].count("━"))
+            assert f"{step}/200 steps" in drawn(screen)[0]
+        assert filled[0] < filled[1] < filled[2]  # without colours only what is done is drawn
+
+
+def test_before_the_first_step_it_says_what_it_does(terminal: Terminal) -> None:
+    terminal(80)
+    assert drawn(a_screen())[-1] == "starting"
+
+
+def test_lines_go_above_the_display_and_nothing_of_it_stays(terminal: Terminal) -> None:
+    written = terminal(80)
+    with a_screen() as screen:
+        screen.say("a long line " * 10)
+    screen.console.print("after")
+    whole = written.getvalue()
+    assert "a long line " * 10 in whole, "wrapped: it could not be copied"
+    assert whole.index("a long line") < whole.index("after")
+    assert "\x1b[1A\x1b[2K" in whole, "the display was not taken away"
+    assert "step 0" not in whole
+
+
+def test_a_terminal_that_cannot_move_its_cursor_gets_lines(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = terminal(80)
+    monkeypatch.setenv("TERM", "dumb")
+    with a_screen() as screen:
+        screen.training(50, images_per_s=10, memory_bytes=2**30, eta_s=5)
+    assert written.getvalue().startswith("step 50/200: alone 2.3457, kd stopped at step 12")
+
+
+def test_a_name_is_no_markup(terminal: Terminal) -> None:
+    terminal(80)
+    assert drawn(a_screen("[/x] [bold]run"))[0].startswith("[/x] [bold]run ")
+
+
+# ---- elsewhere -------------------------------------------------------------------------------------------------------
+
+
+def test_without_a_terminal_there_are_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    with a_screen() as screen:
+        screen.advance(50)
+        screen.training(50, images_per_s=12345.6, memory_bytes=3 * 2**30, eta_s=45)
+        screen.evaluated(50, "; teacher 71.00")
+        screen.say("[red]as it is[/red] " * 20)
+    assert capsys.readouterr().out.splitlines() == [
+        "step 50/200: alone 2.3457, kd stopped at step 12: loss not finite; 12,346 images/s, 3.0 GiB, 0:45 left",
+        "step 50/200: top-1 % alone 61.23, kd stopped at step 12: loss not finite; teacher 71.00",
+        "[red]as it is[/red] " * 20,
+    ]
+
+
+def test_other_processes_say_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with Screen(title="run", students=["alone"], total_steps=2, show=False) as screen:
+        screen.say("something")
+        screen.training(1, images_per_s=1, memory_bytes=1, eta_s=1)
+        screen.evaluated(1, "")
+    assert capsys.readouterr().out == ""
+
+
+def test_a_table_in_a_pipe_has_no_blanks_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
+    table = Table("name", "what it is", box=None, pad_edge=False)
+    table.add_row("a", "short")
+    table.add_row("b", "longer " * 40 + "end")
+    show_table(make_console(), table)
+    lines = capsys.readouterr().out.splitlines()
+    assert [len(line) == len(line.rstrip()) for line in lines] == [True] * 3, "and no line is broken"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0:00"), (59.6, "1:00"), (605, "10:05"), (3600, "1:00:00"), (90061, "25:01:01")]
+)
+def test_hours_minutes(seconds: float, text: str) -> None:
+    assert hours_minutes(seconds) == text
+
+
+# ---- errors ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_error_is_a_panel_on_a_terminal(terminal: Terminal) -> None:
+    written = terminal(60)
+    error_panel("data.root: [/gone] is not there: " + "give another " * 8)
+    lines = written.getvalue().splitlines()
+    assert lines[0].startswith("╭─ distill ─")
+    assert lines[1].startswith("│ data.root: [/gone] is not there:")
+    assert {len(line) for line in lines} == {60}
+
+
+def test_an_error_is_a_line_in_a_pipe(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    message = "data.root: [/gone] is not there: " + "give another " * 30
+    error_panel(message)
+    assert capsys.readouterr().err == f"distill: {message}\n"
+    monkeypatch.setenv("RANK", "3")
+    error_panel("first line\nsecond line")
+    assert capsys.readouterr().err == "distill (rank 3): first line\n"
+
+
+# ---- the end of a run ------------------------------------------------------------------------------------------------
+
+
+def a_student(name: str, model: str, *, stopped_at: int | None = None, best: float | None = 62.0) -> Any:
+    objective = SimpleNamespace(hard=CE(loss="ce"), soft=KL(loss="kl", weight=0.5))
+    return SimpleNamespace(
+        name=name,
+        spec=SimpleNamespace(model=model, objective=objective),
+        net=nn.Linear(1000, 1000),
+        running=stopped_at is None,
+        stopped_at=stopped_at,
+        best=None if best is None else Best(best, 4, "last"),
+        emas={"ema-0.9999": None},
+    )
+
+
+def a_summary(tmp_path: Path, *, teacher: bool = True) -> Summary:
+    versus = {"agreement": 70.0, "teacher_kl": 0.1234} if teacher else {}
+    scores = Accuracy(61.5, 92.25, 1.5, 100, **versus)
+    models = {"alone": scores, "alone/ema-0.9999": scores, "kd": scores, "kd/ema-0.9999": scores}
+    return Summary(
+        run="a/run",
+        output=tmp_path,
+        steps=200,
+        epochs=2.5,
+        seconds=61,
+        device_hours=1.5,
+        num_processes=8,
+        device="H100",
+        num_skipped=3,
+        students=[
+            a_student("alone", "vit_small_patch16_224"),
+            a_student("kd", "resnet50", best=63.0),
+            a_student("lost", "resnet50", stopped_at=7, best=None),
+        ],
+        accuracies={**models, **({"teacher": Accuracy(80.0, 95.0, 0.9, 100)} if teacher else {})},
+    )
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_final_table_fits_and_cuts_nothing_off(width: int, terminal: Terminal, tmp_path: Path) -> None:
+    written = terminal(width)
+    a_summary(tmp_path).show(distill.console.make_console())
+    lines = written.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    assert "…" not in written.getvalue()
+    text = written.getvalue()
+    for word in ("vit_small_patch16_224", "  ema-0.9999", "92.25", "63.00", "0.1234", "80.00", "stopped at step 7"):
+        assert word in text
+    assert ("1 ce + 0.5 kl" in text) == (width == 120)
+    assert ("1.00 M" in text) == (width == 120)
+
+
+def test_the_headline(tmp_path: Path) -> None:
+    line = a_summary(tmp_path).headline()
+    assert line == (
+        "a/run: 200 steps (2.5 epochs) in 1:01 on 8 x H100 (1.50 device hours), 3 unreadable images skipped; best: kd, "
+        f"in {tmp_path}"
+    )
+
+
+def test_without_a_teacher_nothing_is_compared_with_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a_summary(tmp_path, teacher=False).show(make_console())
+    assert "agrees" not in capsys.readouterr().out
+    a_summary(tmp_path).show(make_console())
+    assert "agrees" in capsys.readouterr().out
+
+
+# ---- metrics.jsonl ---------------------------------------------------------------------------------------------------
+
+
+def test_metrics_are_json_whatever_the_loss(tmp_path: Path) -> None:
+    file = MetricsFile(tmp_path / "metrics.jsonl", write=True)
+    file.write("train", 3, {"loss": math.nan, "students": {"a": {"loss": math.inf, "lr": 0.1}}})
+    file.write("train", 4, {"loss": 1.5})
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()  # before it is closed: a program may watch
+    file.close()
+    first, second = (json.loads(line, parse_constant=pytest.fail) for line in lines)
+    assert (first["event"], first["step"], first["loss"]) == ("train", 3, None)
+    assert first["students"] == {"a": {"loss": None, "lr": 0.1}}
+    assert second["loss"] == 1.5
+    assert not (tmp_path / "other.jsonl").exists()
+    MetricsFile(tmp_path / "other.jsonl", write=False).write("train", 1, {})
+    assert not (tmp_path / "other.jsonl").exists()
