@@ -118,13 +118,14 @@ def _check_args(spec: schema.Optimizer, key: str) -> dict[str, Any]:
 
 
 def _rehearse(spec: schema.Optimizer, arguments: dict[str, Any]) -> None:
-    """One step over two throw-away parameters (no layer: that would draw from the global generator)."""
+    """Two steps (the second finds momentum) over two throw-away parameters (no layer: that would draw from the global generator)."""
     module = nn.ParameterDict({"weight": torch.ones(2, 2), "bias": torch.ones(2)})
     arguments = {name: value for name, value in arguments.items() if name not in _LAYER_DECAY}
     optimizer = _create(module, spec, arguments)
     for parameter in module.parameters():
         parameter.grad = torch.ones_like(parameter)
-    optimizer.step()
+    for _ in range(2):
+        optimizer.step()
 
 
 # ---- learning rate ---------------------------------------------------------------------------------------------------

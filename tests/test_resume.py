@@ -5,8 +5,10 @@ import shutil
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tiny import (
+    BASE,
     EVERYTHING,
     assert_same_run,
     checkpoint,
@@ -20,7 +22,11 @@ from tiny import (
 )
 
 import distill.train
+from distill.data.fashion import EmbeddedFashionMnist
+from distill.data.order import Order
+from distill.data.sources import open_source
 from distill.errors import InputError
+from distill.recipe.schema import ImageFolder
 from distill.train import DONE, INTERRUPTED
 
 
@@ -228,3 +234,40 @@ def test_a_run_of_another_recipe_is_not_continued(tmp_path: Path) -> None:
     assert run(recipe) == DONE
     with pytest.raises(InputError, match=r"students\.alone\.optimizer\.lr: 0\.05 -> 0\.1"):
         run(recipe, "students.alone.optimizer.lr=0.1")
+
+
+# ---- unreadable images -----------------------------------------------------------------------------------------------
+
+
+def test_unreadable_images_are_skipped_and_counted_once_a_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one sitting and in two: what the order says comes to stand where a broken file is."""
+    source = EmbeddedFashionMnist("train")
+    for index in range(48):
+        folder = tmp_path / "images" / str(source.labels[index])
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{index:02d}.png").write_bytes(source.read(index))
+    images = open_source(ImageFolder(kind="image_folder", path="images"), tmp_path)
+    broken = (5, 17, 30)
+    for index in broken:
+        Path(images.describe(index)).write_bytes(images.read(index)[:100])
+    folder = {"kind": "image_folder", "path": str(tmp_path / "images")}
+    changes = {
+        "data": {"train": folder, "eval": folder, "fraction": 1.0, "unreadable": "skip"},
+        "log": {"every": "5 iterations"},
+    }
+    order = Order(len(images), BASE["train"]["batch_size_global"], seed=0)
+    expected = sum(int(np.isin(order.batch(step).indices, broken).sum()) for step in range(8))
+    assert expected > 3
+
+    assert run(write_recipe(tmp_path, changes, name="whole")) == 0
+    assert report(tmp_path / "whole")["num_skipped"] == expected
+    last = report(tmp_path / "whole")["students"]["alone"]["last"]
+    assert (last["num_samples"], last["num_skipped"]) == (45, 3)
+
+    stop_after(3, monkeypatch)
+    recipe = write_recipe(tmp_path, changes)
+    assert run(recipe) == INTERRUPTED
+    assert run(recipe) == 0
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    with pytest.raises(InputError, match=r"images/.*\.png"):
+        run(write_recipe(tmp_path, changes, {"data": {"unreadable": "error"}}, name="strict"))

@@ -13,7 +13,7 @@ from distill.errors import InputError, nearest
 from distill.export import WEIGHTS_FILE, class_names, is_export, read_record
 from distill.models.build import config, create
 from distill.models.pixels import Pixels, pixel_config
-from distill.models.weights import apply_weights, load_state_dict
+from distill.models.weights import apply_weights, head_classes, load_state_dict
 from distill.recipe import Recipe, load_recipe, schema
 from distill.rundir import RECIPE_FILE, best_dir, newest_checkpoint
 
@@ -112,7 +112,7 @@ def _from_file(path: Path, model: str | None, image_size: int | None) -> Found:
         raise InputError(f"{path}: a file of weights does not name its architecture: give --model and a timm name")
     known = config(model)
     state_dict, note = load_state_dict(path)
-    net = create(model, num_classes=None, image_size=image_size)
+    net = create(model, num_classes=head_classes(known, state_dict), image_size=image_size)
     apply_weights(net, state_dict, f"{path} for {model}")
     wants = pixel_config(net)
     return Found(

@@ -87,7 +87,7 @@ def _judge(
             eval_view,
             engine,
             image_size=image_size,
-            batch_size=batch_size,
+            batch_size=min(batch_size, -(-len(source) // engine.world_size)),  # batches are filled up to their size
             num_workers=num_workers,
             unreadable=unreadable,
         ) as loader:

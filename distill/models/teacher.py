@@ -16,7 +16,7 @@ from distill.errors import InputError, nearest
 from distill.models.build import config, create
 from distill.models.labels import check_label_space, comparable_classes
 from distill.models.pixels import Pixels, pixel_config
-from distill.models.weights import apply_weights, load_state_dict
+from distill.models.weights import apply_weights, head_classes, load_state_dict
 from distill.recipe import schema
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -109,7 +109,7 @@ def build_teacher(spec: schema.Teacher, *, classes: Sequence[str], root: Path, d
         source = f"{found.name}, {spec.weights} weights"
     else:
         state_dict, note = load_state_dict(found.file)
-        model = _create(spec, found.name, _head_classes(found, state_dict))
+        model = _create(spec, found.name, head_classes(found.config, state_dict))
         apply_weights(model, state_dict, f"teacher.weights {found.file} for {found.name}")
         source = f"{found.name}, {note} of {found.file}"
     num_classes = int(model.num_classes)  # type: ignore[arg-type]
@@ -221,15 +221,6 @@ def _create(spec: schema.Teacher, name: str, num_classes: int | None) -> nn.Modu
             image_size=spec.image_size,
             model_args=spec.model_args,
         )
-
-
-def _head_classes(found: _Found, state_dict: Mapping[str, Tensor]) -> int:
-    """How many classes these weights have: from their classifier, else from the config."""
-    names = found.config.get("classifier") or ()
-    for name in (names,) if isinstance(names, str) else tuple(names):
-        if f"{name}.weight" in state_dict:
-            return state_dict[f"{name}.weight"].shape[0]
-    return int(found.config["num_classes"])
 
 
 def _recorded_classes(spec: schema.Teacher, found: _Found, root: Path) -> tuple[str, ...] | None:

@@ -117,6 +117,15 @@ def classifier_names(model: nn.Module) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else tuple(names)
 
 
+def head_classes(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> int:
+    """How many classes weights have: from their classifier, else from the timm config of their model."""
+    names = config.get("classifier") or ()
+    for name in (names,) if isinstance(names, str) else tuple(names):
+        if f"{name}.weight" in state_dict:
+            return state_dict[f"{name}.weight"].shape[0]
+    return int(config["num_classes"])
+
+
 def apply_weights(model: nn.Module, state_dict: Mapping[str, Tensor], what: str) -> None:
     """Load `state_dict` into a timm model: every name and every shape must agree.
 

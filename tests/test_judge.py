@@ -1,0 +1,240 @@
+"""Judging finished weights: found wherever they lie, and scored as timm and a few lines of counting score them."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from tiny import IMAGE_SIZE, NUM_JUDGED, checkpoint
+from torchvision.transforms import v2
+
+from distill.data.fashion import CLASSES, read_idx
+from distill.errors import InputError
+from distill.evaluate import Accuracy
+from distill.judge import find_models, judge
+from distill.judge.images import guess_source
+from distill.models import cifar as cifar  # registers its models
+
+STUDENTS = ("alone", "kd", "vit")
+
+
+def scores(path: Path, **options: Any) -> dict[str, Accuracy]:
+    return judge(path, **{"num_workers": 0, **options})
+
+
+def judged_images(run: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """The evaluation set by hand: pixels [N, 3, S, S] in [0, 1] and labels [N]."""
+    folder = run.parent / "judged"
+    view = v2.Resize(IMAGE_SIZE, v2.InterpolationMode.BICUBIC)
+    images = [
+        np.asarray(view(Image.fromarray(i).convert("RGB"))) for i in read_idx(folder / "t10k-images-idx3-ubyte", 3)
+    ]
+    labels = torch.from_numpy(read_idx(folder / "t10k-labels-idx1-ubyte", 1).astype(np.int64))
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) / 255, labels
+
+
+def by_hand(net: torch.nn.Module, run: Path) -> tuple[float, float, float]:
+    """(top-1 %, top-5 %, cross-entropy) of a timm model, counted image by image."""
+    images, labels = judged_images(run)
+    config = net.pretrained_cfg
+    mean, std = (torch.tensor(config[key]).view(3, 1, 1) for key in ("mean", "std"))
+    with torch.no_grad():
+        logits = [net.eval()(((image - mean) / std)[None])[0].double() for image in images]
+    places = [sorted(range(10), key=row.tolist().__getitem__, reverse=True) for row in logits]
+    first = sum(place[0] == label for place, label in zip(places, labels, strict=True))
+    five = sum(label in place[:5] for place, label in zip(places, labels.tolist(), strict=True))
+    loss = sum(-math.log(row.softmax(0)[label]) for row, label in zip(logits, labels, strict=True))
+    return 100 * int(first) / len(labels), 100 * five / len(labels), loss / len(labels)
+
+
+def same(result: Accuracy, expected: tuple[float, float, float]) -> None:
+    assert (result.top1, result.top5) == pytest.approx(expected[:2], abs=1e-9)
+    assert result.loss == pytest.approx(expected[2], abs=1e-5)
+    assert result.num_samples == NUM_JUDGED
+
+
+# ---- every place that holds weights ----------------------------------------------------------------------------------
+
+
+def test_a_run_is_judged_by_its_best_weights(tiny_run: Path) -> None:
+    results = scores(tiny_run)
+    assert list(results) == [*STUDENTS, "teacher"]
+    for name in STUDENTS:
+        same(results[name], by_hand(timm.create_model(f"local-dir:{tiny_run}/best/{name}", pretrained=True), tiny_run))
+        record = json.loads((tiny_run / "best" / name / "distill.json").read_text())
+        assert results[name].top1 == pytest.approx(record["top1"], abs=1e-9)
+        assert results[name].agreement is not None
+
+
+def test_last_weights_and_averages_are_those_of_the_newest_checkpoint(tiny_run: Path) -> None:
+    report = json.loads((tiny_run / "report.json").read_text())["students"]
+    last, average = scores(tiny_run, weights="last"), scores(tiny_run, weights="ema-0.5")
+    for name in STUDENTS:
+        for result, said in ((last, report[name]["last"]), (average, report[name]["averages"]["ema-0.5"])):
+            for key, value in said.items():
+                assert getattr(result[name], key) == pytest.approx(value, abs=1e-6), (name, key)
+    assert last["kd"].loss != average["kd"].loss
+    net = timm.create_model("cifar_resnet8", num_classes=10)
+    net.load_state_dict(load_file(checkpoint(tiny_run) / "kd.model.safetensors"))
+    same(last["kd"], by_hand(net, tiny_run))
+    shadow = load_file(checkpoint(tiny_run) / "kd.ema-0.5.safetensors")
+    net.load_state_dict({key: value for key, value in shadow.items() if not key.startswith("ema/")})
+    same(average["kd"], by_hand(net, tiny_run))
+
+
+def test_a_checkpoint_is_judged_by_its_own_weights(tiny_run: Path) -> None:
+    older, newest = sorted((tiny_run / "checkpoints").iterdir())
+    assert scores(newest) == scores(tiny_run, weights="last")
+    assert scores(older)["alone"].loss != scores(newest)["alone"].loss
+    (found,) = find_models(older, model=None, student="kd", weights="ema-0.5", image_size=None)
+    assert found.record["step"] == 3
+    assert found.record["weights"] == "ema-0.5"
+
+
+def test_one_student_of_a_run(tiny_run: Path) -> None:
+    assert list(scores(tiny_run, student="kd")) == ["kd", "teacher"]
+    assert scores(tiny_run, student="kd")["kd"] == scores(tiny_run)["kd"]
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_an_export_is_judged_as_in_its_run(name: str, tiny_run: Path) -> None:
+    results = scores(tiny_run / "best" / name, data=str(tiny_run.parent / "judged"))
+    assert list(results) == [name]
+    expected = scores(tiny_run)[name]
+    assert (results[name].top1, results[name].top5, results[name].loss) == (expected.top1, expected.top5, expected.loss)
+    assert results[name].agreement is None, "without the run nobody knows its teacher"
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "pth", "averaged"])
+def test_a_file_of_weights_is_judged(kind: str, tiny_run: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = timm.create_model("test_resnet", num_classes=1000)
+    images, _ = judged_images(tiny_run)
+    folder = tmp_path / "photos"
+    for index, synset in enumerate(("n01440764", "n01443537", "n01484850")):
+        (folder / synset).mkdir(parents=True)
+        pixels = (images[index] * 255).byte().permute(1, 2, 0).numpy()
+        Image.fromarray(pixels).resize((200, 170)).save(folder / synset / "one.png")
+    weights = net.state_dict()
+    if kind == "safetensors":
+        save_file(weights, tmp_path / "net.safetensors")
+    elif kind == "pth":
+        torch.save({"state_dict": {f"module.{key}": value for key, value in weights.items()}}, tmp_path / "net.pth")
+    else:
+        other = {key: torch.zeros_like(value) for key, value in weights.items()}
+        torch.save({"state_dict": other, "state_dict_ema": weights}, tmp_path / "net.pth")
+    file = tmp_path / ("net.safetensors" if kind == "safetensors" else "net.pth")
+    results = scores(file, model="test_resnet", data=str(folder), classes="imagenet-1k")
+    view = timm.data.create_transform(**timm.data.resolve_model_data_config(net))
+    pictures = torch.stack([view(Image.open(path).convert("RGB")) for path in sorted(folder.glob("*/*.png"))])
+    with torch.no_grad():
+        logits = net.eval()(pictures)
+    assert results["net"].num_samples == 3
+    assert results["net"].loss == pytest.approx(
+        float(torch.nn.functional.cross_entropy(logits, torch.arange(3))), abs=1e-4
+    )
+    assert results["net"].top1 == pytest.approx(100 * float((logits.argmax(1) == torch.arange(3)).double().mean()))
+
+
+# ---- what must not change a score ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options", [{"batch_size": 1}, {"batch_size": 7}, {"batch_size": NUM_JUDGED}, {"num_workers": 2}]
+)
+def test_batch_size_and_workers_change_no_score(options: dict[str, int], tiny_run: Path) -> None:
+    expected, results = scores(tiny_run), scores(tiny_run, **options)
+    for name, result in results.items():
+        for key, value in expected[name].as_dict().items():
+            assert getattr(result, key) == pytest.approx(value, abs=1e-5), (name, key)
+
+
+def test_precision_and_image_size_are_used(tiny_run: Path) -> None:
+    plain = scores(tiny_run, student="kd")["kd"]
+    assert scores(tiny_run, student="kd", precision="bf16")["kd"].loss != plain.loss
+    larger = scores(tiny_run, student="kd", image_size=24)["kd"]
+    assert larger.loss != plain.loss
+    assert larger.num_samples == NUM_JUDGED
+    last = scores(tiny_run, student="vit", weights="last", image_size=24)["vit"]
+    assert last.num_samples == NUM_JUDGED
+
+
+# ---- class lists -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def clothes(tmp_path: Path) -> Path:
+    """An image folder with Fashion-MNIST's classes, an image each. One class has a slash, so the folders are numbered."""
+    for index in range(len(CLASSES)):
+        (tmp_path / "clothes" / f"{index}").mkdir(parents=True)
+        Image.new("RGB", (28, 28), (20 * index, 0, 0)).save(tmp_path / "clothes" / f"{index}" / "one.png")
+    return tmp_path / "clothes"
+
+
+def test_classes_by_other_names_are_refused(clothes: Path, tiny_run: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"alone's classes are not the data's: class 0 is 'T-shirt/top' for alone and '0'"
+    ):
+        scores(tiny_run, data=str(clothes))
+
+
+def test_classes_in_another_order_are_refused(clothes: Path, tiny_run: Path, tmp_path: Path) -> None:
+    names = [name.replace("/", "-") for name in CLASSES]
+    for index, name in enumerate(names):
+        (clothes / f"{index}").rename(clothes / name)
+    (tmp_path / "names.txt").write_text("\n".join(names[::-1]))
+    with pytest.raises(InputError, match=r"kd's classes are not the data's: class 0"):
+        scores(tiny_run / "best/kd", data=str(clothes), classes=str(tmp_path / "names.txt"))
+
+
+def test_a_file_knows_its_number_of_classes_and_no_names(clothes: Path, tiny_run: Path, tmp_path: Path) -> None:
+    """Fine-tuned weights: ten classes, where timm's cifar_resnet8 has a hundred."""
+    weights = tiny_run / "best/kd/model.safetensors"
+    assert scores(weights, model="cifar_resnet8", data=str(clothes), image_size=IMAGE_SIZE)["model"].num_samples == 10
+    (clothes / "0").rename(clothes / "more")
+    (clothes / "more" / "one.png").rename(clothes / "1" / "two.png")
+    (clothes / "more").rmdir()
+    with pytest.raises(InputError, match=r"model's head has 10 classes, the data 9"):
+        scores(weights, model="cifar_resnet8", data=str(clothes))
+
+
+def test_a_folder_with_some_of_the_classes_needs_the_whole_list(tmp_path: Path, tiny_run: Path) -> None:
+    (tmp_path / "some/Coat").mkdir(parents=True)
+    Image.new("RGB", (28, 28)).save(tmp_path / "some/Coat/one.png")
+    (tmp_path / "names.txt").write_text("\n".join(CLASSES))
+    with pytest.raises(InputError, match=r"alone's head has 10 classes, the data 1: .* whole class list"):
+        scores(tiny_run, data=str(tmp_path / "some"))
+    results = scores(tiny_run, data=str(tmp_path / "some"), classes=str(tmp_path / "names.txt"))
+    assert results["alone"].num_samples == 1
+
+
+# ---- what `--data` may name ------------------------------------------------------------------------------------------
+
+
+def test_the_kind_of_data_is_seen_from_what_lies_there(tmp_path: Path) -> None:
+    for name in ("saved/state.json", "splits/dataset_dict.json", "arrow/a.arrow", "tables/a.parquet", "one.parquet"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "idx").mkdir()
+    (tmp_path / "idx/t10k-images-idx3-ubyte.gz").touch()
+    (tmp_path / "photos").mkdir()
+    kinds = {name: guess_source(str(tmp_path / name), None).kind for name in
+             ("saved", "splits", "arrow", "tables", "one.parquet", "idx", "photos", "tables/*.parquet")}  # fmt: skip
+    assert kinds == {
+        "saved": "saved",
+        "splits": "saved",
+        "arrow": "arrow",
+        "tables": "parquet",
+        "one.parquet": "parquet",
+        "idx": "fashion_mnist",
+        "photos": "image_folder",
+        "tables/*.parquet": "parquet",
+    }
+    assert guess_source("fashion_mnist", None).kind == "fashion_mnist"
+    assert guess_source(str(tmp_path / "splits"), None).split == "test"  # type: ignore[union-attr]
