@@ -9,23 +9,12 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
+from command import Cli, Outcome
 
 # `tiny` and the command line are imported where they are used: they take seconds, and tests of one room need neither.
-
-
-class Outcome(NamedTuple):
-    """What a command ended with."""
-
-    code: int
-    out: str
-    err: str
-
-
-Cli = Callable[..., Outcome]
 
 
 def pytest_configure() -> None:

@@ -17,7 +17,7 @@ import pytest
 import torch
 import yaml
 from bad_input_cases import ALL, Case, train
-from conftest import Cli, Outcome
+from command import Cli, Outcome
 from PIL import Image
 
 from distill.data.shard import TrainBuilder

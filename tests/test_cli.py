@@ -13,7 +13,7 @@ import timm
 import torch
 import typer
 import yaml
-from conftest import Cli
+from command import Cli
 from typer.main import get_command
 
 from distill.__main__ import app
