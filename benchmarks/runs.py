@@ -13,7 +13,7 @@ from distill.data.loader import Batch, TrainLoader
 from distill.engine import Engine
 from distill.plan import Plan, make_plan, share_of_process
 from distill.recipe import Recipe
-from distill.rundir import METRICS_FILE
+from distill.rundir import METRICS_FILE, Claim
 from distill.train import Run
 from distill.verdicts import Verdicts
 
@@ -97,7 +97,7 @@ class SteppedRun:
         train = plan.recipe.train
         share = share_of_process(train.batch_size_global, train.micro_batch_size, engine.world_size)
         assert share.num_forwards == 1
-        self.run = Run(plan, share, models, engine)
+        self.run = Run(plan, share, models, engine, Claim())
         self.run.metrics = MetricsFile(plan.output / METRICS_FILE, write=False)
         self.loader: TrainLoader = train_loader(plan, share, engine, 0)
         self._verdicts = Verdicts(engine, len(self.run.students))

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -209,27 +210,38 @@ def list_recipes() -> None:
 
 # What a disk or its owner can do to any write, wherever it happens; every other OSError is a fault of ours.
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+# What torch.distributed says, with gloo or NCCL, when another process is gone.
+_OF_A_PEER = r"[Cc]onnection (was )?(closed|reset|refused)|[Ss]ocket (was )?closed|remote process exited"
+
+
+def explained(error: Exception) -> tuple[str, int] | None:
+    """What to show in place of a traceback, and the exit code; None for a fault of ours, whose traceback is wanted."""
+    if isinstance(error, InputError):
+        return str(error), 2
+    if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
+        return f"{error.filename or 'output'}: {error.strerror}", 2
+    from distill.data.prefetch import worker_fault  # torch is slow to import, and most commands need none
+
+    if fault := worker_fault(error):
+        return f"{fault} (DISTILL_TRACEBACK=1 shows the traceback)", 1
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and re.search(_OF_A_PEER, str(error)):
+        return f"another process of this run has ended, and says why itself; seen here: {str(error).splitlines()[0]}", 1
+    return None
 
 
 def main() -> None:
     """Entry point: bad input is one panel and exit code 2, never a traceback (which DISTILL_TRACEBACK=1 shows)."""
     try:
         app()
+    except KeyboardInterrupt:  # before training has begun, or for the second time: there is nothing to save
+        sys.exit(130)
     except Exception as error:
-        if os.environ.get("DISTILL_TRACEBACK"):
+        shown = None if os.environ.get("DISTILL_TRACEBACK") else explained(error)
+        if shown is None:
             raise
-        if isinstance(error, InputError):
-            error_panel(str(error))
-            sys.exit(2)
-        if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
-            error_panel(f"{error.filename or 'output'}: {error.strerror}")
-            sys.exit(2)
-        from distill.data.prefetch import worker_fault  # torch is slow to import, and most commands need none
-
-        if fault := worker_fault(error):
-            error_panel(f"{fault} (DISTILL_TRACEBACK=1 shows the traceback)")
-            sys.exit(1)
-        raise
+        message, code = shown
+        error_panel(message)
+        sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -44,11 +44,11 @@ def show_table(console: Console, table: Table) -> None:
 
 
 def error_panel(message: str) -> None:
-    """Show what was wrong with the input, on standard error. Under a launcher every process says its own, the first in full."""
+    """Show what was wrong with the input, on standard error. Under a launcher every process says its own, in a line."""
     console = make_console(stderr=True)
     rank = os.environ.get("RANK", "0")
     if rank != "0":
-        console.print(f"distill (rank {rank}): {message.splitlines()[0]}", markup=False, soft_wrap=True)
+        console.print(f"distill (rank {rank}): {' '.join(message.split())}", markup=False, soft_wrap=True)
     elif console.is_terminal:
         console.print(Panel(Text(message), title="distill", title_align="left", border_style="red"))
     else:

@@ -97,7 +97,7 @@ class Plan:
 
     @property
     def output(self) -> Path:
-        return Path(self.recipe.output_dir)
+        return Path(self.recipe.output_dir).expanduser()
 
 
 def make_plan(recipe: Recipe) -> Plan:
@@ -108,7 +108,7 @@ def make_plan(recipe: Recipe) -> Plan:
     """
     if problems := setting_problems(recipe):
         raise InputError("\n".join(problems))
-    root = Path(recipe.data.root)
+    root = Path(recipe.data.root).expanduser()
     train_source = open_source(recipe.data.train, root)
     eval_source = open_source(recipe.data.eval, root, "data.eval") if recipe.data.eval else None
     if eval_source is not None:

@@ -7,17 +7,23 @@ best/STUDENT/   the best weights so far, in the form that timm loads
 report.json     the result of a finished run
 """
 
+import errno
+import fcntl
 import json
+import os
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
-from distill.checkpoint import Checkpoint, clean, latest, load, truncate_jsonl
+from distill.checkpoint import Checkpoint, clean, latest, load, replace_text, truncate_jsonl
 from distill.errors import InputError
 from distill.recipe import Recipe, dump_recipe, recipe_digest
 
 RECIPE_FILE = "recipe.yaml"
 METRICS_FILE = "metrics.jsonl"
+LOCK_FILE = ".lock"
 REPORT_FILE = "report.json"
 
 
@@ -31,7 +37,47 @@ def best_dir(output: Path, student: str) -> Path:
     return output / "best" / student
 
 
-def begin(output: Path, recipe: Recipe, say: Callable[[str], None]) -> Path | None:
+class Claim:
+    """This process's claim on a run's folder: two runs in one would delete each other's files.
+
+    A POSIX record lock: it ends with the process, however that ends, and forked loader workers do not inherit it.
+    """
+
+    def __init__(self) -> None:
+        self._file: IO[str] | None = None
+
+    def take(self, output: Path) -> None:
+        """Claim the folder, and let go of the one before.
+
+        Raises:
+            InputError: another process writes here.
+        """
+        self.release()
+        file = (output / LOCK_FILE).open("a+")
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                file.seek(0)
+                holder = file.read().strip() or "another process"
+                file.close()
+                raise InputError(
+                    f"{output}: {holder} is writing here: wait for it to end, or choose another folder with output="
+                ) from error
+            # A file system without locks: go on without.
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        self._file = file
+
+    def release(self) -> None:
+        """Give the folder up."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def begin(output: Path, recipe: Recipe, claim: Claim, say: Callable[[str], None]) -> Path | None:
     """Make the folder ready and find the checkpoint to go on from. The main process alone calls this.
 
     Under `resume: never` an earlier run in the folder is moved aside, not deleted.
@@ -40,18 +86,22 @@ def begin(output: Path, recipe: Recipe, say: Callable[[str], None]) -> Path | No
         The newest whole checkpoint, or None to start at step 0.
 
     Raises:
-        InputError: the folder cannot be written, or holds a run of another recipe, or only damaged checkpoints.
+        InputError: the folder cannot be written, another process writes in it, or it holds a run of another recipe, or only
+            damaged checkpoints.
     """
     try:
+        output.mkdir(parents=True, exist_ok=True)
+        claim.take(output)
         if recipe.resume == "never" and (output / RECIPE_FILE).exists():
             aside = output.with_name(f"{output.name}.before-{time.strftime('%Y%m%d-%H%M%S')}")
             output.rename(aside)
             say(f"resume: never: the run that was in {output} is now in {aside}")
-        output.mkdir(parents=True, exist_ok=True)
+            output.mkdir()
+            claim.take(output)
         checkpoint = latest(checkpoints_dir(output), recipe_digest(recipe), dump_recipe(recipe), report=say)
         clean(output / "best")
         truncate_jsonl(output / METRICS_FILE, checkpoint.state.step if checkpoint else 0)
-        (output / RECIPE_FILE).write_text(dump_recipe(recipe))
+        replace_text(output / RECIPE_FILE, dump_recipe(recipe))
     except OSError as error:
         reason = "is a file" if output.is_file() else f"cannot be written: {error.strerror or error}"
         raise InputError(f"{output}: {reason}; choose another folder with output=") from error
@@ -80,7 +130,7 @@ def newest_checkpoint(output: Path) -> Checkpoint:
     Raises:
         InputError: there is none, or it is damaged.
     """
-    paths = sorted(checkpoints_dir(output).glob("step-*"))
+    paths = sorted(checkpoints_dir(output).glob("step-[0-9]*"), key=lambda path: int(path.name.removeprefix("step-")))
     if not paths:
         raise InputError(f"{output}: this run has no checkpoint")
     return load(paths[-1])

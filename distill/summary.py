@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from distill import __version__
+from distill.checkpoint import replace_text
 from distill.console import hours_minutes, show_table
 from distill.errors import InputError
 from distill.evaluate import TEACHER, Accuracy
@@ -72,10 +74,11 @@ class Summary:
 
     def write(self, again: bool) -> None:
         """Write report.json into the run's folder; `again`: of a run that was complete before, which keeps the one it has."""
-        if again and (self.output / REPORT_FILE).exists():
-            return
+        with suppress(OSError, ValueError):  # no report, or a torn one
+            if again and json.loads((self.output / REPORT_FILE).read_text()):
+                return
         try:
-            (self.output / REPORT_FILE).write_text(json.dumps(self.as_dict(), indent=1) + "\n")
+            replace_text(self.output / REPORT_FILE, json.dumps(self.as_dict(), indent=1) + "\n")
         except OSError as error:
             raise InputError(
                 f"{self.output / REPORT_FILE}: cannot be written: {error}; make room and run again"

@@ -14,7 +14,7 @@ from distill.engine import Engine, launched_processes, refuse_contradictions
 from distill.evaluate import TEACHER, Accuracy, TeacherAnswers, evaluate
 from distill.plan import Plan, Share, make_plan, share_of_process
 from distill.recipe import Recipe, dump_recipe, recipe_digest
-from distill.rundir import METRICS_FILE, begin, best_dir, checkpoints_dir, reopen, same_inputs
+from distill.rundir import METRICS_FILE, Claim, begin, best_dir, checkpoints_dir, reopen, same_inputs
 from distill.students import Best, Student
 from distill.summary import Summary
 from distill.verdicts import Verdicts
@@ -31,6 +31,11 @@ def train(recipe: Recipe) -> int:
     Raises:
         InputError: anything wrong with recipe, data, models or the environment, before a device is taken where it can be known.
     """
+    with Signals() as signals:  # from the start: a signal during it is answered after the first step
+        return _train(recipe, signals)
+
+
+def _train(recipe: Recipe, signals: Signals) -> int:
     refuse_contradictions(dict(os.environ))
     share = share_of_process(
         recipe.train.batch_size_global, recipe.train.micro_batch_size, launched_processes(dict(os.environ))
@@ -44,16 +49,18 @@ def train(recipe: Recipe) -> int:
         trackers=recipe.log.trackers,
         directory=plan.output,
     )
+    claim = Claim()
     try:
-        return Run(plan, share, models, engine).go()
+        return Run(plan, share, models, engine, claim).go(signals)
     finally:
+        claim.release()
         engine.close()
 
 
 class Run:
     """A run in progress: its students, where it stands, and what it shows."""
 
-    def __init__(self, plan: Plan, share: Share, models: Models, engine: Engine) -> None:
+    def __init__(self, plan: Plan, share: Share, models: Models, engine: Engine, claim: Claim) -> None:
         """Start or go on. Collective: every rank."""
         recipe = plan.recipe
         self.plan, self.share, self.engine = plan, share, engine
@@ -83,20 +90,19 @@ class Run:
             if plan.eval_source
             else None
         )
-        self._resume()
+        self._resume(claim)
 
     @property
     def running(self) -> list[Student]:
         return [student for student in self.students if student.running]
 
-    def go(self) -> int:
+    def go(self, signals: Signals) -> int:
         """Train to the end of the budget, or to a signal. Collective: every rank."""
         plan, engine = self.plan, self.engine
         if self.step >= plan.total_steps and not self._evaluation_due:
             self.screen.say(f"{plan.output}: this run is complete; resume: never starts it again")
             return self._finish()
         with ExitStack() as stack:
-            signals = stack.enter_context(Signals())
             self.metrics = MetricsFile(plan.output / METRICS_FILE, engine.is_main)
             stack.callback(self.metrics.close)
             loader = stack.enter_context(train_loader(plan, self.share, engine, self.step))
@@ -319,9 +325,9 @@ class Run:
 
         return self.engine.on_main(write)
 
-    def _resume(self) -> None:
+    def _resume(self, claim: Claim) -> None:
         """Go on from the newest whole checkpoint, if there is one. Collective: every rank."""
-        path = self.engine.on_main(lambda: begin(self.plan.output, self.plan.recipe, self.screen.say))
+        path = self.engine.on_main(lambda: begin(self.plan.output, self.plan.recipe, claim, self.screen.say))
         if path is None:
             return
         checkpoint = reopen(path)

@@ -168,3 +168,11 @@ def test_the_reader_of_imports_sees(room: str, source: str, allowed: bool) -> No
 )
 def test_the_reader_of_settings_sees(source: str, found: bool) -> None:
     assert bool(swallowed_settings(source, recipe_keys())) is found
+
+
+def test_every_package_is_in_the_wheel() -> None:
+    import tomllib
+
+    listed = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    there = {".".join(path.parent.relative_to(PACKAGE.parent).parts) for path in PACKAGE.rglob("__init__.py")}
+    assert set(listed) == there | {"distill._recipes"}

@@ -20,6 +20,7 @@ from bad_input_cases import ALL, Case, train
 from command import Cli, Outcome
 from PIL import Image
 
+from distill.__main__ import explained
 from distill.data.shard import TrainBuilder
 from distill.recipe import Recipe, load_recipe
 from distill.summary import Summary
@@ -241,6 +242,23 @@ def test_the_death_of_a_worker_is_one_line(cli: Cli, monkeypatch: pytest.MonkeyP
     assert "a process that decodes images" in outcome.err
     assert "data.num_workers" in outcome.err
     assert "Traceback" not in outcome.err
+
+
+def test_the_end_of_another_process_is_one_line(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As gloo says it when a peer is gone (its own words, of torch 2.15)."""
+
+    def gone(self: Summary, **_: object) -> None:
+        raise RuntimeError("[/pytorch/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:5412")
+
+    monkeypatch.setattr(Summary, "write", gone)
+    with pytest.raises(RuntimeError):
+        cli(*train("data.eval=null"))  # alone it has no peers: a fault
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert explained(RuntimeError("Connection closed by peer [127.0.0.1]:5412")) == (
+        "another process of this run has ended, and says why itself; seen here: Connection closed by peer [127.0.0.1]:5412",
+        1,
+    )
+    assert explained(RuntimeError("anything else")) is None
 
 
 def test_other_faults_keep_their_traceback(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,14 @@ This room knows nothing of training. Owners (student, optimizer, average, loader
 and get them back; nothing is pickled.
 """
 
-from distill.checkpoint.atomic import CheckpointError, atomic_directory, clean, current_directory, truncate_jsonl
+from distill.checkpoint.atomic import (
+    CheckpointError,
+    atomic_directory,
+    clean,
+    current_directory,
+    replace_text,
+    truncate_jsonl,
+)
 from distill.checkpoint.signals import Signals
 from distill.checkpoint.store import Checkpoint, TrainState, latest, load, prune, save, storable
 
@@ -19,6 +26,7 @@ __all__ = [
     "latest",
     "load",
     "prune",
+    "replace_text",
     "save",
     "storable",
     "truncate_jsonl",

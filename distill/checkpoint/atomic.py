@@ -166,6 +166,26 @@ def _explain(path: Path, number: int, error: BaseException) -> str:
 # ---- metrics ---------------------------------------------------------------------------------------------------------
 
 
+def replace_text(path: Path, text: str) -> None:
+    """Put a text in place of a file's, in one step; a file that holds it already is left alone.
+
+    Raises:
+        OSError: as any write.
+    """
+    if path.is_file() and path.read_text(encoding="utf-8", errors="replace") == text:
+        return
+    tmp = path.with_name(f"{_TMP}{path.name}-{os.getpid()}")
+    try:
+        with tmp.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        tmp.replace(path)
+    finally:
+        tmp.unlink(missing_ok=True)
+    sync_directory(path.parent)
+
+
 def truncate_jsonl(path: Path, step: int) -> int:
     """Drop from a file of JSON lines the records whose "step" is greater than `step`, and torn lines. Atomic.
 

@@ -20,7 +20,7 @@ from distill.checkpoint.atomic import CheckpointError, atomic_directory, clean, 
 from distill.checkpoint.differences import another_recipe
 from distill.recipe.load import digest_today
 
-FORMAT = 1
+FORMAT = 1  # raised whenever a checkpoint comes to hold what older code does not, or the reverse
 _NAME = re.compile(r"step-(\d{8,})")
 _TENSORS = ".safetensors"
 _LIBRARIES = ("torch", "timm", "accelerate", "safetensors", "numpy")

@@ -61,10 +61,23 @@ class ImageFolderSource:
         return os.fsdecode(self._path(index))
 
 
+def _is_new(path: bytes, name: bytes, above: set[tuple[int, int]]) -> bool:
+    """Whether a folder is to be walked: not hidden, not macOS's shadow of an archive, and no link to a folder it lies in."""
+    if name.startswith(b".") or name == b"__MACOSX":
+        return False
+    status = os.stat(path)
+    return (status.st_dev, status.st_ino) not in above
+
+
 def _images_below(folder: Path, root: bytes) -> list[bytes]:
-    """Image paths relative to `root`, sorted; symbolic links are followed."""
+    """Image paths relative to `root`, sorted; symbolic links are followed, but not into a folder above, nor hidden folders."""
     found = []
-    for directory, _, names in os.walk(os.fsencode(folder), followlinks=True):
+    above: dict[bytes, set[tuple[int, int]]] = {}
+    for directory, below, names in os.walk(os.fsencode(folder), followlinks=True):
+        status = os.stat(directory)
+        path = above.get(os.path.dirname(directory), set()) | {(status.st_dev, status.st_ino)}
+        above[directory] = path
+        below[:] = [name for name in below if _is_new(os.path.join(directory, name), name, path)]
         prefix = os.path.relpath(directory, root)
         found += [
             os.path.join(prefix, name)

@@ -101,9 +101,12 @@ def read_tree(path: Path, _seen: tuple[Path, ...] = ()) -> Tree:
         raise InputError(f"{path}: extends is a path or a list of paths, not {bases!r}")
     merged: Tree = {}
     for base in bases:
-        base_path = path.parent / base
-        if not base_path.is_file():
-            raise InputError(f"{path}: extends {base!r}, and {base_path} does not exist")
+        places = (path.parent / base, recipes_dir() / base, recipes_dir() / f"{base}.yaml")
+        base_path = next((place for place in places if place.is_file()), None)
+        if base_path is None:
+            raise InputError(
+                f"{path}: extends {base!r}, and {places[0]} does not exist, nor a shipped recipe of that name"
+            )
         merged = merge(merged, read_tree(base_path, (*_seen, path)))
     return merge(merged, tree)
 
@@ -149,7 +152,14 @@ def apply_overrides(tree: Tree, overrides: Iterable[str]) -> Tree:
             value = yaml.load(text, Loader=_Loader)
         except yaml.YAMLError as error:
             raise InputError(f"override {override!r}: the value is not valid YAML: {_yaml_problem(error)}") from error
-        for part in reversed(key.split(".")):
+        parts = key.split(".")
+        students = tree.get("students")
+        if parts[0] == "students" and len(parts) > 2 and isinstance(students, Mapping) and parts[1] not in students:
+            raise InputError(
+                f"override {override!r}: no student {parts[1]!r}{nearest(parts[1], map(str, students))}; "
+                f"students.{parts[1]}={{}} adds one"
+            )
+        for part in reversed(parts):
             value = {part: value}
         tree = merge(tree, value)
     return tree

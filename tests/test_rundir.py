@@ -1,0 +1,61 @@
+"""The folder of a run: one writer at a time, and files that are whole."""
+
+import multiprocessing
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from distill.errors import InputError
+from distill.rundir import Claim, newest_checkpoint
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from distill.rundir import Claim
+claim = Claim()
+claim.take(Path(sys.argv[1]))
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_second_run_in_a_folder_is_refused_until_the_first_is_gone(tmp_path: Path) -> None:
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline().strip() == "held"
+        with pytest.raises(InputError, match=rf"process {holder.pid} on .* is writing here.*output="):
+            Claim().take(tmp_path)
+    finally:
+        holder.kill()  # as kill -9: the claim must not outlive the process
+        holder.wait()
+    Claim().take(tmp_path)
+
+
+def test_forked_workers_do_not_keep_the_claim(tmp_path: Path) -> None:
+    claim = Claim()
+    claim.take(tmp_path)
+    worker = multiprocessing.get_context("fork").Process(target=_wait)
+    worker.start()
+    try:
+        claim.release()
+        taken = subprocess.run([sys.executable, "-c", HOLDER.replace("time.sleep(60)", ""), str(tmp_path)], check=False)
+        assert taken.returncode == 0
+    finally:
+        worker.kill()
+        worker.join()
+
+
+def _wait() -> None:
+    import time
+
+    time.sleep(60)
+
+
+def test_the_newest_checkpoint_is_the_one_of_the_highest_step(tmp_path: Path) -> None:
+    for name in ("step-99999999", "step-100000000", "step-junk"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    with pytest.raises(InputError, match="step-100000000"):
+        newest_checkpoint(tmp_path)
