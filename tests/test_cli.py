@@ -1,5 +1,6 @@
 """The command line: help that can be read and copied, plain lines in pipes, exit codes, each command once as a user types it."""
 
+import io
 import json
 import re
 import shlex
@@ -14,9 +15,11 @@ import torch
 import typer
 import yaml
 from command import Cli
+from rich.console import Console
 from typer.main import get_command
 
 from distill.__main__ import app
+from distill.console import Screen
 from distill.recipe import load_recipe, shipped_recipes
 from distill.train import ALL_STOPPED, DONE, INTERRUPTED
 
@@ -167,6 +170,41 @@ def test_a_run_in_a_pipe_prints_plain_lines(cli: Cli, tiny_recipe: Any, monkeypa
     outcome = cli("train", recipe)
     assert outcome.code == DONE
     assert "this run is complete; resume: never starts it again" in outcome.out
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+    """A terminal of 80 columns, which the commands write to."""
+    written = io.StringIO()
+
+    def make_terminal(stderr: bool = False) -> Console:
+        return Console(file=written, width=80, force_terminal=True, highlight=False, color_system=None)
+
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("distill.console.make_console", make_terminal)
+    monkeypatch.setattr("distill.__main__.make_console", make_terminal)
+    return written
+
+
+def test_a_run_on_a_terminal_shows_a_bar_and_ends_with_the_table(
+    cli: Cli, tiny_recipe: Any, terminal: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(Screen, "doing", lambda _, what: done.append(what))
+    recipe = tiny_recipe({"train": {"budget": "2 iterations"}, "log": {"every": "1 iterations"}})
+    assert cli("train", recipe).code == DONE
+    assert done == ["evaluating", "saving"]
+    assert "2/2 steps" in terminal.getvalue()
+    assert "step 1/2:" not in terminal.getvalue()
+    ending = terminal.getvalue().rpartition("2/2 steps")[0].partition("tiny: 2 steps")[2]
+    assert re.search(r"^alone +cifar_resnet8 +[\d.]+ ", ending, re.MULTILINE)
+
+
+def test_list_on_a_narrow_terminal_gives_each_description_a_line(cli: Cli, terminal: io.StringIO) -> None:
+    assert cli("recipe", "list").code == 0
+    lines = terminal.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert [line for line in lines if not line.startswith(" ")][: len(shipped_recipes())] == shipped_recipes()
 
 
 def test_exit_code_when_every_student_stopped(cli: Cli, tiny_recipe: Any) -> None:
