@@ -193,7 +193,9 @@ def list_recipes() -> None:
     Example:
       distill recipe list
     """
+    from rich.padding import Padding
     from rich.table import Table
+    from rich.text import Text
 
     console = make_console()
     table = Table(box=None, pad_edge=False)
@@ -202,7 +204,7 @@ def list_recipes() -> None:
     for name in shipped_recipes():
         description = load_recipe(recipes_dir() / f"{name}.yaml").description
         if console.width < _WIDE:  # two columns would leave the second too narrow
-            console.print(f"{name}\n    {description}", markup=False)
+            console.print(Text(name), Padding(Text(description), (0, 0, 0, 4)), sep="\n")
         table.add_row(name, description)
     if console.width >= _WIDE:
         show_table(console, table)
