@@ -88,10 +88,11 @@ def swallowed_settings(source: str, settings: frozenset[str]) -> list[str]:
 
 
 def recipe_keys() -> frozenset[str]:
-    schema = ast.parse((PACKAGE / "recipe" / "schema.py").read_text())
+    sections = (ast.parse((PACKAGE / "recipe" / f"{part}.py").read_text()) for part in ("schema", "data", "learning"))
     return frozenset(
         field.target.id
-        for section in schema.body
+        for part in sections
+        for section in part.body
         if isinstance(section, ast.ClassDef)
         for field in section.body
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)

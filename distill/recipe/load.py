@@ -309,7 +309,8 @@ NOT_IDENTITY = {
     "evaluate": {"batch_size_process"},
     "checkpoint": True,
     "data": {"root", "num_workers", "prefetch_batches"},
-    "train": {"compile"},
+    "train": {"compile", "zero_stage", "zero_offload", "timeout_s"},
+    "teacher": {"placement", "offload"},
 }
 
 

@@ -4,293 +4,65 @@ Numbers carry their unit or scope in their name; optional is `X | None`. What ca
 checked here; the rest (model names, files, label spaces) in `distill.check`.
 """
 
-from typing import Annotated, Any, Literal, Self
-
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
-
-from distill.recipe.duration import Duration, DurationValue, Interval
-
-Probability = Annotated[float, Field(ge=0, le=1)]
-NonNegative = Annotated[float, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
-Count = Annotated[int, Field(ge=1)]
-
-
-def _as_tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value  # YAML has lists only, and strict tuples refuse them
-
-
-def _ascending(value: tuple[float, float]) -> tuple[float, float]:
-    if not 0 < value[0] <= value[1]:
-        raise ValueError(f"should be two numbers above 0, the smaller first, not {list(value)}")
-    return value
-
-
-Range = Annotated[tuple[float, float], BeforeValidator(_as_tuple), AfterValidator(_ascending)]
-Triple = Annotated[tuple[float, float, float], BeforeValidator(_as_tuple)]
-Std = Annotated[tuple[Positive, Positive, Positive], BeforeValidator(_as_tuple)]
-Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
-
-
-# ---- data ------------------------------------------------------------------------------------------------------------
-
-
-class ImageFolder(Section):
-    """One folder a class, images below it. `classes`: a text file, a class a line, when the folders are only some of them."""
-
-    kind: Literal["image_folder"]
-    path: str
-    classes: str | None = None
-
-
-class Table(Section):
-    """Parquet or Arrow files through `datasets`: a file, a folder of files, or a glob."""
-
-    kind: Literal["parquet", "arrow"]
-    path: str
-    image_column: str = "image"
-    label_column: str = "label"
-    classes: str | None = None
-
-
-class SavedDataset(Section):
-    """A folder written by `datasets.Dataset.save_to_disk`, or a split of a saved `DatasetDict`."""
-
-    kind: Literal["saved"]
-    path: str
-    split: str | None = None
-    image_column: str = "image"
-    label_column: str = "label"
-    classes: str | None = None
-
-
-class FashionMnist(Section):
-    """Fashion-MNIST: the balanced 6,000 + 1,000 subset shipped with the package, or with `path` the whole set in IDX files."""
-
-    kind: Literal["fashion_mnist"]
-    split: Literal["train", "test"]
-    path: str | None = None
-
-
-Source = Annotated[ImageFolder | Table | SavedDataset | FashionMnist, Field(discriminator="kind")]
-
-
-class Augment(Section):
-    """Training view of one image, through timm's and torchvision's transforms. Order: crop, flip, policy or jitter, erasing."""
-
-    crop: Literal["random_resized", "padded", "none"] = "random_resized"
-    scale: Range = (0.08, 1.0)
-    ratio: Range = (0.75, 4 / 3)
-    padding: Annotated[int, Field(ge=0)] = 4
-    interpolation: Literal["random", "bilinear", "bicubic"] = "random"
-    horizontal_flip: Probability = 0.5
-    vertical_flip: Probability = 0.0
-    auto_augment: str | None = None
-    color_jitter: NonNegative = 0.0
-    random_erasing: Probability = 0.0
-    repeats: Count = 1
-
-
-class Mixing(Section):
-    """Mixup and cutmix inside pairs of neighbours; `group_size` samples of a global batch share one lambda (released code: 256)."""
-
-    mixup: NonNegative = 0.0
-    cutmix: NonNegative = 0.0
-    probability: Probability = 1.0
-    switch_probability: Probability = 0.5
-    group_size: Annotated[int, Field(ge=2, multiple_of=2)] = 256
-
-
-class EvalView(Section):
-    """Evaluation view: resize so that the centre crop is `crop_fraction` of the shorter side."""
-
-    crop_fraction: Annotated[float, Field(gt=0, le=1)] = 0.95
-    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
-
-
-class Data(Section):
-    """`num_workers`: decoding processes of each training process; null takes its share of the machine's cores, at most 16."""
-
-    root: str = "."
-    train: Source
-    eval: Source | None = None
-    fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
-    image_size: Annotated[int, Field(ge=8)] = 224
-    augment: Augment = Augment()
-    mixing: Mixing = Mixing()
-    eval_view: EvalView = EvalView()
-    unreadable: Literal["error", "skip"] = "error"
-    num_workers: Annotated[int, Field(ge=0)] | None = None
-    prefetch_batches: Count = 2
-
-
-# ---- models ----------------------------------------------------------------------------------------------------------
-
-
-class Teacher(Section):
-    """A frozen model. `weights`: "pretrained" (timm's own), "random", a .safetensors or .pth file, or a run or export of ours.
-
-    `model` may be left out when the weights are ours, since they name it. The pixels it sees are its own: mean, std and size
-    come from its timm config unless given here.
-    """
-
-    model: str | None = None
-    weights: str
-    student: str | None = None
-    model_args: dict[str, Any] = {}
-    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
-    image_size: Annotated[int, Field(ge=8)] | None = None
-    mean: Triple | None = None
-    std: Std | None = None
-    classes: str | None = None
-
-    @model_validator(mode="after")
-    def _named(self) -> Self:
-        if self.model is None and self.weights in ("pretrained", "random"):
-            raise ValueError(f"weights: {self.weights} needs model: the timm name of the teacher")
-        return self
-
-
-class CE(Section):
-    """Cross-entropy against the mixed, smoothed label distribution."""
-
-    loss: Literal["ce"]
-    weight: NonNegative = 1.0
-    smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-
-
-class BCE(Section):
-    """Binary cross-entropy a class, averaged over the batch, and over classes by their mean (timm) or their sum."""
-
-    loss: Literal["bce"]
-    weight: NonNegative = 1.0
-    smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    class_reduction: Literal["mean", "sum"] = "mean"
-
-
-class KL(Section):
-    """Hinton's KL divergence: summed over classes, averaged over the batch, times the temperature squared."""
-
-    loss: Literal["kl"]
-    weight: NonNegative = 1.0
-    temperature: Positive = 1.0
-
-
-class BKL(Section):
-    """Binary KL of the paper's Eq. 3, summed over classes."""
-
-    loss: Literal["bkl"]
-    weight: NonNegative = 1.0
-    temperature: Positive = 1.0
-
-
-class BCETeacher(Section):
-    """What the released code calls BKL: BCE-with-logits(student logits, softmax(teacher logits)), averaged over classes."""
-
-    loss: Literal["bce_teacher"]
-    weight: NonNegative = 1.0
-
-
-class DKD(Section):
-    """Decoupled KD (Eq. 4): alpha TCKD + beta NCKD."""
-
-    loss: Literal["dkd"]
-    weight: NonNegative = 1.0
-    alpha: NonNegative = 1.0
-    beta: NonNegative = 2.0
-    temperature: Positive = 1.0
-
-
-class DIST(Section):
-    """DIST (Eq. 5): beta inter-class + gamma intra-class Pearson distance, over the samples of `train.micro_batch_size`."""
-
-    loss: Literal["dist"]
-    weight: NonNegative = 1.0
-    beta: NonNegative = 1.0
-    gamma: NonNegative = 1.0
-    temperature: Positive = 1.0
-
-
-Hard = Annotated[CE | BCE, Field(discriminator="loss")]
-Soft = Annotated[KL | BKL | BCETeacher | DKD | DIST, Field(discriminator="loss")]
-
-
-class Objective(Section):
-    """total = hard.weight * hard + soft.weight * soft. Null leaves a term out."""
-
-    hard: Hard | None = None
-    soft: Soft | None = None
-
-    @model_validator(mode="after")
-    def _something(self) -> Self:
-        if self.hard is None and self.soft is None:
-            raise ValueError("a student needs something to learn from: give objective.hard, objective.soft or both")
-        return self
-
-
-class Optimizer(Section):
-    """A timm optimizer by name; `args` are passed to it. Nothing clips unless `clip_grad_norm` says so, LAMB included."""
-
-    name: str
-    lr: Positive
-    weight_decay: NonNegative = 0.0
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    decay_norm_and_bias: bool = False
-    clip_grad_norm: Positive | None = None
-    args: dict[str, Any] = {}
-
-
-class Schedule(Section):
-    """Learning rate as a function of the step. Decay is measured from step 0, as in timm: warm-up only replaces its start."""
-
-    name: Literal["cosine", "linear", "polynomial", "step", "constant"] = "cosine"
-    warmup: Duration = DurationValue(0, "iterations")
-    warmup_lr: NonNegative = 0.0
-    min_lr: NonNegative = 0.0
-    power: Positive = 1.0
-    milestones: Annotated[tuple[Duration, ...], BeforeValidator(_as_tuple)] = ()
-    decay_factor: Positive = 0.1
-
-    @model_validator(mode="after")
-    def _milestones(self) -> Self:
-        if (self.name == "step") != bool(self.milestones):
-            raise ValueError("schedule.milestones goes with name: step, and step needs at least one milestone")
-        return self
-
-
-class Ema(Section):
-    """Weight averages in float32, one a decay. `warmup` uses min(decay, (1 + t) / (10 + t))."""
-
-    decays: Annotated[
-        tuple[Annotated[float, Field(gt=0, lt=1)], ...],
-        BeforeValidator(_as_tuple),
-    ] = ()
-    warmup: bool = False
-
-
-class Student(Section):
-    """One setting: model, objective, optimizer, schedule, averages."""
-
-    model: str
-    weights: str | None = None
-    model_args: dict[str, Any] = {}
-    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    drop_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    mean: Triple | None = None
-    std: Std | None = None
-    seed: Seed = 0
-    objective: Objective
-    optimizer: Optimizer
-    schedule: Schedule = Schedule()
-    ema: Ema = Ema()
-
-
-# ---- the run ---------------------------------------------------------------------------------------------------------
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from distill.recipe.data import Augment, Data, EvalView, FashionMnist, ImageFolder, Mixing, SavedDataset, Source, Table
+from distill.recipe.duration import DurationValue, Interval
+from distill.recipe.learning import (
+    BCE,
+    BKL,
+    CE,
+    DIST,
+    DKD,
+    KL,
+    BCETeacher,
+    Ema,
+    Hard,
+    Objective,
+    Optimizer,
+    Schedule,
+    Soft,
+    Student,
+    Teacher,
+)
+from distill.recipe.values import Count, Names, Section, Seed
+
+__all__ = [
+    "BCE",
+    "BKL",
+    "CE",
+    "DIST",
+    "DKD",
+    "KL",
+    "Augment",
+    "BCETeacher",
+    "Checkpoint",
+    "Data",
+    "Ema",
+    "EvalView",
+    "Evaluate",
+    "FashionMnist",
+    "Hard",
+    "ImageFolder",
+    "Log",
+    "Mixing",
+    "Objective",
+    "Optimizer",
+    "Recipe",
+    "SavedDataset",
+    "Schedule",
+    "Soft",
+    "Source",
+    "Student",
+    "Table",
+    "Teacher",
+    "Train",
+]
+
+# They treat each weight by itself, so flat shards of layers are as good as layers. A test holds each to it.
+ELEMENTWISE_OPTIMIZERS = ("adamw", "adam", "sgd", "momentum", "lion")
 
 
 class Train(Section):
@@ -300,6 +72,10 @@ class Train(Section):
     DIST's relations) looks at exactly these, so 1 to batch_size_global / micro_batch_size processes compute the same run; each
     accumulates what its share needs. Null: every process takes its whole share at once, BatchNorm is synchronised and
     relations are gathered over the global batch.
+
+    `zero_stage` and `zero_offload` say where weights, gradients and optimizer state lie, not what is computed: 0 is DDP, 1 shards
+    the optimizer's state over processes, 2 gradients too, 3 weights too; offloading keeps what is sharded in host memory. A process
+    that waits `timeout_s` for the others gives up, and the run ends.
     """
 
     budget: Interval
@@ -309,6 +85,23 @@ class Train(Section):
     channels_last: bool = True
     compile: bool = False
     zero_stage: Literal[0, 1, 2, 3] = 0
+    zero_offload: bool = False
+    timeout_s: Count = 600
+
+    @model_validator(mode="after")
+    def _zero(self) -> Self:
+        if self.zero_offload and not self.zero_stage:
+            raise ValueError("zero_offload: true goes with zero_stage 1, 2 or 3; under DDP nothing is sharded")
+        if self.zero_stage and self.precision == "fp16":
+            raise ValueError(
+                f"precision: fp16 needs a loss scale of each student's own, which zero_stage {self.zero_stage} has no place for: use bf16, "
+                "or zero_stage: 0"
+            )
+        if self.zero_stage == 3 and self.compile:
+            raise ValueError(
+                "compile: true would trace weights that zero_stage 3 has not gathered: use zero_stage: 2, or compile: false"
+            )
+        return self
 
     @model_validator(mode="after")
     def _divides(self) -> Self:
@@ -372,11 +165,12 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
-    def _lamb_without_zero(self) -> Self:
+    def _elementwise_under_zero(self) -> Self:
         for name, student in self.students.items():
-            if self.train.zero_stage and "lamb" in student.optimizer.name.lower():
+            if self.train.zero_stage and student.optimizer.name.lower() not in ELEMENTWISE_OPTIMIZERS:
                 raise ValueError(
-                    f"students.{name}.optimizer: LAMB needs the norm of whole layers and train.zero_stage {self.train.zero_stage} hands it flat "
-                    "shards, which makes its trust ratio silently wrong: use zero_stage: 0, or AdamW"
+                    f"students.{name}.optimizer: {student.optimizer.name} looks at whole layers or is not known to look at single weights, and "
+                    f"train.zero_stage {self.train.zero_stage} hands it flat shards, which makes it silently wrong (LAMB's trust ratio): use "
+                    f"zero_stage: 0, or one of {', '.join(ELEMENTWISE_OPTIMIZERS)}"
                 )
         return self

@@ -4,6 +4,7 @@ Accelerate starts the processes' group, places models, wraps them in DDP and car
 Accelerate's: each student needs its own gradient scaler (trap 10) and a frozen teacher none, and Accelerate has one for all.
 """
 
+import gc
 import json
 import os
 import warnings
@@ -19,6 +20,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 from torch import nn
 
+from distill.engine.environment import launched_processes, refuse_contradictions
 from distill.errors import InputError
 from distill.rng import MASK, seed_global
 
@@ -26,32 +28,6 @@ Result = TypeVar("Result")
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 TRACKERS = ("tensorboard", "wandb", "trackio")
-
-# What a launcher may set that would make the saved recipe lie: variable -> (values that say nothing, what to do instead).
-_CONTRADICTIONS = {
-    "ACCELERATE_MIXED_PRECISION": ({"", "no"}, "precision is train.precision in the recipe"),
-    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": (
-        {"", "1"},
-        "accumulation follows from train.micro_batch_size in the recipe",
-    ),
-    "ACCELERATE_DYNAMO_BACKEND": ({"", "no", "NO"}, "compilation is train.compile in the recipe"),
-    "ACCELERATE_USE_DEEPSPEED": ({"", "false"}, "students train under DDP"),
-    "ACCELERATE_USE_FSDP": ({"", "false"}, "students train under DDP"),
-    "ACCELERATE_USE_MEGATRON_LM": ({"", "false"}, "students train under DDP"),
-}
-
-
-def refuse_contradictions(environment: dict[str, str]) -> None:
-    """Raises InputError when a launcher's setting contradicts the recipe: a run must be what its recipe says."""
-    for variable, (silent, instead) in _CONTRADICTIONS.items():
-        value = environment.get(variable, "")
-        if value not in silent:
-            raise InputError(f"{variable}={value}: {instead}; unset it, or take it out of the accelerate config")
-
-
-def launched_processes(environment: dict[str, str]) -> int:
-    """Processes that the launcher started, read before any group exists."""
-    return int(environment.get("WORLD_SIZE", "1"))
 
 
 def _flat_settings(config: dict[str, Any], prefix: str = "") -> dict[str, int | float | str | bool]:
@@ -232,6 +208,9 @@ class Engine:
         """End trackers and the process group."""
         if self._tracking:
             self.accelerator.end_training()
+        # What DDP wrapped holds the group, in reference cycles: left to the interpreter's exit, gloo's threads once aborted there.
+        self.accelerator.free_memory()
+        gc.collect()
         if dist.is_initialized():
             dist.destroy_process_group()
         # Accelerate keeps its state in class attributes; without this a second command in one process would find a dead group.

@@ -1,0 +1,96 @@
+"""The part of a recipe that says which images, and how they are seen."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from distill.recipe.values import Count, NonNegative, Probability, Range, Section
+
+
+class ImageFolder(Section):
+    """One folder a class, images below it. `classes`: a text file, a class a line, when the folders are only some of them."""
+
+    kind: Literal["image_folder"]
+    path: str
+    classes: str | None = None
+
+
+class Table(Section):
+    """Parquet or Arrow files through `datasets`: a file, a folder of files, or a glob."""
+
+    kind: Literal["parquet", "arrow"]
+    path: str
+    image_column: str = "image"
+    label_column: str = "label"
+    classes: str | None = None
+
+
+class SavedDataset(Section):
+    """A folder written by `datasets.Dataset.save_to_disk`, or a split of a saved `DatasetDict`."""
+
+    kind: Literal["saved"]
+    path: str
+    split: str | None = None
+    image_column: str = "image"
+    label_column: str = "label"
+    classes: str | None = None
+
+
+class FashionMnist(Section):
+    """Fashion-MNIST: the balanced 6,000 + 1,000 subset shipped with the package, or with `path` the whole set in IDX files."""
+
+    kind: Literal["fashion_mnist"]
+    split: Literal["train", "test"]
+    path: str | None = None
+
+
+Source = Annotated[ImageFolder | Table | SavedDataset | FashionMnist, Field(discriminator="kind")]
+
+
+class Augment(Section):
+    """Training view of one image, through timm's and torchvision's transforms. Order: crop, flip, policy or jitter, erasing."""
+
+    crop: Literal["random_resized", "padded", "none"] = "random_resized"
+    scale: Range = (0.08, 1.0)
+    ratio: Range = (0.75, 4 / 3)
+    padding: Annotated[int, Field(ge=0)] = 4
+    interpolation: Literal["random", "bilinear", "bicubic"] = "random"
+    horizontal_flip: Probability = 0.5
+    vertical_flip: Probability = 0.0
+    auto_augment: str | None = None
+    color_jitter: NonNegative = 0.0
+    random_erasing: Probability = 0.0
+    repeats: Count = 1
+
+
+class Mixing(Section):
+    """Mixup and cutmix inside pairs of neighbours; `group_size` samples of a global batch share one lambda (released code: 256)."""
+
+    mixup: NonNegative = 0.0
+    cutmix: NonNegative = 0.0
+    probability: Probability = 1.0
+    switch_probability: Probability = 0.5
+    group_size: Annotated[int, Field(ge=2, multiple_of=2)] = 256
+
+
+class EvalView(Section):
+    """Evaluation view: resize so that the centre crop is `crop_fraction` of the shorter side."""
+
+    crop_fraction: Annotated[float, Field(gt=0, le=1)] = 0.95
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+
+
+class Data(Section):
+    """`num_workers`: decoding processes of each training process; null takes its share of the machine's cores, at most 16."""
+
+    root: str = "."
+    train: Source
+    eval: Source | None = None
+    fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    image_size: Annotated[int, Field(ge=8)] = 224
+    augment: Augment = Augment()
+    mixing: Mixing = Mixing()
+    eval_view: EvalView = EvalView()
+    unreadable: Literal["error", "skip"] = "error"
+    num_workers: Annotated[int, Field(ge=0)] | None = None
+    prefetch_batches: Count = 2
