@@ -152,7 +152,7 @@ def resident_bytes(field: str) -> int:
 def own_bytes(student: Student) -> int:
     """Weights, gradients, optimizer state and buffers of a student."""
     weights = list(student.net.parameters())
-    state = [t for slots in student.optimizer.state.values() for t in slots.values() if isinstance(t, torch.Tensor)]
+    state = student.placement.state()[0]["optimizer"].values()
     return sum(t.nbytes for t in (*weights, *weights, *state, *student.net.buffers()))
 
 

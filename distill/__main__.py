@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,6 +12,7 @@ import typer
 
 from distill.console import error_panel, make_console, show_table
 from distill.errors import InputError
+from distill.processes import end_with_launcher, leave, several_processes, speaks_first
 from distill.recipe import dump_recipe, load_recipe, recipes_dir, shipped_recipes
 
 EPILOG = """
@@ -212,8 +214,40 @@ def list_recipes() -> None:
 
 # What a disk or its owner can do to any write, wherever it happens; every other OSError is a fault of ours.
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
-# What torch.distributed says, with gloo or NCCL, when another process is gone.
-_OF_A_PEER = r"[Cc]onnection (was )?(closed|reset|refused)|[Ss]ocket (was )?closed|remote process exited"
+# What torch.distributed says, with gloo or NCCL, when another process is gone, and when one does not come.
+_PEER_GONE = (
+    r"[Cc]onnection (was )?(closed|reset|refused|aborted)|[Ss]ocket (was )?closed|[Bb]roken pipe|[Rr]emote process exit(ed|ing)"
+    r"|ncclRemoteError|communicator was aborted|Application timeout caused pair closure"
+)
+_PEER_LATE = (
+    r"Timed out waiting|[Ww]ait timeout|[Ss]ocket [Tt]imeout|timed out in monitoredBarrier|timed out in blocking wait"
+    r"|collective operation timeout|NCCL (operation timed out|timeout in)|before timing out|([Rr]ead|[Ww]rite|Connect|barrier) timeout "
+)
+_MILLISECONDS = r"(?:waiting |timeout after |Timeout\(ms\) ?= ?)(\d+) ?(?:ms|\))"
+
+
+def _first_sentence(text: str) -> str:
+    """Without the place in a C++ source that gloo puts first, and the advice that it adds."""
+    return re.sub(r"^\[\S+:\d+\] ", "", text.splitlines()[0]).split(". ")[0]
+
+
+def _of_a_peer(error: Exception) -> str | None:
+    """What the end or the silence of another process looks like from here, in a line; None for every other error."""
+    text = str(error)
+    if not several_processes() or not isinstance(error, RuntimeError):
+        return None
+    where = "".join(f" {note}" for note in getattr(error, "__notes__", []))
+    goes_on = "; the same command goes on from the last checkpoint" if where else ""
+    if re.search(_PEER_LATE, text):
+        waited = re.search(_MILLISECONDS, text)
+        seconds = f"{int(waited[1]) / 1000:g} s" if waited else "train.timeout_s"
+        return f"waited {seconds} for another process of this run (train.timeout_s){where}: it hangs, or its machine is lost{goes_on}"
+    if re.search(_PEER_GONE, text):
+        return (
+            f"another process of this run has ended{where}: it says why itself, unless it was killed (often for want of memory)"
+            f"{goes_on}. Seen here: {_first_sentence(text)}"
+        )
+    return None
 
 
 def explained(error: Exception) -> tuple[str, int] | None:
@@ -226,25 +260,46 @@ def explained(error: Exception) -> tuple[str, int] | None:
 
     if fault := worker_fault(error):
         return f"{fault} (DISTILL_TRACEBACK=1 shows the traceback)", 1
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and re.search(_OF_A_PEER, str(error)):
-        return f"another process of this run has ended, and says why itself; seen here: {str(error).splitlines()[0]}", 1
+    if of_a_peer := _of_a_peer(error):
+        return of_a_peer, 1
     return None
 
 
 def main() -> None:
-    """Entry point: bad input is one panel and exit code 2, never a traceback (which DISTILL_TRACEBACK=1 shows)."""
+    """Run a command: bad input is one panel and exit code 2, never a traceback (which DISTILL_TRACEBACK=1 shows).
+
+    Of several processes the first to fail says why, since the others follow from it; a fault of our own is named by each.
+    """
     try:
         app()
     except KeyboardInterrupt:  # before training has begun, or for the second time: there is nothing to save
         sys.exit(130)
     except Exception as error:
         shown = None if os.environ.get("DISTILL_TRACEBACK") else explained(error)
-        if shown is None:
+        first = speaks_first()
+        if shown is None and (first or os.environ.get("DISTILL_TRACEBACK")):
             raise
-        message, code = shown
-        error_panel(message)
+        message, code = shown or (f"{type(error).__name__}: {error}", 1)
+        if first or shown is None:
+            error_panel(message)
         sys.exit(code)
 
 
+def command() -> None:
+    """Entry point of a process that is this command's own: main(), and then the end of the process."""
+    end_with_launcher()
+    code: object = 0
+    try:
+        main()
+    except SystemExit as end:
+        code = end.code
+    except BaseException:
+        if not several_processes():
+            raise
+        traceback.print_exc()
+        code = 1
+    leave(code if isinstance(code, int) else int(code is not None))
+
+
 if __name__ == "__main__":
-    main()
+    command()

@@ -114,6 +114,7 @@ def start_students(models: Models, recipe: Recipe, share: Share, engine: Engine)
             build_optimizer=partial(build_optimizer, spec=spec.optimizer, key=f"students.{name}.optimizer"),
             lr_at=models.schedules[name],
             engine=engine,
+            micro_batch_size=share.micro_batch_size,
             num_forwards=share.num_forwards,
             batch_norm_global=batch_norm_global,
             run_seed=recipe.seed,

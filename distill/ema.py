@@ -1,12 +1,19 @@
 """Exponential moving average of a student: float32 weights and buffers, whatever the precision of training."""
 
 from collections.abc import Mapping
+from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 COUNTER = "ema/num_updates"
 """The one name in `Ema.state_dict` that is no tensor of the module."""
+
+
+class Averaged(Protocol):
+    """What an average is of: a module, or anything else that names its tensors."""
+
+    def state_dict(self, *, keep_vars: bool) -> dict[str, Tensor]: ...
 
 
 class Ema:
@@ -18,7 +25,7 @@ class Ema:
     device before the average is made, and only written in place after.
     """
 
-    def __init__(self, module: nn.Module, decay: float, warmup: bool = False) -> None:
+    def __init__(self, module: Averaged, decay: float, warmup: bool = False) -> None:
         """Start from the weights that `module` has now.
 
         Args:
@@ -29,7 +36,7 @@ class Ema:
         self.decay = decay
         self.warmup = warmup
         self.num_updates = 0
-        self._kept: tuple[nn.Module, tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]] | None = None
+        self._kept: tuple[Averaged, tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]] | None = None
         shadows: dict[int, Tensor] = {}  # tied weights are one parameter under two names, and must stay one
         self._shadow: dict[str, Tensor] = {}
         for name, tensor in _tensors(module).items():
@@ -43,7 +50,7 @@ class Ema:
         return min(self.decay, (1 + num_updates) / (10 + num_updates)) if self.warmup else self.decay
 
     @torch.no_grad()
-    def update(self, module: nn.Module) -> None:
+    def update(self, module: Averaged) -> None:
         """shadow = decay shadow + (1 - decay) module, after an optimizer step. A handful of kernels, no sync with the device."""
         floats, float_shadows, others, other_shadows = self._lists(module)
         torch._foreach_lerp_(
@@ -79,7 +86,7 @@ class Ema:
             shadow.copy_(state[name])
         self.num_updates = int(state[COUNTER])
 
-    def _lists(self, module: nn.Module) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
+    def _lists(self, module: Averaged) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
         """Floating tensors of the module, their shadows, other tensors, their shadows; each once.
 
         Kept between updates: walking a ResNet-50's modules for its state dict takes 1 ms of the host, every step.
@@ -102,7 +109,7 @@ class Ema:
         return self._kept[1]
 
 
-def _tensors(module: nn.Module) -> dict[str, Tensor]:
+def _tensors(module: Averaged) -> dict[str, Tensor]:
     # keep_vars: the parameters themselves, so that tied ones can be told by identity.
     state = module.state_dict(keep_vars=True)
     return {name: value for name, value in state.items() if isinstance(value, Tensor)}

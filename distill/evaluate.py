@@ -18,6 +18,12 @@ Model = Callable[[torch.Tensor], torch.Tensor]
 
 TEACHER = "teacher"
 _CACHE_LIMIT_BYTES = 1 << 30
+# Batches between two looks at whether to stop: a few seconds of a large teacher, and a message of some bytes.
+_HEED_EVERY = 4
+
+
+class EvaluationAbandoned(Exception):  # noqa: N818 - not an error: the processes agreed to stop within an evaluation
+    """Raised by `heed`, on every rank at the same batch."""
 
 
 class EvalBatches(Protocol):
@@ -65,6 +71,8 @@ class TeacherAnswers:
         """Logits [B, K] of batch `index` of the pass."""
         if self._complete:
             return self._kept[index].to(batch.images.device, non_blocking=True)
+        if index == 0:
+            self._kept.clear()  # of a pass that was abandoned
         logits = self._teacher(batch.images)
         if logits.numel() * logits.element_size() * num_batches <= _CACHE_LIMIT_BYTES:
             self._kept.append(logits.cpu())
@@ -74,7 +82,11 @@ class TeacherAnswers:
 
 @torch.no_grad()
 def evaluate(
-    models: Mapping[str, Model], batches: EvalBatches, engine: Engine, teacher: TeacherAnswers | None = None
+    models: Mapping[str, Model],
+    batches: EvalBatches,
+    engine: Engine,
+    teacher: TeacherAnswers | None = None,
+    heed: Callable[[], None] | None = None,
 ) -> dict[str, Accuracy]:
     """Judge every model, and the teacher under the name "teacher", in one pass. Collective: every rank.
 
@@ -83,12 +95,15 @@ def evaluate(
         batches: the set; yields the same number of batches on every rank.
         engine: processes and precision.
         teacher: adds agreement with it and KL to it.
+        heed: called every few batches, at the same ones on every rank; what it raises abandons the evaluation.
     """
     names = [*models, *([TEACHER] if teacher else [])]
     # columns: top-1, top-5, cross-entropy, agreement, KL to the teacher
     sums = torch.zeros(len(names), 5, dtype=torch.float64, device=engine.device)
     counts = torch.zeros(2, dtype=torch.float64, device=engine.device)
     for index, batch in enumerate(batches):
+        if heed and index % _HEED_EVERY == 0:
+            heed()
         counts[0] += batch.valid.sum()
         counts[1] += batch.num_skipped
         teacher_logits = teacher.answers(index, batch, len(batches)).float() if teacher else None

@@ -55,10 +55,13 @@ def setting_problems(recipe: Recipe) -> list[str]:
         TrainTransform(image_size=recipe.data.image_size, **recipe.data.augment.model_dump(exclude={"repeats"}))
     except InputError as error:
         problems.append(str(error))
-    if recipe.train.zero_stage:
-        problems.append(
-            f"train.zero_stage: {recipe.train.zero_stage} is not built yet: students train under DDP, which is zero_stage: 0"
-        )
+    uses = {
+        "train.zero_stage": recipe.train.zero_stage > 0,
+        "teacher.placement": bool(recipe.teacher and recipe.teacher.placement == "zero3"),
+    }
+    if any(uses.values()) and importlib.util.find_spec("deepspeed") is None:
+        keys = " and ".join(key for key, used in uses.items() if used)
+        problems.append(f"{keys}: the package deepspeed is not installed: pip install deepspeed, or shard nothing")
     return problems
 
 

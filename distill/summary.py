@@ -106,13 +106,13 @@ class Summary:
         if with_teacher:
             table.add_row(TEACHER, *blank, *_scores(self.accuracies[TEACHER], None, True), style="dim")
         for student in self.students:
-            millions = sum(p.numel() for p in student.net.parameters()) / 1e6
+            millions = student.num_parameters / 1e6
             what = [student.spec.model, f"{millions:.2f} M", _learns_from(student)][:num_descriptions]
             if not student.running:
                 what[-1] = f"stopped at step {student.stopped_at}"
             best = student.best.top1 if student.best else None
             table.add_row(student.name, *what, *_scores(self.accuracies.get(student.name), best, with_teacher))
-            for key in student.emas:
+            for key in student.averages:
                 table.add_row(
                     f"  {key}", *blank, *_scores(self.accuracies.get(f"{student.name}/{key}"), None, with_teacher)
                 )

@@ -1,6 +1,7 @@
 """train(recipe): the acts in order, and one step on one screen."""
 
 import os
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
@@ -10,8 +11,8 @@ from distill.build import Models, build_models, eval_loader, place_teacher, star
 from distill.checkpoint import Signals, TrainState, prune, save
 from distill.clock import Clock
 from distill.console import MetricsFile, Screen
-from distill.engine import Engine, launched_processes, refuse_contradictions
-from distill.evaluate import TEACHER, Accuracy, TeacherAnswers, evaluate
+from distill.engine import Engine, check_rendezvous, launched_processes, refuse_contradictions
+from distill.evaluate import TEACHER, Accuracy, EvaluationAbandoned, TeacherAnswers, evaluate
 from distill.plan import Plan, Share, make_plan, share_of_process
 from distill.recipe import Recipe, dump_recipe, recipe_digest
 from distill.rundir import METRICS_FILE, Claim, begin, best_dir, checkpoints_dir, reopen, same_inputs
@@ -36,25 +37,36 @@ def train(recipe: Recipe) -> int:
 
 
 def _train(recipe: Recipe, signals: Signals) -> int:
-    refuse_contradictions(dict(os.environ))
+    refuse_contradictions(
+        dict(os.environ),
+        precision=recipe.train.precision,
+        zero_stage=recipe.train.zero_stage,
+        zero_offload=recipe.train.zero_offload,
+    )
     share = share_of_process(
         recipe.train.batch_size_global, recipe.train.micro_batch_size, launched_processes(dict(os.environ))
     )
+    check_rendezvous(dict(os.environ))
     plan = make_plan(recipe)
     models = build_models(plan)
     engine = Engine(
         precision=recipe.train.precision,
+        zero_stage=recipe.train.zero_stage,
+        zero_offload=recipe.train.zero_offload,
         channels_last=recipe.train.channels_last,
         compile=recipe.train.compile,
         trackers=recipe.log.trackers,
         directory=plan.output,
+        timeout_s=recipe.train.timeout_s,
     )
-    claim = Claim()
+    claim, failed = Claim(), True
     try:
-        return Run(plan, share, models, engine, claim).go(signals)
+        code = Run(plan, share, models, engine, claim).go(signals)
+        failed = False
+        return code
     finally:
         claim.release()
-        engine.close()
+        engine.close(failed)
 
 
 class Run:
@@ -110,15 +122,26 @@ class Run:
                 stack.enter_context(self._eval_loader)
             stack.enter_context(self.screen)
             engine.start_trackers(plan.recipe.name, plan.recipe.model_dump(mode="json"))
-            return self._loop(iter(loader), Verdicts(engine, len(self.students)), signals)
+            try:
+                return self._loop(iter(loader), Verdicts(engine, len(self.students)), signals)
+            except EvaluationAbandoned:  # and repeated by the next sitting
+                return self._interrupted(signals)
+            except Exception as error:
+                error.add_note(f"after step {self.step}")
+                raise
 
     def _loop(self, batches: Any, verdicts: Verdicts, signals: Signals) -> int:
         plan = self.plan
         self._logged_step, self._sat = self.step, True
         self.clock.go()
-        if self._evaluation_due:  # the signal that ended the last sitting came before it
+
+        def heed() -> None:
+            if verdicts.agree_to_stop(self.step, signals.received is not None):
+                raise EvaluationAbandoned
+
+        if self._evaluation_due:  # the signal that ended the last sitting came before its end
             with self.clock.paused():
-                self._evaluate()
+                self._evaluate(heed)
                 self._save()
         while self.step < plan.total_steps and self.running:
             self._step(batches, verdicts, stop_asked=signals.received is not None)
@@ -129,20 +152,24 @@ class Run:
                 self._log()
             if verdicts.stop_agreed:
                 self._stop_students(verdicts.drain())
-                path = self._save()
-                self.screen.say(
-                    f"{signals.received or 'a signal'}: stopped after step {self.step}, saved in {path}; the same command goes on"
-                )
-                return INTERRUPTED
+                return self._interrupted(signals)
             if self._evaluation_due:
                 self._stop_students(verdicts.drain())
                 with self.clock.paused():
-                    self._evaluate()
+                    self._evaluate(heed)
             if self.step % plan.checkpoint_every == 0 or last:
                 self._stop_students(verdicts.drain())
                 with self.clock.paused():
                     self._save()
         return self._finish()
+
+    def _interrupted(self, signals: Signals) -> int:
+        """Save for the same command to go on. Collective: every rank."""
+        path = self._save()
+        self.screen.say(
+            f"{signals.received or 'a signal'}: stopped after step {self.step}, saved in {path}; the same command goes on"
+        )
+        return INTERRUPTED
 
     def _step(self, batches: Any, verdicts: Verdicts, stop_asked: bool) -> None:
         """One optimizer step of every running student, behind one teacher forward a micro-batch.
@@ -223,8 +250,8 @@ class Run:
         self.engine.track({**_flat(records), **general}, self.step)
         self.screen.training(self.step, images_per_s=images_per_s, memory_bytes=memory, eta_s=eta_s)
 
-    def _evaluate(self) -> None:
-        """Judge teacher and students, keep the best weights. Collective: every rank."""
+    def _evaluate(self, heed: Callable[[], None]) -> None:
+        """Judge teacher and students, keep the best weights. `heed` may abandon it. Collective: every rank."""
         self.screen.doing("evaluating")
         assert self._eval_loader
         judged = {}
@@ -232,7 +259,7 @@ class Run:
             student.average_statistics()
             student.net.eval()
             judged.update(student.judged())
-        self.accuracies |= evaluate(judged, self._eval_loader, self.engine, self._teacher_answers)
+        self.accuracies |= evaluate(judged, self._eval_loader, self.engine, self._teacher_answers, heed)
         self._judged_step = self.step
         for student in self.running:
             student.net.train()
@@ -254,9 +281,11 @@ class Run:
         recipe = self.plan.recipe
         judged = student.name if student.best.weights == "last" else f"{student.name}/{student.best.weights}"
         record = self.accuracies[judged].as_dict() if student.best.top1 is not None else {}
+        weights = student.best_weights()
         self.engine.on_main(
             lambda: student.write(
                 best_dir(self.plan.output, student.name),
+                weights,
                 classes=self.plan.classes,
                 data=recipe.data,
                 record={"run": recipe.name, **record},

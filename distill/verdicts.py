@@ -51,6 +51,14 @@ class Verdicts:
             self._waiting.append((step, flags, None))
         return self._read(self._lag)
 
+    def agree_to_stop(self, step: int, stop_asked: bool) -> bool:
+        """Whether some process was asked to stop, away from a step's verdicts: once all are drained. Collective: every rank.
+
+        On CUDA the answer is that of the call before, which has long arrived.
+        """
+        self.exchange(step, [None] * self._num_students, stop_asked)
+        return self.stop_agreed
+
     def drain(self) -> list[tuple[int, int]]:
         """Read all flags that are still on their way: before weights are judged or saved. Waits for the device."""
         return self._read(0)

@@ -13,10 +13,10 @@ PACKAGE = Path(__file__).resolve().parents[1] / "distill"
 
 # A new room is entered here first: which floor it stands on is a decision, not a finding.
 FLOORS: tuple[frozenset[str], ...] = (
-    frozenset({"errors", "rng"}),
+    frozenset({"errors", "processes", "rng"}),
     frozenset({"recipe"}),
     frozenset({"data", "models", "losses", "optim", "ema", "engine", "console", "clock"}),
-    frozenset({"checkpoint", "evaluate", "plan", "verdicts"}),
+    frozenset({"checkpoint", "evaluate", "placement", "plan", "verdicts"}),
     frozenset({"export", "rundir"}),
     frozenset({"students"}),
     frozenset({"build", "summary"}),

@@ -255,7 +255,8 @@ def test_the_end_of_another_process_is_one_line(cli: Cli, monkeypatch: pytest.Mo
         cli(*train("data.eval=null"))  # alone it has no peers: a fault
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert explained(RuntimeError("Connection closed by peer [127.0.0.1]:5412")) == (
-        "another process of this run has ended, and says why itself; seen here: Connection closed by peer [127.0.0.1]:5412",
+        "another process of this run has ended: it says why itself, unless it was killed (often for want of memory). "
+        "Seen here: Connection closed by peer [127.0.0.1]:5412",
         1,
     )
     assert explained(RuntimeError("anything else")) is None

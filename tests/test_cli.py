@@ -265,4 +265,4 @@ def test_the_application_is_typers() -> None:
     """`python -m distill` and the script `distill` are one."""
     assert isinstance(app, typer.Typer)
     scripts = (ROOT / "pyproject.toml").read_text()
-    assert 'distill = "distill.__main__:main"' in scripts
+    assert 'distill = "distill.__main__:command"' in scripts

@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from distill.errors import InputError
+from distill.processes import end_with
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -115,7 +116,7 @@ def _prefetched(host: Iterator[Host], finish: Callable[[Host], Any], device: tor
 
 
 def start_worker(_: int) -> None:
-    """Set up a loader worker: one thread, and an ear for the parent's SIGTERM alone.
+    """Set up a loader worker: one thread, an ear for the parent's SIGTERM alone, and no life after the parent's.
 
     The signals by which SLURM and the terminal ask a run to stop go to all processes of a job step. The run answers by finishing its
     step and saving, for which it needs its workers; were one to die of SIGTERM, torch would end the run in the middle. Workers are
@@ -123,6 +124,7 @@ def start_worker(_: int) -> None:
     """
     torch.set_num_threads(1)
     parent = os.getppid()
+    end_with(parent, signal.SIGKILL)  # torch looks for its parent every 5 s, and not while a full queue holds it up
 
     def watch() -> None:
         while signal.sigwaitinfo([signal.SIGTERM]).si_pid != parent:

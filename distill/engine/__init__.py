@@ -2,5 +2,6 @@
 
 from distill.engine.core import TRACKERS, Engine
 from distill.engine.environment import launched_processes, refuse_contradictions
+from distill.engine.rendezvous import check_rendezvous
 
-__all__ = ["TRACKERS", "Engine", "launched_processes", "refuse_contradictions"]
+__all__ = ["TRACKERS", "Engine", "check_rendezvous", "launched_processes", "refuse_contradictions"]

@@ -10,6 +10,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,10 +18,12 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, ProjectConfiguration
 from torch import nn
 
+from distill.engine import zero
 from distill.engine.environment import launched_processes, refuse_contradictions
+from distill.engine.rendezvous import check_rendezvous, meeting, reach_master
 from distill.errors import InputError
 from distill.rng import MASK, seed_global
 
@@ -48,21 +51,37 @@ class Engine:
         self,
         *,
         precision: str,
+        zero_stage: int = 0,
+        zero_offload: bool = False,
         channels_last: bool = True,
         compile: bool = False,
         trackers: tuple[str, ...] = (),
         directory: Path | None = None,
+        timeout_s: float = 600,
     ) -> None:
-        refuse_contradictions(dict(os.environ))
-        on_cpu = not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
-        ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
-        self.accelerator = Accelerator(
-            cpu=on_cpu,
-            mixed_precision="no",
-            kwargs_handlers=[ddp],
-            log_with=list(trackers) or None,
-            project_config=ProjectConfiguration(str(directory), str(directory / "trackers")) if directory else None,
-        )
+        environment = dict(os.environ)
+        refuse_contradictions(environment, precision=precision, zero_stage=zero_stage, zero_offload=zero_offload)
+        check_rendezvous(environment)
+        reach_master(environment, timeout_s)
+        on_cpu = not torch.cuda.is_available() or environment.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
+        group = InitProcessGroupKwargs(timeout=timedelta(seconds=timeout_s))
+        shared: dict[str, Any] = {
+            "mixed_precision": "no",
+            "log_with": list(trackers) or None,
+            "project_config": ProjectConfiguration(str(directory), str(directory / "trackers")) if directory else None,
+        }
+        # Weights sharded over one process are not sharded, unless they move to the host.
+        self.sharding = zero_stage > 0 and (launched_processes(environment) > 1 or zero_offload)
+        with meeting(timeout_s):
+            if self.sharding:
+                with zero.accelerate_environment(on_cpu):
+                    plugin = zero.training_plugin(zero_stage, zero_offload, "cpu" if on_cpu else "cuda")
+                    group.backend = "gloo" if on_cpu else "nccl"
+                    self.accelerator = Accelerator(deepspeed_plugin=plugin, kwargs_handlers=[group], **shared)
+            else:
+                ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+                self.accelerator = Accelerator(cpu=on_cpu, kwargs_handlers=[ddp, group], **shared)
+        self._ended_together = False
         self.device: torch.device = self.accelerator.device
         self.rank: int = self.accelerator.process_index
         self.world_size: int = self.accelerator.num_processes
@@ -94,9 +113,9 @@ class Engine:
         return torch.amp.GradScaler(self.device.type) if self.precision == "fp16" else None
 
     def place(self, module: nn.Module) -> nn.Module:
-        """To the device, in the memory format of the run."""
+        """To the device, in the memory format of the run; weights that are sharded lie flat, in their plain order."""
         module = module.to(self.device)
-        return module.to(memory_format=torch.channels_last) if self._channels_last else module
+        return module.to(memory_format=torch.channels_last) if self._channels_last and not self.sharding else module
 
     def compile_(self, module: nn.Module) -> None:
         """Compile the module's forward in place, when the run is compiled. Names in its state dict stay."""
@@ -112,6 +131,26 @@ class Engine:
             # torch 2.15 calls broadcast_buffers deprecated; what replaces it does not exist before, nor keep buffers unsynced.
             warnings.filterwarnings("ignore", message=".*broadcast_buffers.*", category=FutureWarning)
             prepared: nn.Module = self.accelerator.prepare_model(module, device_placement=False)
+        return prepared
+
+    def prepare_sharded(
+        self,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        micro_batch_size: int,
+        num_forwards: int,
+        clip_grad_norm: float | None,
+    ) -> Any:
+        """DeepSpeed's engine around a module and its optimizer, when the run is sharded. Collective: every rank."""
+        zero.fit_plugin(
+            self.accelerator.state.deepspeed_plugin,
+            micro_batch_size=micro_batch_size,
+            num_forwards=num_forwards,
+            clip_grad_norm=clip_grad_norm,
+        )
+        self.accelerator.gradient_accumulation_steps = num_forwards
+        prepared, _ = self.accelerator.prepare(module, optimizer)
         return prepared
 
     @contextmanager
@@ -168,9 +207,10 @@ class Engine:
                 error, outcome = raised, [(None, 2 if isinstance(raised, InputError) else 1)]
         if self.world_size > 1:
             dist.broadcast_object_list(outcome, device=self.device)
+        result, code = outcome[0]
+        self._ended_together = code is not None
         if error is not None:
             raise error
-        result, code = outcome[0]
         if code is not None:
             raise SystemExit(code)
         return result  # type: ignore[no-any-return]
@@ -204,15 +244,24 @@ class Engine:
         if self._tracking:
             self.accelerator.log(values, step=step)
 
-    def close(self) -> None:
-        """End trackers and the process group."""
+    def close(self, failed: bool = False) -> None:
+        """End trackers and the process group.
+
+        Args:
+            failed: this process ends by an error. Unless all learnt of it together, the group is left as it is: taking it down waits
+                for collectives in flight, which the others never join, and the launcher cannot end them before this process ends.
+        """
         if self._tracking:
-            self.accelerator.end_training()
+            for tracker in self.accelerator.trackers:  # not end_training, which takes the group down as well
+                tracker.finish()
+        if failed and self.world_size > 1 and not self._ended_together:
+            return
         # What DDP wrapped holds the group, in reference cycles: left to the interpreter's exit, gloo's threads once aborted there.
         self.accelerator.free_memory()
         gc.collect()
         if dist.is_initialized():
             dist.destroy_process_group()
+        zero.forget()
         # Accelerate keeps its state in class attributes; without this a second command in one process would find a dead group.
         AcceleratorState._reset_state(reset_partial_state=True)
 

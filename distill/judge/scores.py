@@ -14,10 +14,10 @@ from distill.evaluate import TEACHER, Accuracy, TeacherAnswers, evaluate
 from distill.judge.find import Found, find_models
 from distill.judge.images import as_options, open_images
 from distill.models.labels import check_label_space, comparable_classes
+from distill.models.pixels import Network
 from distill.models.teacher import Teacher, build_teacher
 from distill.recipe import Recipe, load_recipe
 from distill.rundir import RECIPE_FILE
-from distill.students import Network
 from distill.summary import TEACHER_COLUMNS
 
 Precision = Literal["fp32", "bf16", "fp16"]

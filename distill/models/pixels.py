@@ -77,3 +77,16 @@ class Pixels(nn.Module):
 
     def extra_repr(self) -> str:
         return f"mean={self.mean}, std={self.std}, image_size={self.image_size}, mode={self.mode}, dtype={self.dtype}"
+
+
+class Network(nn.Module):
+    """What is called in training: images in [0, 1] become the pixels that the model expects, then logits."""
+
+    def __init__(self, net: nn.Module, pixels: Pixels) -> None:
+        super().__init__()
+        self.net = net
+        self.pixels = pixels
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """images [B, 3, H, W] in [0, 1] -> logits [B, K]."""
+        return self.net(self.pixels(images))  # type: ignore[no-any-return]

@@ -1,0 +1,156 @@
+"""From a recipe to profiles: its models built without memory, and counted. No weights are read and no data is needed."""
+
+import json
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from distill.build import student_pixels
+from distill.doctor.meter import fake, forward_pass, held, training_pass
+from distill.doctor.profiles import StudentProfile, TeacherProfile
+from distill.models.build import config, create
+from distill.models.pixels import Network, Pixels, pixel_config
+from distill.models.teacher import DTYPES
+from distill.optim import build_optimizer
+from distill.recipe import Recipe, schema
+from distill.recipe.schema import ELEMENTWISE_OPTIMIZERS
+
+
+@dataclass(frozen=True)
+class Profiles:
+    """What a recipe's models come to. `unknown`: what could not be counted, a sentence each."""
+
+    teacher: TeacherProfile | None
+    students: tuple[StudentProfile, ...]
+    unknown: tuple[str, ...] = ()
+
+
+def measure(recipe: Recipe, num_classes: int) -> Profiles:
+    """Count teacher and students of a recipe. Seconds, and no memory.
+
+    Args:
+        num_classes: of the data.
+
+    Raises:
+        InputError: a model that timm does not know or refuses; `distill.check` explains it better, and goes first.
+    """
+    unknown = []
+    teacher = None
+    if recipe.teacher is not None:
+        name = teacher_name(recipe.teacher)
+        if name is None:
+            unknown.append(
+                f"teacher: its weights {recipe.teacher.weights} are not here and would name the model: it is left out of what follows; "
+                "teacher.model=NAME gives it"
+            )
+        else:
+            classes = num_classes if recipe.teacher.weights == "random" else None
+            teacher = measure_teacher(recipe.teacher, name, classes)
+    students = tuple(
+        measure_student(name, spec, num_classes, recipe.data.image_size, recipe.train.precision)
+        for name, spec in recipe.students.items()
+    )
+    return Profiles(teacher, _once(students), tuple(unknown))
+
+
+def teacher_name(spec: schema.Teacher) -> str | None:
+    """The timm name of a recipe's teacher: given, or that of the run or export its weights are, when they lie here."""
+    if spec.model is not None:
+        return spec.model
+    path = Path(spec.weights).expanduser()
+    best = path if (path / "config.json").is_file() else path / "best"
+    found = [path, *(best / name for name in ([spec.student] if spec.student else [])), *sorted(best.glob("*"))]
+    folder = next((folder for folder in found if (folder / "config.json").is_file()), None)
+    if folder is None:
+        return None
+    try:
+        architecture: str = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architecture"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return architecture
+
+
+def expected_classes(recipe: Recipe) -> int | None:
+    """Classes of the data as the recipe's models tell them, when the data is not here; None when they tell nothing."""
+    if recipe.teacher is not None and recipe.teacher.weights != "random" and (name := teacher_name(recipe.teacher)):
+        return int(config(name)["num_classes"])
+    return None
+
+
+def measure_teacher(spec: schema.Teacher, name: str, num_classes: int | None) -> TeacherProfile:
+    """A frozen model in its own dtype and at its own size."""
+    with torch.device("meta"):
+        model = create(name, num_classes=num_classes, image_size=spec.image_size, model_args=spec.model_args)
+    wants = pixel_config(model)
+    size = spec.image_size or wants.image_size
+    dtype = DTYPES[spec.dtype]
+    pixels = Pixels(spec.mean or wants.mean, spec.std or wants.std, size, wants.interpolation, dtype)
+    model.eval().requires_grad_(False)
+    with fake(nn.ModuleList([model]), dtype), fake(pixels):
+        weight_bytes, buffer_bytes, largest = held(model)
+        forward, working = forward_pass(lambda images: model(pixels(images)), size)
+    return TeacherProfile(
+        name=name,
+        parameters=sum(p.numel() for p in model.parameters()),
+        weight_bytes=weight_bytes + buffer_bytes,
+        largest_bytes=largest,
+        dtype=spec.dtype,
+        forward=forward,
+        working=working,
+        num_classes=int(model.num_classes),  # type: ignore[arg-type]
+    )
+
+
+def measure_student(
+    name: str, spec: schema.Student, num_classes: int, image_size: int, precision: str
+) -> StudentProfile:
+    """A model that learns, in float32 weights and the precision of the run. Its optimizer takes one step, to count its state."""
+    with torch.device("meta"):
+        net = create(
+            spec.model,
+            num_classes=num_classes,
+            image_size=image_size,
+            drop_path=spec.drop_path,
+            drop_rate=spec.drop_rate,
+            model_args=spec.model_args,
+        )
+    if spec.grad_checkpointing:
+        net.set_grad_checkpointing(True)  # type: ignore[operator]
+    pixels = student_pixels(net, spec)
+    with ExitStack() as stack:
+        stack.enter_context(fake(net))
+        stack.enter_context(fake(pixels))
+        weight_bytes, buffer_bytes, largest = held(net)
+        network = Network(net, pixels).train()
+        train, kept, working = training_pass(network, image_size, precision, checkpointing=spec.grad_checkpointing)
+        state_bytes = optimizer_bytes(net, spec.optimizer)
+    return StudentProfile(
+        name=name,
+        model=spec.model,
+        parameters=weight_bytes // 4,
+        buffer_bytes=buffer_bytes,
+        state_bytes=state_bytes,
+        num_emas=len(spec.ema.decays),
+        largest_bytes=largest,
+        precision=precision,
+        train=train,
+        kept=kept,
+        working=working,
+        checkpointing=spec.grad_checkpointing,
+        elementwise=spec.optimizer.name.lower() in ELEMENTWISE_OPTIMIZERS,
+    )
+
+
+def optimizer_bytes(net: nn.Module, spec: schema.Optimizer) -> int:
+    """Bytes of the optimizer's state after a step on the gradients that `net` has. Step counters, which lie on the host, are left out."""
+    optimizer = build_optimizer(net, spec)
+    optimizer.step()
+    tensors = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, torch.Tensor)]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors if tensor.dim())
+
+
+def _once(students: tuple[StudentProfile, ...]) -> tuple[StudentProfile, ...]:
+    return students

@@ -1,0 +1,151 @@
+"""Bytes that a process needs on its GPU and on the host, under each placement. Pure arithmetic."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from distill.doctor.profiles import Layout, StudentProfile, TeacherProfile
+
+# DeepSpeed 0.19.8's stage3_prefetch_bucket_size: scalars that ZeRO-3 gathers ahead of the layer that computes.
+PREFETCH_SCALARS = 5e7
+# Its reduce_bucket_size: a buffer that each engine allocates whole, however small the model.
+BUCKET_SCALARS = 5e8
+_FLOAT32 = 4
+
+
+@dataclass(frozen=True)
+class Reserve:
+    """What no count of tensors sees; assumed, not measured.
+
+    Attributes:
+        context_bytes: CUDA context, libraries' workspaces, NCCL's buffers.
+        fragmentation: of everything else, lost between the allocator's blocks.
+    """
+
+    context_bytes: float = 2e9
+    fragmentation: float = 0.05
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one process. `device` and `host` name what holds them; `lasting` are those that no smaller micro-batch would free."""
+
+    device: dict[str, float]
+    host: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def total(self) -> float:
+        return sum(self.device.values())
+
+    @property
+    def lasting(self) -> float:
+        return sum(bytes_ for part, bytes_ in self.device.items() if part in LASTING)
+
+    @property
+    def host_total(self) -> float:
+        return sum(self.host.values())
+
+
+TEACHER, GATHERED, WEIGHTS, GRADIENTS = "teacher", "gathered layers", "weights", "gradients"
+OPTIMIZER, COPY, BUCKET, EMA = "optimizer", "ZeRO copy", "ZeRO bucket", "averages"
+BATCH, WORKING, RESERVE = "batch", "activations", "reserve"
+LASTING = (TEACHER, WEIGHTS, GRADIENTS, OPTIMIZER, COPY, BUCKET, EMA)
+
+
+def teacher_bytes(teacher: TeacherProfile, layout: Layout) -> tuple[float, float, float]:
+    """(on the device all the time, gathered during its forward, on the host).
+
+    Replicated: all of it. ZeRO-3: a shard of 1/N on the device or, offloaded, on the host; the forward gathers the layer that computes and
+    `PREFETCH_SCALARS` of those that follow.
+    """
+    if layout.teacher_placement == "replicated":
+        return teacher.weight_bytes, 0.0, 0.0
+    scalar = teacher.weight_bytes / teacher.parameters
+    gathered = min(teacher.weight_bytes, teacher.largest_bytes + PREFETCH_SCALARS * scalar)
+    shard = teacher.weight_bytes / layout.num_processes
+    return (0.0, gathered, shard) if layout.teacher_offload else (shard, gathered, 0.0)
+
+
+def student_bytes(student: StudentProfile, layout: Layout) -> tuple[dict[str, float], dict[str, float]]:
+    """(on the device, on the host) of one student, without activations. P scalars over N processes, float32 weights:
+
+    ================  =======  =======  =======  =======
+    bytes             DDP      ZeRO-1   ZeRO-2   ZeRO-3
+    ================  =======  =======  =======  =======
+    weights           4P       4P       4P       4P/N
+    gradients         4P       4P       4P/N     4P/N
+    optimizer state   s        s/N      s/N      s/N
+    copy of a shard   0        4P/N     4P/N     0
+    an average        4P       4P/N     4P/N     4P/N
+    bucket            0        2e9      2e9      2e9
+    ================  =======  =======  =======  =======
+
+    The copy is DeepSpeed's: stage_1_and_2.py clones the shard that it updates, whatever its dtype; stage3.py does not where weights are
+    float32 and stay on the device. The bucket is `BUCKET_SCALARS` floats. Offloading moves optimizer state, the copy, sharded gradients and,
+    under ZeRO-3, the shard of the weights to the host. Buffers are whole on every process, and whole in each average.
+    """
+    stage = layout.zero_stage
+    shard = student.weight_bytes / (layout.num_processes if stage else 1)
+    weights = shard if stage == 3 else float(student.weight_bytes)
+    gradients = shard if stage >= 2 else float(student.weight_bytes)
+    state = student.state_bytes / (layout.num_processes if stage else 1)
+    copy = shard if stage in (1, 2) or (stage == 3 and layout.zero_offload) else 0.0
+    device = {
+        WEIGHTS: weights + student.buffer_bytes,
+        BUCKET: 4 * BUCKET_SCALARS if stage else 0.0,
+        EMA: student.num_emas * (shard + student.buffer_bytes),
+    }
+    if not layout.zero_offload:
+        return device | {GRADIENTS: gradients, OPTIMIZER: state, COPY: copy}, {}
+    host = {OPTIMIZER: state, COPY: copy}
+    if stage == 1:
+        return device | {GRADIENTS: gradients}, host
+    if stage == 3:
+        device[WEIGHTS], host[WEIGHTS] = float(student.buffer_bytes), weights
+    return device, host | {GRADIENTS: gradients}
+
+
+def batch_bytes(micro_batch: int, image_size: int, num_classes: int) -> float:
+    """A micro-batch on the device and the next one on its way: float32 and uint8 pixels, label distributions, teacher's logits."""
+    pixels = 3 * image_size**2
+    return 2 * micro_batch * (pixels * (_FLOAT32 + 1) + 2 * num_classes * _FLOAT32)
+
+
+def estimate(
+    teacher: TeacherProfile | None,
+    students: Sequence[StudentProfile],
+    layout: Layout,
+    *,
+    image_size: int,
+    num_classes: int,
+    reserve: Reserve,
+) -> Memory:
+    """Peak bytes of one process.
+
+    Everything that lasts is added up over students; they compute one after another, and after the teacher, so of the
+    activations only the largest counts. Gathered layers are those of whoever computes: the larger of teacher and students.
+    """
+    device: dict[str, float] = {}
+    host: dict[str, float] = {}
+    gathered, working = [0.0], [0.0]
+    if teacher is not None:
+        resident, ahead, offloaded = teacher_bytes(teacher, layout)
+        device[TEACHER] = resident
+        host[TEACHER] = offloaded
+        gathered.append(ahead)
+        working.append(teacher.working.at(layout.micro_batch))
+    for student in students:
+        own, away = student_bytes(student, layout)
+        for parts, more in ((device, own), (host, away)):
+            for part, size in more.items():
+                parts[part] = parts.get(part, 0.0) + size
+        working.append(student.working.at(layout.micro_batch))
+        if layout.zero_stage == 3:
+            gathered.append(min(student.weight_bytes, student.largest_bytes + PREFETCH_SCALARS * _FLOAT32))
+    device[GATHERED] = max(gathered)
+    device[BATCH] = batch_bytes(layout.micro_batch, image_size, num_classes)
+    device[WORKING] = max(working)
+    device[RESERVE] = reserve.context_bytes + reserve.fragmentation * sum(device.values())
+    order = (TEACHER, GATHERED, WEIGHTS, GRADIENTS, OPTIMIZER, COPY, BUCKET, EMA, BATCH, WORKING, RESERVE)
+    return Memory(
+        {part: device[part] for part in order if device.get(part)}, {part: size for part, size in host.items() if size}
+    )

@@ -1,0 +1,257 @@
+"""How long one step takes: numbers in, seconds out. Pure arithmetic, no torch; docs/scaling.md tells the same in words.
+
+Three things go on at once, and the slowest decides:
+
+    step = max(device, host, data)
+    device = teacher + exposed gather + students + exposed all-reduce + update
+    host = kernels * host_s_per_kernel                    (eager mode: Python launches every kernel)
+    data = images of a process / (decoding processes * images/s of a core)
+
+A pass on the device is a sum over its kernels: products take the longer of FLOPs / (fraction * peak) and bytes / (fraction *
+bandwidth), the rest bytes / (fraction * bandwidth).
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from distill.doctor.hardware import Gpu
+from distill.doctor.profiles import Layout, Pass, StudentProfile, TeacherProfile
+
+_DDP_BUCKET = 25 * 2**20  # bytes: torch's bucket_cap_mb
+
+
+@dataclass(frozen=True)
+class Assumptions:
+    """What was not measured here, each with its default.
+
+    Attributes:
+        product_fraction: of the data sheet's FLOP/s that large products reach.
+        traffic_fraction: of the data sheet's memory bandwidth that other kernels reach.
+        mfu: given, passes take FLOPs / (mfu * peak) and nothing else: for who has measured it.
+        link_fraction: of a link's data-sheet rate that collectives reach.
+        hop_s: seconds a message takes from one GPU to the next, beside its bytes.
+        overlap: part of a pass behind which its communication can hide.
+        host_s_per_kernel: Python, autograd and launch, in eager mode.
+    """
+
+    product_fraction: float = 0.6
+    traffic_fraction: float = 0.8
+    mfu: float | None = None
+    link_fraction: float = 0.8
+    hop_s: float = 10e-6
+    overlap: float = 0.8
+    host_s_per_kernel: float = 30e-6
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """GPUs and what joins them.
+
+    Attributes:
+        network_bytes_s: between nodes, of one node, one direction, all its cards together.
+        decoders: decoding processes of each GPU's process.
+        decode_images_s: images that one decoding process reads, decodes and augments in a second.
+    """
+
+    gpu: Gpu
+    num_gpus: int
+    gpus_per_node: int = 8
+    network_bytes_s: float = 50e9
+    decoders: int = 16
+    decode_images_s: float = 250.0
+
+    @property
+    def num_nodes(self) -> int:
+        return math.ceil(self.num_gpus / self.gpus_per_node)
+
+    @property
+    def bandwidth(self) -> float:
+        """Bytes/s of the slowest link that a ring over all GPUs crosses: inside a node each GPU's own, between nodes each node's."""
+        link = self.gpu.link_bytes_s
+        return min(link, self.network_bytes_s) if self.num_nodes > 1 else link
+
+
+# ---- bytes on the wire -----------------------------------------------------------------------------------------------
+
+
+def all_reduce_bytes(size: float, num_processes: int) -> float:
+    """Bytes that each process sends for an all-reduce of `size` bytes in a ring: 2 (N - 1) / N * size."""
+    return 2 * (num_processes - 1) / num_processes * size
+
+
+def gather_bytes(size: float, num_processes: int) -> float:
+    """Bytes that each process receives for an all-gather (or sends for a reduce-scatter) of `size` bytes: (N - 1) / N * size."""
+    return (num_processes - 1) / num_processes * size
+
+
+def teacher_gather_bytes(teacher: TeacherProfile, layout: Layout) -> float:
+    """Bytes that each process receives in a step for a teacher under ZeRO-3: its weights once a forward. Replicated: none."""
+    if layout.teacher_placement == "replicated":
+        return 0.0
+    return layout.num_forwards * gather_bytes(teacher.weight_bytes, layout.num_processes)
+
+
+def student_sync_bytes(student: StudentProfile, layout: Layout) -> float:
+    """Bytes that each process sends or receives in a step for one student, in units of G = (N - 1) / N * 4P.
+
+    DDP: 2 G (all-reduce, once a step). ZeRO-1: 2 G (reduce-scatter, then gather the updated weights). ZeRO-2: (k + 1) G, gradients leave
+    after each of the k micro-batches. ZeRO-3: 3 k G: weights gathered for forward and backward, gradients scattered.
+    """
+    unit = gather_bytes(student.weight_bytes, layout.num_processes)
+    k = layout.num_forwards
+    return {0: 2, 1: 2, 2: k + 1, 3: 3 * k}[layout.zero_stage] * unit
+
+
+# ---- seconds ---------------------------------------------------------------------------------------------------------
+
+
+def pass_seconds(work: Pass, images: float, gpu: Gpu, dtype: str, assumed: Assumptions) -> float:
+    """One pass over `images` on the device."""
+    peak = gpu.peak(dtype)
+    if assumed.mfu is not None:
+        return work.flops(images) / (assumed.mfu * peak)
+    bandwidth = assumed.traffic_fraction * gpu.memory_bytes_s
+    rate = assumed.product_fraction * peak
+    products = sum(max(p.flops.at(images) / rate, p.traffic.at(images) / bandwidth) for p in work.products)
+    return work.times * products + work.other_bytes.at(images) / bandwidth
+
+
+def wire_seconds(size: float, messages: int, cluster: Cluster, assumed: Assumptions) -> float:
+    """`size` bytes through the slowest link, and `messages` that each climb and descend a tree of the GPUs."""
+    if cluster.num_gpus == 1:
+        return 0.0
+    hops = 2 * math.ceil(math.log2(cluster.num_gpus))
+    return size / (assumed.link_fraction * cluster.bandwidth) + messages * hops * assumed.hop_s
+
+
+def exposed(wire_s: float, behind_s: float, pieces: int, assumed: Assumptions) -> float:
+    """What of a communication does not hide behind computing; at least the last of its pieces."""
+    return max(wire_s - assumed.overlap * behind_s, wire_s / pieces)
+
+
+@dataclass(frozen=True)
+class Step:
+    """Seconds of one step, by what takes them, and how many images a second that makes over all GPUs."""
+
+    teacher_s: float
+    gather_s: float
+    student_s: float
+    sync_s: float
+    update_s: float
+    host_s: float
+    data_s: float
+    images: int
+    teacher_flops: float
+    student_flops: float
+    gather_bytes: float
+    sync_bytes: float
+    fraction_of_peak: float
+
+    @property
+    def device_s(self) -> float:
+        return self.teacher_s + self.gather_s + self.student_s + self.sync_s + self.update_s
+
+    @property
+    def seconds(self) -> float:
+        return max(self.device_s, self.host_s, self.data_s)
+
+    @property
+    def images_s(self) -> float:
+        return self.images / self.seconds
+
+    @property
+    def bound(self) -> str:
+        """What one would have to make faster: "data", "host", "teacher", "students" or "communication"."""
+        if self.seconds == self.data_s:
+            return "data"
+        if self.seconds == self.host_s:
+            return "host"
+        parts = {
+            "teacher": self.teacher_s,
+            "students": self.student_s + self.update_s,
+            "communication": self.gather_s + self.sync_s,
+        }
+        return max(parts, key=lambda part: parts[part])
+
+
+def step(
+    teacher: TeacherProfile | None,
+    students: Sequence[StudentProfile],
+    layout: Layout,
+    cluster: Cluster,
+    assumed: Assumptions,
+) -> Step:
+    """One optimizer step of every student behind one teacher forward.
+
+    Students compute one after another. A student's backward, two thirds of its pass, hides the all-reduce; the teacher's forward hides
+    the gathering of its weights.
+    """
+    assert layout.num_processes == cluster.num_gpus
+    gpu, k, b = cluster.gpu, layout.num_forwards, layout.micro_batch
+    bandwidth = assumed.traffic_fraction * gpu.memory_bytes_s
+    teacher_s = gather_s = gathered = teacher_flops = ideal_s = 0.0
+    kernels = 0
+    if teacher is not None:
+        teacher_s = k * pass_seconds(teacher.forward, b, gpu, teacher.dtype, assumed)
+        teacher_flops = k * teacher.forward.flops(b)
+        ideal_s += teacher_flops / gpu.peak(teacher.dtype)
+        kernels += k * teacher.forward.num_kernels
+        gathered = teacher_gather_bytes(teacher, layout)
+        if gathered:
+            layers = len(teacher.forward.products)
+            gather_s = exposed(wire_seconds(gathered, k * layers, cluster, assumed), teacher_s, k * layers, assumed)
+    student_s = sync_s = synced = update_s = student_flops = 0.0
+    for student in students:
+        own_s = k * pass_seconds(student.train, b, gpu, student.precision, assumed)
+        flops = k * student.train.flops(b)
+        ideal_s += flops / gpu.peak(student.precision)
+        size = student_sync_bytes(student, layout)
+        buckets = max(1, math.ceil(student.weight_bytes / _DDP_BUCKET))
+        sync_s += exposed(wire_seconds(size, buckets, cluster, assumed), own_s * 2 / 3, buckets, assumed)
+        updated = update_bytes(student, layout)
+        update_s += updated / bandwidth
+        kernels += k * student.train.num_kernels
+        student_s, student_flops, synced = student_s + own_s, student_flops + flops, synced + size
+    seconds = Step(
+        teacher_s=teacher_s,
+        gather_s=gather_s,
+        student_s=student_s,
+        sync_s=sync_s,
+        update_s=update_s,
+        host_s=kernels * assumed.host_s_per_kernel,
+        data_s=layout.images_process / (cluster.decoders * cluster.decode_images_s),
+        images=layout.batch_size_global,
+        teacher_flops=teacher_flops,
+        student_flops=student_flops,
+        gather_bytes=gathered,
+        sync_bytes=synced,
+        fraction_of_peak=0.0,
+    )
+    return Step(**{**vars(seconds), "fraction_of_peak": ideal_s / seconds.seconds})
+
+
+def update_bytes(student: StudentProfile, layout: Layout) -> float:
+    """Memory traffic of the optimizer and the averages in a step: weights and state read and written, gradients read."""
+    share = layout.num_processes if layout.zero_stage else 1
+    optimizer = (3 * student.weight_bytes + 2 * student.state_bytes) / share
+    return optimizer + 3 * student.num_emas * student.weight_bytes
+
+
+def gpu_hours(steps: int, step_s: float, num_gpus: int) -> float:
+    """Of training steps alone: no evaluations, no saving, no starting."""
+    return steps * step_s * num_gpus / 3600
+
+
+def crossover_images(teacher: TeacherProfile, cluster: Cluster, assumed: Assumptions) -> int | None:
+    """The smallest micro-batch behind whose forward a gather of the teacher hides: from there on, ZeRO-3 costs next to nothing.
+
+    For a transformer of P weights in e bytes that sees T tokens an image, FLOPs are about 2 P T b, so that b is about
+    e * fraction * peak / (2 T * overlap * link): the size of the teacher cancels. None: not within 4,096 images.
+    """
+    size = gather_bytes(teacher.weight_bytes, cluster.num_gpus)
+    wire_s = wire_seconds(size, len(teacher.forward.products), cluster, assumed)
+    for images in range(1, 4097):
+        if assumed.overlap * pass_seconds(teacher.forward, images, cluster.gpu, teacher.dtype, assumed) >= wire_s:
+            return images
+    return None
