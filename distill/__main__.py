@@ -1,4 +1,4 @@
-"""The command line: distill train | evaluate | export | recipe show, check, list. Also `accelerate launch -m distill ...`."""
+"""The command line: distill train | evaluate | export | doctor | recipe show, check, list. Also `accelerate launch -m distill ...`."""
 
 import errno
 import os
@@ -145,6 +145,58 @@ def export(
     from distill.judge import export_student
 
     export_student(run, output, student=student, weights=weights)
+
+
+@app.command()
+def doctor(
+    recipe: Annotated[
+        str | None, typer.Argument(metavar="[RECIPE]", help="As for train; without one, only the machine is looked at.")
+    ] = None,
+    overrides: Overrides = None,
+    gpus: Annotated[
+        int | None, typer.Option(min=1, help="Processes, one a GPU, to predict for; those here, or 8, if left out.")
+    ] = None,
+    nodes: Annotated[int | None, typer.Option(min=1, help="Machines, instead of --gpus.")] = None,
+    gpus_per_node: Annotated[int, typer.Option(min=1, help="GPUs of a machine.")] = 8,
+    gpu: Annotated[
+        str | None,
+        typer.Option(help="h100, h200, b200, a100-80, a100-40, v100, l40s, rtx4090, ...; the one here, or h100."),
+    ] = None,
+    network: Annotated[
+        float | None, typer.Option(help="GB/s of a machine to others, one direction; 50 if left out.")
+    ] = None,
+    decode: Annotated[
+        float | None, typer.Option(help="Images/s that a core decodes; measured where the data is here, else 260.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Decoding processes of each GPU's process.")] = None,
+    mfu: Annotated[
+        float | None, typer.Option(help="Fraction of the peak FLOP/s that your GPUs reach, once measured.")
+    ] = None,
+    images: Annotated[int | None, typer.Option(min=1, help="Training images, where the data is not here.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+) -> None:
+    """Look at this machine, and say whether a recipe fits and what will bound it.
+
+    Needs no GPU, no network and no data: what it cannot know it says, and
+    each predicted number stands beside what it assumes. Under a launcher it
+    measures the interconnect too. Exit code 2: something is certain to fail.
+
+    Examples:
+      distill doctor
+      distill doctor imagenet1k/res50_beitv2l_a2_300ep --gpus 8 --gpu a100-80
+      distill doctor my.yaml teacher.placement=zero3 --nodes 8 --network 400
+      torchrun --nproc-per-node 8 -m distill doctor my.yaml --json
+    """
+    from distill.doctor.examine import Asked, examine
+
+    for option, value in (("--network", network), ("--decode", decode), ("--mfu", mfu)):
+        if value is not None and not 0 < value < float("inf"):
+            raise InputError(f"{option} {value}: should be above 0")
+    if mfu is not None and mfu > 1:
+        raise InputError(f"--mfu {mfu}: a fraction of the peak is at most 1, such as 0.35")
+    asked = Asked(gpus, nodes, gpus_per_node, gpu, network, decode, workers, mfu, images)
+    loaded = None if recipe is None else load_recipe(recipe, overrides or [])
+    raise typer.Exit(examine(loaded, asked, as_json=json))
 
 
 @recipe_app.command("show")

@@ -177,11 +177,37 @@ def decoders(num_workers: int | None) -> int:
     return max(1, min(16, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
-def place_teacher(teacher: Teacher | None, engine: Engine) -> Teacher | None:
-    """The teacher on the device of the run, outside Accelerate's prepare, in its own dtype."""
+def place_teacher(
+    teacher: Teacher | None, engine: Engine, *, placement: str = "replicated", offload: bool = False
+) -> Teacher | None:
+    """The teacher where the recipe wants it, outside Accelerate's prepare, in its own dtype. Collective: every rank.
+
+    Raises:
+        InputError: it does not fit on the device.
+    """
     if teacher is None:
         return None
-    placed = engine.place(teacher)
-    assert isinstance(placed, Teacher)
-    engine.compile_(placed.model)
-    return placed
+    sharded = placement == "zero3" and (engine.world_size > 1 or offload)  # over one process alone nothing is sharded
+    if not offload:
+        refuse_too_large(teacher, engine, engine.world_size if sharded else 1)
+    if sharded:
+        teacher.shard(partial(engine.shard_frozen, offload=offload, dtype=teacher.dtype))
+        teacher.to(engine.device)  # what is not sharded
+    else:
+        engine.place(teacher)
+        engine.compile_(teacher.model)
+    return teacher
+
+
+def refuse_too_large(teacher: Teacher, engine: Engine, num_shards: int) -> None:
+    """Raises InputError when the weights alone outgrow what the device has free, naming what would make them fit."""
+    free = engine.free_memory_bytes()
+    needed = sum(tensor.nbytes for tensor in (*teacher.parameters(), *teacher.buffers())) / num_shards
+    if free is None or needed <= free:
+        return
+    mends = ["teacher.dtype: bf16"] if teacher.dtype == torch.float32 else []
+    mends += ["teacher.offload: true" if num_shards > 1 else "teacher.placement: zero3 on several processes"]
+    raise InputError(
+        f"teacher: {teacher.source} takes {needed / 2**30:.1f} GiB of {engine.device}, which has {free / 2**30:.1f} GiB free: set "
+        f"{' or '.join(mends)}; `distill doctor RECIPE` shows what fits"
+    )

@@ -9,7 +9,7 @@ import torch
 
 from distill.build import refuse_image_size, student_pixels
 from distill.errors import InputError, naming
-from distill.models.build import config, create
+from distill.models.build import checkpoint_activations, config, create
 from distill.optim import build_optimizer
 from distill.plan import setting_problems, share_of_process
 from distill.recipe import DurationValue, Recipe, schema
@@ -65,6 +65,8 @@ def _check_student(spec: schema.Student, recipe: Recipe, key: str) -> None:
             model_args=spec.model_args,
         )
         refuse_image_size(net, image_size, f"{key}.model {spec.model}")
+        if spec.grad_checkpointing:
+            checkpoint_activations(net, spec.model)
     student_pixels(net, spec)
     build_optimizer(net, spec.optimizer, key=f"{key}.optimizer")
     _shorter(spec.schedule.warmup, recipe.train.budget, f"{key}.schedule.warmup")

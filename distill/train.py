@@ -83,7 +83,8 @@ class Run:
         self._sat = False  # this sitting has trained
         self._judged_step = 0
         self.accuracies: dict[str, Accuracy] = {}
-        self.teacher = place_teacher(models.teacher, engine)
+        placing = recipe.teacher.model_dump(include={"placement", "offload"}) if recipe.teacher else {}
+        self.teacher = place_teacher(models.teacher, engine, **placing)
         self.students = start_students(models, recipe, share, engine)
         self.screen = Screen(
             title=recipe.name, students=list(recipe.students), total_steps=plan.total_steps, show=engine.is_main

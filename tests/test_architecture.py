@@ -21,6 +21,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"students"}),
     frozenset({"build", "summary"}),
     frozenset({"check", "judge", "train"}),
+    frozenset({"doctor"}),
     frozenset({"__main__"}),
 )
 # Imports on one floor that are allowed: from a room, of a module or what is below it.

@@ -5,14 +5,17 @@ import signal
 from types import FrameType, TracebackType
 from typing import Self
 
+from distill.processes import several_processes
+
 _WATCHED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class Signals:
     """Context manager that notes a stop signal instead of dying of it; the loop looks at `received` between steps.
 
-    A second Ctrl-C raises KeyboardInterrupt, for whoever cannot wait. Old handlers return on exit. Main thread only
-    (Python delivers signals nowhere else).
+    A second Ctrl-C raises KeyboardInterrupt, for whoever cannot wait. Old handlers return on exit, but for one of several processes
+    that ends by an error: its launcher sends SIGTERM as soon as another one has died, and this one must live to say what it saw.
+    Main thread only (Python delivers signals nowhere else).
 
     Attributes:
         received: name of the first signal ("SIGTERM", "SIGUSR1", "SIGINT"), or None.
@@ -33,7 +36,10 @@ class Signals:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        fails = isinstance(error, Exception) and several_processes()
         for number, handler in self._previous.items():
+            if fails and number != signal.SIGINT:
+                handler = signal.SIG_IGN
             # None: a handler that C code installed, which Python cannot put back.
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)  # type: ignore[arg-type]
         self._previous.clear()

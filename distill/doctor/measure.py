@@ -1,22 +1,26 @@
 """From a recipe to profiles: its models built without memory, and counted. No weights are read and no data is needed."""
 
+import dataclasses
 import json
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from distill.build import student_pixels
 from distill.doctor.meter import fake, forward_pass, held, training_pass
 from distill.doctor.profiles import StudentProfile, TeacherProfile
-from distill.models.build import config, create
+from distill.models.build import checkpoint_activations, config, create
 from distill.models.pixels import Network, Pixels, pixel_config
 from distill.models.teacher import DTYPES
 from distill.optim import build_optimizer
 from distill.recipe import Recipe, schema
 from distill.recipe.schema import ELEMENTWISE_OPTIMIZERS
+
+# What a student's bytes and FLOPs depend on; students that differ in objective or schedule alone are counted once.
+_SHAPE = ("model", "model_args", "drop_path", "drop_rate", "grad_checkpointing", "mean", "std", "optimizer")
 
 
 @dataclass(frozen=True)
@@ -49,11 +53,14 @@ def measure(recipe: Recipe, num_classes: int) -> Profiles:
         else:
             classes = num_classes if recipe.teacher.weights == "random" else None
             teacher = measure_teacher(recipe.teacher, name, classes)
-    students = tuple(
-        measure_student(name, spec, num_classes, recipe.data.image_size, recipe.train.precision)
-        for name, spec in recipe.students.items()
-    )
-    return Profiles(teacher, _once(students), tuple(unknown))
+    counted: dict[str, StudentProfile] = {}
+    students = []
+    for name, spec in recipe.students.items():
+        alike = repr([getattr(spec, field) for field in _SHAPE])
+        if alike not in counted:
+            counted[alike] = measure_student(name, spec, num_classes, recipe.data.image_size, recipe.train.precision)
+        students.append(dataclasses.replace(counted[alike], name=name, num_emas=len(spec.ema.decays)))
+    return Profiles(teacher, tuple(students), tuple(unknown))
 
 
 def teacher_name(spec: schema.Teacher) -> str | None:
@@ -89,9 +96,10 @@ def measure_teacher(spec: schema.Teacher, name: str, num_classes: int | None) ->
     dtype = DTYPES[spec.dtype]
     pixels = Pixels(spec.mean or wants.mean, spec.std or wants.std, size, wants.interpolation, dtype)
     model.eval().requires_grad_(False)
-    with fake(nn.ModuleList([model]), dtype), fake(pixels):
+    network = Network(model, pixels)
+    with fake(network, dtype):
         weight_bytes, buffer_bytes, largest = held(model)
-        forward, working = forward_pass(lambda images: model(pixels(images)), size)
+        forward, working = forward_pass(network, size)
     return TeacherProfile(
         name=name,
         parameters=sum(p.numel() for p in model.parameters()),
@@ -107,7 +115,7 @@ def measure_teacher(spec: schema.Teacher, name: str, num_classes: int | None) ->
 def measure_student(
     name: str, spec: schema.Student, num_classes: int, image_size: int, precision: str
 ) -> StudentProfile:
-    """A model that learns, in float32 weights and the precision of the run. Its optimizer takes one step, to count its state."""
+    """A model that learns, in float32 weights and the precision of the run."""
     with torch.device("meta"):
         net = create(
             spec.model,
@@ -118,21 +126,17 @@ def measure_student(
             model_args=spec.model_args,
         )
     if spec.grad_checkpointing:
-        net.set_grad_checkpointing(True)  # type: ignore[operator]
-    pixels = student_pixels(net, spec)
-    with ExitStack() as stack:
-        stack.enter_context(fake(net))
-        stack.enter_context(fake(pixels))
+        checkpoint_activations(net, spec.model)
+    network = Network(net, student_pixels(net, spec)).train()
+    with fake(network):
         weight_bytes, buffer_bytes, largest = held(net)
-        network = Network(net, pixels).train()
         train, kept, working = training_pass(network, image_size, precision, checkpointing=spec.grad_checkpointing)
-        state_bytes = optimizer_bytes(net, spec.optimizer)
     return StudentProfile(
         name=name,
         model=spec.model,
         parameters=weight_bytes // 4,
         buffer_bytes=buffer_bytes,
-        state_bytes=state_bytes,
+        state_bytes=optimizer_bytes(net, spec.optimizer),
         num_emas=len(spec.ema.decays),
         largest_bytes=largest,
         precision=precision,
@@ -140,17 +144,34 @@ def measure_student(
         kept=kept,
         working=working,
         checkpointing=spec.grad_checkpointing,
+        can_checkpoint=not any(isinstance(module, _BatchNorm) for module in net.modules()),
         elementwise=spec.optimizer.name.lower() in ELEMENTWISE_OPTIMIZERS,
     )
 
 
 def optimizer_bytes(net: nn.Module, spec: schema.Optimizer) -> int:
-    """Bytes of the optimizer's state after a step on the gradients that `net` has. Step counters, which lie on the host, are left out."""
-    optimizer = build_optimizer(net, spec)
-    optimizer.step()
-    tensors = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, torch.Tensor)]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors if tensor.dim())
+    """Bytes of the optimizer's state, from two steps over a small matrix and a small vector: scalars of state a scalar of weights.
+
+    Exact for optimizers that keep whole moments (AdamW, LAMB, SGD, Lion ...); those that factor them (Adafactor) keep less than this.
+    Step counters are left out.
+    """
+    samples = nn.ParameterDict({"weight": torch.zeros(16, 16), "bias": torch.zeros(16)})
+    optimizer = build_optimizer(samples, spec.model_copy(update={"args": _without_layers(spec.args)}))
+    for _ in range(2):
+        for parameter in samples.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+    each = {}
+    for name, parameter in samples.items():
+        state = [
+            value for value in optimizer.state[parameter].values() if isinstance(value, torch.Tensor) and value.dim()
+        ]
+        each[name] = sum(tensor.numel() * tensor.element_size() for tensor in state) / parameter.numel()
+    scalars = [parameter for parameter in net.parameters() if parameter.requires_grad]
+    total: float = sum(each["weight" if p.dim() > 1 else "bias"] * p.numel() for p in scalars)
+    return round(total)
 
 
-def _once(students: tuple[StudentProfile, ...]) -> tuple[StudentProfile, ...]:
-    return students
+def _without_layers(args: dict[str, object]) -> dict[str, object]:
+    """Layer-wise decay needs the layers of a timm model, and keeps no state."""
+    return {name: value for name, value in args.items() if not name.startswith("layer_decay")}

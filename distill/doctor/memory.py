@@ -83,7 +83,7 @@ def student_bytes(student: StudentProfile, layout: Layout) -> tuple[dict[str, fl
     float32 and stay on the device. The bucket is `BUCKET_SCALARS` floats. Offloading moves optimizer state, the copy, sharded gradients and,
     under ZeRO-3, the shard of the weights to the host. Buffers are whole on every process, and whole in each average.
     """
-    stage = layout.zero_stage
+    stage = layout.zero_stage if layout.num_processes > 1 or layout.zero_offload else 0  # nothing is sharded over one
     shard = student.weight_bytes / (layout.num_processes if stage else 1)
     weights = shard if stage == 3 else float(student.weight_bytes)
     gradients = shard if stage >= 2 else float(student.weight_bytes)

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from distill.doctor.profiles import Line, Pass, Product, through
+from distill.models.pixels import Pixels
 
 # Images of the two forwards that a line is drawn through.
 SMALL, LARGE = 8, 32
@@ -27,7 +28,7 @@ SMALL, LARGE = 8, 32
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class Meter(TorchDispatchMode):
+class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Bytes alive and at their peak, memory traffic, FLOPs and kernels of everything computed inside.
 
     Attributes:
@@ -38,7 +39,7 @@ class Meter(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.live = self.peak = self.kernels = self.other_bytes = 0
         self.products: list[tuple[int, int]] = []
         self.forward = True
@@ -81,7 +82,8 @@ class Meter(TorchDispatchMode):
 
 
 def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    key: int = tensor.untyped_storage()._cdata
+    return key
 
 
 def _size(tensor: Tensor) -> int:
@@ -126,13 +128,13 @@ class _AsOnCuda(TorchFunctionMode):
 def fake(model: nn.Module, dtype: torch.dtype = torch.float32) -> Iterator[nn.Module]:
     """The model with fake tensors in place of its own (it may be on "meta"), inside a mode that makes all new ones fake.
 
-    `dtype` is that of its weights, BatchNorm's excepted, as a teacher is cast.
+    `dtype` is that of its weights, as a teacher is cast: BatchNorm's stay as they are, and so do the means of pixels.
     """
     with FakeTensorMode():
         made: dict[int, Tensor] = {}
 
         def like(tensor: Tensor, module: nn.Module) -> Tensor:
-            wide = isinstance(module, _BatchNorm) or not tensor.is_floating_point()
+            wide = isinstance(module, _BatchNorm | Pixels) or not tensor.is_floating_point()
             if id(tensor) not in made:  # tied weights stay one
                 made[id(tensor)] = torch.empty(tensor.shape, dtype=tensor.dtype if wide else dtype)
             return made[id(tensor)]

@@ -94,6 +94,7 @@ class StudentProfile:
         working: peak bytes of forward and backward beyond weights, gradients and images: what is kept, what autocast casts, and the
             largest temporary.
         checkpointing: whether activations are computed again in the backward.
+        can_checkpoint: whether they could be: the model has no BatchNorm.
         elementwise: whether its optimizer may be handed flat shards (ZeRO).
     """
 
@@ -109,6 +110,7 @@ class StudentProfile:
     kept: Line
     working: Line
     checkpointing: bool
+    can_checkpoint: bool
     elementwise: bool
 
     @property

@@ -133,6 +133,10 @@ class Engine:
             prepared: nn.Module = self.accelerator.prepare_model(module, device_placement=False)
         return prepared
 
+    def shard_frozen(self, model: nn.Module, *, offload: bool, dtype: torch.dtype) -> nn.Module:
+        """A frozen model in shards over the processes (ZeRO-3): call the result in its place. Collective: every rank."""
+        return zero.shard_frozen(model, offload=offload, device=self.device, dtype=dtype)
+
     def prepare_sharded(
         self,
         module: nn.Module,
@@ -259,6 +263,7 @@ class Engine:
         # What DDP wrapped holds the group, in reference cycles: left to the interpreter's exit, gloo's threads once aborted there.
         self.accelerator.free_memory()
         gc.collect()
+        zero.leave_group()
         if dist.is_initialized():
             dist.destroy_process_group()
         zero.forget()
@@ -268,6 +273,10 @@ class Engine:
     def device_name(self) -> str:
         """What a report calls the device of a process."""
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+
+    def free_memory_bytes(self) -> int | None:
+        """What the device of this process has free now; None on the CPU, where nobody can say."""
+        return torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else None
 
     def peak_memory_bytes(self) -> int:
         """Peak memory: of the device's allocator on CUDA, of the process elsewhere."""

@@ -95,22 +95,19 @@ def shard_frozen(model: nn.Module, *, offload: bool, device: torch.device, dtype
     """
     deepspeed = load_deepspeed(device.type)
     form_group_of_one()
-    sharded, *_ = deepspeed.initialize(
-        model=model,
-        config={
-            "train_micro_batch_size_per_gpu": 1,
-            "zero_optimization": {**_sharding(3, False, False), **_parameters_on_host(offload, device)},
-            "bf16": {"enabled": dtype == torch.bfloat16},
-            "fp16": {"enabled": dtype == torch.float16},
-            "steps_per_print": 10**9,
-        },
-    )
+    where = {"offload_param": {"device": "cpu", "pin_memory": device.type == "cuda"}} if offload else {}
+    config = {
+        "train_micro_batch_size_per_gpu": 1,
+        "zero_optimization": {**_sharding(3, False, False), **where},
+        "bf16": {"enabled": dtype == torch.bfloat16},
+        "fp16": {"enabled": dtype == torch.float16},
+        "steps_per_print": 10**9,
+    }
+    # Parameter by parameter from the host: a model larger than the device never lies on it whole.
+    deepspeed.zero.Init(module=model, config_dict_or_path=config, remote_device="cpu" if offload else None)
+    sharded, *_ = deepspeed.initialize(model=model, config=config)
     sharded.eval()
     return sharded  # type: ignore[no-any-return]
-
-
-def _parameters_on_host(offload: bool, device: torch.device) -> dict[str, Any]:
-    return {"offload_param": {"device": "cpu", "pin_memory": device.type == "cuda"}} if offload else {}
 
 
 def form_group_of_one() -> None:
@@ -140,13 +137,19 @@ def accelerate_environment(on_cpu: bool) -> Iterator[None]:
 
 
 def forget() -> None:
-    """Undo what this process said in the environment, and DeepSpeed's memory of a process group that is gone."""
+    """Take back what this process said in the environment."""
     for variable in _set_here:
         os.environ.pop(variable, None)
     _set_here.clear()
+
+
+def leave_group() -> None:
+    """Take down the process group that DeepSpeed worked in, if there is one: it keeps groups of its own, which outlive torch's."""
     if "deepspeed" in sys.modules:
         import deepspeed.comm.comm
 
+        if deepspeed.comm.comm.cdb is not None and dist.is_initialized():
+            deepspeed.comm.comm.destroy_process_group()
         deepspeed.comm.comm.cdb = None
 
 

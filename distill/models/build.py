@@ -8,6 +8,7 @@ from typing import Any
 import timm
 from timm.models import PretrainedCfg, get_pretrained_cfg, load_model_config_from_hf
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from distill import rng
 from distill.errors import InputError, nearest
@@ -102,7 +103,25 @@ def create_student(spec: schema.Student, *, num_classes: int, image_size: int, s
         path = root / Path(spec.weights).expanduser()
         state_dict, _ = load_state_dict(path)
         apply_weights(model, state_dict, f"weights {path} for {spec.model}")
+    if spec.grad_checkpointing:
+        checkpoint_activations(model, spec.model)
     return model
+
+
+def checkpoint_activations(model: nn.Module, name: str) -> None:
+    """Let the model compute activations again in the backward, block by block, instead of keeping them.
+
+    Raises:
+        InputError: timm cannot for this model, or it has BatchNorm, whose running statistics would move twice a forward.
+    """
+    if any(isinstance(module, _BatchNorm) for module in model.modules()):
+        raise InputError(
+            f"grad_checkpointing: {name} has BatchNorm, whose running statistics a second forward would move again; set it to false"
+        )
+    try:
+        model.set_grad_checkpointing(True)  # type: ignore[operator]
+    except (AttributeError, AssertionError, NotImplementedError) as error:
+        raise InputError(f"grad_checkpointing: {name} has none in timm; set it to false") from error
 
 
 def config(name: str) -> dict[str, Any]:

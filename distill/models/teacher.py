@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -16,6 +16,7 @@ from distill.errors import InputError, nearest
 from distill.models.build import config, create
 from distill.models.labels import check_label_space, comparable_classes
 from distill.models.pixels import Pixels, pixel_config
+from distill.models.taps import Taps
 from distill.models.weights import apply_weights, head_classes, load_state_dict
 from distill.recipe import schema
 
@@ -48,7 +49,8 @@ class Teacher(nn.Module):
         classes: tuple[str, ...] | None = None,
     ) -> None:
         super().__init__()
-        self.model = model.requires_grad_(False)
+        self.model = model.requires_grad_(False)  # what is called: the timm model, or what holds it in shards
+        self.net = model
         self.pixels = pixels
         self.num_classes = num_classes
         self.fingerprint = _fingerprint(model)
@@ -68,6 +70,30 @@ class Teacher(nn.Module):
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             logits: Tensor = self.model(self.pixels(images))
         return logits.float()
+
+    def features(self, images: Tensor, names: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Logits, and what the modules of these names put out in the same forward, in the teacher's dtype.
+
+        The forward is that of the whole model, since under ZeRO-3 a part of it would find no weights.
+
+        Raises:
+            InputError: the model has no such module.
+        """
+        with Taps(self.net, names) as taps:
+            logits = self(images)
+        return logits, taps.outputs
+
+    def shard(self, shard_frozen: Callable[[nn.Module], nn.Module]) -> None:
+        """Let `shard_frozen` spread the weights, and call what it returns from now on. Collective: every rank.
+
+        BatchNorm's parameters become buffers first: these stay whole on every process, and in float32. On the model's device.
+        """
+        for module in self.net.modules():
+            if isinstance(module, _BatchNorm):
+                for name, parameter in list(module.named_parameters(recurse=False)):
+                    delattr(module, name)
+                    module.register_buffer(name, parameter.data, persistent=False)
+        self.model = shard_frozen(self.net)
 
 
 def _fingerprint(model: nn.Module) -> str:

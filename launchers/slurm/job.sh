@@ -12,6 +12,9 @@
 job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 job=${job:-$SLURM_JOB_ID}
 
+# How much longer than the first node another may take to end.
+LAST_NODE_S=15
+
 say() { printf '%(%F %T)T job %s: %s\n' -1 "$job" "$*"; }
 
 fail() {
@@ -66,7 +69,7 @@ run() {
   say "$nodes nodes ($SLURM_JOB_NODELIST), $processes processes, meeting at $MASTER_ADDR:$MASTER_PORT, restart $restarts"
 
   # What a recipe, an override or an installation can have wrong shows here, before every node starts. A job that has run was checked.
-  if ((restarts == 0)); then
+  if ((restarts == 0)) && [[ ${DISTILL_CHECK:-yes} == yes ]]; then
     step --nodes=1 --ntasks=1 bash "$here/node.sh" check --processes "$processes" "$@" || code=$?
     if ((code)); then
       say "the check failed: not requeued"
@@ -78,8 +81,17 @@ run() {
   ((nodes == 1)) || label=(--label)
   step --nodes="$nodes" --ntasks="$nodes" "${label[@]}" bash "$here/node.sh" train "$@" &
   local step_pid=$!
+  # srun waits for tasks of a node that has died (a minute and more). Once this node has ended, the others have nothing left to do.
+  local seconds=0
   while kill -0 "$step_pid" 2>/dev/null; do
-    wait "$step_pid" || true # also returns at each signal
+    if [[ -e $DISTILL_STATE/ended ]] && ((seconds++ == LAST_NODE_S)); then
+      say "this node ended $LAST_NODE_S s ago, and another has not: given up"
+      kill -KILL "$step_pid"
+    fi
+    (
+      trap '' USR1 TERM
+      exec sleep 1
+    )
   done
   wait "$step_pid" || code=$?
 

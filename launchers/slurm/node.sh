@@ -75,7 +75,10 @@ while kill -0 "$pid" 2>/dev/null; do
   fi
   (
     trap '' USR1 TERM
-    exec sleep 1
+    exec sleep 0.5
   )
 done
-wait "$pid"
+code=0
+wait "$pid" || code=$?
+[[ $SLURM_NODEID != 0 ]] || echo "$code" >"$DISTILL_STATE/ended"
+exit "$code"

@@ -2,11 +2,13 @@
 
     torchrun --nproc-per-node 2 driver.py FOLDER
 
-FOLDER/commands.json lists {"name", "arguments", "port", "stop_rank", "stop_step"}. Each rank writes what a command came to into
-FOLDER/NAME.RANK.json: {"code", "shown"}, where `shown` is what it printed on either stream.
+FOLDER/commands.json lists {"name", "arguments", "port", "stop_rank", "stop_step"}, or with "call" in place of arguments a function
+"module:name" beside this file, which is called with its rank and returns what JSON can hold. Each rank writes what a command came to into
+FOLDER/NAME.RANK.json: {"code", "shown", "returned"}, where `shown` is what it printed on either stream.
 """
 
 import contextlib
+import importlib
 import io
 import json
 import os
@@ -52,8 +54,13 @@ def run_all(folder: Path) -> None:
         with pytest.MonkeyPatch.context() as monkeypatch:
             if command["stop_rank"] == rank:
                 stop_after(command["stop_step"], monkeypatch)
-            code, shown = execute(command["arguments"])
-        (folder / f"{command['name']}.{rank}.json").write_text(json.dumps({"code": code, "shown": shown}))
+            result: dict[str, Any] = {"code": 0, "shown": "", "returned": None}
+            if "call" in command:
+                module, _, name = command["call"].partition(":")
+                result["returned"] = getattr(importlib.import_module(module), name)(rank)
+            else:
+                result["code"], result["shown"] = execute(command["arguments"])
+        (folder / f"{command['name']}.{rank}.json").write_text(json.dumps(result))
 
 
 if __name__ == "__main__":

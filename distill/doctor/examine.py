@@ -1,0 +1,247 @@
+"""distill doctor: the acts in order."""
+
+import json
+import os
+import sys
+from dataclasses import dataclass
+
+import torch
+
+from distill.build import decoders
+from distill.check import check_recipe
+from distill.doctor.findings import Diagnosis, Section
+from distill.doctor.forecast import forecast
+from distill.doctor.hardware import GPUS, Gpu, find_gpu, recognise
+from distill.doctor.interconnect import Timing, measure_all_reduce, report_interconnect
+from distill.doctor.machine import examine_machine
+from distill.doctor.measure import Profiles, expected_classes, measure
+from distill.doctor.memory import Reserve
+from distill.doctor.model import Assumptions, Cluster
+from distill.doctor.reach import Reached, examine_data, examine_room
+from distill.doctor.setting import Setting
+from distill.doctor.show import show
+from distill.engine import Engine, launched_processes
+from distill.errors import InputError
+from distill.recipe import Recipe
+
+_MOST_WORKERS = 16  # what data.num_workers: null takes at most
+# What a class count most often means: training images of ImageNet-1K, ImageNet-21K (the whole, and the winter release), CIFAR-100.
+_KNOWN_SETS = {
+    1000: (1_281_167, "ImageNet-1K"),
+    21_843: (14_197_087, "ImageNet-21K"),
+    21_841: (14_197_122, "ImageNet-21K"),
+    100: (50_000, "CIFAR-100"),
+}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the command line says. None: not said."""
+
+    gpus: int | None = None
+    nodes: int | None = None
+    gpus_per_node: int = 8
+    gpu: str | None = None
+    network: float | None = None  # GB/s of a node, one direction
+    decode: float | None = None  # images/s of a decoding process
+    workers: int | None = None
+    mfu: float | None = None
+    images: int | None = None
+
+    @property
+    def num_gpus(self) -> int | None:
+        """Raises InputError when --gpus and --nodes contradict each other."""
+        if self.nodes is None:
+            return self.gpus
+        whole = self.nodes * self.gpus_per_node
+        if self.gpus is not None and self.gpus != whole:
+            raise InputError(
+                f"--gpus {self.gpus}: {self.nodes} nodes of {self.gpus_per_node} have {whole}: leave --gpus out, or give --gpus-per-node"
+            )
+        return whole
+
+
+def examine(recipe: Recipe | None, asked: Asked, *, as_json: bool = False) -> int:
+    """Examine machine and recipe, and show what was found. Returns the exit code: 2 when something is certain to fail.
+
+    Collective under a launcher: every rank measures the interconnect, the first goes on alone and speaks.
+    """
+    gpu = None if asked.gpu is None else find_gpu(asked.gpu)
+    num_gpus = asked.num_gpus
+    diagnosis = Diagnosis()
+    launched = launched_processes(dict(os.environ))
+    timings, rank, backend = _talk() if launched > 1 else ([], 0, "")
+    if rank:
+        return 0
+    zero = recipe is not None and (
+        recipe.train.zero_stage > 0 or (recipe.teacher is not None and recipe.teacher.placement == "zero3")
+    )
+    examine_machine(diagnosis, recipe, needs_deepspeed=zero)
+    report_interconnect(diagnosis, timings, launched, backend)
+    if recipe is not None:
+        _examine_recipe(diagnosis, recipe, asked, gpu, num_gpus, launched)
+    if as_json:
+        json.dump(_as_json(diagnosis), sys.stdout, indent=1)
+        print()
+    else:
+        show(diagnosis)
+    return diagnosis.exit_code
+
+
+def _talk() -> tuple[list[Timing], int, str]:
+    """Time the interconnect. Collective: every rank."""
+    engine = Engine(precision="fp32", timeout_s=60)
+    try:
+        backend = str(torch.distributed.get_backend())
+        return measure_all_reduce(engine), engine.rank, backend
+    finally:
+        engine.close()
+
+
+def _examine_recipe(
+    diagnosis: Diagnosis, recipe: Recipe, asked: Asked, gpu: Gpu | None, num_gpus: int | None, launched: int
+) -> None:
+    sources = {}
+    if num_gpus is None:
+        num_gpus, sources["gpus"] = _processes(recipe, launched)
+    else:
+        sources["gpus"] = "--gpus or --nodes"
+    section = Section("Recipe")
+    section.add("name", recipe.name, recipe.description)
+    diagnosis.sections.append(section)
+    try:
+        notes = check_recipe(recipe, num_gpus)
+    except InputError as error:
+        for line in str(error).splitlines():
+            diagnosis.find("problem", "recipe", line)
+        notes = []
+    else:
+        diagnosis.find("ok", "recipe", f"sound, and its batch divides on {num_gpus} processes")
+    for note in notes:
+        if note.startswith("data."):  # examine_data says it
+            continue
+        diagnosis.find("unknown", "recipe", note)
+
+    here = torch.cuda.get_device_name(0) if torch.cuda.is_available() else ""
+    found = recognise(here)
+    chosen = gpu or found or GPUS["h100"]
+    sources["gpu"] = "--gpu" if gpu else "the one here" if found else "assumed; --gpu NAME says another"
+    here_counts = found is not None and chosen is found
+    limit = torch.cuda.get_device_properties(0).total_memory if here_counts else chosen.memory_bytes
+    sources["memory"] = "the one here" if here_counts else "vendor data sheet"
+    section.add("on", f"{num_gpus} x {chosen.label}", f"{sources['gpus']}; {sources['gpu']}")
+
+    reached = examine_data(diagnosis, recipe)
+    num_classes, sources["classes"] = _classes(recipe, reached)
+    num_images, sources["images"] = _images(recipe, reached, asked, num_classes)
+    try:
+        profiles = measure(recipe, num_classes)
+    except InputError as error:
+        diagnosis.find("problem", "models", str(error))
+        return
+    for sentence in profiles.unknown:
+        diagnosis.find("unknown", "teacher", sentence)
+    cluster = _cluster(recipe, reached, asked, chosen, num_gpus, sources)
+    setting = Setting(
+        recipe=recipe,
+        profiles=profiles,
+        cluster=cluster,
+        assumed=Assumptions(mfu=asked.mfu),
+        reserve=Reserve(),
+        num_classes=num_classes,
+        num_images=num_images,
+        limit_bytes=limit,
+        sources=sources,
+    )
+    _examine_room(diagnosis, setting, profiles)
+    forecast(diagnosis, setting)
+
+
+def _processes(recipe: Recipe, launched: int) -> tuple[int, str]:
+    if launched > 1:
+        return launched, "the launcher's"
+    if torch.cuda.is_available():
+        return torch.cuda.device_count(), "those here"
+    train = recipe.train
+    unit = train.micro_batch_size or 2
+    most = max((n for n in range(1, 9) if train.batch_size_global % (unit * n) == 0), default=1)
+    return most, "assumed, as many of 8 as the batch divides on; --gpus N says another"
+
+
+def _classes(recipe: Recipe, reached: Reached) -> tuple[int, str]:
+    if reached.num_classes is not None:
+        return reached.num_classes, "the data's"
+    expected = expected_classes(recipe)
+    return (expected, "the teacher's; the data is not here") if expected else (1000, "assumed; the data is not here")
+
+
+def _images(recipe: Recipe, reached: Reached, asked: Asked, num_classes: int) -> tuple[int | None, str]:
+    if asked.images is not None:
+        number, source = asked.images, "--images"
+    elif reached.num_images is not None:
+        number, source = reached.num_images, "the data's"
+    elif num_classes in _KNOWN_SETS:
+        number, name = _KNOWN_SETS[num_classes]
+        source = f"assumed, as {name} has; --images N says another"
+    else:
+        return None, "the data is not here; --images N"
+    if recipe.data.fraction < 1:
+        return int(number * recipe.data.fraction), f"{source}, times data.fraction"
+    return number, source
+
+
+def _cluster(
+    recipe: Recipe, reached: Reached, asked: Asked, gpu: Gpu, num_gpus: int, sources: dict[str, str]
+) -> Cluster:
+    default = Cluster(gpu, num_gpus, asked.gpus_per_node)
+    if asked.decode is not None:
+        decode, sources["decode"] = asked.decode, "--decode"
+    elif reached.images_s is not None:
+        decode, sources["decode"] = reached.images_s, "measured here"
+    else:
+        decode, sources["decode"] = (
+            default.decode_images_s,
+            "benchmarks.loader on a core of an AMD EPYC, 103 kB JPEGs; --decode",
+        )
+    if asked.workers is not None:
+        workers = asked.workers
+        sources["decode"] += "; --workers"
+    elif recipe.data.num_workers is not None:
+        workers = recipe.data.num_workers
+        sources["decode"] += "; data.num_workers"
+    elif torch.cuda.is_available():
+        workers = decoders(None)
+        sources["decode"] += "; cores here"
+    else:
+        workers = _MOST_WORKERS
+        sources["decode"] += f"; {_MOST_WORKERS} cores a GPU assumed, --workers"
+    network = default.network_bytes_s if asked.network is None else asked.network * 1e9
+    sources["network"] = "assumed, one 400 Gb/s card; --network" if asked.network is None else "--network"
+    return Cluster(gpu, num_gpus, asked.gpus_per_node, network, max(1, workers), decode)
+
+
+def _examine_room(diagnosis: Diagnosis, setting: Setting, profiles: Profiles) -> None:
+    try:
+        micro_batch = setting.layout(setting.cluster.num_gpus).micro_batch
+    except InputError:  # found by check_recipe
+        return
+    examine_room(
+        diagnosis,
+        setting.recipe,
+        profiles.students,
+        micro_batch=micro_batch,
+        workers=decoders(setting.recipe.data.num_workers) if torch.cuda.is_available() else setting.cluster.decoders,
+        processes_node=min(setting.cluster.num_gpus, setting.cluster.gpus_per_node),
+    )
+
+
+def _as_json(diagnosis: Diagnosis) -> dict[str, object]:
+    return {
+        "findings": [finding.as_dict() for finding in diagnosis.findings],
+        "exit_code": diagnosis.exit_code,
+        "sections": {
+            s.title: {what: {"value": value, "source": source} for what, value, source in s.rows}
+            for s in diagnosis.sections
+        },
+        **diagnosis.numbers,
+    }

@@ -1,0 +1,58 @@
+"""What the doctor says: facts, and findings with their mends."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Level = Literal["ok", "unknown", "warning", "problem"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One verdict. `problem`: certain to fail. `warning`: may fail, or wastes much. `unknown`: cannot be seen from here."""
+
+    level: Level
+    about: str
+    says: str
+    mend: str = ""
+
+    def as_dict(self) -> dict[str, str]:
+        return dict(vars(self))
+
+
+@dataclass
+class Section:
+    """A part of the report: its heading, rows of (what, value, where the value comes from), and tables of strings."""
+
+    title: str
+    rows: list[tuple[str, str, str]] = field(default_factory=list)
+    tables: list["Grid"] = field(default_factory=list)
+
+    def add(self, what: str, value: str, source: str = "") -> None:
+        self.rows.append((what, value, source))
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table: the first column is text, the others are numbers. `note` stands below it."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""
+
+
+@dataclass
+class Diagnosis:
+    """Everything the doctor found: `sections` for people, `numbers` for programs, `findings` for both."""
+
+    sections: list[Section] = field(default_factory=list)
+    numbers: dict[str, Any] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+
+    def find(self, level: Level, about: str, says: str, mend: str = "") -> None:
+        self.findings.append(Finding(level, about, says, mend))
+
+    @property
+    def exit_code(self) -> int:
+        """2 when something is certain to fail, else 0."""
+        return 2 if any(finding.level == "problem" for finding in self.findings) else 0

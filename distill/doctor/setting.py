@@ -1,0 +1,84 @@
+"""A recipe on given GPUs: what a forecast is made for, and the placements it may choose from."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from distill.doctor.measure import Profiles
+from distill.doctor.memory import Memory, Reserve, estimate
+from distill.doctor.model import Assumptions, Cluster, Step, step
+from distill.doctor.profiles import Layout
+from distill.plan import share_of_process
+from distill.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a forecast is made for.
+
+    Attributes:
+        num_images: of the training set (after data.fraction); None when nothing tells it, and then epochs have no length.
+        limit_bytes: memory of one GPU.
+        sources: where each number comes from, by its name.
+    """
+
+    recipe: Recipe
+    profiles: Profiles
+    cluster: Cluster
+    assumed: Assumptions
+    reserve: Reserve
+    num_classes: int
+    num_images: int | None
+    limit_bytes: float
+    sources: dict[str, str]
+
+    @property
+    def total_steps(self) -> int | None:
+        budget, batch = self.recipe.train.budget, self.recipe.train.batch_size_global
+        if budget.unit == "epochs" and self.num_images is None:
+            return None
+        return budget.steps(steps_per_epoch=(self.num_images or 0) // batch, batch_size_global=batch)
+
+    def layout(self, num_processes: int) -> Layout:
+        """The recipe's own on so many processes.
+
+        Raises:
+            InputError: the batch does not divide.
+        """
+        train, teacher = self.recipe.train, self.recipe.teacher
+        share = share_of_process(train.batch_size_global, train.micro_batch_size, num_processes)
+        return Layout(
+            num_processes=num_processes,
+            micro_batch=share.micro_batch_size,
+            num_forwards=share.num_forwards,
+            teacher_placement=teacher.placement if teacher else "replicated",
+            teacher_offload=teacher.offload if teacher else False,
+            zero_stage=train.zero_stage,
+            zero_offload=train.zero_offload,
+        )
+
+    def memory(self, layout: Layout) -> Memory:
+        return estimate(
+            self.profiles.teacher,
+            self.profiles.students,
+            layout,
+            image_size=self.recipe.data.image_size,
+            num_classes=self.num_classes,
+            reserve=self.reserve,
+        )
+
+    def step(self, layout: Layout) -> Step:
+        cluster = replace(self.cluster, num_gpus=layout.num_processes)
+        return step(self.profiles.teacher, self.profiles.students, layout, cluster, self.assumed)
+
+    def placements(self, own: Layout) -> Iterator[Layout]:
+        """Every placement that the recipe's optimizers allow, the plainest first."""
+        stages = (0, 1, 2, 3) if all(student.elementwise for student in self.profiles.students) else (0,)
+        for stage in stages if self.recipe.train.precision != "fp16" else (0,):
+            for placement in ("replicated", "zero3") if self.profiles.teacher else ("replicated",):
+                yield replace(
+                    own,
+                    teacher_placement=placement,
+                    teacher_offload=own.teacher_offload and placement == "zero3",
+                    zero_stage=stage,
+                    zero_offload=own.zero_offload and stage > 0,
+                )

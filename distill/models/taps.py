@@ -1,0 +1,51 @@
+"""What layers inside a model put out, caught while the whole model runs."""
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from torch import Tensor, nn
+
+from distill.errors import InputError, nearest
+
+
+class Taps:
+    """Context manager: inside, each forward of `model` leaves in `outputs` what the named modules returned last.
+
+    Raises:
+        InputError: the model has no such module.
+    """
+
+    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
+        modules = dict(model.named_modules())
+        for name in names:
+            if name not in modules or not name:
+                raise InputError(
+                    f"{type(model).__name__} has no module {name!r}{nearest(name, modules)}; "
+                    f"its outer ones are {', '.join(child for child, _ in model.named_children())}"
+                )
+        self._modules = {name: modules[name] for name in names}
+        self._handles: list[Any] = []
+        self.outputs: dict[str, Tensor] = {}
+
+    def __enter__(self) -> Self:
+        for name, module in self._modules.items():
+            self._handles.append(module.register_forward_hook(self._keep(name)))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _keep(self, name: str) -> Any:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            if not isinstance(output, Tensor):
+                raise InputError(
+                    f"the module {name!r} returns a {type(output).__name__}, not a tensor: tap one inside it"
+                )
+            self.outputs[name] = output
+
+        return hook

@@ -1,0 +1,114 @@
+"""What each of two ranks sees of a teacher in shards, and of a student. Called by driver.py, once a rank."""
+
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+from distill.build import place_teacher
+from distill.engine import Engine
+from distill.models.pixels import Network, Pixels
+from distill.models.teacher import Teacher
+from distill.placement import Averages, Sharded
+
+IMAGE_SIZE = 64
+# The paper's two large teachers, their widths kept small enough for two cores and their depths reduced.
+TEACHERS = {
+    "beitv2": (
+        "beitv2_base_patch16_224",
+        {"depth": 2, "img_size": IMAGE_SIZE},
+        ["blocks.0", "blocks.1.attn", "fc_norm"],
+    ),
+    "convnext": ("convnext_xlarge", {"depths": (1, 1, 1, 1), "dims": (32, 64, 128, 256)}, ["stages.1", "head.norm"]),
+    "batch norm": ("cifar_resnet8", {}, ["layer2"]),
+}
+
+
+def _teacher(name: str, dtype: torch.dtype) -> Teacher:
+    torch.manual_seed(0)
+    model_name, arguments, _ = TEACHERS[name]
+    model = timm.create_model(model_name, num_classes=10, **arguments)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(
+                torch.randn_like(parameter), alpha=0.02
+            )  # fresh heads are zero, and zero agrees with anything
+    return Teacher(model, Pixels((0.5,) * 3, (0.5,) * 3, IMAGE_SIZE), num_classes=10, dtype=dtype)
+
+
+def teachers(rank: int) -> dict[str, Any]:
+    """For each teacher and dtype: largest differences from the replicated one, and how much of it lies here."""
+    engine = Engine(
+        precision="fp32", channels_last=False
+    )  # shards lie in plain order, and the order decides the rounding
+    results: dict[str, Any] = {}
+    # Ranks hold batches of different sizes.
+    images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(rank))[: 3 - 2 * rank]
+    for name, (_, _, taps) in TEACHERS.items():
+        for dtype in (torch.float32, torch.bfloat16):
+            whole = place_teacher(_teacher(name, dtype), engine)
+            teacher = _teacher(name, dtype)
+            num_elements = sum(parameter.numel() for parameter in teacher.parameters())
+            sharded = place_teacher(teacher, engine, placement="zero3")
+            assert whole is not None
+            assert sharded is not None
+            logits, features = whole.features(images, taps)
+            found, found_features = sharded.features(images, taps)
+            again = sharded(images)  # and without taps
+            results[f"{name} {dtype}"] = {
+                "logits": _apart(found, logits),
+                "again": _apart(again, logits),
+                "features": {tap: _apart(found_features[tap], features[tap]) for tap in taps},
+                "dtypes": [str(found_features[tap].dtype) for tap in taps],
+                "spread": float(logits.std()) if logits.numel() else None,
+                "held": sum(p.ds_tensor.numel() for p in sharded.net.parameters()) / max(num_elements, 1),
+                "left": sum(p.numel() for p in sharded.net.parameters() if not p.ds_persist),
+                "same_fingerprint": whole.fingerprint == sharded.fingerprint,
+            }
+    engine.close()
+    return results
+
+
+def _apart(a: torch.Tensor, b: torch.Tensor) -> float:
+    assert a.shape == b.shape
+    return float((a.float() - b.float()).abs().max()) if a.numel() else 0.0
+
+
+def students(rank: int) -> dict[str, Any]:
+    """By stage: the part of masters, of optimizer state and of whole parameters that lies on this rank after a step."""
+    results: dict[str, Any] = {}
+    engine = Engine(precision="fp32", zero_stage=3)
+    for stage in (3, 2, 1):
+        engine.accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]["stage"] = stage
+        torch.manual_seed(0)
+        net = timm.create_model("test_vit", num_classes=10, patch_size=4, img_size=32)
+        num_elements = sum(parameter.numel() for parameter in net.parameters())
+        placement = Sharded(
+            Network(net, Pixels((0.5,) * 3, (0.5,) * 3)).train(),
+            _adamw,
+            engine,
+            clip_grad_norm=None,
+            averages=Averages((0.5,)),
+            micro_batch_size=2,
+            num_forwards=1,
+        )
+        placement.backward(placement.forward(torch.rand(2, 3, 32, 32)).square().mean(), more_to_come=False)
+        placement.step(1e-3)
+        placement.update_averages()
+        shards = placement._shards
+        state = [t for slots in shards.base_optimizer.state.values() for t in slots.values() if t.ndim]
+        results[str(stage)] = {
+            "masters": sum(flat.numel() for flat in shards.flats) / num_elements,
+            "state": sum(t.numel() for t in state) / num_elements,
+            "average": sum(t.numel() for n, t in placement._emas["ema-0.5"].weights().items() if n.isdigit())
+            / num_elements,
+            # Stage 3 keeps small parameters whole (10^5 elements): here all but the largest.
+            "weights": sum(p.numel() for p in net.parameters() if not getattr(p, "ds_persist", False)) / num_elements,
+        }
+    engine.close()
+    return results
+
+
+def _adamw(net: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(net.parameters(), lr=1e-3)
