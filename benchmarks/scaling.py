@@ -12,6 +12,7 @@ import dataclasses
 import re
 import sys
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 
 from distill.doctor.hardware import GPUS
@@ -47,9 +48,15 @@ PAIRS = {
 }
 
 
+@cache
 def profile(name: str, half: str = "bf16") -> Profiles:
-    """A pair with teacher and student in half precision, one student."""
-    found = measure(load_recipe(PAIRS[name], [f"train.precision={half}", f"teacher.dtype={half}"]), CLASSES)
+    """A pair with teacher and student in half precision, one student. Both halves have the same bytes, FLOPs and kernels."""
+    if half != "bf16":
+        found = profile(name)
+        assert found.teacher is not None
+        students = tuple(dataclasses.replace(student, precision=half) for student in found.students)
+        return Profiles(dataclasses.replace(found.teacher, dtype=half), students)
+    found = measure(load_recipe(PAIRS[name], ["train.precision=bf16", "teacher.dtype=bf16"]), CLASSES)
     return dataclasses.replace(found, students=found.students[:1])
 
 

@@ -13,7 +13,7 @@ from distill.data.decode import read_image
 from distill.data.loader import EvalLoader
 from distill.data.sources import Source, open_source
 from distill.engine import Engine
-from distill.evaluate import TEACHER, TeacherAnswers, evaluate
+from distill.evaluate import TEACHER, EvaluationAbandoned, TeacherAnswers, evaluate
 from distill.recipe.schema import FashionMnist
 
 TRANSFORM = EvalTransform(image_size=IMAGE_SIZE, crop_fraction=1.0, interpolation="bicubic")
@@ -108,3 +108,22 @@ def test_the_teacher_answers_a_set_once(source: Source, engine: Engine) -> None:
     second = evaluate({"student": classifier(0)}, loader, engine, answers)
     assert calls == len(loader) == 3
     assert first == second
+
+
+def test_an_evaluation_can_be_abandoned_and_repeated(source: Source, engine: Engine) -> None:
+    """Whether to stop is asked every few batches; what was seen before counts for nothing."""
+    asked = 0
+
+    def heed() -> None:
+        nonlocal asked
+        asked += 1
+        if asked == 3:
+            raise EvaluationAbandoned
+
+    models, loader, answers = {"student": classifier(0)}, batches(source, 5), TeacherAnswers(classifier(1))
+    with pytest.raises(EvaluationAbandoned):
+        evaluate(models, loader, engine, answers, heed)
+    assert evaluate(models, loader, engine, answers, heed) == evaluate(
+        models, loader, engine, TeacherAnswers(classifier(1))
+    )
+    assert asked == 3 + 3, "at batches 0, 4 and 8 of 11"

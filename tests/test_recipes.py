@@ -19,7 +19,8 @@ FRAGMENTS = sorted([*(ROOT / "parts").glob("*.yaml"), *(ROOT / "strategies").glo
 TRAIN_IMAGES = {"imagenet1k": 1_281_167, "cifar100": 50_000}
 PAPER = [path for folder in TRAIN_IMAGES for path in sorted((ROOT / folder).glob("*.yaml"))]
 QUICKSTART = sorted((ROOT / "quickstart").glob("*.yaml"))
-RECIPES = PAPER + QUICKSTART
+FINETUNE = sorted((ROOT / "finetune").glob("*.yaml"))
+RECIPES = PAPER + QUICKSTART + FINETUNE
 
 RAND, CROP = "rand-m7-mstd0.5", "random_resized"
 SGD = "momentum"  # timm's "sgd" is Nesterov
@@ -175,6 +176,26 @@ def test_recipe_opens_with_its_claim(path: Path) -> None:
     top1 = expected.split("ReaL")[0]
     for student in recipe.students:
         assert re.search(rf"(?<![\w-]){student}\s+\d\d\.\d\d\b", top1), f"no expected top-1 for {student}"
+
+
+@pytest.mark.parametrize("path", FINETUNE, ids=lambda p: p.stem)
+def test_large_models_are_trained_sharded_with_layer_decay(path: Path) -> None:
+    recipe, comment = load(path), opening(path)
+    assert recipe.name == name_of(path)
+    assert re.search(rf"^# Command: .* -m distill train recipes/{recipe.name}\.yaml$", comment, re.MULTILINE)
+    assert "# Measured:  not run" in comment
+    assert recipe.train.zero_stage in (1, 2)
+    for student in recipe.students.values():
+        assert student.optimizer.name == "adamw"
+        assert 0 < student.optimizer.args["layer_decay"] < 1
+        assert student.grad_checkpointing
+        assert student.ema.decays
+
+
+@each_recipe
+def test_launch_files_in_the_comments_are_there(path: Path) -> None:
+    for file in re.findall(r"--config_file (\S+)", opening(path)):
+        assert (ROOT.parent / file).is_file(), file
 
 
 @each_paper_recipe

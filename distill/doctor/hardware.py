@@ -67,7 +67,7 @@ GPUS = {
         _gpu("a100-80", "NVIDIA A100 SXM 80 GB", half=312, single=156, gb=80, tb_s=2.039, link=("NVLink", 300), names=("a100-sxm4-80gb", "a100 80gb")),
         _gpu("a100-40", "NVIDIA A100 SXM 40 GB", half=312, single=156, gb=40, tb_s=1.555, link=("NVLink", 300), names=("a100-sxm4-40gb", "a100-pcie-40gb")),
         _gpu("v100", "NVIDIA V100 SXM2 32 GB", half=125, single=15.7, gb=32, tb_s=0.9, link=("NVLink", 150), names=("v100",), bf16=False),
-        _gpu("l40s", "NVIDIA L40S", half=362.05, single=183, gb=48, tb_s=0.864, link=("PCIe 4", 32), names=("l40s",)),
+        _gpu("l40s", "NVIDIA L40S", half=362.05, single=183, gb=48, tb_s=0.864, link=("PCIe 4", 32), names=("nvidia l40s",)),
         _gpu("l4", "NVIDIA L4", half=121, single=60, gb=24, tb_s=0.3, link=("PCIe 4", 32), names=("nvidia l4",)),
         _gpu("rtx4090", "NVIDIA RTX 4090", half=165.2, single=82.6, gb=24, tb_s=1.008, link=("PCIe 4", 32), names=("rtx 4090",)),
         _gpu("rtx3090", "NVIDIA RTX 3090", half=71, single=35.6, gb=24, tb_s=0.936, link=("PCIe 4", 32), names=("rtx 3090",)),

@@ -72,6 +72,10 @@ class Engine:
         }
         # Weights sharded over one process are not sharded, unless they move to the host.
         self.sharding = zero_stage > 0 and (launched_processes(environment) > 1 or zero_offload)
+        if self.sharding and on_cpu and torch.cuda.is_available():
+            raise InputError(
+                "train.zero_stage: DeepSpeed takes the GPUs that it finds: to stay on the CPU, hide them with CUDA_VISIBLE_DEVICES= as well"
+            )
         with meeting(timeout_s):
             if self.sharding:
                 with zero.accelerate_environment(on_cpu):
@@ -253,7 +257,8 @@ class Engine:
 
         Args:
             failed: this process ends by an error. Unless all learnt of it together, the group is left as it is: taking it down waits
-                for collectives in flight, which the others never join, and the launcher cannot end them before this process ends.
+                for collectives in flight, which the others never join (with gloo, all of timeout_s), and the launcher ends
+                the others only after this process.
         """
         if self._tracking:
             for tracker in self.accelerator.trackers:  # not end_training, which takes the group down as well

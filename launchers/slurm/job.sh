@@ -34,11 +34,13 @@ first_address() {
 preempted() { scontrol show job "$job" | grep -qE 'PreemptTime=[0-9]'; }
 
 # srun with what every step here needs. --mpi=none: nothing here is MPI, and its variables would tell Accelerate of ranks.
-# --cpu-bind=none: the one task of a node is many processes. --export=ALL also under sbatch --export=NONE.
+# --cpu-bind=none: the one task of a node is many processes. --export=ALL also under sbatch --export=NONE. Becomes srun, so call it in a
+# subshell; scancel --full tells the tasks itself what srun would forward.
 step() {
   local extra=()
   read -ra extra <<<"${DISTILL_SRUN_ARGS:-}"
-  srun --ntasks-per-node=1 --kill-on-bad-exit=1 --export=ALL --mpi=none --cpu-bind=none "${extra[@]}" "$@"
+  trap '' USR1
+  exec srun --ntasks-per-node=1 --kill-on-bad-exit=1 --export=ALL --mpi=none --cpu-bind=none "${extra[@]}" "$@"
 }
 
 run() {
@@ -70,7 +72,7 @@ run() {
 
   # What a recipe, an override or an installation can have wrong shows here, before every node starts. A job that has run was checked.
   if ((restarts == 0)) && [[ ${DISTILL_CHECK:-yes} == yes ]]; then
-    step --nodes=1 --ntasks=1 bash "$here/node.sh" check --processes "$processes" "$@" || code=$?
+    (step --nodes=1 --ntasks=1 bash "$here/node.sh" check --processes "$processes" "$@") || code=$?
     if ((code)); then
       say "the check failed: not requeued"
       exit "$code"
@@ -79,7 +81,7 @@ run() {
 
   local label=()
   ((nodes == 1)) || label=(--label)
-  step --nodes="$nodes" --ntasks="$nodes" "${label[@]}" bash "$here/node.sh" train "$@" &
+  (step --nodes="$nodes" --ntasks="$nodes" "${label[@]}" bash "$here/node.sh" train "$@") &
   local step_pid=$!
   # srun waits for tasks of a node that has died (a minute and more). Once this node has ended, the others have nothing left to do.
   local seconds=0

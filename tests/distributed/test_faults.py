@@ -63,14 +63,14 @@ class Launch:
                 start_new_session=True,
             )
 
-    def ended(self, within_s: float = SOON_S) -> tuple[int, str]:
+    def ended(self, within_s: float = SOON_S, left_s: float = 3) -> tuple[int, str]:
         """The launcher's exit code and all that was shown.
 
-        The last word came `within_s` after the last record of the run, and nothing runs any more soon after the launcher's end.
+        The last word came `within_s` after the last record of the run, and nothing runs any more `left_s` after the launcher's end.
         """
         try:
             self._process.wait(STARTED_S + within_s)
-            deadline = time.monotonic() + SOON_S
+            deadline = time.monotonic() + left_s
             while self.left():
                 assert time.monotonic() < deadline, f"left: {self.left()}; {self._log.read_text()[-2000:]}"
                 time.sleep(0.05)
@@ -186,7 +186,7 @@ def test_ranks_save_and_end_when_their_launcher_is_gone(
 ) -> None:
     """torchrun killed with -9; Accelerate's launcher of one process, which does not hand a SIGTERM on."""
     rank = 1 if launcher is TORCHRUN else 0
-    code, shown = Launch(tmp_path, kind, rank=rank, step=5, launcher=launcher).ended()
+    code, shown = Launch(tmp_path, kind, rank=rank, step=5, launcher=launcher).ended(left_s=SOON_S)
     assert code == (-signal.SIGKILL if launcher is TORCHRUN else -signal.SIGTERM)
     assert ": stopped after step 6, saved in" in shown, "the step after the one in which the signal came"
     assert "Traceback" not in shown
