@@ -158,7 +158,10 @@ class Engine:
             clip_grad_norm=clip_grad_norm,
         )
         self.accelerator.gradient_accumulation_steps = num_forwards
-        prepared, _ = self.accelerator.prepare(module, optimizer)
+        # Only accelerator.backward wants to know the last model prepared; it is not called here, and it would warn of the second.
+        self.accelerator.deepspeed_engine_wrapped = None
+        with zero.quiet():
+            prepared, _ = self.accelerator.prepare(module, optimizer)
         return prepared
 
     @contextmanager

@@ -136,6 +136,19 @@ def accelerate_environment(on_cpu: bool) -> Iterator[None]:
             os.environ["ACCELERATE_USE_CPU"] = asked
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Inside, DeepSpeed does not warn of an "untested optimizer", which is any that it did not write."""
+    import deepspeed
+
+    level = deepspeed.logger.level
+    deepspeed.logger.setLevel("ERROR")
+    try:
+        yield
+    finally:
+        deepspeed.logger.setLevel(level)
+
+
 def forget() -> None:
     """Take back what this process said in the environment."""
     for variable in _set_here:

@@ -74,7 +74,8 @@ class Train(Section):
     relations are gathered over the global batch.
 
     `zero_stage` and `zero_offload` say where weights, gradients and optimizer state lie, not what is computed: 0 is DDP, 1 shards
-    the optimizer's state over processes, 2 gradients too, 3 weights too; offloading keeps what is sharded in host memory. A process
+    the optimizer's state over processes, 2 gradients too, 3 weights too; offloading keeps what is sharded in host memory. One process
+    alone shards nothing unless it offloads. A process
     that waits `timeout_s` for the others gives up, and the run ends.
     """
 
