@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.build import Models, build_models, train_loader
+from distill.checkpoint import Signals
 from distill.console import MetricsFile
 from distill.data.loader import Batch, TrainLoader
 from distill.engine import Engine
@@ -108,7 +109,7 @@ class SteppedRun:
 
     def step(self, batches: Iterator[Batch]) -> None:
         """One step on the next of `batches`."""
-        self.run._step(batches, self._verdicts, stop_asked=False)
+        self.run._step(batches, self._verdicts, Signals())
         self.run.screen.advance(self.run.step)
 
     def close(self) -> None:

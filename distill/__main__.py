@@ -150,7 +150,7 @@ def export(
 @app.command()
 def doctor(
     recipe: Annotated[
-        str | None, typer.Argument(metavar="[RECIPE]", help="As for train; without one, only the machine is looked at.")
+        str | None, typer.Argument(metavar="RECIPE", help="As for train; without one, only the machine is looked at.")
     ] = None,
     overrides: Overrides = None,
     gpus: Annotated[

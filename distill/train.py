@@ -145,7 +145,7 @@ class Run:
                 self._evaluate(heed)
                 self._save()
         while self.step < plan.total_steps and self.running:
-            self._step(batches, verdicts, stop_asked=signals.received is not None)
+            self._step(batches, verdicts, signals)
             self.screen.advance(self.step)
             last = self.step == plan.total_steps
             if self.step % plan.log_every == 0 or last:
@@ -172,7 +172,7 @@ class Run:
         )
         return INTERRUPTED
 
-    def _step(self, batches: Any, verdicts: Verdicts, stop_asked: bool) -> None:
+    def _step(self, batches: Any, verdicts: Verdicts, signals: Signals) -> None:
         """One optimizer step of every running student, behind one teacher forward a micro-batch.
 
         No wait for the device, but for fp16's: torch's GradScaler asks once a student whether to skip its step.
@@ -187,7 +187,7 @@ class Run:
                 bad = student.learn(batch, targets)
                 not_finite[student.name] = not_finite[student.name] | bad if student.name in not_finite else bad
         flags = [not_finite.get(student.name) for student in self.students]
-        self._stop_students(verdicts.exchange(self.step + 1, flags, stop_asked))
+        self._stop_students(verdicts.exchange(self.step + 1, flags, signals.received is not None))
         for student in self.running:
             student.update(self.step)
         self.step += 1

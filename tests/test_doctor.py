@@ -23,6 +23,7 @@ from distill.doctor.hardware import GPUS, Gpu, find_gpu, recognise
 from distill.doctor.interconnect import Timing, report_interconnect
 from distill.doctor.measure import measure, measure_student, measure_teacher
 from distill.doctor.memory import (
+    BUCKET_SCALARS,
     COPY,
     EMA,
     GATHERED,
@@ -51,6 +52,7 @@ from distill.doctor.model import (
 )
 from distill.doctor.profiles import Layout, Line, Pass, Product, StudentProfile, TeacherProfile, through
 from distill.doctor.reach import checkpoint_bytes, shared_memory_bytes
+from distill.engine import zero
 from distill.errors import InputError
 from distill.optim import build_optimizer
 from distill.recipe import load_recipe, schema
@@ -626,3 +628,7 @@ def test_a_document_without_a_place_for_a_table_is_refused(monkeypatch: pytest.M
     assert filled("<!-- table a -->\nold\n<!-- end a -->", {"a": "new"}) == "<!-- table a -->\nnew\n<!-- end a -->"
     with pytest.raises(AssertionError):
         filled("", {"a": "new"})
+
+
+def test_the_bucket_is_the_engines() -> None:
+    assert BUCKET_SCALARS == zero.BUCKET_SCALARS

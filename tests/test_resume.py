@@ -67,9 +67,11 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
 
 
 @pytest.mark.parametrize(
-    ("what", "call", "stopped_after"), [("evaluate", 1, 4), ("save", 1, 5), ("evaluate", 3, None)], ids=str
+    ("what", "call", "stopped_after"),
+    [("train_loader", 1, 1), ("evaluate", 1, 3), ("save", 1, 5), ("evaluate", 3, 8), ("save", 2, None)],
+    ids=str,
 )
-def test_a_signal_during_evaluation_or_saving_waits_for_the_next_step(
+def test_a_signal_while_a_run_starts_judges_or_saves(
     what: str,
     call: int,
     stopped_after: int | None,
@@ -77,7 +79,7 @@ def test_a_signal_during_evaluation_or_saving_waits_for_the_next_step(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """There is none after the last evaluation: that run just ends."""
+    """A start and a save wait for the next step, of which there is none after the last; an evaluation is abandoned, and repeated later."""
     send_during(distill.train, what, monkeypatch, call)
     recipe = write_recipe(tmp_path, EVERYTHING)
     if stopped_after is not None:

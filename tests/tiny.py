@@ -14,7 +14,6 @@ import yaml
 from safetensors.torch import load_file
 
 import distill.train
-from distill.console import Screen
 from distill.data.decode import read_image
 from distill.data.fashion import EmbeddedFashionMnist
 from distill.recipe import load_recipe
@@ -143,11 +142,8 @@ def send_during(
 
 
 def stop_after(step: int, monkeypatch: pytest.MonkeyPatch, number: int = signal.SIGTERM) -> None:
-    """A signal for the next run of this process, which it answers after its `step`-th step: it arrives between that and the one before."""
-    if step == 1:
-        send_during(distill.train, "train_loader", monkeypatch, number=number)
-    else:
-        send_during(Screen, "advance", monkeypatch, step - 1, number)
+    """A signal for the next run of this process, which it answers after its `step`-th step: it arrives as that step begins."""
+    send_during(distill.train.Run, "_step", monkeypatch, step, number)
 
 
 # ---- what a run left -------------------------------------------------------------------------------------------------

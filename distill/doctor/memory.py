@@ -7,8 +7,8 @@ from distill.doctor.profiles import Layout, StudentProfile, TeacherProfile
 
 # DeepSpeed 0.19.8's stage3_prefetch_bucket_size: scalars that ZeRO-3 gathers ahead of the layer that computes.
 PREFETCH_SCALARS = 5e7
-# Its reduce_bucket_size: a buffer that each engine allocates whole, however small the model.
-BUCKET_SCALARS = 5e8
+# What engine.zero sets as its reduce_bucket_size (a test compares): a buffer that each engine allocates whole.
+BUCKET_SCALARS = 5e7
 _FLOAT32 = 4
 
 
@@ -76,11 +76,11 @@ def student_bytes(student: StudentProfile, layout: Layout) -> tuple[dict[str, fl
     optimizer state   s        s/N      s/N      s/N
     copy of a shard   0        4P/N     4P/N     0
     an average        4P       4P/N     4P/N     4P/N
-    bucket            0        2e9      2e9      2e9
+    bucket            0        b        b        b
     ================  =======  =======  =======  =======
 
     The copy is DeepSpeed's: stage_1_and_2.py clones the shard that it updates, whatever its dtype; stage3.py does not where weights are
-    float32 and stay on the device. The bucket is `BUCKET_SCALARS` floats. Offloading moves optimizer state, the copy, sharded gradients and,
+    float32 and stay on the device. The bucket b is 4 min(P, `BUCKET_SCALARS`). Offloading moves optimizer state, the copy, sharded gradients and,
     under ZeRO-3, the shard of the weights to the host. Buffers are whole on every process, and whole in each average.
     """
     stage = layout.zero_stage if layout.num_processes > 1 or layout.zero_offload else 0  # nothing is sharded over one
@@ -91,7 +91,7 @@ def student_bytes(student: StudentProfile, layout: Layout) -> tuple[dict[str, fl
     copy = shard if stage in (1, 2) or (stage == 3 and layout.zero_offload) else 0.0
     device = {
         WEIGHTS: weights + student.buffer_bytes,
-        BUCKET: 4 * BUCKET_SCALARS if stage else 0.0,
+        BUCKET: min(4 * BUCKET_SCALARS, float(student.weight_bytes)) if stage else 0.0,
         EMA: student.num_emas * (shard + student.buffer_bytes),
     }
     if not layout.zero_offload:

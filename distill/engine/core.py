@@ -76,6 +76,7 @@ class Engine:
             raise InputError(
                 "train.zero_stage: DeepSpeed takes the GPUs that it finds: to stay on the CPU, hide them with CUDA_VISIBLE_DEVICES= as well"
             )
+        zero.bound_waits(timeout_s)
         with meeting(timeout_s):
             if self.sharding:
                 with zero.accelerate_environment(on_cpu):
@@ -153,6 +154,7 @@ class Engine:
         """DeepSpeed's engine around a module and its optimizer, when the run is sharded. Collective: every rank."""
         zero.fit_plugin(
             self.accelerator.state.deepspeed_plugin,
+            num_parameters=sum(parameter.numel() for parameter in module.parameters()),
             micro_batch_size=micro_batch_size,
             num_forwards=num_forwards,
             clip_grad_norm=clip_grad_norm,

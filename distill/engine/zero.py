@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -21,6 +22,8 @@ from torch import Tensor, nn
 from distill.errors import InputError
 
 _LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+# Gradients sent at once. DeepSpeed's 5e8 would take 2 GB for every student, however small; 200 MB is far above where links saturate.
+BUCKET_SCALARS = 50_000_000
 _set_here: set[str] = set()  # variables that were not there before
 
 
@@ -76,7 +79,12 @@ def training_plugin(stage: int, offload: bool, device_type: str) -> DeepSpeedPlu
 
 
 def fit_plugin(
-    plugin: DeepSpeedPlugin, *, micro_batch_size: int, num_forwards: int, clip_grad_norm: float | None
+    plugin: DeepSpeedPlugin,
+    *,
+    num_parameters: int,
+    micro_batch_size: int,
+    num_forwards: int,
+    clip_grad_norm: float | None,
 ) -> None:
     """Set what differs between students. Without an entry for clipping Accelerate would clip at 1.0."""
     plugin.deepspeed_config |= {
@@ -85,6 +93,8 @@ def fit_plugin(
         "gradient_clipping": clip_grad_norm or 0.0,
     }
     plugin.deepspeed_config.pop("train_batch_size", None)
+    bucket = min(BUCKET_SCALARS, num_parameters)
+    plugin.deepspeed_config["zero_optimization"] |= {"reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
 
 
 def shard_frozen(model: nn.Module, *, offload: bool, device: torch.device, dtype: torch.dtype) -> nn.Module:
@@ -119,6 +129,12 @@ def form_group_of_one() -> None:
     values = ("0", "0", "1", "1", "127.0.0.1", str(port))
     os.environ.update(zip(_LAUNCHER_VARIABLES, values, strict=True))
     _set_here.update(_LAUNCHER_VARIABLES)
+
+
+def bound_waits(timeout_s: float) -> None:
+    """Let groups made from now on give up after this long: DeepSpeed makes its own, with torch's defaults of 10 and 30 minutes."""
+    for default in ("default_pg_timeout", "default_pg_nccl_timeout"):
+        setattr(dist.distributed_c10d, default, timedelta(seconds=timeout_s))
 
 
 @contextmanager

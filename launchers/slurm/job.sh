@@ -93,7 +93,8 @@ run() {
     (
       trap '' USR1 TERM
       exec sleep 1
-    )
+    ) &
+    wait $! || true # ends at a signal
   done
   wait "$step_pid" || code=$?
 

@@ -14,8 +14,8 @@ fail() {
 
 # SIGUSR1 to the steps of a job (scancel --signal=USR1 JOB) reaches every process in them.
 stopping=""
-trap 'stopping=1; touch "$DISTILL_STATE/asked"' USR1
-trap 'stopping=1' TERM
+trap 'stopping=USR1; touch "$DISTILL_STATE/asked"' USR1
+trap 'stopping=TERM' TERM
 
 python=${DISTILL_PYTHON:-}
 if [[ -z $python ]]; then
@@ -70,13 +70,14 @@ while kill -0 "$pid" 2>/dev/null; do
   # Again and again: a rank that is still importing hears nothing. One rank is enough, since all agree when to stop.
   if [[ -n $stopping || -e $DISTILL_STATE/asked ]]; then
     for rank in "$DISTILL_RANKS"/*; do
-      kill -USR1 "${rank##*/}" 2>/dev/null || true
+      kill -s "${stopping:-USR1}" "${rank##*/}" 2>/dev/null || true
     done
   fi
   (
     trap '' USR1 TERM
     exec sleep 0.5
-  )
+  ) &
+  wait $! || true # ends at a signal
 done
 code=0
 wait "$pid" || code=$?

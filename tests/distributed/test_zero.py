@@ -178,6 +178,7 @@ def test_a_teacher_in_shards_answers_as_one_that_is_whole(launch: Launch) -> Non
 def test_each_stage_holds_its_part_only(launch: Launch) -> None:
     for results in launch.returned("zero_probe:students"):
         for stage, held in results.items():
+            assert held["timeout_s"] == 123, "DeepSpeed's own groups wait as long as train.timeout_s, and no longer"
             assert 0.45 < held["masters"] < 0.6, stage
             assert 0.9 < held["state"] < 1.2, stage  # two moments, half of each
             assert 0.45 < held["average"] < 0.6, stage

@@ -78,7 +78,7 @@ def _apart(a: torch.Tensor, b: torch.Tensor) -> float:
 def students(rank: int) -> dict[str, Any]:
     """By stage: the part of masters, of optimizer state and of whole parameters that lies on this rank after a step."""
     results: dict[str, Any] = {}
-    engine = Engine(precision="fp32", zero_stage=3)
+    engine = Engine(precision="fp32", zero_stage=3, timeout_s=123)
     for stage in (3, 2, 1):
         engine.accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]["stage"] = stage
         torch.manual_seed(0)
@@ -99,6 +99,7 @@ def students(rank: int) -> dict[str, Any]:
         shards = placement._shards
         state = [t for slots in shards.base_optimizer.state.values() for t in slots.values() if t.ndim]
         results[str(stage)] = {
+            "timeout_s": _timeout_s(placement._model),
             "masters": sum(flat.numel() for flat in shards.flats) / num_elements,
             "state": sum(t.numel() for t in state) / num_elements,
             "average": sum(t.numel() for n, t in placement._emas["ema-0.5"].weights().items() if n.isdigit())
@@ -112,3 +113,8 @@ def students(rank: int) -> dict[str, Any]:
 
 def _adamw(net: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(net.parameters(), lr=1e-3)
+
+
+def _timeout_s(engine: Any) -> float:
+    """How long the group that DeepSpeed reduces in waits for a rank."""
+    return float(engine.data_parallel_group._get_backend(torch.device("cpu")).options._timeout.total_seconds())

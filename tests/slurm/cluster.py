@@ -106,7 +106,10 @@ class Job:
         return self.state
 
     def wait_for_restart(self, restarts: int) -> None:
-        """Until it is back in the queue by itself for the so-manieth time; it then starts without the usual pause."""
+        """Until it is back in the queue by itself for the so-manieth time; it then starts soon.
+
+        Not at once: a node refuses what was submitted in the second in which it ended the same job.
+        """
 
         def requeued() -> bool:
             facts = self.facts()
@@ -115,7 +118,7 @@ class Job:
 
         self.cluster.until(requeued, f"job {self.name} is requeued for restart {restarts}", self)
         if self.state == "PENDING":
-            self.cluster.call("scontrol", "update", f"JobId={self.name}", "StartTime=now")
+            self.cluster.call("scontrol", "update", f"JobId={self.name}", "StartTime=now+2")
 
 
 class Cluster:
@@ -192,7 +195,7 @@ class Cluster:
         while not true():
             if time.monotonic() > deadline:
                 pytest.fail(self.told(f"{what}: not within {timeout_s} s", job))
-            time.sleep(0.1)
+            time.sleep(0.2)
 
     def told(self, what: str, job: Job | None = None) -> str:
         """A message with what SLURM and the job have logged."""

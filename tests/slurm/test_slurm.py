@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from cluster import Cluster, Job, why_not
+from cluster import ENDED, Cluster, Job, why_not
 from tiny import assert_equal_tensors, records, tensors, write_recipe
 
 SCRIPTS = Path(__file__).parents[2] / "launchers" / "slurm"
@@ -21,7 +21,7 @@ NUM_STEPS = 200
 RECIPE: dict[str, Any] = {
     "train": {"budget": f"{NUM_STEPS} iterations", "batch_size_global": 64, "micro_batch_size": 32},
     "evaluate": {"every": f"{NUM_STEPS} iterations"},
-    "checkpoint": {"every": "10 iterations"},
+    "checkpoint": {"every": "25 iterations"},
     "students": {"kd": {"objective": {"hard": {"loss": "ce"}, "soft": {"loss": "kl", "temperature": 2.0}}}},
 }
 # Within which a job whose node is gone must end. Measured: 22 s on a busy machine, 15 of them given to the node.
@@ -67,10 +67,15 @@ def losses(output: Path) -> list[tuple[int, Any]]:
     return [(line["step"], line["students"]) for line in records(output) if line["event"] == "train"]
 
 
-def trained(cluster: Cluster, job: Job, output: Path, further: int = 10) -> int:
+def trained(cluster: Cluster, job: Job, output: Path, further: int = 5) -> int:
     """Wait until this sitting has trained some steps; the step it stands at."""
     stands = step_of(output)
-    cluster.until(lambda: step_of(output) >= stands + further, f"{output.name} trains on from step {stands}", job)
+
+    def far_enough() -> bool:
+        assert job.state not in ENDED, cluster.told("it has ended", job)
+        return step_of(output) >= stands + further
+
+    cluster.until(far_enough, f"{output.name} trains on from step {stands}", job)
     assert step_of(output) < NUM_STEPS - 10, "the run is too short to be stopped"
     return step_of(output)
 
@@ -90,7 +95,7 @@ def test_stopped_preempted_and_requeued_ends_with_the_same_weights(cluster: Clus
     job.signal("--signal=USR1", "--batch")  # as SLURM does when the time limit is near
     job.wait_for_restart(1)
     first = step_of(output)
-    assert 10 <= first < NUM_STEPS
+    assert 0 < first < NUM_STEPS
     assert job.log.count("stopped after step") == 1
     assert "state saved, requeued" in job.log
 
