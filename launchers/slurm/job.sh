@@ -13,7 +13,7 @@ job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 job=${job:-$SLURM_JOB_ID}
 
 # How much longer than the first node another may take to end.
-LAST_NODE_S=15
+LAST_NODE_S=10
 
 say() { printf '%(%F %T)T job %s: %s\n' -1 "$job" "$*"; }
 

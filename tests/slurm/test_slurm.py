@@ -24,7 +24,7 @@ RECIPE: dict[str, Any] = {
     "checkpoint": {"every": "25 iterations"},
     "students": {"kd": {"objective": {"hard": {"loss": "ce"}, "soft": {"loss": "kl", "temperature": 2.0}}}},
 }
-# Within which a job whose node is gone must end. Measured: 22 s on a busy machine, 15 of them given to the node.
+# Within which a job whose node is gone must end. Measured: 15 s, 10 of them given to the node.
 FAIL_FAST_S = 40
 # The check before a job's first step costs seconds, and three tests are enough for it.
 UNCHECKED = "--export=ALL,DISTILL_CHECK=no"
