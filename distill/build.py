@@ -63,6 +63,8 @@ def build_models(plan: Plan) -> Models:
                 root=_HERE,
             )
             refuse_image_size(nets[name], recipe.data.image_size, f"{key}.model {spec.model}")
+            if recipe.train.zero_stage:
+                refuse_scalars(nets[name], recipe.train.zero_stage, f"{key}.model {spec.model}")
             build_optimizer(nets[name], spec.optimizer, key=f"{key}.optimizer")  # for its errors: the real one follows
         schedules[name] = resolve_schedule(
             spec.schedule,
@@ -93,6 +95,14 @@ def refuse_image_size(net: nn.Module, image_size: int, what: str) -> None:
         net.train()
     if not isinstance(logits, torch.Tensor) or logits.shape != (1, net.num_classes):
         raise InputError(f"{what} does not return logits, one a class")
+
+
+def refuse_scalars(net: nn.Module, zero_stage: int, what: str) -> None:
+    """Raises InputError for a parameter without dimensions: DeepSpeed cannot broadcast it."""
+    if scalars := [name for name, parameter in net.named_parameters() if parameter.ndim == 0]:
+        raise InputError(
+            f"{what} has a parameter that is a single number, {scalars[0]}, which train.zero_stage {zero_stage} cannot shard: use zero_stage: 0"
+        )
 
 
 def student_pixels(net: nn.Module, spec: StudentSpec) -> Pixels:
@@ -189,7 +199,13 @@ def place_teacher(
         return None
     sharded = placement == "zero3" and (engine.world_size > 1 or offload)  # over one process alone nothing is sharded
     if not offload:
-        refuse_too_large(teacher, engine, engine.world_size if sharded else 1)
+        in_one = placement == "zero3" and engine.world_size == 1
+        refuse_too_large(
+            teacher,
+            engine,
+            engine.world_size if sharded else 1,
+            "teacher.offload: true" if sharded or in_one else "teacher.placement: zero3 on several processes",
+        )
     if sharded:
         teacher.shard(partial(engine.shard_frozen, offload=offload, dtype=teacher.dtype))
         teacher.to(engine.device)  # what is not sharded
@@ -199,15 +215,14 @@ def place_teacher(
     return teacher
 
 
-def refuse_too_large(teacher: Teacher, engine: Engine, num_shards: int) -> None:
+def refuse_too_large(teacher: Teacher, engine: Engine, num_shards: int, mend: str) -> None:
     """Raises InputError when the weights alone outgrow what the device has free, naming what would make them fit."""
     free = engine.free_memory_bytes()
     needed = sum(tensor.nbytes for tensor in (*teacher.parameters(), *teacher.buffers())) / num_shards
     if free is None or needed <= free:
         return
     mends = ["teacher.dtype: bf16"] if teacher.dtype == torch.float32 else []
-    mends += ["teacher.offload: true" if num_shards > 1 else "teacher.placement: zero3 on several processes"]
     raise InputError(
         f"teacher: {teacher.source} takes {needed / 2**30:.1f} GiB of {engine.device}, which has {free / 2**30:.1f} GiB free: set "
-        f"{' or '.join(mends)}; `distill doctor RECIPE` shows what fits"
+        f"{' or '.join([*mends, mend])}; `distill doctor RECIPE` shows what fits"
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from distill.build import refuse_image_size, student_pixels
+from distill.build import refuse_image_size, refuse_scalars, student_pixels
 from distill.errors import InputError, naming
 from distill.models.build import checkpoint_activations, config, create
 from distill.optim import build_optimizer
@@ -67,6 +67,8 @@ def _check_student(spec: schema.Student, recipe: Recipe, key: str) -> None:
         refuse_image_size(net, image_size, f"{key}.model {spec.model}")
         if spec.grad_checkpointing:
             checkpoint_activations(net, spec.model)
+        if recipe.train.zero_stage:
+            refuse_scalars(net, recipe.train.zero_stage, f"{key}.model {spec.model}")
     student_pixels(net, spec)
     build_optimizer(net, spec.optimizer, key=f"{key}.optimizer")
     _shorter(spec.schedule.warmup, recipe.train.budget, f"{key}.schedule.warmup")

@@ -87,7 +87,7 @@ class Student:
         self._drop_path = DropPathKeys(self.net)
         self._drop_key = hash64(self.run_seed, "drop path", self.spec.seed)
         self.network = network = Network(self.net, self.pixels)
-        self.engine.place(network.train())
+        self.engine.place(network.train(), in_shards=self.engine.sharding)
         averages = Averages(self.spec.ema.decays, self.spec.ema.warmup)
         self.averages = tuple(averages.by_name())
         clip = self.spec.optimizer.clip_grad_norm
@@ -122,7 +122,7 @@ class Student:
         """Forward and backward of one micro-batch; gradients add up until `update`. Collective on the last micro-batch of a step.
 
         Returns:
-            bool scalar on the device: the loss was not finite.
+            bool scalar on the device: the loss was not finite, or the gradients of the step before were not.
         """
         if self._statistics and self._forwards_done == 0:
             self._statistics.before_step()
@@ -137,7 +137,7 @@ class Student:
         if self._statistics:
             self._statistics.after_forward(more_to_come)
         self.losses.add(terms, 1 / (self.num_forwards * self.engine.world_size))
-        return ~torch.isfinite(terms.total.detach())
+        return ~torch.isfinite(terms.total.detach()) | self.placement.failed
 
     def update(self, step: int) -> None:
         """One optimizer step at this step's learning rate."""

@@ -175,7 +175,7 @@ class Run:
     def _step(self, batches: Any, verdicts: Verdicts, signals: Signals) -> None:
         """One optimizer step of every running student, behind one teacher forward a micro-batch.
 
-        No wait for the device, but for fp16's: torch's GradScaler asks once a student whether to skip its step.
+        No wait for the device, but once a student under fp16 and ZeRO: torch's GradScaler and DeepSpeed ask whether to skip its step.
         """
         not_finite: dict[str, torch.Tensor] = {}
         needs_teacher = any(student.spec.objective.soft for student in self.running)

@@ -63,7 +63,6 @@ def problems(recipe: Path, *overrides: str, num_processes: int | None = None) ->
         ("teacher.weights=pretrained", "teacher.weights: timm has no pretrained weights of cifar_resnet14"),
         ("log.trackers=[wandbb]", "log.trackers: no tracker 'wandbb'"),
         ("data.augment.auto_augment=rnd-m9", "data.augment.auto_augment"),
-        ("train.zero_stage=1", "train.zero_stage: 1 is not built yet"),
     ],
 )  # fmt: skip
 def test_problems_are_found_without_data(override: str, says: str, tiny_recipe: Any) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from rich.console import Console
 from rich.table import Table
-from torch import nn
 
 import distill.console
 from distill.console import MetricsFile, Screen, error_panel, hours_minutes, make_console, show_table
@@ -194,11 +193,11 @@ def a_student(name: str, model: str, *, stopped_at: int | None = None, best: flo
     return SimpleNamespace(
         name=name,
         spec=SimpleNamespace(model=model, objective=objective),
-        net=nn.Linear(1000, 1000),
+        num_parameters=1_001_000,
         running=stopped_at is None,
         stopped_at=stopped_at,
         best=None if best is None else Best(best, 4, "last"),
-        emas={"ema-0.9999": None},
+        averages=("ema-0.9999",),
     )
 
 

@@ -28,7 +28,7 @@ def device_with(free: int, num_processes: int = 1) -> Any:
         world_size=num_processes,
         device=torch.device("cpu"),
         free_memory_bytes=lambda: free,
-        place=lambda module: module,
+        place=lambda module, in_shards=False: module,
         compile_=lambda module: None,
         shard_frozen=lambda net, offload, dtype: net,
     )
@@ -47,6 +47,8 @@ def test_a_teacher_that_outgrows_the_device_is_refused_with_what_would_fit() -> 
     with pytest.raises(InputError, match=r"teacher\.dtype: bf16 or teacher\.offload: true"):
         place_teacher(teacher(), device_with(size // 2 - 1, num_processes=2), placement="zero3")
     assert place_teacher(teacher(), device_with(0), placement="zero3", offload=True) is not None
+    with pytest.raises(InputError, match=r"teacher\.dtype: bf16 or teacher\.offload: true"):
+        place_teacher(teacher(), device_with(0), placement="zero3")
 
 
 def test_one_process_alone_shards_nothing() -> None:
@@ -72,6 +74,28 @@ def test_features_come_from_the_forward_that_gives_the_logits() -> None:
     assert not any(module._forward_hooks for module in one.net.modules()), "hooks stay no longer than they are asked"
 
 
+def test_features_are_what_the_layer_put_out_and_not_what_became_of_it() -> None:
+    net = timm.create_model("resnet18", num_classes=10, zero_init_last=False).eval()
+    with Taps(net, ["layer1.0.bn2"]) as taps:
+        net(torch.rand(1, 3, 64, 64))
+    assert taps.outputs["layer1.0.bn2"].min() < 0, "an addition and a ReLU follow in place"
+
+
+def test_a_compiled_teacher_gives_features_too() -> None:
+    one = teacher()
+    one.model.compile(backend="eager")
+    images = torch.rand(2, 3, 32, 32)
+    logits = one(images)
+    found, features = one.features(images, ["blocks.0"])
+    assert torch.equal(found, logits)
+    assert features["blocks.0"].shape == (2, 65, 64)
+
+
+def test_a_layer_that_no_forward_calls_is_named() -> None:
+    with pytest.raises(InputError, match=r"never calls the module 'blocks.0.attn.attn_drop'"):
+        teacher().features(torch.rand(1, 3, 32, 32), ["blocks.0.attn.attn_drop"])
+
+
 @pytest.mark.parametrize("name", ["block.0", ""])
 def test_a_feature_that_is_not_there_is_named(name: str) -> None:
     with pytest.raises(InputError, match=r"VisionTransformer has no module"):
@@ -92,7 +116,7 @@ def test_a_layer_that_returns_no_tensor_is_refused() -> None:
             return self.pair(x)[0]
 
     net = Outer()
-    with Taps(net, ["pair"]), pytest.raises(InputError, match="'pair' returns a tuple"):
+    with pytest.raises(InputError, match="'pair' returns a tuple"), Taps(net, ["pair"]):
         net(torch.ones(1))
 
 

@@ -111,7 +111,9 @@ def test_a_budget_of_no_step_is_refused(tiny_recipe: Any) -> None:
 
 def test_settings_that_cannot_be_had_are_all_named(tiny_recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     find_spec = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "wandb" else find_spec(name, *a))
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *a: None if name in ("wandb", "deepspeed") else find_spec(name, *a)
+    )
     recipe = load_recipe(
         tiny_recipe(
             {
@@ -125,6 +127,7 @@ def test_settings_that_cannot_be_had_are_all_named(tiny_recipe: Any, monkeypatch
     keys = [problem.partition(":")[0] for problem in problems]
     assert keys == ["log.trackers", "log.trackers", "data.augment.auto_augment", "train.zero_stage"]
     assert "wandb is not installed" in problems[0]
+    assert "deepspeed is not installed" in problems[3]
     assert "'trackio'" in problems[1]
     with pytest.raises(InputError) as info:
         make_plan(recipe)

@@ -37,6 +37,6 @@ def _leaves(node: Any, without: Any = (), prefix: str = "") -> dict[str, str]:
     for key, value in node.items():
         if key in without and not (isinstance(without, dict) and without[key] is not True):
             continue
-        inner = without[key] if isinstance(without, dict) and key in without else ()
+        inner = without.get(key, without.get("__all__", ())) if isinstance(without, dict) else ()
         leaves |= _leaves(value, inner, f"{prefix}.{key}" if prefix else str(key))
     return leaves

@@ -117,10 +117,10 @@ class Engine:
         """A gradient scaler of its own for each student under fp16, so that one's overflow leaves the others' scale alone."""
         return torch.amp.GradScaler(self.device.type) if self.precision == "fp16" else None
 
-    def place(self, module: nn.Module) -> nn.Module:
-        """To the device, in the memory format of the run; weights that are sharded lie flat, in their plain order."""
+    def place(self, module: nn.Module, *, in_shards: bool = False) -> nn.Module:
+        """To the device, in the memory format of the run; weights that go into shards keep their plain order."""
         module = module.to(self.device)
-        return module.to(memory_format=torch.channels_last) if self._channels_last and not self.sharding else module
+        return module.to(memory_format=torch.channels_last) if self._channels_last and not in_shards else module
 
     def compile_(self, module: nn.Module) -> None:
         """Compile the module's forward in place, when the run is compiled. Names in its state dict stay."""

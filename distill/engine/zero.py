@@ -25,6 +25,9 @@ _LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "
 # Gradients sent at once. DeepSpeed's 5e8 would take 2 GB for every student, however small; 200 MB is far above where links saturate.
 BUCKET_SCALARS = 50_000_000
 _set_here: set[str] = set()  # variables that were not there before
+_WAITS = ("default_pg_timeout", "default_pg_nccl_timeout")
+_torchs_linear = torch.nn.functional.linear
+_torchs_waits = {name: getattr(dist.distributed_c10d, name) for name in _WAITS}
 
 
 def load_deepspeed(device_type: str) -> Any:
@@ -34,6 +37,8 @@ def load_deepspeed(device_type: str) -> Any:
         InputError: it is not installed.
     """
     if device_type == "cpu":
+        if "DS_ACCELERATOR" not in os.environ:
+            _set_here.add("DS_ACCELERATOR")
         os.environ["DS_ACCELERATOR"] = "cpu"  # else it guesses, and a process without a GPU may believe it is alone
     os.environ.setdefault("DS_SKIP_CUDA_CHECK", "1")  # of compilers for kernels that nothing here builds
     try:
@@ -93,7 +98,7 @@ def fit_plugin(
         "gradient_clipping": clip_grad_norm or 0.0,
     }
     plugin.deepspeed_config.pop("train_batch_size", None)
-    bucket = min(BUCKET_SCALARS, num_parameters)
+    bucket = min(BUCKET_SCALARS, num_parameters + num_parameters % 2)  # stages 1 and 2 want an even one
     plugin.deepspeed_config["zero_optimization"] |= {"reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
 
 
@@ -108,13 +113,16 @@ def shard_frozen(model: nn.Module, *, offload: bool, device: torch.device, dtype
     where = {"offload_param": {"device": "cpu", "pin_memory": device.type == "cuda"}} if offload else {}
     config = {
         "train_micro_batch_size_per_gpu": 1,
-        "zero_optimization": {**_sharding(3, False, False), **where},
+        # No linear of its own in the whole process, for a model that has no backward.
+        "zero_optimization": {**_sharding(3, False, False), **where, "memory_efficient_linear": False},
         "bf16": {"enabled": dtype == torch.bfloat16},
         "fp16": {"enabled": dtype == torch.float16},
         "steps_per_print": 10**9,
     }
     # Parameter by parameter from the host: a model larger than the device never lies on it whole.
-    deepspeed.zero.Init(module=model, config_dict_or_path=config, remote_device="cpu" if offload else None)
+    deepspeed.zero.Init(
+        module=model, config_dict_or_path=config, remote_device="cpu" if offload else None, mem_efficient_linear=False
+    )
     sharded, *_ = deepspeed.initialize(model=model, config=config)
     sharded.eval()
     return sharded  # type: ignore[no-any-return]
@@ -133,8 +141,8 @@ def form_group_of_one() -> None:
 
 def bound_waits(timeout_s: float) -> None:
     """Let groups made from now on give up after this long: DeepSpeed makes its own, with torch's defaults of 10 and 30 minutes."""
-    for default in ("default_pg_timeout", "default_pg_nccl_timeout"):
-        setattr(dist.distributed_c10d, default, timedelta(seconds=timeout_s))
+    for name in _WAITS:
+        setattr(dist.distributed_c10d, name, timedelta(seconds=timeout_s))
 
 
 @contextmanager
@@ -142,14 +150,14 @@ def accelerate_environment(on_cpu: bool) -> Iterator[None]:
     """Inside, Accelerate takes a DeepSpeed plugin, on the CPU too, where it does so only if nobody says "cpu"."""
     load_deepspeed("cpu" if on_cpu else "cuda")
     form_group_of_one()
-    asked = os.environ.pop("ACCELERATE_USE_CPU", None)
+    # The plugin would refuse a launch file's own DeepSpeed settings, even those that agree; `environment` has compared them.
+    kept = {name: os.environ.pop(name, None) for name in ("ACCELERATE_USE_CPU", "ACCELERATE_CONFIG_DS_FIELDS")}
     if "ACCELERATE_USE_DEEPSPEED" not in os.environ:
         _set_here.add("ACCELERATE_USE_DEEPSPEED")  # Accelerate sets it when it gets a plugin
     try:
         yield
     finally:
-        if asked is not None:
-            os.environ["ACCELERATE_USE_CPU"] = asked
+        os.environ.update({name: value for name, value in kept.items() if value is not None})
 
 
 @contextmanager
@@ -166,7 +174,12 @@ def quiet() -> Iterator[None]:
 
 
 def forget() -> None:
-    """Take back what this process said in the environment."""
+    """Take back what this process said in the environment and of torch's waits."""
+    torch.nn.functional.linear = (
+        _torchs_linear  # ZeRO-3 puts one of its own there, which keeps no gathered weights for the backward
+    )
+    for name, value in _torchs_waits.items():
+        setattr(dist.distributed_c10d, name, value)
     for variable in _set_here:
         os.environ.pop(variable, None)
     _set_here.clear()
@@ -242,6 +255,11 @@ class Shards:
         offset = padded * dist.get_rank()
         length = min(padded, parameter.ds_numel - offset)  # the last shard is padded
         return Fragment(flat, start, offset, length) if length > 0 else None
+
+    @property
+    def skipped(self) -> bool:
+        """Whether the last step was not taken because a gradient was not finite; the same on every rank."""
+        return bool(self._optimizer.overflow)
 
     @property
     def base_optimizer(self) -> torch.optim.Optimizer:

@@ -4,13 +4,16 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 
 from distill.errors import InputError, nearest
 
 
 class Taps:
-    """Context manager: inside, each forward of `model` leaves in `outputs` what the named modules returned last.
+    """Context manager: inside, each forward of `model` leaves in `outputs` a copy of what the named modules returned last.
+
+    A copy, since what follows may change it in place. Compiled models run eagerly inside, for compiled ones call no hooks.
 
     Raises:
         InputError: the model has no such module.
@@ -29,6 +32,8 @@ class Taps:
         self.outputs: dict[str, Tensor] = {}
 
     def __enter__(self) -> Self:
+        self._eager = torch.compiler.set_stance("force_eager")
+        self._eager.__enter__()
         for name, module in self._modules.items():
             self._handles.append(module.register_forward_hook(self._keep(name)))
         return self
@@ -39,6 +44,9 @@ class Taps:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._eager.__exit__(None, None, None)
+        if error is None and (silent := [name for name in self._modules if name not in self.outputs]):
+            raise InputError(f"the forward never calls the module {silent[0]!r}: tap one that it does")
 
     def _keep(self, name: str) -> Any:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
@@ -46,6 +54,6 @@ class Taps:
                 raise InputError(
                     f"the module {name!r} returns a {type(output).__name__}, not a tensor: tap one inside it"
                 )
-            self.outputs[name] = output
+            self.outputs[name] = output.clone()
 
         return hook

@@ -86,11 +86,12 @@ class Teacher(nn.Module):
     def shard(self, shard_frozen: Callable[[nn.Module], nn.Module]) -> None:
         """Let `shard_frozen` spread the weights, and call what it returns from now on. Collective: every rank.
 
-        BatchNorm's parameters become buffers first: these stay whole on every process, and in float32. On the model's device.
+        BatchNorm's parameters become buffers first, which stay whole on every process and in float32; so do scalars, which DeepSpeed
+        cannot spread.
         """
         for module in self.net.modules():
-            if isinstance(module, _BatchNorm):
-                for name, parameter in list(module.named_parameters(recurse=False)):
+            for name, parameter in list(module.named_parameters(recurse=False)):
+                if isinstance(module, _BatchNorm) or parameter.ndim == 0:
                     delattr(module, name)
                     module.register_buffer(name, parameter.data, persistent=False)
         self.model = shard_frozen(self.net)

@@ -26,6 +26,9 @@ class Averages:
 class Placement(Protocol):
     """One student's model in training, wherever it lies."""
 
+    failed: bool
+    """The last step was not taken, since a gradient was not finite. (Where it is taken all the same, the next loss tells.)"""
+
     def accumulating(self, more_to_come: bool) -> AbstractContextManager[None]:
         """Around a forward and backward whose gradients are not exchanged when `more_to_come`."""
 
@@ -57,4 +60,4 @@ class Placement(Protocol):
         """Take what `state` of any placement gave. Collective: every rank."""
 
     def clear(self) -> None:
-        """Give optimizer state and averages up."""
+        """Give optimizer state and averages up; what DeepSpeed holds beside them stays."""

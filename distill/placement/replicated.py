@@ -28,6 +28,7 @@ class Replicated:
         clip_grad_norm: float | None,
         averages: Averages,
     ) -> None:
+        self.failed = False
         self._network, self._net, self._engine = network, network.net, engine
         self._clip_grad_norm = clip_grad_norm
         self._optimizer = build_optimizer(self._net)

@@ -81,6 +81,8 @@ class Sharded:
         micro_batch_size: int,
         num_forwards: int,
     ) -> None:
+        assert all(parameter.requires_grad for parameter in network.net.parameters()), "shards hold what is trained"
+        self.failed = False
         self._net, self._pixels, self._engine = network.net, network.pixels, engine
         self._twin = _twin(network.net)
         owners: dict[int, list[str]] = {}  # every name of a parameter, tied ones have several
@@ -118,6 +120,7 @@ class Sharded:
     def step(self, lr: float) -> None:
         set_lr(self._shards.base_optimizer, lr)
         self._model.step()
+        self.failed = self._shards.skipped
 
     def update_averages(self) -> None:
         for ema in self._emas.values():
@@ -139,25 +142,29 @@ class Sharded:
         state = self._masters.state_dict() if which == "last" else self._emas[which].weights()
         return self._whole(state)
 
-    def _whole(self, state: Mapping[str, Tensor]) -> Tensors:
-        """Whole weights and buffers out of those that `_Masters` names. Collective: every rank."""
+    def _whole(self, state: Mapping[str, Tensor], *, to_save: bool = False) -> Tensors:
+        """Whole weights and buffers out of those that `_Masters` names. Collective: every rank.
+
+        `to_save`: each goes to the host of the main process, which writes, as it is gathered; elsewhere nothing is kept.
+        """
         flats = {index: state[f"{index}"].detach() for index in range(len(self._shards.flats))}
         whole: Tensors = {}
         for name in self._shards.parameters:
             gathered = self._shards.gather(name, flats, self._engine.device)
-            whole |= dict.fromkeys(self._names[name], gathered)
+            whole |= self._kept(dict.fromkeys(self._names[name], gathered), to_save)
         whole |= {name: tensor.detach() for name, tensor in state.items() if name in self._order}
-        return {name: whole[name] for name in self._order}
+        return self._kept({name: whole[name] for name in self._order if name in whole}, to_save)
 
     def state(self) -> tuple[dict[str, Tensors], dict[str, Any]]:
-        tensors = {"model": self._kept(self.weights("last"))}
+        tensors = {"model": self._whole(self._masters.state_dict(), to_save=True)}
         tensors["optimizer"], values = self._optimizer_state()
         for name, ema in self._emas.items():
-            tensors[name] = {**self._kept(self.weights(name)), COUNTER: ema.state_dict()[COUNTER]}
+            tensors[name] = {**self._whole(ema.weights(), to_save=True), COUNTER: ema.state_dict()[COUNTER]}
         return tensors, {"optimizer": values}
 
-    def _kept(self, tensors: Tensors) -> Tensors:
-        """On the host of the main process, which writes; nothing elsewhere."""
+    def _kept(self, tensors: Tensors, to_save: bool = True) -> Tensors:
+        if not to_save:
+            return tensors
         return {name: tensor.detach().cpu() for name, tensor in tensors.items()} if self._engine.is_main else {}
 
     def _optimizer_state(self) -> tuple[Tensors, dict[str, Any]]:
@@ -210,6 +217,8 @@ class Sharded:
         for group, saved in zip(base.param_groups, values["groups"], strict=True):
             for slot, value in saved["settings"].items():
                 group[slot] = tuple(value) if isinstance(value, list) else value
+        # Step counts live on the host, unless the kernels themselves count.
+        on_device = any(group.get("fused") or group.get("capturable") for group in base.param_groups)
         for key, value in [*tensors.items(), *values["slots"].items()]:
             name, _, slot = key.rpartition("/")
             flat = shards.flats[shards.flat_of[name]]
@@ -219,7 +228,9 @@ class Sharded:
                     state[slot] = torch.zeros_like(flat, requires_grad=False)
                 shards.scatter(name, value, {shards.flat_of[name]: state[slot]})
             elif slot not in state:
-                state[slot] = value.clone() if isinstance(value, Tensor) else value
+                state[slot] = (
+                    value.to(flat.device if on_device else "cpu", copy=True) if isinstance(value, Tensor) else value
+                )
 
     def clear(self) -> None:
         self._shards.base_optimizer.state.clear()

@@ -15,7 +15,8 @@ class Teacher(Section):
     come from its timm config unless given here.
 
     `placement`: "replicated" holds it whole on every process; "zero3" shards its weights over the processes and gathers them layer
-    by layer in each forward, with `offload` from host memory. What it answers is the same.
+    by layer in each forward, with `offload` from host memory, and is not compiled. What it answers is the same. One process alone shards
+    nothing unless it offloads.
     """
 
     model: str | None = None

@@ -311,6 +311,7 @@ NOT_IDENTITY = {
     "data": {"root", "num_workers", "prefetch_batches"},
     "train": {"compile", "zero_stage", "zero_offload", "timeout_s"},
     "teacher": {"placement", "offload"},
+    "students": {"__all__": {"grad_checkpointing"}},
 }
 
 

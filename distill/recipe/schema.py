@@ -61,6 +61,22 @@ __all__ = [
     "Train",
 ]
 
+ELEMENTWISE_ARGS = (
+    frozenset(  # timm's Lion divides by a mean over the tensor when it is cautious, so what is not known is refused
+        {
+            "betas",
+            "eps",
+            "amsgrad",
+            "nesterov",
+            "dampening",
+            "maximize",
+            "foreach",
+            "fused",
+            "layer_decay",
+            "layer_decay_min_scale",
+        }
+    )
+)
 # They treat each weight by itself, so flat shards of layers are as good as layers. A test holds each to it.
 ELEMENTWISE_OPTIMIZERS = ("adamw", "adam", "sgd", "momentum", "lion")
 
@@ -98,10 +114,8 @@ class Train(Section):
                 f"precision: fp16 needs a loss scale of each student's own, which zero_stage {self.zero_stage} has no place for: use bf16, "
                 "or zero_stage: 0"
             )
-        if self.zero_stage == 3 and self.compile:
-            raise ValueError(
-                "compile: true would trace weights that zero_stage 3 has not gathered: use zero_stage: 2, or compile: false"
-            )
+        if self.zero_stage and self.compile:
+            raise ValueError("compile: true goes with zero_stage: 0; what DeepSpeed wraps is not compiled here")
         return self
 
     @model_validator(mode="after")
@@ -173,5 +187,10 @@ class Recipe(Section):
                     f"students.{name}.optimizer: {student.optimizer.name} looks at whole layers or is not known to look at single weights, and "
                     f"train.zero_stage {self.train.zero_stage} hands it flat shards, which makes it silently wrong (LAMB's trust ratio): use "
                     f"zero_stage: 0, or one of {', '.join(ELEMENTWISE_OPTIMIZERS)}"
+                )
+            if self.train.zero_stage and (odd := sorted(student.optimizer.args.keys() - ELEMENTWISE_ARGS)):
+                raise ValueError(
+                    f"students.{name}.optimizer.args.{odd[0]}: not known to treat each weight by itself, as train.zero_stage "
+                    f"{self.train.zero_stage} needs: leave it out, or use zero_stage: 0"
                 )
         return self

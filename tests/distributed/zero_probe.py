@@ -22,7 +22,11 @@ TEACHERS = {
     ),
     "convnext": ("convnext_xlarge", {"depths": (1, 1, 1, 1), "dims": (32, 64, 128, 256)}, ["stages.1", "head.norm"]),
     "batch norm": ("cifar_resnet8", {}, ["layer2"]),
+    "scalars": ("test_nfnet", {}, ["stages.0"]),
 }
+
+
+_LINEAR = nn.functional.linear  # DeepSpeed puts its own in torch's place, for the whole process, unless told not to
 
 
 def _teacher(name: str, dtype: torch.dtype) -> Teacher:
@@ -66,6 +70,7 @@ def teachers(rank: int) -> dict[str, Any]:
                 "left": sum(p.numel() for p in sharded.net.parameters() if not p.ds_persist),
                 "same_fingerprint": whole.fingerprint == sharded.fingerprint,
             }
+    results["linear"] = nn.functional.linear is _LINEAR
     engine.close()
     return results
 
@@ -93,12 +98,20 @@ def students(rank: int) -> dict[str, Any]:
             micro_batch_size=2,
             num_forwards=1,
         )
+        failed = []
+        for gradient in (1.0, float("nan")):
+            handle = net.head.weight.register_hook(lambda grad, factor=gradient: grad * factor)
+            placement.backward(placement.forward(torch.rand(2, 3, 32, 32)).square().mean(), more_to_come=False)
+            placement.step(1e-3)
+            failed.append(placement.failed)
+            handle.remove()
         placement.backward(placement.forward(torch.rand(2, 3, 32, 32)).square().mean(), more_to_come=False)
         placement.step(1e-3)
         placement.update_averages()
         shards = placement._shards
         state = [t for slots in shards.base_optimizer.state.values() for t in slots.values() if t.ndim]
         results[str(stage)] = {
+            "failed": [*failed, placement.failed],
             "timeout_s": _timeout_s(placement._model),
             "masters": sum(flat.numel() for flat in shards.flats) / num_elements,
             "state": sum(t.numel() for t in state) / num_elements,
@@ -108,6 +121,7 @@ def students(rank: int) -> dict[str, Any]:
             "weights": sum(p.numel() for p in net.parameters() if not getattr(p, "ds_persist", False)) / num_elements,
         }
     engine.close()
+    results["linear"] = nn.functional.linear is _LINEAR
     return results
 
 
