@@ -19,6 +19,7 @@ from distill.errors import InputError, naming
 from distill.losses.objective import build_objective
 from distill.models.build import create_student
 from distill.models.pixels import Pixels, pixel_config
+from distill.models.stand_in import call_with
 from distill.models.teacher import Teacher, build_teacher
 from distill.optim import build_optimizer, resolve_schedule
 from distill.plan import Plan, Share
@@ -51,6 +52,7 @@ def build_models(plan: Plan) -> Models:
     if recipe.teacher:
         with naming("teacher"):
             teacher = build_teacher(recipe.teacher, classes=plan.classes, root=_HERE, device="cpu")
+            refuse_teacher_size(teacher, recipe.data.image_size)
     nets, schedules = {}, {}
     for name, spec in recipe.students.items():
         key = f"students.{name}"
@@ -95,6 +97,31 @@ def refuse_image_size(net: nn.Module, image_size: int, what: str) -> None:
         net.train()
     if not isinstance(logits, torch.Tensor) or logits.shape != (1, net.num_classes):
         raise InputError(f"{what} does not return logits, one a class")
+
+
+def refuse_teacher_size(teacher: Teacher, image_size: int) -> None:
+    """Send one image through the teacher without its memory.
+
+    Raises:
+        InputError: it does not take images of its size.
+    """
+    size = teacher.pixels.image_size or image_size
+    tensors = {
+        name: tensor.to("meta")
+        for named in (teacher.net.named_parameters, teacher.net.named_buffers)
+        for name, tensor in named(remove_duplicate=False)
+    }
+    image = torch.zeros(1, 3, size, size, dtype=teacher.dtype, device="meta")
+    try:
+        with torch.no_grad():
+            call_with(teacher.net, tensors, image)
+    except (RuntimeError, AssertionError, ValueError, IndexError) as error:
+        if isinstance(error, NotImplementedError) or "meta" in str(error):  # an operation that needs memory
+            return
+        reason = str(error).strip().split("\n", 1)[0]
+        raise InputError(
+            f"teacher.image_size: {teacher.source} does not take images of {size} pixels: {reason}"
+        ) from error
 
 
 def refuse_scalars(net: nn.Module, zero_stage: int, what: str) -> None:

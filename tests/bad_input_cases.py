@@ -51,6 +51,7 @@ RECIPES = {
     "compiled ZeRO": Case(train("train.compile=true", "train.zero_stage=1"), ["train: compile: true goes with zero_stage: 0"]),
     "offload without ZeRO": Case(train("train.zero_offload=true"), ["train: zero_offload: true goes with zero_stage"]),
     "teacher offload": Case(train("teacher={model: test_vit, weights: random, offload: true}"), ["teacher: offload: true goes with placement: zero3"]),
+    "teacher's size": Case(train("teacher={model: test_convnext, weights: random, image_size: 16}"), ["teacher", "image_size: test_convnext, random weights does not take images of 16 pixels"]),
     "unknown placement": Case(train("teacher={model: test_vit, weights: random, placement: zero2}"), ["teacher.placement", "'replicated' or 'zero3'"]),
     "checkpointing BatchNorm": Case(train("student.grad_checkpointing=true"), ["students.one: grad_checkpointing", "has BatchNorm", "set it to false"]),
     "checkpointing unknown": Case(train("student.model=vgg11", "data.image_size=32", "student.grad_checkpointing=true"), ["students.one: grad_checkpointing: vgg11 has none in timm"]),

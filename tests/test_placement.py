@@ -13,6 +13,7 @@ from distill.engine import Engine
 from distill.errors import InputError
 from distill.models.build import checkpoint_activations
 from distill.models.pixels import Pixels
+from distill.models.stand_in import call_with
 from distill.models.taps import Taps
 from distill.models.teacher import Teacher
 
@@ -138,3 +139,29 @@ def test_checkpointed_activations_are_computed_twice_and_gradients_stay() -> Non
         gradients.append(torch.cat([parameter.grad.flatten() for parameter in net.parameters()]))
     assert calls == 1 + 2
     assert torch.equal(*gradients)
+
+
+class Twice(nn.Module):
+    """One module in two places, and one parameter in two modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(3, 3)
+        self.again = self.first
+        self.other = nn.Linear(3, 3)
+        self.other.weight = self.first.weight
+        self.norm = nn.BatchNorm1d(3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.other(self.again(self.first(x))))  # type: ignore[no-any-return]
+
+
+def test_a_model_answers_with_other_weights_and_keeps_its_own() -> None:
+    torch.manual_seed(0)
+    net, other = Twice().eval(), Twice().eval()
+    own = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    x = torch.randn(2, 3)
+    assert torch.equal(call_with(net, other.state_dict(), x), other(x))
+    assert not torch.equal(net(x), other(x))
+    assert all(torch.equal(own[name], tensor) for name, tensor in net.state_dict().items())
+    assert net.other.weight is net.first.weight, "what was tied is tied"

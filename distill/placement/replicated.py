@@ -8,6 +8,7 @@ import torch
 from distill.ema import Ema
 from distill.engine import Engine
 from distill.models.pixels import Network
+from distill.models.stand_in import call_with
 from distill.optim import load_state, set_lr, split_state
 from distill.placement.contract import Averages, BuildOptimizer, Judged, Tensors
 
@@ -70,7 +71,7 @@ class Replicated:
     def judged(self) -> dict[str, Judged]:
         def by_average(ema: Ema) -> Judged:
             def forward(images: torch.Tensor) -> torch.Tensor:
-                return torch.func.functional_call(self._net, ema.weights(), (self._network.pixels(images),))  # type: ignore[no-any-return]
+                return call_with(self._net, ema.weights(), self._network.pixels(images))
 
             return forward
 

@@ -16,6 +16,7 @@ from distill.ema import COUNTER, Ema
 from distill.engine import Engine
 from distill.engine.zero import Shards
 from distill.models.pixels import Network
+from distill.models.stand_in import call_with
 from distill.optim import set_lr, split_state
 from distill.placement.contract import Averages, BuildOptimizer, Judged, Tensors
 
@@ -132,7 +133,7 @@ class Sharded:
     def judged(self) -> dict[str, Judged]:
         def of(weights: Tensors) -> Judged:
             def forward(images: Tensor) -> Tensor:
-                return torch.func.functional_call(self._twin, weights, (self._pixels(images),))  # type: ignore[no-any-return]
+                return call_with(self._twin, weights, self._pixels(images))
 
             return forward
 
