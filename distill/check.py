@@ -9,7 +9,7 @@ import torch
 
 from distill.build import refuse_image_size, refuse_scalars, student_pixels
 from distill.errors import InputError, naming
-from distill.models.build import checkpoint_activations, config, create
+from distill.models.build import checkpoint_activations, config, create, student_without_memory
 from distill.optim import build_optimizer
 from distill.plan import setting_problems, share_of_process
 from distill.recipe import DurationValue, Recipe, schema
@@ -55,15 +55,8 @@ def check_recipe(recipe: Recipe, num_processes: int | None = None) -> list[str]:
 
 def _check_student(spec: schema.Student, recipe: Recipe, key: str) -> None:
     image_size = recipe.data.image_size
+    net = student_without_memory(spec, num_classes=_SOME_CLASSES, image_size=image_size)
     with torch.device("meta"):
-        net = create(
-            spec.model,
-            num_classes=_SOME_CLASSES,
-            image_size=image_size,
-            drop_path=spec.drop_path,
-            drop_rate=spec.drop_rate,
-            model_args=spec.model_args,
-        )
         refuse_image_size(net, image_size, f"{key}.model {spec.model}")
         if spec.grad_checkpointing:
             checkpoint_activations(net, spec.model)

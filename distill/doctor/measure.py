@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from distill.build import student_pixels
 from distill.doctor.meter import fake, forward_pass, held, training_pass
 from distill.doctor.profiles import StudentProfile, TeacherProfile
-from distill.models.build import checkpoint_activations, config, create
+from distill.models.build import checkpoint_activations, config, create, student_without_memory
 from distill.models.pixels import Network, Pixels, pixel_config
 from distill.models.teacher import DTYPES
 from distill.optim import build_optimizer
@@ -116,15 +116,7 @@ def measure_student(
     name: str, spec: schema.Student, num_classes: int, image_size: int, precision: str
 ) -> StudentProfile:
     """A model that learns, in float32 weights and the precision of the run."""
-    with torch.device("meta"):
-        net = create(
-            spec.model,
-            num_classes=num_classes,
-            image_size=image_size,
-            drop_path=spec.drop_path,
-            drop_rate=spec.drop_rate,
-            model_args=spec.model_args,
-        )
+    net = student_without_memory(spec, num_classes=num_classes, image_size=image_size)
     if spec.grad_checkpointing:
         checkpoint_activations(net, spec.model)
     network = Network(net, student_pixels(net, spec)).train()

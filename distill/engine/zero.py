@@ -211,7 +211,7 @@ class Fragment:
 class Shards:
     """The float32 masters that this process updates, and every parameter's place in them, under ZeRO-1, 2 or 3.
 
-    The one place that reads DeepSpeed's inside; tests/test_canaries.py holds it still.
+    The one place that reads DeepSpeed's inside; tests/distributed/test_zero.py holds it still.
 
     Args:
         engine: DeepSpeed's, just initialised.
@@ -219,7 +219,6 @@ class Shards:
     """
 
     def __init__(self, engine: Any, net: nn.Module) -> None:
-        self._engine = engine
         self._optimizer = engine.optimizer
         self._stage = engine.zero_optimization_stage()
         self.net = net

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from timm.models import PretrainedCfg, get_pretrained_cfg, load_model_config_from_hf
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -90,15 +91,7 @@ def create_student(spec: schema.Student, *, num_classes: int, image_size: int, s
     """
     pretrained = spec.weights == "pretrained"
     with rng.seeded(rng.hash64(seed, "init", spec.seed)):
-        model = create(
-            spec.model,
-            num_classes=num_classes,
-            pretrained=pretrained,
-            image_size=image_size,
-            drop_path=spec.drop_path,
-            drop_rate=spec.drop_rate,
-            model_args=spec.model_args,
-        )
+        model = _architecture(spec, num_classes, image_size, pretrained)
     if spec.weights is not None and not pretrained:
         path = root / Path(spec.weights).expanduser()
         state_dict, _ = load_state_dict(path)
@@ -106,6 +99,24 @@ def create_student(spec: schema.Student, *, num_classes: int, image_size: int, s
     if spec.grad_checkpointing:
         checkpoint_activations(model, spec.model)
     return model
+
+
+def student_without_memory(spec: schema.Student, *, num_classes: int, image_size: int) -> nn.Module:
+    """The architecture of a student on torch's device "meta": names and shapes, no weights."""
+    with torch.device("meta"):
+        return _architecture(spec, num_classes, image_size, pretrained=False)
+
+
+def _architecture(spec: schema.Student, num_classes: int, image_size: int, pretrained: bool) -> nn.Module:
+    return create(
+        spec.model,
+        num_classes=num_classes,
+        pretrained=pretrained,
+        image_size=image_size,
+        drop_path=spec.drop_path,
+        drop_rate=spec.drop_rate,
+        model_args=spec.model_args,
+    )
 
 
 def checkpoint_activations(model: nn.Module, name: str) -> None:
