@@ -110,7 +110,7 @@ def our_batches(plan: Plan, engine: Engine) -> Iterator[Iterable[torch.Tensor]]:
     train = plan.recipe.train
     share = share_of_process(train.batch_size_global, train.micro_batch_size, engine.world_size)
     pixels = Pixels(IMAGENET_MEAN, IMAGENET_STD).to(engine.device)
-    with train_loader(plan, share, engine, 0) as loader:
+    with train_loader(plan, plan.stages[0], share, engine, 0) as loader:
         yield (pixels(batch.images) for batch in loader)
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 from distill.build import Models, build_models, train_loader
 from distill.checkpoint import Signals
-from distill.console import MetricsFile
 from distill.data.loader import Batch, TrainLoader
 from distill.engine import Engine
 from distill.plan import Plan, make_plan, share_of_process
@@ -99,8 +98,8 @@ class SteppedRun:
         share = share_of_process(train.batch_size_global, train.micro_batch_size, engine.world_size)
         assert share.num_forwards == 1
         self.run = Run(plan, share, models, engine, Claim())
-        self.run.metrics = MetricsFile(plan.output / METRICS_FILE, write=False)
-        self.loader: TrainLoader = train_loader(plan, share, engine, 0)
+        self.run.journal.open(plan.output / METRICS_FILE)
+        self.loader: TrainLoader = train_loader(plan, plan.stages[0], share, engine, 0)
         self._verdicts = Verdicts(engine, len(self.run.students))
 
     def take(self, count: int) -> list[Batch]:
@@ -110,7 +109,7 @@ class SteppedRun:
     def step(self, batches: Iterator[Batch]) -> None:
         """One step on the next of `batches`."""
         self.run._step(batches, self._verdicts, Signals())
-        self.run.screen.advance(self.run.step)
+        self.run.journal.screen.advance(self.run.step)
 
     def close(self) -> None:
         """Read the last verdicts, and end the loader.

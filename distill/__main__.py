@@ -1,4 +1,4 @@
-"""The command line: distill train | evaluate | export | doctor | recipe show, check, list. Also `accelerate launch -m distill ...`."""
+"""The command line: distill train | evaluate | export | doctor | recipe show, check, list | data shard, inspect. Also `accelerate launch -m distill ...`."""
 
 import errno
 import os
@@ -12,6 +12,7 @@ import typer
 
 from distill.console import error_panel, make_console, show_table
 from distill.errors import InputError
+from distill.prepare.commands import data_app
 from distill.processes import end_with_launcher, leave, several_processes, speaks_first
 from distill.recipe import dump_recipe, load_recipe, recipes_dir, shipped_recipes
 
@@ -33,6 +34,7 @@ app = typer.Typer(
 )
 recipe_app = typer.Typer(help="Look at recipes without running them.", no_args_is_help=True)
 app.add_typer(recipe_app, name="recipe")
+app.add_typer(data_app, name="data")
 
 RecipeArgument = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A YAML file, a run's folder, or the name of a shipped recipe.")
@@ -234,7 +236,7 @@ def check(
     for note in notes:
         console.print(f"note: {note}", markup=False, soft_wrap=True)
     console.print(
-        f"{recipe}: sound ({', '.join(loaded.students)}; {loaded.train.budget})", markup=False, soft_wrap=True
+        f"{recipe}: sound ({', '.join(loaded.students)}; {loaded.budgets})", markup=False, soft_wrap=True
     )
 
 

@@ -1,19 +1,24 @@
 """From a plan to the things that run: teacher, students, loaders. Models are built on the CPU, before any GPU is taken."""
 
 import os
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import nn
 
 from distill.data.augment import EvalTransform, TrainTransform
+from distill.data.lanes import LaneOrder
 from distill.data.loader import EvalLoader, Shard, TrainLoader
 from distill.data.mixing import Mixing
+from distill.data.order import TrainOrder
 from distill.data.sources import Source
+from distill.data.stream.source import StreamSource
 from distill.engine import Engine
 from distill.errors import InputError, naming
 from distill.losses.objective import build_objective
@@ -22,11 +27,10 @@ from distill.models.pixels import Pixels, pixel_config
 from distill.models.stand_in import call_with
 from distill.models.teacher import Teacher, build_teacher
 from distill.optim import build_optimizer, resolve_schedule
-from distill.plan import Plan, Share
-from distill.recipe import Recipe
+from distill.plan import Plan, Share, StagePlan
 from distill.recipe.schema import EvalView
 from distill.recipe.schema import Student as StudentSpec
-from distill.students import Student
+from distill.students import Setting, Student
 
 # Paths to weights are relative to where the command runs, as paths on a command line are; data has its own root.
 _HERE = Path()
@@ -68,15 +72,36 @@ def build_models(plan: Plan) -> Models:
             if recipe.train.zero_stage:
                 refuse_scalars(nets[name], recipe.train.zero_stage, f"{key}.model {spec.model}")
             build_optimizer(nets[name], spec.optimizer, key=f"{key}.optimizer")  # for its errors: the real one follows
-        schedules[name] = resolve_schedule(
-            spec.schedule,
-            spec.optimizer.lr,
-            plan.total_steps,
-            plan.order.steps_per_epoch,
-            recipe.train.batch_size_global,
-            key=f"{key}.schedule",
-        )
+            for stage in plan.stages[1:]:  # for their errors too
+                spec = stage.recipe.students[name]
+                build_optimizer(nets[name], spec.optimizer, key=f"stages.{stage.name}.{key}.optimizer")
+        schedules[name] = run_schedule(plan, name)
     return Models(teacher, nets, schedules)
+
+
+def run_schedule(plan: Plan, name: str) -> Callable[[int], float]:
+    """A student's learning rate as a function of the run's step: a schedule a stage, or one through all.
+
+    Raises:
+        InputError: a warm-up that fills a stage, and what else `resolve_schedule` refuses.
+    """
+    batch_size = plan.recipe.train.batch_size_global
+    ends, schedules = [], []
+    for stage in plan.stages:
+        spec = stage.recipe.students[name]
+        whole = spec.schedule.over == "run"
+        length = plan.total_steps if whole else stage.last_step - stage.first_step
+        key = f"stages.{stage.name}.students.{name}.schedule" if plan.recipe.stages else f"students.{name}.schedule"
+        steps_per_epoch = (plan.stages[0] if whole else stage).order.steps_per_epoch
+        at = resolve_schedule(spec.schedule, spec.optimizer.lr, length, steps_per_epoch, batch_size, key=key)
+        schedules.append((0 if whole else stage.first_step, at))
+        ends.append(stage.last_step)
+
+    def lr_at(step: int) -> float:
+        first_step, at = schedules[min(bisect_right(ends, step), len(ends) - 1)]
+        return at(step - first_step)
+
+    return lr_at
 
 
 def refuse_image_size(net: nn.Module, image_size: int, what: str) -> None:
@@ -138,39 +163,48 @@ def student_pixels(net: nn.Module, spec: StudentSpec) -> Pixels:
     return Pixels(spec.mean or config.mean, spec.std or config.std)
 
 
-def start_students(models: Models, recipe: Recipe, share: Share, engine: Engine) -> list[Student]:
-    """Students on their device, ready to learn. Collective: every rank."""
-    batch_norm_global = recipe.train.micro_batch_size is None
+def setting_of(plan: Plan, stage: StagePlan, name: str) -> Setting:
+    """How a student learns in a stage."""
+    spec = stage.recipe.students[name]
+    return Setting(
+        spec=spec,
+        objective=build_objective(spec.objective, gather=plan.recipe.train.micro_batch_size is None),
+        build_optimizer=partial(build_optimizer, spec=spec.optimizer, key=f"students.{name}.optimizer"),
+    )
+
+
+def start_students(models: Models, plan: Plan, share: Share, engine: Engine) -> list[Student]:
+    """Students on their device, ready for the first stage. Collective: every rank."""
+    recipe = plan.recipe
     return [
         Student(
             name=name,
-            spec=spec,
+            setting=setting_of(plan, plan.stages[0], name),
             net=models.nets[name],
             pixels=student_pixels(models.nets[name], spec),
-            objective=build_objective(spec.objective, gather=batch_norm_global),
-            build_optimizer=partial(build_optimizer, spec=spec.optimizer, key=f"students.{name}.optimizer"),
             lr_at=models.schedules[name],
             engine=engine,
             micro_batch_size=share.micro_batch_size,
             num_forwards=share.num_forwards,
-            batch_norm_global=batch_norm_global,
+            batch_norm_global=recipe.train.micro_batch_size is None,
             run_seed=recipe.seed,
         )
         for name, spec in recipe.students.items()
     ]
 
 
-def train_loader(plan: Plan, share: Share, engine: Engine, first_step: int) -> TrainLoader:
-    """Micro-batches of this process from `first_step` to the end of the run."""
-    data = plan.recipe.data
+def train_loader(plan: Plan, stage: StagePlan, share: Share, engine: Engine, first_step: int) -> TrainLoader:
+    """Micro-batches of this process from `first_step` to the end of a stage."""
+    data = stage.recipe.data
     return TrainLoader(
-        plan.train_source,
-        plan.order,
+        stage.source,
+        stage.order,
         TrainTransform(image_size=data.image_size, **data.augment.model_dump(exclude={"repeats"})),
         Mixing(
             num_classes=len(plan.classes),
             image_size=data.image_size,
             seed=plan.recipe.seed,
+            labelled=stage.labelled,
             **data.mixing.model_dump(),
         ),
         Shard(engine.rank, engine.world_size, share.micro_batch_size, share.num_forwards),
@@ -179,8 +213,21 @@ def train_loader(plan: Plan, share: Share, engine: Engine, first_step: int) -> T
         device=engine.device,
         unreadable=data.unreadable,
         first_step=first_step,
-        last_step=plan.total_steps,
+        last_step=stage.last_step,
+        order_starts=stage.first_step,
+        ahead=fetch_ahead(stage.source, stage.order),
     )
+
+
+def fetch_ahead(source: Source, order: TrainOrder) -> Callable[[int, np.ndarray], None] | None:
+    """What tells a stream which shards come next; None for records that are at hand."""
+    if isinstance(source, StreamSource) and isinstance(order, LaneOrder):
+        return partial(_fetch_ahead, source, order)
+    return None
+
+
+def _fetch_ahead(source: StreamSource, order: LaneOrder, step: int, slots: np.ndarray) -> None:
+    source.prepare(order.shards_ahead(step, slots).tolist())
 
 
 def eval_loader(

@@ -44,7 +44,7 @@ def check_recipe(recipe: Recipe, num_processes: int | None = None) -> list[str]:
             share_of_process(recipe.train.batch_size_global, recipe.train.micro_batch_size, num_processes)
     for name, spec in recipe.students.items():
         with collecting(f"students.{name}"):
-            _check_student(spec, recipe, f"students.{name}")
+            _check_student(spec, recipe, name)
     if recipe.teacher is not None:
         with collecting("teacher"):
             _check_teacher(recipe.teacher)
@@ -53,8 +53,9 @@ def check_recipe(recipe: Recipe, num_processes: int | None = None) -> list[str]:
     return _not_here(recipe)
 
 
-def _check_student(spec: schema.Student, recipe: Recipe, key: str) -> None:
-    image_size = recipe.data.image_size
+def _check_student(spec: schema.Student, recipe: Recipe, name: str) -> None:
+    """A student's model, and how it learns in each stage."""
+    image_size, key = recipe.data.image_size, f"students.{name}"
     net = student_without_memory(spec, num_classes=_SOME_CLASSES, image_size=image_size)
     with torch.device("meta"):
         refuse_image_size(net, image_size, f"{key}.model {spec.model}")
@@ -63,10 +64,18 @@ def _check_student(spec: schema.Student, recipe: Recipe, key: str) -> None:
         if recipe.train.zero_stage:
             refuse_scalars(net, recipe.train.zero_stage, f"{key}.model {spec.model}")
     student_pixels(net, spec)
+    stages = [f"stages.{stage.name}.{key}" for stage in recipe.stages] or [key]
+    for index, stage_key in enumerate(stages):
+        own = recipe.at_stage(index)
+        _check_learning(net, own.students[name], own.train.budget, stage_key)
+
+
+def _check_learning(net: torch.nn.Module, spec: schema.Student, budget: DurationValue | None, key: str) -> None:
     build_optimizer(net, spec.optimizer, key=f"{key}.optimizer")
-    _shorter(spec.schedule.warmup, recipe.train.budget, f"{key}.schedule.warmup")
-    for milestone in spec.schedule.milestones:
-        _shorter(milestone, recipe.train.budget, f"{key}.schedule.milestones")
+    if budget is not None and spec.schedule.over == "stage":
+        _shorter(spec.schedule.warmup, budget, f"{key}.schedule.warmup")
+        for milestone in spec.schedule.milestones:
+            _shorter(milestone, budget, f"{key}.schedule.milestones")
 
 
 def _check_teacher(spec: schema.Teacher) -> None:
@@ -98,8 +107,9 @@ def _not_here(recipe: Recipe) -> list[str]:
     }
     if recipe.teacher is not None and recipe.teacher.weights not in ("pretrained", "random"):
         files["teacher.weights"] = Path(recipe.teacher.weights)
-    for key, source in (("data.train", recipe.data.train), ("data.eval", recipe.data.eval)):
-        if source is not None and source.path is not None:
+    stages = [(f"stages.{stage.name}.data.train", stage.data.train) for stage in recipe.stages]
+    for key, source in (*(stages or [("data.train", recipe.data.train)]), ("data.eval", recipe.data.eval)):
+        if source is not None and source.path is not None and "://" not in source.path:
             files[key] = Path(recipe.data.root) / source.path
     return [f"{key}: {path} is not here" for key, path in files.items() if not _exists(path.expanduser())]
 

@@ -2,15 +2,22 @@
 
 import hashlib
 import importlib.util
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from distill.data.augment import TrainTransform
-from distill.data.order import Order
-from distill.data.sources import Source, open_source, stratified_subset
+from distill.data.classes import Named, chosen_samples, run_classes
+from distill.data.lanes import LaneOrder, default_lanes, lanes_fit
+from distill.data.order import Order, TrainOrder
+from distill.data.sources import Source, open_source
+from distill.data.stream.source import StreamSource
 from distill.engine import TRACKERS
 from distill.errors import InputError, nearest
-from distill.recipe import DurationValue, Recipe
+from distill.recipe import DurationValue, Recipe, schema
+from distill.rng import hash64
 
 
 @dataclass(frozen=True)
@@ -30,7 +37,7 @@ def share_of_process(batch_size_global: int, micro_batch_size: int | None, num_p
     unit = micro_batch_size or 2
     if batch_size_global % (unit * num_processes):
         good = [n for n in range(1, batch_size_global // unit + 1) if batch_size_global % (unit * n) == 0]
-        around = sorted(sorted(good, key=lambda n: abs(n - num_processes))[:4])
+        around = nearest_numbers(good, num_processes)
         what = f"micro-batches of {unit}" if micro_batch_size else "an even share for each"
         raise InputError(
             f"train.batch_size_global {batch_size_global} does not divide into {what} on {num_processes} processes: "
@@ -39,6 +46,11 @@ def share_of_process(batch_size_global: int, micro_batch_size: int | None, num_p
     share = batch_size_global // num_processes
     size = micro_batch_size or share
     return Share(size, share // size)
+
+
+def nearest_numbers(good: Sequence[int], wanted: int) -> list[int]:
+    """The four nearest of the numbers that would do."""
+    return sorted(sorted(good, key=lambda n: abs(n - wanted))[:4])
 
 
 def setting_problems(recipe: Recipe) -> list[str]:
@@ -51,10 +63,11 @@ def setting_problems(recipe: Recipe) -> list[str]:
             )
         elif importlib.util.find_spec(name) is None:
             problems.append(f"log.trackers: the package {name} is not installed: pip install {name}, or leave it out")
-    try:
-        TrainTransform(image_size=recipe.data.image_size, **recipe.data.augment.model_dump(exclude={"repeats"}))
-    except InputError as error:
-        problems.append(str(error))
+    for own in (recipe.at_stage(index) for index in range(recipe.num_stages)):
+        try:
+            TrainTransform(image_size=own.data.image_size, **own.data.augment.model_dump(exclude={"repeats"}))
+        except InputError as error:
+            problems.append(str(error))
     uses = {
         "train.zero_stage": recipe.train.zero_stage > 0,
         "teacher.placement": bool(recipe.teacher and recipe.teacher.placement == "zero3"),
@@ -66,41 +79,86 @@ def setting_problems(recipe: Recipe) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Sources and numbers of a run, all in steps.
+class StagePlan:
+    """A stage of a run on given data, all in steps of the run; a run without stages is one of its own.
 
     Attributes:
-        total_steps: optimizer steps of the run.
-        evaluate_every, checkpoint_every, log_every: intervals in steps, at least 1.
+        recipe: what holds in this stage, itself without stages.
+        labelled: its labels stand in the run's class list; else they are of another space, and nothing reads them.
+        first_step, last_step: the stage does the steps from the first up to, not including, the last.
+        evaluate_every, checkpoint_every, log_every: intervals from `first_step` on, at least 1.
     """
 
+    name: str
     recipe: Recipe
-    train_source: Source
-    eval_source: Source | None
-    order: Order
-    total_steps: int
+    source: Source
+    labelled: bool
+    order: TrainOrder
+    first_step: int
+    last_step: int
     evaluate_every: int
     checkpoint_every: int
     log_every: int
 
+    def due(self, every: int, step: int) -> bool:
+        """Whether an interval ends when `step` steps of the run are done; the stage's end is the end of each."""
+        return step == self.last_step or (step > self.first_step and (step - self.first_step) % every == 0)
+
+    def inputs(self) -> dict[str, str | int]:
+        """What its data came to, for a continuation to compare."""
+        return {"training images": len(self.source), **_labels_of(self.source)}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sources and numbers of a run. `classes`: what the students' and the teacher's logits stand for."""
+
+    recipe: Recipe
+    stages: tuple[StagePlan, ...]
+    eval_source: Source | None
+    classes: tuple[str, ...]
+
     @property
-    def classes(self) -> tuple[str, ...]:
-        return self.train_source.classes
+    def total_steps(self) -> int:
+        """Optimizer steps of the run."""
+        return self.stages[-1].last_step
+
+    def stage_at(self, step: int) -> StagePlan:
+        """The stage whose turn it is when `step` steps are done; the last one when all are."""
+        return next((stage for stage in self.stages if step < stage.last_step), self.stages[-1])
+
+    def epochs(self, step: int) -> float:
+        """Passes over the data of the stages, as far as `step` steps have come in each."""
+        return sum(
+            (min(step, stage.last_step) - stage.first_step) / stage.order.steps_per_epoch
+            for stage in self.stages
+            if step > stage.first_step
+        )
 
     def inputs(self) -> dict[str, str | int]:
         """What the data came to, for a continuation to compare: another root must hold the same data."""
-        labels = hashlib.sha256(self.train_source.labels.tobytes())
+        stages: dict[str, str | int] = {}
+        for stage in self.stages:
+            prefix = f"{stage.name}: " if self.recipe.stages else ""
+            stages |= {f"{prefix}{key}": value for key, value in stage.inputs().items()}
         return {
-            "training images": len(self.train_source),
+            **stages,
             "evaluation images": len(self.eval_source) if self.eval_source else 0,
             "classes (SHA-256)": hashlib.sha256("\n".join(self.classes).encode()).hexdigest(),
-            "training labels (SHA-256)": labels.hexdigest(),
             "steps": self.total_steps,
         }
 
     @property
     def output(self) -> Path:
         return Path(self.recipe.output_dir).expanduser()
+
+
+def _labels_of(source: Source) -> dict[str, str | int]:
+    """What tells two data sets of one size apart, as far as it is known before any record is read."""
+    if isinstance(source, StreamSource):
+        return {"training shards (SHA-256)": source.fingerprint()}
+    assert isinstance(source.labels, np.ndarray)
+    return {"training labels (SHA-256)": hashlib.sha256(source.labels.tobytes()).hexdigest()}
 
 
 def make_plan(recipe: Recipe) -> Plan:
@@ -112,47 +170,98 @@ def make_plan(recipe: Recipe) -> Plan:
     if problems := setting_problems(recipe):
         raise InputError("\n".join(problems))
     root = Path(recipe.data.root).expanduser()
-    train_source = open_source(recipe.data.train, root)
-    eval_source = open_source(recipe.data.eval, root, "data.eval") if recipe.data.eval else None
-    if eval_source is not None:
-        same_classes(train_source.classes, eval_source.classes)
-    subset = (
-        stratified_subset(train_source.labels, recipe.data.fraction, recipe.seed) if recipe.data.fraction < 1 else None
-    )
-    order = Order(len(train_source), recipe.train.batch_size_global, recipe.seed, recipe.data.augment.repeats, subset)
+    recipes = [recipe.at_stage(index) for index in range(recipe.num_stages)]
+    keys = [f"stages.{stage.name}.data.train" for stage in recipe.stages] or ["data.train"]
+    sources = [
+        open_source(own.data.train, root, key, recipe.data.shards) for own, key in zip(recipes, keys, strict=True)
+    ]
+    eval_source = open_source(recipe.data.eval, root, "data.eval", recipe.data.shards) if recipe.data.eval else None
+    readers = [reader_of_labels(own, key.removesuffix("data.train")) for own, key in zip(recipes, keys, strict=True)]
+    named = [Named(key, source, bool(why), why) for key, source, why in zip(keys, sources, readers, strict=True)]
+    classes = run_classes(named, eval_source)
+    stages: list[StagePlan] = []
+    for index, (own, key, source) in enumerate(zip(recipes, keys, sources, strict=True)):
+        name = recipe.stages[index].name if recipe.stages else recipe.name
+        first_step = stages[-1].last_step if stages else 0
+        data = own.data
+        subset = chosen_samples(
+            source, classes, fraction=data.fraction, keep=data.keep_classes, seed=recipe.seed, key=key
+        )
+        # Stages over the same data each have an order of their own.
+        seed = hash64(recipe.seed, "stage", index) if index else recipe.seed
+        order = make_order(own, source, subset, seed, key)
+        stages.append(_plan_stage(name, own, source, source.classes == classes, order, first_step))
+    return Plan(recipe, tuple(stages), eval_source, classes)
 
+
+def _plan_stage(
+    name: str, recipe: Recipe, source: Source, labelled: bool, order: TrainOrder, first_step: int
+) -> StagePlan:
     def steps(duration: DurationValue) -> int:
         return duration.steps(steps_per_epoch=order.steps_per_epoch, batch_size_global=recipe.train.batch_size_global)
 
-    total_steps = steps(recipe.train.budget)
-    if total_steps < 1:
+    assert recipe.train.budget
+    num_steps = steps(recipe.train.budget)
+    if num_steps < 1:
         raise InputError(f"train.budget {recipe.train.budget} comes to no step at all on {order.num_samples} images")
-    return Plan(
+    return StagePlan(
+        name=name,
         recipe=recipe,
-        train_source=train_source,
-        eval_source=eval_source,
+        source=source,
+        labelled=labelled,
         order=order,
-        total_steps=total_steps,
+        first_step=first_step,
+        last_step=first_step + num_steps,
         evaluate_every=max(1, steps(recipe.evaluate.every)),
         checkpoint_every=max(1, steps(recipe.checkpoint.every)),
         log_every=max(1, steps(recipe.log.every)),
     )
 
 
-def same_classes(train: tuple[str, ...], other: tuple[str, ...]) -> None:
-    """Raises InputError when two class lists differ, naming the first difference."""
-    if train == other:
-        return
-    missing, extra = sorted(set(train) - set(other)), sorted(set(other) - set(train))
-    if missing or extra:
-        what = "; ".join(
-            f"{len(names)} only in data.{where}, such as {names[0]!r}"
-            for names, where in ((missing, "train"), (extra, "eval"))
-            if names
+def make_order(recipe: Recipe, source: Source, subset: np.ndarray | None, seed: int, key: str) -> TrainOrder:
+    """Who comes when in a stage: any order over records that are at hand, lanes over shards of a stream.
+
+    Raises:
+        InputError: the batch is larger than the data, or does not divide into the lanes.
+    """
+    size, repeats = recipe.train.batch_size_global, recipe.data.augment.repeats
+    if not isinstance(source, StreamSource):
+        return Order(len(source), size, seed, repeats, subset)
+    spec = recipe.data.train
+    assert isinstance(spec, schema.Stream)
+    micro = recipe.train.micro_batch_size
+    lanes = spec.lanes or default_lanes(size, micro)
+    if not lanes_fit(lanes, size, micro):
+        good = [n for n in range(2, size + 1, 2) if lanes_fit(n, size, micro)]
+        what = f"batches of {size}" + (f" in micro-batches of {micro}" if micro else "")
+        raise InputError(
+            f"{key}.lanes: {what} do not divide into {lanes} lanes: use {' or '.join(map(str, nearest_numbers(good, lanes)))}"
         )
-    else:
-        what = "the same names in another order"
-    raise InputError(
-        f"data.train has {len(train)} classes and data.eval {len(other)}, and the lists differ: {what}. "
-        "Give both the same list with data.train.classes and data.eval.classes"
-    )
+    return LaneOrder(source.shard_sizes, size, seed, lanes=lanes, block=spec.block, repeats=repeats, subset=subset)
+
+
+def check_lanes(plan: Plan, num_processes: int) -> None:
+    """Refuse processes that lanes cannot be dealt to.
+
+    Raises:
+        InputError: names the numbers of processes that would do.
+    """
+    for stage in plan.stages:
+        if isinstance(stage.order, LaneOrder) and stage.order.lanes // 2 % num_processes:
+            lanes = stage.order.lanes
+            good = [n for n in range(1, lanes // 2 + 1) if lanes // 2 % n == 0]
+            raise InputError(
+                f"stage {stage.name}: {lanes} lanes come in {lanes // 2} pairs, which cannot be dealt to {num_processes} processes evenly: start "
+                f"{' or '.join(map(str, nearest_numbers(good, num_processes)))} processes, or set data.train.lanes"
+            )
+
+
+def reader_of_labels(recipe: Recipe, key: str) -> str:
+    """The first key of an objective that reads labels; empty where soft labels alone are taught."""
+    for name, student in recipe.students.items():
+        hard, soft = student.objective.hard, student.objective.soft
+        if hard is not None:
+            return f"{key}students.{name}.objective.hard"
+        if isinstance(soft, schema.DKD) and soft.target == "label":
+            return f"{key}students.{name}.objective.soft dkd (target: teacher would not)"
+    return ""

@@ -40,11 +40,11 @@ class Losses:
     steps: int = 0
     present: tuple[str, ...] = ()
 
-    NAMES = ("total", "hard", "soft", "hint")
+    NAMES = ("total", "hard", "soft", "hint", "kept")
 
     def add(self, terms: LossTerms, share: float) -> None:
         """Take in a micro-batch that is this share of its global batch; no copy to the host."""
-        values = {"total": terms.total, "hard": terms.hard, "soft": terms.soft, "hint": terms.hint}
+        values = terms._asdict()
         self.present = tuple(name for name in self.NAMES if values[name] is not None)
         self.sums += share * torch.stack(
             [torch.zeros_like(self.sums[0]) if v is None else v.detach() for v in values.values()]
@@ -60,16 +60,23 @@ class Best:
     weights: str
 
 
+@dataclass(frozen=True)
+class Setting:
+    """How a student learns in a stage."""
+
+    spec: StudentSpec
+    objective: Objective
+    build_optimizer: BuildOptimizer
+
+
 @dataclass
 class Student:
     """One setting in training. `stopped_at` is the step, counted from 1, whose loss was not finite; a stopped student takes no further part."""
 
     name: str
-    spec: StudentSpec
+    setting: Setting
     net: nn.Module
     pixels: Pixels
-    objective: Objective
-    build_optimizer: BuildOptimizer
     lr_at: Callable[[int], float]
     engine: Engine
     micro_batch_size: int
@@ -95,7 +102,7 @@ class Student:
         if self.engine.sharding:
             self.placement = Sharded(
                 network,
-                self.build_optimizer,
+                self.setting.build_optimizer,
                 self.engine,
                 clip_grad_norm=clip,
                 averages=averages,
@@ -104,14 +111,26 @@ class Student:
             )
         else:
             self.placement = Replicated(
-                network, self.build_optimizer, self.engine, clip_grad_norm=clip, averages=averages
+                network, self.setting.build_optimizer, self.engine, clip_grad_norm=clip, averages=averages
             )
         self._statistics = StepStatistics(self.net) if self.num_forwards > 1 else None
         self._forwards_done = 0
         self.losses = self._no_losses()
 
+    @property
+    def spec(self) -> StudentSpec:
+        """What the recipe says of it in this stage."""
+        return self.setting.spec
+
+    def enter(self, setting: Setting, *, new_optimizer: bool, new_averages: bool) -> None:
+        """Learn in another way from here on; optimizer state and averages are carried over or begin anew."""
+        self.setting = setting
+        self.placement.restart(
+            setting.build_optimizer if new_optimizer else None, setting.spec.optimizer.clip_grad_norm, new_averages
+        )
+
     def _no_losses(self) -> Losses:
-        return Losses(torch.zeros(4, device=self.engine.device))
+        return Losses(torch.zeros(len(Losses.NAMES), device=self.engine.device))
 
     @property
     def running(self) -> bool:
@@ -132,7 +151,7 @@ class Student:
         self.engine.seed_forward(hash64(self.run_seed, "forward", self.spec.seed, batch.step, slab))
         self._drop_path.set(self._drop_key, batch.positions)
         with self.placement.accumulating(more_to_come):
-            terms = self.objective(self.placement.forward(batch.images), targets, batch)
+            terms = self.setting.objective(self.placement.forward(batch.images), targets, batch)
             self.placement.backward(terms.total / self.num_forwards, more_to_come)
         if self._statistics:
             self._statistics.after_forward(more_to_come)
@@ -241,5 +260,5 @@ class Student:
         sums, steps, present = (values["losses"][key] for key in ("sums", "steps", "present"))
         self.losses = self._no_losses()
         if self.engine.is_main:  # they are the sums of all processes
-            self.losses.sums += torch.tensor(sums, device=self.engine.device)
+            self.losses.sums[: len(sums)] += torch.tensor(sums, device=self.engine.device)
         self.losses.steps, self.losses.present = steps, tuple(present)

@@ -15,6 +15,7 @@ from distill.checkpoint import replace_text
 from distill.console import hours_minutes, show_table
 from distill.errors import InputError
 from distill.evaluate import TEACHER, Accuracy
+from distill.plan import StagePlan
 from distill.rundir import REPORT_FILE
 from distill.students import Student
 
@@ -35,6 +36,8 @@ class Summary:
     num_processes: int
     device: str
     num_skipped: int
+    stages: Sequence[StagePlan]  # none of a run without stages
+    stage_ends: Mapping[str, Mapping[str, Any]]  # by stage, by model: what was judged at its end
     students: Sequence[Student]
     accuracies: Mapping[str, Accuracy]
 
@@ -68,8 +71,20 @@ class Summary:
             "device": self.device,
             "num_skipped": self.num_skipped,
             "teacher": teacher.as_dict() if teacher else None,
+            "stages": [self._stage(stage) for stage in self.stages],
             "students": students,
             "version": __version__,
+        }
+
+    def _stage(self, stage: StagePlan) -> dict[str, Any]:
+        return {
+            "name": stage.name,
+            "first_step": stage.first_step,
+            "last_step": stage.last_step,
+            "epochs": (stage.last_step - stage.first_step) / stage.order.steps_per_epoch,
+            "training_images": stage.order.num_samples,
+            "labels_read": stage.labelled,
+            "models": dict(self.stage_ends[stage.name]) if stage.name in self.stage_ends else None,
         }
 
     def write(self, again: bool) -> None:
@@ -87,6 +102,8 @@ class Summary:
     def show(self, console: Console) -> None:
         """Print the run in a line, and its table."""
         console.print(self.headline(), markup=False, soft_wrap=not console.is_terminal)
+        for line in self.stage_lines():
+            console.print(line, markup=False, soft_wrap=not console.is_terminal)
         show_table(console, self.table(narrow=console.width < _WIDE))
 
     def table(self, narrow: bool = False) -> Table:
@@ -126,6 +143,19 @@ class Summary:
             f"{self.run}: {self.steps} steps ({self.epochs:.1f} epochs) in {hours_minutes(self.seconds)} on "
             f"{self.num_processes} x {self.device} ({self.device_hours:.2f} device hours){skipped}{best}, in {self.output}"
         )
+
+    def stage_lines(self) -> list[str]:
+        """Each stage in a line: its steps and what the students scored at its end."""
+        lines = []
+        for stage in self.stages:
+            judged = self.stage_ends.get(stage.name, {})
+            scores = ", ".join(f"{name} {judged[name]['top1']:.2f}" for name in judged if "/" not in name)
+            epochs = (stage.last_step - stage.first_step) / stage.order.steps_per_epoch
+            lines.append(
+                f"  stage {stage.name}: {stage.last_step - stage.first_step} steps ({epochs:.1f} epochs of {stage.order.num_samples:,} images)"
+                + (f"; top-1 % at its end: {scores}" if scores else "")
+            )
+        return lines
 
 
 def _best_top1(student: Student) -> float:

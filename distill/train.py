@@ -7,15 +7,23 @@ from typing import Any
 
 import torch
 
-from distill.build import Models, build_models, eval_loader, place_teacher, start_students, train_loader
-from distill.checkpoint import Signals, TrainState, prune, save
-from distill.clock import Clock
-from distill.console import MetricsFile, Screen
+from distill.build import (
+    Models,
+    build_models,
+    eval_loader,
+    place_teacher,
+    setting_of,
+    start_students,
+    train_loader,
+)
+from distill.checkpoint import Signals
 from distill.engine import Engine, check_rendezvous, launched_processes, refuse_contradictions
 from distill.evaluate import TEACHER, Accuracy, EvaluationAbandoned, TeacherAnswers, evaluate
-from distill.plan import Plan, Share, make_plan, share_of_process
-from distill.recipe import Recipe, dump_recipe, recipe_digest
-from distill.rundir import METRICS_FILE, Claim, begin, best_dir, checkpoints_dir, reopen, same_inputs
+from distill.journal import Journal
+from distill.plan import Plan, Share, StagePlan, check_lanes, make_plan, share_of_process
+from distill.recipe import Recipe
+from distill.rundir import METRICS_FILE, Claim, begin, best_dir, reopen, same_inputs
+from distill.saving import load_student, save_run
 from distill.students import Best, Student
 from distill.summary import Summary
 from distill.verdicts import Verdicts
@@ -48,6 +56,7 @@ def _train(recipe: Recipe, signals: Signals) -> int:
     )
     check_rendezvous(dict(os.environ))
     plan = make_plan(recipe)
+    check_lanes(plan, launched_processes(dict(os.environ)))
     models = build_models(plan)
     engine = Engine(
         precision=recipe.train.precision,
@@ -70,25 +79,24 @@ def _train(recipe: Recipe, signals: Signals) -> int:
 
 
 class Run:
-    """A run in progress: its students, where it stands, and what it shows."""
+    """A run in progress: its students, the stage it is in, and where it stands."""
 
     def __init__(self, plan: Plan, share: Share, models: Models, engine: Engine, claim: Claim) -> None:
         """Start or go on. Collective: every rank."""
         recipe = plan.recipe
         self.plan, self.share, self.engine = plan, share, engine
         self.step = 0
-        self.clock = Clock(engine.world_size)
+        self.stage = plan.stages[0]  # whose steps these are; at a stage's end still that one
         self.num_skipped = 0  # over all processes, up to the last log or save
         self._skipped_here = 0
         self._sat = False  # this sitting has trained
         self._judged_step = 0
         self.accuracies: dict[str, Accuracy] = {}
+        self.stage_ends: dict[str, dict[str, Any]] = {}  # accuracies at the end of each stage
+        self.journal = Journal(recipe, plan.total_steps, engine)
         placing = recipe.teacher.model_dump(include={"placement", "offload"}) if recipe.teacher else {}
         self.teacher = place_teacher(models.teacher, engine, **placing)
-        self.students = start_students(models, recipe, share, engine)
-        self.screen = Screen(
-            title=recipe.name, students=list(recipe.students), total_steps=plan.total_steps, show=engine.is_main
-        )
+        self.students = start_students(models, plan, share, engine)
         self._teacher_answers = TeacherAnswers(self.teacher) if self.teacher else None
         self._eval_loader = (
             eval_loader(
@@ -111,63 +119,92 @@ class Run:
 
     def go(self, signals: Signals) -> int:
         """Train to the end of the budget, or to a signal. Collective: every rank."""
-        plan, engine = self.plan, self.engine
+        plan, journal = self.plan, self.journal
         if self.step >= plan.total_steps and not self._evaluation_due:
-            self.screen.say(f"{plan.output}: this run is complete; resume: never starts it again")
+            journal.screen.say(f"{plan.output}: this run is complete; resume: never starts it again")
             return self._finish()
         with ExitStack() as stack:
-            self.metrics = MetricsFile(plan.output / METRICS_FILE, engine.is_main)
-            stack.callback(self.metrics.close)
-            loader = stack.enter_context(train_loader(plan, self.share, engine, self.step))
+            stack.callback(journal.close)
+            journal.open(plan.output / METRICS_FILE)
             if self._eval_loader:
                 stack.enter_context(self._eval_loader)
-            stack.enter_context(self.screen)
-            engine.start_trackers(plan.recipe.name, plan.recipe.model_dump(mode="json"))
+            stack.enter_context(journal.screen)
             try:
-                return self._loop(iter(loader), Verdicts(engine, len(self.students)), signals)
+                return self._train(Verdicts(self.engine, len(self.students)), signals)
             except EvaluationAbandoned:  # and repeated by the next sitting
                 return self._interrupted(signals)
             except Exception as error:
                 error.add_note(f"after step {self.step}")
                 raise
 
-    def _loop(self, batches: Any, verdicts: Verdicts, signals: Signals) -> int:
+    def _train(self, verdicts: Verdicts, signals: Signals) -> int:
+        """Stage after stage."""
         plan = self.plan
-        self._logged_step, self._sat = self.step, True
-        self.clock.go()
+        self._sat = True
+        self.journal.go(self.step)
 
         def heed() -> None:
             if verdicts.agree_to_stop(self.step, signals.received is not None):
                 raise EvaluationAbandoned
 
         if self._evaluation_due:  # the signal that ended the last sitting came before its end
-            with self.clock.paused():
+            with self.journal.clock.paused():
                 self._evaluate(heed)
                 self._save()
         while self.step < plan.total_steps and self.running:
+            if self.step == self.stage.last_step:
+                self._enter(plan.stage_at(self.step))
+            with train_loader(plan, self.stage, self.share, self.engine, self.step) as loader:
+                if self._loop(iter(loader), verdicts, signals, heed):
+                    return self._interrupted(signals)
+        return self._finish()
+
+    def _loop(self, batches: Any, verdicts: Verdicts, signals: Signals, heed: Callable[[], None]) -> bool:
+        """To the end of the stage; True when all agreed to stop before it."""
+        stage = self.stage
+        while self.step < stage.last_step and self.running:
             self._step(batches, verdicts, signals)
-            self.screen.advance(self.step)
-            last = self.step == plan.total_steps
-            if self.step % plan.log_every == 0 or last:
+            self.journal.screen.advance(self.step)
+            if stage.due(stage.log_every, self.step):
                 self._stop_students(verdicts.drain())
                 self._log()
             if verdicts.stop_agreed:
                 self._stop_students(verdicts.drain())
-                return self._interrupted(signals)
+                return True
             if self._evaluation_due:
                 self._stop_students(verdicts.drain())
-                with self.clock.paused():
+                with self.journal.clock.paused():
                     self._evaluate(heed)
-            if self.step % plan.checkpoint_every == 0 or last:
+            if stage.due(stage.checkpoint_every, self.step):
                 self._stop_students(verdicts.drain())
-                with self.clock.paused():
+                with self.journal.clock.paused():
                     self._save()
-        return self._finish()
+        return False
+
+    def _enter(self, stage: StagePlan) -> None:
+        """Go over to a stage, before its first step: a checkpoint at the border holds what the stage before left."""
+        self.stage = stage
+        index = self.plan.stages.index(stage)
+        spec = self.plan.recipe.stages[index]
+        for student in self.running:
+            student.enter(
+                setting_of(self.plan, stage, student.name),
+                new_optimizer=spec.optimizer == "reset",
+                new_averages=spec.averages == "reset",
+            )
+        self._record_stage()
+
+    def _record_stage(self) -> None:
+        """Say which stage it is, where there are several. Collective: every rank."""
+        stage = self.stage
+        if self.plan.recipe.stages:
+            space = "" if stage.labelled else "; its labels are of another space, or none: nothing reads them"
+            self.journal.screen.say(f"stage {stage.name}: steps {stage.first_step} to {stage.last_step}{space}")
 
     def _interrupted(self, signals: Signals) -> int:
         """Save for the same command to go on. Collective: every rank."""
         path = self._save()
-        self.screen.say(
+        self.journal.screen.say(
             f"{signals.received or 'a signal'}: stopped after step {self.step}, saved in {path}; the same command goes on"
         )
         return INTERRUPTED
@@ -194,16 +231,17 @@ class Run:
 
     def _stop_students(self, stopped: list[tuple[int, int]]) -> None:
         """Stop the students that verdicts name, (index, step) each."""
+        screen = self.journal.screen
         for index, step in stopped:
             student = self.students[index]
             if student.running:
                 student.stop(step)
-                self.screen.rows[student.name].note = f"stopped at step {step}: loss not finite"
-                self.screen.say(
+                screen.rows[student.name].note = f"stopped at step {step}: loss not finite"
+                screen.say(
                     f"{student.name}: the loss of step {step} is not finite; this student stops here, the others go on. "
                     f"Lower students.{student.name}.optimizer.lr, or set clip_grad_norm or another train.precision"
                 )
-                self._record("stopped", step, {"student": student.name})
+                self.journal.record("stopped", step, {"student": student.name})
 
     def _inputs(self) -> dict[str, str | int]:
         """What data and teacher came to: a continuation must have the same."""
@@ -212,14 +250,10 @@ class Run:
     @property
     def _evaluation_due(self) -> bool:
         """Whether the step that the run stands at wants an evaluation and has not had it."""
-        wanted = self.step % self.plan.evaluate_every == 0 or self.step == self.plan.total_steps
+        wanted = self.stage.due(self.stage.evaluate_every, self.step)
         return wanted and self.step > self._judged_step and self._eval_loader is not None and bool(self.running)
 
     # ---- log, judge, save --------------------------------------------------------------------------------------------
-
-    def _record(self, event: str, step: int, values: dict[str, Any]) -> None:
-        """Write a line of metrics.jsonl. Collective: every rank, so that all end together when the disk is full."""
-        self.engine.on_main(lambda: self.metrics.write(event, step, values))
 
     def _count_skipped(self) -> None:
         """Add the unreadable images of all processes. Collective: every rank."""
@@ -229,31 +263,17 @@ class Run:
     def _log(self) -> None:
         """Fetch losses, show and record them. Collective: every rank. Waits for the device."""
         self._count_skipped()
-        records: dict[str, Any] = {}
-        for student in self.running:
-            losses, lr = student.take_losses(), student.lr_at(self.step - 1)
-            row = self.screen.rows[student.name]
-            row.loss, row.lr = losses.get("total"), lr
-            records[student.name] = {**{f"loss_{key}": value for key, value in losses.items()}, "lr": lr}
-        num_steps, seconds = self.step - self._logged_step, self.clock.lap()
-        self._logged_step = self.step
-        images_per_s = num_steps * self.plan.recipe.train.batch_size_global / max(seconds, 1e-9)
-        memory = self.engine.peak_memory_bytes()
-        eta_s = (self.plan.total_steps - self.step) * seconds / max(num_steps, 1)
-        general = {
-            "epoch": self.step / self.plan.order.steps_per_epoch,
-            "images_per_s": images_per_s,
-            "memory_bytes": memory,
-            "seconds": self.clock.seconds,
-            "num_skipped": self.num_skipped,
-        }
-        self._record("train", self.step, {**general, "students": records})
-        self.engine.track({**_flat(records), **general}, self.step)
-        self.screen.training(self.step, images_per_s=images_per_s, memory_bytes=memory, eta_s=eta_s)
+        stage = {"stage": self.stage.name} if self.plan.recipe.stages else {}
+        self.journal.trained(
+            self.step,
+            {**stage, "epoch": self.plan.epochs(self.step), "num_skipped": self.num_skipped},
+            {student.name: (student.take_losses(), student.lr_at(self.step - 1)) for student in self.running},
+        )
 
     def _evaluate(self, heed: Callable[[], None]) -> None:
         """Judge teacher and students, keep the best weights. `heed` may abandon it. Collective: every rank."""
-        self.screen.doing("evaluating")
+        screen = self.journal.screen
+        screen.doing("evaluating")
         assert self._eval_loader
         judged = {}
         for student in self.running:
@@ -266,15 +286,12 @@ class Run:
             student.net.train()
             if student.improved(self.accuracies, self.step):
                 self._write_best(student)
-            row = self.screen.rows[student.name]
+            row = screen.rows[student.name]
             row.top1, row.best = self.accuracies[student.name].top1, student.best.top1 if student.best else None
-        records = {name: self.accuracies[name].as_dict() for name in judged}
-        if TEACHER in self.accuracies:
-            records[TEACHER] = self.accuracies[TEACHER].as_dict()
-        self._record("evaluate", self.step, {"models": records})
-        self.engine.track(_flat(records), self.step)
-        teacher = f"; teacher {self.accuracies[TEACHER].top1:.2f}" if TEACHER in self.accuracies else ""
-        self.screen.evaluated(self.step, teacher)
+        names = [*judged, *([TEACHER] if TEACHER in self.accuracies else [])]
+        self.journal.judged(self.step, {name: self.accuracies[name] for name in names})
+        if self.plan.recipe.stages and self.step == self.stage.last_step:
+            self.stage_ends[self.stage.name] = {name: self.accuracies[name].as_dict() for name in judged}
 
     def _write_best(self, student: Student) -> None:
         """Export what `student.best` names to the run's folder. Collective: every rank."""
@@ -300,84 +317,66 @@ class Run:
                 student.average_statistics()
                 student.best = Best(None, self.step, "last")
                 self._write_best(student)
-        recipe = self.plan.recipe
+        recipe, clock = self.plan.recipe, self.journal.clock
         summary = Summary(
             run=recipe.name,
             output=self.plan.output,
             steps=self.step,
-            epochs=self.step / self.plan.order.steps_per_epoch,
-            seconds=self.clock.seconds,
-            device_hours=self.clock.device_seconds / 3600,
+            epochs=self.plan.epochs(self.step),
+            seconds=clock.seconds,
+            device_hours=clock.device_seconds / 3600,
             num_processes=self.engine.world_size,
             device=self.engine.device_name(),
             num_skipped=self.num_skipped,
+            stages=self.plan.stages if recipe.stages else (),
+            stage_ends=self.stage_ends,
             students=self.students,
             accuracies=self.accuracies,
         )
         self.engine.on_main(lambda: summary.write(again=not self._sat))
         if self.engine.is_main:
-            summary.show(self.screen.console)
+            summary.show(self.journal.screen.console)
         return DONE if self.running else ALL_STOPPED
 
     def _save(self) -> str:
         """Write a checkpoint and let old ones go. Collective: every rank."""
-        self.screen.doing("saving")
+        self.journal.screen.doing("saving")
         self._count_skipped()
-        tensors: dict[str, Any] = {}
-        values: dict[str, Any] = {
+        clock = self.journal.clock
+        values = {
             "classes": list(self.plan.classes),
             "inputs": self._inputs(),
-            "seconds": self.clock.seconds,
-            "device_seconds": self.clock.device_seconds,
+            "seconds": clock.seconds,
+            "device_seconds": clock.device_seconds,
             "num_skipped": self.num_skipped,
             "judged_step": self._judged_step,
             "accuracies": {name: accuracy.as_dict() for name, accuracy in self.accuracies.items()},
-            "students": {},
+            **({"stage_ends": self.stage_ends} if self.plan.recipe.stages else {}),
         }
-        for student in self.students:
-            student.average_statistics()
-            student_tensors, values["students"][student.name] = student.state()
-            tensors |= {f"{student.name}.{key}": value for key, value in student_tensors.items()}
-        recipe = self.plan.recipe
-
-        def write() -> str:
-            path = save(
-                checkpoints_dir(self.plan.output),
-                TrainState(self.step, self.step * recipe.train.batch_size_global),
-                tensors=tensors,
-                values=values,
-                recipe_text=dump_recipe(recipe),
-                recipe_digest=recipe_digest(recipe),
-                world_size=self.engine.world_size,
-            )
-            prune(checkpoints_dir(self.plan.output), recipe.checkpoint.keep_last, newest=path)
-            return str(path)
-
-        return self.engine.on_main(write)
+        return save_run(self.plan, self.step, values, self.students, self.engine)
 
     def _resume(self, claim: Claim) -> None:
         """Go on from the newest whole checkpoint, if there is one. Collective: every rank."""
-        path = self.engine.on_main(lambda: begin(self.plan.output, self.plan.recipe, claim, self.screen.say))
+        journal = self.journal
+        path = self.engine.on_main(lambda: begin(self.plan.output, self.plan.recipe, claim, journal.screen.say))
         if path is None:
+            self._record_stage()
             return
         checkpoint = reopen(path)
         self.engine.on_main(lambda: same_inputs(path, checkpoint.values["inputs"], self._inputs()))
         self.step = checkpoint.state.step
+        self.stage = self.plan.stage_at(self.step - 1)
         values = checkpoint.values
-        self.clock.add_earlier(values["seconds"], values["device_seconds"])
+        journal.clock.add_earlier(values["seconds"], values["device_seconds"])
         self.num_skipped, self._judged_step = values["num_skipped"], values["judged_step"]
         self.accuracies = {name: Accuracy(**fields) for name, fields in values["accuracies"].items()}
+        self.stage_ends = values["stage_ends"] if self.plan.recipe.stages else {}
         for student in self.students:
-            prefix = f"{student.name}."
-            names = [name for name in checkpoint.tensor_names if name.startswith(prefix)]
-            tensors = {name.removeprefix(prefix): checkpoint.tensors(name) for name in names}
-            student.load(tensors, values["students"][student.name])
-            student.recall_best(best_dir(self.plan.output, student.name))
-            row = self.screen.rows[student.name]
+            if self.stage is not self.plan.stages[0]:
+                setting = setting_of(self.plan, self.stage, student.name)
+                student.enter(setting, new_optimizer=True, new_averages=False)
+            load_student(student, checkpoint, self.plan.output)
+            row = journal.screen.rows[student.name]
             row.best = student.best.top1 if student.best else None
             row.note = "" if student.running else f"stopped at step {student.stopped_at}: loss not finite"
-        self.screen.say(f"going on from {path}")
-
-
-def _flat(records: dict[str, Any]) -> dict[str, float]:
-    return {f"{name}/{key}": value for name, values in records.items() for key, value in values.items()}
+        journal.screen.say(f"going on from {path}")

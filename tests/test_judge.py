@@ -15,10 +15,10 @@ from tiny import IMAGE_SIZE, NUM_JUDGED, checkpoint
 from torchvision.transforms import v2
 
 from distill.data.fashion import CLASSES, read_idx
+from distill.data.guess import guess_source
 from distill.errors import InputError
 from distill.evaluate import Accuracy
 from distill.judge import find_models, judge
-from distill.judge.images import guess_source
 from distill.models import cifar as cifar  # registers its models
 
 STUDENTS = ("alone", "kd", "vit")

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from distill.errors import InputError, naming
-from distill.plan import Share, make_plan, same_classes, setting_problems, share_of_process
+from distill.data.classes import same_classes
+from distill.plan import Share, make_plan, setting_problems, share_of_process
 from distill.recipe import load_recipe
 
 # ---- the share of a process ------------------------------------------------------------------------------------------
@@ -65,21 +66,21 @@ def test_a_batch_that_does_not_divide_names_numbers_that_do(
 
 
 def test_equal_class_lists_pass() -> None:
-    same_classes(("ant", "bee"), ("ant", "bee"))
+    same_classes(("ant", "bee"), ("ant", "bee"), "data.train", "data.eval")
 
 
 @pytest.mark.parametrize(
     ("train", "other", "says"),
     [
-        (("ant", "bee", "cow"), ("ant", "bee"), "has 3 classes and data.eval 2.*: 1 only in data.train, such as 'cow'"),
-        (("ant",), ("ant", "bee", "cow"), "2 only in data.eval, such as 'bee'"),
-        (("ant", "bee"), ("ant", "cow"), "1 only in data.train, such as 'bee'; 1 only in data.eval, such as 'cow'"),
-        (("ant", "bee"), ("bee", "ant"), "the same names in another order"),
+        (("ant", "bee", "cow"), ("ant", "bee"), r"from class 2 \('cow'\) on only data.train has names"),
+        (("ant",), ("ant", "bee", "cow"), r"from class 1 \('bee'\) on only data.eval has names"),
+        (("ant", "bee"), ("ant", "cow"), "class 1 is 'bee' for data.train and 'cow' in data.eval"),
+        (("ant", "bee"), ("bee", "ant"), "class 0 is 'ant' for data.train and 'bee' in data.eval"),
     ],
 )
 def test_class_lists_that_differ_are_refused(train: tuple[str, ...], other: tuple[str, ...], says: str) -> None:
     with pytest.raises(InputError, match=f"{says}.*data.train.classes and data.eval.classes"):
-        same_classes(train, other)
+        same_classes(train, other, "data.train", "data.eval")
 
 
 # ---- durations become steps ------------------------------------------------------------------------------------------
@@ -97,7 +98,7 @@ def test_class_lists_that_differ_are_refused(train: tuple[str, ...], other: tupl
 )
 def test_durations_become_steps(changes: dict[str, Any], steps: tuple[int, int], tiny_recipe: Any) -> None:
     plan = make_plan(load_recipe(tiny_recipe(changes)))
-    assert (plan.total_steps, plan.evaluate_every) == steps
+    assert (plan.total_steps, plan.stages[0].evaluate_every) == steps
     assert len(plan.classes) == 10
 
 

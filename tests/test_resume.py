@@ -68,7 +68,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
 
 @pytest.mark.parametrize(
     ("what", "call", "stopped_after"),
-    [("train_loader", 1, 1), ("evaluate", 1, 3), ("save", 1, 5), ("evaluate", 3, 8), ("save", 2, None)],
+    [("train_loader", 1, 1), ("evaluate", 1, 3), ("save_run", 1, 5), ("evaluate", 3, 8), ("save_run", 2, None)],
     ids=str,
 )
 def test_a_signal_while_a_run_starts_judges_or_saves(

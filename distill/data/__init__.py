@@ -1,6 +1,7 @@
 """From records of bytes to batches on the device, each batch a pure function of (recipe, step).
 
 sources    opens what the recipe names: records (what a source is), folder, tables, fashion
+label_sets ImageNet's class lists by name, compared as lists
 labels     class names, label checks, stratified subsets
 order      who comes when
 decode     bytes -> RGB, or UnreadableImage

@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 from PIL import Image
 
-from distill.data.records import Source, first_line
+from distill.data.records import Source, UnreadableShard, first_line
 from distill.errors import InputError
 
 
@@ -18,10 +18,15 @@ def read_image(source: Source, index: int) -> Image.Image:
     """Read and decode one record.
 
     Raises:
-        UnreadableImage: the file cannot be read, is not an image, or is cut short.
+        UnreadableImage: the file cannot be read, is not an image, or is cut short; from UnreadableShard where that is why.
+        InputError: what no other record would mend, such as access that is refused.
     """
     try:
         return decode(source.read(index))
+    except InputError:
+        raise
+    except UnreadableShard as error:
+        raise UnreadableImage(f"{error}: mend it or its server, or set data.unreadable to skip") from error
     # Decoders raise whatever a broken file drives them into: OSError, SyntaxError, struct.error, DecompressionBombError, ...
     except Exception as error:
         raise UnreadableImage(

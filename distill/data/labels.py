@@ -5,30 +5,18 @@ from pathlib import Path
 
 import numpy as np
 
+from distill.data.label_sets import class_list
 from distill.errors import InputError, nearest
 from distill.rng import hash64, hash64_array
 
 
 def read_classes(path: Path, key: str) -> tuple[str, ...]:
-    """Class names from a text file, one a line; blank lines at the end do not count.
+    """Class names from a text file, one a line, or of the label space that the last part of the path names (`label_sets`).
 
     Raises:
-        InputError: the file is missing, empty, or names a class twice.
+        InputError: no such file nor label space; an empty file, or one that names a class twice.
     """
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").rstrip().splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{key}.classes: cannot read {path} ({error}): give a text file, a class name a line"
-        ) from error
-    if not lines or not all(lines):
-        raise InputError(
-            f"{key}.classes: {path} has {'an empty line' if lines else 'no lines'}: give a class name a line"
-        )
-    if len(set(lines)) != len(lines):
-        twice = next(name for i, name in enumerate(lines) if name in lines[:i])
-        raise InputError(f"{key}.classes: {path} names {twice!r} twice: each line is one class")
-    return tuple(lines)
+    return class_list(path.name, path.parent, key)
 
 
 def check_labels(labels: np.ndarray, num_classes: int, where: str) -> None:

@@ -1,6 +1,6 @@
 """Batches on the device.
 
-1. `Order` says which samples, in which view, stand in the global batch of a step.
+1. The order (`Order`, or `LaneOrder` for streams) says which samples, in which view, stand in the global batch of a step.
 2. `Shard` takes this process's micro-batches out of it; a request is (step, micro-batch).
 3. A worker reads the records, decodes each image once, and augments each view with generators seeded from
    (seed, epoch, sample, view).
@@ -13,15 +13,16 @@ workers and micro-batches, and a run resumes at any step by asking for it.
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Self
 
+import numpy as np
 import torch
 
 from distill.data.augment import EvalTransform, TrainTransform
 from distill.data.mixing import Mixing, to_unit
-from distill.data.order import Order
+from distill.data.order import TrainOrder
 from distill.data.prefetch import HostIterator, data_loader, move, on_device
 from distill.data.records import Source
 from distill.data.shard import (
@@ -91,6 +92,8 @@ class TrainLoader:
         device: where batches go.
         unreadable: "error" raises UnreadableImage; "skip" puts the next readable image in its place, and counts it.
         first_step, last_step: global steps.
+        order_starts: the global step that is the order's step 0.
+        ahead: told the order's step and this process's slots before these are read: a stream fetches what comes next.
 
     Raises:
         InputError: sizes that do not fit each other; while iterating, what the workers found wrong with the data.
@@ -99,7 +102,7 @@ class TrainLoader:
     def __init__(
         self,
         source: Source,
-        order: Order,
+        order: TrainOrder,
         transform: TrainTransform,
         mixing: Mixing,
         shard: Shard,
@@ -110,6 +113,8 @@ class TrainLoader:
         unreadable: Unreadable = "error",
         first_step: int = 0,
         last_step: int | None = None,
+        order_starts: int = 0,
+        ahead: Callable[[int, np.ndarray], None] | None = None,
     ) -> None:
         if shard.batch_size_global != order.batch_size_global:
             raise InputError(
@@ -122,7 +127,7 @@ class TrainLoader:
             )
         self._device = torch.device(device)
         self._mixing = mixing
-        builder = TrainBuilder(source, order, transform, mixing, shard, unreadable)
+        builder = TrainBuilder(source, order, transform, mixing, shard, unreadable, order_starts, ahead)
         requests = _Requests(first_step, last_step, shard.accumulation)
         self._loader = data_loader(builder, requests, num_workers, prefetch_batches, self._device, persistent=False)
         self._host = HostIterator[HostBatch](self._loader)

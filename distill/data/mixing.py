@@ -38,6 +38,7 @@ class Mixing:
         num_classes: K.
         image_size: side of the square images.
         seed: of the run.
+        labelled: labels stand for the K classes; if not, targets are zeros, and nothing may read them.
     """
 
     def __init__(
@@ -51,12 +52,14 @@ class Mixing:
         num_classes: int,
         image_size: int,
         seed: int,
+        labelled: bool = True,
     ) -> None:
         assert group_size % 2 == 0, group_size
         self.mixup, self.cutmix = mixup, cutmix
         self.probability, self.switch_probability = probability, switch_probability
         self.group_size, self.num_classes, self.image_size = group_size, num_classes, image_size
         self.seed = seed
+        self.labelled = labelled
 
     @property
     def enabled(self) -> bool:
@@ -115,14 +118,14 @@ class Mixing:
             plan: of the same slots, on the same device; None for no mixing.
 
         Returns:
-            images [b, 3, H, W] float32 in [0, 1], channels-last; targets [b, K] float32, rows sum to 1.
+            images [b, 3, H, W] float32 in [0, 1], channels-last; targets [b, K] float32, rows sum to 1, or to 0 without labels.
         """
         targets = torch.zeros(len(labels), self.num_classes, device=labels.device)
         if plan is None:
-            targets.scatter_(1, labels[:, None], 1.0)
-            return to_unit(images), targets
+            return to_unit(images), targets.scatter_(1, labels[:, None], 1.0) if self.labelled else targets
         lam = plan.lam[:, None]
-        targets.scatter_(1, labels[:, None], lam).scatter_add_(1, _partner(labels)[:, None], 1 - lam)
+        if self.labelled:
+            targets.scatter_(1, labels[:, None], lam).scatter_add_(1, _partner(labels)[:, None], 1 - lam)
         cut = plan.boxes[:, 1] > plan.boxes[:, 0]
         if plan.any_cutmix:
             images = torch.where(_inside(plan.boxes, images.shape[1])[..., None], _partner(images), images)

@@ -5,6 +5,7 @@ run starts at any step at no cost, and 14 million samples take no more memory th
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -54,9 +55,9 @@ def permute(positions: np.ndarray, n: int, key: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """One global batch of B samples.
+    """Slots of a global batch of B samples, all of them or b.
 
-    indices: [B] int64 into the source. views: [B] int64, which repeat of the image. positions: [B] int64, step * B + i.
+    indices: [b] int64 into the source. views: [b] int64, which repeat of the image. positions: [b] int64, step * B + slot.
     """
 
     epoch: int
@@ -65,8 +66,35 @@ class BatchPlan:
     positions: np.ndarray
 
 
+class TrainOrder(Protocol):
+    """Who comes when."""
+
+    num_samples: int
+    batch_size_global: int
+    seed: int
+    repeats: int
+    steps_per_epoch: int
+
+    def batch(self, step: int, slots: np.ndarray | None = None) -> BatchPlan:
+        """Some slots of the global batch of a step; null for all."""
+        ...
+
+    def successor(self, index: int, another_shard: bool = False) -> int:
+        """The sample that stands in for an unreadable one; of another shard where its own cannot be had."""
+        ...
+
+
+def too_few_samples(batch_size_global: int, num_samples: int, of: int | None) -> InputError:
+    """The error for a batch larger than the data, `of` the number before data.fraction and data.keep_classes."""
+    part = "" if of is None else f" (a part of {of}, by data.fraction or data.keep_classes)"
+    return InputError(
+        f"train.batch_size_global is {batch_size_global} and there are {num_samples} training samples{part}: "
+        f"set it to {num_samples} or less"
+    )
+
+
 class Order:
-    """The global order of a training run.
+    """The global order of a training run over records that can be read in any order.
 
     An epoch has n // batch_size_global steps and drops the tail, as timm does. With repeated augmentation it has as many steps, so
     only about 1 / repeats of the images appear in it, each `repeats` times and, where the batch size allows, in one batch.
@@ -98,30 +126,28 @@ class Order:
         self._subset = subset
         self.steps_per_epoch = self.num_samples // batch_size_global
         if self.steps_per_epoch == 0:
-            of = "" if subset is None else f" (a part of {num_samples}, by data.fraction)"
-            raise InputError(
-                f"train.batch_size_global is {batch_size_global} and there are {self.num_samples} training samples{of}: "
-                f"set it to {self.num_samples} or less"
-            )
+            raise too_few_samples(batch_size_global, self.num_samples, None if subset is None else num_samples)
 
-    def batch(self, step: int) -> BatchPlan:
-        """The global batch of a step; O(B) in time and memory.
+    def batch(self, step: int, slots: np.ndarray | None = None) -> BatchPlan:
+        """Some slots of the global batch of a step, null for all; O(B) in time and memory.
 
         Neighbours (2i, 2i + 1), which mixup and cutmix join, are different images wherever the batch has enough of them. The repeats
         of an image lie far apart, so that different processes see them.
         """
         size = self.batch_size_global
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
-        slots = np.arange(step_in_epoch * size, (step_in_epoch + 1) * size)
-        ranks, views = np.divmod(slots, self.repeats)
+        ranks, views = np.divmod(np.arange(step_in_epoch * size, (step_in_epoch + 1) * size), self.repeats)
         if self.repeats > 1:
             ranks, views = _spread(ranks, views)
+        if slots is None:
+            slots = np.arange(size)
+        ranks, views = ranks[slots], views[slots]
         indices = permute(ranks, self.num_samples, hash64(self.seed, "order", epoch))
         if self._subset is not None:
             indices = self._subset[indices]
-        return BatchPlan(epoch, indices, views, step * size + np.arange(size))
+        return BatchPlan(epoch, indices, views, step * size + slots)
 
-    def successor(self, index: int) -> int:
+    def successor(self, index: int, another_shard: bool = False) -> int:
         """The next index in the order of the source (within the subset), around the end: stands in for an unreadable one."""
         if self._subset is None:
             return (index + 1) % self._source_size

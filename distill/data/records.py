@@ -9,11 +9,23 @@ import numpy as np
 from distill.errors import InputError, nearest
 
 
+class UnreadableShard(OSError):  # noqa: N818 - named for what it says of the shard
+    """A whole shard of records cannot be had. The message names it, and where in it the reading ended."""
+
+
+class LabelsOnRead(Protocol):
+    """Labels that come with the records: indexed like an array, they are read as they are asked for."""
+
+    def __getitem__(self, indices: np.ndarray) -> np.ndarray:
+        """[b] indices -> [b] int64. Raises UnreadableImage's reasons (OSError) as `Source.read` does."""
+        ...
+
+
 class Source(Protocol):
-    """N labelled records. `labels`: [N] int64 in 0..K-1; `classes`: K names."""
+    """N records. `labels`: [N] int64 in 0..K-1, or what reads them; -1 throughout without labels. `classes`: K names, none without labels."""
 
     @property
-    def labels(self) -> np.ndarray: ...
+    def labels(self) -> np.ndarray | LabelsOnRead: ...
 
     @property
     def classes(self) -> tuple[str, ...]: ...

@@ -1,7 +1,7 @@
 """The worker's side of the loaders: which slots make a micro-batch, and how they become uint8 pixels."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -12,8 +12,8 @@ from PIL import Image
 from distill.data.augment import EvalTransform, TrainTransform, sample_key
 from distill.data.decode import UnreadableImage, read_image
 from distill.data.mixing import Mixing, MixPlan
-from distill.data.order import Order
-from distill.data.records import Source
+from distill.data.order import TrainOrder
+from distill.data.records import Source, UnreadableShard
 from distill.errors import InputError
 from distill.rng import seed_global, seeded
 
@@ -67,20 +67,26 @@ class HostEvalBatch(NamedTuple):
 class TrainBuilder:
     """(step, micro) -> HostBatch, a map-style data set for torch's DataLoader.
 
+    Steps are those of the run; the order's step 0 is `first_step`. `ahead` is told the order's step and this process's slots before
+    they are read.
+
     An InputError is returned rather than raised: torch would wrap it into a page of traceback on its way to the main process.
     """
 
     def __init__(
         self,
         source: Source,
-        order: Order,
+        order: TrainOrder,
         transform: TrainTransform,
         mixing: Mixing,
         shard: Shard,
         unreadable: Unreadable,
+        first_step: int = 0,
+        ahead: Callable[[int, np.ndarray], None] | None = None,
     ) -> None:
         self._source, self._order, self._transform = source, order, transform
         self._mixing, self._shard, self._unreadable = mixing, shard, unreadable
+        self._first_step, self._ahead = first_step, ahead
 
     def __getitem__(self, request: tuple[int, int]) -> HostBatch | InputError:
         try:
@@ -90,9 +96,11 @@ class TrainBuilder:
             return error
 
     def _build(self, step: int, micro: int) -> HostBatch:
-        batch = self._order.batch(step)
         slots = self._shard.slots(micro)
-        indices, views = batch.indices[slots], batch.views[slots]
+        if self._ahead:
+            self._ahead(step - self._first_step, slots)
+        batch = self._order.batch(step - self._first_step, slots)
+        indices, views = batch.indices, batch.views
         shown = indices.copy()
         images = _empty_images(len(slots), self._transform.image_size)
         num_skipped = 0
@@ -108,11 +116,15 @@ class TrainBuilder:
             step,
             micro,
             torch.from_numpy(images),
-            torch.from_numpy(self._source.labels[shown]),
-            torch.from_numpy(batch.positions[slots]),
+            torch.from_numpy(self._labels(shown)),
+            torch.from_numpy(step * self._order.batch_size_global + slots),
             self._mixing.plan(step, slots),
             num_skipped,
         )
+
+    def _labels(self, shown: np.ndarray) -> np.ndarray:
+        """Labels of samples that have been read; 0 where they are of another space, and nothing looks at them."""
+        return self._source.labels[shown] if self._mixing.labelled else np.zeros(len(shown), dtype=np.int64)
 
     def _read(self, index: int) -> tuple[Image.Image, int]:
         """The image, and the index it came from: the next readable one when unreadable images are skipped."""
@@ -123,7 +135,8 @@ class TrainBuilder:
             try:
                 return read_image(self._source, candidate), candidate
             except UnreadableImage as error:
-                last, candidate = error, self._order.successor(candidate)
+                another_shard = isinstance(error.__cause__, UnreadableShard)
+                last, candidate = error, self._order.successor(candidate, another_shard)
         raise InputError(
             f"{_MAX_SUBSTITUTES} images in a row are unreadable from {self._source.describe(index)} on; the last one: {last}"
         )
@@ -157,6 +170,7 @@ class EvalBuilder:
         start = (number * self._world_size + self._rank) * self._batch_size
         wanted = np.arange(start, start + self._batch_size)
         valid = wanted < len(self._source)
+        read = np.ones(self._batch_size, dtype=bool)
         indices = np.minimum(wanted, len(self._source) - 1)
         images = _empty_images(self._batch_size, self._transform.image_size)
         num_skipped = 0
@@ -168,10 +182,15 @@ class EvalBuilder:
                     raise
                 images[members] = 0
                 num_skipped += int(valid[members].sum())
-                valid[members] = False
-        labels = torch.from_numpy(self._source.labels[indices])
+                valid[members] = read[members] = False
+        labels = np.zeros(self._batch_size, dtype=np.int64)
+        labels[read] = self._source.labels[indices[read]]
         return HostEvalBatch(
-            torch.from_numpy(images), labels, torch.from_numpy(valid), torch.from_numpy(indices), num_skipped
+            torch.from_numpy(images),
+            torch.from_numpy(labels),
+            torch.from_numpy(valid),
+            torch.from_numpy(indices),
+            num_skipped,
         )
 
 

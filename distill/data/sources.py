@@ -6,10 +6,13 @@ shared by fork, or reopened on first use.
 
 from pathlib import Path
 
+import numpy as np
+
 from distill.data.fashion import open_fashion_mnist
 from distill.data.folder import ImageFolderSource
 from distill.data.labels import check_labels, read_classes, stratified_subset
 from distill.data.records import Source
+from distill.data.stream.opening import open_stream
 from distill.data.tables import open_table
 from distill.errors import InputError
 from distill.recipe import schema
@@ -17,16 +20,19 @@ from distill.recipe import schema
 __all__ = ["Source", "open_source", "stratified_subset"]
 
 
-def open_source(spec: schema.Source, root: Path, key: str = "data.train") -> Source:
+def open_source(
+    spec: schema.Source, root: Path, key: str = "data.train", shards: schema.Shards = schema.Shards()
+) -> Source:
     """The source that a recipe names, with its labels checked.
 
     Args:
         spec: the recipe's `data.train` or `data.eval`.
         root: what relative paths are relative to (`data.root`).
         key: the recipe key of `spec`, for messages.
+        shards: how the shards of a stream come here.
 
     Raises:
-        InputError: missing files, empty classes, unknown columns, labels outside the class list, no records.
+        InputError: missing files, empty classes, unknown columns, labels outside the class list, no records; of a stream, also no access.
     """
     source: Source
     match spec:
@@ -37,7 +43,10 @@ def open_source(spec: schema.Source, root: Path, key: str = "data.train") -> Sou
             source = open_table(spec, root, key)
         case schema.FashionMnist():
             source = open_fashion_mnist(spec.split, None if spec.path is None else root / spec.path, key)
+        case schema.Stream():
+            return open_stream(spec, root, key, shards)  # it checks labels as they come
     if len(source) == 0:
         raise InputError(f"{key}: {spec.kind} holds no records: check path and split")
+    assert isinstance(source.labels, np.ndarray)
     check_labels(source.labels, len(source.classes), key)
     return source

@@ -195,7 +195,7 @@ def _pace(diagnosis: Diagnosis, setting: Setting, own: Layout) -> Section:
     length = "an unknown number of steps" if steps is None else f"{steps:,} steps"
     section.tables.append(
         Grid(
-            f"{setting.recipe.train.budget}, {length}, on {setting.cluster.gpu.label}",
+            f"{setting.recipe.budgets}, {length}, on {setting.cluster.gpu.label}",
             ("GPUs", "images each", "ms a step", "images/s", "GPU hours", "hours", "bound"),
             tuple(rows),
             f"Predicted, not measured; training steps alone. {setting.cluster.gpus_per_node} GPUs a node.",

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from distill.data.augment import TrainTransform
+from distill.data.classes import same_classes
 from distill.data.decode import UnreadableImage, read_image
 from distill.data.sources import Source, open_source
 from distill.doctor.findings import Diagnosis, Section
 from distill.doctor.machine import free_bytes, gib
 from distill.doctor.profiles import StudentProfile
 from distill.errors import InputError
-from distill.plan import same_classes
 from distill.recipe import Recipe
 from distill.rng import seeded
 
@@ -41,10 +41,12 @@ def examine_data(diagnosis: Diagnosis, recipe: Recipe) -> Reached:
     diagnosis.sections.append(section)
     root = Path(recipe.data.root).expanduser()
     opened: dict[str, Source | None] = {}
-    for key, spec in (("data.train", recipe.data.train), ("data.eval", recipe.data.eval)):
+    last = f"stages.{recipe.stages[-1].name}.data.train" if recipe.stages else "data.train"
+    named = [(f"stages.{stage.name}.data.train", stage.data.train) for stage in recipe.stages]
+    for key, spec in (*(named or [("data.train", recipe.data.train)]), ("data.eval", recipe.data.eval)):
         if spec is None:
             continue
-        found = _within(_OPEN_S, partial(open_source, spec, root, key))
+        found = _within(_OPEN_S, partial(open_source, spec, root, key, recipe.data.shards))
         if isinstance(found, InputError):
             # What is not here is no fault of the recipe: it may be read on another machine.
             diagnosis.find(
@@ -59,15 +61,15 @@ def examine_data(diagnosis: Diagnosis, recipe: Recipe) -> Reached:
         else:
             opened[key] = found
             section.add(key, f"{len(found):,} images, {len(found.classes):,} classes", "opened")
-    train, judged = opened.get("data.train"), opened.get("data.eval")
+    train, judged = opened.get(last), opened.get("data.eval")
     if train is None:
         return Reached()
     if judged is not None:
         try:
-            same_classes(train.classes, judged.classes)
+            same_classes(train.classes, judged.classes, last, "data.eval")
         except InputError as error:
             diagnosis.find("problem", "data", str(error))
-    return _decode(diagnosis, section, recipe, train)
+    return _decode(diagnosis, section, recipe.at_stage(recipe.num_stages - 1), train)
 
 
 def _decode(diagnosis: Diagnosis, section: Section, recipe: Recipe, source: Source) -> Reached:

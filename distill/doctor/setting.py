@@ -33,10 +33,15 @@ class Setting:
 
     @property
     def total_steps(self) -> int | None:
-        budget, batch = self.recipe.train.budget, self.recipe.train.batch_size_global
-        if budget.unit == "epochs" and self.num_images is None:
-            return None
-        return budget.steps(steps_per_epoch=(self.num_images or 0) // batch, batch_size_global=batch)
+        """Steps of all stages; None where epochs of data that is not known count. An epoch is one of the last stage's data."""
+        batch, steps = self.recipe.train.batch_size_global, 0
+        for index in range(self.recipe.num_stages):
+            budget = self.recipe.at_stage(index).train.budget
+            assert budget
+            if budget.unit == "epochs" and (self.num_images is None or index < self.recipe.num_stages - 1):
+                return None
+            steps += budget.steps(steps_per_epoch=(self.num_images or 0) // batch, batch_size_global=batch)
+        return steps
 
     def layout(self, num_processes: int) -> Layout:
         """The recipe's own on so many processes.

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from distill.losses.confidence import leave_out_unsure
 from distill.losses.inputs import float_pair
 from distill.losses.kl import divergence
 
@@ -19,7 +20,9 @@ def log_complement(log_p: Tensor) -> Tensor:
     return torch.where(largest, others.logsumexp(-1, keepdim=True), torch.log1p(-others.exp()))
 
 
-def bkl(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
+def bkl(
+    student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0, min_confidence: float | None = None
+) -> Tensor:
     """Eq. 3: sum_i [p^t_i log(p^t_i / p^s_i) + (1 - p^t_i) log((1 - p^t_i) / (1 - p^s_i))]. Scalar, float32.
 
     p are softmax probabilities of logits / T, on both sides. Summed over classes, averaged over the batch, times T^2.
@@ -28,13 +31,14 @@ def bkl(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0
         student_logits: [B, K].
         teacher_logits: [B, K]; no gradient flows into it.
         temperature: T > 0. The paper has T = 1.
+        min_confidence: samples of which the teacher is less sure count zero; see `confidence`.
     """
     student, teacher = float_pair(student_logits, teacher_logits, "the teacher's")
     log_student = F.log_softmax(student / temperature, dim=-1)
     log_teacher = F.log_softmax(teacher / temperature, dim=-1)
     per_sample = divergence(log_teacher, log_student)
     per_sample = per_sample + divergence(log_complement(log_teacher), log_complement(log_student))
-    return per_sample.mean() * temperature**2
+    return leave_out_unsure(per_sample, teacher, min_confidence).mean() * temperature**2
 
 
 def bce_teacher(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:

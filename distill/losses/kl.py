@@ -3,6 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
+from distill.losses.confidence import leave_out_unsure
 from distill.losses.inputs import float_pair
 
 
@@ -16,7 +17,9 @@ def divergence(log_teacher: Tensor, log_student: Tensor) -> Tensor:
     return (teacher * (log_teacher - log_student).masked_fill(teacher == 0, 0)).sum(-1)
 
 
-def kl(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
+def kl(
+    student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0, min_confidence: float | None = None
+) -> Tensor:
     """T^2 KL(softmax(teacher / T) || softmax(student / T)), summed over classes, averaged over the batch. Scalar, float32.
 
     The teacher's entropy is in it, so it is 0 at equality. `F.kl_div(reduction="mean")` divides by K as well: K times too
@@ -26,8 +29,10 @@ def kl(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0)
         student_logits: [B, K].
         teacher_logits: [B, K]; no gradient flows into it.
         temperature: T > 0.
+        min_confidence: samples of which the teacher is less sure count zero; see `confidence`.
     """
     student, teacher = float_pair(student_logits, teacher_logits, "the teacher's")
     log_student = F.log_softmax(student / temperature, dim=-1)
     log_teacher = F.log_softmax(teacher / temperature, dim=-1)
-    return divergence(log_teacher, log_student).mean() * temperature**2
+    per_sample = leave_out_unsure(divergence(log_teacher, log_student), teacher, min_confidence)
+    return per_sample.mean() * temperature**2

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from distill.losses.bkl import bce_teacher, bkl
+from distill.losses.confidence import confident
 from distill.losses.dist import dist
-from distill.losses.dkd import dkd, target_class
+from distill.losses.dkd import dkd, target_class, teachers_class
 from distill.losses.hard import binary_cross_entropy, cross_entropy, smooth
 from distill.losses.kl import kl
 from distill.recipe import schema
@@ -47,17 +48,24 @@ class HardTerm:
 
 @dataclass(frozen=True)
 class SoftTerm:
+    """`min_confidence`: the loss leaves out samples of which the teacher is less sure; here it is only counted how many stay."""
+
     loss: SoftLoss
     weight: float = 1.0
+    min_confidence: float | None = None
 
 
 class LossTerms(NamedTuple):
-    """Scalars, float32, on the device. `hard`, `soft` and `hint` are unweighted; None: the objective has no such term."""
+    """Scalars, float32, on the device. `hard`, `soft` and `hint` are unweighted; None: the objective has no such term.
+
+    `kept`: the share of samples that the soft term did not leave out as unsure, in 0..1; None where it leaves out none.
+    """
 
     total: Tensor
     hard: Tensor | None = None
     soft: Tensor | None = None
     hint: Tensor | None = None
+    kept: Tensor | None = None
 
 
 class Objective:
@@ -87,7 +95,7 @@ class Objective:
         """
         # Once, for both terms: each would widen half-precision logits for itself, and their gradients be rounded before they add.
         student_logits = student_logits.to(torch.promote_types(student_logits.dtype, torch.float32))
-        hard = soft = total = None
+        hard = soft = kept = total = None
         if self.hard is not None:
             hard = self.hard.loss(student_logits, batch.targets)
             total = self.hard.weight * hard
@@ -95,10 +103,12 @@ class Objective:
             if targets is None:
                 raise ValueError("the soft term learns from a teacher, and no teacher logits were given")
             soft = self.soft.loss(student_logits, targets, batch)
+            if self.soft.min_confidence is not None:
+                kept = confident(targets, self.soft.min_confidence).float().mean()
             weighted = self.soft.weight * soft
             total = weighted if total is None else total + weighted
         assert total is not None
-        return LossTerms(total=total, hard=hard, soft=soft)
+        return LossTerms(total=total, hard=hard, soft=soft, kept=kept)
 
 
 def build_objective(spec: schema.Objective, *, gather: bool = False) -> Objective:
@@ -109,7 +119,10 @@ def build_objective(spec: schema.Objective, *, gather: bool = False) -> Objectiv
         gather: losses that relate samples to each other (DIST) relate those of all processes. Then calls are collective.
     """
     hard = None if spec.hard is None else HardTerm(_hard_loss(spec.hard), spec.hard.weight)
-    soft = None if spec.soft is None else SoftTerm(_soft_loss(spec.soft, gather), spec.soft.weight)
+    soft = None
+    if spec.soft is not None:
+        min_confidence = spec.soft.min_confidence if isinstance(spec.soft, schema.KL | schema.BKL) else None
+        soft = SoftTerm(_soft_loss(spec.soft, gather), spec.soft.weight, min_confidence)
     return Objective(hard, soft)
 
 
@@ -128,16 +141,16 @@ def _hard_loss(spec: schema.Hard) -> HardLoss:
 def _soft_loss(spec: schema.Soft, gather: bool) -> SoftLoss:
     match spec:
         case schema.KL():
-            return lambda logits, teacher, _: kl(logits, teacher, spec.temperature)
+            return lambda logits, teacher, _: kl(logits, teacher, spec.temperature, spec.min_confidence)
         case schema.BKL():
-            return lambda logits, teacher, _: bkl(logits, teacher, spec.temperature)
+            return lambda logits, teacher, _: bkl(logits, teacher, spec.temperature, spec.min_confidence)
         case schema.BCETeacher():
             return lambda logits, teacher, _: bce_teacher(logits, teacher)
         case schema.DKD():
             return lambda logits, teacher, batch: dkd(
                 logits,
                 teacher,
-                target_class(batch.targets, batch.labels),
+                teachers_class(teacher) if spec.target == "teacher" else target_class(batch.targets, batch.labels),
                 alpha=spec.alpha,
                 beta=spec.beta,
                 temperature=spec.temperature,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from distill import rng
+from distill.data.label_sets import NAMES, named_list
 from distill.errors import InputError, nearest
 from distill.models.build import config, create
 from distill.models.labels import check_label_space, comparable_classes
@@ -254,7 +255,13 @@ def _recorded_classes(spec: schema.Teacher, found: _Found, root: Path) -> tuple[
     if spec.classes is not None:
         path = root / Path(spec.classes).expanduser()
         if not path.is_file():
-            raise InputError(f"teacher.classes: no such file: {path}")
+            known = named_list(spec.classes)
+            if known is None:
+                near = nearest(spec.classes, NAMES)
+                raise InputError(
+                    f"teacher.classes: no such file: {path}, nor a list of that name{near}: {', '.join(NAMES)}"
+                )
+            return known
         return tuple(line for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
     names = found.config.get("label_names")
     if isinstance(names, Mapping):  # timm allows {"0": "name", ...}

@@ -44,6 +44,12 @@ class Placement(Protocol):
     def update_averages(self) -> None:
         """Move the averages, once weights and statistics have moved."""
 
+    def restart(self, build_optimizer: BuildOptimizer | None, clip_grad_norm: float | None, new_averages: bool) -> None:
+        """Begin a stage: with an optimizer that remembers nothing unless it is null, and averages from the weights of now where asked.
+
+        In shards the optimizer's settings stay as they were.
+        """
+
     def statistics(self) -> list[Tensors]:
         """Named tensors that hold BatchNorm's running statistics: the model's and each average's. They alias."""
 

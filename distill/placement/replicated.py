@@ -33,7 +33,8 @@ class Replicated:
         self._network, self._net, self._engine = network, network.net, engine
         self._clip_grad_norm = clip_grad_norm
         self._optimizer = build_optimizer(self._net)
-        self._emas = {name: Ema(self._net, decay, averages.warmup) for name, decay in averages.by_name().items()}
+        self._averages = averages
+        self._emas = self._new_averages()
         self._scaler = engine.new_scaler()
         self._model = engine.prepare(network)
 
@@ -64,6 +65,17 @@ class Replicated:
     def update_averages(self) -> None:
         for ema in self._emas.values():
             ema.update(self._net)
+
+    def restart(self, build_optimizer: BuildOptimizer | None, clip_grad_norm: float | None, new_averages: bool) -> None:
+        self._clip_grad_norm = clip_grad_norm
+        if build_optimizer:
+            self._optimizer = build_optimizer(self._net)
+        if new_averages:
+            self._emas = self._new_averages()
+
+    def _new_averages(self) -> dict[str, Ema]:
+        kept = self._averages
+        return {name: Ema(self._net, decay, kept.warmup) for name, decay in kept.by_name().items()}
 
     def statistics(self) -> list[Tensors]:
         return [dict(self._net.named_buffers()), *(ema.weights() for ema in self._emas.values())]

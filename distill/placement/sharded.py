@@ -104,7 +104,8 @@ class Sharded:
         )
         self._shards = Shards(self._model, network.net)
         self._masters = _Masters(self._shards)
-        self._emas = {name: Ema(self._masters, decay, averages.warmup) for name, decay in averages.by_name().items()}
+        self._averages = averages
+        self._emas = self._new_averages()
 
     def accumulating(self, more_to_come: bool) -> AbstractContextManager[None]:
         return nullcontext()  # DeepSpeed counts forwards itself
@@ -126,6 +127,16 @@ class Sharded:
     def update_averages(self) -> None:
         for ema in self._emas.values():
             ema.update(self._masters)
+
+    def restart(self, build_optimizer: BuildOptimizer | None, clip_grad_norm: float | None, new_averages: bool) -> None:
+        if build_optimizer:
+            self._shards.base_optimizer.state.clear()
+        if new_averages:
+            self._emas = self._new_averages()
+
+    def _new_averages(self) -> dict[str, Ema]:
+        kept = self._averages
+        return {name: Ema(self._masters, decay, kept.warmup) for name, decay in kept.by_name().items()}
 
     def statistics(self) -> list[Tensors]:
         return [dict(self._net.named_buffers()), *(ema.weights() for ema in self._emas.values())]

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from distill.recipe.values import Count, NonNegative, Probability, Range, Section
+from distill.recipe.values import Count, NonNegative, Positive, Probability, Range, Section
 
 
 class ImageFolder(Section):
@@ -44,7 +44,46 @@ class FashionMnist(Section):
     path: str | None = None
 
 
-Source = Annotated[ImageFolder | Table | SavedDataset | FashionMnist, Field(discriminator="kind")]
+class Stream(Section):
+    """Shards of many images, fetched as the run comes to them: webdataset tar files, or Parquet.
+
+    `path`: a folder that `distill data shard` wrote, a glob, or names in braces (train-{0000..0127}.tar), local or under http(s)://, s3://,
+    gs:// and whatever else fsspec opens; or a repository of the Hub, hf://datasets/OWNER/NAME.
+
+    `container`: null tells it by the file names. `image`, `label`: columns of Parquet (null: image, label), or extensions of tar members
+    (null: jpg, jpeg, png, webp; and cls, or a key of the json member). `labelled: false` reads no labels.
+
+    The order: the epoch's shuffled shards, end to end, are cut into `lanes` equal parts; each global batch takes as many from
+    every lane, shuffled within `block` samples. Null lanes: 64, or as many below as the batch allows.
+    """
+
+    kind: Literal["stream"]
+    path: str
+    split: str | None = None
+    container: Literal["tar", "parquet"] | None = None
+    image: str | None = None
+    label: str | None = None
+    labelled: bool = True
+    classes: str | None = None
+    lanes: Annotated[int, Field(ge=2, multiple_of=2)] | None = None
+    block: Count = 4096
+
+
+Source = Annotated[ImageFolder | Table | SavedDataset | FashionMnist | Stream, Field(discriminator="kind")]
+
+
+class Shards(Section):
+    """How the shards of a stream come here; nothing of it shapes the result.
+
+    `cache`: the folder that the processes of a machine share; null: distill-shards-USER in the temporary folder. It holds at most `cache_gb`
+    (10^9 bytes). A request that fails is tried `retries` times more, after growing waits, and one is given up as stalled
+    after `timeout_s` without a byte.
+    """
+
+    cache: str | None = None
+    cache_gb: Positive = 50.0
+    retries: Annotated[int, Field(ge=0)] = 5
+    timeout_s: Positive = 30.0
 
 
 class Augment(Section):
@@ -81,12 +120,17 @@ class EvalView(Section):
 
 
 class Data(Section):
-    """`num_workers`: decoding processes of each training process; null takes its share of the machine's cores, at most 16."""
+    """`num_workers`: decoding processes of each training process; null takes its share of the machine's cores, at most 16.
+
+    `keep_classes`: shared keeps the samples whose class the run's own classes have as well, unshared the others; both need labels
+    that are known before any record is read.
+    """
 
     root: str = "."
     train: Source
     eval: Source | None = None
     fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    keep_classes: Literal["all", "shared", "unshared"] = "all"
     image_size: Annotated[int, Field(ge=8)] = 224
     augment: Augment = Augment()
     mixing: Mixing = Mixing()
@@ -94,3 +138,4 @@ class Data(Section):
     unreadable: Literal["error", "skip"] = "error"
     num_workers: Annotated[int, Field(ge=0)] | None = None
     prefetch_batches: Count = 2
+    shards: Shards = Shards()

@@ -44,6 +44,10 @@ class Teacher(Section):
         return self
 
 
+# A teacher's largest probability; 0 and 1 would keep every sample and none but the rounded.
+Confidence = Annotated[float, Field(gt=0, lt=1)]
+
+
 class CE(Section):
     """Cross-entropy against the mixed, smoothed label distribution."""
 
@@ -62,19 +66,25 @@ class BCE(Section):
 
 
 class KL(Section):
-    """Hinton's KL divergence: summed over classes, averaged over the batch, times the temperature squared."""
+    """Hinton's KL divergence: summed over classes, averaged over the batch, times the temperature squared.
+
+    `min_confidence`: samples whose largest teacher probability (temperature 1) is below it count zero; null: all count. The mean is
+    still over all samples of the batch.
+    """
 
     loss: Literal["kl"]
     weight: NonNegative = 1.0
     temperature: Positive = 1.0
+    min_confidence: Confidence | None = None
 
 
 class BKL(Section):
-    """Binary KL of the paper's Eq. 3, summed over classes."""
+    """Binary KL of the paper's Eq. 3, summed over classes. `min_confidence` as in `kl`."""
 
     loss: Literal["bkl"]
     weight: NonNegative = 1.0
     temperature: Positive = 1.0
+    min_confidence: Confidence | None = None
 
 
 class BCETeacher(Section):
@@ -85,13 +95,18 @@ class BCETeacher(Section):
 
 
 class DKD(Section):
-    """Decoupled KD (Eq. 4): alpha TCKD + beta NCKD."""
+    """Decoupled KD (Eq. 4): alpha TCKD + beta NCKD.
+
+    `target`: the class that is set apart, the image's label (under mixing, the larger share), or the teacher's first choice,
+    which images need whose labels are of another space or missing.
+    """
 
     loss: Literal["dkd"]
     weight: NonNegative = 1.0
     alpha: NonNegative = 1.0
     beta: NonNegative = 2.0
     temperature: Positive = 1.0
+    target: Literal["label", "teacher"] = "label"
 
 
 class DIST(Section):
@@ -114,6 +129,11 @@ class Objective(Section):
     hard: Hard | None = None
     soft: Soft | None = None
 
+    @property
+    def reads_labels(self) -> bool:
+        """Whether it learns from the images' labels, so that these must be of the student's classes."""
+        return self.hard is not None or (isinstance(self.soft, DKD) and self.soft.target == "label")
+
     @model_validator(mode="after")
     def _something(self) -> Self:
         if self.hard is None and self.soft is None:
@@ -134,8 +154,13 @@ class Optimizer(Section):
 
 
 class Schedule(Section):
-    """Learning rate as a function of the step. Decay is measured from step 0, as in timm: warm-up only replaces its start."""
+    """Learning rate as a function of the step. Decay is measured from step 0, as in timm: warm-up only replaces its start.
 
+    `over`: of a run in stages, each stage has its schedule from start to end (the default: a second stage is fine-tuning, and the
+    paper does not say), or one schedule goes through all of them.
+    """
+
+    over: Literal["stage", "run"] = "stage"
     name: Literal["cosine", "linear", "polynomial", "step", "constant"] = "cosine"
     warmup: Duration = DurationValue(0, "iterations")
     warmup_lr: NonNegative = 0.0

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from distill.errors import InputError, nearest
+from distill.recipe.explain import DISCRIMINATORS, explain
 from distill.recipe.schema import Recipe
-
-# A mapping with one of these keys is one of several kinds of thing: another kind replaces it, instead of merging with it.
-_DISCRIMINATORS = ("kind", "loss")
+from distill.recipe.stages import STAGE_DATA, STAGE_STUDENT
 
 # Folders of recipes/ that hold what recipes extend: strategies and parts of them.
 _FRAGMENTS = ("strategies", "parts")
@@ -131,7 +130,7 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Tree:
 
 
 def _another_kind(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    return any(key in new and key in old and new[key] != old[key] for key in _DISCRIMINATORS)
+    return any(key in new and key in old and new[key] != old[key] for key in DISCRIMINATORS)
 
 
 def apply_overrides(tree: Tree, overrides: Iterable[str]) -> Tree:
@@ -159,10 +158,60 @@ def apply_overrides(tree: Tree, overrides: Iterable[str]) -> Tree:
                 f"override {override!r}: no student {parts[1]!r}{nearest(parts[1], map(str, students))}; "
                 f"students.{parts[1]}={{}} adds one"
             )
-        for part in reversed(parts):
-            value = {part: value}
-        tree = merge(tree, value)
+        if parts[0] == "stages" and len(parts) > 2:
+            tree = {
+                **tree,
+                "stages": _override_stage(tree.get("stages"), override, parts[1], _nested(parts[2:], value)),
+            }
+        else:
+            tree = merge(tree, _nested(parts, value))
     return tree
+
+
+def _nested(parts: list[str], value: Any) -> Any:
+    for part in reversed(parts):
+        value = {part: value}
+    return value
+
+
+def _override_stage(stages: Any, override: str, name: str, value: Tree) -> list[Any]:
+    """The stages with a value laid over one, which is named, or numbered from 0."""
+    known = [str(stage.get("name")) for stage in stages or () if isinstance(stage, Mapping)]
+    if not isinstance(stages, list) or len(known) != len(stages):
+        raise InputError(f"override {override!r}: this recipe has no list of stages")
+    if name not in known and not (name.isdigit() and int(name) < len(known)):
+        raise InputError(
+            f"override {override!r}: no stage {name!r}{nearest(name, known)}; there are {', '.join(known) or 'none'}"
+        )
+    index = known.index(name) if name in known else int(name)
+    return [merge(stage, value) if i == index else stage for i, stage in enumerate(stages)]
+
+
+def resolve_stages(tree: Tree) -> Tree:
+    """Lay what a stage says over the run's data and students, so that each stage is complete."""
+    stages, students, data = tree.get("stages"), tree.get("students"), tree.get("data")
+    if not isinstance(stages, list) or not isinstance(students, Mapping) or not isinstance(data, Mapping):
+        return tree
+    return {**tree, "stages": [_resolved(stage, students, data) for stage in stages]}
+
+
+def _resolved(stage: Any, students: Mapping[str, Any], data: Mapping[str, Any]) -> Any:
+    if not isinstance(stage, Mapping):
+        return stage
+    shared, own = stage.get("student") or {}, stage.get("students") or {}
+    if not all(isinstance(part, Mapping) for part in (shared, own, stage.get("data") or {})):
+        return stage  # refused by the schema
+    complete = {}
+    for name, student in students.items():
+        if isinstance(student, Mapping):
+            learning = {key: student[key] for key in STAGE_STUDENT if key in student}
+            complete[name] = merge(merge(learning, shared), own.get(name) or {})
+    complete |= {name: value for name, value in own.items() if name not in complete}
+    return {
+        **{key: value for key, value in stage.items() if key != "student"},
+        "data": merge({key: data[key] for key in STAGE_DATA if key in data}, stage.get("data") or {}),
+        "students": complete,
+    }
 
 
 def resolve_students(tree: Tree) -> Tree:
@@ -184,103 +233,12 @@ def load_recipe(name: str | Path, overrides: Iterable[str] = ()) -> Recipe:
         InputError: what is wrong, a line a key, with the nearest known key.
     """
     path = find_recipe(str(name))
-    tree = resolve_students(apply_overrides(read_tree(path), overrides))
+    tree = resolve_stages(resolve_students(apply_overrides(read_tree(path), overrides)))
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
-        lines = [_explain(detail, tree) for detail in error.errors()]
+        lines = [explain(detail, tree) for detail in error.errors()]
         raise InputError(f"{path}:\n" + "\n".join(f"  {line}" for line in dict.fromkeys(lines))) from error
-
-
-def _explain(detail: Any, tree: Tree) -> str:
-    """One pydantic error as a sentence: the dotted key, what is wrong, the nearest known key."""
-    whole = detail["loc"]
-    location = tuple(p for i, p in enumerate(whole) if p != "[key]" and not _is_union_tag(p, whole[:i], tree))
-    key = ".".join(str(part) for part in location)
-    if detail["type"] == "extra_forbidden":
-        known = _known_keys(location[:-1], tree)
-        close = nearest(str(location[-1]), known)
-        return f"{key}: unknown key{close or '; known here: ' + ', '.join(sorted(known))}"
-    if detail["type"] == "missing":
-        return f"{key}: missing, and it has no default"
-    if detail["type"].startswith("union_tag"):
-        key = f"{key}.{detail['ctx']['discriminator'].strip(chr(39))}"
-    message = _message(detail)
-    given = "" if isinstance(detail["input"], dict) or detail["type"] in _NOT_GIVEN else f", not {detail['input']!r}"
-    return f"{key}: {message}{given}" if key else message
-
-
-# Where pydantic speaks of Python, and where the value given is no help.
-_PLAIN = {
-    "model_type": "should be a mapping of keys",
-    "model_attributes_type": "should be a mapping of keys",
-    "dict_type": "should be a mapping of keys",
-    "tuple_type": "should be a list",
-}
-_NOT_GIVEN = ("value_error", "union_tag_invalid", "union_tag_not_found", "too_short", "too_long")
-
-
-def _message(detail: Any) -> str:
-    """What is wrong, without the key."""
-    context = detail.get("ctx", {})
-    match detail["type"]:
-        case "union_tag_invalid":
-            known = context["expected_tags"].replace("'", "").split(", ")
-            return f"no {context['tag']!r} here{nearest(context['tag'], known)}; it is one of {', '.join(known)}"
-        case "union_tag_not_found":
-            return "missing: it says which kind of thing this is"
-        case "too_short":
-            return f"should have at least {context['min_length']}, and has {context['actual_length']}"
-        case "too_long":
-            return f"should have at most {context['max_length']}, and has {context['actual_length']}"
-        case "string_pattern_mismatch":
-            return "a name is letters, digits, - and _, and starts with a letter or digit"
-    if detail["type"] in _PLAIN:
-        return _PLAIN[detail["type"]]
-    message: str = detail["msg"].removeprefix("Value error, ")
-    return message.replace("Input should be ", "should be ")
-
-
-def _is_union_tag(part: Any, above: tuple[Any, ...], tree: Tree) -> bool:
-    """Pydantic puts the tag of a union ("kl", "image_folder") into an error's location; it is no key of the file."""
-    node: Any = tree
-    for step in above:
-        node = node.get(step, node) if isinstance(node, Mapping) else node
-    return isinstance(node, Mapping) and part not in node and any(node.get(d) == part for d in _DISCRIMINATORS)
-
-
-def _known_keys(location: tuple[Any, ...], tree: Tree) -> list[str]:
-    """The keys that the schema knows at a place in the recipe."""
-    models: list[type[BaseModel]] = [Recipe]
-    node: Any = tree
-    for part in location:
-        node = node[part]
-        found: list[type[BaseModel]] = []
-        for model in models:
-            if part in model.model_fields:
-                found += _models_in(model.model_fields[part].annotation)
-        models = found or models  # a name inside `students` stays in Student
-    tagged = [
-        m
-        for m in models
-        if all(
-            m.model_fields[d].annotation and node.get(d) in _literals(m, d)
-            for d in _DISCRIMINATORS
-            if d in m.model_fields
-        )
-    ]
-    keys = [key for model in tagged or models for key in model.model_fields]
-    return [*keys, "student", "extends"] if not location else keys
-
-
-def _literals(model: type[BaseModel], key: str) -> tuple[Any, ...]:
-    return getattr(model.model_fields[key].annotation, "__args__", ())
-
-
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for argument in getattr(annotation, "__args__", ()) for model in _models_in(argument)]
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -308,7 +266,7 @@ NOT_IDENTITY = {
     "log": True,
     "evaluate": {"batch_size_process"},
     "checkpoint": True,
-    "data": {"root", "num_workers", "prefetch_batches"},
+    "data": {"root", "num_workers", "prefetch_batches", "shards"},
     "train": {"compile", "zero_stage", "zero_offload", "timeout_s"},
     "teacher": {"placement", "offload"},
     "students": {"__all__": {"grad_checkpointing"}},

@@ -6,9 +6,21 @@ checked here; the rest (model names, files, label spaces) in `distill.check`.
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from distill.recipe.data import Augment, Data, EvalView, FashionMnist, ImageFolder, Mixing, SavedDataset, Source, Table
+from distill.recipe.data import (
+    Augment,
+    Data,
+    EvalView,
+    FashionMnist,
+    ImageFolder,
+    Mixing,
+    SavedDataset,
+    Shards,
+    Source,
+    Stream,
+    Table,
+)
 from distill.recipe.duration import DurationValue, Interval
 from distill.recipe.learning import (
     BCE,
@@ -27,7 +39,8 @@ from distill.recipe.learning import (
     Student,
     Teacher,
 )
-from distill.recipe.values import Count, Names, Section, Seed
+from distill.recipe.stages import STAGE_DATA, Stage, StageStudent, stage_problems
+from distill.recipe.values import Count, Names, Section, Seed, as_tuple
 
 __all__ = [
     "BCE",
@@ -53,8 +66,11 @@ __all__ = [
     "Recipe",
     "SavedDataset",
     "Schedule",
+    "Shards",
     "Soft",
     "Source",
+    "Stage",
+    "Stream",
     "Student",
     "Table",
     "Teacher",
@@ -82,7 +98,9 @@ ELEMENTWISE_OPTIMIZERS = ("adamw", "adam", "sgd", "momentum", "lion")
 
 
 class Train(Section):
-    """`batch_size_global` and `micro_batch_size` shape the result; the number of processes does not.
+    """`budget` is left out where `stages` have their own.
+
+    `batch_size_global` and `micro_batch_size` shape the result; the number of processes does not.
 
     `micro_batch_size`: the samples of one forward and backward. What looks at a batch as a whole (BatchNorm's statistics,
     DIST's relations) looks at exactly these, so 1 to batch_size_global / micro_batch_size processes compute the same run; each
@@ -95,7 +113,7 @@ class Train(Section):
     that waits `timeout_s` for the others gives up, and the run ends.
     """
 
-    budget: Interval
+    budget: Interval | None = None
     batch_size_global: Annotated[int, Field(ge=2, multiple_of=2)]
     micro_batch_size: Annotated[int, Field(ge=2, multiple_of=2)] | None = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -155,6 +173,7 @@ class Recipe(Section):
     students: Annotated[
         dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")], Student], Field(min_length=1)
     ]
+    stages: Annotated[tuple[Stage, ...], BeforeValidator(as_tuple)] = ()
     train: Train
     evaluate: Evaluate = Evaluate()
     checkpoint: Checkpoint = Checkpoint()
@@ -164,6 +183,29 @@ class Recipe(Section):
     def output_dir(self) -> str:
         return self.output or f"runs/{self.name}"
 
+    @property
+    def num_stages(self) -> int:
+        return max(1, len(self.stages))
+
+    @property
+    def budgets(self) -> str:
+        """How long it trains, for people."""
+        if not self.stages:
+            return str(self.train.budget)
+        return " + ".join(f"{stage.budget} of {stage.name}" for stage in self.stages)
+
+    def at_stage(self, index: int) -> "Recipe":
+        """The recipe as it stands in one of its stages: that of a run which has no other."""
+        if not self.stages:
+            return self
+        stage = self.stages[index]
+        data = self.data.model_copy(update={key: getattr(stage.data, key) for key in STAGE_DATA})
+        students = {
+            name: student.model_copy(update=dict(stage.students[name])) for name, student in self.students.items()
+        }
+        train = self.train.model_copy(update={"budget": stage.budget})
+        return self.model_copy(update={"data": data, "students": students, "train": train, "stages": ()})
+
     @model_validator(mode="after")
     def _names(self) -> Self:
         if "teacher" in self.students:
@@ -171,26 +213,58 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
-    def _teacher_where_needed(self) -> Self:
-        for name, student in self.students.items():
-            if self.teacher is None and student.objective.soft is not None:
-                raise ValueError(
-                    f"students.{name}.objective.soft learns from a teacher, and teacher is null: name a teacher, or set objective.soft to null"
-                )
+    def _one_budget(self) -> Self:
+        if self.train.budget is None and not self.stages:
+            raise ValueError("train.budget: missing, and it has no default")
+        if self.train.budget is not None and self.stages:
+            raise ValueError(
+                "train.budget: each of stages has a budget of its own: leave this one out, or set it to null"
+            )
         return self
 
     @model_validator(mode="after")
+    def _stages(self) -> Self:
+        for problem in stage_problems(self.stages, self.students, self.train.zero_stage):
+            raise ValueError(problem)
+        return self
+
+    @model_validator(mode="after")
+    def _teacher_where_needed(self) -> Self:
+        for key, student in self._settings():
+            if self.teacher is None and student.objective.soft is not None:
+                raise ValueError(
+                    f"{key}.objective.soft learns from a teacher, and teacher is null: name a teacher, or set objective.soft to null"
+                )
+        return self
+
+    def _settings(self) -> list[tuple[str, StageStudent]]:
+        """How each student learns in each stage, with its key."""
+        if not self.stages:
+            return [
+                (
+                    f"students.{name}",
+                    StageStudent(objective=spec.objective, optimizer=spec.optimizer, schedule=spec.schedule),
+                )
+                for name, spec in self.students.items()
+            ]
+        return [
+            (f"stages.{stage.name}.students.{name}", spec)
+            for stage in self.stages
+            for name, spec in stage.students.items()
+        ]
+
+    @model_validator(mode="after")
     def _elementwise_under_zero(self) -> Self:
-        for name, student in self.students.items():
+        for key, student in self._settings():
             if self.train.zero_stage and student.optimizer.name.lower() not in ELEMENTWISE_OPTIMIZERS:
                 raise ValueError(
-                    f"students.{name}.optimizer: {student.optimizer.name} looks at whole layers or is not known to look at single weights, and "
+                    f"{key}.optimizer: {student.optimizer.name} looks at whole layers or is not known to look at single weights, and "
                     f"train.zero_stage {self.train.zero_stage} hands it flat shards, which makes it silently wrong (LAMB's trust ratio): use "
                     f"zero_stage: 0, or one of {', '.join(ELEMENTWISE_OPTIMIZERS)}"
                 )
             if self.train.zero_stage and (odd := sorted(student.optimizer.args.keys() - ELEMENTWISE_ARGS)):
                 raise ValueError(
-                    f"students.{name}.optimizer.args.{odd[0]}: not known to treat each weight by itself, as train.zero_stage "
+                    f"{key}.optimizer.args.{odd[0]}: not known to treat each weight by itself, as train.zero_stage "
                     f"{self.train.zero_stage} needs: leave it out, or use zero_stage: 0"
                 )
         return self

@@ -7,7 +7,7 @@ import torch
 from losses_cases import CASES, Case, assert_equals_reference, logits
 from torch import Tensor
 
-from distill.losses.dkd import dkd, target_class
+from distill.losses.dkd import dkd, target_class, teachers_class
 from distill.losses.kl import kl
 
 
@@ -48,3 +48,19 @@ def test_target_class_is_the_largest_share_and_ties_are_the_images_own() -> None
     targets = torch.tensor([[0.0, 0.3, 0.7], [0.3, 0.7, 0.0], [0.5, 0.0, 0.5], [0.5, 0.0, 0.5], [0.0, 1.0, 0.0]])
     labels = torch.tensor([1, 1, 0, 2, 1])
     assert target_class(targets, labels).tolist() == [2, 1, 0, 2, 1]
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.gap in (0.0, 200.0)], ids=str)
+def test_the_teachers_own_class_in_the_place_of_a_label(case: Case) -> None:
+    student, teacher = logits(case)
+    target = teachers_class(teacher)
+    assert target.dtype == torch.int64
+    assert target.tolist() == [row.tolist().index(row.max().item()) for row in teacher]
+    values = {"alpha": 1.0, "beta": 2.0, "temperature": 4.0}
+    assert_equals_reference(
+        lambda s, t: dkd(s, t, teachers_class(t), **values),
+        lambda s, t: dkd_by_definition(s, t, target, **values),
+        student,
+        teacher,
+        3 * 4**2,
+    )

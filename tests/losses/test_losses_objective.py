@@ -5,13 +5,14 @@ from dataclasses import dataclass
 import pytest
 import torch
 from losses_cases import Case, distributions, logits
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from distill.losses import HardTerm, LossTerms, Objective, SoftTerm, build_objective
 from distill.losses.bkl import bce_teacher, bkl
+from distill.losses.confidence import confident
 from distill.losses.dist import dist
-from distill.losses.dkd import dkd, target_class
+from distill.losses.dkd import dkd, target_class, teachers_class
 from distill.losses.hard import binary_cross_entropy, cross_entropy, smooth
 from distill.losses.kl import kl
 from distill.recipe import schema
@@ -45,6 +46,24 @@ SOFT = {
         lambda: dist(STUDENT, TEACHER, 2.0, 0.5, 3.0),
     ),
 }
+# The same sections with their options: name -> section, expected value, expected share of samples kept.
+OPTIONS = {
+    "kl_sure": (
+        {"loss": "kl", "temperature": 2.0, "min_confidence": 0.4},
+        lambda: kl(STUDENT, TEACHER, 2.0, 0.4),
+        lambda: confident(TEACHER, 0.4).float().mean(),
+    ),
+    "bkl_sure": (
+        {"loss": "bkl", "temperature": 3.0, "min_confidence": 0.4},
+        lambda: bkl(STUDENT, TEACHER, 3.0, 0.4),
+        lambda: confident(TEACHER, 0.4).float().mean(),
+    ),
+    "dkd_teacher": (
+        {"loss": "dkd", "alpha": 0.5, "beta": 8.0, "temperature": 4.0, "target": "teacher"},
+        lambda: dkd(STUDENT, TEACHER, teachers_class(TEACHER), 0.5, 8.0, 4.0),
+        lambda: None,
+    ),
+}
 
 
 def build(**sections: dict[str, object]) -> Objective:
@@ -63,6 +82,30 @@ def test_soft_sections(name: str) -> None:
     section, expected = SOFT[name]
     terms = build(soft={**section, "weight": 0.25})(STUDENT, TEACHER, BATCH)
     assert terms == LossTerms(total=0.25 * expected(), hard=None, soft=expected(), hint=None)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_options_of_soft_sections(name: str) -> None:
+    section, expected, kept = OPTIONS[name]
+    terms = build(soft={**section, "weight": 0.25})(STUDENT, TEACHER, BATCH)
+    assert terms == LossTerms(total=0.25 * expected(), soft=expected(), kept=kept())
+    plain = {key: value for key, value in section.items() if key not in ("min_confidence", "target")}
+    assert terms.soft != build(soft=plain)(STUDENT, TEACHER, BATCH).soft, "the option changes nothing here"
+
+
+def test_the_share_of_samples_kept_is_a_plain_number() -> None:
+    student = STUDENT.clone().requires_grad_()
+    terms = build(soft=OPTIONS["kl_sure"][0])(student, TEACHER.bfloat16(), BATCH)
+    assert terms.kept is not None
+    assert 0 < terms.kept < 1
+    assert (terms.kept.dtype, terms.kept.shape, terms.kept.requires_grad) == (torch.float32, (), False)
+
+
+@pytest.mark.parametrize("min_confidence", [0, 1, 1.5, -0.1])
+def test_a_threshold_that_keeps_all_or_none_is_refused(min_confidence: float) -> None:
+    for loss in ("kl", "bkl"):
+        with pytest.raises(ValidationError, match="min_confidence"):
+            build(soft={"loss": loss, "min_confidence": min_confidence})
 
 
 def test_every_loss_of_the_schema_is_covered_here() -> None:
@@ -94,24 +137,54 @@ def test_soft_labels_alone_take_images_labelled_in_another_space() -> None:
         build(hard={"loss": "ce"})(STUDENT, None, elsewhere)
 
 
+def test_dkd_without_labels_sets_the_teachers_class_apart() -> None:
+    elsewhere = Batch(torch.full((8, 50), torch.nan), torch.full((8,), -1))
+    section, expected, _ = OPTIONS["dkd_teacher"]
+    torch.testing.assert_close(build(soft=section)(STUDENT, TEACHER, elsewhere).total, expected())
+
+
+@pytest.mark.parametrize(
+    ("sections", "reads"),
+    [
+        *(({"soft": SOFT[name][0]}, name == "dkd") for name in SOFT),
+        *(({"soft": OPTIONS[name][0]}, False) for name in OPTIONS),
+        *(({"hard": HARD[name][0], "soft": {"loss": "kl"}}, True) for name in HARD),
+    ],
+)
+def test_who_reads_labels(sections: dict[str, object], reads: bool) -> None:
+    """What the section says of itself is what the objective does: labels of nowhere poison the loss, or leave no trace."""
+    spec = TypeAdapter(schema.Objective).validate_python(sections)
+    assert spec.reads_labels is reads
+    nowhere = Batch(torch.full((8, 10), torch.nan), torch.zeros(8, dtype=torch.int64))
+    with_labels, without = (build_objective(spec)(STUDENT, TEACHER, batch).total for batch in (BATCH, nowhere))
+    assert torch.equal(with_labels, without) is not reads
+
+
 def test_a_soft_term_wants_a_teacher() -> None:
     with pytest.raises(ValueError, match="no teacher logits"):
         build(soft={"loss": "kl"})(STUDENT, None, BATCH)
 
 
-@pytest.mark.parametrize("soft", SOFT)
+@pytest.mark.parametrize("soft", [*SOFT, *OPTIONS])
 def test_nothing_waits_for_the_device(soft: str) -> None:
     """Meta tensors have no values: whatever reads one, or branches on one, raises here."""
     student = torch.empty(8, 10, device="meta", dtype=torch.bfloat16, requires_grad=True)
     batch = Batch(BATCH.targets.to("meta"), BATCH.labels.to("meta"))
     for hard in HARD.values():
-        terms = build(hard=hard[0], soft=SOFT[soft][0])(student, TEACHER.to("meta"), batch)
+        terms = build(hard=hard[0], soft={**SOFT, **OPTIONS}[soft][0])(student, TEACHER.to("meta"), batch)
         terms.total.backward()
     assert student.grad is not None
 
 
 def test_compiles_without_a_graph_break() -> None:
-    for hard, soft in (("ce", "kl"), ("bce", "bkl"), ("bce", "bce_teacher"), ("ce", "dkd"), ("ce", "dist")):
-        objective = build(hard=HARD[hard][0], soft=SOFT[soft][0])
+    for hard, soft in (
+        ("ce", "kl"),
+        ("bce", "bkl"),
+        ("bce", "bce_teacher"),
+        ("ce", "dkd"),
+        ("ce", "dist"),
+        *(("ce", name) for name in OPTIONS),
+    ):
+        objective = build(hard=HARD[hard][0], soft={**SOFT, **OPTIONS}[soft][0])
         compiled = torch.compile(lambda s, o=objective: o(s, TEACHER, BATCH), backend="eager", fullgraph=True)
         assert compiled(STUDENT) == objective(STUDENT, TEACHER, BATCH)

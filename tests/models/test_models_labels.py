@@ -3,6 +3,7 @@
 import pytest
 from timm.data import ImageNetInfo
 
+from distill.data.label_sets import named_list
 from distill.errors import InputError
 from distill.models.labels import check_label_space, comparable_classes
 
@@ -22,9 +23,33 @@ def swapped(names: list[str], i: int, j: int) -> list[str]:
 
 
 def test_counts_must_agree() -> None:
-    with pytest.raises(InputError, match="the teacher's head has 1000 classes, the data 10:"):
-        check_label_space(None, 1000, ["a"] * 10)
+    with pytest.raises(InputError, match="the teacher's head has 7 classes, the data 10:"):
+        check_label_space(None, 7, ["a"] * 10)
     check_label_space(None, 2, ["a", "b"])
+
+
+def test_counts_that_differ_are_given_their_names() -> None:
+    with pytest.raises(
+        InputError, match=r"head has 21843 classes \(as imagenet-21k-goog has\), the data 1000 \(imagenet-1k\):"
+    ):
+        check(None, 21_843, SYNSETS)
+    with pytest.raises(
+        InputError, match=r"head has 1000 classes, the data 2:"
+    ):  # its own list says it is not ImageNet-1K
+        check([f"class {i}" for i in range(1000)], 1000, ["a", "b"])
+
+
+def test_winter_21_is_compared_as_well_though_timm_has_no_info_of_it() -> None:
+    winter = list(named_list("imagenet-21k-miil-w21") or ())
+    check(None, 10_450, winter)
+    with pytest.raises(InputError, match="imagenet-21k-miil-w21 in another order"):
+        check(None, 10_450, swapped(winter, 3, 7))
+
+
+def test_both_spaces_are_named() -> None:
+    message = r"the teacher has imagenet-1k \(1,000 classes\), the data 1,000 classes of its own; class 999 is"
+    with pytest.raises(InputError, match=message):
+        check(SYNSETS, 1000, [*SYNSETS[:-1], "n00004475"])
 
 
 def test_the_first_difference_is_named() -> None:

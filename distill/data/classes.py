@@ -1,0 +1,93 @@
+"""Whose classes a run has, and which samples of a data set count: what can be said before any record is read."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from distill.data.label_sets import mismatch, overlap
+from distill.data.labels import stratified_subset
+from distill.data.records import Source
+from distill.errors import InputError, naming
+
+
+class Named(NamedTuple):
+    """A source under its recipe key. `read`: somebody reads its labels; `why`: who."""
+
+    key: str
+    source: Source
+    read: bool
+    why: str
+
+
+def run_classes(trained: Sequence[Named], judged: Source | None) -> tuple[str, ...]:
+    """The class list of a run: that of all sources whose labels are read, and of the evaluation set.
+
+    A source whose labels nobody reads may have classes of its own, or none.
+
+    Raises:
+        InputError: lists that must agree differ, labels are wanted where there are none, or nobody names the classes.
+    """
+    for named in trained:
+        if named.read and not named.source.classes:
+            raise InputError(
+                f"{named.key}: has no labels, and {named.why} reads them: teach soft labels alone (objective.hard: null), or give labels"
+            )
+    lists = [(named.key, named.source.classes, named.why) for named in trained if named.read]
+    if judged is not None:
+        lists.append(("data.eval", judged.classes, ""))
+    if not lists:
+        lists = [(named.key, named.source.classes, "") for named in trained if named.source.classes]
+    if not lists or not lists[0][1]:
+        raise InputError("data: nothing here names the classes of the run: give data.eval, or a source with labels")
+    first_key, classes, why = lists[-1] if judged is not None else lists[0]
+    for key, others, reader in lists:
+        same_classes(others, classes, key, first_key, reader or why)
+    return classes
+
+
+def same_classes(train: tuple[str, ...], other: tuple[str, ...], key: str, other_key: str, why: str = "") -> None:
+    """Raises InputError when two class lists differ, naming the first difference."""
+    if (how := mismatch(train, other, key, other_key)) is None:
+        return
+    reader = f", and {why} reads its labels" if why else ""
+    raise InputError(
+        f"{how}{reader}. Give both the same list with {key}.classes and {other_key}.classes, or teach soft labels alone (objective.hard: null)"
+    )
+
+
+def chosen_samples(
+    source: Source, classes: tuple[str, ...], *, fraction: float, keep: str, seed: int, key: str
+) -> np.ndarray | None:
+    """The samples that data.fraction and data.keep_classes leave; None for all.
+
+    Args:
+        classes: those of the run.
+        keep: "all", "shared" or "unshared".
+        seed: of the run: a smaller fraction is a subset of a larger one.
+
+    Returns:
+        [M] int64 indices, ascending.
+
+    Raises:
+        InputError: labels are needed and not known before records are read, or nothing is left.
+    """
+    if fraction == 1 and keep == "all":
+        return None
+    labels = source.labels
+    if not isinstance(labels, np.ndarray):
+        if source.classes or keep != "all":
+            setting = "keep_classes" if keep != "all" else "fraction"
+            raise InputError(
+                f"{key.removesuffix('.train')}.{setting}: needs the label of every sample before any is read, and {key} has them inside its "
+                f"shards: convert it with `distill data shard`, whose manifest keeps them, or leave {setting} out"
+            )
+        labels = np.zeros(len(source), dtype=np.int64)  # without labels all are of one class
+    chosen = stratified_subset(labels, fraction, seed)
+    if keep != "all":
+        with naming(f"{key.removesuffix('.train')}.keep_classes"):
+            shared = overlap(source.classes, classes)
+        chosen = chosen[(shared if keep == "shared" else ~shared)[labels[chosen]]]
+    if not len(chosen):
+        raise InputError(f"{key.removesuffix('.train')}.keep_classes: {keep} leaves no sample of {key}")
+    return chosen

@@ -1,0 +1,147 @@
+"""Which kind of data a path on the command line names: what a recipe says with `kind`, seen from what lies there."""
+
+import json
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+from timm.data import ImageNetInfo
+
+from distill.data.stream.manifest import MANIFEST_FILE
+from distill.errors import InputError, nearest
+from distill.recipe import schema
+
+_ANY_SOURCE: TypeAdapter[schema.Source] = TypeAdapter(schema.Source)
+_FASHION_MNIST = "fashion_mnist"
+_FASHION_MNIST_SPLITS = ("train", "test")
+_SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
+_SHARD_KINDS = ("tar", "parquet", "arrow")
+
+
+def guess_source(
+    path: str,
+    classes: str | None = None,
+    *,
+    split: str | None = None,
+    default_split: str = "test",
+    labelled: bool = True,
+    option: str = "--data",
+) -> schema.Source:
+    """The source that a path names.
+
+    A stream: a URL (https://, s3://, hf://), *.tar, names in braces, a folder of tar files or one that `distill data shard` wrote. Else a
+    saved data set, Arrow or Parquet files, Fashion-MNIST (by its name or its IDX files), or an image folder.
+
+    Args:
+        classes: a file of class names.
+        split: for kinds that have splits; `default_split` where a kind needs one and none is given.
+        labelled: False takes images without labels, from a stream or Parquet.
+        option: what the path is called on the command line, for messages.
+
+    Raises:
+        InputError: nothing is there, several kinds are, or it has no splits and one is given.
+    """
+    spec: dict[str, Any] = {"path": path, "classes": classes}
+    kind = _kind(path, option)
+    if kind == "fashion_mnist":
+        name, _, own_split = path.partition(":") if path.startswith(_FASHION_MNIST) else ("", "", "")
+        if own_split and split not in (None, own_split):
+            raise InputError(f"{option} {path} names split {own_split}, and --split {split}: leave one out")
+        chosen = own_split or split or default_split
+        if chosen not in _FASHION_MNIST_SPLITS:
+            raise InputError(f"{option} {path}: Fashion-MNIST has no split {chosen!r}: it has train and test")
+        return _ANY_SOURCE.validate_python({"kind": kind, "split": chosen, "path": None if name else path})
+    if kind == "parquet" and not labelled:
+        kind = "stream"  # a table wants its label column
+    if kind == "stream":
+        spec |= {"split": split, "labelled": labelled}
+    elif kind == "saved":
+        several = (Path(path) / "dataset_dict.json").is_file()
+        spec |= {"split": split or default_split if several else split}
+    elif split is not None:
+        raise InputError(f"--split {split}: {path} ({kind}) has no splits; leave it out, or give the split's own path")
+    return _ANY_SOURCE.validate_python({"kind": kind, **spec})
+
+
+def _kind(path: str, option: str) -> str:
+    place = Path(path)
+    if re.fullmatch(rf"{_FASHION_MNIST}(:\w*)?", path) and not place.exists():
+        return "fashion_mnist"
+    if _SCHEME.match(path) or re.search(r"\{.*\}", path) or path.endswith(".tar"):
+        if not _SCHEME.match(path) and path.endswith(".tar") and not re.search(r"[*?\[{]", path) and not place.exists():
+            raise _missing(place, option)
+        return "stream"
+    if not place.exists() and not re.search(r"[*?\[]", path):
+        raise _missing(place, option)
+    if any((place / name).is_file() for name in ("state.json", "dataset_dict.json")):
+        return "saved"
+    found = [kind for kind in _SHARD_KINDS if path.endswith(f".{kind}") or next(place.glob(f"*.{kind}"), None)]
+    if len(found) > 1:
+        several = " and ".join(f"*.{kind}" for kind in found)
+        raise InputError(f"{option} {path}: holds {several}: say which with a pattern, such as '{path}/*.{found[0]}'")
+    if found and (found == ["tar"] or _is_ours(place / MANIFEST_FILE)):
+        return "stream"
+    if found:
+        return found[0]
+    if any((place / f"t10k-images-idx3-ubyte{suffix}").is_file() for suffix in ("", ".gz")):
+        return "fashion_mnist"
+    return "image_folder"
+
+
+def _is_ours(manifest: Path) -> bool:
+    """Whether a manifest.json is one of shards; a damaged one is said to be damaged by who reads it."""
+    try:
+        record = json.loads(manifest.read_bytes())
+    except OSError:
+        return False
+    except ValueError:
+        return True
+    return isinstance(record, dict) and "shards" in record
+
+
+def _missing(place: Path, option: str) -> InputError:
+    near = nearest(place.name, [each.name for each in place.parent.iterdir()]) if place.parent.is_dir() else ""
+    return InputError(f"{option} {place}: there is no such file or folder{near}")
+
+
+def in_options(message: str, option: str) -> str:
+    """A message of the data room, which speaks of a recipe's keys, in the words of the command line.
+
+    Args:
+        option: what the source is called there, and the key that it was opened under.
+    """
+    for key, name in {
+        f"{option}.path": option,
+        f"{option}.classes": "--classes",
+        f"{option}.split": "--split",
+        ", absolute or relative to data.root": "",
+        "set data.unreadable to skip": "give --unreadable skip",
+    }.items():
+        message = message.replace(key, name)
+    return message
+
+
+@contextmanager
+def class_file(classes: str | None) -> Iterator[str | None]:
+    """A file of class names: the one given, or for "imagenet-1k" and timm's other label sets one that lasts for the block.
+
+    Raises:
+        InputError: neither a file nor a label set.
+    """
+    if classes is None or Path(classes).is_file():
+        yield classes
+        return
+    try:
+        names = ImageNetInfo(classes).label_names()
+    except (AssertionError, FileNotFoundError, KeyError) as error:
+        raise InputError(
+            f"--classes {classes}: neither a file nor a label set of timm's such as imagenet-1k"
+        ) from error
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "classes.txt"
+        path.write_text("\n".join(names), encoding="utf-8")
+        yield str(path)

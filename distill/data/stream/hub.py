@@ -1,0 +1,126 @@
+"""Data sets of the Hub: which files make a split, in which commit, through `datasets`."""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from distill.data.records import first_line
+from distill.data.stream.names import choose_split, expand_braces
+from distill.errors import InputError
+
+_PATHS_AT_ONCE = 500
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """url: hf://datasets/OWNER/NAME@COMMIT/FILE. name: FILE. size_bytes, sha256: as the Hub stores it."""
+
+    url: str
+    name: str
+    size_bytes: int | None
+    sha256: str | None
+
+
+@dataclass(frozen=True)
+class HubFiles:
+    """root: the repository at its commit. classes: the names of the label's ClassLabel, where the repository has one."""
+
+    root: str
+    files: tuple[HubFile, ...]
+    classes: tuple[str, ...] | None
+
+
+def list_hub(path: str, split: str | None, label: str | None, key: str) -> HubFiles:
+    """The files of a split, pinned to the commit of today.
+
+    Args:
+        path: hf://datasets/OWNER/NAME[@REVISION][/PATTERN of files].
+        split: null when there is one only, or with a pattern.
+        label: the column or member of the labels; null: label, or cls.
+        key: the recipe key, for messages.
+
+    Raises:
+        InputError: no such repository, revision, split or files; a gate, or a Hub that is not reached.
+    """
+    import datasets
+
+    repo, revision, pattern = parse_hub_path(path, key)
+    if pattern and split is not None:
+        raise InputError(f"{key}.split: {path} names files, which have no splits: set split to null")
+    builder = _builder(repo, revision, pattern, path, key)
+    data_files = builder.config.data_files or {}
+    split = choose_split(split, list(map(str, data_files)), path, key)
+    urls = [str(url) for url in data_files[split]]
+    root = re.match(r"hf://datasets/[^/]+/[^/@]+@[^/]+", urls[0])
+    assert root is not None, urls[0]
+    names = [url.removeprefix(f"{root[0]}/") for url in urls]
+    stored = _stored(repo, root[0].rpartition("@")[2], names, path, key)
+    files = tuple(HubFile(url, name, *stored.get(name, (None, None))) for url, name in zip(urls, names, strict=True))
+    features = builder.info.features or {}
+    feature = next((features[name] for name in ([label] if label else ["label", "cls"]) if name in features), None)
+    return HubFiles(root[0], files, tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else None)
+
+
+def parse_hub_path(path: str, key: str) -> tuple[str, str | None, str | None]:
+    """(OWNER/NAME, revision, pattern of files) of hf://datasets/OWNER/NAME[@REVISION][/PATTERN]."""
+    parts = re.fullmatch(r"hf://datasets/([^/@]+/[^/@]+)(?:@([^/]+))?(?:/(.+))?", path.rstrip("/"))
+    if parts is None:
+        raise InputError(
+            f"{key}.path: {path}: data sets of the Hub are hf://datasets/OWNER/NAME, with @REVISION or /PATTERN behind"
+        )
+    repo, revision, pattern = parts.groups()
+    return repo, revision.replace("%2F", "/") if revision else None, pattern
+
+
+def _builder(repo: str, revision: str | None, pattern: str | None, path: str, key: str) -> Any:
+    import datasets
+
+    page = f"https://huggingface.co/datasets/{repo}"
+    try:
+        return datasets.load_dataset_builder(
+            repo, revision=revision, data_files=None if pattern is None else expand_braces(pattern)
+        )
+    except datasets.exceptions.DatasetNotFoundError as error:
+        reason = first_line(error)
+        if "gated" in reason:
+            mend = f"accept the terms at {page}, then run `hf auth login`, or set HF_TOKEN"
+        elif "Revision" in reason:
+            mend = f"choose a branch, tag or commit of {page}"
+        else:
+            mend = "mend the name; for a private repository run `hf auth login`, or set HF_TOKEN"
+        raise InputError(f"{key}.path: {path}: {reason.rstrip('.')}: {mend}") from error
+    except (
+        FileNotFoundError,
+        datasets.exceptions.DatasetsError,
+    ) as error:  # no files that it knows, or none of the pattern
+        raise InputError(
+            f"{key}.path: {path}: {first_line(error)}: give a pattern of its files, as in {path}/*.tar"
+        ) from error
+    except OSError as error:
+        raise InputError(
+            f"{key}.path: {path}: {first_line(error)}: mend the way to the Hub (HF_ENDPOINT, HF_HUB_OFFLINE, proxies), or copy the shards here"
+        ) from error
+    except (ValueError, RuntimeError) as error:  # several configurations; a script
+        raise InputError(
+            f"{key}.path: {path}: {first_line(error)}: name the files, as in {path}/FOLDER/*.parquet"
+        ) from error
+
+
+def _stored(repo: str, commit: str, names: list[str], path: str, key: str) -> dict[str, tuple[int, str | None]]:
+    """name -> (bytes, SHA-256) of what the Hub keeps in large files."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import RepoFile
+
+    api = HfApi()
+    found: dict[str, tuple[int, str | None]] = {}
+    try:
+        for first in range(0, len(names), _PATHS_AT_ONCE):
+            part = names[first : first + _PATHS_AT_ONCE]
+            for info in api.get_paths_info(repo, part, revision=commit, repo_type="dataset"):
+                if isinstance(info, RepoFile):
+                    found[info.path] = (info.size, None if info.lfs is None else info.lfs.sha256)
+    except Exception as error:  # the errors of its HTTP library, which is another one in other versions
+        raise InputError(
+            f"{key}.path: {path}: the Hub does not tell its files ({first_line(error)}): try again later"
+        ) from error
+    return found

@@ -1,0 +1,228 @@
+"""A path -> the shards that it names, in a fixed order, with what is promised of each."""
+
+import glob
+import hashlib
+import io
+import json
+import posixpath
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from distill.data.records import missing
+from distill.data.stream.hub import list_hub
+from distill.data.stream.localise import Container, ListedShard
+from distill.data.stream.manifest import MANIFEST_FILE, Manifest, read_manifest
+from distill.data.stream.names import (
+    COMPRESSED,
+    EXTENSIONS,
+    choose_split,
+    container_of,
+    matching,
+    named_files,
+    of_split,
+)
+from distill.data.stream.transport import Transport
+from distill.errors import InputError
+from distill.recipe import schema
+
+_INFO_FILES = ("_info.json", "info.json")  # of timm's webdataset repositories
+
+
+@dataclass(frozen=True)
+class Listing:
+    """`classes`: the names that the shards' label numbers count; None where nothing says. `labels`: [N] int64 of a manifest, or None."""
+
+    container: Container
+    shards: tuple[ListedShard, ...]
+    classes: tuple[str, ...] | None = None
+    labels: np.ndarray | None = None
+    has_labels: bool = True
+
+
+def list_shards(spec: schema.Stream, root: Path, key: str, transport: Transport) -> Listing:
+    """The shards of a stream.
+
+    Args:
+        spec: `path`, `split` and `container` of it are looked at.
+        root: what a local path is relative to.
+        key: the recipe key of `spec`, for messages.
+
+    Raises:
+        InputError: nothing there, several splits, unclear or compressed containers.
+        TransferFailed: a server that does not answer.
+    """
+    path = spec.path.removeprefix("file://")
+    if path.startswith("hf://"):
+        files = list_hub(path, spec.split, spec.label, key)
+        shards = tuple(ListedShard(f.url, f.name, None, f.size_bytes, f.sha256) for f in files.files)
+        listing = Listing(container_of(spec, [s.name for s in shards], key), shards, files.classes)
+        return _with_info(listing, files.root, transport)
+    place = path if "://" in path else str(root / path)
+    if "{" in place or glob.has_magic(place) or place.endswith((*EXTENSIONS.values(), *COMPRESSED)):
+        if spec.split is not None:
+            raise InputError(
+                f"{key}.split: {spec.path} names files, which have no splits: set split to null, or path to their folder"
+            )
+        return _from_names(spec, named_files(place, key), key, transport)
+    return _from_folder(spec, place.removesuffix(MANIFEST_FILE).rstrip("/"), key, transport)
+
+
+def _from_names(spec: schema.Stream, files: Sequence[str], key: str, transport: Transport) -> Listing:
+    plain = [file.partition("?")[0] if "://" in file else file for file in files]
+    folder = (
+        posixpath.commonpath([posixpath.dirname(file) for file in plain]) if len({f[:1] for f in plain}) == 1 else ""
+    )
+    # commonpath folds the // of a scheme into one
+    names = [posixpath.relpath(posixpath.normpath(file), folder) if folder else file for file in plain]
+    listing = Listing(
+        container_of(spec, plain, key), tuple(ListedShard(url, name) for url, name in zip(files, names, strict=True))
+    )
+    beside = re.sub(r"^([a-z0-9+]+):/(?!/)", r"\1://", folder)
+    manifest = _manifest_of(beside, transport) if beside else None
+    if manifest is not None and {each.file for each in manifest.shards} >= set(names):
+        return _from_manifest(beside, manifest, spec, key, transport, names)
+    return _with_info(listing, beside, transport) if beside else listing
+
+
+# ---- folders ---------------------------------------------------------------------------------------------------------
+
+
+def _from_folder(spec: schema.Stream, folder: str, key: str, transport: Transport) -> Listing:
+    local = "://" not in folder
+    if local and not Path(folder).is_dir():
+        raise missing(Path(folder), key)
+    manifest = _manifest_of(folder, transport)
+    if manifest is not None:
+        if spec.split is not None:
+            raise InputError(f"{key}.split: the manifest in {folder} knows no splits: set split to null")
+        return _from_manifest(folder, manifest, spec, key, transport)
+    splits = _info_of(folder, transport)
+    if splits:
+        counts = splits[choose_split(spec.split, list(splits), folder, key)]
+        files = [f"{folder}/{name}" for name in counts]
+        listing = Listing(
+            container_of(spec, files, key),
+            tuple(ListedShard(file, name, counts[name]) for file, name in zip(files, counts, strict=True)),
+        )
+        if local:
+            _named_files_exist(listing, key)
+        return listing
+    if folder.startswith(("http://", "https://")):
+        raise InputError(
+            f"{key}.path: {folder} has neither manifest.json nor _info.json, and a web server does not list its files: "
+            "name the shards in braces, as in train-{0000..0127}.tar"
+        )
+    found = sorted(
+        name
+        for kind, end in EXTENSIONS.items()
+        if spec.container in (None, kind)
+        for name in matching(f"{glob.escape(folder)}/**/*{end}", key)
+    )
+    if not found:
+        packed = [name for end in COMPRESSED for name in matching(f"{glob.escape(folder)}/**/*{end}", key)]
+        if packed:
+            container_of(spec, packed, key)
+        raise InputError(
+            f"{key}.path: {folder} has no .tar or .parquet files: give the folder of the shards, or a pattern"
+        )
+    return _from_names(spec, of_split(found, folder, spec.split, key), key, transport)
+
+
+def _named_files_exist(listing: Listing, key: str) -> None:
+    absent = [shard.url for shard in listing.shards if not Path(shard.url).is_file()]
+    if absent:
+        raise InputError(
+            f"{key}.path: {len(absent)} of {len(listing.shards)} shards do not exist, the first of them {absent[0]}: "
+            "fetch them, or name those that are there by a pattern"
+        )
+
+
+# ---- what lies beside the shards -------------------------------------------------------------------------------------
+
+
+def _beside(folder: str, name: str, transport: Transport) -> bytes | None:
+    """A small file in a folder, or None when it is not there."""
+    if "://" not in folder:
+        file = Path(folder, name)
+        return file.read_bytes() if file.is_file() else None
+    try:
+        return transport.read(f"{folder}/{name}")
+    except InputError:  # not there, or not for us; what is wrong with the shards themselves is said when they are read
+        return None
+
+
+def _manifest_of(folder: str, transport: Transport) -> Manifest | None:
+    content = _beside(folder, MANIFEST_FILE, transport)
+    return None if content is None else read_manifest(content, f"{folder}/{MANIFEST_FILE}")
+
+
+def _from_manifest(
+    folder: str,
+    manifest: Manifest,
+    spec: schema.Stream,
+    key: str,
+    transport: Transport,
+    names: Sequence[str] | None = None,
+) -> Listing:
+    """The shards of a manifest; with `names` those of them, in that order."""
+    if spec.container not in (None, manifest.container):
+        raise InputError(f"{key}.container: {folder} holds {manifest.container} shards: set it to null")
+    order = {each.file: i for i, each in enumerate(manifest.shards)}
+    chosen = list(order.values()) if names is None else [order[name] for name in names]
+    shards = [manifest.shards[i] for i in chosen]
+    listed = tuple(ListedShard(f"{folder}/{s.file}", s.file, s.num_samples, s.size, s.sha256) for s in shards)
+    labels = None
+    if spec.labelled and manifest.labels_file is not None:
+        every = _read_labels(f"{folder}/{manifest.labels_file}", manifest, key, transport)
+        ends = np.cumsum([each.num_samples for each in manifest.shards])
+        labels = np.concatenate([every[ends[i] - manifest.shards[i].num_samples : ends[i]] for i in chosen])
+    listing = Listing(manifest.container, listed, manifest.classes, labels, manifest.classes is not None)
+    if "://" not in folder:
+        _named_files_exist(listing, key)
+    return listing
+
+
+def _read_labels(url: str, manifest: Manifest, key: str, transport: Transport) -> np.ndarray:
+    """[N] int64, as the manifest promises them."""
+    content = transport.read(url)
+    if hashlib.sha256(content).hexdigest() != manifest.labels_sha256:
+        raise InputError(
+            f"{key}.path: {url} is not what the manifest's sha256 says: fetch it again, or write the shards again"
+        )
+    labels = np.load(io.BytesIO(content), allow_pickle=False)
+    if labels.shape != (manifest.num_samples,):
+        raise InputError(
+            f"{key}.path: {url} has {labels.shape} labels, and the manifest {manifest.num_samples} samples"
+        )
+    return np.asarray(labels, dtype=np.int64)
+
+
+def _info_of(folder: str, transport: Transport) -> dict[str, dict[str, int]]:
+    """split -> file -> samples, from the _info.json that timm puts beside webdataset shards; empty without one."""
+    for name in _INFO_FILES:
+        content = _beside(folder, name, transport)
+        if content is None:
+            continue
+        try:
+            splits = json.loads(content)["splits"]
+            return {
+                split: dict(zip(said["filenames"], map(int, said["shard_lengths"]), strict=True))
+                for split, said in splits.items()
+            }
+        except (ValueError, KeyError, TypeError, AttributeError):
+            continue  # another file of that name
+    return {}
+
+
+def _with_info(listing: Listing, folder: str, transport: Transport) -> Listing:
+    """The listing with the counts of an _info.json, where it has all of its shards."""
+    if listing.container != "tar":
+        return listing
+    counts = {name: count for files in _info_of(folder, transport).values() for name, count in files.items()}
+    if not all(shard.name in counts for shard in listing.shards):
+        return listing
+    return replace(listing, shards=tuple(replace(shard, num_samples=counts[shard.name]) for shard in listing.shards))

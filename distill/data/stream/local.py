@@ -1,0 +1,140 @@
+"""A shard as a file of this machine that is read in any order.
+
+    record bytes ... | entries | names | trailer
+
+An entry says where a record lies, how long it is, its CRC-32 and its label. Records are read with pread, entry and bytes, so an open
+shard costs a file descriptor and no memory, and processes share what the kernel caches. For a local tar the file is the index
+alone, and the records are read where they lie.
+"""
+
+import json
+import os
+import struct
+import zlib
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+# offset, size: where the record's bytes lie (size 0: the record holds no image). label: a class, or an index into the names; -1 without.
+ENTRY = np.dtype([("offset", "<i8"), ("size", "<u4"), ("crc", "<u4"), ("label", "<i8")])
+_ENTRY = struct.Struct("<qIIq")
+# magic, bytes of records, number of entries, bytes of names, flags, CRC-32 of entries and names
+_TRAILER = struct.Struct("<8sqqqII")
+_MAGIC = b"distilS1"
+_HAS_CRC = 1
+
+
+class DamagedShard(OSError):  # noqa: N818 - named for what it says of the shard
+    """The bytes of a shard are not what they should be. The message says where, and does not name the shard."""
+
+
+class NoImage(OSError):  # noqa: N818
+    """The record is there and holds no image; reading it again does not help."""
+
+
+def append_index(path: Path, entries: np.ndarray, names: tuple[str, ...] | None, *, has_crc: bool) -> None:
+    """End a file of records with their index.
+
+    Args:
+        path: the records; made when it is not there.
+        entries: [n] ENTRY.
+        names: what labels count, where they are names.
+    """
+    data_end = path.stat().st_size if path.exists() else 0
+    body = entries.astype(ENTRY).tobytes()
+    text = b"" if names is None else json.dumps(names).encode()
+    trailer = _TRAILER.pack(
+        _MAGIC, data_end, len(entries), len(text), _HAS_CRC if has_crc else 0, zlib.crc32(text, zlib.crc32(body))
+    )
+    with path.open("ab") as file:
+        file.write(body + text + trailer)
+
+
+def add_checksums(fd: int, entries: np.ndarray) -> None:
+    """Fill in the CRC-32 of every record."""
+    for entry in entries:
+        entry["crc"] = zlib.crc32(os.pread(fd, int(entry["size"]), int(entry["offset"])))
+
+
+class LocalShard:
+    """An open shard. Safe to use from several threads, and after a fork.
+
+    Args:
+        file: what `append_index` ended; may be closed afterwards.
+        data: where the records lie, when not in `file`.
+
+    Raises:
+        DamagedShard: the index is cut or changed.
+        OSError: a file cannot be opened.
+    """
+
+    def __init__(self, file: BinaryIO, data: Path | None = None) -> None:
+        self._fd = self._data_fd = -1
+        self._fd = os.dup(file.fileno())
+        size = os.fstat(self._fd).st_size
+        tail = os.pread(self._fd, _TRAILER.size, max(0, size - _TRAILER.size))
+        if len(tail) < _TRAILER.size or tail[:8] != _MAGIC:
+            raise DamagedShard("the file ends without its index")
+        _, first, num, num_text, flags, crc = _TRAILER.unpack(tail)
+        self._first, self._num, self._has_crc = int(first), int(num), bool(flags & _HAS_CRC)
+        length = num * ENTRY.itemsize + num_text
+        whole = min(first, num, num_text) >= 0 and first + length + _TRAILER.size == size
+        body = os.pread(self._fd, length, first) if whole else b""
+        if not whole or zlib.crc32(body) != crc:
+            raise DamagedShard(f"the index at byte {first} is damaged")
+        entries = np.frombuffer(body, ENTRY, num)
+        self.names: tuple[str, ...] | None = tuple(json.loads(body[-num_text:])) if num_text else None
+        self.lowest_label = int(entries["label"].min(initial=0))
+        self.highest_label = int(entries["label"].max(initial=-1))
+        if data is not None:
+            self._data_fd = os.open(data, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        for fd in (self._fd, self._data_fd):
+            if fd >= 0:
+                os.close(fd)
+
+    def __len__(self) -> int:
+        return self._num
+
+    def _entry(self, row: int) -> tuple[int, int, int, int]:
+        assert 0 <= row < self._num, row
+        content = os.pread(self._fd, ENTRY.itemsize, self._first + row * ENTRY.itemsize)
+        if len(content) < ENTRY.itemsize:
+            raise DamagedShard(f"the index has no entry {row} any more")
+        offset, size, crc, label = _ENTRY.unpack(content)
+        return offset, size, crc, label
+
+    def read(self, row: int) -> bytes:
+        """The bytes of a record.
+
+        Raises:
+            DamagedShard: they are cut, or not those of the checksum.
+            NoImage: there are none.
+        """
+        offset, size, crc, _ = self._entry(row)
+        if size == 0:
+            raise NoImage("the record holds no image")
+        content = os.pread(self._fd if self._data_fd < 0 else self._data_fd, size, offset)
+        if len(content) != size:
+            raise DamagedShard(f"cut at byte {offset + len(content)}: record {row} ends at {offset + size}")
+        if self._has_crc and zlib.crc32(content) != crc:
+            raise DamagedShard(f"record {row} at byte {offset} is not what its checksum says")
+        return content
+
+    def offset(self, row: int) -> int:
+        """Where a record begins in the file of the records."""
+        return self._entry(row)[0]
+
+    def before(self, row: int, num_bytes: int) -> bytes:
+        """What lies before a record: of a tar, its header."""
+        return os.pread(self._fd if self._data_fd < 0 else self._data_fd, num_bytes, self.offset(row) - num_bytes)
+
+    def label(self, row: int) -> int:
+        """The label as the shard has it: a number, or an index into `names`."""
+        return self._entry(row)[3]
+
+    def first_row_with(self, below: int, from_: int) -> tuple[int, int]:
+        """The first row whose label is less than `below` or at least `from_`, and the label."""
+        return next((row, label) for row in range(self._num) if not below <= (label := self.label(row)) < from_)

@@ -1,0 +1,161 @@
+"""A listed shard -> an open one: fetched whole, indexed, checked, and kept in the cache of the machine."""
+
+import hashlib
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from distill.data.records import first_line
+from distill.data.stream.cache import ShardCache
+from distill.data.stream.local import DamagedShard, LocalShard, add_checksums, append_index
+from distill.data.stream.parquet import localise_parquet
+from distill.data.stream.tar import index_tar
+from distill.data.stream.transport import Transport
+from distill.errors import InputError
+
+Container = Literal["tar", "parquet"]
+
+_FORMAT = 1  # of what the cache keeps; another number leaves the old files to be thrown out
+
+
+@dataclass(frozen=True)
+class ListedShard:
+    """One shard as a listing has it.
+
+    url: where it is; an absolute path when local. name: its path below what the shards share. num_samples, size_bytes, sha256: as
+    promised by a manifest or the Hub; None where nobody says.
+    """
+
+    url: str
+    name: str
+    num_samples: int | None = None
+    size_bytes: int | None = None
+    sha256: str | None = None
+
+    @property
+    def is_local(self) -> bool:
+        return "://" not in self.url
+
+    @property
+    def identity(self) -> str:
+        """What another content would change, as far as it is known without reading the shard."""
+        if self.sha256 is not None:
+            return self.sha256
+        if self.is_local:
+            status = os.stat(self.url)
+            return f"{self.url} {status.st_size} {status.st_mtime_ns}"
+        return f"{self.url} {self.size_bytes}"
+
+
+@dataclass(frozen=True)
+class Fields:
+    """What of a sample is read: as in the recipe's `Stream`."""
+
+    image: str | None
+    label: str | None
+    labelled: bool
+
+
+@dataclass(frozen=True)
+class Localiser:
+    """Shards of one container, brought here. Plain values: it goes to workers as it is."""
+
+    cache: ShardCache
+    transport: Transport
+    container: Container
+    fields: Fields
+
+    def open(self, shard: ListedShard) -> LocalShard:
+        """The shard, made or fetched when the cache lacks it.
+
+        Raises:
+            DamagedShard: it is corrupt, here or there.
+            OSError: it cannot be read; TransferFailed: it cannot be fetched.
+            InputError: its layout is not that of samples; the server refuses it. Names the shard.
+        """
+        data = self._data_of(shard)
+        for last in (False, True):
+            with self.cache.open(self._key(shard), lambda tmp: self._make(shard, tmp)) as file:
+                try:
+                    return LocalShard(file, data)
+                except (
+                    DamagedShard
+                ):  # spoilt in the cache: what is wrong with the shard itself is raised while it is made
+                    if last:
+                        raise
+            self.drop(shard)
+        raise AssertionError
+
+    def begin(self, shard: ListedShard) -> None:
+        """Bring the shard here, unless it is here or somebody else is at it."""
+        self.cache.begin(self._key(shard), lambda tmp: self._make(shard, tmp))
+
+    def drop(self, shard: ListedShard) -> None:
+        """Forget what the cache has of it."""
+        self.cache.drop(self._key(shard))
+
+    def _data_of(self, shard: ListedShard) -> Path | None:
+        return Path(shard.url) if shard.is_local and self.container == "tar" else None
+
+    def _key(self, shard: ListedShard) -> str:
+        fields = self.fields
+        said = f"{_FORMAT} {self.container} {fields.image} {fields.label} {fields.labelled} {shard.identity}"
+        if self._data_of(shard) is not None:
+            said += (
+                f" index of {shard.identity} {os.stat(shard.url).st_mtime_ns}"  # a copy in the cache has another index
+            )
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", shard.name)[-60:].lstrip(".-")
+        return f"{name}-{hashlib.sha256(said.encode()).hexdigest()[:24]}"
+
+    def _make(self, shard: ListedShard, path: Path) -> None:
+        try:
+            if self.container == "tar":
+                self._make_tar(shard, path)
+            else:
+                self._make_parquet(shard, path)
+        except InputError as error:
+            raise error if shard.url in str(error) else InputError(f"{shard.url}: {error}") from error
+
+    def _make_tar(self, shard: ListedShard, path: Path) -> None:
+        fields = self.fields
+        local = self._data_of(shard)
+        if local is None:
+            self.transport.fetch(shard.url, path, size=shard.size_bytes, sha256=shard.sha256)
+        else:
+            _hold_to_promise(shard)
+        fd = os.open(local or path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            entries, names = index_tar(fd, image=fields.image, label=fields.label, labelled=fields.labelled)
+            if local is None:
+                add_checksums(fd, entries)
+        finally:
+            os.close(fd)
+        append_index(path, entries, names, has_crc=local is None)
+
+    def _make_parquet(self, shard: ListedShard, path: Path) -> None:
+        fields = self.fields
+        if shard.is_local:
+            _hold_to_promise(shard)
+        else:
+            self.transport.fetch(shard.url, path, size=shard.size_bytes, sha256=shard.sha256)
+        with open(shard.url if shard.is_local else path, "rb") as source:
+            if not shard.is_local:
+                path.unlink()  # read to its end through `source`, and gone with it, even after kill -9
+            localise_parquet(source, path, image=fields.image, label=fields.label, labelled=fields.labelled)
+
+
+def _hold_to_promise(shard: ListedShard) -> None:
+    """Compare a local shard with what was promised of it; once, when its index is made."""
+    try:
+        with open(shard.url, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if shard.size_bytes is not None and size != shard.size_bytes:
+                raise DamagedShard(
+                    f"it has {size} bytes, and {shard.size_bytes} are promised: cut at byte {size}, or another file"
+                )
+            if shard.sha256 is not None and hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
+                raise DamagedShard("its SHA-256 is not the promised one: damaged, or another file")
+    except FileNotFoundError as error:
+        raise InputError(f"{shard.url} does not exist: {first_line(error)}") from error

@@ -1,0 +1,102 @@
+"""What a recipe says of a stream -> a StreamSource."""
+
+import getpass
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from distill.data.label_sets import class_list
+from distill.data.labels import check_labels, index_names
+from distill.data.records import first_line
+from distill.data.stream.cache import ShardCache
+from distill.data.stream.counts import count_shards, with_counts
+from distill.data.stream.listing import Listing, list_shards
+from distill.data.stream.localise import Fields, Localiser
+from distill.data.stream.source import StreamSource
+from distill.data.stream.transport import TransferFailed, Transport
+from distill.errors import InputError
+from distill.recipe import schema
+
+
+def cache_folder(shards: schema.Shards, root: Path) -> Path:
+    """Where the machine keeps shards: `data.shards.cache`, relative to the data's root, or a folder of the user's own."""
+    if shards.cache is not None:
+        return root / Path(shards.cache).expanduser()
+    return Path(tempfile.gettempdir()) / f"distill-shards-{getpass.getuser()}"
+
+
+def open_stream(
+    spec: schema.Stream, root: Path, key: str = "data.train", shards: schema.Shards | None = None
+) -> StreamSource:
+    """The stream of a recipe. Lists shards and reads what says how many samples they hold, and no shard.
+
+    Raises:
+        InputError: nothing there, no access, counts or classes that nothing says, labels outside the class list.
+    """
+    listing, localiser, kept = _listed(spec, root, key, shards or schema.Shards())
+    try:
+        listing = with_counts(listing, localiser, kept, spec.path, key)
+    except TransferFailed as error:
+        raise _no_answer(key, error) from error
+    if not spec.labelled:
+        return StreamSource(listing.shards, localiser, (), labelled=False, key=key)
+    stored = listing.classes
+    if not listing.has_labels:
+        raise InputError(f"{key}.path: the shards of {spec.path} were made without labels: set labelled: false")
+    if spec.classes is None and stored is None:
+        raise InputError(
+            f"{key}.classes: nothing in {spec.path} names its classes: give a file, a class a line, or a label set such as imagenet-1k, "
+            "or set labelled: false"
+        )
+    classes = stored if spec.classes is None else class_list(spec.classes, root, key)
+    assert classes is not None
+    labels = listing.labels
+    if labels is not None:
+        check_labels(labels, len(stored or classes), key)
+        if stored is not None and stored != classes:
+            labels = index_names(stored, classes, f"{key}.classes")[labels]
+    return StreamSource(listing.shards, localiser, classes, stored=stored, labels=labels, key=key)
+
+
+def count_samples(
+    spec: schema.Stream,
+    root: Path,
+    key: str = "data.train",
+    shards: schema.Shards | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> np.ndarray:
+    """Read each shard once and keep the counts beside the cache, so that `open_stream` finds them.
+
+    Args:
+        progress: called with (shards done, shards).
+
+    Returns:
+        [S] int64 samples of each shard, in the stream's order.
+
+    Raises:
+        InputError: as `open_stream`; a shard that cannot be read.
+    """
+    listing, localiser, kept = _listed(spec, root, key, shards or schema.Shards())
+    try:
+        listing = count_shards(listing, localiser, kept, progress)
+    except OSError as error:
+        raise _no_answer(key, error) from error
+    return np.array([shard.num_samples for shard in listing.shards], dtype=np.int64)
+
+
+def _listed(spec: schema.Stream, root: Path, key: str, shards: schema.Shards) -> tuple[Listing, Localiser, Path]:
+    folder = cache_folder(shards, root)
+    transport = Transport(retries=shards.retries, timeout_s=shards.timeout_s)
+    try:
+        listing = list_shards(spec, root, key, transport)
+    except TransferFailed as error:
+        raise _no_answer(key, error) from error
+    cache = ShardCache(folder, int(shards.cache_gb * 1e9))
+    fields = Fields(spec.image, spec.label, spec.labelled and listing.labels is None)
+    return listing, Localiser(cache, transport, listing.container, fields), folder / "counts"
+
+
+def _no_answer(key: str, error: OSError) -> InputError:
+    return InputError(f"{key}.path: {first_line(error)}: mend the server or the way to it, or try again later")

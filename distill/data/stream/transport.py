@@ -1,0 +1,195 @@
+"""Bytes from anywhere: tried again after growing waits, going on where they broke off, never two states of a file spliced.
+
+Where a file lies:
+
+- http(s)://..., through the proxies of the environment, with the USER:PASSWORD@ of the URL;
+- hf://datasets/OWNER/NAME[@REVISION]/FILE, the Hub, with the user's token;
+- SCHEME://..., whatever else fsspec opens;
+- a path, a local file.
+"""
+
+import hashlib
+import io
+import random
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import IO
+
+from distill.data.stream.body import Body, Trouble
+from distill.data.stream.filesystem import open_file
+from distill.data.stream.web import address_of, open_web
+
+# Of a wait of our own choosing, and of one that a server asks for: the Hub's windows are five minutes long.
+_LONGEST_WAIT_S = 30.0
+_LONGEST_ASKED_S = 300.0
+# A transfer that breaks off at every piece is given up at last, although it gets on.
+_MOST_TRIES = 1000
+
+
+class TransferFailed(OSError):  # noqa: N818 - named for what it says of the transfer
+    """Trouble that outlived the retries. The message names the file, the offset, the last reason and the number of tries."""
+
+
+def wait_s(failures: int, asked_s: float | None, first_wait_s: float, chance: float) -> float:
+    """How long to wait after so many failures in a row: doubling, up to half of it left to `chance` in [0, 1]; at least what was asked."""
+    own = min(_LONGEST_WAIT_S, first_wait_s * 2.0 ** min(failures, 30)) * (1 - chance / 2)
+    return own if asked_s is None else max(own, min(asked_s, _LONGEST_ASKED_S))
+
+
+class Transport:
+    """Fetches files. Holds nothing open, so it may be pickled, forked and shared by threads.
+
+    Args:
+        retries: failures in a row, without a byte gained, that are borne.
+        timeout_s: without a byte, after which a connection counts as stalled.
+        first_wait_s: after the first failure; it doubles up to 30 s.
+    """
+
+    def __init__(self, *, retries: int, timeout_s: float, first_wait_s: float = 0.5) -> None:
+        self.retries, self.timeout_s, self.first_wait_s = retries, timeout_s, first_wait_s
+
+    def size(self, url: str) -> int | None:
+        """Bytes of a file; None where the server does not say.
+
+        Raises:
+            InputError, TransferFailed: as `fetch`.
+        """
+        tries = _Tries(self, url)
+        while True:
+            try:
+                # The first byte rather than HEAD, which signed URLs refuse.
+                with self._open(url, 0, 1, None, again=tries.made > 0) as body:
+                    return body.total
+            except Trouble as trouble:
+                tries.failed(trouble, 0)
+
+    def read(self, url: str, start: int = 0, end: int | None = None) -> bytes:
+        """A small file, or bytes [start, end) of any, as a slice: fewer where it ends before.
+
+        Raises:
+            InputError, TransferFailed: as `fetch`.
+        """
+        assert 0 <= start <= (start if end is None else end), (start, end)
+        if start == end:
+            return b""
+        content = io.BytesIO()
+        self._pour(url, start, end, _Sink(content, hashed=False), None)
+        return content.getvalue()
+
+    def fetch(self, url: str, path: Path, *, size: int | None = None, sha256: str | None = None) -> None:
+        """The whole file into `path`, made or overwritten, in pieces of 1 MiB. A file other than promised is fetched once more.
+
+        Raises:
+            InputError: what no retry mends: no such file, host or repository, no access.
+            TransferFailed: what the retries did not mend, or not the bytes that were promised.
+            OSError: `path` cannot be written.
+        """
+        with path.open("wb") as file:
+            sink = _Sink(file, hashed=sha256 is not None)
+            for _ in range(2):
+                sink.restart()
+                wrong = self._pour(url, 0, None, sink, size)
+                if wrong is None and sha256 is not None and sink.digest.hexdigest() != sha256.lower():
+                    wrong = f"its SHA-256 is {sink.digest.hexdigest()} and {sha256} was promised"
+                if wrong is None:
+                    return
+        raise TransferFailed(
+            f"{_shown(url)}: {wrong}, in both of 2 transfers: it has changed, or is damaged where it lies"
+        )
+
+    def _open(
+        self, url: str, start: int, end: int | None, version: str | None, again: bool
+    ) -> AbstractContextManager[Body]:
+        if _is_web(url):
+            return open_web(address_of(url), start, end, version, self.timeout_s)
+        return open_file(url, start, end, again)
+
+    def _pour(self, url: str, start: int, end: int | None, sink: "_Sink", size: int | None) -> str | None:
+        """Bytes [start, end) into the sink, each once. Returns what is wrong with the size, or None."""
+        tries = _Tries(self, url)
+        at = start
+        version: str | None = None
+        total: int | None = None
+        while True:
+            try:
+                with self._open(url, at, end, version, again=tries.made > 0) as body:
+                    known = body.version is not None and (body.version, body.total) == (version, total)
+                    if at > start and not (body.start == at and known):
+                        sink.restart()
+                        at, version = start, None
+                    if body.start > at:
+                        raise Trouble("the file has changed, or the server sends another part than asked for")
+                    version, total = body.version, body.total
+                    if size is not None and total is not None and total != size:
+                        return f"it has {total} bytes and {size} were promised"
+                    for piece in _from(body, at, end):
+                        sink.write(piece)
+                        at += len(piece)
+                        if size is not None and at > size:
+                            return f"it has more than the {size} bytes that were promised"
+                goal = min((stop for stop in (end, total, size) if stop is not None), default=at)
+                if at < goal:
+                    raise Trouble(f"the answer ended at byte {at} of {goal}")
+                return None
+            except Trouble as trouble:
+                tries.failed(trouble, at)
+
+
+class _Sink:
+    """Where bytes go, hashed on their way. Its errors are the disk's, and are not retried."""
+
+    def __init__(self, file: IO[bytes], hashed: bool) -> None:
+        self._file, self._hashed = file, hashed
+        self.digest = hashlib.sha256()
+
+    def write(self, piece: bytes) -> None:
+        self._file.write(piece)
+        if self._hashed:
+            self.digest.update(piece)
+
+    def restart(self) -> None:
+        self._file.seek(0)
+        self._file.truncate()
+        self.digest = hashlib.sha256()
+
+
+class _Tries:
+    """Counts the failures of one transfer, and waits after each. Gaining bytes that no earlier try had got forgives the failures before."""
+
+    def __init__(self, transport: Transport, url: str) -> None:
+        self._transport, self._url = transport, url
+        self._furthest = self._failures = self.made = 0
+
+    def failed(self, trouble: Trouble, at: int) -> None:
+        """at: the offset reached. Raises TransferFailed when it is enough."""
+        self.made += 1
+        gained = at > self._furthest
+        self._furthest = max(self._furthest, at)
+        self._failures = 0 if gained else self._failures + 1
+        if self._failures > self._transport.retries or self.made >= _MOST_TRIES:
+            times = "once" if self.made == 1 else f"{self.made} times"
+            raise TransferFailed(f"{_shown(self._url)}: at byte {at}, tried {times}: {trouble}") from trouble
+        chance = random.SystemRandom().random()  # no generator of the run's is touched
+        time.sleep(wait_s(max(0, self._failures - 1), trouble.wait_s, self._transport.first_wait_s, chance))
+
+
+def _from(body: Body, at: int, end: int | None) -> Iterator[bytes]:
+    """The bytes [at, end) of a body that may begin before and end after."""
+    here = body.start
+    for piece in body.pieces:
+        first, here = here, here + len(piece)
+        wanted = piece[max(0, at - first) : None if end is None else max(0, end - first)]
+        if wanted:
+            yield wanted
+        if end is not None and here >= end:
+            return
+
+
+def _is_web(url: str) -> bool:
+    return url.startswith(("http://", "https://", "hf://"))
+
+
+def _shown(url: str) -> str:
+    return address_of(url).shown if _is_web(url) else url

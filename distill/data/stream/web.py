@@ -1,0 +1,259 @@
+"""One HTTP request for a file or a part of it, and what the answer means. Standard library, so proxies come from the environment."""
+
+import base64
+import functools
+import http.client
+import re
+import socket
+import ssl
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from email.message import Message
+from email.utils import parsedate_to_datetime
+from typing import IO, Any
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
+
+from distill.data.stream.body import PIECE_BYTES, Body, Trouble
+from distill.errors import InputError
+
+# Besides every 5xx.
+_PASSING = {408, 425, 429}
+
+_HUB = re.compile(r"hf://datasets/(?P<repo>[^/@]+/[^/@]+)(@(?P<revision>refs/(convert|pr)/[^/]+|[^/]+))?/(?P<file>.+)")
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where to ask. shown: for messages, without passwords and signatures. repo: the Hub's OWNER/NAME."""
+
+    url: str
+    headers: Mapping[str, str]
+    shown: str
+    repo: str | None = None
+
+
+def address_of(url: str) -> Address:
+    """The address of http(s):// or hf://datasets/OWNER/NAME[@REVISION]/FILE, the latter with the user's token.
+
+    Raises:
+        InputError: not such a URL; the Hub is asked for and HF_HUB_OFFLINE is set.
+    """
+    if url.startswith("hf://"):
+        return _hub_address(url)
+    parts = urlsplit(url)
+    userinfo, _, host = parts.netloc.rpartition("@")
+    if not host:
+        raise InputError(f"{url}: a URL without a host: write http://HOST/PATH")
+    headers = {"User-Agent": "vanillakd"}
+    if userinfo:
+        headers["Authorization"] = "Basic " + base64.b64encode(unquote(userinfo).encode()).decode()
+    # What is already quoted stays as it is; blanks and letters beyond ASCII are quoted.
+    path, query = (quote(part, safe="/%:=&?~+!$,;'@()*[]") for part in (parts.path, parts.query))
+    shown = urlunsplit((parts.scheme, host, parts.path, "", ""))
+    return Address(urlunsplit((parts.scheme, host, path, query, "")), headers, shown)
+
+
+def _hub_address(url: str) -> Address:
+    from huggingface_hub import constants, hf_hub_url
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+
+    match = _HUB.fullmatch(url)
+    if match is None:
+        raise InputError(f"{url} names no file of the Hub: write hf://datasets/OWNER/NAME/FILE, or OWNER/NAME@REVISION")
+    if constants.HF_HUB_OFFLINE:
+        raise InputError(f"{url} lies on the Hub and HF_HUB_OFFLINE is set: unset it, or give a local path")
+    revision = match["revision"]
+    resolved = hf_hub_url(
+        match["repo"], match["file"], repo_type="dataset", revision=None if revision is None else unquote(revision)
+    )
+    return Address(resolved, build_hf_headers(library_name="vanillakd"), url, match["repo"])
+
+
+@contextmanager
+def open_web(address: Address, start: int, end: int | None, version: str | None, timeout_s: float) -> Iterator[Body]:
+    """Bytes [start, end) of a file, or all of it from a server without ranges, or whose file is no longer `version`.
+
+    Raises:
+        Trouble: what may pass.
+        InputError: what does not.
+    """
+    headers = {"Accept-Encoding": "identity", **address.headers}
+    if start or end is not None:
+        headers["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
+        if version is not None and not version.startswith("W/"):
+            headers["If-Range"] = version
+    try:
+        response = _opener().open(urllib.request.Request(address.url, headers=headers), timeout=timeout_s)
+    except urllib.error.HTTPError as error:
+        with error:
+            if error.code != 416:
+                raise _refused(address, error.code, str(error.reason), error.headers) from error
+            response, total = None, _content_range(error.headers)[1]
+    except (OSError, http.client.HTTPException, UnicodeError) as error:
+        raise _unanswered(address, error, timeout_s) from error
+    if response is None:  # nothing lies in the range
+        yield Body(start, total, None, ())
+        return
+    with response:
+        encoding = response.headers.get("Content-Encoding", "identity")
+        if encoding != "identity":
+            raise InputError(
+                f"{address.shown}: the server sends it compressed ({encoding}), although asked not to: serve it as it is"
+            )
+        at, total = 0, response.length
+        if response.status == 206:
+            first, total = _content_range(response.headers)
+            if first is None:
+                raise Trouble("the server answers with a part that it does not name")
+            at = first
+        yield Body(at, total, _version(response.headers), _pieces(response, timeout_s))
+
+
+def _pieces(response: http.client.HTTPResponse, timeout_s: float) -> Iterator[bytes]:
+    promised, received = response.length, 0
+    while True:
+        try:
+            # read1 hands on what has come. read(n) waits for n bytes, and loses them when the connection breaks meanwhile.
+            piece = response.read1(PIECE_BYTES)
+        except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: a damaged chunk length
+            raise Trouble(_reason(error, timeout_s)) from error
+        if not piece:
+            break
+        received += len(piece)
+        yield piece
+    if promised is not None and received < promised:
+        raise Trouble(f"the answer ended after {received} of {promised} bytes")
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects to http(s) alone, and tells nobody but the first host who we are."""
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Message, newurl: str
+    ) -> urllib.request.Request | None:
+        if urlsplit(newurl).scheme not in ("http", "https"):
+            raise urllib.error.HTTPError(req.full_url, code, f"redirect to {newurl}", headers, fp)
+        follow = super().redirect_request(req, fp, code, msg, headers, newurl)  # type: ignore[arg-type]
+        if follow is not None and urlsplit(newurl)[:2] != urlsplit(req.full_url)[:2]:
+            for name in ("Authorization", "Proxy-authorization"):  # the latter is set again where the way needs it
+                follow.remove_header(name)
+        return follow
+
+
+@functools.cache
+def _tls() -> ssl.SSLContext:
+    """Loading the certificates takes tens of milliseconds, so once a process."""
+    return ssl.create_default_context()
+
+
+def _opener() -> urllib.request.OpenerDirector:
+    return urllib.request.build_opener(_Redirects, urllib.request.HTTPSHandler(context=_tls()))
+
+
+def _version(headers: Message) -> str | None:
+    """The strongest thing that the server says of its file's state: strong ETag, Last-Modified, weak ETag."""
+    tag: str | None = headers.get("ETag")
+    if tag is not None and not tag.startswith("W/"):
+        return tag
+    modified: str | None = headers.get("Last-Modified")
+    return modified or tag
+
+
+def _content_range(headers: Message) -> tuple[int | None, int | None]:
+    """(first byte, bytes of the whole file) of Content-Range, None where it does not say."""
+    match = re.fullmatch(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)", headers.get("Content-Range", "").strip())
+    if match is None:
+        return None, None
+    first, total = match.groups()
+    return None if first is None else int(first), None if total == "*" else int(total)
+
+
+def _asked_wait_s(headers: Message) -> float | None:
+    """Retry-After in seconds or as a date, or the Hub's RateLimit: "api";r=0;t=SECONDS."""
+    given: str | None = headers.get("Retry-After")
+    if given is None:
+        match = re.search(r"\bt=(\d+)", headers.get("RateLimit", ""))
+        return float(match[1]) if match else None
+    if given.strip().isdecimal():
+        return float(given)
+    try:
+        return max(0.0, parsedate_to_datetime(given).timestamp() - time.time())
+    except ValueError:
+        return None
+
+
+def _refused(address: Address, status: int, reason: str, headers: Message) -> Exception:
+    """What an error status means: Trouble where another try may mend it, InputError with the mend otherwise."""
+    said = f"the server answers {status} {reason}".rstrip()
+    if status in _PASSING or status >= 500:
+        return Trouble(said, _asked_wait_s(headers))
+    if address.repo is not None:
+        return InputError(f"{address.shown}: {_hub_refusal(address, status, headers) or said}")
+    if status in (401, 403):
+        return InputError(
+            f"{address.shown}: {said}: it wants other credentials, or a URL that is still valid; http://USER:PASSWORD@HOST/... gives some"
+        )
+    if status == 407:
+        return InputError(f"{address.shown}: the proxy wants a password: mend HTTP_PROXY and HTTPS_PROXY")
+    if status in (404, 410):
+        return InputError(f"{address.shown}: {said}: there is no such file, so mend the path")
+    return InputError(f"{address.shown}: {said}: another try would not change that, so mend the URL or the server")
+
+
+def _hub_refusal(address: Address, status: int, headers: Message) -> str | None:
+    """The Hub answers 401 to whoever is not logged in, for what is gated, private or not there alike; X-Error-Code says which."""
+    from huggingface_hub import constants
+
+    known = any(name.lower() == "authorization" for name in address.headers)
+    login = "" if known else ", and log in with `hf auth login` or set HF_TOKEN"
+    page = f"{constants.ENDPOINT}/datasets/{address.repo}"
+    match headers.get("X-Error-Code"):
+        case "GatedRepo":
+            of_token = (
+                " with the account of your token (which must be allowed to read gated repositories)" if known else ""
+            )
+            return f"the repository is gated: accept its terms at {page}{of_token}{login}"
+        case "RevisionNotFound":
+            return f"{address.repo} has no such revision: see {page}/tree/main"
+        case "EntryNotFound":
+            return f"{address.repo} has no such file: see {page}/tree/main"
+        case "RepoNotFound":
+            return f"there is no data set {address.repo} on the Hub, or it is not yours to read: mend the name{login}"
+    match status:
+        case 401 | 403:
+            token = "your token is not valid or may not read it: `hf auth whoami` tells" if known else "no token is set"
+            return f"the Hub answers {status}, {token}{login}"
+        case 404 | 410:
+            return f"the Hub answers {status}, there is no such file: see {page}/tree/main"
+    return None
+
+
+def _unanswered(address: Address, error: Exception, timeout_s: float) -> Exception:
+    """What it means that no answer came."""
+    cause: Any = error.reason if isinstance(error, urllib.error.URLError) else error
+    host = urlsplit(address.url).netloc
+    if isinstance(cause, UnicodeError | http.client.InvalidURL):
+        return InputError(f"{address.shown}: not a URL that can be asked for ({cause}): mend it")
+    # EAI_AGAIN, a name server that does not answer, may pass.
+    if isinstance(cause, socket.gaierror) and cause.errno != socket.EAI_AGAIN:
+        return InputError(
+            f"{address.shown}: no host {host} is known, or none that it redirects to ({cause.strerror}): mend its name"
+        )
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return InputError(
+            f"{address.shown}: the certificate of {host} is not trusted here ({cause.verify_message}): "
+            "set SSL_CERT_FILE to a file with the right authority"
+        )
+    return Trouble(_reason(cause, timeout_s))
+
+
+def _reason(error: object, timeout_s: float) -> str:
+    if isinstance(error, TimeoutError):
+        return f"no byte came within {timeout_s:g} s"
+    if isinstance(error, http.client.IncompleteRead):
+        return "the connection ended amid the answer"
+    return str(error) or type(error).__name__

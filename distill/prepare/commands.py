@@ -1,0 +1,110 @@
+"""distill data shard | inspect. What they need is imported when they run: the other commands start as fast without."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from distill.errors import InputError
+
+data_app = typer.Typer(help="Look at data, and cut it into shards that a run can stream.", no_args_is_help=True)
+
+SourceArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="SOURCE",
+        help="An image folder; Parquet, Arrow or tar files (a file, a folder, a pattern, names in braces); a saved data set; a URL "
+        "(https://, s3://, hf://datasets/OWNER/NAME); fashion_mnist[:SPLIT]; or a recipe's data, as RECIPE:data.train.",
+    ),
+]
+Classes = Annotated[
+    str | None,
+    typer.Option(help="File of class names, a name a line, where SOURCE holds only some; or imagenet-1k."),
+]
+Split = Annotated[str | None, typer.Option(help="Where SOURCE has splits: train, if left out and it needs one.")]
+Unlabelled = Annotated[
+    bool, typer.Option("--unlabelled", help="Leave the labels out: images of another label space than the teacher's.")
+]
+
+
+@data_app.command("shard")
+def shard(
+    source: SourceArgument,
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="The folder to write; all processes share it.", file_okay=True)
+    ],
+    container: Annotated[Literal["tar", "parquet"], typer.Option(help="tar is webdataset's form.")] = "tar",
+    shard_mb: Annotated[
+        float | None,
+        typer.Option(help="About so many MB a shard, by the size of some of the images; 64 if left out."),
+    ] = None,
+    samples_per_shard: Annotated[int | None, typer.Option(min=1, help="At most so many, instead.")] = None,
+    resize: Annotated[
+        int | None,
+        typer.Option(
+            min=8, metavar="PIXELS", help="Shrink larger images to this shorter side, as JPEG. Never enlarges."
+        ),
+    ] = None,
+    quality: Annotated[
+        int | None, typer.Option(min=1, max=100, help="Of the JPEGs that --resize makes; 95 if left out.")
+    ] = None,
+    shuffle: Annotated[bool, typer.Option(help="Mix the classes over the shards, or keep the order of SOURCE.")] = True,
+    seed: Annotated[int, typer.Option(min=0, help="Of the shuffling: the same seed makes the same files.")] = 0,
+    classes: Classes = None,
+    split: Split = None,
+    unlabelled: Unlabelled = False,
+    unreadable: Annotated[
+        Literal["error", "skip"],
+        typer.Option(help="Stop at an unreadable image, or leave it out: its shard then holds fewer."),
+    ] = "error",
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Local processes; the cores of the machine if left out, 0 for none.")
+    ] = None,
+) -> None:
+    """Write any source into evenly sized shards, which a run streams (kind: stream).
+
+    Killed at any moment, the same command goes on; of a set that is whole it
+    checks every byte. The same source and options make the same files. Every
+    image is decoded once, so that a broken one is found here. Images keep
+    their bytes unless --resize shrinks them (what is not JPEG, PNG or WebP
+    becomes PNG). OUT/manifest.json holds counts, classes and checksums.
+
+    Examples:
+      distill data shard /data/train shards/train --resize 256
+      distill data shard 'in21k/*.tar' shards/in21k --unlabelled
+      distill data shard my.yaml:data.train shards --container parquet
+      torchrun --nproc-per-node 4 -m distill data shard /data/train shards
+    Or in a job array, in any order: RANK and WORLD_SIZE say which part.
+    """
+    from distill.prepare.named import open_named
+    from distill.prepare.plan import Asked
+    from distill.prepare.processes import num_workers_here, read_rank
+    from distill.prepare.shard import shard as write
+
+    if shard_mb is not None and samples_per_shard is not None:
+        raise InputError("--shard-mb and --samples-per-shard: give one of them")
+    if shard_mb is not None and not 0 < shard_mb < float("inf"):
+        raise InputError(f"--shard-mb {shard_mb}: should be above 0")
+    if quality is not None and resize is None:
+        raise InputError("--quality: only what --resize shrinks is encoded anew; give both, or neither")
+    import os
+
+    rank = read_rank(os.environ)
+    named = open_named(source, classes=classes, split=split, labelled=not unlabelled)
+    asked = Asked(
+        container=container,
+        seed=seed if shuffle else None,
+        resize=resize,
+        quality=None if resize is None else quality or 95,
+        labelled=not unlabelled and bool(named.source.classes),
+        samples_per_shard=samples_per_shard,
+        shard_mb=shard_mb,
+    )
+    write(
+        named,
+        out,
+        asked,
+        skip=unreadable == "skip",
+        num_workers=num_workers_here(workers, os.environ),
+        rank=rank,
+    )

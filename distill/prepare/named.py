@@ -1,0 +1,81 @@
+"""What SOURCE names on the command line: a path, a URL, fashion_mnist, or the data of a recipe (my.yaml:data.train)."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from distill.data.guess import class_file, guess_source, in_options
+from distill.data.sources import Source, open_source
+from distill.errors import InputError, nearest
+from distill.recipe import Recipe, load_recipe, schema
+
+OPTION = "SOURCE"
+_OF_A_RECIPE = re.compile(r"(?P<recipe>.+):(?:stages\.(?P<stage>[^.:]+)\.)?data\.(?P<part>train|eval)")
+
+
+@runtime_checkable
+class Sharded(Protocol):
+    """What a source over shards has beyond others (`distill.data.stream`)."""
+
+    shard_sizes: np.ndarray
+
+    def prepare(self, shards: Sequence[int]) -> None: ...
+
+    def fingerprint(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Named:
+    """An opened source. `text`: what it was called, for people. `recipe`: the one that it is part of, as it stands in that stage."""
+
+    source: Source
+    spec: schema.Source
+    root: Path
+    text: str
+    recipe: Recipe | None = None
+
+
+def open_named(
+    name: str,
+    *,
+    classes: str | None = None,
+    split: str | None = None,
+    labelled: bool = True,
+    default_split: str = "train",
+) -> Named:
+    """Open what SOURCE names.
+
+    Raises:
+        InputError: nothing is there, or it cannot be opened; in the words of the command line.
+    """
+    if found := _OF_A_RECIPE.fullmatch(name):
+        if classes is not None or split is not None:
+            given = "--split" if split is not None else "--classes"
+            raise InputError(f"{given}: {name} says that itself, in the recipe; leave it out")
+        return _of_recipe(name, found["recipe"], found["stage"], found["part"])
+    with class_file(classes) as file:
+        spec = guess_source(name, file, split=split, default_split=default_split, labelled=labelled, option=OPTION)
+        try:
+            return Named(open_source(spec, Path(), OPTION), spec, Path(), name)
+        except InputError as error:
+            raise InputError(in_options(str(error), OPTION)) from error
+
+
+def _of_recipe(name: str, recipe_name: str, stage: str | None, part: str) -> Named:
+    recipe = load_recipe(recipe_name)
+    stages = [each.name for each in recipe.stages]
+    if stage is not None:
+        if stage not in stages:
+            have = ", ".join(stages) or "none"
+            raise InputError(f"{name}: the recipe has no stage {stage!r}{nearest(stage, stages)}; it has {have}")
+        recipe = recipe.at_stage(stages.index(stage))
+    spec = recipe.data.train if part == "train" else recipe.data.eval
+    if spec is None:
+        raise InputError(f"{name}: data.eval of the recipe is null: it names no images")
+    key = f"stages.{stage}.data.{part}" if stage else f"data.{part}"
+    root = Path(recipe.data.root)
+    return Named(open_source(spec, root, key), spec, root, name, recipe)

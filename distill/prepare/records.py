@@ -1,0 +1,59 @@
+"""One image as it is to be stored: its bytes as they are, or shrunk."""
+
+import io
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from distill.data.decode import decode
+
+# What every reader of webdataset shards takes for an image; MPO is a JPEG with further pictures behind it.
+_KEPT = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
+
+
+class Stored(NamedTuple):
+    """`extension` without its dot."""
+
+    content: bytes
+    extension: str
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """`resize`: pixels of the shorter side, null for none. An image is only ever shrunk, and then stored as JPEG of `quality`.
+
+    The others keep their bytes, if they are JPEG, PNG or WebP; other formats become PNG, without loss. Every image is decoded, so that
+    a broken one is found here and not in a run.
+    """
+
+    resize: int | None = None
+    quality: int = 95
+
+    def __call__(self, record: bytes | np.ndarray) -> Stored:
+        """Raises whatever a decoder raises for a broken image."""
+        image = decode(record)
+        if self.resize is not None and min(image.size) > self.resize:
+            return Stored(_encoded(_shrunk(image, self.resize), "JPEG", quality=self.quality), "jpg")
+        if isinstance(record, np.ndarray):
+            return Stored(_encoded(Image.fromarray(record), "PNG"), "png")
+        with Image.open(io.BytesIO(record)) as header:
+            extension = _KEPT.get(header.format or "")
+        if extension is not None:
+            return Stored(record, extension)
+        return Stored(_encoded(image, "PNG"), "png")
+
+
+def _shrunk(image: Image.Image, pixels: int) -> Image.Image:
+    """The shorter side brought to `pixels`, antialiased."""
+    width, height = image.size
+    short = min(width, height)
+    size = (round(width * pixels / short), round(height * pixels / short))
+    return image.resize(size, Image.Resampling.BICUBIC)
+
+
+def _encoded(image: Image.Image, kind: str, **options: int) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()

@@ -1,0 +1,113 @@
+"""What pydantic found wrong with a recipe, in the words of the file: the dotted key, what is wrong, the mend."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+from distill.errors import nearest
+from distill.recipe.schema import Recipe
+
+# A mapping with one of these keys is one of several kinds of thing: another kind replaces it, instead of merging with it.
+DISCRIMINATORS = ("kind", "loss")
+
+Tree = dict[str, Any]
+
+
+def explain(detail: Any, tree: Tree) -> str:
+    """One pydantic error as a sentence: the dotted key, what is wrong, the nearest known key."""
+    whole = detail["loc"]
+    location = tuple(p for i, p in enumerate(whole) if p != "[key]" and not _is_union_tag(p, whole[:i], tree))
+    key = ".".join(str(part) for part in location)
+    if detail["type"] == "extra_forbidden":
+        known = _known_keys(location[:-1], tree)
+        close = nearest(str(location[-1]), known)
+        return f"{key}: unknown key{close or '; known here: ' + ', '.join(sorted(known))}"
+    if detail["type"] == "missing":
+        return f"{key}: missing, and it has no default"
+    if detail["type"].startswith("union_tag"):
+        key = f"{key}.{detail['ctx']['discriminator'].strip(chr(39))}"
+    message = _message(detail)
+    given = "" if isinstance(detail["input"], dict) or detail["type"] in _NOT_GIVEN else f", not {detail['input']!r}"
+    return f"{key}: {message}{given}" if key else message
+
+
+# Where pydantic speaks of Python, and where the value given is no help.
+_PLAIN = {
+    "model_type": "should be a mapping of keys",
+    "model_attributes_type": "should be a mapping of keys",
+    "dict_type": "should be a mapping of keys",
+    "tuple_type": "should be a list",
+}
+_NOT_GIVEN = ("value_error", "union_tag_invalid", "union_tag_not_found", "too_short", "too_long")
+
+
+def _message(detail: Any) -> str:
+    """What is wrong, without the key."""
+    context = detail.get("ctx", {})
+    match detail["type"]:
+        case "union_tag_invalid":
+            known = context["expected_tags"].replace("'", "").split(", ")
+            return f"no {context['tag']!r} here{nearest(context['tag'], known)}; it is one of {', '.join(known)}"
+        case "union_tag_not_found":
+            return "missing: it says which kind of thing this is"
+        case "too_short":
+            return f"should have at least {context['min_length']}, and has {context['actual_length']}"
+        case "too_long":
+            return f"should have at most {context['max_length']}, and has {context['actual_length']}"
+        case "string_pattern_mismatch":
+            return "a name is letters, digits, - and _, and starts with a letter or digit"
+    if detail["type"] in _PLAIN:
+        return _PLAIN[detail["type"]]
+    message: str = detail["msg"].removeprefix("Value error, ")
+    return message.replace("Input should be ", "should be ")
+
+
+def _is_union_tag(part: Any, above: tuple[Any, ...], tree: Tree) -> bool:
+    """Pydantic puts the tag of a union ("kl", "image_folder") into an error's location; it is no key of the file."""
+    node: Any = tree
+    for step in above:
+        node = _below(node, step)
+    return isinstance(node, Mapping) and part not in node and any(node.get(d) == part for d in DISCRIMINATORS)
+
+
+def _below(node: Any, step: Any) -> Any:
+    if isinstance(node, list) and isinstance(step, int):
+        return node[step]
+    return node.get(step, node) if isinstance(node, Mapping) else node
+
+
+def _known_keys(location: tuple[Any, ...], tree: Tree) -> list[str]:
+    """The keys that the schema knows at a place in the recipe."""
+    models: list[type[BaseModel]] = [Recipe]
+    node: Any = tree
+    for part in location:
+        node = node[part]
+        found: list[type[BaseModel]] = []
+        for model in models:
+            if part in model.model_fields:
+                found += _models_in(model.model_fields[part].annotation)
+        models = found or models  # a name inside `students` stays in Student
+    tagged = [
+        m
+        for m in models
+        if all(
+            m.model_fields[d].annotation and node.get(d) in _literals(m, d)
+            for d in DISCRIMINATORS
+            if d in m.model_fields
+        )
+    ]
+    keys = [key for model in tagged or models for key in model.model_fields]
+    if not location:
+        return [*keys, "student", "extends"]
+    return [*keys, "student"] if location[0] == "stages" and len(location) == 2 else keys
+
+
+def _literals(model: type[BaseModel], key: str) -> tuple[Any, ...]:
+    return getattr(model.model_fields[key].annotation, "__args__", ())
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in getattr(annotation, "__args__", ()) for model in _models_in(argument)]

@@ -1,0 +1,96 @@
+"""The part of a recipe that says what comes after what: stages, each with its own data, budget and objectives."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from distill.recipe.data import Augment, Mixing, Source
+from distill.recipe.duration import Interval
+from distill.recipe.learning import Objective, Optimizer, Schedule, Student
+from distill.recipe.values import Section
+
+# What of `data` and of a student a stage may have of its own. Models, batch and evaluation are the run's.
+STAGE_DATA = ("train", "fraction", "keep_classes", "augment", "mixing", "unreadable")
+STAGE_STUDENT = ("objective", "optimizer", "schedule")
+
+
+class StageData(Section):
+    """What a stage trains on; in a file it is laid over `data`."""
+
+    train: Source
+    fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    keep_classes: Literal["all", "shared", "unshared"] = "all"
+    augment: Augment = Augment()
+    mixing: Mixing = Mixing()
+    unreadable: Literal["error", "skip"] = "error"
+
+
+class StageStudent(Section):
+    """How a student learns in a stage; in a file, `student` and `students` of the stage are laid over the run's."""
+
+    objective: Objective
+    optimizer: Optimizer
+    schedule: Schedule = Schedule()
+
+
+class Stage(Section):
+    """One after the other. `optimizer`, `averages`: what a stage begins with, carried over from the one before or new.
+
+    A stage whose data has classes of its own (ImageNet-21K before 1K) teaches soft labels alone.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
+    budget: Interval
+    optimizer: Literal["carry", "reset"] = "carry"
+    averages: Literal["carry", "reset"] = "carry"
+    data: StageData
+    students: dict[str, StageStudent]
+
+
+def stage_problems(stages: Sequence[Stage], students: Mapping[str, Student], zero_stage: int) -> Iterator[str]:
+    """What is wrong between stages: names given twice, students that one lacks, settings that cannot change on the way."""
+    names = [stage.name for stage in stages]
+    for name in names:
+        if names.count(name) > 1:
+            yield f"stages: two are named {name!r}: give each a name of its own"
+    for stage in stages:
+        for name in students:
+            if name not in stage.students:
+                yield f"stages.{stage.name}.students: {name!r} is missing: every student takes part in every stage"
+        for name in stage.students:
+            if name not in students:
+                yield f"stages.{stage.name}.students.{name}: no such student; known are {', '.join(students)}"
+    for name in students:
+        learning = [(stage, stage.students[name]) for stage in stages if name in stage.students]
+        for (_, before), (stage, now) in pairwise(learning):
+            yield from _changes(f"stages.{stage.name}", name, stage, before, now, zero_stage)
+
+
+def _changes(
+    key: str, name: str, stage: Stage, before: StageStudent, now: StageStudent, zero_stage: int
+) -> Iterator[str]:
+    """What a student's settings may not do between two stages."""
+    if "run" in (before.schedule.over, now.schedule.over) and (
+        before.schedule != now.schedule or before.optimizer.lr != now.optimizer.lr
+    ):
+        yield (
+            f"{key}.students.{name}: schedule.over: run is one schedule through all stages, and this stage has another schedule or lr: "
+            "set over: stage, or give no stage its own"
+        )
+    changed = [
+        field
+        for field in Optimizer.model_fields
+        if field != "lr" and getattr(before.optimizer, field) != getattr(now.optimizer, field)
+    ]
+    if changed and stage.optimizer == "carry":
+        yield (
+            f"{key}.students.{name}.optimizer.{changed[0]}: another than in the stage before, whose optimizer is carried on: "
+            f"set {key}.optimizer: reset, or leave it as it was (lr may change)"
+        )
+    if changed and zero_stage:
+        yield (
+            f"{key}.students.{name}.optimizer.{changed[0]}: another than in the stage before, which train.zero_stage {zero_stage} "
+            "cannot do: use zero_stage: 0, or leave it as it was (lr may change)"
+        )

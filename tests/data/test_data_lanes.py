@@ -1,0 +1,198 @@
+"""Who comes when in a stream: every sample once an epoch, from any step at once, a few shards at a time."""
+
+import pickle
+
+import numpy as np
+import pytest
+
+from distill.data.lanes import LaneOrder, default_lanes, lanes_fit
+from distill.errors import InputError
+
+UNEVEN = np.array([7, 100, 3, 0, 50, 40])
+
+
+def order(
+    sizes: np.ndarray = UNEVEN,
+    batch: int = 16,
+    seed: int = 1,
+    *,
+    lanes: int = 8,
+    block: int = 9,
+    repeats: int = 1,
+    subset: np.ndarray | None = None,
+) -> LaneOrder:
+    return LaneOrder(sizes, batch, seed, lanes=lanes, block=block, repeats=repeats, subset=subset)
+
+
+def epoch_of(o: LaneOrder, epoch: int) -> np.ndarray:
+    """[steps, B] indices."""
+    steps = range(epoch * o.steps_per_epoch, (epoch + 1) * o.steps_per_epoch)
+    return np.stack([o.batch(step).indices for step in steps])
+
+
+def shards_of(sizes: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    return np.searchsorted(np.cumsum(sizes), indices, side="right")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "batch", "lanes", "block"),
+    [(UNEVEN, 16, 8, 9), (np.full(10, 100), 20, 10, 64), (np.array([1000]), 50, 2, 5000), (np.full(77, 13), 8, 4, 1)],
+    ids=str,
+)
+def test_an_epoch_has_every_sample_once_but_the_tail(sizes: np.ndarray, batch: int, lanes: int, block: int) -> None:
+    o = order(sizes, batch, lanes=lanes, block=block)
+    total = int(sizes.sum())
+    assert o.steps_per_epoch == total // batch
+    missed = []
+    for epoch in range(3):
+        seen = epoch_of(o, epoch).ravel()
+        assert len(np.unique(seen)) == len(seen) == total // batch * batch
+        assert 0 <= seen.min() <= seen.max() < total
+        missed.append(set(range(total)) - set(seen.tolist()))
+    if missed[0]:
+        assert len({frozenset(m) for m in missed}) > 1, "the tail that is dropped should be another each epoch"
+
+
+def test_epochs_and_seeds_have_orders_of_their_own() -> None:
+    first = epoch_of(order(), 0)
+    assert not np.array_equal(first, epoch_of(order(), 1))
+    assert not np.array_equal(first, epoch_of(order(seed=2), 0))
+    assert np.array_equal(first, epoch_of(order(), 0))
+
+
+def test_slots_are_those_of_the_whole_batch_from_any_step() -> None:
+    """What makes a batch independent of processes and workers, and a resume free."""
+    whole = order(repeats=3)
+    for step in (0, 5, 12, 13, 40):
+        batch = whole.batch(step)
+        for slots in (np.arange(4), np.arange(8, 16), np.array([2, 3, 14, 15])):
+            part = pickle.loads(pickle.dumps(order(repeats=3))).batch(step, slots)
+            assert part.epoch == batch.epoch
+            for name in ("indices", "views", "positions"):
+                assert np.array_equal(getattr(part, name), getattr(batch, name)[slots]), name
+
+
+def test_each_lane_gives_as_much_to_every_batch_and_neighbours_are_of_two_lanes() -> None:
+    sizes = np.full(32, 50)
+    o = order(sizes, 64, lanes=16, block=30)
+    laid = {int(index): place for place, index in enumerate(_laid_out(o, 0))}
+    lane_length = 1600 // 16
+    for step in range(o.steps_per_epoch):
+        lanes = np.array([laid[int(i)] for i in o.batch(step).indices]) // lane_length
+        assert (np.bincount(lanes, minlength=16) == 4).all()
+        assert (lanes[::2] != lanes[1::2]).all()
+        assert (lanes.reshape(8, 8) // 2 == np.arange(8)[:, None]).all(), "a pair of lanes fills 2 B / L slots in a row"
+
+
+def _laid_out(o: LaneOrder, epoch: int) -> np.ndarray:
+    """The epoch's samples end to end, before blocks are shuffled."""
+    return o._indices(epoch, np.arange(o.num_samples))
+
+
+def test_a_lane_reads_its_blocks_one_after_the_other() -> None:
+    sizes = np.full(20, 100)
+    o = order(sizes, 20, lanes=4, block=50)
+    laid = {int(index): place for place, index in enumerate(_laid_out(o, 0))}
+    places = np.array([[laid[int(i)] for i in o.batch(step).indices] for step in range(o.steps_per_epoch)])
+    lane = places // 500
+    for number in range(4):
+        within = places[lane == number] - number * 500  # in the order of steps
+        lead = number * 50 // 4
+        assert (np.diff((within + lead) // 50) >= 0).all()
+        assert not (np.diff(within) > 0).all(), "a block is shuffled"
+
+
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_shards_ahead_are_what_this_block_and_the_next_read(repeats: int) -> None:
+    sizes = np.array([40, 60, 50, 70, 30, 80, 55, 45, 90, 80])
+    o = order(sizes, 20, lanes=4, block=25, repeats=repeats)
+    slots = np.arange(10)
+    for step in range(2 * o.steps_per_epoch):
+        ahead = o.shards_ahead(step, slots)
+        assert len(set(ahead.tolist())) == len(ahead)
+        assert set(shards_of(sizes, o.batch(step, slots).indices)) <= set(ahead.tolist())
+        # A block of 25 images lasts 25 * repeats / 5 steps; what a step reads was announced that long before, in its own epoch or the last.
+        later = o.batch(step + repeats * 5 - repeats, slots).indices
+        assert set(shards_of(sizes, later)) <= set(ahead.tolist())
+
+
+def test_only_the_shards_under_two_blocks_are_needed_at_once() -> None:
+    """What bounds the disk that a process needs, and what a resume reads again."""
+    sizes = np.full(200, 100)
+    o = order(sizes, 64, lanes=16, block=100)
+    for step in range(0, o.steps_per_epoch, 7):
+        ahead = o.shards_ahead(step, np.arange(64))
+        assert len(ahead) <= min(200, o.shards_at_once(16)) <= 16 * 2 * 3
+        assert len(o.shards_ahead(step, np.arange(8))) <= 2 * 2 * 2
+
+
+def test_repeats_of_an_image_share_a_micro_batch_and_never_a_pair() -> None:
+    o = order(np.full(8, 60), 48, lanes=8, block=30, repeats=3)
+    seen = []
+    for step in range(o.steps_per_epoch):
+        batch = o.batch(step)
+        assert (batch.indices[::2] != batch.indices[1::2]).all()
+        seen += list(zip(batch.indices.tolist(), batch.views.tolist(), strict=True))
+    assert len(set(seen)) == len(seen)
+    images = np.unique([index for index, _ in seen])
+    assert len(images) == 8 * -(-o.steps_per_epoch * 6 // 3)
+    assert {view for _, view in seen} == {0, 1, 2}
+
+
+def test_a_subset_is_all_that_comes() -> None:
+    subset = np.flatnonzero(np.arange(200) % 7 < 2)
+    o = order(subset=subset, batch=8, lanes=4)
+    seen = epoch_of(o, 0).ravel()
+    assert len(np.unique(seen)) == len(seen) == len(subset) // 8 * 8
+    assert set(seen.tolist()) <= set(subset.tolist())
+    assert set(o.shards_ahead(0, np.arange(8)).tolist()) <= {0, 1, 2, 4, 5}
+
+
+def test_an_unreadable_sample_gives_way_to_the_next_of_its_shard_and_a_shard_to_the_next_filled_one() -> None:
+    o = order()
+    assert o.successor(0) == 1
+    assert o.successor(6) == 0, "around the end of the shard"
+    assert o.successor(2, another_shard=True) == 9
+    assert o.successor(108, another_shard=True) == 111, "shard 2 has 3 samples, the first of shard 4 is 110"
+    assert o.successor(199, another_shard=True) == 39 % 7
+    part = order(subset=np.array([3, 5, 8, 120]), batch=2, lanes=2)
+    assert part.successor(5) == 3
+    assert part.successor(5, another_shard=True) == 8
+    assert part.successor(8, another_shard=True) == 120
+
+
+@pytest.mark.parametrize(
+    ("batch", "micro", "lanes"),
+    [
+        (2048, 256, 64),
+        (2048, None, 64),
+        (128, 64, 64),
+        (16, 8, 16),
+        (6, 2, 6),
+        (2, None, 2),
+        (1000, None, 50),
+        (96, 32, 48),
+    ],
+)
+def test_as_many_lanes_as_the_batch_allows(batch: int, micro: int | None, lanes: int) -> None:
+    assert default_lanes(batch, micro) == lanes
+    assert lanes_fit(lanes, batch, micro)
+
+
+def test_a_batch_larger_than_the_data_is_refused() -> None:
+    with pytest.raises(
+        InputError, match=r"train.batch_size_global is 256 and there are 200 training samples: set it to 200 or less"
+    ):
+        order(batch=256)
+    with pytest.raises(
+        InputError, match=r"4 training samples \(a part of 200, by data.fraction or data.keep_classes\)"
+    ):
+        order(subset=np.arange(4))
+
+
+def test_labels_of_sorted_shards_mix_within_a_batch() -> None:
+    """Shards of one class each, the worst case: a batch still sees about as many classes as it has lanes."""
+    sizes = np.full(128, 40)
+    o = order(sizes, 64, lanes=32, block=40)
+    classes = [len(np.unique(shards_of(sizes, o.batch(step).indices))) for step in range(o.steps_per_epoch)]
+    assert min(classes) >= 32

@@ -1,0 +1,421 @@
+"""What a shard holds and where, of tar and Parquet; and a shard as a local file that is read in any order."""
+
+import gzip
+import io
+import json
+import os
+import tarfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from distill.data.stream.local import ENTRY, DamagedShard, LocalShard, NoImage, add_checksums, append_index
+from distill.data.stream.parquet import localise_parquet, read_footer, tail_size
+from distill.data.stream.tar import index_tar, member_name, read_members
+from distill.errors import InputError
+
+
+def pack(members: Iterable[tuple[str, bytes]], kind: int = tarfile.GNU_FORMAT) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=kind) as archive:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def samples(count: int) -> list[tuple[str, bytes]]:
+    return [
+        member
+        for i in range(count)
+        for member in ((f"{i:06d}.jpg", bytes([i + 1]) * (300 + 100 * i)), (f"{i:06d}.cls", b"%d" % (i % 3)))
+    ]
+
+
+@pytest.fixture
+def opened(tmp_path):
+    """opened(content): a descriptor of a file with these bytes."""
+    descriptors = []
+
+    def write(content: bytes) -> int:
+        file = tmp_path / "shard.tar"
+        file.write_bytes(content)
+        descriptors.append(os.open(file, os.O_RDONLY))
+        return descriptors[-1]
+
+    yield write
+    for fd in descriptors:
+        os.close(fd)
+
+
+# ---- tar: members ----------------------------------------------------------------------------------------------------
+
+NAMES = ["a.jpg", "folder/b.jpg", "ü/größe.png", "x" * 99, "x" * 100, "y" * 101 + ".jpg", "d/" * 60 + "deep.jpg"]
+LONG = ["z" * 300 + ".jpg", "0.cls", "ö" * 120 + ".jpg", "1.cls"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        (tarfile.USTAR_FORMAT, [*NAMES[:5], "d/" * 60 + "deep.jpg"]),
+        (tarfile.GNU_FORMAT, NAMES + LONG),
+        (tarfile.PAX_FORMAT, NAMES + LONG),
+    ],
+)
+def test_members_are_those_that_tarfile_finds(opened, kind, names):
+    sizes = [0, 1, 511, 512, 513, 4096, 100_000]
+    content = pack([(name, os.urandom(sizes[i % 7])) for i, name in enumerate(names)], kind)
+    with tarfile.open(fileobj=io.BytesIO(content)) as archive:
+        expected = [(m.name, m.offset_data, m.size) for m in archive.getmembers()]
+    assert [tuple(member[:3]) for member in read_members(opened(content))] == expected
+
+
+def test_what_other_writers_write(opened, tmp_path):
+    """Folders, links, V7 headers, PAX of the whole archive, sizes in base 256, and one block of zeros at the end or many."""
+    buffer = io.BytesIO()
+    with tarfile.open(
+        fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT, pax_headers={"comment": "of all"}
+    ) as archive:
+        for name, kind in (("d", tarfile.DIRTYPE), ("s", tarfile.SYMTYPE), ("h", tarfile.LNKTYPE)):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "d/a.jpg"
+            archive.addfile(info)
+        info = tarfile.TarInfo("d/a.jpg")
+        info.size, info.pax_headers = 3, {"mtime": "1.5", "size": "3"}
+        archive.addfile(info, io.BytesIO(b"abc"))
+    content = buffer.getvalue()
+    found = read_members(opened(content))
+    assert [(m.name, m.size) for m in found] == [("d", 0), ("s", 0), ("h", 0), ("d/a.jpg", 3)]
+    assert content[found[-1].offset :][:3] == b"abc"
+
+    plain = bytearray(pack([("a.jpg", b"abc")]))
+    plain[257:265] = bytes(8)
+    plain[124:136] = b"\x80" + (3).to_bytes(11)
+    plain[148:156] = b"%06o\0 " % (sum(plain[:148]) + sum(plain[156:512]) + 8 * 32)
+    for end in (1024 + 512, 1024 + 1024, len(plain)):
+        assert [tuple(m[:3]) for m in read_members(opened(bytes(plain[:end])))] == [("a.jpg", 512, 3)]
+
+
+def flipped(content: bytes, at: int) -> bytes:
+    return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+
+
+SHARD = pack(samples(3))  # members at 0, 1024, 2048, 3072, 4096, 5632; zeros from 6656
+
+FAULTS = {
+    "empty": (b"", "cut at byte 0"),
+    "garbage": (b"<html>" * 1000, "no tar header at byte 0"),
+    "gzip": (gzip.compress(SHARD), "compressed with gzip.*unpack"),
+    "cut in an image": (SHARD[:4700], "cut at byte 4700: the member at byte 4096 ends at 5108"),
+    "cut in a header": (SHARD[:5700], "cut at byte 5700.*header is due at byte 5632"),
+    "cut between members": (SHARD[:4096], "cut at byte 4096: the archive has no end"),
+    "a name changed": (flipped(SHARD, 2048), "header at byte 2048 is damaged: its checksum"),
+    "a size changed": (flipped(SHARD, 2048 + 132), "header at byte 2048 is damaged"),
+    "a size without digits": (SHARD[:2172] + b"hello" + SHARD[2177:], "header at byte 2048 is damaged"),
+    "overwritten": (SHARD[:2048] + b"\xff" * 4096 + SHARD[6144:], "no tar header at byte 2048"),
+    "zeroed in the middle": (
+        SHARD[:2048] + bytes(1024) + SHARD[3072:],
+        "data after the end of the archive at byte 2048",
+    ),
+    "two archives": (SHARD + SHARD, "data after the end"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_damaged_archives_are_named_by_byte(opened, fault):
+    content, message = FAULTS[fault]
+    with pytest.raises(DamagedShard, match=message):
+        read_members(opened(content))
+
+
+def test_a_damaged_pax_header(opened):
+    content = pack([("z" * 200 + ".jpg", b"abc")], tarfile.PAX_FORMAT)
+    at = content.index(b"path=") - 4
+    with pytest.raises(DamagedShard, match="PAX header at byte 512"):
+        read_members(opened(content[:at] + b"999" + content[at + 3 :]))
+
+
+# ---- tar: samples ----------------------------------------------------------------------------------------------------
+
+
+def test_samples_of_a_tar(opened):
+    fd = opened(pack(samples(5)))
+    entries, names = index_tar(fd)
+    assert names is None
+    assert entries["label"].tolist() == [0, 1, 2, 0, 1]
+    assert [os.pread(fd, size, offset) for offset, size, _, _ in entries] == [c for n, c in samples(5) if "jpg" in n]
+    assert [member_name(os.pread(fd, 512, offset - 512)) for offset, *_ in entries] == [
+        f"{i:06d}.jpg" for i in range(5)
+    ]
+
+
+def test_members_are_grouped_as_webdataset_groups_them(opened):
+    """By folder and name up to the first dot, whatever the letters' case; other members and hidden files do not matter."""
+    shard = pack(
+        [
+            ("README.md", b"text"), ("./a/0.JPG", b"first"), ("a/0.cls", b"7"), ("b/0.cls", b"8\n"), ("b/0.seg.png", b"mask"),
+            ("b/0.jpeg", b"second"), ("b/0.json", b"{}"), ("b/._0.jpg", b"shadow"), ("b/.1.cls", b""), ("__index__.txt", b""),
+        ]
+    )  # fmt: skip
+    fd = opened(shard.replace(b"./a/0.JPG", b"a/0.JPG\0\0").replace(b"", b"", 0)) if False else opened(shard)
+    with pytest.raises(InputError, match="key 'a/0' has a label and no image"):
+        index_tar(fd)  # "./a/0" is another key for webdataset too
+    fd = opened(pack([(name.removeprefix("./"), bytes(content)) for name, content in _members(shard)]))
+    entries, _ = index_tar(fd)
+    assert [os.pread(fd, size, offset) for offset, size, *_ in entries] == [b"first", b"second"]
+    assert entries["label"].tolist() == [7, 8]
+    masks, _ = index_tar(fd, image="seg.png", labelled=False)
+    assert [os.pread(fd, size, offset) for offset, size, *_ in masks] == [b"mask"]
+    assert masks["label"].tolist() == [-1]
+
+
+def _members(content: bytes) -> list[tuple[str, bytes]]:
+    with tarfile.open(fileobj=io.BytesIO(content)) as archive:
+        return [(m.name, archive.extractfile(m).read()) for m in archive.getmembers()]
+
+
+def test_labels_of_a_tar(opened):
+    images = [("0.jpg", b"x"), ("1.jpg", b"y"), ("2.jpg", b"z")]
+    jsons = [(f"{i}.json", json.dumps({"label": i + 4, "wnid": f"n{2 - i}"}).encode()) for i in range(3)]
+    assert index_tar(opened(pack(images + jsons)))[0]["label"].tolist() == [4, 5, 6]
+    entries, names = index_tar(opened(pack(images + jsons)), label="wnid")
+    assert (entries["label"].tolist(), names) == ([2, 1, 0], ("n0", "n1", "n2"))
+    texts = [("0.wnid", b"yak\n"), ("1.wnid", b"ox"), ("2.wnid", b"yak")]
+    entries, names = index_tar(opened(pack(images + texts)), label="wnid")
+    assert (entries["label"].tolist(), names) == ([1, 0, 1], ("ox", "yak"))
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ([("a.jpg", b"1"), ("a.cls", b"0"), ("a.png", b"2")], "key 'a' has two images"),
+        ([("a.jpg", b"1"), ("a.cls", b"0"), ("a.jpg", b"2")], "key 'a' has two images"),
+        ([("a.jpg", b"1"), ("a.cls", b"0"), ("a.cls", b"2")], "key 'a' has two cls members"),
+        ([("a.jpg", b"1"), ("a.cls", b"0"), ("b.cls", b"2")], "key 'b' has a label and no image"),
+        ([("a.jpg", b"1"), ("a.cls", b"0"), ("b.jpg", b"2")], "key 'b' has no cls member.*labelled: false"),
+        ([("a.jpg", b"1"), ("a.cls", b"")], "key 'a' has no cls member"),
+        ([("a.jpg", b"1"), ("a.json", b"{")], "key 'a': its json member at byte 1536 is broken"),
+        ([("a.jpg", b"1"), ("a.json", b"[1]")], "key 'a' has no cls member, nor cls or label in its json"),
+        ([("a.gif", b"1"), ("a.cls", b"0")], "no member is an image.*name the extension"),
+        ([], "no member is an image"),
+    ],
+)
+def test_layouts_that_are_refused(opened, members, message):
+    with pytest.raises(InputError, match=message):
+        index_tar(opened(pack(members)))
+
+
+def test_links_are_refused(opened):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        info = tarfile.TarInfo("a.jpg")
+        info.type, info.linkname = tarfile.SYMTYPE, "b.jpg"
+        archive.addfile(info)
+    with pytest.raises(InputError, match=r"'a.jpg' is a link"):
+        index_tar(opened(buffer.getvalue()))
+
+
+# ---- a local file ----------------------------------------------------------------------------------------------------
+
+
+def localised(path: Path, records: list[bytes], names: tuple[str, ...] | None = None) -> Path:
+    path.write_bytes(b"".join(records))
+    entries = np.zeros(len(records), ENTRY)
+    entries["size"] = [len(record) for record in records]
+    entries["offset"] = np.cumsum(entries["size"]) - entries["size"]
+    entries["label"] = np.arange(len(records)) - 1
+    fd = os.open(path, os.O_RDONLY)
+    add_checksums(fd, entries)
+    os.close(fd)
+    append_index(path, entries, names, has_crc=True)
+    return path
+
+
+def test_a_local_shard(tmp_path):
+    records = [os.urandom(size) for size in (10, 1, 70_000, 333)]
+    shard = LocalShard(localised(tmp_path / "s", [*records, b""], ("ox", "Größe")))
+    assert len(shard) == 5
+    assert [shard.read(i) for i in (3, 0, 2, 1)] == [records[i] for i in (3, 0, 2, 1)]
+    assert [shard.label(i) for i in range(5)] == [-1, 0, 1, 2, 3]
+    assert (shard.lowest_label, shard.highest_label, shard.names) == (-1, 3, ("ox", "Größe"))
+    assert shard.first_row_with(-1, 2) == (3, 2)
+    with pytest.raises(NoImage):
+        shard.read(4)
+
+
+def test_each_damaged_byte_is_noticed(tmp_path):
+    """Of the records when they are read, of the index when it is opened."""
+    content = localised(tmp_path / "s", [b"abcdefgh", b"ijkl"], ("ox",)).read_bytes()
+    for at in range(len(content)):
+        (tmp_path / "s").write_bytes(flipped(content, at))
+        with pytest.raises(DamagedShard) as info:
+            shard = LocalShard(tmp_path / "s")
+            _ = shard.read(0), shard.read(1)
+        assert at >= 12 or "checksum" in str(info.value)
+    for size in range(len(content)):
+        (tmp_path / "s").write_bytes(content[:size])
+        with pytest.raises(DamagedShard):
+            LocalShard(tmp_path / "s")
+
+
+def test_no_descriptor_is_left(tmp_path):
+    localised(tmp_path / "s", [b"abc"])
+    (tmp_path / "bad").write_bytes(b"nothing")
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(50):
+        LocalShard(tmp_path / "s").read(0)
+        LocalShard(tmp_path / "s", tmp_path / "s").read(0)
+        with pytest.raises(DamagedShard):
+            LocalShard(tmp_path / "bad")
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+# ---- Parquet ---------------------------------------------------------------------------------------------------------
+
+IMAGES = [os.urandom(50 + i) for i in range(150)]
+
+
+def write_table(path: Path, images, labels, **options) -> Path:
+    pq.write_table(pa.table({"image": images, "label": labels}), path, row_group_size=40, **options)
+    return path
+
+
+def localise(path: Path, **fields) -> LocalShard:
+    with path.open("rb") as source:
+        count = localise_parquet(source, path.with_suffix(".local"), **fields)
+    shard = LocalShard(path.with_suffix(".local"))
+    assert len(shard) == count
+    return shard
+
+
+STORED = {
+    "struct": pa.array([{"bytes": image, "path": f"{i}.jpg"} for i, image in enumerate(IMAGES)]),
+    "bytes alone": pa.array([{"bytes": image} for image in IMAGES]),
+    "binary": pa.array(IMAGES, pa.binary()),
+    "large binary": pa.array(IMAGES, pa.large_binary()),
+}
+
+
+@pytest.mark.parametrize("stored", STORED)
+def test_records_of_parquet(tmp_path, stored):
+    shard = localise(
+        write_table(tmp_path / "t.parquet", STORED[stored], pa.array([i % 7 for i in range(150)], pa.int32()))
+    )
+    assert [shard.read(i) for i in range(150)] == IMAGES
+    assert [shard.label(i) for i in range(150)] == [i % 7 for i in range(150)]
+    assert shard.names is None
+
+
+def test_names_in_parquet_and_columns_of_other_names(tmp_path):
+    names = [("yak", "ox", "emu")[i % 3] for i in range(150)]
+    table = pa.table({"jpg": STORED["binary"], "animal": names, "more": names})
+    for kind in (pa.string(), pa.large_string(), pa.dictionary(pa.int8(), pa.string())):
+        cast = table.set_column(1, "animal", table["animal"].cast(kind))
+        pq.write_table(cast, tmp_path / "t.parquet")
+        shard = localise(tmp_path / "t.parquet", image="jpg", label="animal")
+        assert [shard.names[shard.label(i)] for i in range(150)] == names
+    unlabelled = localise(tmp_path / "t.parquet", image="jpg", labelled=False)
+    assert unlabelled.read(149) == IMAGES[149]
+    assert unlabelled.label(149) == -1
+
+
+def test_empty_cells_hold_no_image(tmp_path):
+    images = pa.array(
+        [{"bytes": b"x", "path": None}, None, {"bytes": None, "path": "a.jpg"}, {"bytes": b"y", "path": None}]
+    )
+    shard = localise(write_table(tmp_path / "t.parquet", images, [0, 1, 2, 3]))
+    assert (shard.read(0), shard.read(3)) == (b"x", b"y")
+    for row in (1, 2):
+        with pytest.raises(NoImage):
+            shard.read(row)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"image": "imag"}, r"no column 'imag' \(did you mean 'image'\?\): set `image` to one of 'image', 'label'"),
+        ({"label": "cls"}, "no column 'cls': set `label` to one of .*labelled: false"),
+        ({"image": "label"}, "column 'label' holds int64, not image files"),
+        ({"label": "image"}, "column 'image' holds binary: labels are integers"),
+    ],
+)
+def test_columns_that_are_refused(tmp_path, fields, message):
+    file = write_table(tmp_path / "t.parquet", STORED["binary"], list(range(150)))
+    with pytest.raises(InputError, match=message):
+        localise(file, **fields)
+    content = file.read_bytes()
+    with pytest.raises(InputError, match=message):
+        read_footer(content[-tail_size(content[-8:]) :], **{"image": None, "label": None, "labelled": True} | fields)
+
+
+def test_a_row_without_a_label(tmp_path):
+    file = write_table(tmp_path / "t.parquet", STORED["binary"], [*range(100), None, *range(49)])
+    with pytest.raises(InputError, match="row 100 has no label in column 'label'"):
+        localise(file)
+    assert localise(file, labelled=False).read(100) == IMAGES[100]
+
+
+def test_damaged_parquet(tmp_path):
+    file = write_table(tmp_path / "t.parquet", STORED["binary"], list(range(150)), compression="none")
+    content = file.read_bytes()
+    for spoilt in (
+        content[:2000],
+        content[:-1],
+        b"",
+        b"PAR1",
+        b"<html>" * 99,
+        content[:-20] + b"x" * 12 + content[-8:],
+    ):
+        file.write_bytes(spoilt)
+        with pytest.raises(DamagedShard, match="cannot be read past row 0"):
+            localise(file)
+    for tail in (b"", b"PAR1", content[-9:-1]):
+        with pytest.raises(DamagedShard, match="does not end as a Parquet file"):
+            tail_size(tail)
+    with pytest.raises(DamagedShard, match="footer is damaged"):
+        read_footer(b"x" * 100 + content[-8:], image=None, label=None, labelled=True)
+
+
+def test_what_a_footer_says(tmp_path):
+    import datasets
+
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["ox", "yak"])})
+    rows = {"image": [{"bytes": image, "path": None} for image in IMAGES], "label": [0, 1] * 75}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "t.parquet")
+    content = (tmp_path / "t.parquet").read_bytes()
+    size = tail_size(content[-8:])
+    assert size < len(content) / 2
+    footer = read_footer(content[-size:], image=None, label=None, labelled=True)
+    assert (footer.num_rows, footer.classes) == (150, ("ox", "yak"))
+    plain = write_table(tmp_path / "p.parquet", STORED["binary"], [0] * 150).read_bytes()
+    footer = read_footer(plain[-tail_size(plain[-8:]) :], image=None, label=None, labelled=True)
+    assert (footer.num_rows, footer.classes) == (150, None)
+
+
+def test_memory_does_not_grow_with_a_parquet_file(tmp_path):
+    """Arrow's own count of its bytes: sixteen row groups may take what two take, and a little."""
+    peaks = []
+    for groups in (2, 16):
+        images = pa.array([os.urandom(20_000) for _ in range(40)] * groups, pa.binary())
+        file = write_table(tmp_path / f"{groups}.parquet", images, [0] * (40 * groups), use_dictionary=False)
+        del images
+        before = pa.total_allocated_bytes()
+        peaks.append(_peak_of(file) - before)
+    assert 40 * 20_000 * 0.5 < peaks[0]
+    assert peaks[1] < 1.3 * peaks[0]
+
+
+def _peak_of(file: Path) -> int:
+    pool = pa.proxy_memory_pool(pa.default_memory_pool())
+    before = pa.default_memory_pool()
+    pa.set_memory_pool(pool)
+    try:
+        localise(file)
+    finally:
+        pa.set_memory_pool(before)
+    return pool.max_memory()
