@@ -13,9 +13,9 @@ from distill.data.records import Source
 from distill.errors import InputError
 from distill.prepare.container import Container
 from distill.prepare.named import Sharded
+from distill.prepare.storage import STATE_FOLDER, tmp_name
 from distill.rng import hash64
 
-STATE_FOLDER = ".distill-shard"
 _PLAN_FILE = "plan.json"
 # Of a source that comes in shards so many are mixed together: a new shard then needs these, and not all of them.
 _WINDOW_SHARDS = 16
@@ -123,7 +123,7 @@ def keep_plan(out: Path, plan: Plan) -> Plan:
     """Make a plan the folder's, unless another process was first; returns the folder's."""
     folder = out / STATE_FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    tmp = folder / f".tmp-{_PLAN_FILE}-{os.uname().nodename}-{os.getpid()}"
+    tmp = folder / tmp_name(_PLAN_FILE)
     try:
         with tmp.open("w", encoding="utf-8") as file:
             json.dump(asdict(plan), file)

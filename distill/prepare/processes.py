@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from distill.errors import InputError
@@ -52,6 +53,17 @@ def num_workers_here(asked: int | None, environment: Mapping[str, str]) -> int:
         return asked
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // int(environment.get("LOCAL_WORLD_SIZE", "1") or "1"))
+
+
+def runs(pid: int) -> bool:
+    """Whether a process of this machine runs; one that has ended and that nobody has waited for does not."""
+    try:
+        os.kill(pid, 0)
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's, or no /proc
+        return True
 
 
 # What the processes of a pool work with: set once in each, so that it is not sent with every item.

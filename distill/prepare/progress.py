@@ -34,7 +34,8 @@ class Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+        if self._live:
+            self._bar.stop()
 
     def advance(self, num_images: int, *, was_there: bool) -> None:
         """A shard is done. The bar begins here, since processes are better begun before its thread is."""

@@ -198,9 +198,11 @@ def resolve_stages(tree: Tree) -> Tree:
 def _resolved(stage: Any, students: Mapping[str, Any], data: Mapping[str, Any]) -> Any:
     if not isinstance(stage, Mapping):
         return stage
-    shared, own = stage.get("student") or {}, stage.get("students") or {}
-    if not all(isinstance(part, Mapping) for part in (shared, own, stage.get("data") or {})):
+    shared, own, own_data = stage.get("student") or {}, stage.get("students") or {}, stage.get("data") or {}
+    if not all(isinstance(part, Mapping) for part in (shared, own, own_data)):
         return stage  # refused by the schema
+    # What part of the run's images to take says nothing of a stage's own images.
+    not_shared = ("fraction", "keep_classes") if "train" in own_data else ()
     complete = {}
     for name, student in students.items():
         if isinstance(student, Mapping):
@@ -209,7 +211,7 @@ def _resolved(stage: Any, students: Mapping[str, Any], data: Mapping[str, Any]) 
     complete |= {name: value for name, value in own.items() if name not in complete}
     return {
         **{key: value for key, value in stage.items() if key != "student"},
-        "data": merge({key: data[key] for key in STAGE_DATA if key in data}, stage.get("data") or {}),
+        "data": merge({key: data[key] for key in STAGE_DATA if key in data and key not in not_shared}, own_data),
         "students": complete,
     }
 

@@ -17,7 +17,7 @@ STAGE_STUDENT = ("objective", "optimizer", "schedule")
 
 
 class StageData(Section):
-    """What a stage trains on; in a file it is laid over `data`."""
+    """What a stage trains on; in a file it is laid over `data`, whose fraction and keep_classes a stage with its own `train` leaves behind."""
 
     train: Source
     fraction: Annotated[float, Field(gt=0, le=1)] = 1.0

@@ -10,6 +10,7 @@ import torch
 from timm.models import save_for_hf
 from torch import nn
 
+from distill.data.label_sets import named_list
 from distill.errors import InputError
 from distill.models.pixels import Pixels
 from distill.models.teacher import Teacher, build_teacher
@@ -254,6 +255,21 @@ def test_a_file_of_names_is_compared(tmp_path: Path) -> None:
     absent = Spec(model="cifar_resnet8", weights="w.pth", classes="absent.txt")
     with pytest.raises(InputError, match=r"teacher\.classes: no such file"):
         build_teacher(absent, classes=CLASSES, root=tmp_path, device="cpu")
+
+
+def test_a_label_space_is_a_list_of_names_too(tmp_path: Path) -> None:
+    torch.save(trained(num_classes=1000).state_dict(), tmp_path / "w.pth")
+    imagenet = named_list("imagenet-1k") or ()
+    spec = Spec(model="cifar_resnet8", weights="w.pth", classes="imagenet-1k")
+    assert build_teacher(spec, classes=imagenet, root=tmp_path, device="cpu").classes == imagenet
+    swapped = (imagenet[1], imagenet[0], *imagenet[2:])
+    with pytest.raises(
+        InputError, match=r"the data imagenet-1k in another order \(1,000 classes\); class 0 is 'n01440764'"
+    ):
+        build_teacher(spec, classes=swapped, root=tmp_path, device="cpu")
+    misspelt = Spec(model="cifar_resnet8", weights="w.pth", classes="imagenet-1K")
+    with pytest.raises(InputError, match=r"teacher\.classes: no such file.*did you mean 'imagenet-1k'"):
+        build_teacher(misspelt, classes=imagenet, root=tmp_path, device="cpu")
 
 
 def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:

@@ -25,9 +25,10 @@ from distill.data.sources import Source
 from distill.data.stream.manifest import MANIFEST_FILE, Manifest, read_manifest
 from distill.errors import InputError
 from distill.prepare.named import open_named
-from distill.prepare.plan import STATE_FOLDER, Asked
+from distill.prepare.plan import Asked
 from distill.prepare.processes import Rank
 from distill.prepare.shard import shard
+from distill.prepare.storage import STATE_FOLDER
 
 ALONE = Rank(0, 1)
 FORK = multiprocessing.get_context("fork")
@@ -508,7 +509,7 @@ def test_the_command_says_what_it_did_in_a_line(cli: Cli, photos: Path, tmp_path
     code, out, err = cli("data", "shard", photos, tmp_path / "out", "--samples-per-shard", 20, "--workers", 1)
     assert (code, err) == (0, "")
     (line,) = out.splitlines()
-    assert line.startswith(f"{tmp_path / 'out'}: 60 images in 3 tar shards, 0.1 MB; ")
+    assert line.startswith(f"{tmp_path / 'out'}: 60 images in 3 tar shards, 0.2 MB; ")
     assert line.endswith("images/s")
 
 

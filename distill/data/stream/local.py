@@ -19,9 +19,10 @@ import numpy as np
 # offset, size: where the record's bytes lie (size 0: the record holds no image). label: a class, or an index into the names; -1 without.
 ENTRY = np.dtype([("offset", "<i8"), ("size", "<u4"), ("crc", "<u4"), ("label", "<i8")])
 _ENTRY = struct.Struct("<qIIq")
-# magic, bytes of records, number of entries, bytes of names, flags, CRC-32 of entries and names
+# magic, bytes of records, number of entries, bytes of names, flags, CRC-32 of the index up to here
 _TRAILER = struct.Struct("<8sqqqII")
 _MAGIC = b"distilS1"
+_CRC_BYTES = 4
 _HAS_CRC = 1
 
 
@@ -44,11 +45,10 @@ def append_index(path: Path, entries: np.ndarray, names: tuple[str, ...] | None,
     data_end = path.stat().st_size if path.exists() else 0
     body = entries.astype(ENTRY).tobytes()
     text = b"" if names is None else json.dumps(names).encode()
-    trailer = _TRAILER.pack(
-        _MAGIC, data_end, len(entries), len(text), _HAS_CRC if has_crc else 0, zlib.crc32(text, zlib.crc32(body))
-    )
+    said = _TRAILER.pack(_MAGIC, data_end, len(entries), len(text), _HAS_CRC if has_crc else 0, 0)[:-_CRC_BYTES]
     with path.open("ab") as file:
-        file.write(body + text + trailer)
+        index = body + text + said
+        file.write(index + zlib.crc32(index).to_bytes(_CRC_BYTES, "little"))
 
 
 def add_checksums(fd: int, entries: np.ndarray) -> None:
@@ -81,7 +81,7 @@ class LocalShard:
         length = num * ENTRY.itemsize + num_text
         whole = min(first, num, num_text) >= 0 and first + length + _TRAILER.size == size
         body = os.pread(self._fd, length, first) if whole else b""
-        if not whole or zlib.crc32(body) != crc:
+        if not whole or zlib.crc32(tail[:-_CRC_BYTES], zlib.crc32(body)) != crc:
             raise DamagedShard(f"the index at byte {first} is damaged")
         entries = np.frombuffer(body, ENTRY, num)
         self.names: tuple[str, ...] | None = tuple(json.loads(body[-num_text:])) if num_text else None

@@ -54,7 +54,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         OSError: as any write.
     """
     place = folder / MANIFEST_FILE
-    tmp = folder / f".tmp-{MANIFEST_FILE}-{os.getpid()}"
+    tmp = folder / f".tmp-{MANIFEST_FILE}--{os.uname().nodename}-{os.getpid()}"
     try:
         with tmp.open("w", encoding="utf-8") as file:
             file.write(manifest_text(manifest))

@@ -49,7 +49,7 @@ class _Process:
         self.pid = os.getpid()
         self.lock = threading.Lock()
         self.opened: OrderedDict[int, _Opened] = OrderedDict()
-        self.failed: dict[int, tuple[float, Exception]] = {}
+        self.failed: dict[int, tuple[float, type[Exception], str]] = {}  # until when, and what to raise
         self.ahead = Ahead(begin)
         # A local tar takes two descriptors.
         self.most_open = max(8, min(_MOST_OPEN, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))
@@ -177,13 +177,13 @@ class StreamSource:
             if opened is not None:
                 process.opened.move_to_end(number)
                 return opened
-            until, error = process.failed.get(number, (0.0, None))
-        if error is not None and time.monotonic() < until:
-            raise error
+            until, kind, reason = process.failed.get(number, (0.0, OSError, ""))
+        if time.monotonic() < until:
+            raise kind(reason)
         try:
             opened = self._checked(number, self._localiser.open(self.shards[number]))
         except InputError as error:
-            process.failed[number] = (time.monotonic() + _REST_S, error)
+            process.failed[number] = (time.monotonic() + _REST_S, InputError, str(error))
             raise
         except OSError as error:
             raise self._given_up(number, error) from error
@@ -197,9 +197,9 @@ class StreamSource:
     def _given_up(self, number: int, error: OSError) -> UnreadableShard:
         url = self.shards[number].url
         reason = first_line(error)
-        unreadable = UnreadableShard(reason if url in reason else f"{url}: {reason}")
-        self._here().failed[number] = (time.monotonic() + _REST_S, unreadable)
-        return unreadable
+        message = reason if url in reason else f"{url}: {reason}"
+        self._here().failed[number] = (time.monotonic() + _REST_S, UnreadableShard, message)
+        return UnreadableShard(message)
 
     def _checked(self, number: int, shard: LocalShard) -> _Opened:
         """The opened shard, held to what was said of it."""

@@ -52,7 +52,7 @@ def read_members(fd: int, end: int | None = None) -> list[Member]:
         if len(header) < _BLOCK:
             base, window = at, os.pread(fd, min(_AHEAD, max(0, end - at)), at)
             header = window[:_BLOCK]
-        if header[257:262] != b"ustar" and not _is_old_header(header):
+        if len(header) < _BLOCK or (header[257:262] != b"ustar" and not _is_old_header(header)):
             _verify(headers)
             _check_end(fd, header, at, end)
             return members
@@ -127,7 +127,7 @@ def _unsigned_sum(header: bytes) -> int:
 
 def _is_old_header(header: bytes) -> bool:
     """V7 has no magic: the checksum tells."""
-    return len(header) == _BLOCK and any(header) and _sum_is_right(header)
+    return any(header) and _sum_is_right(header)
 
 
 def _verify(headers: list[tuple[int, bytes]]) -> None:
