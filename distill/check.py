@@ -1,6 +1,7 @@
 """What can be known of a recipe without data and without a GPU, beyond its schema: names, arguments, packages, shapes."""
 
 import glob
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,8 @@ from distill.plan import setting_problems, share_of_process
 from distill.recipe import DurationValue, Recipe, schema
 
 _SOME_CLASSES = 10
+# What is not looked for on this machine: addresses, and names in braces.
+_REMOTE_OR_MANY = re.compile(r"://|\{")
 
 
 def check_recipe(recipe: Recipe, num_processes: int | None = None) -> list[str]:
@@ -109,7 +112,7 @@ def _not_here(recipe: Recipe) -> list[str]:
         files["teacher.weights"] = Path(recipe.teacher.weights)
     stages = [(f"stages.{stage.name}.data.train", stage.data.train) for stage in recipe.stages]
     for key, source in (*(stages or [("data.train", recipe.data.train)]), ("data.eval", recipe.data.eval)):
-        if source is not None and source.path is not None and "://" not in source.path:
+        if source is not None and source.path is not None and not _REMOTE_OR_MANY.search(source.path):
             files[key] = Path(recipe.data.root) / source.path
     return [f"{key}: {path} is not here" for key, path in files.items() if not _exists(path.expanduser())]
 

@@ -259,9 +259,7 @@ def check_lanes(plan: Plan, num_processes: int) -> None:
 def reader_of_labels(recipe: Recipe, key: str) -> str:
     """The first key of an objective that reads labels; empty where soft labels alone are taught."""
     for name, student in recipe.students.items():
-        hard, soft = student.objective.hard, student.objective.soft
-        if hard is not None:
-            return f"{key}students.{name}.objective.hard"
-        if isinstance(soft, schema.DKD) and soft.target == "label":
-            return f"{key}students.{name}.objective.soft dkd (target: teacher would not)"
+        if student.objective.reads_labels:
+            term = "hard" if student.objective.hard is not None else "soft dkd (target: teacher would not)"
+            return f"{key}students.{name}.objective.{term}"
     return ""

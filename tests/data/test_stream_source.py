@@ -253,6 +253,8 @@ def test_a_corrupt_shard_is_named_with_its_byte(tmp_path, served, opened):
     write_shards(tmp_path / "served", "tar")
     counted(tmp_path, served)
     source = opened(f"{served.url}/train-{{0000..0003}}.tar", classes="classes.txt", cache="other")
+    served.fault("/train-0002.tar", "corrupt", after_bytes=1)
+    assert source.read(8) == IMAGES[8]  # fetched once more
     served.fault("/train-0003.tar", "corrupt", on=None, after_bytes=1)
     with pytest.raises(UnreadableShard, match=r"train-0003.tar: the header at byte 0 is damaged"):
         source.read(TOTAL - 1)

@@ -65,6 +65,14 @@ ELEMENTWISE = {
     },
     "train": {"budget": "2 iterations", "zero_stage": 1},
 }
+# Two steps each; what was learnt of gradients is forgotten between them, and averages begin anew.
+STAGED: dict[str, Any] = {
+    "train": {"budget": None},
+    "stages": [
+        {"name": "soft", "budget": "2 iterations", "students": {"vit": {"objective": {"hard": None}}}},
+        {"name": "both", "budget": "2 iterations", "optimizer": "reset", "averages": "reset"},
+    ],
+}
 # Measured: 7e-7.
 ROUNDING = 1e-5
 # Measured: 5e-3; against the run in fp32 1.4e-2. bfloat16 resolves 4e-3, and where a sum is rounded decides which way.
@@ -94,6 +102,8 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launch]:
     launch.add("bf16", recipe("bf16", zero(2, precision="bf16")))
     launch.add("elementwise", recipe("elementwise", ELEMENTWISE))
     launch.add("2-to-1", recipe("2-to-1", zero(3)), stop_rank=1, stop_step=2)
+    launch.add("staged-1", recipe("staged-1", zero(1), STAGED))
+    launch.add("staged-3", recipe("staged-3", zero(3, zero_offload=True), STAGED))
     launch.add("diverging", recipe("diverging", DIVERGING))
     for name, changes in (
         ("1-to-2", zero(1)),
@@ -111,6 +121,7 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launch]:
         assert run(recipe("whole")) == DONE
         assert run(recipe("whole-bf16", zero(0, precision="bf16"))) == DONE
         assert run(recipe("whole-elementwise", ELEMENTWISE)) == DONE
+        assert run(recipe("whole-staged", STAGED)) == DONE
     finally:
         launch.finish()
     yield launch
@@ -144,6 +155,15 @@ def test_what_is_saved_is_what_ddp_saves(name: str, launch: Launch) -> None:
         assert (two[key].shape, two[key].dtype) == (tensor.shape, tensor.dtype), key
         scale = max(float(tensor.abs().max()), 1e-6)
         assert float((two[key].double() - tensor.double()).abs().max()) < 1e-4 * scale, key
+
+
+@pytest.mark.parametrize("name", ["staged-1", "staged-3"])
+def test_a_stage_begins_in_shards_as_it_does_whole(name: str, launch: Launch) -> None:
+    assert launch.codes(name) == [DONE, DONE], launch.shown(name)
+    assert apart(launch, name, "whole-staged") < ROUNDING
+    ends = [tensors(launch.folder / run)["vit.ema-0.5/ema/num_updates"] for run in ("whole-staged", name)]
+    assert ends[0] == ends[1] == 2
+    assert apart(launch, "whole-staged") > 100 * ROUNDING, "the stages should matter"
 
 
 def test_bf16_under_zero_is_bf16_under_ddp(launch: Launch) -> None:

@@ -15,7 +15,6 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
 
 from distill.errors import InputError
 
@@ -64,7 +63,7 @@ class ShardCache:
     def file(self, key: str, make: Make) -> Path:
         """The file of a key. Where it is missing or damaged, `make` writes it, in one process at a time: the others wait for it.
 
-        It may be given up again before the caller opens it, where the limit is smaller than what is in use: `open` sees to that.
+        Where the limit is smaller than what is in use, it may be given up again before the caller opens it: ask once more then.
 
         Args:
             key: any text that changes with the content.
@@ -81,13 +80,6 @@ class ShardCache:
         with suppress(OSError):  # given up meanwhile, or another user's
             os.utime(path)
         return path
-
-    def open(self, key: str, make: Make) -> BinaryIO:
-        """The file of a key, opened for reading: as `file`, and stays readable when the cache gives it up."""
-        while True:
-            path = self.file(key, make)
-            with suppress(FileNotFoundError):
-                return path.open("rb")
 
     def has(self, key: str) -> bool:
         """Whether the file is there, and as long as it was made."""

@@ -1,5 +1,6 @@
 """Data sets of the Hub: which files make a split, in which commit, through `datasets`."""
 
+import posixpath
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -7,8 +8,6 @@ from typing import Any
 from distill.data.records import first_line
 from distill.data.stream.names import choose_split, expand_braces
 from distill.errors import InputError
-
-_PATHS_AT_ONCE = 500
 
 
 @dataclass(frozen=True)
@@ -48,9 +47,8 @@ def list_hub(path: str, split: str | None, label: str | None, key: str) -> HubFi
     if pattern and split is not None:
         raise InputError(f"{key}.split: {path} names files, which have no splits: set split to null")
     builder = _builder(repo, revision, pattern, path, key)
-    data_files = builder.config.data_files or {}
-    split = choose_split(split, list(map(str, data_files)), path, key)
-    urls = [str(url) for url in data_files[split]]
+    data_files = {str(name): files for name, files in (builder.config.data_files or {}).items()}
+    urls = [str(url) for url in data_files[choose_split(split, list(data_files), path, key)]]
     root = re.match(r"hf://datasets/[^/]+/[^/@]+@[^/]+", urls[0])
     assert root is not None, urls[0]
     names = [url.removeprefix(f"{root[0]}/") for url in urls]
@@ -63,7 +61,7 @@ def list_hub(path: str, split: str | None, label: str | None, key: str) -> HubFi
 
 def parse_hub_path(path: str, key: str) -> tuple[str, str | None, str | None]:
     """(OWNER/NAME, revision, pattern of files) of hf://datasets/OWNER/NAME[@REVISION][/PATTERN]."""
-    parts = re.fullmatch(r"hf://datasets/([^/@]+/[^/@]+)(?:@([^/]+))?(?:/(.+))?", path.rstrip("/"))
+    parts = re.fullmatch(r"hf://datasets/([^/@]+/[^/@]+)(?:@(refs/(?:convert|pr)/[^/]+|[^/]+))?(?:/(.+))?", path.rstrip("/"))
     if parts is None:
         raise InputError(
             f"{key}.path: {path}: data sets of the Hub are hf://datasets/OWNER/NAME, with @REVISION or /PATTERN behind"
@@ -75,7 +73,7 @@ def parse_hub_path(path: str, key: str) -> tuple[str, str | None, str | None]:
 def _builder(repo: str, revision: str | None, pattern: str | None, path: str, key: str) -> Any:
     import datasets
 
-    page = f"https://huggingface.co/datasets/{repo}"
+    page = f"{datasets.config.HF_ENDPOINT}/datasets/{repo}"
     try:
         return datasets.load_dataset_builder(
             repo, revision=revision, data_files=None if pattern is None else expand_braces(pattern)
@@ -89,10 +87,7 @@ def _builder(repo: str, revision: str | None, pattern: str | None, path: str, ke
         else:
             mend = "mend the name; for a private repository run `hf auth login`, or set HF_TOKEN"
         raise InputError(f"{key}.path: {path}: {reason.rstrip('.')}: {mend}") from error
-    except (
-        FileNotFoundError,
-        datasets.exceptions.DatasetsError,
-    ) as error:  # no files that it knows, or none of the pattern
+    except (FileNotFoundError, datasets.exceptions.DatasetsError) as error:  # no files that it knows, or of the pattern
         raise InputError(
             f"{key}.path: {path}: {first_line(error)}: give a pattern of its files, as in {path}/*.tar"
         ) from error
@@ -111,16 +106,12 @@ def _stored(repo: str, commit: str, names: list[str], path: str, key: str) -> di
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
 
-    api = HfApi()
-    found: dict[str, tuple[int, str | None]] = {}
+    folder = posixpath.commonpath([posixpath.dirname(name) for name in names])
     try:
-        for first in range(0, len(names), _PATHS_AT_ONCE):
-            part = names[first : first + _PATHS_AT_ONCE]
-            for info in api.get_paths_info(repo, part, revision=commit, repo_type="dataset"):
-                if isinstance(info, RepoFile):
-                    found[info.path] = (info.size, None if info.lfs is None else info.lfs.sha256)
+        tree = HfApi().list_repo_tree(repo, folder or None, recursive=True, revision=commit, repo_type="dataset")
+        files = [info for info in tree if isinstance(info, RepoFile)]
     except Exception as error:  # the errors of its HTTP library, which is another one in other versions
         raise InputError(
-            f"{key}.path: {path}: the Hub does not tell its files ({first_line(error)}): try again later"
+            f"{key}.path: {path}: the Hub does not list its files ({first_line(error)}): try again later"
         ) from error
-    return found
+    return {file.path: (file.size, None if file.lfs is None else file.lfs.sha256) for file in files}

@@ -110,11 +110,14 @@ class Localiser:
         return f"{name}-{hashlib.sha256(said.encode()).hexdigest()[:24]}"
 
     def _make(self, shard: ListedShard, path: Path) -> None:
+        make = self._make_tar if self.container == "tar" else self._make_parquet
         try:
-            if self.container == "tar":
-                self._make_tar(shard, path)
-            else:
-                self._make_parquet(shard, path)
+            try:
+                make(shard, path)
+            except DamagedShard:
+                if shard.is_local or shard.sha256 is not None:
+                    raise
+                make(shard, path)  # nothing but its form told that it was damaged, perhaps on its way
         except InputError as error:
             raise error if shard.url in str(error) else InputError(f"{shard.url}: {error}") from error
 

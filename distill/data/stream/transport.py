@@ -88,8 +88,9 @@ class Transport:
         """
         with path.open("wb") as file:
             sink = _Sink(file, hashed=sha256 is not None)
-            for _ in range(2):
-                sink.restart()
+            for again in (False, True):
+                if again:
+                    sink.restart()
                 wrong = self._pour(url, 0, None, sink, size)
                 if wrong is None and sha256 is not None and sink.digest.hexdigest() != sha256.lower():
                     wrong = f"its SHA-256 is {sink.digest.hexdigest()} and {sha256} was promised"
@@ -115,8 +116,9 @@ class Transport:
         while True:
             try:
                 with self._open(url, at, end, version, again=tries.made > 0) as body:
-                    known = body.version is not None and (body.version, body.total) == (version, total)
-                    if at > start and not (body.start == at and known):
+                    same = body.version is not None and body.version == version
+                    same = same and (total is None or body.total is None or total == body.total)
+                    if at > start and not (body.start == at and same):
                         sink.restart()
                         at, version = start, None
                     if body.start > at:
@@ -135,6 +137,9 @@ class Transport:
                 return None
             except Trouble as trouble:
                 tries.failed(trouble, at)
+                if version is None:  # nothing would show that the rest is of the same file
+                    sink.restart()
+                    at = start
 
 
 class _Sink:

@@ -20,6 +20,7 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 from distill.data.stream.body import PIECE_BYTES, Body, Trouble
 from distill.errors import InputError
 
+_AGENT = "vanillakd"
 # Besides every 5xx.
 _PASSING = {408, 425, 429}
 
@@ -48,7 +49,7 @@ def address_of(url: str) -> Address:
     userinfo, _, host = parts.netloc.rpartition("@")
     if not host:
         raise InputError(f"{url}: a URL without a host: write http://HOST/PATH")
-    headers = {"User-Agent": "vanillakd"}
+    headers = {"User-Agent": _AGENT}
     if userinfo:
         headers["Authorization"] = "Basic " + base64.b64encode(unquote(userinfo).encode()).decode()
     # What is already quoted stays as it is; blanks and letters beyond ASCII are quoted.
@@ -58,8 +59,7 @@ def address_of(url: str) -> Address:
 
 
 def _hub_address(url: str) -> Address:
-    from huggingface_hub import constants, hf_hub_url
-    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+    from huggingface_hub import constants, get_token, hf_hub_url
 
     match = _HUB.fullmatch(url)
     if match is None:
@@ -70,7 +70,10 @@ def _hub_address(url: str) -> Address:
     resolved = hf_hub_url(
         match["repo"], match["file"], repo_type="dataset", revision=None if revision is None else unquote(revision)
     )
-    return Address(resolved, build_hf_headers(library_name="vanillakd"), url, match["repo"])
+    # Not huggingface_hub's build_hf_headers, which may ask the Hub first what it should call itself (seen with 2.4).
+    token = None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
+    headers = {"User-Agent": _AGENT, **({} if token is None else {"Authorization": f"Bearer {token}"})}
+    return Address(resolved, headers, url, match["repo"])
 
 
 @contextmanager
@@ -208,7 +211,7 @@ def _hub_refusal(address: Address, status: int, headers: Message) -> str | None:
     """The Hub answers 401 to whoever is not logged in, for what is gated, private or not there alike; X-Error-Code says which."""
     from huggingface_hub import constants
 
-    known = any(name.lower() == "authorization" for name in address.headers)
+    known = "Authorization" in address.headers
     login = "" if known else ", and log in with `hf auth login` or set HF_TOKEN"
     page = f"{constants.ENDPOINT}/datasets/{address.repo}"
     match headers.get("X-Error-Code"):
