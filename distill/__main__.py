@@ -235,9 +235,7 @@ def check(
     console = make_console()
     for note in notes:
         console.print(f"note: {note}", markup=False, soft_wrap=True)
-    console.print(
-        f"{recipe}: sound ({', '.join(loaded.students)}; {loaded.budgets})", markup=False, soft_wrap=True
-    )
+    console.print(f"{recipe}: sound ({', '.join(loaded.students)}; {loaded.budgets})", markup=False, soft_wrap=True)
 
 
 @recipe_app.command("list")

@@ -8,17 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import nn
 
 from distill.data.augment import EvalTransform, TrainTransform
-from distill.data.lanes import LaneOrder
 from distill.data.loader import EvalLoader, Shard, TrainLoader
 from distill.data.mixing import Mixing
-from distill.data.order import TrainOrder
 from distill.data.sources import Source
-from distill.data.stream.source import StreamSource
+from distill.dealing import fetch_ahead
 from distill.engine import Engine
 from distill.errors import InputError, naming
 from distill.losses.objective import build_objective
@@ -217,17 +214,6 @@ def train_loader(plan: Plan, stage: StagePlan, share: Share, engine: Engine, fir
         order_starts=stage.first_step,
         ahead=fetch_ahead(stage.source, stage.order),
     )
-
-
-def fetch_ahead(source: Source, order: TrainOrder) -> Callable[[int, np.ndarray], None] | None:
-    """What tells a stream which shards come next; None for records that are at hand."""
-    if isinstance(source, StreamSource) and isinstance(order, LaneOrder):
-        return partial(_fetch_ahead, source, order)
-    return None
-
-
-def _fetch_ahead(source: StreamSource, order: LaneOrder, step: int, slots: np.ndarray) -> None:
-    source.prepare(order.shards_ahead(step, slots).tolist())
 
 
 def eval_loader(

@@ -240,22 +240,6 @@ def make_order(recipe: Recipe, source: Source, subset: np.ndarray | None, seed: 
     return LaneOrder(source.shard_sizes, size, seed, lanes=lanes, block=spec.block, repeats=repeats, subset=subset)
 
 
-def check_lanes(plan: Plan, num_processes: int) -> None:
-    """Refuse processes that lanes cannot be dealt to.
-
-    Raises:
-        InputError: names the numbers of processes that would do.
-    """
-    for stage in plan.stages:
-        if isinstance(stage.order, LaneOrder) and stage.order.lanes // 2 % num_processes:
-            lanes = stage.order.lanes
-            good = [n for n in range(1, lanes // 2 + 1) if lanes // 2 % n == 0]
-            raise InputError(
-                f"stage {stage.name}: {lanes} lanes come in {lanes // 2} pairs, which cannot be dealt to {num_processes} processes evenly: start "
-                f"{' or '.join(map(str, nearest_numbers(good, num_processes)))} processes, or set data.train.lanes"
-            )
-
-
 def reader_of_labels(recipe: Recipe, key: str) -> str:
     """The first key of an objective that reads labels; empty where soft labels alone are taught."""
     for name, student in recipe.students.items():

@@ -17,10 +17,11 @@ from distill.build import (
     train_loader,
 )
 from distill.checkpoint import Signals
+from distill.dealing import check_streams
 from distill.engine import Engine, check_rendezvous, launched_processes, refuse_contradictions
 from distill.evaluate import TEACHER, Accuracy, EvaluationAbandoned, TeacherAnswers, evaluate
 from distill.journal import Journal
-from distill.plan import Plan, Share, StagePlan, check_lanes, make_plan, share_of_process
+from distill.plan import Plan, Share, StagePlan, make_plan, share_of_process
 from distill.recipe import Recipe
 from distill.rundir import METRICS_FILE, Claim, begin, best_dir, reopen, same_inputs
 from distill.saving import load_student, save_run
@@ -56,7 +57,8 @@ def _train(recipe: Recipe, signals: Signals) -> int:
     )
     check_rendezvous(dict(os.environ))
     plan = make_plan(recipe)
-    check_lanes(plan, launched_processes(dict(os.environ)))
+    num_processes = launched_processes(dict(os.environ))
+    check_streams(plan, num_processes, int(os.environ.get("LOCAL_WORLD_SIZE", num_processes)))
     models = build_models(plan)
     engine = Engine(
         precision=recipe.train.precision,

@@ -279,3 +279,49 @@ def test_restart_forgets_the_optimizer_and_starts_averages_from_the_weights_of_n
         assert torch.equal(tensors["ema-0.5"]["1.weight"], tensors["model"]["1.weight"])
     finally:
         engine.close()
+
+
+# ---- streams are dealt -----------------------------------------------------------------------------------------------
+
+
+def dealt(recipe: Path, num_processes: int, here: int, *overrides: str) -> None:
+    from distill.dealing import check_streams
+
+    check_streams(make_plan(load_recipe(recipe, overrides)), num_processes, here)
+
+
+def test_processes_that_lanes_cannot_be_dealt_to_are_refused(foreign: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, two_stages(foreign), {"train": {"micro_batch_size": None, "batch_size_global": 48}})
+    for num_processes in (1, 2, 3, 4, 6, 8, 12, 24):
+        dealt(recipe, num_processes, num_processes)
+    with pytest.raises(
+        InputError,
+        match=r"stages.foreign.data.train.lanes: 48 lanes come in 24 pairs, .* to 5 processes: start 2 or 3 or 4 or 6 processes",
+    ):
+        dealt(recipe, 5, 5)
+
+
+def test_a_cache_that_cannot_hold_what_lanes_read_at_once_is_refused(foreign: Path, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    from distill.data.stream.source import StreamSource
+    from distill.dealing import check_streams
+
+    small = write_recipe(tmp_path, two_stages(foreign), {"data": {"shards": {"cache_gb": 0.85}}})
+    plan = make_plan(load_recipe(small))
+    local = plan.stages[0].source
+    assert isinstance(local, StreamSource)
+    check_streams(plan, 1, 1)  # local tar shards do not go through the cache
+    remote = StreamSource(
+        [replace(shard, url=f"http://host/{shard.name}", size_bytes=10**8) for shard in local.shards],
+        local._localiser,
+        (),
+        labelled=False,
+    )
+    plan = replace(plan, stages=(replace(plan.stages[0], source=remote), plan.stages[1]))
+    with pytest.raises(
+        InputError,
+        match=r"cache_gb: 0.85, and the 16 lanes that this machine reads have up to 9 shards in use at once, 0.9 GB of http",
+    ):
+        check_streams(plan, 1, 1)
+    check_streams(plan, 8, 1)

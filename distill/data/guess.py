@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import TypeAdapter
 from timm.data import ImageNetInfo
 
+from distill.data.label_sets import NAMES
 from distill.data.stream.manifest import MANIFEST_FILE
 from distill.errors import InputError, nearest
 from distill.recipe import schema
@@ -127,12 +128,12 @@ def in_options(message: str, option: str) -> str:
 
 @contextmanager
 def class_file(classes: str | None) -> Iterator[str | None]:
-    """A file of class names: the one given, or for "imagenet-1k" and timm's other label sets one that lasts for the block.
+    """What a source reads class names from: a file or a label space as given, or for timm's other sets a file that lasts for the block.
 
     Raises:
         InputError: neither a file nor a label set.
     """
-    if classes is None or Path(classes).is_file():
+    if classes is None or Path(classes).is_file() or classes in NAMES:
         yield classes
         return
     try:

@@ -9,6 +9,7 @@ Slots 2i and 2i + 1 of a batch belong to two lanes, so what mixup and cutmix joi
 fills 2 B / L slots in a row, which is the least that a process can have of a batch.
 """
 
+import math
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -152,11 +153,10 @@ class LaneOrder:
         return rank if self._subset is None else int(self._subset[rank])
 
     def shards_at_once(self, lanes: int) -> int:
-        """The most shards that so many lanes have under their current and next blocks, away from an epoch's end: what a machine holds at a time."""
+        """How many shards so many lanes have under their current and next blocks, on average: what a machine holds at a time."""
         sizes = np.diff(self._firsts)
-        smallest = np.sort(sizes[sizes > 0])
-        under = int(np.searchsorted(np.cumsum(smallest), self.block)) + 2
-        return min(len(smallest), lanes * 2 * under)
+        filled = sizes[sizes > 0]
+        return min(len(filled), math.ceil(lanes * (2 * self.block / float(filled.mean()) + 1)))
 
     # ---- lanes, blocks, shards -------------------------------------------------------------------------------------------
 

@@ -1,7 +1,8 @@
 """What SOURCE names on the command line: a path, a URL, fashion_mnist, or the data of a recipe (my.yaml:data.train)."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -14,6 +15,11 @@ from distill.errors import InputError, nearest
 from distill.recipe import Recipe, load_recipe, schema
 
 OPTION = "SOURCE"
+_OPTIONS = {
+    "data.shards.cache_gb": "--cache-gb",
+    "data.shards.cache": "--cache",
+    "set labelled: false": "give --unlabelled",
+}
 _OF_A_RECIPE = re.compile(r"(?P<recipe>.+):(?:stages\.(?P<stage>[^.:]+)\.)?data\.(?P<part>train|eval)")
 
 
@@ -45,24 +51,48 @@ def open_named(
     classes: str | None = None,
     split: str | None = None,
     labelled: bool = True,
-    default_split: str = "train",
+    shards: schema.Shards | None = None,
+    count: Callable[[schema.Stream, schema.Shards], object] | None = None,
 ) -> Named:
     """Open what SOURCE names.
+
+    Args:
+        split: "train" where one is needed and none given.
+        shards: how those of a stream come here, as the command line has it; a recipe says so itself.
+        count: called before a stream is opened, to count its samples.
 
     Raises:
         InputError: nothing is there, or it cannot be opened; in the words of the command line.
     """
+    shards = shards or schema.Shards()
     if found := _OF_A_RECIPE.fullmatch(name):
         if classes is not None or split is not None:
             given = "--split" if split is not None else "--classes"
             raise InputError(f"{given}: {name} says that itself, in the recipe; leave it out")
         return _of_recipe(name, found["recipe"], found["stage"], found["part"])
     with class_file(classes) as file:
-        spec = guess_source(name, file, split=split, default_split=default_split, labelled=labelled, option=OPTION)
-        try:
-            return Named(open_source(spec, Path(), OPTION), spec, Path(), name)
-        except InputError as error:
-            raise InputError(in_options(str(error), OPTION)) from error
+        spec = guess_source(name, file, split=split, default_split="train", labelled=labelled, option=OPTION)
+        with as_options():
+            if count is not None and isinstance(spec, schema.Stream):
+                count(spec, shards)
+            return Named(open_source(spec, Path(), OPTION, shards), spec, Path(), name)
+
+
+@contextmanager
+def as_options() -> Iterator[None]:
+    """Inside, messages that speak of a recipe's keys are put into the words of the command line."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(said(str(error))) from error
+
+
+def said(message: str) -> str:
+    """A message of the rooms below in the words of the command line."""
+    message = in_options(message, OPTION)
+    for key, option in _OPTIONS.items():
+        message = message.replace(key, option)
+    return message
 
 
 def _of_recipe(name: str, recipe_name: str, stage: str | None, part: str) -> Named:
@@ -78,4 +108,4 @@ def _of_recipe(name: str, recipe_name: str, stage: str | None, part: str) -> Nam
         raise InputError(f"{name}: data.eval of the recipe is null: it names no images")
     key = f"stages.{stage}.data.{part}" if stage else f"data.{part}"
     root = Path(recipe.data.root)
-    return Named(open_source(spec, root, key), spec, root, name, recipe)
+    return Named(open_source(spec, root, key, recipe.data.shards), spec, root, name, recipe)

@@ -12,9 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from distill.data.guess import in_options
 from distill.errors import InputError
-from distill.prepare.named import OPTION
+from distill.prepare.named import said
 from distill.prepare.processes import runs
 
 STATE_FOLDER = ".distill-shard"
@@ -100,7 +99,7 @@ def explained(out: Path) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        raise InputError(in_options(str(error), OPTION)) from error
+        raise InputError(said(str(error))) from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             where = next(parent for parent in (out, *out.resolve().parents) if parent.is_dir())

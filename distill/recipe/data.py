@@ -8,7 +8,8 @@ from distill.recipe.values import Count, NonNegative, Positive, Probability, Ran
 
 
 class ImageFolder(Section):
-    """One folder a class, images below it. `classes`: a text file, a class a line, when the folders are only some of them."""
+    """One folder a class, images below it. `classes`, when the folders are only some of them: a text file, a class a line, or a label space by name
+    (imagenet-1k, imagenet-22k, ...)."""
 
     kind: Literal["image_folder"]
     path: str

@@ -62,7 +62,9 @@ def started() -> Iterator[Callable[..., BaseProcess]]:
 
 
 def until(condition: Callable[[], object]) -> None:
+    end = time.monotonic() + 60
     while not condition():
+        assert time.monotonic() < end
         time.sleep(0.005)
 
 

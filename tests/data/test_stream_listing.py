@@ -49,8 +49,14 @@ def parquet_of(indices: range, names: list[str] | None = None, padding: int = 0)
         label = {"names": names, "_type": "ClassLabel"}
         said["huggingface"] = json.dumps({"info": {"features": {"image": {"_type": "Image"}, "label": label}}})
     buffer = io.BytesIO()
+    if not indices:
+        table = table.cast(parquet_schema())
     pq.write_table(table.replace_schema_metadata(said), buffer)
     return buffer.getvalue()
+
+
+def parquet_schema() -> pa.Schema:
+    return pa.schema([("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])), ("label", pa.int64())])
 
 
 def fill(folder: Path, names: str, content=tar_of) -> list[Path]:
@@ -446,7 +452,7 @@ def test_the_hub(tmp_path, served):
             f"is a gated dataset on the Hub. You must be authenticated to access it: accept the terms at {served.url}/datasets/o/gated",
             "data.train.path: hf://datasets/o/none: ",
             "data.train.path: hf://datasets/timm/wds/y-*.tar: ",
-            "data.train.path: hf://datasets/o/pictures: ",
+            "data.train.container: a.txt is neither .tar nor .parquet",
         ),
         strict=True,
     ):

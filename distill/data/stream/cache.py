@@ -131,7 +131,8 @@ class ShardCache:
         with self._locked(self.folder / "evict", wait=True):
             used: list[tuple[int, int, Path]] = []
             total_bytes = 0
-            left: set[Path] = set()
+            sizes: set[Path] = set()
+            left: set[Path] = set()  # what has a lock, a part, or a size without its file
             for entry in os.scandir(self.folder):
                 name, dot, suffix = entry.name.partition(".")
                 if not _NAME.fullmatch(name):  # not ours
@@ -140,13 +141,17 @@ class ShardCache:
                     stat = entry.stat()
                 except FileNotFoundError:
                     continue
+                path = self.folder / name
+                if suffix == "size":
+                    sizes.add(path)
+                    continue
+                total_bytes += stat.st_size
                 if dot:
-                    left.add(self.folder / name)
-                    total_bytes += stat.st_size if suffix.startswith("part") else 0
+                    left.add(path)
                 else:
-                    used.append((stat.st_mtime_ns, stat.st_size, self.folder / name))
-                    total_bytes += stat.st_size
-            for path in left - {file for _, _, file in used} - {newest}:
+                    used.append((stat.st_mtime_ns, stat.st_size, path))
+            left |= sizes - {path for _, _, path in used}
+            for path in left - {newest}:
                 total_bytes -= self._clean(path)
             for _, size_bytes, path in sorted(used):
                 if total_bytes <= self.size_bytes:
@@ -155,11 +160,12 @@ class ShardCache:
                     total_bytes -= size_bytes
 
     def _clean(self, path: Path) -> int:
-        """Removes what belongs to no file, unless somebody is making it. Returns the bytes of its parts."""
+        """Removes the rubbish beside a file, unless somebody is making the file. Returns the bytes of its parts."""
         with self._locked(path, wait=False) as mine:
-            if not mine or path.exists():
+            if not mine:
                 return 0
-            _beside(path, "size").unlink(missing_ok=True)
+            if not path.exists():
+                _beside(path, "size").unlink(missing_ok=True)
             return _remove_parts(path)
 
     def _remove(self, path: Path) -> bool:

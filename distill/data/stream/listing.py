@@ -62,7 +62,8 @@ def list_shards(spec: schema.Stream, root: Path, key: str, transport: Transport)
         listing = Listing(container_of(spec, [s.name for s in shards], key), shards, files.classes)
         return _with_info(listing, files.root, transport)
     place = path if "://" in path else str(root / path)
-    if "{" in place or glob.has_magic(place) or place.endswith((*EXTENSIONS.values(), *COMPRESSED)):
+    names_files = "{" in place or glob.has_magic(place) or place.endswith((*EXTENSIONS.values(), *COMPRESSED))
+    if names_files and not ("://" not in place and Path(place).is_dir()):
         if spec.split is not None:
             raise InputError(
                 f"{key}.split: {spec.path} names files, which have no splits: set split to null, or path to their folder"

@@ -76,17 +76,21 @@ class Localiser:
             InputError: its layout is not that of samples; the server refuses it. Names the shard.
         """
         data = self._data_of(shard)
-        for last in (False, True):
-            with self.cache.open(self._key(shard), lambda tmp: self._make(shard, tmp)) as file:
-                try:
+        spoilt = False
+        while True:
+            path = self.cache.file(self._key(shard), lambda tmp: self._make(shard, tmp))
+            try:
+                with path.open("rb") as file:
                     return LocalShard(file, data)
-                except (
-                    DamagedShard
-                ):  # spoilt in the cache: what is wrong with the shard itself is raised while it is made
-                    if last:
-                        raise
-            self.drop(shard)
-        raise AssertionError
+            except FileNotFoundError:
+                if not path.exists() and (data is None or data.exists()):
+                    continue  # given up by the cache just now, which is too small for what is in use
+                raise
+            except DamagedShard:  # spoilt in the cache: what is wrong with the shard itself is raised while it is made
+                if spoilt:
+                    raise
+                spoilt = True
+                self.drop(shard)
 
     def begin(self, shard: ListedShard) -> None:
         """Bring the shard here, unless it is here or somebody else is at it."""

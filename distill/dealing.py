@@ -1,0 +1,66 @@
+"""How streams are dealt to processes: whose lanes, which shards come next, how much of them a machine holds."""
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+
+from distill.data.lanes import LaneOrder
+from distill.data.order import TrainOrder
+from distill.data.sources import Source
+from distill.data.stream.source import StreamSource
+from distill.errors import InputError
+from distill.plan import Plan, StagePlan, nearest_numbers
+
+
+def check_streams(plan: Plan, num_processes: int, processes_here: int) -> None:
+    """Refuse what cannot be dealt: processes that do not divide the lanes, a cache that cannot hold what they read at once.
+
+    Args:
+        num_processes, processes_here: of the run, and of this machine.
+
+    Raises:
+        InputError: names the numbers that would do.
+    """
+    for stage in plan.stages:
+        if isinstance(stage.order, LaneOrder) and isinstance(stage.source, StreamSource):
+            key = f"stages.{stage.name}.data.train" if plan.recipe.stages else "data.train"
+            _check_lanes(key, stage.order, num_processes)
+            _check_cache(stage, stage.order, stage.source, processes_here / num_processes)
+
+
+def _check_lanes(key: str, order: LaneOrder, num_processes: int) -> None:
+    pairs = order.lanes // 2
+    if pairs % num_processes:
+        good = [n for n in range(1, pairs + 1) if pairs % n == 0]
+        raise InputError(
+            f"{key}.lanes: {order.lanes} lanes come in {pairs} pairs, which cannot be dealt evenly to {num_processes} processes: start "
+            f"{' or '.join(map(str, nearest_numbers(good, num_processes)))} processes, or set train.micro_batch_size or other lanes"
+        )
+
+
+def _check_cache(stage: StagePlan, order: LaneOrder, source: StreamSource, share: float) -> None:
+    """Shards that are read where they lie, or whose size nobody says, do not count."""
+    sizes = [shard.size_bytes for shard in source.shards if not shard.is_local and shard.size_bytes]
+    if not sizes:
+        return
+    lanes = max(2, round(order.lanes * share))
+    num_shards = order.shards_at_once(lanes)
+    needed_gb, limit_gb = num_shards * sum(sizes) / len(sizes) / 1e9, stage.recipe.data.shards.cache_gb
+    if needed_gb > limit_gb:
+        raise InputError(
+            f"data.shards.cache_gb: {limit_gb:g}, and the {lanes} lanes that this machine reads have up to {num_shards} shards in use at once, "
+            f"{needed_gb:.3g} GB of {source.shards[0].url} and its like: set it to {needed_gb * 1.2:.2g} or more, or take a smaller block, "
+            "fewer lanes or smaller shards (distill data shard)"
+        )
+
+
+def fetch_ahead(source: Source, order: TrainOrder) -> Callable[[int, np.ndarray], None] | None:
+    """What tells a stream which shards come next; None for records that are at hand."""
+    if isinstance(source, StreamSource) and isinstance(order, LaneOrder):
+        return partial(_fetch_ahead, source, order)
+    return None
+
+
+def _fetch_ahead(source: StreamSource, order: LaneOrder, step: int, slots: np.ndarray) -> None:
+    source.prepare(order.shards_ahead(step, slots).tolist())
