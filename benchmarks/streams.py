@@ -10,7 +10,6 @@ import argparse
 import itertools
 import json
 import sys
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -303,8 +302,7 @@ def main() -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     answers, sys.stdout = sys.stdout, sys.stderr  # libraries print
-    with tempfile.TemporaryDirectory():
-        warm_up(name)
+    warm_up(name)
     print(json.dumps({"ready": name}), file=answers, flush=True)
     for line in sys.stdin:
         print(json.dumps(obey(name, json.loads(line))), file=answers, flush=True)

@@ -139,8 +139,9 @@ class Summary:
         """The run in a line: steps, time, the best student."""
         skipped = f", {self.num_skipped} unreadable images skipped" if self.num_skipped else ""
         best = f"; best: {self.best}" if self.best else ""
+        epochs = "" if self.stages else f" ({self.epochs:.1f} epochs)"  # of different data they do not add up
         return (
-            f"{self.run}: {self.steps} steps ({self.epochs:.1f} epochs) in {hours_minutes(self.seconds)} on "
+            f"{self.run}: {self.steps} steps{epochs} in {hours_minutes(self.seconds)} on "
             f"{self.num_processes} x {self.device} ({self.device_hours:.2f} device hours){skipped}{best}, in {self.output}"
         )
 

@@ -21,7 +21,8 @@ PAPER = [path for folder in TRAIN_IMAGES for path in sorted((ROOT / folder).glob
 QUICKSTART = sorted((ROOT / "quickstart").glob("*.yaml"))
 FINETUNE = sorted((ROOT / "finetune").glob("*.yaml"))
 STAGED = sorted((ROOT / "imagenet21k").glob("*.yaml"))
-RECIPES = PAPER + QUICKSTART + FINETUNE + STAGED
+MINIATURE = sorted((ROOT / "miniature").glob("*.yaml"))
+RECIPES = PAPER + QUICKSTART + FINETUNE + STAGED + MINIATURE
 
 RAND, CROP = "rand-m7-mstd0.5", "random_resized"
 SGD = "momentum"  # timm's "sgd" is Nesterov

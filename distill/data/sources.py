@@ -19,9 +19,11 @@ from distill.recipe import schema
 
 __all__ = ["Source", "open_source", "stratified_subset"]
 
+_USUAL_SHARDS = schema.Shards()
+
 
 def open_source(
-    spec: schema.Source, root: Path, key: str = "data.train", shards: schema.Shards = schema.Shards()
+    spec: schema.Source, root: Path, key: str = "data.train", shards: schema.Shards = _USUAL_SHARDS
 ) -> Source:
     """The source that a recipe names, with its labels checked.
 

@@ -182,13 +182,9 @@ def _lines(report: dict[str, Any]) -> list[tuple[str, list[str]]]:
 
 def _shard_lines(shards: dict[str, Any]) -> list[str]:
     samples, size = shards["samples"], shards["bytes"]
-    lines = [
-        f"{shards['count']:,}, of {_range(samples, '{:,}'.format)} images; the first is {shards['first']}"
-    ]
+    lines = [f"{shards['count']:,}, of {_range(samples, '{:,}'.format)} images; the first is {shards['first']}"]
     if size:
-        lines.append(
-            f"{_range(size, _bytes)} each, {_bytes(shards['bytes_total'])} together"
-        )
+        lines.append(f"{_range(size, _bytes)} each, {_bytes(shards['bytes_total'])} together")
     if fetched := shards["fetched"]:
         rate = ""
         if fetched["bytes"] and fetched["seconds"]:

@@ -93,12 +93,22 @@ def test_what_other_writers_write(opened, tmp_path):
     assert [(m.name, m.size) for m in found] == [("d", 0), ("s", 0), ("h", 0), ("d/a.jpg", 3)]
     assert content[found[-1].offset :][:3] == b"abc"
 
-    plain = bytearray(pack([("a.jpg", b"abc")]))
-    plain[257:265] = bytes(8)
-    plain[124:136] = b"\x80" + (3).to_bytes(11)
-    plain[148:156] = b"%06o\0 " % (sum(plain[:148]) + sum(plain[156:512]) + 8 * 32)
+    at = found[-1].offset - 512
+    sizeless = content[:at] + _summed(content[at:], 124, b"0" * 11)
+    assert read_members(opened(sizeless)) == found  # the size is PAX's alone
+
+    plain = _summed(pack([("a.jpg", b"abc")]), 257, bytes(8))
+    plain = _summed(plain, 124, b"\x80" + (3).to_bytes(11))
     for end in (1024 + 512, 1024 + 1024, len(plain)):
-        assert [tuple(m[:3]) for m in read_members(opened(bytes(plain[:end])))] == [("a.jpg", 512, 3)]
+        assert [tuple(m[:3]) for m in read_members(opened(plain[:end]))] == [("a.jpg", 512, 3)]
+
+
+def _summed(content: bytes, at: int, field: bytes) -> bytes:
+    """The archive with a field of its first header changed, and the checksum with it."""
+    header = bytearray(content[:512])
+    header[at : at + len(field)] = field
+    header[148:156] = b"%06o\0 " % (sum(header[:148]) + sum(header[156:]) + 8 * 32)
+    return bytes(header) + content[512:]
 
 
 def flipped(content: bytes, at: int) -> bytes:

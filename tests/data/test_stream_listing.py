@@ -140,7 +140,9 @@ def test_folders(tmp_path):
         ("packed/{0..0}.tar.gz", {}, r"0.tar.gz is compressed"),
         ("empty", {}, r"empty has no .tar or .parquet files"),
         ("http://127.0.0.1:1/a-*.tar", {}, r"a web server does not list its files: name them in braces"),
-        ("nosuch://bucket/*.tar", {}, r"nosuch"),
+        ("nosuch://bucket/*.tar", {}, r"data.train.path: nosuch://bucket/.*: Protocol not known: nosuch: install"),
+        ("nosuch://bucket/a.tar", {}, r"nosuch"),
+        ("http://no.such.host.invalid/shards", {}, r"there is no host no.such.host.invalid"),
         ("hf://models/a/b", {}, r"data sets of the Hub are hf://datasets/OWNER/NAME"),
     ],
 )  # fmt: skip

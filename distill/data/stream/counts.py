@@ -36,9 +36,10 @@ def with_counts(listing: Listing, localiser: Localiser, kept: Path, path: str, k
         TransferFailed: a server that does not answer.
     """
     shards = listing.shards
-    if listing.container == "parquet" and (listing.classes is None or any(s.num_samples is None for s in shards)):
+    unknown = any(shard.num_samples is None for shard in shards)
+    if listing.container == "parquet" and (unknown or (localiser.fields.labelled and listing.classes is None)):
         listing = _from_footers(listing, localiser.fields, localiser.transport, key)
-    elif any(shard.num_samples is None for shard in shards):
+    elif unknown:
         local = all(shard.is_local for shard in shards)
         counts = _by_index(shards, localiser, key) if local else _read_list(kept, listing, localiser.fields)
         if counts is None:

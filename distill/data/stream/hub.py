@@ -61,7 +61,9 @@ def list_hub(path: str, split: str | None, label: str | None, key: str) -> HubFi
 
 def parse_hub_path(path: str, key: str) -> tuple[str, str | None, str | None]:
     """(OWNER/NAME, revision, pattern of files) of hf://datasets/OWNER/NAME[@REVISION][/PATTERN]."""
-    parts = re.fullmatch(r"hf://datasets/([^/@]+/[^/@]+)(?:@(refs/(?:convert|pr)/[^/]+|[^/]+))?(?:/(.+))?", path.rstrip("/"))
+    parts = re.fullmatch(
+        r"hf://datasets/([^/@]+/[^/@]+)(?:@(refs/(?:convert|pr)/[^/]+|[^/]+))?(?:/(.+))?", path.rstrip("/")
+    )
     if parts is None:
         raise InputError(
             f"{key}.path: {path}: data sets of the Hub are hf://datasets/OWNER/NAME, with @REVISION or /PATTERN behind"

@@ -30,6 +30,8 @@ from distill.errors import InputError
 from distill.recipe import schema
 
 _INFO_FILES = ("_info.json", "info.json")  # of timm's webdataset repositories
+# What the transport says of a file that is not there; object stores answer 403 where they do not list.
+_ABSENT = re.compile(r"answers (403|404|410)\b|no such file|does not exist")
 
 
 @dataclass(frozen=True)
@@ -146,14 +148,20 @@ def _named_files_exist(listing: Listing, key: str) -> None:
 
 
 def _beside(folder: str, name: str, transport: Transport) -> bytes | None:
-    """A small file in a folder, or None when it is not there."""
+    """A small file in a folder, or None when it is not there.
+
+    Raises:
+        InputError: nothing of the folder can be had: no such host, no access.
+    """
     if "://" not in folder:
         file = Path(folder, name)
         return file.read_bytes() if file.is_file() else None
     try:
         return transport.read(f"{folder}/{name}")
-    except InputError:  # not there, or not for us; what is wrong with the shards themselves is said when they are read
-        return None
+    except InputError as error:
+        if _ABSENT.search(str(error)):
+            return None
+        raise
 
 
 def _manifest_of(folder: str, transport: Transport) -> Manifest | None:

@@ -60,7 +60,7 @@ def matching(pattern: str, key: str) -> list[str]:
     scheme, separator, _ = pattern.partition("://")
     if not separator:
         return [name for name in glob.glob(pattern, recursive=True) if Path(name).is_file()]
-    import fsspec
+    import fsspec  # type: ignore[import-untyped]
 
     try:
         found = fsspec.filesystem(scheme).glob(pattern)
