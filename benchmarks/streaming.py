@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -117,9 +117,7 @@ class Contestant:
 # ---- speed -----------------------------------------------------------------------------------------------------------
 
 
-def measure_speed(
-    contestants: Mapping[str, Contestant], task: Task, place: str, num_rounds: int
-) -> dict[str, Any]:
+def measure_speed(contestants: Mapping[str, Contestant], task: Task, place: str, num_rounds: int) -> dict[str, Any]:
     """Interleave two epochs of each; print a line an epoch, and return the figures."""
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in contestants}
 
@@ -159,8 +157,8 @@ def measure_speed(
 # ---- going on after a stop -------------------------------------------------------------------------------------------
 
 
-def measure_resume(start: Callable[[str], Contestant], names: Sequence[str], task: Task, num_rounds: int) -> dict[str, Any]:
-    """Stop in the middle of an epoch and go on in a new process, reading in it; print a line a way, and return the figures.
+def measure_resume(contestants: Mapping[str, Contestant], task: Task, num_rounds: int) -> dict[str, Any]:
+    """Stop in the middle of an epoch and go on in another process, which reads by itself; print a line a way, and return the figures.
 
     Ours goes on with the shards that it has in its cache, and on another machine, with none.
     """
@@ -168,19 +166,17 @@ def measure_resume(start: Callable[[str], Contestant], names: Sequence[str], tas
     print(f"going on after {num_batches} of {task.steps_per_epoch} batches, by the process that reads")
     print(f"{'':32}{'seconds to the first batch':>28}{'lost':>8}{'twice':>8}  the order")
     figures: dict[str, Any] = {}
-    for name in names:
-        with start(name) as first:
-            shutil.rmtree(task.cache, ignore_errors=True)
-            stopped = first("stop", task, num_batches=num_batches)
-            whole = first("stop", task, num_batches=task.steps_per_epoch)["labels"]
+    for name, contestant in contestants.items():
+        shutil.rmtree(task.cache, ignore_errors=True)
+        stopped = contestant("stop", task, num_batches=num_batches)
+        whole = contestant("stop", task, num_batches=task.steps_per_epoch)["labels"]
         for way, keeps in _ways(name):
             seconds, rest = [], []
             for _ in range(num_rounds):
                 if not keeps:
                     shutil.rmtree(task.cache, ignore_errors=True)
-                with start(name) as second:
-                    state = stopped["state"] if way == "state_dict" else None
-                    answer = second("resume", task, stopped=[num_batches, way, state])
+                state = stopped["state"] if way == "state_dict" else None
+                answer = contestant("resume", task, stopped=[num_batches, way, state])
                 seconds.append(answer["seconds"])
                 rest = answer["labels"]
             told = stopped["labels"] + rest
@@ -188,7 +184,9 @@ def measure_resume(start: Callable[[str], Contestant], names: Sequence[str], tas
             same = told == whole
             label = f"{name}, {way}" + ("" if not _caches(name) else ", cache kept" if keeps else ", cache empty")
             spread = median(seconds)
-            print(f"{label:32}{show(spread, 2):>28}{lost:>8}{twice:>8}  {'as without' if same else 'another'}", flush=True)
+            print(
+                f"{label:32}{show(spread, 2):>28}{lost:>8}{twice:>8}  {'as without' if same else 'another'}", flush=True
+            )
             figures[label] = {"seconds": spread._asdict(), "lost": lost, "twice": twice, "same_order": same}
         shutil.rmtree(task.cache, ignore_errors=True)
     return {"num_batches": num_batches, "ways": figures}
@@ -239,12 +237,12 @@ def peak_memory(pid: int) -> Iterator[list[int]]:
         thread.join()
 
 
-def measure_memory(start: Callable[[str], Contestant], names: Sequence[str], task: Task) -> dict[str, Any]:
-    """Two epochs of each in a new process, under no clock; print and return the figures."""
+def measure_memory(contestants: Mapping[str, Contestant], task: Task) -> dict[str, Any]:
+    """Two epochs of each, under no clock; print and return the figures."""
     figures = {}
-    for name in names:
+    for name, contestant in contestants.items():
         shutil.rmtree(task.cache, ignore_errors=True)
-        with start(name) as contestant, peak_memory(contestant.pid) as samples:
+        with peak_memory(contestant.pid) as samples:
             contestant("epochs", task, num_epochs=2)
         shutil.rmtree(task.cache, ignore_errors=True)
         figures[name] = {"before_bytes": samples[0], "peak_bytes": max(samples)}
@@ -279,37 +277,45 @@ def measure(settings: argparse.Namespace, root: Path) -> None:
     """Every row: images, place, workers. Then resumption and memory."""
     names = present(settings.places)
     figures: dict[str, Any] = {"contestants": names, "shards": {}, "speed": {}, "resume": {}, "memory": {}}
-    start = partial(Contestant, home=root / "hub")
     with ExitStack() as stack:
+        every = {name: stack.enter_context(Contestant(name, root / "hub")) for name in names}
+        from_disk = {name: contestant for name, contestant in every.items() if name != "webdataset_cached"}
+        running = {"http": every, "disk": from_disk}
         sets = {}
         for kind in settings.images:
             num_samples = settings.samples if kind == "jpeg" else settings.samples * settings.small_times
             sets[kind] = write_shards(root / kind, kind, num_samples, settings.shards)
             made = sets[kind]
-            print(f"{kind}: {num_samples} of {made.mean_bytes / 1e3:.1f} kB from {made.made_of}, in {len(made.names)} tars")
-            figures["shards"][kind] = {"num_samples": num_samples, "mean_bytes": made.mean_bytes, "made_of": made.made_of}
+            print(
+                f"{kind}: {num_samples} of {made.mean_bytes / 1e3:.1f} kB from {made.made_of}, in {len(made.names)} tars"
+            )
+            figures["shards"][kind] = {
+                "num_samples": num_samples,
+                "mean_bytes": made.mean_bytes,
+                "made_of": made.made_of,
+            }
         url = stack.enter_context(served(root))
         print(f"batches of {settings.batch_size}, peers' buffer {settings.buffer}, {settings.rounds} rounds; images/s")
-        print(f"{'':6}{'':6}{'w':>3}  {'epoch':7}" + "".join(f"{n.replace('webdataset_', 'wds_'):>11}" for n in NAMES) + "  ours / fastest peer")
+        print(
+            f"{'':6}{'':6}{'w':>3}  {'epoch':7}"
+            + "".join(f"{n.replace('webdataset_', 'wds_'):>11}" for n in NAMES)
+            + "  ours / fastest peer"
+        )
         for kind, made in sets.items():
             for place in settings.places:
                 where = str(made.folder) if place == "disk" else f"{url}/{kind}"
                 for num_workers in settings.workers:
                     task = task_of(settings, made, where, root / "cache", num_workers)
                     row = f"{kind} {place} {num_workers}"
-                    taking_part = [n for n in names if place == "http" or n != "webdataset_cached"]
-                    with ExitStack() as processes:
-                        running = {name: processes.enter_context(start(name)) for name in taking_part}
-                        figures["speed"][row] = measure_speed(running, task, place, settings.rounds)
+                    figures["speed"][row] = measure_speed(running[place], task, place, settings.rounds)
                     if not settings.speed_only:
-                        figures["memory"][row] = measure_memory(start, taking_part, task)
+                        figures["memory"][row] = measure_memory(running[place], task)
         if "jpeg" in sets and not settings.speed_only:
             for place in settings.places:
                 made = sets["jpeg"]
                 where = str(made.folder) if place == "disk" else f"{url}/jpeg"
                 task = task_of(settings, made, where, root / "cache", 0)
-                taking_part = [n for n in names if place == "http" or n != "webdataset_cached"]
-                figures["resume"][place] = measure_resume(start, taking_part, task, min(settings.rounds, 3))
+                figures["resume"][place] = measure_resume(running[place], task, min(settings.rounds, 3))
     finish("streaming", settings, torch.device("cpu"), figures)
 
 
@@ -318,7 +324,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--places", nargs="+", choices=PLACES, default=list(PLACES))
-    parser.add_argument("--workers", type=int, nargs="+", default=[0, 2], help="decoding processes, each number in turn")
+    parser.add_argument(
+        "--workers", type=int, nargs="+", default=[0, 2], help="decoding processes, each number in turn"
+    )
     parser.add_argument("--samples", type=int, default=2560, help="JPEGs, all different")
     parser.add_argument("--small-times", type=int, default=8, help="PNGs for each JPEG")
     parser.add_argument("--shards", type=int, default=20)
@@ -331,7 +339,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     common_arguments(parser, rounds=5)
     settings = parser.parse_args(arguments)
     if settings.quick:
-        small = {"samples": 64, "small_times": 2, "shards": 4, "batch_size": 8, "image_size": 32, "buffer": 10, "rounds": 1}
+        small = {
+            "samples": 64,
+            "small_times": 2,
+            "shards": 4,
+            "batch_size": 8,
+            "image_size": 32,
+            "buffer": 10,
+            "rounds": 1,
+        }
         vars(settings).update(small)
     with tempfile.TemporaryDirectory() as folder:
         measure(settings, Path(folder))

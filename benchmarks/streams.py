@@ -1,5 +1,7 @@
 """The contestants of `benchmarks.streaming`, each in a process of its own: one JSON order a line on stdin, one JSON answer a line on stdout.
 
+The process imports, and forks for every order: so each starts afresh, and no clock sees imports.
+
 All read the same tars, decode with `decode` and augment with `TrainTransform` in as many workers, one thread each, and hand over float32 batches. The
 peers decode while a worker puts its batch together, and stack into one uint8 array, as ours does: the quickest way of several.
 
@@ -9,8 +11,10 @@ peers decode while a worker puts its batch together, and stack into one uint8 ar
 import argparse
 import itertools
 import json
+import os
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -29,7 +33,12 @@ from distill.data.mixing import to_unit
 
 NAMES = ("ours", "datasets", "webdataset", "webdataset_cached")
 # How each goes on after a stop; the first is the one that its documentation names.
-WAYS = {"ours": ("first_step",), "datasets": ("state_dict", "skip"), "webdataset": ("slice",), "webdataset_cached": ("slice",)}
+WAYS = {
+    "ours": ("first_step",),
+    "datasets": ("state_dict", "skip"),
+    "webdataset": ("slice",),
+    "webdataset_cached": ("slice",),
+}
 
 
 @dataclass(frozen=True)
@@ -186,9 +195,7 @@ def _datasets_epochs(task: Task, stream: Any) -> Epoch:
     from accelerate.utils import DataLoaderConfiguration
 
     collate = Collate(task)
-    loader: Any = DataLoader(
-        stream, task.batch_size, collate_fn=collate.of_dicts, drop_last=True, **_workers(task)
-    )
+    loader: Any = DataLoader(stream, task.batch_size, collate_fn=collate.of_dicts, drop_last=True, **_workers(task))
     # By default Accelerate reads on one process and sends to the others; reading in each is quicker.
     config = DataLoaderConfiguration(dispatch_batches=False)
     loader = Accelerator(cpu=True, dataloader_config=config).prepare(loader)
@@ -264,11 +271,11 @@ def run_and_stop(name: str, task: Task, num_batches: int) -> dict[str, Any]:
     if name == "datasets":
         stream = datasets_stream(task)
         batches = itertools.islice(_datasets_epochs(task, stream)(0), num_batches)
-        labels = [batch.labels.tolist() for batch in batches]
-        return {"labels": sum(labels, []), "state": stream.state_dict()}
+        labels = [label for batch in batches for label in batch.labels.tolist()]
+        return {"labels": labels, "state": stream.state_dict()}
     with _OPEN[name](task, None, 1) as epoch:
-        labels = [batch.labels.tolist() for batch in itertools.islice(epoch(0), num_batches)]
-    return {"labels": sum(labels, []), "state": None}
+        batches = itertools.islice(epoch(0), num_batches)
+        return {"labels": [label for batch in batches for label in batch.labels.tolist()], "state": None}
 
 
 def resume(name: str, task: Task, stopped: Stopped) -> dict[str, Any]:
@@ -305,14 +312,23 @@ def main() -> None:
     warm_up(name)
     print(json.dumps({"ready": name}), file=answers, flush=True)
     for line in sys.stdin:
-        print(json.dumps(obey(name, json.loads(line))), file=answers, flush=True)
+        if os.fork() == 0:
+            try:
+                print(json.dumps(obey(name, json.loads(line))), file=answers, flush=True)
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)
+        _, status = os.wait()
+        if status:
+            raise SystemExit(os.waitstatus_to_exitcode(status))
 
 
 def warm_up(name: str) -> None:
-    """Import what the contestant needs, so that no clock sees it."""
+    """Import what the contestant needs."""
     match name:
         case "ours":
-            import benchmarks.runs  # noqa: F401
+            import_module("benchmarks.runs")
         case "datasets":
             import accelerate  # noqa: F401
             import datasets  # noqa: F401

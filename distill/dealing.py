@@ -50,7 +50,7 @@ def _check_cache(stage: StagePlan, order: LaneOrder, source: StreamSource, share
     if needed_gb > limit_gb:
         raise InputError(
             f"data.shards.cache_gb: {limit_gb:g}, and the {lanes} lanes that this machine reads have up to {num_shards} shards in use at once, "
-            f"{needed_gb:.3g} GB of {source.shards[0].url} and its like: set it to {needed_gb * 1.2:.2g} or more, or take a smaller block, "
+            f"{needed_gb:.3g} GB of {source.shards[0].shown} and its like: set it to {needed_gb * 1.2:.2g} or more, or take a smaller block, "
             "fewer lanes or smaller shards (distill data shard)"
         )
 

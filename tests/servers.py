@@ -95,10 +95,12 @@ class Seen:
 
 
 class FolderServer:
-    """See the module. etags: whether ETag, Last-Modified and If-Range are spoken; the tag hashes the file's time and size."""
+    """See the module. etags: whether ETag and Last-Modified are sent; the tag hashes the file's time and size. if_range: whether it is heeded."""
 
-    def __init__(self, folder: Path, *, ranges: bool = True, etags: bool = True, port: int = 0) -> None:
-        self.folder, self.ranges, self.etags = folder.resolve(), ranges, etags
+    def __init__(
+        self, folder: Path, *, ranges: bool = True, etags: bool = True, if_range: bool = True, port: int = 0
+    ) -> None:
+        self.folder, self.ranges, self.etags, self.if_range = folder.resolve(), ranges, etags, if_range
         self.requests: Counter[str] = Counter()
         self.bytes_served: Counter[str] = Counter()
         self.log: list[Seen] = []
@@ -291,7 +293,8 @@ class _Handler(BaseHTTPRequestHandler):
         """The range asked for as [start, end), None for the whole file, (-1, -1) for one outside of it."""
         asked = self.headers.get("Range", "")
         guard = self.headers.get("If-Range")
-        if not (self.server.owner.ranges and asked.startswith("bytes=")) or (guard is not None and guard != tag):
+        outdated = self.server.owner.if_range and guard is not None and guard != tag
+        if outdated or not (self.server.owner.ranges and asked.startswith("bytes=")):
             return None
         first, _, last = asked.removeprefix("bytes=").partition("-")
         if not first:

@@ -1,5 +1,6 @@
 """Tar shards in webdataset's form, made of images at hand."""
 
+import hashlib
 import io
 import tarfile
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from PIL import Image
 
 from distill.data.decode import read_image
 from distill.data.records import Source
+from distill.data.stream.manifest import Manifest, ShardEntry, write_manifest
 
 
 def png(image: Image.Image) -> bytes:
@@ -43,3 +45,15 @@ def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 def images_of(source: Source, indices: Sequence[int]) -> list[bytes]:
     """PNG files of some records."""
     return [png(read_image(source, index).convert("L")) for index in indices]
+
+
+def describe(folder: Path, classes: Sequence[str] | None = None) -> None:
+    """`folder/manifest.json` over the tar shards that `write_tars` left in a folder."""
+    entries = []
+    for path in sorted(folder.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            num_samples = sum(name.endswith(".png") for name in tar.getnames())
+        content = path.read_bytes()
+        entries.append(ShardEntry(path.name, num_samples, len(content), hashlib.sha256(content).hexdigest()))
+    names = None if classes is None else tuple(classes)
+    write_manifest(folder, Manifest("tar", names, tuple(entries), None, None, None, "images at hand"))

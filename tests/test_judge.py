@@ -179,7 +179,7 @@ def clothes(tmp_path: Path) -> Path:
 
 def test_classes_by_other_names_are_refused(clothes: Path, tiny_run: Path) -> None:
     with pytest.raises(
-        InputError, match=r"alone's classes are not the data's: class 0 is 'T-shirt/top' for alone and '0'"
+        InputError, match=r"alone's classes are not the data's: .*class 0 is 'T-shirt/top' for alone and '0'"
     ):
         scores(tiny_run, data=str(clothes))
 
@@ -189,7 +189,7 @@ def test_classes_in_another_order_are_refused(clothes: Path, tiny_run: Path, tmp
     for index, name in enumerate(names):
         (clothes / f"{index}").rename(clothes / name)
     (tmp_path / "names.txt").write_text("\n".join(names[::-1]))
-    with pytest.raises(InputError, match=r"kd's classes are not the data's: class 0"):
+    with pytest.raises(InputError, match=r"kd's classes are not the data's: .*class 0 is"):
         scores(tiny_run / "best/kd", data=str(clothes), classes=str(tmp_path / "names.txt"))
 
 

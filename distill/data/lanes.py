@@ -108,14 +108,13 @@ class LaneOrder:
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
         lanes, places = self._lanes_of(slots)
         images, views = np.divmod(step_in_epoch * self._per_lane + places, self.repeats)
+        blocks, within = self._block_of(lanes, images)
         ranks = np.empty(len(slots), dtype=np.int64)
-        for lane in np.unique(lanes):
-            here = np.flatnonzero(lanes == lane)
-            blocks, within = self._block_of(int(lane), images[here])
-            for block in np.unique(blocks):
-                first, permutation = self._permutation(epoch, int(lane), int(block))
-                members = here[blocks == block]
-                ranks[members] = first + permutation[within[blocks == block]]
+        by_block = np.lexsort((blocks, lanes))
+        changes = np.flatnonzero(np.diff(lanes[by_block]) | np.diff(blocks[by_block])) + 1
+        for members in np.split(by_block, changes):
+            first, permutation = self._permutation(epoch, int(lanes[members[0]]), int(blocks[members[0]]))
+            ranks[members] = first + permutation[within[members]]
         return BatchPlan(epoch, self._indices(epoch, ranks), views, step * self.batch_size_global + slots)
 
     def shards_ahead(self, step: int, slots: np.ndarray) -> np.ndarray:
@@ -126,17 +125,19 @@ class LaneOrder:
         """
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
         image = step_in_epoch * self._per_lane // self.repeats
-        now, later = [], []
-        for lane in np.unique(self._lanes_of(slots)[0]).tolist():
-            first, last = self._block_of(lane, np.array([image, min(image + self.block, self._shown - 1)]))[0].tolist()
-            now.append(self._shards_under(epoch, lane, first))
-            later += [self._shards_under(epoch, lane, block) for block in range(first + 1, last + 1)]
-            if (beyond := min(image + self.block, self._shown + self._shown - 1) - self._shown) >= 0:
-                last = int(self._block_of(lane, np.array([beyond]))[0][0])
-                later += [self._shards_under(epoch + 1, lane, block) for block in range(last + 1)]
-        shards = np.concatenate([*now, *later])
-        _, firsts = np.unique(shards, return_index=True)
-        return np.asarray(shards[np.sort(firsts)])
+        lanes = np.unique(self._lanes_of(slots)[0])
+        now = self._block_of(lanes, image)[0]
+        later = self._block_of(lanes, min(image + self.block, self._shown - 1))[0]
+        changing = later > now  # the others end with the epoch before that
+        shards = [self._shards_under(epoch, lanes, now), self._shards_under(epoch, lanes[changing], later[changing])]
+        if (beyond := min(image + self.block, self._shown + self._shown - 1) - self._shown) >= 0:
+            last = self._block_of(lanes, beyond)[0]
+            for block in range(int(last.max()) + 1):
+                there = lanes[last >= block]
+                shards.append(self._shards_under(epoch + 1, there, np.full(len(there), block)))
+        found = np.concatenate(shards)
+        _, firsts = np.unique(found, return_index=True)
+        return np.asarray(found[np.sort(firsts)])
 
     def successor(self, index: int, another_shard: bool = False) -> int:
         """What stands in for an unreadable sample: the next one of its shard, around the end, or one of the next shard."""
@@ -165,21 +166,23 @@ class LaneOrder:
         pairs, within = np.divmod(slots, 2 * self._per_lane)
         return 2 * pairs + within % 2, within // 2
 
-    def _bounds(self, lane: int, block: int) -> tuple[int, int]:
-        """Where a block of a lane begins and ends. The first blocks of lanes differ in length, so that lanes change blocks one after the other."""
-        lead = lane * self.block // self.lanes
-        first, end = block * self.block - lead, (block + 1) * self.block - lead
-        return max(first, 0), min(end, self._lane_length)
+    def _bounds(self, lanes: np.ndarray, blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where blocks of lanes begin and end. The first blocks of lanes differ in length, so that lanes change blocks one after the other."""
+        firsts = blocks * self.block - self._lead(lanes)
+        return np.maximum(firsts, 0), np.minimum(firsts + self.block, self._lane_length)
 
-    def _block_of(self, lane: int, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The block of each image of a lane, and the place within it."""
-        lead = lane * self.block // self.lanes
-        blocks = (images + lead) // self.block
-        return blocks, images - np.maximum(blocks * self.block - lead, 0)
+    def _block_of(self, lanes: np.ndarray, images: np.ndarray | int) -> tuple[np.ndarray, np.ndarray]:
+        """The block of each image of its lane, and the place within it."""
+        blocks = (images + self._lead(lanes)) // self.block
+        return blocks, images - np.maximum(blocks * self.block - self._lead(lanes), 0)
+
+    def _lead(self, lanes: np.ndarray) -> np.ndarray:
+        """What a lane's first block lacks."""
+        return lanes * self.block // self.lanes
 
     def _shuffle(self, epoch: int, lane: int, block: int) -> tuple[int, np.ndarray]:
         """Where a block begins among the epoch's samples, and its permutation."""
-        first, end = self._bounds(lane, block)
+        first, end = map(int, self._bounds(np.array(lane), np.array(block)))
         key = hash64(self.seed, "block", epoch, lane, block)
         permutation = np.argsort(hash64_array(key, np.arange(end - first)), kind="stable")
         return lane * self._lane_length + first, permutation
@@ -197,10 +200,11 @@ class LaneOrder:
         drawn = self._firsts[shards[places]] + ranks - starts[places]
         return np.asarray(drawn if self._subset is None else self._subset[drawn])
 
-    def _shards_under(self, epoch: int, lane: int, block: int) -> np.ndarray:
-        first, end = self._bounds(lane, block)
+    def _shards_under(self, epoch: int, lanes: np.ndarray, blocks: np.ndarray) -> np.ndarray:
+        """The shards under one block of each of these lanes."""
+        firsts, ends = self._bounds(lanes, blocks)
         shards, starts = self._epoch(epoch)
-        offset = lane * self._lane_length
-        begin, last = np.searchsorted(starts, [offset + first, offset + max(end, first + 1) - 1], side="right") - 1
-        under = shards[begin : last + 1]
+        begins = np.searchsorted(starts, lanes * self._lane_length + firsts, side="right") - 1
+        lasts = np.searchsorted(starts, lanes * self._lane_length + np.maximum(ends, firsts + 1) - 1, side="right")
+        under = np.concatenate([shards[:0], *(shards[i:j] for i, j in zip(begins, lasts, strict=True))])
         return np.asarray(under[np.diff(self._firsts)[under] > 0])

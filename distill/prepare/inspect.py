@@ -1,7 +1,7 @@
 """What a source holds, said to people or programs."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -159,10 +159,8 @@ def _lines(report: dict[str, Any]) -> list[tuple[str, list[str]]]:
     of = f" of {_count(seen['shards'], 'shard')}" if seen["shards"] else ""
     looked_at = [_count(seen["images"], "image") + of]
     if seen["pixels"]:
-        small, middle, large = ("x".join(map(str, seen["pixels"][key])) for key in ("smallest", "median", "largest"))
-        looked_at.append(f"pixels {small} to {large}, median {middle}")
-        sizes = {key: _bytes(value) for key, value in seen["bytes"].items()}
-        looked_at.append(f"{sizes['smallest']} to {sizes['largest']} each, median {sizes['median']}")
+        looked_at.append(_range(seen["pixels"], lambda size: "x".join(map(str, size)), "pixels"))
+        looked_at.append(_range(seen["bytes"], _bytes, "each"))
         looked_at.append(", ".join(f"{count:,} {kind}" for kind, count in seen["formats"].items()))
     lines.append(("looked at", looked_at))
     faults = [f"{fault['where']}: {fault['why']}" for fault in seen["unreadable"]]
@@ -182,9 +180,9 @@ def _lines(report: dict[str, Any]) -> list[tuple[str, list[str]]]:
 
 def _shard_lines(shards: dict[str, Any]) -> list[str]:
     samples, size = shards["samples"], shards["bytes"]
-    lines = [f"{shards['count']:,}, of {_range(samples, '{:,}'.format)} images; the first is {shards['first']}"]
+    lines = [f"{shards['count']:,}, of {_range(samples, '{:,}'.format, 'images')}; the first is {shards['first']}"]
     if size:
-        lines.append(f"{_range(size, _bytes)} each, {_bytes(shards['bytes_total'])} together")
+        lines.append(f"{_range(size, _bytes, 'each')}; {_bytes(shards['bytes_total'])} together")
     if fetched := shards["fetched"]:
         rate = ""
         if fetched["bytes"] and fetched["seconds"]:
@@ -203,10 +201,15 @@ def _class_lines(classes: dict[str, Any] | None) -> list[str]:
     lines = [f"{classes['count']:,}{label_set}: {first}"]
     if samples := classes["samples"]:
         empty = f"; {samples['empty_classes']:,} have none" if samples["empty_classes"] else ""
-        lines.append(
-            f"{samples['smallest']:,} to {samples['largest']:,} images each, median {samples['median']:,}{empty}"
-        )
+        lines.append(f"{_range(samples, '{:,}'.format, 'images each')}{empty}")
     return lines
+
+
+def _range(spread: Mapping[str, Any], say: Callable[[Any], str], what: str) -> str:
+    """A `Spread` of something: "3 to 9 images, median 5", or "5 images" where all are the same."""
+    if spread["smallest"] == spread["largest"]:
+        return f"{say(spread['median'])} {what}"
+    return f"{say(spread['smallest'])} to {say(spread['largest'])} {what}, median {say(spread['median'])}"
 
 
 def _count(number: int, one: str, several: str | None = None) -> str:

@@ -16,7 +16,7 @@ from distill.prepare.named import Sharded
 from distill.prepare.storage import STATE_FOLDER, tmp_name
 from distill.rng import hash64
 
-_PLAN_FILE = "plan.json"
+PLAN_FILE = "plan.json"
 # Of a source that comes in shards so many are mixed together: a new shard then needs these, and not all of them.
 _WINDOW_SHARDS = 16
 _FINGERPRINT_RECORDS = 32
@@ -69,7 +69,7 @@ def order(source: Source, positions: np.ndarray, seed: int | None) -> np.ndarray
     sizes = np.asarray(source.shard_sizes, dtype=np.int64)
     shards = permute(np.arange(len(sizes)), len(sizes), hash64(seed, "shard order"))
     ends = np.cumsum(sizes[shards])  # where in the order each permuted shard ends
-    window_ends = np.append(ends[_WINDOW_SHARDS - 1 : -1 : _WINDOW_SHARDS], ends[-1])
+    window_ends = np.append(ends[_WINDOW_SHARDS - 1 :: _WINDOW_SHARDS], ends[-1])
     windows = np.searchsorted(window_ends, positions, side="right")
     mixed = np.empty_like(positions)
     for window in np.unique(windows):
@@ -109,7 +109,7 @@ def read_plan(out: Path) -> Plan | None:
     Raises:
         InputError: it is damaged.
     """
-    path = out / STATE_FOLDER / _PLAN_FILE
+    path = out / STATE_FOLDER / PLAN_FILE
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         return Plan(**(record | {"asked": Asked(**record["asked"])}))
@@ -123,18 +123,18 @@ def keep_plan(out: Path, plan: Plan) -> Plan:
     """Make a plan the folder's, unless another process was first; returns the folder's."""
     folder = out / STATE_FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    tmp = folder / tmp_name(_PLAN_FILE)
+    tmp = folder / tmp_name(PLAN_FILE)
     try:
         with tmp.open("w", encoding="utf-8") as file:
             json.dump(asdict(plan), file)
             file.flush()
             os.fsync(file.fileno())
         try:
-            os.link(tmp, folder / _PLAN_FILE)  # whole, and only if there is none
+            os.link(tmp, folder / PLAN_FILE)  # whole, and only if there is none
         except FileExistsError:
             pass
         except OSError:  # a file system without hard links
-            tmp.replace(folder / _PLAN_FILE)
+            tmp.replace(folder / PLAN_FILE)
     finally:
         tmp.unlink(missing_ok=True)
     kept = read_plan(out)

@@ -18,7 +18,7 @@ from distill.errors import InputError
 from distill.prepare.container import parquet_schema, parquet_writer, write_tar
 from distill.prepare.making import Job, converted, make
 from distill.prepare.named import OPTION, Named, Sharded
-from distill.prepare.plan import Asked, Plan, fingerprint, keep_plan, order, read_plan, refuse_another
+from distill.prepare.plan import PLAN_FILE, Asked, Plan, fingerprint, keep_plan, order, read_plan, refuse_another
 from distill.prepare.processes import Rank, in_processes
 from distill.prepare.progress import Progress
 from distill.prepare.records import Conversion
@@ -36,6 +36,7 @@ from distill.prepare.storage import (
 
 LABELS_FILE = "labels.npy"
 DEFAULT_SHARD_MB = 64.0
+_MARKER = "close"
 # Images that are looked at for the size of a shard and the names in it.
 _LOOKED_AT = 256
 # Bytes of a tar beside an image's own: its header and half a block of padding, and the same for a label of a few digits.
@@ -61,7 +62,7 @@ def shard(named: Named, out: Path, asked: Asked, *, skip: bool, num_workers: int
         known = _known(out, plan)
         job = Job(source, plan, out, convert, write, skip, known)
         mine = rank.share(plan.num_shards)
-        remove_leftovers(out, {LABELS_FILE, MANIFEST_FILE, *(plan.file(i) for i in mine)})
+        remove_leftovers(out, {LABELS_FILE, MANIFEST_FILE, PLAN_FILE, _MARKER, *(plan.file(i) for i in mine)})
         began = time.monotonic()
         num_new = 0
         with Progress(out.name, sum(len(plan.positions(i)) for i in mine), len(mine), show=rank.rank == 0) as progress:
@@ -85,9 +86,10 @@ def _closing_line(
             f"not there yet: the process that writes the last one writes {MANIFEST_FILE}; if one has died, start the same command again"
         )
     size = sum(each.size for each in manifest.shards)
+    shards = "shard" if len(manifest.shards) == 1 else "shards"
     skipped = f", {manifest.num_skipped:,} unreadable left out" if manifest.num_skipped else ""
     return (
-        f"{job.out}: {manifest.num_samples:,} images in {len(manifest.shards):,} {manifest.container} shards, "
+        f"{job.out}: {manifest.num_samples:,} images in {len(manifest.shards):,} {manifest.container} {shards}, "
         f"{size / 1e6:,.1f} MB{skipped}{speed}"
     )
 
@@ -165,7 +167,7 @@ def _known(out: Path, plan: Plan) -> dict[int, Done]:
 def _close(job: Job, made_from: str, classes: tuple[str, ...] | None) -> Manifest | None:
     """Write labels and manifest if every shard is there. Two processes that both find it so write the same."""
     # On NFS a folder's listing may be old; a change that this process makes there brings a new one.
-    marker = job.out / STATE_FOLDER / tmp_name("close")
+    marker = job.out / STATE_FOLDER / tmp_name(_MARKER)
     marker.touch()
     marker.unlink()
     os.listdir(marker.parent)

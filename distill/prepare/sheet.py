@@ -67,8 +67,10 @@ def _teacher_size(recipe: Recipe) -> tuple[int, str]:
     if built_for is not None:
         return int(built_for if isinstance(built_for, int) else built_for[0]), "teacher.model_args.img_size"
     name = spec.model
-    if name is None and (Path(spec.weights) / "config.json").is_file():
-        name = f"local-dir:{spec.weights}"
+    if name is None:  # an export, or a run, whose best weights lie as exports do
+        weights = Path(spec.weights).expanduser()
+        folders = [weights, *sorted((weights / "best").glob(spec.student or "*"))]
+        name = next((f"local-dir:{folder}" for folder in folders if (folder / "config.json").is_file()), None)
     if name is None:
         return recipe.data.image_size, f"as the student's: {spec.weights} is not here to say"
     try:

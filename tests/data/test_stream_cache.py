@@ -172,7 +172,11 @@ def test_a_child_that_was_forked_meanwhile_does_not_keep_the_lock(
 
 
 def test_what_the_dead_left_goes_at_the_next_file(tmp_path: Path, started: Callable[..., BaseProcess]) -> None:
-    cache = ShardCache(tmp_path / "cache", 10)
+    cache = ShardCache(tmp_path / "cache", 50)
+    whole = cache.file("whole", writing(b"whole"))
+    whole.with_name(f"{whole.name}.lock").touch()  # killed just before it let go
+    cache.file("dropped", writing(b"dropped"))
+    cache.drop("dropped")
     for key in ("a", "b"):
         writer = started(stuck, cache, key, tmp_path / key)
         until((tmp_path / key).exists)
@@ -182,8 +186,10 @@ def test_what_the_dead_left_goes_at_the_next_file(tmp_path: Path, started: Calla
     (cache.folder / "notes.part").write_text("somebody else's")
     (cache.folder / "README").write_text("somebody else's, and larger than the limit")
     cache.file("c", writing(b"c"))
-    # What is left belongs to b, which is still being written, to c, and to somebody else.
-    assert names(cache) == ["", "", "lock", "part", "part", "part.index", "size"]
+    # What is left belongs to the whole, to b, which is still being written, to c, and to somebody else.
+    assert names(cache) == ["", "", "", "lock", "part", "part", "part.index", "size", "size"]
+    assert cache.has("whole")
+    assert cache.has("c")
     assert not cache.begin("b", never)
 
 
@@ -258,7 +264,13 @@ def test_damaged_files_are_made_anew(tmp_path: Path, damage: str) -> None:
         case _:
             size.write_bytes(b"")
     assert not cache.has("a")
-    assert cache.file("a", writing(b"content")).read_bytes() == b"content"
+
+    def make(path: Path) -> None:
+        assert set(names(cache)) <= {"lock", "size"}  # nothing to stumble over
+        path.write_bytes(b"content")
+
+    path.with_name(f"{path.name}.part.index").touch()
+    assert cache.file("a", make).read_bytes() == b"content"
     assert cache.has("a")
 
 

@@ -142,7 +142,6 @@ def test_folders(tmp_path):
         ("http://127.0.0.1:1/a-*.tar", {}, r"a web server does not list its files: name them in braces"),
         ("nosuch://bucket/*.tar", {}, r"data.train.path: nosuch://bucket/.*: Protocol not known: nosuch: install"),
         ("nosuch://bucket/a.tar", {}, r"nosuch"),
-        ("http://no.such.host.invalid/shards", {}, r"there is no host no.such.host.invalid"),
         ("hf://models/a/b", {}, r"data sets of the Hub are hf://datasets/OWNER/NAME"),
     ],
 )  # fmt: skip
@@ -152,6 +151,13 @@ def test_paths_that_are_refused(tmp_path, path, fields, message):
     with pytest.raises(InputError, match=message) as info:
         listed(tmp_path, path, **fields)
     assert "\n" not in str(info.value)
+
+
+def test_a_server_that_wants_a_password_is_not_an_empty_one(tmp_path, served):
+    served.fault("/manifest.json", "status", on=None, status=401)
+    for path in (f"{served.url}/", f"{served.url}/a-{{0..1}}.tar"):
+        with pytest.raises(InputError, match=r"manifest.json: the server answers 401"):
+            listed(tmp_path, path)
 
 
 def test_files_that_fsspec_opens(tmp_path):
@@ -271,7 +277,7 @@ def test_counting_remote_tars(tmp_path, served):
     with pytest.raises(InputError, match="nothing says how many"):
         sizes(tmp_path, path, cache="another")
     served.fault("/a-1.tar", "shorten", on=None, after_bytes=700)
-    with pytest.raises(InputError, match=r"data: ?.*|data.path: .*a-1.tar: cut at byte 700"):
+    with pytest.raises(InputError, match=r"data.path: .*a-1.tar: cut at byte 700"):
         count_samples(spec, tmp_path, "data", Shards(cache="third", retries=0))
 
 
@@ -445,6 +451,7 @@ def test_the_hub(tmp_path, served):
     assert (part["sizes"], part["urls"]) == ([2], [f"{root}/x-train-1.tar"])
     assert (table["sizes"], table["classes"], table["labels"]) == ([2, 3], ["ox", "yak"], [0, 1, 0, 1, 0])
     assert table["images"] == ["image 0", "image 1", "image 0", "image 1", "image 2"]
+    assert any(seen.path == "/datasets/timm/wds/resolve/v1/README.md" for seen in served.log)
     assert "--count" in uncounted
     for message, expected in zip(
         refused,

@@ -93,10 +93,11 @@ def test_what_may_pass_is_tried_again(server: FolderServer, tmp_path: Path, stat
     assert server.requests["/a.bin"] == 3
 
 
-@pytest.mark.parametrize("etags", [True, False])
-def test_two_states_of_a_file_are_not_spliced(folder: Path, tmp_path: Path, etags: bool) -> None:
-    changed = CONTENT[::-1]
-    with FolderServer(folder, etags=etags) as server:
+@pytest.mark.parametrize("guard", ["If-Range", "ETag alone", "none"])
+@pytest.mark.parametrize("size", [SIZE, 600_000])
+def test_two_states_of_a_file_are_not_spliced(folder: Path, tmp_path: Path, guard: str, size: int) -> None:
+    changed = CONTENT[::-1][:size]
+    with FolderServer(folder, etags=guard != "none", if_range=guard == "If-Range") as server:
         server.fault("a.bin", "reset", after_bytes=1_000_000, on=(1,))
         server.fault("a.bin", "hold", on=(2,))
         thread = threading.Thread(target=fetched, args=(server, tmp_path / "a"))
@@ -108,7 +109,7 @@ def test_two_states_of_a_file_are_not_spliced(folder: Path, tmp_path: Path, etag
         server.release.set()
         thread.join()
     assert (tmp_path / "a").read_bytes() == changed
-    assert server.requests["/a.bin"] == 2
+    assert server.requests["/a.bin"] == (3 if guard == "ETag alone" else 2)
 
 
 def test_progress_forgives_failures(server: FolderServer, tmp_path: Path) -> None:
@@ -255,6 +256,14 @@ def test_ranges_are_slices(server: FolderServer, deaf: FolderServer, ranges: boo
     assert QUICK.read(f"{asked.url}/empty.bin") == b""
 
 
+def test_a_range_of_a_server_without_ranges_is_not_read_to_the_end(deaf: FolderServer, folder: Path) -> None:
+    with (folder / "large.bin").open("wb") as file:
+        file.truncate(64 << 20)
+    assert QUICK.read(f"{deaf.url}/large.bin", 10, 20) == bytes(10)
+    deaf.close()
+    assert deaf.bytes_served["/large.bin"] < 48 << 20
+
+
 def test_sizes(server: FolderServer, deaf: FolderServer, folder: Path) -> None:
     for asked in (server, deaf):
         assert QUICK.size(f"{asked.url}/a.bin") == SIZE
@@ -320,7 +329,8 @@ def test_local_files_and_fsspec(folder: Path, tmp_path: Path) -> None:
             assert "SHA-256" in failure(lambda: QUICK.fetch(url, tmp_path / "a", sha256="0" * 64), TransferFailed)  # noqa: B023
             assert "were promised" in failure(lambda: QUICK.fetch(url, tmp_path / "a", size=3), TransferFailed)  # noqa: B023
             assert "does not exist" in failure(lambda: QUICK.read(f"{url}.no"), InputError)  # noqa: B023
-        assert "is a folder" in failure(lambda: QUICK.read(str(folder)), InputError)
+        for path in (str(folder), "memory://stream"):
+            assert "is a folder" in failure(lambda: QUICK.read(path), InputError)  # noqa: B023
         assert "pip install s3fs" in failure(lambda: QUICK.read("s3://bucket/x"), InputError)
         assert "knows no nosuch://" in failure(lambda: QUICK.read("nosuch://bucket/x"), InputError)
     finally:

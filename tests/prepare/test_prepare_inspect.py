@@ -90,11 +90,11 @@ def test_unreadable_images_are_named(
     broken.write_bytes(broken.read_bytes()[:-200])
     (fault,) = report("broken")["looked_at"]["unreadable"]
     assert fault["where"] == "broken/dog/021.jpeg"
-    assert "truncated" in fault["why"]
+    assert "truncated" in fault["why"].lower()
     code, out, _ = cli("data", "inspect", "broken", "--no-sheet", "--workers", 1)
     assert code == 0
     assert "unreadable  1 of them" in out
-    assert "broken/dog/021.jpeg: image file is truncated" in out
+    assert f"broken/dog/021.jpeg: {fault['why']}" in out
 
 
 def test_which_images_are_looked_at_is_the_seed_s(photos: Path, report: Callable[..., dict[str, Any]]) -> None:
@@ -296,8 +296,7 @@ def test_the_sheet_says_whose_it_is(cli: Cli, tiny_recipe: Callable[..., Path], 
         ),
         (["photos", "--recipe", "quickstart/studnets"], "no recipe 'quickstart/studnets' (did you mean"),
         (["photos", "--cache-gb", "0"], "--cache-gb 0.0: should be above 0"),
-        (["shards", "--cache", "file"], "--cache"),
-        (["http://127.0.0.1:1/shards/a.tar", "--count"], "SOURCE"),
+        (["shards/*.tar", "--cache", "file"], "--cache: "),
     ],
 )
 def test_bad_input_is_a_sentence(

@@ -1,8 +1,10 @@
 """distill data shard: every image once, in files that others read; resumed, parallel and damaged sets end the same."""
 
 import contextlib
+import dataclasses
 import hashlib
 import io
+import itertools
 import multiprocessing
 import os
 import resource
@@ -11,9 +13,9 @@ import signal
 import tarfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
@@ -22,11 +24,14 @@ from PIL import Image
 
 from distill.data.decode import decode
 from distill.data.sources import Source
-from distill.data.stream.manifest import MANIFEST_FILE, Manifest, read_manifest
+from distill.data.stream.manifest import MANIFEST_FILE, Manifest, read_manifest, write_manifest
 from distill.errors import InputError
+from distill.prepare.container import Sample, write_tar
+from distill.prepare.making import Job, make
 from distill.prepare.named import open_named
-from distill.prepare.plan import Asked
-from distill.prepare.processes import Rank
+from distill.prepare.plan import Asked, Plan
+from distill.prepare.processes import Rank, in_processes, runs
+from distill.prepare.records import Conversion
 from distill.prepare.shard import shard
 from distill.prepare.storage import STATE_FOLDER
 
@@ -281,28 +286,55 @@ def test_every_shard_is_one_process_s() -> None:
 # ---- interrupted, damaged --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_killed_at_any_moment_it_goes_on(workers: int, whole: Path, photos: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    attempts = kept = 0
-    while not (out / MANIFEST_FILE).is_file():
-        done = {p: p.stat().st_ino for p in out.glob("*.tar") if (out / STATE_FOLDER / f"{p.name}.json").is_file()}
-        before = inodes(out)
-        process = FORK.Process(target=cut, args=(photos, out), kwargs={"workers": workers})
+def _killed_at(step: int, photos: Path, out: Path) -> None:
+    """Cut, and die at the step-th file that is synced, put in its place or removed."""
+    counted = itertools.count(1)
+
+    def deadly(what: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            if next(counted) == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return what(*arguments, **options)
+
+        return call
+
+    for owner, name in ((os, "fsync"), (os, "link"), (Path, "replace"), (Path, "unlink")):
+        setattr(owner, name, deadly(getattr(owner, name)))
+    cut(photos, out, samples_per_shard=20)
+
+
+def test_killed_at_any_step_it_goes_on(photos: Path, tmp_path: Path) -> None:
+    cut(photos, tmp_path / "whole", samples_per_shard=20)
+    for step in itertools.count(1):
+        out = tmp_path / f"killed-{step}"
+        process = FORK.Process(target=_killed_at, args=(step, photos, out))
         process.start()
-        # Killed when so many new shards have their place: in the middle of another, or between its file and what says that it is there.
+        process.join()
+        if process.exitcode == 0:
+            break
+        done = {path.name.removesuffix(".json") for path in (out / STATE_FOLDER).glob("shard-*.json")}
+        before = inodes(out)
+        cut(photos, out, samples_per_shard=20)
+        assert files(out) == files(tmp_path / "whole")
+        assert all(inodes(out)[name] == before[name] for name in done), "a finished shard was written again"
+    assert step > 20
+
+
+def test_killed_at_any_moment_it_goes_on(whole: Path, photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    attempts = 0
+    while not (out / MANIFEST_FILE).is_file():
+        before = inodes(out)
+        process = FORK.Process(target=cut, args=(photos, out), kwargs={"workers": 2})
+        process.start()
         while process.is_alive() and len(inodes(out).items() - before.items()) <= attempts % 3:
             time.sleep(0.0005)
         process.kill()
         process.join()
         attempts += 1
-        kept += len(done)
-        for path, inode in done.items():
-            assert path.stat().st_ino == inode, "a finished shard was written again"
-        assert attempts < 60
-    assert attempts > 3
-    assert kept > 0
-    cut(photos, out, workers=workers)  # a kill may have come after the manifest and before the end
+    while any(runs(int(path.name.rpartition("-")[2])) for path in out.rglob(".tmp-*")):
+        time.sleep(0.01)  # local processes that have not ended yet
+    cut(photos, out, workers=2)
     assert files(out) == files(whole)
 
 
@@ -327,6 +359,19 @@ def test_a_damaged_shard_is_written_again(
     assert cut(photos, out) is not None
     assert files(out) == files(whole)
     assert others.items() <= inodes(out).items()
+
+
+def test_a_finished_set_that_cannot_be_made_again_is_said(whole: Path, photos: Path, tmp_path: Path) -> None:
+    """As with another version of Pillow: what is written is not what the manifest says."""
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    manifest = read_manifest((out / MANIFEST_FILE).read_bytes(), "here")
+    changed = dataclasses.replace(manifest.shards[2], sha256="00" * 32)
+    write_manifest(out, dataclasses.replace(manifest, shards=(*manifest.shards[:2], changed, *manifest.shards[3:])))
+    with pytest.raises(
+        InputError, match=r"shard-00002\.tar: was damaged, and written again it differs from what manifest\.json says"
+    ):
+        cut(photos, out)
 
 
 @pytest.mark.parametrize("name", ["labels.npy", MANIFEST_FILE])
@@ -444,6 +489,8 @@ def test_a_shard_of_which_nothing_can_be_read_is_left_out(photos: Path, tmp_path
         assert manifest is not None
         assert (len(manifest.shards), manifest.num_samples, manifest.num_skipped) == (9, 53, 7)
         assert not (tmp_path / "out/shard-00000.tar").exists()
+    # Another process of the finished set, which did not look at that shard.
+    assert cut(folder, tmp_path / "out", skip=True, seed=None, samples_per_shard=6, rank=Rank(1, 2)) == manifest
 
 
 def test_a_lost_disk_is_no_bad_luck(tmp_path: Path, make_picture: Callable[..., bytes]) -> None:
@@ -464,7 +511,7 @@ def _with_little_room(photos: Path, out: Path, workers: int, result: Any) -> Non
     try:
         cut(photos, out, workers=workers)
         result.put("no error")
-    except InputError as error:
+    except Exception as error:
         result.put(str(error))
 
 
@@ -500,6 +547,56 @@ def test_leftovers_of_the_dead_are_removed_and_those_of_the_living_are_not(
     os.utime(tmp_path / "out" / names[3], (0, 0))
     cut(photos, tmp_path / "out")
     assert {p.name for p in (tmp_path / "out").glob(".tmp*")} == {names[1], names[2]}
+
+
+def test_what_is_written_is_read_back(source: Source, tmp_path: Path) -> None:
+    def careless(file: BinaryIO, samples: Iterable[Sample]) -> None:
+        write_tar(file, [sample._replace(content=sample.content[:-1]) for sample in samples])
+
+    plan = Plan(Asked("tar", 0, None, None, True, 7, None), "", 60, 9, "jpg")
+    (tmp_path / STATE_FOLDER).mkdir()
+    for write, fault in ((write_tar, False), (careless, True)):
+        job = Job(source, plan, tmp_path, Conversion(), write, False, {})
+        if fault:
+            with pytest.raises(InputError, match=r"shard-00001\.tar: what was written is not what is read back"):
+                make(job, 1)
+            assert not (tmp_path / "shard-00001.tar").exists()
+        else:
+            assert make(job, 0).num_samples == 6
+
+
+def _end(_: None, number: int) -> int:
+    if number == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def test_a_killed_local_process_is_said() -> None:
+    with pytest.raises(InputError, match="one of the local processes was killed, often for want of memory"):
+        list(in_processes(_end, None, range(8), 2))
+    assert sorted(in_processes(_end, None, (0, 1, 2, 4), 2)) == [0, 1, 2, 4]
+
+
+def _sleep(folder: Path, number: int) -> None:
+    (folder / f"{os.getpid()}").touch()
+    time.sleep(60)
+
+
+def _parent(folder: Path) -> None:
+    list(in_processes(_sleep, folder, range(2), 2))
+
+
+def test_local_processes_end_with_a_killed_command(tmp_path: Path) -> None:
+    process = FORK.Process(target=_parent, args=(tmp_path,))
+    process.start()
+    while len(list(tmp_path.iterdir())) < 2:
+        time.sleep(0.01)
+    process.kill()
+    process.join()
+    deadline = time.monotonic() + 30
+    while any(runs(int(path.name)) for path in tmp_path.iterdir()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 # ---- the command -----------------------------------------------------------------------------------------------------

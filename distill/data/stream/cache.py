@@ -88,8 +88,6 @@ class ShardCache:
     def begin(self, key: str, make: Make) -> bool:
         """Makes the file, unless it is there or being made by somebody. Returns whether it was made. Raises as `file`."""
         path = self._path(key)
-        if _whole(path):
-            return False
         with self._locked(path, wait=False) as mine:
             if not mine or _whole(path):
                 return False
@@ -119,15 +117,18 @@ class ShardCache:
                 part.replace(path)
             finally:
                 _remove_parts(path)
-            self._give_up(path)
+            self._give_up()
         except OSError as error:
             full = self._full(error)
             if full is None:
                 raise
             raise full from error
 
-    def _give_up(self, newest: Path) -> None:
-        """Removes the least recently used files until the rest keeps to the limit, and what dead writers left behind."""
+    def _give_up(self) -> None:
+        """Removes the least recently used files until the rest keeps to the limit, and what dead writers left behind.
+
+        Nothing whose lock is held is touched: neither what is being written, nor what the caller has just made.
+        """
         with self._locked(self.folder / "evict", wait=True):
             used: list[tuple[int, int, Path]] = []
             total_bytes = 0
@@ -151,12 +152,12 @@ class ShardCache:
                 else:
                     used.append((stat.st_mtime_ns, stat.st_size, path))
             left |= sizes - {path for _, _, path in used}
-            for path in left - {newest}:
+            for path in left:
                 total_bytes -= self._clean(path)
             for _, size_bytes, path in sorted(used):
                 if total_bytes <= self.size_bytes:
                     break
-                if path != newest and self._remove(path):
+                if self._remove(path):
                     total_bytes -= size_bytes
 
     def _clean(self, path: Path) -> int:

@@ -48,7 +48,7 @@ def with_counts(listing: Listing, localiser: Localiser, kept: Path, path: str, k
                 f"the order of a run rests on it: run distill data inspect '{path}' --count, which reads each shard once and keeps the counts"
             )
         listing = _counted(listing, counts)
-    empty = next((shard.url for shard in listing.shards if shard.num_samples == 0), None)
+    empty = next((shard.shown for shard in listing.shards if shard.num_samples == 0), None)
     if empty is not None:
         raise InputError(f"{key}.path: {empty} holds no samples: remove it")
     return listing
@@ -84,7 +84,7 @@ def _count(shard: ListedShard, localiser: Localiser) -> int:
     try:
         return len(localiser.open(shard))
     except DamagedShard as error:
-        raise DamagedShard(f"{shard.url}: {error}") from error
+        raise DamagedShard(f"{shard.shown}: {error}") from error
 
 
 def _counted(listing: Listing, counts: Iterable[int]) -> Listing:
@@ -127,11 +127,11 @@ def _from_footers(listing: Listing, fields: Fields, transport: Transport, key: s
     for shard, footer in zip(listing.shards, footers, strict=True):
         if footer.classes != classes:
             raise InputError(
-                f"{key}.path: {shard.url} and {listing.shards[0].url} name other classes in their schemas: give one data set, or one split of it"
+                f"{key}.path: {shard.shown} and {listing.shards[0].shown} name other classes in their schemas: give one data set, or one split of it"
             )
         if shard.num_samples not in (None, footer.num_rows):
             raise InputError(
-                f"{key}.path: {shard.url} holds {footer.num_rows} rows, and {shard.num_samples} are promised"
+                f"{key}.path: {shard.shown} holds {footer.num_rows} rows, and {shard.num_samples} are promised"
             )
     listing = _counted(listing, (footer.num_rows for footer in footers))
     return replace(listing, classes=listing.classes or classes)
@@ -142,7 +142,7 @@ def _footer(shard: ListedShard, fields: Fields, transport: Transport, key: str) 
         size = shard.size_bytes if shard.size_bytes is not None else transport.size(shard.url)
         if size is None:
             raise InputError(
-                f"{shard.url}: the server does not tell its size, which a Parquet file's footer is found by"
+                f"{shard.shown}: the server does not tell its size, which a Parquet file's footer is found by"
             )
         tail = transport.read(shard.url, max(0, size - _TAIL_BYTES), size)
         needed = tail_size(tail[-8:])
@@ -150,7 +150,7 @@ def _footer(shard: ListedShard, fields: Fields, transport: Transport, key: str) 
             tail = transport.read(shard.url, max(0, size - needed), size)
         return read_footer(tail[-needed:], image=fields.image, label=fields.label, labelled=fields.labelled)
     except DamagedShard as error:
-        raise InputError(f"{key}.path: {shard.url}: {error}: fetch it again, or remove it") from error
+        raise InputError(f"{key}.path: {shard.shown}: {error}: fetch it again, or remove it") from error
     except InputError as error:
-        named = str(error) if shard.url in str(error) else f"{shard.url}: {error}"
+        named = str(error) if shard.shown in str(error) else f"{shard.shown}: {error}"
         raise InputError(named if named.startswith(key) else f"{key}.path: {named}") from error

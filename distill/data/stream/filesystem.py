@@ -45,7 +45,7 @@ def open_file(url: str, start: int, end: int | None, again: bool) -> Iterator[Bo
 
 
 def _range(fs: Any, path: str, start: int, end: int, total: int | None, url: str) -> Iterator[bytes]:
-    if total is None or start < total:
+    if total is None or start < total:  # object stores refuse a range beyond the end
         with _explained(url):
             content = bytes(fs.cat_file(path, start, end))
         yield content

@@ -23,6 +23,7 @@ from distill.data.stream.names import (
     container_of,
     matching,
     named_files,
+    names_files,
     of_split,
 )
 from distill.data.stream.transport import Transport
@@ -64,8 +65,7 @@ def list_shards(spec: schema.Stream, root: Path, key: str, transport: Transport)
         listing = Listing(container_of(spec, [s.name for s in shards], key), shards, files.classes)
         return _with_info(listing, files.root, transport)
     place = path if "://" in path else str(root / path)
-    names_files = "{" in place or glob.has_magic(place) or place.endswith((*EXTENSIONS.values(), *COMPRESSED))
-    if names_files and not ("://" not in place and Path(place).is_dir()):
+    if names_files(place):
         if spec.split is not None:
             raise InputError(
                 f"{key}.split: {spec.path} names files, which have no splits: set split to null, or path to their folder"

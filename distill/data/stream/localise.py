@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from distill.data.records import first_line
 from distill.data.stream.cache import ShardCache
 from distill.data.stream.local import DamagedShard, LocalShard, add_checksums, append_index
 from distill.data.stream.parquet import localise_parquet
@@ -39,8 +38,13 @@ class ListedShard:
         return "://" not in self.url
 
     @property
+    def shown(self) -> str:
+        """For messages: without passwords and signatures."""
+        return self.url if self.is_local else re.sub(r"//[^/@]*@", "//", self.url, count=1).partition("?")[0]
+
+    @property
     def identity(self) -> str:
-        """What another content would change, as far as it is known without reading the shard."""
+        """What another content would change, as far as it is known without reading the shard; of a mere URL it is not known."""
         if self.sha256 is not None:
             return self.sha256
         if self.is_local:
@@ -106,10 +110,8 @@ class Localiser:
     def _key(self, shard: ListedShard) -> str:
         fields = self.fields
         said = f"{_FORMAT} {self.container} {fields.image} {fields.label} {fields.labelled} {shard.identity}"
-        if self._data_of(shard) is not None:
-            said += (
-                f" index of {shard.identity} {os.stat(shard.url).st_mtime_ns}"  # a copy in the cache has another index
-            )
+        if self._data_of(shard) is not None:  # an index alone, which a copy in the cache has within
+            said += f" {os.stat(shard.url).st_mtime_ns}"
         name = re.sub(r"[^A-Za-z0-9._-]+", "-", shard.name)[-60:].lstrip(".-")
         return f"{name}-{hashlib.sha256(said.encode()).hexdigest()[:24]}"
 
@@ -123,7 +125,7 @@ class Localiser:
                     raise
                 make(shard, path)  # nothing but its form told that it was damaged, perhaps on its way
         except InputError as error:
-            raise error if shard.url in str(error) else InputError(f"{shard.url}: {error}") from error
+            raise error if shard.shown in str(error) else InputError(f"{shard.shown}: {error}") from error
 
     def _make_tar(self, shard: ListedShard, path: Path) -> None:
         fields = self.fields
@@ -155,14 +157,11 @@ class Localiser:
 
 def _hold_to_promise(shard: ListedShard) -> None:
     """Compare a local shard with what was promised of it; once, when its index is made."""
-    try:
-        with open(shard.url, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if shard.size_bytes is not None and size != shard.size_bytes:
-                raise DamagedShard(
-                    f"it has {size} bytes, and {shard.size_bytes} are promised: cut at byte {size}, or another file"
-                )
-            if shard.sha256 is not None and hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
-                raise DamagedShard("its SHA-256 is not the promised one: damaged, or another file")
-    except FileNotFoundError as error:
-        raise InputError(f"{shard.url} does not exist: {first_line(error)}") from error
+    with open(shard.url, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if shard.size_bytes is not None and size != shard.size_bytes:
+            raise DamagedShard(
+                f"it has {size} bytes, and {shard.size_bytes} are promised: cut at byte {size}, or another file"
+            )
+        if shard.sha256 is not None and hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
+            raise DamagedShard("its SHA-256 is not the promised one: damaged, or another file")

@@ -32,14 +32,24 @@ def expand_braces(path: str) -> list[str]:
     return ["".join(chosen) for chosen in itertools.product(*parts)]
 
 
+def names_files(place: str) -> bool:
+    """Whether a path says files, by a pattern, braces or an extension, rather than a folder."""
+    if "://" not in place:
+        pattern = "{" in place or glob.has_magic(place) or place.endswith((*EXTENSIONS.values(), *COMPRESSED))
+        return pattern and not Path(place).is_dir()
+    plain = place.partition("?")[0]
+    return any(sign in plain for sign in "{*[") or plain.endswith((*EXTENSIONS.values(), *COMPRESSED))
+
+
 def named_files(place: str, key: str) -> list[str]:
     files = expand_braces(place)
-    if any(glob.has_magic(file) for file in files):
-        if place.startswith(("http://", "https://")):
+    if place.startswith(("http://", "https://")):
+        if "*" in place:
             raise InputError(
                 f"{key}.path: {place}: a web server does not list its files: name them in braces, as in train-{{0000..0127}}.tar, "
                 "or give a folder with the manifest of distill data shard"
             )
+    elif any(glob.has_magic(file) for file in files):
         files = [found for pattern in files for found in sorted(matching(pattern, key))]
     if not files:
         raise InputError(f"{key}.path: no file matches {place}: mend the pattern")

@@ -2,7 +2,8 @@
 
 import getpass
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -36,10 +37,8 @@ def open_stream(
         InputError: nothing there, no access, counts or classes that nothing says, labels outside the class list.
     """
     listing, localiser, kept = _listed(spec, root, key, shards or schema.Shards())
-    try:
+    with _told(key):
         listing = with_counts(listing, localiser, kept, spec.path, key)
-    except TransferFailed as error:
-        raise _no_answer(key, error) from error
     if not spec.labelled:
         return StreamSource(listing.shards, localiser, (), labelled=False, key=key)
     stored = listing.classes
@@ -79,24 +78,31 @@ def count_samples(
         InputError: as `open_stream`; a shard that cannot be read.
     """
     listing, localiser, kept = _listed(spec, root, key, shards or schema.Shards())
-    try:
+    with _told(key):
         listing = count_shards(listing, localiser, kept, progress)
-    except OSError as error:
-        raise _no_answer(key, error) from error
     return np.array([shard.num_samples for shard in listing.shards], dtype=np.int64)
 
 
 def _listed(spec: schema.Stream, root: Path, key: str, shards: schema.Shards) -> tuple[Listing, Localiser, Path]:
     folder = cache_folder(shards, root)
     transport = Transport(retries=shards.retries, timeout_s=shards.timeout_s)
-    try:
+    with _told(key):
         listing = list_shards(spec, root, key, transport)
-    except TransferFailed as error:
-        raise _no_answer(key, error) from error
     cache = ShardCache(folder, int(shards.cache_gb * 1e9))
     fields = Fields(spec.image, spec.label, spec.labelled and listing.labels is None)
     return listing, Localiser(cache, transport, listing.container, fields), folder / "counts"
 
 
-def _no_answer(key: str, error: OSError) -> InputError:
-    return InputError(f"{key}.path: {first_line(error)}: mend the server or the way to it, or try again later")
+@contextmanager
+def _told(key: str) -> Iterator[None]:
+    """What goes wrong before a run begins is the user's to mend: an InputError that names the recipe's key."""
+    try:
+        yield
+    except InputError as error:
+        raise error if str(error).startswith(("data.", key)) else InputError(f"{key}.path: {error}") from error
+    except TransferFailed as error:
+        raise InputError(
+            f"{key}.path: {first_line(error)}: mend the server or the way to it, or try again later"
+        ) from error
+    except OSError as error:
+        raise InputError(f"{key}.path: {first_line(error)}: mend the shard, or its permissions") from error

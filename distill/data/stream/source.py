@@ -135,7 +135,7 @@ class StreamSource:
     def describe(self, index: int) -> str:
         """The shard, and where in it the sample lies; the latter as far as the shard is here."""
         number, row = self._locate(index)
-        url = self.shards[number].url
+        url = self.shards[number].shown
         with self._here().lock:
             opened = self._here().opened.get(number)
         if opened is None or self._localiser.container != "tar":
@@ -183,8 +183,9 @@ class StreamSource:
         try:
             opened = self._checked(number, self._localiser.open(self.shards[number]))
         except InputError as error:
-            process.failed[number] = (time.monotonic() + _REST_S, InputError, str(error))
-            raise
+            message = str(error) if str(error).startswith(("data.", self._key)) else f"{self._key}.path: {error}"
+            process.failed[number] = (time.monotonic() + _REST_S, InputError, message)
+            raise InputError(message) from error
         except OSError as error:
             raise self._given_up(number, error) from error
         with process.lock:
@@ -195,7 +196,7 @@ class StreamSource:
         return opened
 
     def _given_up(self, number: int, error: OSError) -> UnreadableShard:
-        url = self.shards[number].url
+        url = self.shards[number].shown
         reason = first_line(error)
         message = reason if url in reason else f"{url}: {reason}"
         self._here().failed[number] = (time.monotonic() + _REST_S, UnreadableShard, message)
@@ -206,18 +207,18 @@ class StreamSource:
         listed = self.shards[number]
         if len(shard) != listed.num_samples:
             raise InputError(
-                f"{self._key}.path: {listed.url} holds {len(shard)} samples, and {listed.num_samples} are promised: "
+                f"{self._key}.path: {listed.shown} holds {len(shard)} samples, and {listed.num_samples} are promised: "
                 "fetch it again, mend its manifest or _info.json, or count anew with distill data inspect --count"
             )
         if not self._checks_labels:
             return _Opened(shard, self._meaning)
         if shard.names is not None:
-            return _Opened(shard, index_names(shard.names, self.classes, f"{self._key}.path: {listed.url}"))
+            return _Opened(shard, index_names(shard.names, self.classes, f"{self._key}.path: {listed.shown}"))
         if shard.lowest_label < 0 or shard.highest_label >= self._num_stored:
             row, label = shard.first_row_with(0, self._num_stored)
             hint = " (-1 usually marks a test split without labels)" if label == -1 else ""
             raise InputError(
-                f"{self._key}.path: {listed.url}: sample {row} has label {label}, and labels go from 0 to {self._num_stored - 1}{hint}: "
+                f"{self._key}.path: {listed.shown}: sample {row} has label {label}, and labels go from 0 to {self._num_stored - 1}{hint}: "
                 "give the classes that the labels count, or set labelled: false"
             )
         return _Opened(shard, self._meaning)

@@ -185,9 +185,7 @@ def _from(body: Body, at: int, end: int | None) -> Iterator[bytes]:
     here = body.start
     for piece in body.pieces:
         first, here = here, here + len(piece)
-        wanted = piece[max(0, at - first) : None if end is None else max(0, end - first)]
-        if wanted:
-            yield wanted
+        yield piece[max(0, at - first) : None if end is None else max(0, end - first)]
         if end is not None and here >= end:
             return
 

@@ -222,8 +222,6 @@ def _hub_refusal(address: Address, status: int, headers: Message) -> str | None:
             return f"the repository is gated: accept its terms at {page}{of_token}{login}"
         case "RevisionNotFound":
             return f"{address.repo} has no such revision: see {page}/tree/main"
-        case "EntryNotFound":
-            return f"{address.repo} has no such file: see {page}/tree/main"
         case "RepoNotFound":
             return f"there is no data set {address.repo} on the Hub, or it is not yours to read: mend the name{login}"
     match status:
@@ -244,7 +242,7 @@ def _unanswered(address: Address, error: Exception, timeout_s: float) -> Excepti
     # EAI_AGAIN, a name server that does not answer, may pass.
     if isinstance(cause, socket.gaierror) and cause.errno != socket.EAI_AGAIN:
         return InputError(
-            f"{address.shown}: no host {host} is known, or none that it redirects to ({cause.strerror}): mend its name"
+            f"{address.shown}: no host {host} is known, or none that it redirects to ({cause.strerror}): mend its name, or the network of this machine"
         )
     if isinstance(cause, ssl.SSLCertVerificationError):
         return InputError(
