@@ -109,6 +109,13 @@ def known_as(classes: Sequence[str]) -> str | None:
     return name if agree else None
 
 
+def same_space(classes: Sequence[str], others: Sequence[str]) -> bool:
+    """Whether two lists name the same classes in the same order: name by name, or one label space in synsets here and in words there."""
+    return tuple(classes) == tuple(others) or (
+        (space := known_as(classes)) is not None and len(classes) == len(others) and space == known_as(others)
+    )
+
+
 def describe_space(classes: Sequence[str]) -> str:
     """A class list in a few words, for messages: "imagenet-22k (21,841 classes)", "37 classes of its own"."""
     if not classes:

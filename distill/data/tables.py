@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from distill.data.label_sets import same_space
 from distill.data.labels import index_names, read_classes
 from distill.data.records import Source, first_line, missing
 from distill.errors import InputError, nearest
@@ -204,8 +205,8 @@ def _labels(data: Any, column: str, classes: tuple[str, ...] | None, where: str)
         labels = values.to_numpy().astype(np.int64)
         if isinstance(feature, datasets.ClassLabel) and feature.names:
             names = tuple(feature.names)
-            if classes is None or classes == names:
-                return labels, names
+            if classes is None or same_space(names, classes):
+                return labels, classes or names
             known = (labels >= 0) & (labels < len(names))
             return np.where(known, index_names(names, classes, where)[np.where(known, labels, 0)], labels), classes
         if classes is None:

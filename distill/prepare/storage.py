@@ -6,7 +6,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -75,12 +76,12 @@ def replace(path: Path, write: Callable[[BinaryIO], object], check: Callable[[Pa
         tmp.unlink(missing_ok=True)
 
 
-def remove_leftovers(out: Path, names: Collection[str]) -> None:
-    """Files of killed writers, of the shards `names`. Those of the living stay."""
+def remove_leftovers(out: Path, names: AbstractSet[str]) -> None:
+    """What killed writers of the files `names` left. That of the living stays."""
     for path in (*out.glob(".tmp-*"), *(out / STATE_FOLDER).glob(".tmp-*")):
         name, _, writer = path.name.removeprefix(".tmp-").partition("--")
         host, _, pid = writer.rpartition("-")
-        if name.removesuffix(".json") not in names or not pid.isdigit():
+        if names.isdisjoint((name, name.removesuffix(".json"))) or not pid.isdigit():
             continue
         with suppress(OSError):
             here = host == os.uname().nodename

@@ -221,3 +221,41 @@ def test_overlap_by_names_of_ones_own() -> None:
 def test_overlap_refuses_what_it_cannot_compare(classes: list[str], others: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message):
         overlap(classes, others)
+
+
+def test_one_space_in_synsets_and_in_words_is_the_same() -> None:
+    from distill.data.label_sets import named_list, same_space, words_of
+
+    synsets = named_list("imagenet-1k")
+    assert synsets
+    words = [words_of(name) for name in synsets]
+    assert same_space(synsets, words)
+    assert same_space(("a", "b"), ["a", "b"])
+    assert not same_space(("a", "b"), ("b", "a"))
+    assert not same_space(synsets, [words[1], words[0], *words[2:]])
+    assert not same_space(synsets, named_list("imagenet-22k") or ())
+
+
+@pytest.mark.parametrize("kind", ["parquet", "stream"])
+def test_a_set_that_names_its_classes_in_words_takes_the_synsets(kind: str, tmp_path: Path) -> None:
+    import datasets
+
+    from distill.data.label_sets import named_list, words_of
+    from distill.data.sources import open_source
+    from distill.recipe import schema
+
+    synsets = named_list("imagenet-1k") or ()
+    features = datasets.Features(
+        {"image": datasets.Value("binary"), "label": datasets.ClassLabel(names=[words_of(name) for name in synsets])}
+    )
+    rows = {"image": [b"x", b"y"], "label": [7, 999]}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "train.parquet")
+    path = str(tmp_path / "train.parquet")
+    spec: schema.Source = (
+        schema.Table(kind="parquet", path=path, classes="imagenet-1k")
+        if kind == "parquet"
+        else schema.Stream(kind="stream", path=path, classes="imagenet-1k")
+    )
+    source = open_source(spec, tmp_path, shards=schema.Shards(cache=str(tmp_path / "cache")))
+    assert source.classes == synsets
+    assert source.labels[np.array([0, 1])].tolist() == [7, 999]

@@ -300,11 +300,11 @@ def _killed_at(step: int, photos: Path, out: Path) -> None:
 
     for owner, name in ((os, "fsync"), (os, "link"), (Path, "replace"), (Path, "unlink")):
         setattr(owner, name, deadly(getattr(owner, name)))
-    cut(photos, out, samples_per_shard=20)
+    cut(photos, out, samples_per_shard=30)
 
 
 def test_killed_at_any_step_it_goes_on(photos: Path, tmp_path: Path) -> None:
-    cut(photos, tmp_path / "whole", samples_per_shard=20)
+    cut(photos, tmp_path / "whole", samples_per_shard=30)
     for step in itertools.count(1):
         out = tmp_path / f"killed-{step}"
         process = FORK.Process(target=_killed_at, args=(step, photos, out))
@@ -314,10 +314,10 @@ def test_killed_at_any_step_it_goes_on(photos: Path, tmp_path: Path) -> None:
             break
         done = {path.name.removesuffix(".json") for path in (out / STATE_FOLDER).glob("shard-*.json")}
         before = inodes(out)
-        cut(photos, out, samples_per_shard=20)
+        cut(photos, out, samples_per_shard=30)
         assert files(out) == files(tmp_path / "whole")
         assert all(inodes(out)[name] == before[name] for name in done), "a finished shard was written again"
-    assert step > 20
+    assert step > 15
 
 
 def test_killed_at_any_moment_it_goes_on(whole: Path, photos: Path, tmp_path: Path) -> None:

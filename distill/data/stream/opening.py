@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from distill.data.label_sets import class_list
+from distill.data.label_sets import class_list, same_space
 from distill.data.labels import check_labels, index_names
 from distill.data.records import first_line
 from distill.data.stream.cache import ShardCache
@@ -51,6 +51,8 @@ def open_stream(
         )
     classes = stored if spec.classes is None else class_list(spec.classes, root, key)
     assert classes is not None
+    if stored is not None and same_space(stored, classes):
+        stored = classes
     labels = listing.labels
     if labels is not None:
         check_labels(labels, len(stored or classes), key)
