@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from distill.data.stream.cache import Make, ShardCache
+from distill.data.stream.cache import FailedElsewhere, Make, ShardCache
 from distill.errors import InputError
 
 # Forked: the children share nothing with the test but the folder, and start in milliseconds.
@@ -243,8 +243,69 @@ def test_an_exception_of_make_leaves_nothing(tmp_path: Path) -> None:
     for ask in (cache.file, cache.begin):
         with pytest.raises(ConnectionError, match="as it was raised"):
             ask("a", fail)
-        assert names(cache) == []
+        assert [path.suffix for path in cache.folder.iterdir()] == [".failed"]
     assert cache.file("a", writing(b"a")).read_bytes() == b"a"
+
+
+@pytest.mark.parametrize("error", [ConnectionError("the server is gone"), InputError("no access")], ids=["os", "input"])
+def test_who_waited_for_a_maker_that_failed_fails_with_it(tmp_path: Path, error: Exception) -> None:
+    """Each with its own retries, one after the other, would wait for minutes; who asks later tries anew."""
+    cache, tries, answers = ShardCache(tmp_path / "cache", LARGE), [], []
+    begun = threading.Event()
+
+    def fail(path: Path) -> None:
+        tries.append(path)
+        begun.set()
+        deadline = time.monotonic() + 20
+        while len(waiting) < 6 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.3)  # until all of them wait for the lock
+        raise error
+
+    waiting: list[int] = []
+
+    def ask(number: int) -> None:
+        if number:
+            begun.wait()
+            waiting.append(number)
+        try:
+            cache.file("a", fail)
+        except (OSError, InputError) as raised:
+            answers.append(raised)
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(7)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(tries) == 1
+    assert [str(answer) for answer in answers] == [str(error)] * 7
+    elsewhere = InputError if isinstance(error, InputError) else FailedElsewhere
+    assert sum(type(answer) is elsewhere for answer in answers) >= 6
+    assert cache.file("a", writing(b"a")).read_bytes() == b"a", "a new question is a new try"
+    assert not list(cache.folder.glob("*.failed"))
+
+
+def test_few_make_files_in_the_background_at_a_time(tmp_path: Path) -> None:
+    cache, lock, now, most = ShardCache(tmp_path / "cache", LARGE), threading.Lock(), 0, 0
+
+    def make(path: Path) -> None:
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now)
+        time.sleep(0.05)
+        path.write_bytes(b"content")
+        with lock:
+            now -= 1
+
+    threads = [threading.Thread(target=cache.begin, args=(f"key {n}", make)) for n in range(40)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert 2 <= most <= 16
+    assert all(cache.has(f"key {n}") for n in range(40))
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "longer", "no size", "odd size"])

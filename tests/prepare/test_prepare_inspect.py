@@ -144,6 +144,10 @@ def test_counts_that_nobody_says_are_made_and_kept(
     server: FolderServer, shards: Path, cli: Cli, tmp_path: Path, report: Callable[..., dict[str, Any]]
 ) -> None:
     (shards / MANIFEST_FILE).unlink()
+    code, _, err = cli("data", "inspect", shards, "--no-sheet")
+    assert code == 2  # nobody names the classes
+    assert "give --unlabelled" in err
+    assert "--classes" in err
     url = f"{server.url}/shards/shard-{{00000..00005}}.tar"
     ask = ("data", "inspect", url, "--unlabelled", "--no-sheet", "--workers", 0, "--cache", tmp_path / "cache")
     code, _, err = cli(*ask)
@@ -247,9 +251,9 @@ def test_the_view_is_the_recipe_s(tiny_recipe: Callable[..., Path], tiny_run: Pa
     assert (a2.image_size, a2.teacher_size) == (224, 224)
     assert a2.augment == load_recipe("imagenet1k/res50_beitv2b_a2_300ep").data.augment
     assert view_of(None, "", 448).teacher_size == 448
-    own = load_recipe(tiny_recipe({"teacher": {"image_size": 32}, "data": {"augment": {"padding": 3}}}))
+    own = load_recipe(tiny_recipe({"teacher": {"image_size": 48}, "data": {"augment": {"padding": 3}}}))
     view = view_of(own, "tiny")
-    assert (view.augment.padding, view.image_size, view.teacher_size) == (3, 16, 32)
+    assert (view.augment.padding, view.image_size, view.teacher_size) == (3, 16, 48)
     assert view_of(own, "tiny", 64).teacher_size == 64
     timm = load_recipe(tiny_recipe({"teacher": {"image_size": None, "model": "beit_large_patch16_384"}}, name="b"))
     assert view_of(timm, "tiny").teacher_size == 384

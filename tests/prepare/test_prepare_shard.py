@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 from command import Cli
 from PIL import Image
+from servers import FolderServer
 
 from distill.data.decode import decode
 from distill.data.sources import Source
@@ -240,6 +241,25 @@ def test_pixels_without_a_file_become_png(tmp_path: Path) -> None:
     for key, extension, content, label in tar_samples(tmp_path / "out"):
         assert (extension, label) == ("png", int(key))
         assert np.array_equal(np.asarray(Image.open(io.BytesIO(content))), pixels[int(key)])
+
+
+@pytest.mark.parametrize("container", ["tar", "parquet"])
+def test_shards_are_a_source_again_also_behind_http(
+    container: str, whole: Path, photos: Path, source: Source, tmp_path: Path, cli: Cli
+) -> None:
+    cut(photos, tmp_path / "first", container=container)
+    ask = ("--samples-per-shard", 9, "--workers", 1, "--cache", tmp_path / "cache", "--seed", 3)
+    with FolderServer(tmp_path / "first") as server:
+        assert cli("data", "shard", server.url, tmp_path / "second", *ask).code == 0
+        assert max(n for path, n in server.requests.items() if "shard-" in path) <= 2  # fetched whole, and once
+    manifest = read_manifest((tmp_path / "second" / MANIFEST_FILE).read_bytes(), "here")
+    assert (manifest.classes, manifest.num_samples) == (("cat", "dog", "eel"), 60)
+    first = tar_samples(whole)
+    labels = {content: label for _, _, content, label in first}
+    second = tar_samples(tmp_path / "second")
+    assert len(second) == 60
+    assert {content: label for _, _, content, label in second} == labels
+    assert [label for *_, label in second] == np.load(tmp_path / "second" / "labels.npy").tolist()
 
 
 # ---- the same files, whoever writes them -----------------------------------------------------------------------------

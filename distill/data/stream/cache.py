@@ -1,6 +1,7 @@
 """The local shard cache: files that the processes of a machine make once and share, the least recently used given up first.
 
-A folder holds, of each key, NAME (the file), NAME.size (its bytes as it was made), NAME.part (being written) and NAME.lock. Whoever makes
+A folder holds, of each key, NAME (the file), NAME.size (its bytes as it was made), NAME.part (being written), NAME.failed (why the last
+try to make it failed) and NAME.lock. Whoever makes
 a file holds an flock on NAME.lock, which the kernel lets go when its process dies, however it dies. So a lock file that nobody holds means nothing, and
 a part whose lock is free is rubbish. A file appears by rename, after its size: what is there is whole, or shows that it is not.
 """
@@ -8,10 +9,12 @@ a part whose lock is free is rubbish. A file appears by rename, after its size: 
 import errno
 import fcntl
 import hashlib
+import json
 import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,6 +22,12 @@ from pathlib import Path
 from distill.errors import InputError
 
 Make = Callable[[Path], None]
+
+# Background makers of a machine at a time: many more connections gain nothing, and servers take them for an attack.
+_SLOTS = 16
+_SLOT_POLL_S = 0.2
+# After which nobody waits any more who might want to know why a maker failed.
+_FAILURE_S = 3600.0
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NAME = re.compile(r"[0-9a-f]{24}-[\w-]*")
@@ -35,6 +44,10 @@ def _forget_held() -> None:
 
 
 os.register_at_fork(after_in_child=_forget_held)
+
+
+class FailedElsewhere(OSError):  # noqa: N818 - named for where it happened
+    """Another process tried to make the file while this one waited for it, and failed. The message is what it said."""
 
 
 class ShardCache:
@@ -67,15 +80,18 @@ class ShardCache:
 
         Args:
             key: any text that changes with the content.
-            make: writes a whole file at the path it is given. What it raises is passed on, and leaves nothing.
+            make: writes a whole file at the path it is given. What it raises is passed on, and leaves nothing but its message.
 
         Raises:
-            InputError: the disk is full.
+            InputError: the disk is full, or what `make` raised in the process that was waited for.
+            FailedElsewhere: the same for other errors. Of many who wait for one file each would else try for itself, one after the other.
         """
         path = self._path(key)
         if not _whole(path):
+            asked = time.time()
             with self._locked(path, wait=True):
                 if not _whole(path):
+                    _raise_failure_since(path, asked)
                     self._make(path, make)
         with suppress(OSError):  # given up meanwhile, or another user's
             os.utime(path)
@@ -86,13 +102,30 @@ class ShardCache:
         return _whole(self._path(key))
 
     def begin(self, key: str, make: Make) -> bool:
-        """Makes the file, unless it is there or being made by somebody. Returns whether it was made. Raises as `file`."""
+        """Makes the file, unless it is there or being made by somebody. Returns whether it was made. Raises as `file`.
+
+        Waits until fewer than 16 of the machine make files in this way.
+        """
         path = self._path(key)
-        with self._locked(path, wait=False) as mine:
-            if not mine or _whole(path):
+        if _whole(path):
+            return False
+        with self._slot(path) as had, self._locked(path, wait=False) as mine:
+            if not had or not mine or _whole(path):
                 return False
             self._make(path, make)
             return True
+
+    @contextmanager
+    def _slot(self, path: Path) -> Iterator[bool]:
+        """One of the machine's slots for background makers; False when the file came meanwhile."""
+        while not _whole(path):
+            for number in range(_SLOTS):
+                with self._locked(self.folder / f"slot-{number}", wait=False) as mine:
+                    if mine:
+                        yield True
+                        return
+            time.sleep(_SLOT_POLL_S)
+        yield False
 
     def drop(self, key: str) -> None:
         """Gives up a file that was found damaged."""
@@ -109,12 +142,18 @@ class ShardCache:
             path.unlink(missing_ok=True)
             _remove_parts(path)
             try:
-                make(part)
+                try:
+                    make(part)
+                except (OSError, InputError) as error:
+                    if not isinstance(error, OSError) or self._full(error) is None:
+                        _write_failure(path, error)
+                    raise
                 # First the size, then the file: a size without its file is nothing, a file with another's size is damaged.
                 size = _beside(path, "part-size")
                 size.write_text(f"{part.stat().st_size}\n")
                 size.replace(_beside(path, "size"))
                 part.replace(path)
+                _beside(path, "failed").unlink(missing_ok=True)
             finally:
                 _remove_parts(path)
             self._give_up()
@@ -167,6 +206,7 @@ class ShardCache:
                 return 0
             if not path.exists():
                 _beside(path, "size").unlink(missing_ok=True)
+            _forget_old_failure(path)
             return _remove_parts(path)
 
     def _remove(self, path: Path) -> bool:
@@ -229,6 +269,30 @@ class ShardCache:
 
 def _beside(path: Path, suffix: str) -> Path:
     return path.parent / f"{path.name}.{suffix}"
+
+
+def _write_failure(path: Path, error: Exception) -> None:
+    said = {"time": time.time(), "input": isinstance(error, InputError), "message": str(error)}
+    with suppress(OSError):
+        _beside(path, "failed").write_text(json.dumps(said))
+
+
+def _forget_old_failure(path: Path) -> None:
+    failed = _beside(path, "failed")
+    with suppress(FileNotFoundError):
+        if path.exists() or failed.stat().st_mtime < time.time() - _FAILURE_S:
+            failed.unlink()
+
+
+def _raise_failure_since(path: Path, asked: float) -> None:
+    """Raises what a maker said that failed after `asked`, in seconds of this machine's clock."""
+    try:
+        said = json.loads(_beside(path, "failed").read_text())
+        when, of_input, message = float(said["time"]), bool(said["input"]), str(said["message"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return
+    if when >= asked:
+        raise InputError(message) if of_input else FailedElsewhere(message)
 
 
 def _whole(path: Path) -> bool:

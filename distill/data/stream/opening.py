@@ -1,6 +1,8 @@
 """What a recipe says of a stream -> a StreamSource."""
 
+import contextlib
 import getpass
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,10 +24,19 @@ from distill.recipe import schema
 
 
 def cache_folder(shards: schema.Shards, root: Path) -> Path:
-    """Where the machine keeps shards: `data.shards.cache`, relative to the data's root, or a folder of the user's own."""
+    """Where the machine keeps shards: `data.shards.cache`, relative to the data's root, or a folder of the user's own.
+
+    Raises:
+        InputError: somebody else has made the latter.
+    """
     if shards.cache is not None:
         return root / Path(shards.cache).expanduser()
-    return Path(tempfile.gettempdir()) / f"distill-shards-{getpass.getuser()}"
+    folder = Path(tempfile.gettempdir()) / f"distill-shards-{getpass.getuser()}"
+    with contextlib.suppress(OSError):  # said by the cache, which tries the same
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if folder.lstat().st_uid != os.getuid():
+            raise InputError(f"data.shards.cache: {folder} belongs to somebody else: give a folder of your own")
+    return folder
 
 
 def open_stream(

@@ -1,0 +1,92 @@
+"""What a path on the command line names: which kind of source, and what is refused."""
+
+from pathlib import Path
+
+import pytest
+
+from distill.data.guess import class_file, guess_source, in_options
+from distill.errors import InputError
+from distill.recipe import schema
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "https://host/shards",
+        "http://host/a-{000..127}.tar",
+        "s3://bucket/train/*.parquet",
+        "hf://datasets/timm/imagenet-1k-wds",
+        "train-{0000..0127}.tar",
+        "nowhere/*.tar",
+    ],
+)
+def test_urls_braces_and_tar_files_are_streams(path: str) -> None:
+    spec = guess_source(path, "names.txt", split="validation", labelled=False)
+    assert isinstance(spec, schema.Stream)
+    assert (spec.path, spec.classes, spec.split, spec.labelled) == (path, "names.txt", "validation", False)
+
+
+def test_folders_of_shards_are_streams_and_those_of_tables_are_not(tmp_path: Path) -> None:
+    for name in (
+        "tars/a.tar",
+        "made/a.parquet",
+        "made/manifest.json",
+        "tables/a.parquet",
+        "app/a.parquet",
+        "app/manifest.json",
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text('{"shards": []}' if name.startswith("made/m") else "{}")
+    kinds = {name: guess_source(str(tmp_path / name)).kind for name in ("tars", "made", "tables", "app", "tars/a.tar")}
+    assert kinds == {"tars": "stream", "made": "stream", "tables": "parquet", "app": "parquet", "tars/a.tar": "stream"}
+    unlabelled = guess_source(str(tmp_path / "tables"), labelled=False)  # a table wants its labels
+    assert isinstance(unlabelled, schema.Stream)
+    assert not unlabelled.labelled
+
+
+def test_splits(tmp_path: Path) -> None:
+    for name, split in (("fashion_mnist", "test"), ("fashion_mnist:train", "train")):
+        assert guess_source(name) == schema.FashionMnist(kind="fashion_mnist", split=split)  # type: ignore[arg-type]
+    assert guess_source("fashion_mnist", default_split="train").split == "train"  # type: ignore[union-attr]
+    assert guess_source("fashion_mnist", split="train").split == "train"  # type: ignore[union-attr]
+    with pytest.raises(InputError, match="names split train, and --split test"):
+        guess_source("fashion_mnist:train", split="test")
+    with pytest.raises(InputError, match="has no split 'val': it has train and test"):
+        guess_source("fashion_mnist:val")
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(InputError, match=r"--split test: .*photos \(image_folder\) has no splits"):
+        guess_source(str(tmp_path / "photos"), split="test")
+
+
+def test_what_is_not_there_or_mixed_is_refused(tmp_path: Path) -> None:
+    for path in ("nowhere", "nowhere.tar", "nowhere.parquet"):
+        with pytest.raises(InputError, match=f"SOURCE {path}: there is no such file or folder"):
+            guess_source(path, option="SOURCE")
+    for name in ("a.arrow", "a.parquet"):
+        (tmp_path / name).touch()
+    with pytest.raises(InputError, match=r"--data .*: holds \*\.parquet and \*\.arrow: say which with a pattern"):
+        guess_source(str(tmp_path))
+    assert guess_source(f"{tmp_path}/*.arrow").kind == "arrow"
+
+
+def test_class_files(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("a")
+    for known in (None, str(tmp_path / "names.txt"), "imagenet-22k-ms"):  # the last is read by its name
+        with class_file(known) as file:
+            assert file == known
+    with class_file("imagenet-r") as file:  # timm's alone
+        assert file is not None
+        assert len(Path(file).read_text().splitlines()) == 200
+    assert not Path(file).exists()
+    with (
+        pytest.raises(InputError, match="--classes imagenet-2k: neither a file nor a label set"),
+        class_file("imagenet-2k"),
+    ):
+        pass
+
+
+def test_messages_in_the_words_of_the_command_line() -> None:
+    said = in_options(
+        "SOURCE.path: a, absolute or relative to data.root; SOURCE.classes; set data.unreadable to skip", "SOURCE"
+    )
+    assert said == "SOURCE: a; --classes; give --unreadable skip"
