@@ -20,9 +20,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -32,7 +31,8 @@ import torch
 
 from benchmarks.shards import KINDS, ShardSet, served, write_shards
 from benchmarks.streams import NAMES, WAYS, Task
-from benchmarks.timing import common_arguments, finish, interleaved, median, ratio, show
+from benchmarks.timing import CLOCKS, common_arguments, finish, interleaved, median, ratio, show
+from benchmarks.trees import sampled_bytes
 
 PLACES = ("http", "disk")
 _ROOT = Path(__file__).resolve().parents[1]
@@ -42,7 +42,6 @@ _NEEDS = {
     "webdataset": ("webdataset",),
     "webdataset_cached": ("webdataset",),
 }
-_SAMPLED_EVERY_S = 0.1
 _MIB = 2**20
 
 
@@ -117,7 +116,9 @@ class Contestant:
 # ---- speed -----------------------------------------------------------------------------------------------------------
 
 
-def measure_speed(contestants: Mapping[str, Contestant], task: Task, place: str, num_rounds: int) -> dict[str, Any]:
+def measure_speed(
+    contestants: Mapping[str, Contestant], task: Task, place: str, num_rounds: int, clock: str
+) -> dict[str, Any]:
     """Interleave two epochs of each; print a line an epoch, and return the figures."""
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in contestants}
 
@@ -130,7 +131,7 @@ def measure_speed(contestants: Mapping[str, Contestant], task: Task, place: str,
     shutil.rmtree(task.cache, ignore_errors=True)
     figures: dict[str, Any] = {"first_batch_s": {}}
     for number, label in enumerate(("first", "second")):
-        rate = {name: [r["images"][number] / r["seconds"][number] for r in rounds] for name, rounds in found.items()}
+        rate = {name: [r["images"][number] / r[f"{clock}_s"][number] for r in rounds] for name, rounds in found.items()}
         speed = {name: median(values) for name, values in rate.items()}
         peers = [name for name in rate if name != "ours"]
         fastest = max(peers, key=lambda name: speed[name].median, default=None)
@@ -204,45 +205,12 @@ def _ways(name: str) -> Iterator[tuple[str, bool]]:
 # ---- memory ----------------------------------------------------------------------------------------------------------
 
 
-def tree_bytes(pid: int) -> int:
-    """Memory of a process and its descendants, what they share counted once (PSS); without the kernel's file cache."""
-    total, waiting = 0, [pid]
-    while waiting:
-        each = waiting.pop()
-        try:
-            lines = Path(f"/proc/{each}/smaps_rollup").read_text().splitlines()
-            total += 1024 * next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-            for task in Path(f"/proc/{each}/task").iterdir():
-                waiting += map(int, (task / "children").read_text().split())
-        except (FileNotFoundError, ProcessLookupError, StopIteration):
-            continue  # it has ended
-    return total
-
-
-@contextmanager
-def peak_memory(pid: int) -> Iterator[list[int]]:
-    """Samples, in bytes, while the block runs."""
-    samples, over = [tree_bytes(pid)], threading.Event()
-
-    def sample() -> None:
-        while not over.wait(_SAMPLED_EVERY_S):
-            samples.append(tree_bytes(pid))
-
-    thread = threading.Thread(target=sample)
-    thread.start()
-    try:
-        yield samples
-    finally:
-        over.set()
-        thread.join()
-
-
 def measure_memory(contestants: Mapping[str, Contestant], task: Task) -> dict[str, Any]:
     """Two epochs of each, under no clock; print and return the figures."""
     figures = {}
     for name, contestant in contestants.items():
         shutil.rmtree(task.cache, ignore_errors=True)
-        with peak_memory(contestant.pid) as samples:
+        with sampled_bytes(contestant.pid) as samples:
             contestant("epochs", task, num_epochs=2)
         shutil.rmtree(task.cache, ignore_errors=True)
         figures[name] = {"before_bytes": samples[0], "peak_bytes": max(samples)}
@@ -307,7 +275,7 @@ def measure(settings: argparse.Namespace, root: Path) -> None:
                 for num_workers in settings.workers:
                     task = task_of(settings, made, where, root / "cache", num_workers)
                     row = f"{kind} {place} {num_workers}"
-                    figures["speed"][row] = measure_speed(running[place], task, place, settings.rounds)
+                    figures["speed"][row] = measure_speed(running[place], task, place, settings.rounds, settings.clock)
                     if not settings.speed_only:
                         figures["memory"][row] = measure_memory(running[place], task)
         if "jpeg" in sets and not settings.speed_only:
@@ -336,6 +304,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--speed-only", action="store_true", help="neither memory nor going on after a stop")
     parser.add_argument("--quick", action="store_true", help="too small to mean anything: does it run?")
     parser.add_argument("--device", choices=("cpu",), default="cpu", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--clock", choices=tuple(CLOCKS), default="wall", help="cpu: of all processes, for a CPU that others share"
+    )
     common_arguments(parser, rounds=5)
     settings = parser.parse_args(arguments)
     if settings.quick:

@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from benchmarks.trees import tree_cpu_s
 from distill.data.augment import TrainTransform
 from distill.data.decode import decode
 from distill.data.mixing import to_unit
@@ -247,23 +248,23 @@ _OPEN: dict[str, Callable[[Task, Stopped | None, int], AbstractContextManager[Ep
 
 
 def run_epochs(name: str, task: Task, num_epochs: int) -> dict[str, Any]:
-    """Epochs from opening on. seconds, images: of each. first_batch_s: from opening to the first batch."""
-    seconds, images = [], []
+    """Epochs from opening on. images, wall_s, cpu_s (of all processes): of each. first_batch_s: from opening to the first batch."""
+    images, seconds = [0] * num_epochs, []
     first_batch_s = None
     start = time.perf_counter()
+    before = np.array([start, tree_cpu_s(os.getpid())])
     with _OPEN[name](task, None, num_epochs) as epoch:
-        begun = start
         for number in range(num_epochs):
-            images.append(0)
             for batch in epoch(number):
                 assert batch.images.shape[1:] == (3, task.image_size, task.image_size), batch.images.shape
                 assert batch.images.dtype == torch.float32
-                images[-1] += len(batch.labels)
+                images[number] += len(batch.labels)
                 first_batch_s = first_batch_s or time.perf_counter() - start
-            now = time.perf_counter()
-            seconds.append(now - begun)
-            begun = now
-    return {"seconds": seconds, "images": images, "first_batch_s": first_batch_s}
+            now = np.array([time.perf_counter(), tree_cpu_s(os.getpid())])
+            seconds.append(now - before)
+            before = now
+    wall_s, cpu_s = np.array(seconds).T.tolist()
+    return {"images": images, "wall_s": wall_s, "cpu_s": cpu_s, "first_batch_s": first_batch_s}
 
 
 def run_and_stop(name: str, task: Task, num_batches: int) -> dict[str, Any]:

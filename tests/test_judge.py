@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from command import Cli
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny import IMAGE_SIZE, NUM_JUDGED, checkpoint
@@ -238,3 +239,14 @@ def test_the_kind_of_data_is_seen_from_what_lies_there(tmp_path: Path) -> None:
     }
     assert guess_source("fashion_mnist", None).kind == "fashion_mnist"
     assert guess_source(str(tmp_path / "splits"), None).split == "test"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("container", ["tar", "parquet"])
+def test_a_run_is_judged_on_shards(container: str, tiny_run: Path, tmp_path: Path, cli: Cli) -> None:
+    folder = tiny_run.parent / "judged"
+    ask = ("--container", container, "--samples-per-shard", 20, "--workers", 0, "--split", "test")
+    assert cli("data", "shard", folder, tmp_path / "shards", *ask).code == 0
+    on_shards, on_files = scores(tiny_run, data=str(tmp_path / "shards")), scores(tiny_run, data=str(folder))
+    for name, score in on_files.items():
+        assert (on_shards[name].top1, on_shards[name].num_samples) == (score.top1, score.num_samples)
+        assert on_shards[name].loss == pytest.approx(score.loss, rel=1e-5)

@@ -129,6 +129,27 @@ def test_one_report_names_both_stages(uninterrupted: Any, capsys: pytest.Capture
     assert judged == [3, 5, 8, 11, 12], "intervals count from a stage's start, and its end is judged"
 
 
+def test_each_stage_begins_its_own_order(foreign: Path, tmp_path: Path) -> None:
+    from distill.build import train_loader
+    from distill.engine import Engine
+    from distill.plan import share_of_process
+
+    same = {"data": {"train": {"kind": "fashion_mnist", "split": "train"}}, "student": {}}
+    recipe = load_recipe(write_recipe(tmp_path, two_stages(foreign, same)))
+    plan = make_plan(recipe)
+    first, second = plan.stages
+    assert not (first.order.batch(0).indices == second.order.batch(0).indices).all(), "the same data in another order"
+    engine = Engine(precision="fp32")
+    try:
+        with train_loader(plan, second, share_of_process(16, 8, 1), engine, second.first_step) as loader:
+            batch = next(loader)
+    finally:
+        engine.close()
+    assert batch.step == FOREIGN
+    assert batch.positions.tolist() == list(range(FOREIGN * 16, FOREIGN * 16 + 8))
+    assert batch.labels.tolist() == second.source.labels[second.order.batch(0).indices[:8]].tolist()
+
+
 # ---- schedules -------------------------------------------------------------------------------------------------------
 
 

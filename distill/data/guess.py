@@ -2,14 +2,10 @@
 
 import json
 import re
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
-from timm.data import ImageNetInfo
 
 from distill.data.label_sets import NAMES
 from distill.data.stream.manifest import MANIFEST_FILE
@@ -38,7 +34,7 @@ def guess_source(
     saved data set, Arrow or Parquet files, Fashion-MNIST (by its name or its IDX files), or an image folder.
 
     Args:
-        classes: a file of class names.
+        classes: a file of class names, or a label space.
         split: for kinds that have splits; `default_split` where a kind needs one and none is given.
         labelled: False takes images without labels, from a stream or Parquet.
         option: what the path is called on the command line, for messages.
@@ -126,23 +122,15 @@ def in_options(message: str, option: str) -> str:
     return message
 
 
-@contextmanager
-def class_file(classes: str | None) -> Iterator[str | None]:
-    """What a source reads class names from: a file or a label space as given, or for timm's other sets a file that lasts for the block.
+def known_classes(classes: str | None) -> str | None:
+    """What `--classes` may be, as it is: a file of class names, or a label space such as imagenet-1k.
 
     Raises:
-        InputError: neither a file nor a label set.
+        InputError: neither.
     """
-    if classes is None or Path(classes).is_file() or classes in NAMES:
-        yield classes
-        return
-    try:
-        names = ImageNetInfo(classes).label_names()
-    except (AssertionError, FileNotFoundError, KeyError) as error:
+    if classes is not None and not Path(classes).expanduser().is_file() and classes not in NAMES:
         raise InputError(
-            f"--classes {classes}: neither a file nor a label set of timm's such as imagenet-1k"
-        ) from error
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / "classes.txt"
-        path.write_text("\n".join(names), encoding="utf-8")
-        yield str(path)
+            f"--classes {classes}: neither a file nor a label set{nearest(classes, NAMES)}: give a file, a class name a line, or one of "
+            f"{', '.join(NAMES)}"
+        )
+    return classes

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from distill.data.guess import class_file, guess_source, in_options
+from distill.data.guess import guess_source, in_options, known_classes
 from distill.data.sources import Source, open_source
 from distill.errors import InputError
 from distill.recipe import Recipe
@@ -18,11 +18,11 @@ def open_images(data: str | None, classes: str | None, recipe: Recipe | None, pa
         InputError: nothing is there, or nobody says what to judge on.
     """
     if data is not None:
-        with class_file(classes) as file:
-            try:
-                return open_source(guess_source(data, file), Path(), "--data")
-            except InputError as error:
-                raise InputError(as_options(str(error))) from error
+        spec = guess_source(data, known_classes(classes))
+        try:
+            return open_source(spec, Path(), "--data")
+        except InputError as error:
+            raise InputError(as_options(str(error))) from error
     if classes is not None:
         raise InputError("--classes names the classes of --data: give both")
     if recipe is None or recipe.data.eval is None:

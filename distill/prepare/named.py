@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from distill.data.guess import class_file, guess_source, in_options
+from distill.data.guess import guess_source, in_options, known_classes
 from distill.data.sources import Source, open_source
 from distill.errors import InputError, nearest
 from distill.recipe import Recipe, load_recipe, schema
@@ -70,12 +70,13 @@ def open_named(
             given = "--split" if split is not None else "--classes"
             raise InputError(f"{given}: {name} says that itself, in the recipe; leave it out")
         return _of_recipe(name, found["recipe"], found["stage"], found["part"])
-    with class_file(classes) as file:
-        spec = guess_source(name, file, split=split, default_split="train", labelled=labelled, option=OPTION)
-        with as_options():
-            if count is not None and isinstance(spec, schema.Stream):
-                count(spec, shards)
-            return Named(open_source(spec, Path(), OPTION, shards), spec, Path(), name)
+    spec = guess_source(
+        name, known_classes(classes), split=split, default_split="train", labelled=labelled, option=OPTION
+    )
+    with as_options():
+        if count is not None and isinstance(spec, schema.Stream):
+            count(spec, shards)
+        return Named(open_source(spec, Path(), OPTION, shards), spec, Path(), name)
 
 
 @contextmanager

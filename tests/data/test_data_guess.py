@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from distill.data.guess import class_file, guess_source, in_options
+from distill.data.guess import guess_source, in_options, known_classes
 from distill.errors import InputError
 from distill.recipe import schema
 
@@ -69,20 +69,14 @@ def test_what_is_not_there_or_mixed_is_refused(tmp_path: Path) -> None:
     assert guess_source(f"{tmp_path}/*.arrow").kind == "arrow"
 
 
-def test_class_files(tmp_path: Path) -> None:
+def test_classes_are_a_file_or_a_label_space(tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text("a")
-    for known in (None, str(tmp_path / "names.txt"), "imagenet-22k-ms"):  # the last is read by its name
-        with class_file(known) as file:
-            assert file == known
-    with class_file("imagenet-r") as file:  # timm's alone
-        assert file is not None
-        assert len(Path(file).read_text().splitlines()) == 200
-    assert not Path(file).exists()
-    with (
-        pytest.raises(InputError, match="--classes imagenet-2k: neither a file nor a label set"),
-        class_file("imagenet-2k"),
+    for known in (None, str(tmp_path / "names.txt"), "imagenet-22k"):
+        assert known_classes(known) == known
+    with pytest.raises(
+        InputError, match=r"--classes imagenet-2k: neither a file nor a label set \(did you mean 'imagenet-2"
     ):
-        pass
+        known_classes("imagenet-2k")
 
 
 def test_messages_in_the_words_of_the_command_line() -> None:

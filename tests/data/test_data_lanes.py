@@ -58,6 +58,8 @@ def test_epochs_and_seeds_have_orders_of_their_own() -> None:
     assert not np.array_equal(first, epoch_of(order(), 1))
     assert not np.array_equal(first, epoch_of(order(seed=2), 0))
     assert np.array_equal(first, epoch_of(order(), 0))
+    one_shard = order(np.array([64]), 8, lanes=2, block=32)
+    assert not np.array_equal(epoch_of(one_shard, 0), epoch_of(one_shard, 1)), "blocks are shuffled anew each epoch"
 
 
 def test_slots_are_those_of_the_whole_batch_from_any_step() -> None:

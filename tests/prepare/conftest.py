@@ -1,4 +1,4 @@
-"""A folder of small images of three classes: of several sizes and formats."""
+"""A folder of small images of three classes, of several sizes and formats, and its shards."""
 
 import io
 from collections.abc import Callable
@@ -6,7 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cutting import cut
 from PIL import Image
+
+from distill.data.sources import Source
+from distill.prepare.named import open_named
 
 
 def picture(seed: int, size: tuple[int, int], kind: str, mode: str = "RGB") -> bytes:
@@ -35,3 +39,16 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
         mode = "L" if i % 6 == 3 else "RGB"
         (folder / f"{i:03d}.{kind.lower()}").write_bytes(picture(i, size, kind, mode))
     return root
+
+
+@pytest.fixture(scope="session")
+def source(photos: Path) -> Source:
+    return open_named(str(photos)).source
+
+
+@pytest.fixture(scope="session")
+def whole(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shards of one process, uninterrupted. Read only."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    assert cut(photos, out) is not None
+    return out
