@@ -50,7 +50,8 @@ def write_shards(folder: Path, kind: str, num_samples: int, num_shards: int) -> 
     extension = "jpg" if kind == "jpeg" else "png"
     per_shard = num_samples // num_shards
     assert per_shard * num_shards == num_samples, (num_samples, num_shards)
-    names, total_bytes = [], 0
+    names: list[str] = []
+    total_bytes = 0
     for first in range(0, num_samples, per_shard):
         names.append(f"shard-{len(names):05d}.tar")
         with tarfile.open(folder / names[-1], "w", format=tarfile.USTAR_FORMAT) as tar:
