@@ -9,6 +9,7 @@ peers decode while a worker puts its batch together, and stack into one uint8 ar
 """
 
 import argparse
+import gc
 import itertools
 import json
 import os
@@ -311,6 +312,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     answers, sys.stdout = sys.stdout, sys.stderr  # libraries print
     warm_up(name)
+    gc.freeze()  # else a collection after a fork would copy every page that holds an object
     print(json.dumps({"ready": name}), file=answers, flush=True)
     for line in sys.stdin:
         if os.fork() == 0:

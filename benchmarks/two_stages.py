@@ -278,9 +278,8 @@ def _stream(url: str, folder: Path, data: str, num_epochs: int, queue: Any) -> N
     recipe = load_recipe(
         "miniature/two_stages",
         [
-            f"stages.unlabelled.data.train.path={url}", f"stages.unlabelled.budget={num_epochs} epochs", "data.num_workers=0", f"data.train.path={data}",
-            f"data.eval.path={data}", f"data.shards.cache={folder}", "teacher=null", "stages.unlabelled.student.objective.soft=null",
-            "stages.unlabelled.student.objective.hard={loss: ce}",
+            f"stages.unlabelled.data.train.path={url}", f"stages.unlabelled.budget={num_epochs} epochs", "data.num_workers=0",
+            f"data.train.path={data}", f"data.eval.path={data}", f"data.shards.cache={folder}",
         ],
     )  # fmt: skip
     with engine_on("cpu", precision="fp32", compile=False) as engine:

@@ -68,10 +68,8 @@ def build_models(plan: Plan) -> Models:
             refuse_image_size(nets[name], recipe.data.image_size, f"{key}.model {spec.model}")
             if recipe.train.zero_stage:
                 refuse_scalars(nets[name], recipe.train.zero_stage, f"{key}.model {spec.model}")
-            build_optimizer(nets[name], spec.optimizer, key=f"{key}.optimizer")  # for its errors: the real one follows
-            for stage in plan.stages[1:]:  # for their errors too
-                spec = stage.recipe.students[name]
-                build_optimizer(nets[name], spec.optimizer, key=f"stages.{stage.name}.{key}.optimizer")
+        for stage in plan.stages:  # for their errors: the real ones follow
+            build_optimizer(nets[name], stage.recipe.students[name].optimizer, key=f"{stage.key}{key}.optimizer")
         schedules[name] = run_schedule(plan, name)
     return Models(teacher, nets, schedules)
 
@@ -88,9 +86,15 @@ def run_schedule(plan: Plan, name: str) -> Callable[[int], float]:
         spec = stage.recipe.students[name]
         whole = spec.schedule.over == "run"
         length = plan.total_steps if whole else stage.last_step - stage.first_step
-        key = f"stages.{stage.name}.students.{name}.schedule" if plan.recipe.stages else f"students.{name}.schedule"
         steps_per_epoch = (plan.stages[0] if whole else stage).order.steps_per_epoch
-        at = resolve_schedule(spec.schedule, spec.optimizer.lr, length, steps_per_epoch, batch_size, key=key)
+        at = resolve_schedule(
+            spec.schedule,
+            spec.optimizer.lr,
+            length,
+            steps_per_epoch,
+            batch_size,
+            key=f"{stage.key}students.{name}.schedule",
+        )
         schedules.append((0 if whole else stage.first_step, at))
         ends.append(stage.last_step)
 
@@ -166,7 +170,7 @@ def setting_of(plan: Plan, stage: StagePlan, name: str) -> Setting:
     return Setting(
         spec=spec,
         objective=build_objective(spec.objective, gather=plan.recipe.train.micro_batch_size is None),
-        build_optimizer=partial(build_optimizer, spec=spec.optimizer, key=f"students.{name}.optimizer"),
+        build_optimizer=partial(build_optimizer, spec=spec.optimizer, key=f"{stage.key}students.{name}.optimizer"),
     )
 
 

@@ -70,15 +70,18 @@ def _check_student(spec: schema.Student, recipe: Recipe, name: str) -> None:
     stages = [f"stages.{stage.name}.{key}" for stage in recipe.stages] or [key]
     for index, stage_key in enumerate(stages):
         own = recipe.at_stage(index)
-        _check_learning(net, own.students[name], own.train.budget, stage_key)
+        budget_key = f"stages.{recipe.stages[index].name}.budget" if recipe.stages else "train.budget"
+        _check_learning(net, own.students[name], own.train.budget, stage_key, budget_key)
 
 
-def _check_learning(net: torch.nn.Module, spec: schema.Student, budget: DurationValue | None, key: str) -> None:
+def _check_learning(
+    net: torch.nn.Module, spec: schema.Student, budget: DurationValue | None, key: str, budget_key: str
+) -> None:
     build_optimizer(net, spec.optimizer, key=f"{key}.optimizer")
     if budget is not None and spec.schedule.over == "stage":
-        _shorter(spec.schedule.warmup, budget, f"{key}.schedule.warmup")
+        _shorter(spec.schedule.warmup, budget, f"{key}.schedule.warmup", budget_key)
         for milestone in spec.schedule.milestones:
-            _shorter(milestone, budget, f"{key}.schedule.milestones")
+            _shorter(milestone, budget, f"{key}.schedule.milestones", budget_key)
 
 
 def _check_teacher(spec: schema.Teacher) -> None:
@@ -95,10 +98,10 @@ def _has_weights(known: dict[str, object]) -> bool:
     return any(known.get(key) for key in ("url", "file", "hf_hub_id", "state_dict", "source"))
 
 
-def _shorter(part: DurationValue, whole: DurationValue, key: str) -> None:
+def _shorter(part: DurationValue, whole: DurationValue, key: str, whole_key: str) -> None:
     """Durations in different units can only be compared once the data is known."""
     if part.unit == whole.unit and part.amount >= whole.amount:
-        raise InputError(f"{key}: {part} is not shorter than train.budget, {whole}")
+        raise InputError(f"{key}: {part} is not shorter than {whole_key}, {whole}")
 
 
 def _not_here(recipe: Recipe) -> list[str]:

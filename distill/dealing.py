@@ -24,8 +24,7 @@ def check_streams(plan: Plan, num_processes: int, processes_here: int) -> None:
     """
     for stage in plan.stages:
         if isinstance(stage.order, LaneOrder) and isinstance(stage.source, StreamSource):
-            key = f"stages.{stage.name}.data.train" if plan.recipe.stages else "data.train"
-            _check_lanes(key, stage.order, num_processes)
+            _check_lanes(f"{stage.key}data.train", stage.order, num_processes)
             _check_cache(stage, stage.order, stage.source, processes_here / num_processes)
 
 

@@ -198,12 +198,12 @@ def resolve_schedule(
     if warmup_steps >= total_steps:
         raise InputError(
             f"{key}.warmup: {spec.warmup} is {warmup_steps} steps and the whole budget is {total_steps}: "
-            "shorten the warm-up or lengthen train.budget"
+            "shorten the warm-up or lengthen the budget"
         )
     late = [milestone for milestone in spec.milestones if milestone.steps(**lengths) >= total_steps]
     if late:
         raise InputError(
-            f"{key}.milestones: {late[0]} lies at or beyond train.budget, {total_steps} steps, and would never come"
+            f"{key}.milestones: {late[0]} lies at or beyond the budget, {total_steps} steps, and would never come"
         )
     if spec.min_lr > base_lr:
         raise InputError(

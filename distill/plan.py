@@ -10,7 +10,7 @@ import numpy as np
 
 from distill.data.augment import TrainTransform
 from distill.data.classes import Named, chosen_samples, run_classes
-from distill.data.lanes import LaneOrder, default_lanes, lanes_fit
+from distill.data.lanes import LaneOrder, default_lanes, fitting_lanes, lanes_fit
 from distill.data.order import Order, TrainOrder
 from distill.data.sources import Source, open_source
 from distill.data.stream.source import StreamSource
@@ -63,11 +63,22 @@ def setting_problems(recipe: Recipe) -> list[str]:
             )
         elif importlib.util.find_spec(name) is None:
             problems.append(f"log.trackers: the package {name} is not installed: pip install {name}, or leave it out")
-    for own in (recipe.at_stage(index) for index in range(recipe.num_stages)):
+    for index in range(recipe.num_stages):
+        data, prefix = recipe.at_stage(index).data, f"stages.{recipe.stages[index].name}." if recipe.stages else ""
         try:
-            TrainTransform(image_size=own.data.image_size, **own.data.augment.model_dump(exclude={"repeats"}))
+            TrainTransform(image_size=data.image_size, **data.augment.model_dump(exclude={"repeats"}))
         except InputError as error:
-            problems.append(str(error))
+            problems.append(f"{prefix}{error}")
+        if isinstance(data.train, schema.Stream) and data.train.lanes:
+            try:
+                refuse_lanes(
+                    data.train.lanes,
+                    recipe.train.batch_size_global,
+                    recipe.train.micro_batch_size,
+                    f"{prefix}data.train",
+                )
+            except InputError as error:
+                problems.append(str(error))
     uses = {
         "train.zero_stage": recipe.train.zero_stage > 0,
         "teacher.placement": bool(recipe.teacher and recipe.teacher.placement == "zero3"),
@@ -83,6 +94,7 @@ class StagePlan:
     """A stage of a run on given data, all in steps of the run; a run without stages is one of its own.
 
     Attributes:
+        key: what stands before its keys in the recipe: "stages.NAME.", or nothing.
         recipe: what holds in this stage, itself without stages.
         labelled: its labels stand in the run's class list; else they are of another space, and nothing reads them.
         first_step, last_step: the stage does the steps from the first up to, not including, the last.
@@ -90,6 +102,7 @@ class StagePlan:
     """
 
     name: str
+    key: str
     recipe: Recipe
     source: Source
     labelled: bool
@@ -106,7 +119,8 @@ class StagePlan:
 
     def inputs(self) -> dict[str, str | int]:
         """What its data came to, for a continuation to compare."""
-        return {"training images": len(self.source), **_labels_of(self.source)}
+        kept = {"training images kept": self.order.num_samples} if self.recipe.data.keep_classes != "all" else {}
+        return {"training images": len(self.source), **_labels_of(self.source), **kept}
 
 
 @dataclass(frozen=True)
@@ -171,7 +185,8 @@ def make_plan(recipe: Recipe) -> Plan:
         raise InputError("\n".join(problems))
     root = Path(recipe.data.root).expanduser()
     recipes = [recipe.at_stage(index) for index in range(recipe.num_stages)]
-    keys = [f"stages.{stage.name}.data.train" for stage in recipe.stages] or ["data.train"]
+    prefixes = [f"stages.{stage.name}." for stage in recipe.stages] or [""]
+    keys = [f"{prefix}data.train" for prefix in prefixes]
     sources = [
         open_source(own.data.train, root, key, recipe.data.shards) for own, key in zip(recipes, keys, strict=True)
     ]
@@ -190,12 +205,13 @@ def make_plan(recipe: Recipe) -> Plan:
         # Stages over the same data each have an order of their own.
         seed = hash64(recipe.seed, "stage", index) if index else recipe.seed
         order = make_order(own, source, subset, seed, key)
-        stages.append(_plan_stage(name, own, source, source.classes == classes, order, first_step))
+        labelled = source.classes == classes
+        stages.append(_plan_stage(name, prefixes[index], own, source, labelled, order, first_step))
     return Plan(recipe, tuple(stages), eval_source, classes)
 
 
 def _plan_stage(
-    name: str, recipe: Recipe, source: Source, labelled: bool, order: TrainOrder, first_step: int
+    name: str, key: str, recipe: Recipe, source: Source, labelled: bool, order: TrainOrder, first_step: int
 ) -> StagePlan:
     def steps(duration: DurationValue) -> int:
         return duration.steps(steps_per_epoch=order.steps_per_epoch, batch_size_global=recipe.train.batch_size_global)
@@ -203,9 +219,12 @@ def _plan_stage(
     assert recipe.train.budget
     num_steps = steps(recipe.train.budget)
     if num_steps < 1:
-        raise InputError(f"train.budget {recipe.train.budget} comes to no step at all on {order.num_samples} images")
+        raise InputError(
+            f"{key + 'budget' if key else 'train.budget'} {recipe.train.budget} comes to no step at all on {order.num_samples} images"
+        )
     return StagePlan(
         name=name,
+        key=key,
         recipe=recipe,
         source=source,
         labelled=labelled,
@@ -231,13 +250,17 @@ def make_order(recipe: Recipe, source: Source, subset: np.ndarray | None, seed: 
     assert isinstance(spec, schema.Stream)
     micro = recipe.train.micro_batch_size
     lanes = spec.lanes or default_lanes(size, micro)
-    if not lanes_fit(lanes, size, micro):
-        good = [n for n in range(2, size + 1, 2) if lanes_fit(n, size, micro)]
-        what = f"batches of {size}" + (f" in micro-batches of {micro}" if micro else "")
-        raise InputError(
-            f"{key}.lanes: {what} do not divide into {lanes} lanes: use {' or '.join(map(str, nearest_numbers(good, lanes)))}"
-        )
+    refuse_lanes(lanes, size, micro, key)
     return LaneOrder(source.shard_sizes, size, seed, lanes=lanes, block=spec.block, repeats=repeats, subset=subset)
+
+
+def refuse_lanes(lanes: int, batch_size_global: int, micro_batch_size: int | None, key: str) -> None:
+    """Raises InputError when a batch cannot be taken evenly from so many lanes, naming the nearest numbers that do."""
+    if lanes_fit(lanes, batch_size_global, micro_batch_size):
+        return
+    good = nearest_numbers(fitting_lanes(batch_size_global, micro_batch_size), lanes)
+    what = f"batches of {batch_size_global}" + (f" in micro-batches of {micro_batch_size}" if micro_batch_size else "")
+    raise InputError(f"{key}.lanes: {what} do not divide into {lanes} lanes: use {' or '.join(map(str, good))}")
 
 
 def reader_of_labels(recipe: Recipe, key: str) -> str:

@@ -241,7 +241,7 @@ class Run:
                 screen.rows[student.name].note = f"stopped at step {step}: loss not finite"
                 screen.say(
                     f"{student.name}: the loss of step {step} is not finite; this student stops here, the others go on. "
-                    f"Lower students.{student.name}.optimizer.lr, or set clip_grad_norm or another train.precision"
+                    f"Lower {self.stage.key}students.{student.name}.optimizer.lr, or set clip_grad_norm or another train.precision"
                 )
                 self.journal.record("stopped", step, {"student": student.name})
 

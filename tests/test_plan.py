@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from distill.errors import InputError, naming
 from distill.data.classes import same_classes
+from distill.errors import InputError, naming
 from distill.plan import Share, make_plan, setting_problems, share_of_process
 from distill.recipe import load_recipe
 

@@ -197,7 +197,7 @@ def test_a_resolved_recipe_in_stages_is_a_recipe_again(foreign: Path, tmp_path: 
         ("train.budget=3 epochs", r"train.budget: each of stages has a budget of its own"),
         ("stages=[]", r"train.budget: missing, and it has no default"),
         ("stages.own.name=foreign", r"two are named 'foreign'"),
-        ("stages.own.students.nobody={objective: {hard: {loss: ce}}}", r"stages.1.students.nobody.optimizer: missing"),
+        ("stages.own.students.nobody={objective: {hard: {loss: ce}}}", r"stages.own.students.nobody: no such student; there are kd, dkd"),
         ("stages.own.student.optimizer.weight_decay=0.1", r"optimizer.weight_decay: another than .* reset"),
         ("student.schedule.over=run", r"schedule.over: run is one schedule through all stages"),
         ("stages.foreign.student.objective.soft=null", r"needs something to learn from"),
@@ -346,3 +346,97 @@ def test_a_cache_that_cannot_hold_what_lanes_read_at_once_is_refused(foreign: Pa
     ):
         check_streams(plan, 1, 1)
     check_streams(plan, 8, 1)
+
+
+# ---- a stage's own data set ------------------------------------------------------------------------------------------
+
+
+def test_a_stage_with_its_own_kind_of_data_takes_nothing_from_the_runs(foreign: Path, tmp_path: Path) -> None:
+    """Else the run's class names would pass for those of foreign labels, and a hard loss would be taken."""
+    source = EmbeddedFashionMnist("train")
+    write_tars(tmp_path / "own", images_of(source, range(60)), 20, labels=source.labels[:60].tolist())
+    (tmp_path / "classes.txt").write_text("\n".join(source.classes))
+    own = {"kind": "stream", "path": str(tmp_path / "own"), "classes": str(tmp_path / "classes.txt"), "block": 7}
+    data = {"data": {"train": own, "fraction": 0.5}}
+    recipe = load_recipe(write_recipe(tmp_path, two_stages(foreign), data))
+    first, second = (stage.data for stage in recipe.stages)
+    assert (first.train.classes, first.train.block, first.fraction) == (None, 20, 1.0)  # type: ignore[union-attr]
+    assert (second.train.classes, second.fraction) == (str(tmp_path / "classes.txt"), 0.5)  # type: ignore[union-attr]
+    # One key of it is laid over, and the run's fraction stays.
+    recipe = load_recipe(write_recipe(tmp_path, two_stages(foreign), data), ["stages.own.data.train.block=9"])
+    assert (recipe.stages[1].data.train.block, recipe.stages[1].data.fraction) == (9, 0.5)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("override", "write"),
+    [
+        ("data.unreadable=skip", "stages.NAME.data.unreadable"),
+        ("data.mixing.mixup=0.8", "stages.NAME.data.mixing.mixup"),
+        ("student.optimizer.lr=0.3", "stages.NAME.students.NAME.optimizer.lr"),
+        ("students.kd.optimizer.lr=0.3", "stages.NAME.students.kd.optimizer.lr"),
+        ("stages.own.student.optimizer.lr=0.3", "stages.NAME.students.NAME.optimizer.lr"),
+    ],
+)
+def test_an_override_that_no_stage_would_follow_is_refused(
+    override: str, write: str, foreign: Path, tmp_path: Path
+) -> None:
+    recipe = write_recipe(tmp_path, two_stages(foreign))
+    load_recipe(recipe, [override])
+    resolved = tmp_path / "resolved.yaml"
+    resolved.write_text(dump_recipe(load_recipe(recipe)))
+    with pytest.raises(InputError, match=f"no stage follows it.*write {write}="):
+        load_recipe(resolved, [override])
+    load_recipe(
+        resolved, ["data.unreadable=error", "seed=3", "students.kd.optimizer.lr=0.02", "stages.own.data.fraction=0.5"]
+    )
+
+
+def test_every_stage_is_tried_before_the_first_begins(foreign: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, two_stages(foreign))
+    for stage in ("foreign", "own"):
+        bad = [f"stages.{stage}.students.kd.optimizer.args={{nesterof: true}}", "stages.own.optimizer=reset"]
+        with pytest.raises(
+            InputError, match=f"stages.{stage}.students.kd.optimizer.args.nesterof: momentum takes no such"
+        ):
+            build_models(make_plan(load_recipe(recipe, bad)))
+
+
+def test_a_changed_recipe_names_the_keys_of_its_stages(foreign: Path, tmp_path: Path) -> None:
+    from distill.checkpoint.differences import another_recipe
+
+    recipe = write_recipe(tmp_path, two_stages(foreign))
+    texts = [dump_recipe(load_recipe(recipe, over)) for over in ([], ["stages.own.students.kd.optimizer.lr=0.3"])]
+    message = another_recipe(tmp_path, "1", *texts)
+    assert "\n  stages.own.students.kd.optimizer.lr: 0.02 -> 0.3\n" in message
+    assert len(message) < 400
+
+
+def test_soft_labels_of_two_spaces_want_an_evaluation_set(foreign: Path, tmp_path: Path) -> None:
+    own = {"data": {"train": {"kind": "fashion_mnist", "split": "train"}}}
+    other = tmp_path / "other"
+    source = EmbeddedFashionMnist("train")
+    write_tars(other, images_of(source, range(60)), 20, labels=source.labels[:60].tolist())
+    (tmp_path / "classes.txt").write_text("\n".join(f"class {i}" for i in range(10)))
+    stream = {"data": {"train": {"kind": "stream", "path": str(other), "classes": str(tmp_path / "classes.txt")}}}
+    soft = {
+        "student": {"objective": {"hard": None}},
+        "students": {"dkd": {"objective": {"soft": {"target": "teacher"}}}},
+    }
+    recipe = write_recipe(tmp_path, two_stages(foreign, {**stream, **soft}, {**own, **soft}))
+    make_plan(load_recipe(recipe))
+    with pytest.raises(
+        InputError, match=r"stages.foreign.data.train and stages.own.data.train differ, .* give data.eval"
+    ):
+        make_plan(load_recipe(recipe, ["data.eval=null"]))
+
+
+def test_one_broken_record_alone_in_its_shard_gives_way_to_another_shard(tmp_path: Path) -> None:
+    good = images_of(EmbeddedFashionMnist("train"), range(40))
+    write_tars(tmp_path / "a", [b"broken"], 1)
+    write_tars(tmp_path / "b", good, 20)
+    stream = {"kind": "stream", "path": str(tmp_path / "[ab]" / "*.tar"), "labelled": False}
+    recipe = write_recipe(
+        tmp_path, two_stages(tmp_path, {"data": {"train": stream, "unreadable": "skip"}, "budget": "5 iterations"})
+    )
+    assert run(recipe) == DONE
+    assert report(tmp_path / "run")["num_skipped"] > 0

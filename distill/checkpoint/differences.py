@@ -30,7 +30,9 @@ def another_recipe(path: Path, wrote: str, old_text: str, new_text: str) -> str:
 
 
 def _leaves(node: Any, without: Any = (), prefix: str = "") -> dict[str, str]:
-    """Dotted keys and values, less the parts of a recipe that are not its identity."""
+    """Dotted keys and values, less the parts of a recipe that are not its identity. What lists hold by name stands under it."""
+    if isinstance(node, list) and node and all(isinstance(each, dict) and "name" in each for each in node):
+        node = {each["name"]: each for each in node}
     if not isinstance(node, dict) or not node:
         return {prefix: json.dumps(node)}
     leaves: dict[str, str] = {}

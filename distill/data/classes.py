@@ -38,8 +38,15 @@ def run_classes(trained: Sequence[Named], judged: Source | None) -> tuple[str, .
         lists.append(("data.eval", judged.classes, ""))
     if not lists:
         lists = [(named.key, named.source.classes, "") for named in trained if named.source.classes]
+        if len({classes for _, classes, _ in lists}) > 1:
+            raise InputError(
+                f"data.eval: nothing says whose classes the run has: {' and '.join(key for key, _, _ in lists)} differ, and nobody reads their "
+                "labels: give data.eval"
+            )
     if not lists or not lists[0][1]:
-        raise InputError("data: nothing here names the classes of the run: give data.eval, or a source with labels")
+        raise InputError(
+            "data.eval: nothing here names the classes of the run: give data.eval, or a source with labels"
+        )
     first_key, classes, why = lists[-1] if judged is not None else lists[0]
     for key, others, reader in lists:
         same_classes(others, classes, key, first_key, reader or why)

@@ -24,12 +24,17 @@ _KEPT_BLOCKS = 2
 
 
 def default_lanes(batch_size_global: int, micro_batch_size: int | None) -> int:
-    """The most lanes, up to 64, that a batch can be taken from evenly.
+    """The most lanes, up to 64, that a batch can be taken from evenly; the fewest beyond where micro-batches are too small for that.
 
     From what the recipe says alone, never from the number of processes: another number of lanes is another order.
     """
-    fitting = (n for n in range(2, _MOST_LANES + 1, 2) if lanes_fit(n, batch_size_global, micro_batch_size))
-    return max(fitting, default=2)
+    fitting = fitting_lanes(batch_size_global, micro_batch_size)
+    return max((n for n in fitting if n <= _MOST_LANES), default=fitting[0])
+
+
+def fitting_lanes(batch_size_global: int, micro_batch_size: int | None) -> list[int]:
+    """All numbers of lanes that a batch can be taken from evenly, ascending: one a sample at the most, which always is one."""
+    return [n for n in range(2, batch_size_global + 1, 2) if lanes_fit(n, batch_size_global, micro_batch_size)]
 
 
 def lanes_fit(lanes: int, batch_size_global: int, micro_batch_size: int | None) -> bool:
@@ -51,7 +56,7 @@ class LaneOrder:
     """The global order of a stream.
 
     An epoch has N // batch_size_global steps and drops the tail. With repeated augmentation it has as many steps and shows about
-    1 / repeats of the images, the repeats of one in the same micro-batch, where it is read and decoded once.
+    1 / repeats of the images, the repeats of one in a row in their lane: mostly in one micro-batch, where it is read and decoded once.
 
     Args:
         shard_sizes: [S] samples of each shard.
@@ -124,17 +129,20 @@ class LaneOrder:
             [n] int64, each once, the most urgent first.
         """
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
-        image = step_in_epoch * self._per_lane // self.repeats
+        first = step_in_epoch * self._per_lane // self.repeats
+        last = ((step_in_epoch + 1) * self._per_lane - 1) // self.repeats + self.block
         lanes = np.unique(self._lanes_of(slots)[0])
-        now = self._block_of(lanes, image)[0]
-        later = self._block_of(lanes, min(image + self.block, self._shown - 1))[0]
-        changing = later > now  # the others end with the epoch before that
-        shards = [self._shards_under(epoch, lanes, now), self._shards_under(epoch, lanes[changing], later[changing])]
-        if (beyond := min(image + self.block, self._shown + self._shown - 1) - self._shown) >= 0:
-            last = self._block_of(lanes, beyond)[0]
-            for block in range(int(last.max()) + 1):
-                there = lanes[last >= block]
-                shards.append(self._shards_under(epoch + 1, there, np.full(len(there), block)))
+        now = self._block_of(lanes, first)[0]
+        later = self._block_of(lanes, min(last, self._shown - 1))[0]
+        shards = []
+        for number in range(int((later - now).max()) + 1):
+            there = later - now >= number
+            shards.append(self._shards_under(epoch, lanes[there], now[there] + number))
+        if (beyond := min(last, 2 * self._shown - 1) - self._shown) >= 0:
+            ends = self._block_of(lanes, beyond)[0]
+            for block in range(int(ends.max()) + 1):
+                there = ends >= block
+                shards.append(self._shards_under(epoch + 1, lanes[there], np.full(int(there.sum()), block)))
         found = np.concatenate(shards)
         _, firsts = np.unique(found, return_index=True)
         return np.asarray(found[np.sort(firsts)])

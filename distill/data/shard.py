@@ -130,13 +130,16 @@ class TrainBuilder:
         """The image, and the index it came from: the next readable one when unreadable images are skipped."""
         if self._unreadable == "error":
             return read_image(self._source, index), index
-        candidate = index
+        candidate, tried = index, set[int]()
         for _ in range(_MAX_SUBSTITUTES):
             try:
                 return read_image(self._source, candidate), candidate
             except UnreadableImage as error:
-                another_shard = isinstance(error.__cause__, UnreadableShard)
-                last, candidate = error, self._order.successor(candidate, another_shard)
+                tried.add(candidate)
+                last, failed = error, candidate
+                candidate = self._order.successor(failed, isinstance(error.__cause__, UnreadableShard))
+                if candidate in tried:  # all that its shard has
+                    candidate = self._order.successor(failed, another_shard=True)
         raise InputError(
             f"{_MAX_SUBSTITUTES} images in a row are unreadable from {self._source.describe(index)} on; the last one: {last}"
         )

@@ -185,8 +185,9 @@ def _images(recipe: Recipe, reached: Reached, asked: Asked, num_classes: int) ->
         source = f"assumed, as {name} has; --images N says another"
     else:
         return None, "the data is not here; --images N"
-    if recipe.data.fraction < 1:
-        return int(number * recipe.data.fraction), f"{source}, times data.fraction"
+    fraction = recipe.at_stage(recipe.num_stages - 1).data.fraction
+    if fraction < 1:
+        return int(number * fraction), f"{source}, times data.fraction"
     return number, source
 
 

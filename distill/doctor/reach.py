@@ -3,20 +3,22 @@
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from distill.data.augment import TrainTransform
-from distill.data.classes import same_classes
+from distill.data.classes import Named, run_classes
 from distill.data.decode import UnreadableImage, read_image
 from distill.data.sources import Source, open_source
+from distill.data.stream.source import StreamSource
 from distill.doctor.findings import Diagnosis, Section
 from distill.doctor.machine import free_bytes, gib
 from distill.doctor.profiles import StudentProfile
 from distill.errors import InputError
+from distill.plan import reader_of_labels
 from distill.recipe import Recipe
 from distill.rng import seeded
 
@@ -41,9 +43,9 @@ def examine_data(diagnosis: Diagnosis, recipe: Recipe) -> Reached:
     diagnosis.sections.append(section)
     root = Path(recipe.data.root).expanduser()
     opened: dict[str, Source | None] = {}
-    last = f"stages.{recipe.stages[-1].name}.data.train" if recipe.stages else "data.train"
-    named = [(f"stages.{stage.name}.data.train", stage.data.train) for stage in recipe.stages]
-    for key, spec in (*(named or [("data.train", recipe.data.train)]), ("data.eval", recipe.data.eval)):
+    trained = [(f"stages.{stage.name}.data.train", stage.data.train) for stage in recipe.stages]
+    trained = trained or [("data.train", recipe.data.train)]
+    for key, spec in (*trained, ("data.eval", recipe.data.eval)):
         if spec is None:
             continue
         found = _within(_OPEN_S, partial(open_source, spec, root, key, recipe.data.shards))
@@ -61,23 +63,50 @@ def examine_data(diagnosis: Diagnosis, recipe: Recipe) -> Reached:
         else:
             opened[key] = found
             section.add(key, f"{len(found):,} images, {len(found.classes):,} classes", "opened")
-    train, judged = opened.get(last), opened.get("data.eval")
+    classes = _classes(diagnosis, recipe, [key for key, _ in trained], opened)
+    train = opened.get(trained[-1][0])
     if train is None:
-        return Reached()
-    if judged is not None:
-        try:
-            same_classes(train.classes, judged.classes, last, "data.eval")
-        except InputError as error:
+        return Reached(num_classes=len(classes) or None)
+    return _decode(
+        diagnosis, section, recipe.at_stage(recipe.num_stages - 1), train, trained[-1][0], len(classes) or None
+    )
+
+
+def _classes(
+    diagnosis: Diagnosis, recipe: Recipe, keys: Sequence[str], opened: Mapping[str, Source | None]
+) -> tuple[str, ...]:
+    """The run's class list, as far as its sources are here; those that must agree are held to it as a run holds them."""
+    named = []
+    for index, key in enumerate(keys):
+        why = reader_of_labels(recipe.at_stage(index), key.removesuffix("data.train"))
+        source = opened.get(key)
+        if source is not None:
+            named.append(Named(key, source, bool(why), why))
+    judged = opened.get("data.eval")
+    if not named and judged is None:
+        return ()
+    try:
+        return run_classes(named, judged)
+    except InputError as error:
+        # What is not here might name them.
+        if judged is not None or recipe.data.eval is None or any(each.read for each in named):
             diagnosis.find("problem", "data", str(error))
-    return _decode(diagnosis, section, recipe.at_stage(recipe.num_stages - 1), train)
+        return ()
 
 
-def _decode(diagnosis: Diagnosis, section: Section, recipe: Recipe, source: Source) -> Reached:
+def _decode(
+    diagnosis: Diagnosis, section: Section, recipe: Recipe, source: Source, key: str, num_classes: int | None
+) -> Reached:
+    if isinstance(source, StreamSource) and not all(shard.is_local for shard in source.shards):
+        section.add(
+            "read, decode, augment", "not measured", "its shards are elsewhere; distill data inspect fetches some"
+        )
+        return Reached(len(source), num_classes)
     augment = recipe.data.augment.model_dump(exclude={"repeats"})
     try:
         transform = TrainTransform(image_size=recipe.data.image_size, **augment)
     except InputError:  # found by check_recipe, which names it
-        return Reached(len(source), len(source.classes))
+        return Reached(len(source), num_classes)
     indices = range(0, len(source), max(1, len(source) // _DECODE_IMAGES))
     done = 0
     try:
@@ -92,15 +121,15 @@ def _decode(diagnosis: Diagnosis, section: Section, recipe: Recipe, source: Sour
             seconds = time.perf_counter() - start
         records = [source.read(index) for index in indices[:8]]
     except (UnreadableImage, OSError) as error:
-        diagnosis.find("problem" if recipe.data.unreadable == "error" else "warning", "data.train", str(error))
-        return Reached(len(source), len(source.classes))
+        diagnosis.find("problem" if recipe.data.unreadable == "error" else "warning", key, str(error))
+        return Reached(len(source), num_classes)
     sizes = sum(len(record) if isinstance(record, bytes) else record.nbytes for record in records)
     section.add(
         "read, decode, augment",
         f"{done / seconds:,.0f} images/s on one core, {sizes / len(records) / 1e3:,.0f} kB an image",
         f"measured here, {done} images",
     )
-    return Reached(len(source), len(source.classes), done / seconds, sizes / len(records))
+    return Reached(len(source), num_classes, done / seconds, sizes / len(records))
 
 
 def _within(seconds: float, act: Callable[[], Any]) -> Any:

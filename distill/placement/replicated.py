@@ -71,6 +71,7 @@ class Replicated:
         if build_optimizer:
             self._optimizer = build_optimizer(self._net)
         if new_averages:
+            self._emas = {}  # first, or both would take memory
             self._emas = self._new_averages()
 
     def _new_averages(self) -> dict[str, Ema]:

@@ -132,6 +132,7 @@ class Sharded:
         if build_optimizer:
             self._shards.base_optimizer.state.clear()
         if new_averages:
+            self._emas = {}  # first, or both would take memory
             self._emas = self._new_averages()
 
     def _new_averages(self) -> dict[str, Ema]:

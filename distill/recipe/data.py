@@ -55,7 +55,7 @@ class Stream(Section):
     (null: jpg, jpeg, png, webp; and cls, or a key of the json member). `labelled: false` reads no labels.
 
     The order: the epoch's shuffled shards, end to end, are cut into `lanes` equal parts; each global batch takes as many from
-    every lane, shuffled within `block` samples. Null lanes: 64, or as many below as the batch allows.
+    every lane, shuffled within `block` samples. Null lanes: 64, or the next number that the batch allows.
     """
 
     kind: Literal["stream"]

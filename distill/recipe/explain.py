@@ -56,7 +56,8 @@ def _message(detail: Any) -> str:
         case "too_long":
             return f"should have at most {context['max_length']}, and has {context['actual_length']}"
         case "string_pattern_mismatch":
-            return "a name is letters, digits, - and _, and starts with a letter or digit"
+            start = "a letter" if detail["loc"][0] == "stages" else "a letter or digit"
+            return f"a name is letters, digits, - and _, and starts with {start}"
     if detail["type"] in _PLAIN:
         return _PLAIN[detail["type"]]
     message: str = detail["msg"].removeprefix("Value error, ")

@@ -137,9 +137,10 @@ def apply_overrides(tree: Tree, overrides: Iterable[str]) -> Tree:
     """Lay "a.b=c" on the tree, the value read as YAML.
 
     Raises:
-        InputError: no "=", an empty key, or a value that is not YAML.
+        InputError: no "=", an empty key, a value that is not YAML, or one that no stage would follow, since each says it for itself.
     """
     for override in overrides:
+        before = tree
         key, equals, text = override.partition("=")
         if not equals or not all(key.split(".")):
             raise InputError(
@@ -165,7 +166,37 @@ def apply_overrides(tree: Tree, overrides: Iterable[str]) -> Tree:
             }
         else:
             tree = merge(tree, _nested(parts, value))
+        _refuse_without_effect(before, tree, override, parts, value)
     return tree
+
+
+def _refuse_without_effect(before: Tree, after: Tree, override: str, parts: list[str], value: Any) -> None:
+    """Of a recipe in stages, what a stage says for itself is laid over what the run says: another value there changes nothing."""
+    stageable = {"data": (1, STAGE_DATA), "student": (1, STAGE_STUDENT), "students": (2, STAGE_STUDENT)}
+    inner = parts[2:] if parts[0] == "stages" else parts
+    at, keys = stageable.get(inner[0] if inner else "", (0, ()))
+    if not before.get("stages") or len(inner) <= at or inner[at] not in keys:
+        return
+    stages = [resolve_stages(resolve_students(tree))["stages"] for tree in (before, after)]
+    if stages[0] != stages[1]:
+        return
+    places = []
+    for number, stage in enumerate(stages[1]):
+        if parts[0] != "stages" or parts[1] in (stage.get("name"), str(number)):
+            students = stage["students"]
+            chosen = [students.get(inner[1])] if inner[0] == "students" else list(students.values())
+            places += [stage["data"]] if inner[0] == "data" else chosen
+    if not any(_at(place, inner[at:]) == value for place in places):
+        which = {"data": "data.", "student": "students.NAME."}.get(inner[0], f"students.{inner[1]}.")
+        raise InputError(
+            f"override {override!r}: no stage follows it, since each says so for itself: write stages.NAME.{which}{'.'.join(inner[at:])}=..."
+        )
+
+
+def _at(node: Any, parts: list[str]) -> Any:
+    for part in parts:
+        node = node.get(part) if isinstance(node, Mapping) else None
+    return node
 
 
 def _nested(parts: list[str], value: Any) -> Any:
@@ -201,17 +232,23 @@ def _resolved(stage: Any, students: Mapping[str, Any], data: Mapping[str, Any]) 
     shared, own, own_data = stage.get("student") or {}, stage.get("students") or {}, stage.get("data") or {}
     if not all(isinstance(part, Mapping) for part in (shared, own, own_data)):
         return stage  # refused by the schema
-    # What part of the run's images to take says nothing of a stage's own images.
-    not_shared = ("fraction", "keep_classes") if "train" in own_data else ()
+    base = {key: data[key] for key in STAGE_DATA if key in data}
+    if isinstance(own_data.get("train"), Mapping) and "kind" in own_data["train"]:
+        # Another data set: what the run says of its own, and which part of it to take, says nothing here.
+        base = {key: value for key, value in base.items() if key not in ("train", "fraction", "keep_classes")}
     complete = {}
     for name, student in students.items():
         if isinstance(student, Mapping):
             learning = {key: student[key] for key in STAGE_STUDENT if key in student}
             complete[name] = merge(merge(learning, shared), own.get(name) or {})
-    complete |= {name: value for name, value in own.items() if name not in complete}
+    for name in own:
+        if name not in students:
+            raise InputError(
+                f"stages.{stage.get('name')}.students.{name}: no such student{nearest(str(name), map(str, students))}; there are {', '.join(map(str, students))}"
+            )
     return {
         **{key: value for key, value in stage.items() if key != "student"},
-        "data": merge({key: data[key] for key in STAGE_DATA if key in data and key not in not_shared}, own_data),
+        "data": merge(base, own_data),
         "students": complete,
     }
 

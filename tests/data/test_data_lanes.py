@@ -5,7 +5,7 @@ import pickle
 import numpy as np
 import pytest
 
-from distill.data.lanes import LaneOrder, default_lanes, lanes_fit
+from distill.data.lanes import LaneOrder, default_lanes, fitting_lanes, lanes_fit
 from distill.errors import InputError
 
 UNEVEN = np.array([7, 100, 3, 0, 50, 40])
@@ -104,6 +104,14 @@ def test_a_lane_reads_its_blocks_one_after_the_other() -> None:
         assert not (np.diff(within) > 0).all(), "a block is shuffled"
 
 
+@pytest.mark.parametrize("block", [1, 2, 7])
+def test_shards_ahead_of_blocks_shorter_than_a_step_are_all_that_it_reads(block: int) -> None:
+    sizes = np.full(60, 3)
+    o = order(sizes, 24, lanes=4, block=block)
+    for step in range(2 * o.steps_per_epoch):
+        assert set(shards_of(sizes, o.batch(step).indices)) <= set(o.shards_ahead(step, np.arange(24)).tolist())
+
+
 @pytest.mark.parametrize("repeats", [1, 3])
 def test_shards_ahead_are_what_this_block_and_the_next_read(repeats: int) -> None:
     sizes = np.array([40, 60, 50, 70, 30, 80, 55, 45, 90, 80])
@@ -180,6 +188,13 @@ def test_an_unreadable_sample_gives_way_to_the_next_of_its_shard_and_a_shard_to_
     ],
 )
 def test_as_many_lanes_as_the_batch_allows(batch: int, micro: int | None, lanes: int) -> None:
+    assert default_lanes(batch, micro) == lanes
+    assert lanes_fit(lanes, batch, micro)
+    assert lanes in fitting_lanes(batch, micro)
+
+
+@pytest.mark.parametrize(("batch", "micro", "lanes"), [(2048, 32, 128), (2048, 16, 256), (256, 4, 128), (1024, 2, 1024)])
+def test_small_micro_batches_take_more_lanes(batch: int, micro: int, lanes: int) -> None:
     assert default_lanes(batch, micro) == lanes
     assert lanes_fit(lanes, batch, micro)
 
