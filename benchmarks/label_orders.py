@@ -39,13 +39,12 @@ def class_sizes(scale: Scale) -> np.ndarray:
     weights = np.exp(scale.skew * np.random.default_rng(_SEED).standard_normal(scale.num_classes))
     sizes = np.maximum(1, (weights / weights.sum() * scale.num_samples).astype(np.int64))
     sizes[np.argmax(sizes)] += scale.num_samples - sizes.sum()
-    return sizes
+    return np.asarray(sizes)
 
 
 def shard_sizes(scale: Scale, num_shards: int) -> np.ndarray:
     """[S] int64, even to one sample."""
-    ends = np.arange(1, num_shards + 1) * scale.num_samples // num_shards
-    return np.diff(ends, prepend=np.int64(0))
+    return np.asarray(np.diff(np.arange(num_shards + 1) * scale.num_samples // num_shards))
 
 
 def labels_of(scale: Scale, kind: str, sizes: np.ndarray, window: int) -> np.ndarray:

@@ -94,6 +94,7 @@ def run_schedule(plan: Plan, name: str) -> Callable[[int], float]:
             steps_per_epoch,
             batch_size,
             key=f"{stage.key}students.{name}.schedule",
+            budget_key=f"{stage.key}budget" if stage.key else "train.budget",
         )
         schedules.append((0 if whole else stage.first_step, at))
         ends.append(stage.last_step)

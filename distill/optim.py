@@ -183,12 +183,13 @@ def resolve_schedule(
     batch_size_global: int,
     *,
     key: str = "students.*.schedule",
+    budget_key: str = "train.budget",
 ) -> Callable[[int], float]:
     """`lr_at` with the durations of `spec` turned into steps: a function of the step alone.
 
     Args:
         total_steps: optimizer steps of the whole stage.
-        key: where `spec` stands in the recipe, for messages.
+        key, budget_key: where `spec` and the budget stand in the recipe, for messages.
 
     Raises:
         InputError: warm-up fills the budget, or `min_lr` lies above `base_lr`.
@@ -198,12 +199,12 @@ def resolve_schedule(
     if warmup_steps >= total_steps:
         raise InputError(
             f"{key}.warmup: {spec.warmup} is {warmup_steps} steps and the whole budget is {total_steps}: "
-            "shorten the warm-up or lengthen the budget"
+            f"shorten the warm-up or lengthen {budget_key}"
         )
     late = [milestone for milestone in spec.milestones if milestone.steps(**lengths) >= total_steps]
     if late:
         raise InputError(
-            f"{key}.milestones: {late[0]} lies at or beyond the budget, {total_steps} steps, and would never come"
+            f"{key}.milestones: {late[0]} lies at or beyond {budget_key}, {total_steps} steps, and would never come"
         )
     if spec.min_lr > base_lr:
         raise InputError(
