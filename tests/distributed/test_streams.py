@@ -1,7 +1,6 @@
 """Streams over HTTP with faults, on one process and two: the same batches bit for bit, each shard fetched once, the same end whatever happens.
 
-Sample i of the shards has label i, so labels say which samples came. As in test_two_processes.py one launch does all that takes two processes;
-each case reads the shards under a URL of its own (a link beside them), and has a cache of its own.
+Sample i of the shards has label i, so labels say which samples came. As in test_two_processes.py one launch does all that takes two processes.
 """
 
 import json
@@ -27,6 +26,7 @@ from stream_set import (
     STEPS,
     STREAM,
     STRUCK,
+    TIMEOUT_S,
     Shards,
     assert_equal_but_statistics,
 )
@@ -81,8 +81,12 @@ def launch(shards: Shards) -> Launch:
                 str(shards.recipe(case, path, changes)), RANGES, [f"data.num_workers={workers}"],
             ]  # fmt: skip
     path = shards.url("epochs")
-    shards.faults("epochs")
-    cases["epochs"] = [str(shards.recipe("epochs", path, KINDS["micro"])), [(0, 2 * STEPS)], ["data.num_workers=2"]]
+    shards.faults("epochs", stall=False)
+    cases["epochs"] = [
+        str(shards.recipe("epochs", path, KINDS["micro"])),
+        [(0, 2 * STEPS)],
+        ["data.num_workers=2", f"data.shards.timeout_s={TIMEOUT_S}"],
+    ]
     (shards.folder / "cases.json").write_text(json.dumps(cases))
     launch.call("streams_probe:all_cases")
     launch.add("skip-2", shards.run_recipe("skip-2", BROKEN, {"data": {"unreadable": "skip"}}))
@@ -130,11 +134,14 @@ def test_a_global_batch_is_the_same_bit_for_bit_whoever_reads_it(
     whole = at_once(engine, shards, kind)
     assert sorted(whole) == list(range(2 * STEPS * BATCH))
     expected = in_steps(whole, RANGES)
-    case = f"{kind}-1x2"
-    path = shards.url(case)
-    shards.faults(case)
-    recipe = shards.recipe(case, path, KINDS[kind])
-    assert streams_probe.seen(engine, recipe, RANGES, ["data.num_workers=2"]) == expected
+    for workers in (0, 2):
+        case = f"{kind}-1x{workers}"
+        path = shards.url(case)
+        shards.faults(case)
+        assert (
+            streams_probe.seen(engine, shards.recipe(case, path, KINDS[kind]), RANGES, [f"data.num_workers={workers}"])
+            == expected
+        )
     for workers in (0, 2):
         assert of_all_ranks(launch, f"{kind}-2x{workers}") == expected
 
@@ -158,10 +165,11 @@ def test_nothing_is_lost_nothing_comes_twice_and_nothing_is_fetched_twice(shards
 def test_the_second_epoch_asks_for_nothing(engine: Engine, shards: Shards) -> None:
     case = "cached"
     recipe = shards.recipe(case, shards.url(case), KINDS["micro"])
-    streams_probe.seen(engine, recipe, [(0, STEPS)], ["data.num_workers=2"])
+    patient = f"data.shards.timeout_s={TIMEOUT_S}"
+    streams_probe.seen(engine, recipe, [(0, STEPS)], ["data.num_workers=2", patient])
     before = Counter(shards.server.requests)
     assert set(shards.requested(case)) == {f"/{case}/{path.name}" for path in shards.paths}
-    streams_probe.seen(engine, recipe, [(STEPS, 2 * STEPS)], ["data.num_workers=2"])
+    streams_probe.seen(engine, recipe, [(STEPS, 2 * STEPS)], ["data.num_workers=2", patient])
     assert Counter(shards.server.requests) - before == Counter({f"/{case}/manifest.json": 1})
 
 
@@ -170,7 +178,8 @@ def test_a_resume_fetches_no_more_than_two_blocks_of_each_lane(engine: Engine, s
     """Its first batch needs the shards under one block of each lane, two where the block lies over a border; the next block is fetched ahead."""
     case = f"deep-{step}"
     recipe = shards.recipe(case, shards.url(case), KINDS["micro"])
-    found = streams_probe.seen(engine, recipe, [(step, step + 1)], ["data.num_workers=0"])
+    patient = f"data.shards.timeout_s={TIMEOUT_S}"
+    found = streams_probe.seen(engine, recipe, [(step, step + 1)], ["data.num_workers=0", patient])
     needed = {f"/{case}/shard-{label // PER_SHARD:05d}.tar" for label, _ in found.values()}
     asked = shards.requested(case)
     assert needed <= set(asked)
