@@ -1,5 +1,6 @@
 """How streams are dealt to processes: whose lanes, which shards come next, how much of them a machine holds."""
 
+import os
 from collections.abc import Callable
 from functools import partial
 
@@ -9,8 +10,10 @@ from distill.data.lanes import LaneOrder
 from distill.data.order import TrainOrder
 from distill.data.sources import Source
 from distill.data.stream.source import StreamSource
+from distill.data.stream.transport import Transport
 from distill.errors import InputError
 from distill.plan import Plan, StagePlan, nearest_numbers
+from distill.recipe import schema
 
 
 def check_streams(plan: Plan, num_processes: int, processes_here: int) -> None:
@@ -39,19 +42,33 @@ def _check_lanes(key: str, order: LaneOrder, num_processes: int) -> None:
 
 
 def _check_cache(stage: StagePlan, order: LaneOrder, source: StreamSource, share: float) -> None:
-    """Shards that are read where they lie, or whose size nobody says, do not count."""
-    sizes = [shard.size_bytes for shard in source.shards if not shard.is_local and shard.size_bytes]
-    if not sizes:
+    """Local tar shards are read where they lie, and do not count."""
+    size = _mean_cached_size(source, stage.recipe.data.shards)
+    if size is None:
         return
     lanes = max(2, round(order.lanes * share))
     num_shards = order.shards_at_once(lanes)
-    needed_gb, limit_gb = num_shards * sum(sizes) / len(sizes) / 1e9, stage.recipe.data.shards.cache_gb
+    needed_gb, limit_gb = num_shards * size / 1e9, stage.recipe.data.shards.cache_gb
     if needed_gb > limit_gb:
         raise InputError(
-            f"data.shards.cache_gb: {limit_gb:g}, and the {lanes} lanes that this machine reads have up to {num_shards} shards in use at once, "
+            f"data.shards.cache_gb: {limit_gb:g}, and the {lanes} lanes that this machine reads have about {num_shards} shards in use at once, "
             f"{needed_gb:.3g} GB of {source.shards[0].shown} and its like: set it to {needed_gb * 1.2:.2g} or more, or take a smaller block, "
             "fewer lanes or smaller shards (distill data shard)"
         )
+
+
+def _mean_cached_size(source: StreamSource, settings: schema.Shards) -> float | None:
+    """Bytes of a shard that passes through the cache, as listed or of the first one; None where none does, or nobody says."""
+    cached = [shard for shard in source.shards if not shard.is_local or shard.url.endswith(".parquet")]
+    sizes = [os.path.getsize(shard.url) if shard.is_local else shard.size_bytes for shard in cached]
+    if known := [size for size in sizes if size]:
+        return sum(known) / len(known)
+    if not cached:
+        return None
+    try:
+        return Transport(retries=settings.retries, timeout_s=settings.timeout_s).size(cached[0].url)
+    except OSError:  # said by whoever reads it
+        return None
 
 
 def fetch_ahead(source: Source, order: TrainOrder) -> Callable[[int, np.ndarray], None] | None:

@@ -52,7 +52,8 @@ class Stream(Section):
     gs:// and whatever else fsspec opens; or a repository of the Hub, hf://datasets/OWNER/NAME.
 
     `container`: null tells it by the file names. `image`, `label`: columns of Parquet (null: image, label), or extensions of tar members
-    (null: jpg, jpeg, png, webp; and cls, or a key of the json member). `labelled: false` reads no labels.
+    (null: jpg, jpeg, png, webp; and cls, or a key of the json member). `labelled: false` reads no labels. Tar files behind plain URLs are known by
+    their URL: what is replaced under the same one is not noticed unless a manifest says so.
 
     The order: the epoch's shuffled shards, end to end, are cut into `lanes` equal parts; each global batch takes as many from
     every lane, shuffled within `block` samples. Null lanes: 64, or the next number that the batch allows.
