@@ -109,9 +109,10 @@ def measure_resume(contestants: Contestants, task: Task, num_rounds: int) -> dic
             lost, twice = len(set(whole) - set(told)), len(told) - len(set(told))
             label = f"{name}, {way}" + (f", cache {cache}" if cache else "")
             spread = median(seconds)
-            same = told == whole
+            same, none = told == whole, len(told) == len(stopped["labels"])
             print(
-                f"{label:40}{show(spread, 2):>24}{lost:>8}{twice:>8}  {'the same' if same else 'another'}", flush=True
+                f"{label:40}{show(spread, 2):>24}{lost:>8}{twice:>8}  {'the same' if same else 'no batch came' if none else 'another'}",
+                flush=True,
             )
             figures[label] = {"seconds": spread._asdict(), "lost": lost, "twice": twice, "same_order": same}
         shutil.rmtree(task.cache, ignore_errors=True)

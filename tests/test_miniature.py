@@ -155,16 +155,16 @@ def test_the_rows_have_equal_iterations_and_their_recipes_differ_in_the_stages_a
 @pytest.mark.slow
 @pytest.mark.skipif(not DEBIAN.is_dir(), reason="needs Debian's dataset-fashion-mnist")
 def test_the_whole_miniature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On 60,000 images, a quarter as long as the recipes say; two processes in the middle. No figure of accuracy decides."""
+    """On 60,000 images, an eighth as long as the recipes say; two processes in the middle. No figure of accuracy decides."""
     monkeypatch.syspath_prepend(ROOT)
     from benchmarks import two_stages
 
     figures_file = tmp_path / "figures.json"
     arguments = [
         "--iterations",
-        "234",
+        "117",
         "--teacher-epochs",
-        "4",
+        "2",
         "--memory-epochs",
         "3",
         "--folder",

@@ -1,14 +1,17 @@
 """Which kind of data a path on the command line names: what a recipe says with `kind`, seen from what lies there."""
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
 
+from distill.data.folder import IMAGE_EXTENSIONS
 from distill.data.label_sets import NAMES
 from distill.data.stream.manifest import MANIFEST_FILE
+from distill.data.stream.names import COMPRESSED
 from distill.errors import InputError, nearest
 from distill.recipe import schema
 
@@ -17,6 +20,7 @@ _FASHION_MNIST = "fashion_mnist"
 _FASHION_MNIST_SPLITS = ("train", "test")
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
 _SHARD_KINDS = ("tar", "parquet", "arrow")
+_TARS = (".tar", *COMPRESSED)  # a stream refuses the packed ones, and says the mend
 
 
 def guess_source(
@@ -30,7 +34,7 @@ def guess_source(
 ) -> schema.Source:
     """The source that a path names.
 
-    A stream: a URL (https://, s3://, hf://), *.tar, names in braces, a folder of tar files or one that `distill data shard` wrote. Else a
+    A stream: a URL (https://, s3://, hf://), *.tar, names in braces, a folder of tar files (below subfolders too) or one that `distill data shard` wrote. Else a
     saved data set, Arrow or Parquet files, Fashion-MNIST (by its name or its IDX files), or an image folder.
 
     Args:
@@ -65,11 +69,18 @@ def guess_source(
 
 
 def _kind(path: str, option: str) -> str:
+    if not path:
+        raise InputError(f"{option}: the path is empty: name a file, a folder or a URL")
     place = Path(path)
     if re.fullmatch(rf"{_FASHION_MNIST}(:\w*)?", path) and not place.exists():
         return "fashion_mnist"
-    if _SCHEME.match(path) or re.search(r"\{.*\}", path) or path.endswith(".tar"):
-        if not _SCHEME.match(path) and path.endswith(".tar") and not re.search(r"[*?\[{]", path) and not place.exists():
+    if _SCHEME.match(path) or re.search(r"\{.*\}", path) or path.lower().endswith(_TARS):
+        if (
+            not _SCHEME.match(path)
+            and path.lower().endswith(_TARS)
+            and not re.search(r"[*?\[{]", path)
+            and not place.exists()
+        ):
             raise _missing(place, option)
         return "stream"
     if not place.exists() and not re.search(r"[*?\[]", path):
@@ -86,7 +97,19 @@ def _kind(path: str, option: str) -> str:
         return found[0]
     if any((place / f"t10k-images-idx3-ubyte{suffix}").is_file() for suffix in ("", ".gz")):
         return "fashion_mnist"
-    return "image_folder"
+    return "stream" if _tars_first(place) else "image_folder"
+
+
+def _tars_first(folder: Path) -> bool:
+    """Whether a folder's first file that is a tar or an image is a tar, below subfolders too. Does not walk on through a million images."""
+    for _, subfolders, files in os.walk(folder):
+        subfolders.sort()
+        for name in sorted(files):
+            if name.lower().endswith(_TARS):
+                return True
+            if os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS:
+                return False
+    return False
 
 
 def _is_ours(manifest: Path) -> bool:

@@ -11,6 +11,7 @@ import numpy as np
 
 from distill.data.guess import guess_source, in_options, known_classes
 from distill.data.sources import Source, open_source
+from distill.data.stream.names import shown
 from distill.errors import InputError, nearest
 from distill.recipe import Recipe, load_recipe, schema
 
@@ -36,7 +37,7 @@ class Sharded(Protocol):
 
 @dataclass(frozen=True)
 class Named:
-    """An opened source. `text`: what it was called, for people. `recipe`: the one that it is part of, as it stands in that stage."""
+    """An opened source. `text`: what it was called, for people, without passwords. `recipe`: the one that it is part of, as it stands in that stage."""
 
     source: Source
     spec: schema.Source
@@ -76,7 +77,7 @@ def open_named(
     with as_options():
         if count is not None and isinstance(spec, schema.Stream):
             count(spec, shards)
-        return Named(open_source(spec, Path(), OPTION, shards), spec, Path(), name)
+        return Named(open_source(spec, Path(), OPTION, shards), spec, Path(), shown(name))
 
 
 @contextmanager

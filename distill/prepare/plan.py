@@ -10,10 +10,13 @@ import numpy as np
 
 from distill.data.order import permute
 from distill.data.records import Source
+from distill.data.stream.localise import ListedShard
+from distill.data.stream.source import StreamSource
 from distill.errors import InputError
 from distill.prepare.container import Container
 from distill.prepare.named import Sharded
 from distill.prepare.storage import STATE_FOLDER, tmp_name
+from distill.recipe import schema
 from distill.rng import hash64
 
 PLAN_FILE = "plan.json"
@@ -88,12 +91,16 @@ def shards_of(source: Sharded, indices: np.ndarray) -> list[int]:
     return list(dict.fromkeys(np.searchsorted(ends, indices, side="right").tolist()))
 
 
-def fingerprint(source: Source) -> str:
-    """SHA-256 over what a source is, wherever it lies: its shards; or its labels, classes, and a few records."""
-    if isinstance(source, Sharded):
-        return source.fingerprint()
+def fingerprint(source: Source, spec: schema.Source) -> str:
+    """SHA-256 over what a source is, wherever it lies: its classes and the labels that are known; its shards, or a few records."""
     digest = hashlib.sha256(json.dumps([len(source), list(source.classes)]).encode())
-    digest.update(np.asarray(source.labels, dtype=np.int64).tobytes())
+    if isinstance(source.labels, np.ndarray):
+        digest.update(np.asarray(source.labels, dtype=np.int64).tobytes())
+    if isinstance(source, Sharded):
+        fields = (spec.image, spec.label, spec.labelled) if isinstance(spec, schema.Stream) else ()
+        shards = [_shard_identity(shard) for shard in source.shards] if isinstance(source, StreamSource) else []
+        digest.update(json.dumps([source.fingerprint(), fields, shards]).encode())
+        return digest.hexdigest()
     for index in np.linspace(0, len(source) - 1, min(len(source), _FINGERPRINT_RECORDS)).astype(int).tolist():
         try:
             record = source.read(index)
@@ -101,6 +108,15 @@ def fingerprint(source: Source) -> str:
             record = b"unreadable"
         digest.update(hashlib.sha256(bytes(record) if isinstance(record, bytes) else record.tobytes()).digest())
     return digest.hexdigest()
+
+
+def _shard_identity(shard: ListedShard) -> list[object]:
+    """What tells that a shard has other content, without reading it: its checksum, else its size, and the time of a local one."""
+    said: list[object] = [shard.name, shard.num_samples, shard.sha256]
+    if shard.sha256 is None and shard.is_local:
+        status = os.stat(shard.url)
+        return [*said, status.st_size, status.st_mtime_ns]
+    return [*said, shard.size_bytes]
 
 
 def read_plan(out: Path) -> Plan | None:
@@ -166,7 +182,7 @@ def refuse_another(out: Path, plan: Plan, asked: Asked, source: str) -> None:
         if getattr(plan.asked, name) != getattr(asked, name)
     ]
     if plan.source != source:
-        differs.append("SOURCE or --classes (it holds other images, labels or classes)")
+        differs.append("SOURCE or --classes (it holds other images, labels or classes, or shards written anew)")
     if differs:
         raise InputError(
             f"{out} was begun with other input: {', '.join(differs)}. Give what it was begun with, or write into another folder"

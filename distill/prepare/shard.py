@@ -8,6 +8,7 @@ import math
 import os
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,20 @@ from distill.errors import InputError
 from distill.prepare.container import parquet_schema, parquet_writer, write_tar
 from distill.prepare.making import Job, converted, make
 from distill.prepare.named import OPTION, Named, Sharded
-from distill.prepare.plan import PLAN_FILE, Asked, Plan, fingerprint, keep_plan, order, read_plan, refuse_another
+from distill.prepare.plan import (
+    PLAN_FILE,
+    Asked,
+    Plan,
+    fingerprint,
+    keep_plan,
+    order,
+    read_plan,
+    refuse_another,
+    shards_of,
+)
 from distill.prepare.processes import Rank, in_processes
 from distill.prepare.progress import Progress
-from distill.prepare.records import Conversion
+from distill.prepare.records import Conversion, Stored
 from distill.prepare.storage import (
     STATE_FOLDER,
     Done,
@@ -56,7 +67,7 @@ def shard(named: Named, out: Path, asked: Asked, *, skip: bool, num_workers: int
     with explained(out):
         _refuse_folder(named, out)
         convert = Conversion(asked.resize, asked.quality or 95)
-        plan = _agreed_plan(source, out, asked, convert, skip)
+        plan = _agreed_plan(named, out, asked, convert, skip)
         classes = tuple(source.classes) if asked.labelled else None
         write = write_tar if asked.container == "tar" else parquet_writer(parquet_schema(classes))
         known = _known(out, plan)
@@ -112,24 +123,26 @@ def _refuse_folder(named: Named, out: Path) -> None:
         )
 
 
-def _agreed_plan(source: Source, out: Path, asked: Asked, convert: Conversion, skip: bool) -> Plan:
+def _agreed_plan(named: Named, out: Path, asked: Asked, convert: Conversion, skip: bool) -> Plan:
     """The folder's plan, made now or before by this command or another of its processes."""
-    identity = fingerprint(source)
+    identity = fingerprint(named.source, named.spec)
     plan = read_plan(out)
     if plan is None:
-        plan = keep_plan(out, _planned(source, identity, asked, convert, skip))
+        plan = keep_plan(out, _planned(named.source, identity, asked, convert, skip))
     refuse_another(out, plan, asked, identity)
     return plan
 
 
 def _planned(source: Source, identity: str, asked: Asked, convert: Conversion, skip: bool) -> Plan:
     """How many shards, and by which name their images go, from a look at some of them."""
-    num = min(len(source), _LOOKED_AT)
-    spread = np.linspace(0, len(source) - 1, num).astype(np.int64)
-    # Of a source over shards the first ones only: each image elsewhere would bring a shard of its own.
-    positions = np.arange(num) if isinstance(source, Sharded) else spread
-    looked_at = (converted(source, int(i), convert, skip) for i in order(source, positions, asked.seed))
-    stored = [each for each in looked_at if each is not None]
+    stored: list[Stored] = []
+    num = 0
+    for indices in _looks(source, asked.seed):
+        looked_at = [converted(source, index, convert, skip) for index in indices]
+        stored += [each for each in looked_at if each is not None]
+        num += len(indices)
+        if stored or num >= _LOOKED_AT:
+            break
     if not stored:
         raise InputError(f"{OPTION}: none of {num} images could be read: see that they are images, and whole")
     if asked.samples_per_shard is not None:
@@ -140,6 +153,22 @@ def _planned(source: Source, identity: str, asked: Asked, convert: Conversion, s
         num_shards = math.ceil(len(source) * per_sample / ((asked.shard_mb or DEFAULT_SHARD_MB) * 1e6))
     ((extension, _),) = Counter(each.extension for each in stored).most_common(1)
     return Plan(asked, identity, len(source), min(num_shards, len(source)), extension)
+
+
+def _looks(source: Source, seed: int | None) -> Iterator[list[int]]:
+    """Which images are looked at first, and which next where none of those can be read: of a source over shards those of one shard,
+    the first in the new order, since each image elsewhere would bring a shard of its own here."""
+    if not isinstance(source, Sharded):
+        yield order(source, _spread(0, len(source)), seed).tolist()
+        return
+    ends = np.cumsum(np.asarray(source.shard_sizes, dtype=np.int64))
+    for shard in shards_of(source, order(source, np.arange(min(len(source), _LOOKED_AT)), seed)):
+        yield _spread(int(ends[shard] - source.shard_sizes[shard]), int(source.shard_sizes[shard])).tolist()
+
+
+def _spread(start: int, size: int) -> np.ndarray:
+    """[n] int64: at most 256 numbers of start ... start + size - 1, evenly."""
+    return start + np.linspace(0, size - 1, min(size, _LOOKED_AT)).astype(np.int64)
 
 
 def _known(out: Path, plan: Plan) -> dict[int, Done]:

@@ -44,6 +44,22 @@ def test_folders_of_shards_are_streams_and_those_of_tables_are_not(tmp_path: Pat
     assert not unlabelled.labelled
 
 
+def test_tars_below_subfolders_are_a_stream_and_images_are_not(tmp_path: Path) -> None:
+    for name in (
+        "set/README.md",
+        "set/train/0/a.tar",
+        "photos/ox/1.jpg",
+        "photos/yak/odd.tar",
+        "packed/a.tar.gz",
+        "UP.TAR",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    names = ("set", "photos", "packed", "packed/a.tar.gz", "UP.TAR")
+    kinds = [guess_source(str(tmp_path / name)).kind for name in names]
+    assert kinds == ["stream", "image_folder", "stream", "stream", "stream"]
+
+
 def test_splits(tmp_path: Path) -> None:
     for name, split in (("fashion_mnist", "test"), ("fashion_mnist:train", "train")):
         assert guess_source(name) == schema.FashionMnist(kind="fashion_mnist", split=split)  # type: ignore[arg-type]
@@ -62,6 +78,8 @@ def test_what_is_not_there_or_mixed_is_refused(tmp_path: Path) -> None:
     for path in ("nowhere", "nowhere.tar", "nowhere.parquet"):
         with pytest.raises(InputError, match=f"SOURCE {path}: there is no such file or folder"):
             guess_source(path, option="SOURCE")
+    with pytest.raises(InputError, match="SOURCE: the path is empty"):
+        guess_source("", option="SOURCE")
     for name in ("a.arrow", "a.parquet"):
         (tmp_path / name).touch()
     with pytest.raises(InputError, match=r"--data .*: holds \*\.parquet and \*\.arrow: say which with a pattern"):

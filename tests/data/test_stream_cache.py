@@ -1,6 +1,7 @@
 """The shard cache: made once among many, whole or absent after any kill, within its limit, and plain about a folder it cannot use."""
 
 import fcntl
+import json
 import multiprocessing
 import os
 import pickle
@@ -17,7 +18,8 @@ from typing import Any
 
 import pytest
 
-from distill.data.stream.cache import FailedElsewhere, Make, ShardCache
+from distill.data.stream.cache import Make, ShardCache
+from distill.data.stream.failures import FailedElsewhere
 from distill.errors import InputError
 
 # Forked: the children share nothing with the test but the folder, and start in milliseconds.
@@ -240,16 +242,16 @@ def test_an_exception_of_make_leaves_nothing(tmp_path: Path) -> None:
         path.write_bytes(b"half")
         raise ConnectionError("as it was raised")
 
-    for ask in (cache.file, cache.begin):
+    for ask in (cache.file, ShardCache(cache.folder, LARGE).begin):
         with pytest.raises(ConnectionError, match="as it was raised"):
             ask("a", fail)
         assert [path.suffix for path in cache.folder.iterdir()] == [".failed"]
-    assert cache.file("a", writing(b"a")).read_bytes() == b"a"
+    assert ShardCache(cache.folder, LARGE).file("a", writing(b"a")).read_bytes() == b"a"
 
 
 @pytest.mark.parametrize("error", [ConnectionError("the server is gone"), InputError("no access")], ids=["os", "input"])
 def test_who_waited_for_a_maker_that_failed_fails_with_it(tmp_path: Path, error: Exception) -> None:
-    """Each with its own retries, one after the other, would wait for minutes; who asks later tries anew."""
+    """Each with its own retries, one after the other, would wait for minutes, whatever run it is of."""
     cache, tries, answers = ShardCache(tmp_path / "cache", LARGE), [], []
     begun = threading.Event()
 
@@ -269,7 +271,7 @@ def test_who_waited_for_a_maker_that_failed_fails_with_it(tmp_path: Path, error:
             begun.wait()
             waiting.append(number)
         try:
-            cache.file("a", fail)
+            ShardCache(cache.folder, LARGE).file("a", fail)
         except (OSError, InputError) as raised:
             answers.append(raised)
 
@@ -284,6 +286,73 @@ def test_who_waited_for_a_maker_that_failed_fails_with_it(tmp_path: Path, error:
     assert sum(type(answer) is elsewhere for answer in answers) >= 6
     assert cache.file("a", writing(b"a")).read_bytes() == b"a", "a new question is a new try"
     assert not list(cache.folder.glob("*.failed"))
+
+
+def test_a_run_leaves_alone_what_failed_and_for_longer_each_time(tmp_path: Path) -> None:
+    """A dead shard costs a run its retries once, and not once for each of its processes."""
+    cache, tries = ShardCache(tmp_path / "cache", LARGE), []
+
+    def fail(path: Path) -> None:
+        tries.append(path)
+        raise ConnectionError("the server is gone")
+
+    def tried(of: ShardCache, ask: str = "file") -> bool:
+        before = len(tries)
+        with pytest.raises(OSError, match="the server is gone"):
+            getattr(of, ask)("a", fail)
+        return len(tries) > before
+
+    def age(seconds: float) -> None:
+        (failed,) = cache.folder.glob("*.failed")
+        said = json.loads(failed.read_text())
+        failed.write_text(json.dumps(said | {"time": time.time() - seconds}))
+
+    worker: ShardCache = pickle.loads(pickle.dumps(cache))
+    assert tried(worker)
+    assert not tried(cache)
+    assert not tried(worker, "begin")
+    for rest_s in (60, 120, 240, 480, 600, 600):
+        age(rest_s - 20)
+        assert not tried(cache)
+        age(rest_s + 1)
+        assert tried(cache)
+    assert tried(ShardCache(cache.folder, LARGE)), "another command tries anew"
+    assert tried(cache), "and says nothing of this run"
+    age(61)
+    assert tried(cache), "nor of how often this one failed"
+    (failed,) = cache.folder.glob("*.failed")
+    failed.write_text("{}")  # not ours
+    assert cache.file("a", writing(b"a")).read_bytes() == b"a"
+    assert not list(cache.folder.glob("*.failed"))
+
+
+def test_which_processes_are_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def same(folder: Path = tmp_path / "cache") -> bool:
+        tries = []
+
+        def fail(path: Path) -> None:
+            tries.append(path)
+            raise ConnectionError("the server is gone")
+
+        for _ in range(2):
+            with pytest.raises(OSError, match="gone"):
+                ShardCache(folder, LARGE).file("a", fail)
+        return len(tries) == 1
+
+    for name in ("TORCHELASTIC_RUN_ID", "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.delenv(name, raising=False)
+    assert not same()
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
+    assert not same()
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "8")
+    monkeypatch.setenv("SLURM_STEP_ID", "3")
+    assert same(tmp_path / "slurm")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    assert same(tmp_path / "torchrun")
+    monkeypatch.setattr(os, "getppid", lambda: 1)  # of another torchrun
+    tries: list[Path] = []
+    ShardCache(tmp_path / "torchrun", LARGE).file("a", lambda path: (tries.append(path), path.touch())[1])
+    assert len(tries) == 1
 
 
 def test_few_make_files_in_the_background_at_a_time(tmp_path: Path) -> None:
@@ -330,7 +399,8 @@ def test_damaged_files_are_made_anew(tmp_path: Path, damage: str) -> None:
         assert set(names(cache)) <= {"lock", "size"}  # nothing to stumble over
         path.write_bytes(b"content")
 
-    path.with_name(f"{path.name}.part.index").touch()
+    for left in ("part", "part.index"):  # by a dead writer
+        path.with_name(f"{path.name}.{left}").touch()
     assert cache.file("a", make).read_bytes() == b"content"
     assert cache.has("a")
 
@@ -338,9 +408,10 @@ def test_damaged_files_are_made_anew(tmp_path: Path, damage: str) -> None:
 def test_the_least_recently_used_go_first_and_readers_keep_them(tmp_path: Path) -> None:
     cache = ShardCache(tmp_path / "cache", 3000)
     paths = {key: cache.file(key, writing(key.encode() * 1000)) for key in "abc"}
-    for age, key in enumerate("cba"):  # a was used longest ago
+    for age, key in enumerate("bca"):  # a was used longest ago
         os.utime(paths[key], (1e9 - age, 1e9 - age))
     cache.file("a", never)  # and now b was
+    cache.begin("c", never)
     with paths["b"].open("rb") as reader:
         cache.file("d", writing(b"d" * 1000))
         assert [key for key in "abcd" if cache.has(key)] == ["a", "c", "d"]
@@ -380,6 +451,33 @@ def test_a_file_that_the_disk_does_not_take_is_explained(tmp_path: Path, started
     assert names(cache) == []
 
 
+def test_many_small_files_do_not_cost_a_look_at_all_of_them_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks, scandir = [], os.scandir
+
+    def counted(*arguments: Any) -> Any:
+        looks.append(arguments)
+        return scandir(*arguments)
+
+    cache = ShardCache(tmp_path / "cache", LARGE)
+    monkeypatch.setattr(os, "scandir", counted)
+    for number in range(200):
+        cache.file(f"{number}", writing(b"x"))
+    assert 3 <= len(looks) <= 5
+    monkeypatch.undo()
+
+    # Whoever writes alone keeps to the limit after each file, and each other process to a thousandth more.
+    small = ShardCache(tmp_path / "small", 100_000)
+    other = ShardCache(tmp_path / "small", 100_000)
+    for number in range(600):
+        by = other if number > 300 and number % 2 else small
+        by.file(f"{number}", writing(b"x" * (80 if number % 7 else 9_000)))
+        used_bytes = sum(path.stat().st_size for path in small.folder.iterdir() if not path.suffix)
+        assert used_bytes <= 100_000 + (100 if number > 300 else 0)
+    assert used_bytes > 80_000
+
+
 def test_a_full_disk_is_explained(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -388,11 +486,19 @@ def test_a_full_disk_is_explained(tmp_path: Path) -> None:
         pytest.skip("a small disk wants the right to mount one")
     try:
         cache = ShardCache(disk / "cache", LARGE)
-        cache.file("a", writing(b"a" * 600_000))
-        with pytest.raises(InputError, match=r"data\.shards\.cache: .* is full .*cache_gb"):
-            cache.file("b", writing(b"b" * 600_000))
-        assert names(cache) == ["", "size"]
-        assert cache.file("a", never).stat().st_size == 600_000
+        with cache.file("a", writing(b"a" * 600_000)).open("rb") as held:
+            with pytest.raises(InputError, match=r"data\.shards\.cache: .* is full .* have open keep .*cache_gb"):
+                cache.file("b", writing(b"b" * 600_000))
+            assert held.read() == b"a" * 600_000
+        assert names(cache) == []
+        # Others have filled it, and nobody has the files of the cache open: they make room, the oldest first and no more of them than need be.
+        for number in range(9):
+            cache.file(f"{number}", writing(b"x" * 100_000))
+        paths = sorted(path for path in cache.folder.iterdir() if not path.suffix)
+        assert len(paths) == 9
+        assert cache.file("late", writing(b"x" * 200_000)).stat().st_size == 200_000
+        assert not cache.has("0")
+        assert cache.has("8")
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 

@@ -185,6 +185,7 @@ def test_members_are_grouped_as_webdataset_groups_them(opened):
     entries, _ = index_tar(fd)
     assert [os.pread(fd, size, offset) for offset, size, *_ in entries] == [b"first", b"second"]
     assert entries["label"].tolist() == [7, 8]
+    fd = opened(pack([("b/0.seg.png", b"mask"), ("b/0.jpeg", b"second")]))
     masks, _ = index_tar(fd, image="seg.png", labelled=False)
     assert [os.pread(fd, size, offset) for offset, size, *_ in masks] == [b"mask"]
     assert masks["label"].tolist() == [-1]
@@ -204,6 +205,18 @@ def test_labels_of_a_tar(opened):
     texts = [("0.wnid", b"yak\n"), ("1.wnid", b"ox"), ("2.wnid", b"yak")]
     entries, names = index_tar(opened(pack(images + texts)), label="wnid")
     assert (entries["label"].tolist(), names) == ([1, 0, 1], ("ox", "yak"))
+    mixed = [("0.cls", b"7"), ("1.json", b'{"cls": "5"}'), ("2.json", b'{"label": 6}')]
+    assert index_tar(opened(pack(images + mixed)))[0]["label"].tolist() == [7, 5, 6]
+    assert index_tar(opened(pack([("0.jpg", b"x"), ("0.cls", b"--1")])))[1] == ("--1",)
+
+
+@pytest.mark.parametrize("name", ["b.gif", "b.v1.jpg", "b.JFIF", "b.seg.tiff"])
+def test_an_image_under_another_name_is_not_lost(opened, name):
+    members = [("a.jpg", b"1"), ("a.seg.png", b"mask"), (name, b"2"), ("b.txt", b"")]
+    with pytest.raises(InputError, match=rf"'{name}' is an image, and none of key 'b'.*name all extensions in `image`"):
+        index_tar(opened(pack(members)), labelled=False)
+    found, _ = index_tar(opened(pack(members)), image=f"jpg;{name[2:]}", labelled=False)
+    assert len(found) == 2
 
 
 @pytest.mark.parametrize(
@@ -217,6 +230,12 @@ def test_labels_of_a_tar(opened):
         ([("a.jpg", b"1"), ("a.cls", b"")], "key 'a' has no cls member"),
         ([("a.jpg", b"1"), ("a.json", b"{")], "key 'a': its json member at byte 1536 is broken"),
         ([("a.jpg", b"1"), ("a.json", b"[1]")], "key 'a' has no cls member, nor cls or label in its json"),
+        (
+            [("a.jpg", b"1"), ("a.cls", b"0"), ("b.jpg", b"2"), ("b.cls", b"ox")],
+            "key 'a' has a number .* key 'b' a name",
+        ),
+        ([("a.jpg", b"1"), ("a.cls", b"9" * 20)], "key 'a' has label 9{20}, which is no class number"),
+        ([("a.jpg", b"1"), ("a.json", b'{"cls": -%d}' % 10**19)], "key 'a' has label -1"),
         ([("a.gif", b"1"), ("a.cls", b"0")], "no member is an image.*name the extension"),
         ([], "no member is an image"),
     ],
@@ -305,7 +324,7 @@ def write_table(path: Path, images, labels, **options) -> Path:
 
 
 def localise(path: Path, **fields) -> LocalShard:
-    with path.open("rb") as source:
+    with pa.OSFile(str(path)) as source:
         count = localise_parquet(source, path.with_suffix(".local"), **fields)
     shard = open_local(path.with_suffix(".local"))
     assert len(shard) == count

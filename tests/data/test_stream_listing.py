@@ -20,9 +20,9 @@ from servers import FolderServer
 from distill.data.stream.hub import parse_hub_path
 from distill.data.stream.listing import list_shards
 from distill.data.stream.manifest import Manifest, ShardEntry, write_manifest
-from distill.data.stream.names import expand_braces
-from distill.data.stream.opening import count_samples, open_stream
-from distill.data.stream.transport import Transport
+from distill.data.stream.names import expand_braces, names_files, shown, unsigned
+from distill.data.stream.opening import cache_folder, count_samples, open_stream
+from distill.data.stream.transport import TransferFailed, Transport
 from distill.errors import InputError
 from distill.recipe.schema import Shards, Stream
 
@@ -103,6 +103,34 @@ def test_braces(path, names):
     assert expand_braces(path) == names
 
 
+@pytest.mark.parametrize(
+    ("url", "plain", "kept"),
+    [
+        ("/a/b?.tar", "/a/b?.tar", "/a/b?.tar"),
+        ("http://me:p@ss@h/a.tar?X-Amz-Date=1&X-Amz-Signature=2", "http://h/a.tar", "http://me:p@ss@h/a.tar"),
+        ("https://h/a.tar?v=3&sig=x&se=y", "https://h/a.tar", "https://h/a.tar?v=3"),
+        ("https://h/a.tar?Expires=1&Signature=2&Key-Pair-Id=3&version=4", "https://h/a.tar", "https://h/a.tar?version=4"),
+        ("s3://bucket/a-?.tar", "s3://bucket/a-?.tar", "s3://bucket/a-?.tar"),
+    ],
+)  # fmt: skip
+def test_what_signs_a_url(url, plain, kept):
+    assert (shown(url), unsigned(url)) == (plain, kept)
+
+
+def test_a_host_is_no_pattern():
+    assert not names_files("http://[::1]:80/shards")
+    assert names_files("http://[::1]:80/shards/a-[0-9].tar")
+    assert names_files("http://h/A.TAR")
+
+
+def test_a_user_without_a_name(monkeypatch):
+    def nobody() -> str:
+        raise KeyError("getpwuid(): uid not found: 12345")
+
+    monkeypatch.setattr("getpass.getuser", nobody)
+    assert cache_folder(Shards(), Path()).name == f"distill-shards-{os.getuid()}"
+
+
 def test_files_by_name(tmp_path):
     fill(tmp_path, "b/t-1.tar a/t-0.tar a/t-2.tar a/u.tar other.tar")
     assert listed(tmp_path, "{b,a}/t-*.tar") == ["b/t-1.tar", "a/t-0.tar", "a/t-2.tar"]
@@ -142,15 +170,23 @@ def test_folders(tmp_path):
         ("http://127.0.0.1:1/a-*.tar", {}, r"a web server does not list its files: name them in braces"),
         ("nosuch://bucket/*.tar", {}, r"data.train.path: nosuch://bucket/.*: Protocol not known: nosuch: install"),
         ("nosuch://bucket/a.tar", {}, r"nosuch"),
+        ("http://me:secret@127.0.0.1:1/a-*.tar", {}, r"http://127.0.0.1:1/a-\*.tar: a web server"),
+        ("http://me:secret@[::1/x.tar", {}, r"data.train.path: http://\[::1/x.tar is no URL"),
+        ("http://me:secret@[::1]:1/shards", {}, r"http://\[::1\]:1/shards/manifest.json: "),
+        ("upwards", {}, r"data.train.path|upwards/_info.json names ../shards/train-0.tar, which is no file of its folder"),
         ("hf://models/a/b", {}, r"data sets of the Hub are hf://datasets/OWNER/NAME"),
     ],
 )  # fmt: skip
 def test_paths_that_are_refused(tmp_path, path, fields, message):
     fill(tmp_path, "shards/train-0.tar shards/train-1.tar shards/val-0.tar mixed/0.tar mixed/0.parquet packed/0.tar.gz")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match=message) as info:
+    (tmp_path / "upwards").mkdir()
+    said = {"splits": {"train": {"filenames": ["../shards/train-0.tar"], "shard_lengths": [1]}}}
+    (tmp_path / "upwards/_info.json").write_text(json.dumps(said))
+    with pytest.raises((InputError, TransferFailed), match=message) as info:
         listed(tmp_path, path, **fields)
     assert "\n" not in str(info.value)
+    assert "secret" not in str(info.value)
 
 
 def test_a_server_that_wants_a_password_is_not_an_empty_one(tmp_path, served):

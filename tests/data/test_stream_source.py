@@ -262,6 +262,7 @@ def test_failures_do_not_stop_what_comes_ahead():
 
     ahead = Ahead(begin)
     ahead.want([*range(20), 20])
+    assert ahead.wanted == (*range(20), 20)
     assert reached.wait(20)
     assert sorted(begun) == list(range(21))
     reached.clear()
@@ -288,7 +289,7 @@ def test_a_shard_that_is_cut_for_good_is_named_with_its_byte(tmp_path, served, o
         counted(tmp_path, served)
         source = opened(f"{served.url}/train-{{0000..0003}}.tar", classes="classes.txt", cache="other")
     served.fault(f"/train-0002.{kind}", "shorten", on=None, after_bytes=2000)
-    where = "cut at byte 2000" if kind == "tar" else "cannot be read past row 0"
+    where = "cut at byte 2000" if kind == "tar" else r"it has 2000 bytes and \d+ were promised"
     with pytest.raises(UnreadableShard, match=rf"/train-0002.{kind}: .*{where}"):
         source.read(8)
     requests = served.requests[f"/train-0002.{kind}"]
@@ -445,6 +446,24 @@ def test_labels_that_are_names(tmp_path, opened):
     (tmp_path / "two.txt").write_text("ox\nyaks\n")
     with pytest.raises(InputError, match=r"train-0000.tar: class 'emu' is not in the class list"):
         opened("shards", classes="two.txt").read(0)
+
+
+@pytest.mark.parametrize("names", ["1\n2\n0\n", "ox\n0\nemu\n"])
+def test_digits_that_may_be_numbers_or_names_are_refused(tmp_path, opened, names):
+    (tmp_path / "names.txt").write_text(names)
+    write_shards(tmp_path / "shards", "tar")
+    with pytest.raises(InputError, match=r"train-0000.tar has labels of digits, and class \d is called '[01]'"):
+        opened("shards", classes="names.txt").read(0)
+    (tmp_path / "names.txt").write_text("0\n1\n2\n")
+    assert opened("shards", classes="names.txt").labels[np.arange(TOTAL)].tolist() == LABELS
+
+
+def test_a_label_that_no_index_holds(tmp_path, opened):
+    (tmp_path / "shards").mkdir()
+    table = pa.table({"image": pa.array([b"x"] * 3), "label": pa.array([0, 2**63 + 1, 0], pa.uint64())})
+    pq.write_table(table, tmp_path / "shards/0.parquet")
+    with pytest.raises(InputError, match=r"0.parquet: row 1 has label 9223372036854775809 in column 'label'"):
+        opened("shards", classes="classes.txt").read(0)
 
 
 def test_classes_that_nothing_names(tmp_path, opened):

@@ -12,6 +12,7 @@ import threading
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from email.message import Message
 from email.utils import format_datetime
@@ -136,6 +137,100 @@ def test_failures_without_progress_are_bounded(server: FolderServer, deaf: Folde
     assert "refused" in failure(lambda: QUICK.read(url), TransferFailed)
 
 
+@contextmanager
+def speaking(answer: Callable[[socket.socket, str], None]) -> Iterator[str]:
+    """The URL of a server that does with each connection, and what was asked there, as `answer` says."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def speak(connection: socket.socket) -> None:
+            with connection, suppress(OSError):
+                answer(connection, connection.recv(1 << 16).decode())
+
+        def listen() -> None:
+            with suppress(OSError):
+                while True:
+                    threading.Thread(target=speak, args=(listening.accept()[0],), daemon=True).start()
+
+        threading.Thread(target=listen, daemon=True).start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}/a.bin"
+        listening.shutdown(socket.SHUT_RDWR)
+
+
+def drop_by_drop(connection: socket.socket) -> None:
+    while True:
+        connection.sendall(b"x")
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("where", ["body", "headers", "chunk", "redirect", "a byte a try"])
+def test_a_trickle_is_given_up(where: str, tmp_path: Path) -> None:
+    """The timeout of a socket begins anew with each byte."""
+
+    def answer(connection: socket.socket, asked: str) -> None:
+        match where:
+            case "body":
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
+            case "headers":
+                connection.sendall(b"HTTP/1.1 200 OK\r\n")
+            case "chunk":
+                connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5;")
+            case "redirect":
+                connection.sendall(b"HTTP/1.1 302 Found\r\nLocation: /b\r\nContent-Length: 1000000\r\n\r\n")
+            case _:
+                at = int(asked.partition("bytes=")[2].partition("-")[0] or 0)
+                header = f'HTTP/1.1 206 P\r\nETag: "x"\r\nContent-Range: bytes {at}-999/1000\r\n\r\nx'
+                connection.sendall(header.encode())
+                time.sleep(1.0)
+                return
+        drop_by_drop(connection)
+
+    began = time.monotonic()
+    with speaking(answer) as url:
+        transport = Transport(retries=1, timeout_s=0.25, first_wait_s=0.001)
+        said = failure(lambda: transport.fetch(url, tmp_path / "a"), TransferFailed)
+    assert said.startswith(f"{url}: at byte ")
+    assert ("bytes came in 1 s" in said) == (where == "body")
+    assert time.monotonic() - began < 60
+
+
+def test_waits_that_a_server_asks_for_are_bounded_together(
+    server: FolderServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr("distill.data.stream.transport.time.sleep", slept.append)
+    server.fault("a.bin", "status", status=429, retry_after="200", on=None)
+    transport = Transport(retries=1000, timeout_s=60, first_wait_s=0.001)
+    assert "answers 429" in failure(lambda: fetched(server, tmp_path / "a", transport), TransferFailed)
+    assert slept == [200.0] * 9
+
+
+def test_a_server_that_sends_a_little_each_time_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = CONTENT[:200_000]
+
+    def answer(connection: socket.socket, asked: str) -> None:
+        at = int(asked.partition("bytes=")[2].partition("-")[0] or 0)
+        part = content[at : at + 1000]
+        place = f"Content-Range: bytes {at}-{at + len(part) - 1}/{len(content)}\r\nContent-Length: {len(part)}"
+        connection.sendall(f'HTTP/1.1 206 P\r\nETag: "x"\r\n{place}\r\n\r\n'.encode() + part)
+
+    monkeypatch.setattr("distill.data.stream.transport.time.sleep", lambda _: pytest.fail("waits"))
+    with speaking(answer) as url:
+        Transport(retries=3, timeout_s=60).fetch(url, tmp_path / "a")
+    assert (tmp_path / "a").read_bytes() == content
+
+
+def test_a_promised_checksum_lets_it_go_on_without_a_version(folder: Path, tmp_path: Path) -> None:
+    with FolderServer(folder, etags=False) as server:
+        server.fault("a.bin", "reset", after_bytes=2_000_003, on=(1, 2))
+        assert fetched(server, tmp_path / "a", sha256=SHA256) == CONTENT
+        assert server.log[1].headers["range"] == "bytes=2000003-"
+        server.fault("a.bin", "reset", after_bytes=2_000_003, on=(3,))
+        assert fetched(server, tmp_path / "a", size=SIZE) == CONTENT
+        assert "range" not in server.log[-1].headers
+
+
 def test_waits_grow_are_bounded_and_hear_the_server() -> None:
     assert [wait_s(n, None, 0.5, 0.0) for n in (0, 1, 2, 50)] == [0.5, 1.0, 2.0, 30.0]
     assert wait_s(2, None, 0.5, 1.0) == 1.0
@@ -201,6 +296,9 @@ def test_what_no_retry_mends_is_explained_at_once(server: FolderServer, tmp_path
 
 def test_hosts_that_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "mend" in failure(lambda: QUICK.read("http://a..b/x"), InputError)
+    for url in ("http://[::1/x.tar", "http://me:s3cret@[::1/x.tar?s3cret"):
+        said = failure(lambda: QUICK.read(url), InputError)  # noqa: B023
+        assert said == "[::1/x.tar: not a URL (Invalid IPv6 URL): mend it" if "@" in url else "not a URL" in said
     assert "without a host" in failure(lambda: QUICK.read("http:///x"), InputError)
 
     def lookup(code: int) -> Callable[..., Any]:

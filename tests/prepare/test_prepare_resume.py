@@ -1,10 +1,12 @@
 """distill data shard, interrupted: killed, damaged, begun otherwise."""
 
 import dataclasses
+import io
 import itertools
 import os
 import shutil
 import signal
+import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,10 +15,16 @@ from typing import Any
 import pytest
 from cutting import FORK, cut, files, inodes
 
+from distill.data.sources import open_source
 from distill.data.stream.manifest import MANIFEST_FILE, read_manifest, write_manifest
 from distill.errors import InputError
+from distill.prepare.named import Named
+from distill.prepare.plan import Asked
 from distill.prepare.processes import Rank, runs
+from distill.prepare.records import Conversion
+from distill.prepare.shard import _agreed_plan
 from distill.prepare.storage import STATE_FOLDER
+from distill.recipe import schema
 
 # ---- interrupted, damaged --------------------------------------------------------------------------------------------
 
@@ -168,3 +176,41 @@ def test_another_source_is_refused(
             (other / "cat/003.jpeg").rename(other / "dog/003.jpeg")
         with pytest.raises(InputError, match="SOURCE or --classes"):
             cut(other, whole)
+
+
+def test_another_stream_is_refused(tmp_path: Path, make_picture: Callable[..., bytes]) -> None:
+    """Other classes, shards or fields would be mixed into one set, without a word."""
+
+    def write(number: int, labels: str, seconds: int) -> None:
+        path = tmp_path / "in" / f"{number}.tar"
+        path.parent.mkdir(exist_ok=True)
+        with tarfile.open(path, "w") as archive:
+            for i, label in enumerate(labels):
+                content = make_picture(i, (32, 24), "JPEG")
+                for name, part in ((f"{i}.jpg", content), (f"{i}.cls", label.encode()), (f"{i}.alt", b"a")):
+                    info = tarfile.TarInfo(name)
+                    info.size = len(part)
+                    archive.addfile(info, io.BytesIO(part))
+        os.utime(path, (seconds, seconds))
+
+    def begin(classes: str, label: str | None = None) -> None:
+        (tmp_path / "classes.txt").write_text("\n".join(classes))
+        spec = schema.Stream(kind="stream", path="in", label=label, classes="classes.txt")
+        source = open_source(spec, tmp_path, "SOURCE", schema.Shards(cache=str(tmp_path / "cache")))
+        _agreed_plan(Named(source, spec, tmp_path, "in"), tmp_path / "out", asked, Conversion(), False)
+
+    asked = Asked("tar", 0, None, None, True, 2, None)
+    for number in range(3):
+        write(number, "abba", 1)
+    begin("ab")
+    begin("ab")
+    shutil.copytree(tmp_path / "in", tmp_path / "moved")  # keeps the times
+    shutil.rmtree(tmp_path / "in")
+    (tmp_path / "moved").rename(tmp_path / "in")
+    begin("ab")
+    for classes, label in (("ba", None), ("abc", None), ("ab", "alt")):
+        with pytest.raises(InputError, match="begun with other input: SOURCE or --classes"):
+            begin(classes, label)
+    write(1, "aaaa", 2)
+    with pytest.raises(InputError, match="begun with other input: SOURCE or --classes"):
+        begin("ab")

@@ -7,15 +7,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command import Cli
-from cutting import FORK, cut, files, tar_samples
+from cutting import ALONE, FORK, cut, files, tar_samples
 from PIL import Image
 from servers import FolderServer
 
 from distill.data.decode import decode
 from distill.data.sources import Source
 from distill.data.stream.manifest import MANIFEST_FILE, read_manifest
+from distill.prepare.inspect import examine
+from distill.prepare.named import open_named
+from distill.prepare.plan import Asked
 from distill.prepare.processes import Rank
+from distill.prepare.records import Conversion
+from distill.prepare.shard import _agreed_plan, shard
 from distill.prepare.storage import STATE_FOLDER
+from distill.recipe import schema
 
 # ---- what is written -------------------------------------------------------------------------------------------------
 
@@ -223,3 +229,31 @@ def test_every_shard_is_one_process_s() -> None:
         shares = [list(Rank(rank, 7).share(count)) for rank in range(7)]
         assert [i for share in shares for i in share] == list(range(count))
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+# ---- of a stream -----------------------------------------------------------------------------------------------------
+
+
+def test_the_first_look_brings_one_shard_here(whole: Path, tmp_path: Path) -> None:
+    """Each process of a job takes it, before anything is said."""
+    asked = Asked("tar", 0, None, None, True, None, 64.0)
+    with FolderServer(whole) as server:
+        named = open_named(server.url, shards=schema.Shards(cache=str(tmp_path / "cache")))
+        (tmp_path / "out").mkdir()
+        plan = _agreed_plan(named, tmp_path / "out", asked, Conversion(None, 95), False)
+        assert sum(n for path, n in server.requests.items() if path.endswith(".tar")) == 1
+    assert (plan.num_samples, plan.num_shards) == (60, 1)
+
+
+def test_passwords_and_signatures_are_not_written_out(whole: Path, tmp_path: Path) -> None:
+    with FolderServer(whole) as server:
+        url = server.url.replace("//", "//me:s3@cret@") + "/shard-0000{0..8}.tar?signature=s3cret"
+        named = open_named(url, shards=schema.Shards(cache=str(tmp_path / "cache")))
+        asked = Asked("tar", 0, None, None, True, 20, None)
+        shard(named, tmp_path / "out", asked, skip=False, num_workers=0, rank=ALONE)
+        report, _ = examine(named, num_images=2, seed=0, num_workers=0)
+    plain = f"{server.url}/shard-0000{{0..8}}.tar"
+    assert report["source"] == named.text == plain
+    text = (tmp_path / "out" / MANIFEST_FILE).read_text()
+    assert plain in text
+    assert "cret" not in text

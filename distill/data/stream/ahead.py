@@ -4,6 +4,8 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
+from distill.data.stream.ending import is_ending
+
 # One connection seldom fills a line; every process of the machine has its own threads.
 _THREADS = 4
 # What failed is left alone for so long: whoever reads it meanwhile tries, and says why.
@@ -23,8 +25,16 @@ class Ahead:
         self._wanted: tuple[int, ...] = ()
         self._waiting: list[int] = []
         self._in_hand: set[int] = set()
+        self._brought: set[int] = (
+            set()
+        )  # of what is wanted: with a cache too small for it, it would be fetched at every wish
         self._rests_until: dict[int, float] = {}
         self._threads: list[threading.Thread] = []
+
+    @property
+    def wanted(self) -> tuple[int, ...]:
+        """What was asked for last."""
+        return self._wanted
 
     def want(self, shards: Sequence[int]) -> None:
         """These and no others, the most urgent first. Returns at once."""
@@ -32,7 +42,8 @@ class Ahead:
         with self._wake:
             if wanted == self._wanted:
                 return
-            self._wanted, self._waiting = wanted, list(wanted)
+            self._brought &= set(wanted)
+            self._wanted, self._waiting = wanted, [shard for shard in wanted if shard not in self._brought]
             while len(self._threads) < min(_THREADS, len(wanted)):
                 thread = threading.Thread(target=self._run, name="shards-ahead", daemon=True)
                 self._threads.append(thread)
@@ -53,6 +64,8 @@ class Ahead:
     def _run(self) -> None:
         while True:
             shard = self._next()
+            if is_ending():
+                return
             failed = False
             try:
                 self._begin(shard)
@@ -62,3 +75,5 @@ class Ahead:
                 self._in_hand.discard(shard)
                 if failed:
                     self._rests_until[shard] = time.monotonic() + _REST_S
+                elif shard in self._wanted:
+                    self._brought.add(shard)

@@ -1,18 +1,22 @@
 """What the ways of opening a file have in common: the body that is being read, and trouble that another try may mend."""
 
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 # Read at most so much at a time, so that memory stays flat however large a shard is.
 PIECE_BYTES = 1 << 20
+# A source that sends less, for so many timeouts, is as good as silent: a shard of 100 MB would take a day.
+LEAST_BYTES_PER_S = 1000.0
+SLOW_TIMEOUTS = 4
 
 
 class Trouble(Exception):  # noqa: N818 - not an error yet: another try may mend it
-    """A failure that may pass. wait_s: how long the server asks us to wait, where it does."""
+    """A failure that may pass. wait_s: how long the server asks us to wait, where it does. slow: bytes came, too few to go on with."""
 
-    def __init__(self, reason: str, wait_s: float | None = None) -> None:
+    def __init__(self, reason: str, wait_s: float | None = None, *, slow: bool = False) -> None:
         super().__init__(reason)
-        self.wait_s = wait_s
+        self.wait_s, self.slow = wait_s, slow
 
 
 @dataclass(frozen=True)
@@ -27,3 +31,20 @@ class Body:
     total: int | None
     version: str | None
     pieces: Iterable[bytes]
+
+
+def paced(pieces: Iterable[bytes], timeout_s: float) -> Iterator[bytes]:
+    """The same pieces; raises Trouble when they come at less than 1 kB/s for four timeouts. Only time spent waiting for them counts."""
+    waited_s, num_bytes, coming = 0.0, 0, iter(pieces)
+    while True:
+        began = time.monotonic()
+        piece = next(coming, None)
+        waited_s += time.monotonic() - began
+        if piece is None:
+            return
+        yield piece
+        num_bytes += len(piece)
+        if waited_s >= SLOW_TIMEOUTS * timeout_s:
+            if num_bytes < LEAST_BYTES_PER_S * waited_s:
+                raise Trouble(f"only {num_bytes} bytes came in {waited_s:.0f} s", slow=True)
+            waited_s, num_bytes = 0.0, 0

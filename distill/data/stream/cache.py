@@ -1,24 +1,24 @@
 """The local shard cache: files that the processes of a machine make once and share, the least recently used given up first.
 
 A folder holds, of each key, NAME (the file), NAME.size (its bytes as it was made), NAME.part (being written), NAME.failed (why the last
-try to make it failed) and NAME.lock. Whoever makes
-a file holds an flock on NAME.lock, which the kernel lets go when its process dies, however it dies. So a lock file that nobody holds means nothing, and
-a part whose lock is free is rubbish. A file appears by rename, after its size: what is there is whole, or shows that it is not.
+try to make it failed) and NAME.lock. Whoever makes a file holds an flock on NAME.lock, which the kernel lets go when its process dies,
+however it dies. So a lock file that nobody holds means nothing, and a part whose lock is free is rubbish. A file appears by rename, after
+its size: what is there is whole, or shows that it is not.
 """
 
 import errno
-import fcntl
 import hashlib
-import json
 import os
 import re
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
+from distill.data.stream.failures import forget_old_failure, raise_failure, run_token, write_failure
+from distill.data.stream.locks import locked, try_lock
 from distill.errors import InputError
 
 Make = Callable[[Path], None]
@@ -26,50 +26,43 @@ Make = Callable[[Path], None]
 # Background makers of a machine at a time: many more connections gain nothing, and servers take them for an attack.
 _SLOTS = 16
 _SLOT_POLL_S = 0.2
-# After which nobody waits any more who might want to know why a maker failed.
-_FAILURE_S = 3600.0
+# To look through the folder takes longer the more files are in it, so a process does it after so many, or so much.
+_UNSEEN_FILES = 64
+_UNSEEN_SHARE = 0.001
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
+_FULL = {*_NO_ROOM, errno.EFBIG}
 _NAME = re.compile(r"[0-9a-f]{24}-[\w-]*")
 _UNLOCKABLE = {errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}
-
-# Locks that this process holds. A child inherits them with the descriptor, and would keep them beyond a parent that is killed.
-_held: set[int] = set()
-
-
-def _forget_held() -> None:
-    for descriptor in _held:
-        os.close(descriptor)
-    _held.clear()
-
-
-os.register_at_fork(after_in_child=_forget_held)
-
-
-class FailedElsewhere(OSError):  # noqa: N818 - named for where it happened
-    """Another process tried to make the file while this one waited for it, and failed. The message is what it said."""
 
 
 class ShardCache:
     """Files by key. Plain values, so it may be pickled and forked; safe between processes and threads.
 
-    It may exceed its limit by what is being written (one file a process and thread at work), by one file that is larger than it, and by
-    files given up while somebody has them open: those stay readable, and take their space, until they are closed.
+    It may exceed its limit by what is being written (one file a process and thread at work), by one file that is larger than it, by
+    files given up while somebody has them open (those stay readable, and take their space, until they are closed), and by what other
+    processes have written since they last looked through the folder: each at most 64 files and a thousandth of the limit.
+
+    What could not be made is not tried again by the same run for a minute, and for longer after each further failure, up to ten.
 
     Args:
         folder: made where it is missing, for one user; on a local disk, since it is read at random and wants flock.
         size_bytes: the limit.
+        run: what the processes of a run have in common; of the launcher if left out.
 
     Raises:
         InputError: the folder cannot be made, written or locked.
     """
 
-    def __init__(self, folder: Path, size_bytes: int) -> None:
+    def __init__(self, folder: Path, size_bytes: int, run: str | None = None) -> None:
         self.folder, self.size_bytes = folder, size_bytes
+        self._run = run_token() if run is None else run
+        # What may still be written before the folder is looked through again.
+        self._unseen_files, self._unseen_bytes = 0, 0.0
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder) as probe:
-                fcntl.flock(probe, fcntl.LOCK_EX)
+                try_lock(probe.fileno())
         except OSError as error:
             raise self._unusable(error) from error
 
@@ -84,17 +77,17 @@ class ShardCache:
 
         Raises:
             InputError: the disk is full, or what `make` raised in the process that was waited for.
-            FailedElsewhere: the same for other errors. Of many who wait for one file each would else try for itself, one after the other.
+            FailedElsewhere: the same for other errors, or the file was tried by this run a short while ago. Each of its processes would
+                else try for itself, one after the other.
         """
         path = self._path(key)
         if not _whole(path):
             asked = time.time()
             with self._locked(path, wait=True):
                 if not _whole(path):
-                    _raise_failure_since(path, asked)
+                    raise_failure(_beside(path, "failed"), asked, self._run)
                     self._make(path, make)
-        with suppress(OSError):  # given up meanwhile, or another user's
-            os.utime(path)
+        _touch(path)
         return path
 
     def has(self, key: str) -> bool:
@@ -108,10 +101,14 @@ class ShardCache:
         """
         path = self._path(key)
         if _whole(path):
+            _touch(path)  # it is wanted soon, so it is not the next to go
             return False
+        asked = time.time()
+        raise_failure(_beside(path, "failed"), asked, self._run)
         with self._slot(path) as had, self._locked(path, wait=False) as mine:
             if not had or not mine or _whole(path):
                 return False
+            raise_failure(_beside(path, "failed"), asked, self._run)
             self._make(path, make)
             return True
 
@@ -137,36 +134,54 @@ class ShardCache:
 
     def _make(self, path: Path, make: Make) -> None:
         """Under the lock of this file."""
-        part = _beside(path, "part")
-        try:
-            path.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+        if _beside(path, "part").exists():  # of a dead writer
             _remove_parts(path)
+        try:
             try:
-                try:
-                    make(part)
-                except (OSError, InputError) as error:
-                    if not isinstance(error, OSError) or self._full(error) is None:
-                        _write_failure(path, error)
+                made_bytes = self._written(path, make)
+            except OSError as error:
+                if error.errno not in _NO_ROOM:
                     raise
-                # First the size, then the file: a size without its file is nothing, a file with another's size is damaged.
-                size = _beside(path, "part-size")
-                size.write_text(f"{part.stat().st_size}\n")
-                size.replace(_beside(path, "size"))
-                part.replace(path)
-                _beside(path, "failed").unlink(missing_ok=True)
-            finally:
-                _remove_parts(path)
-            self._give_up()
+                self._give_up(full=True)  # others may have filled the disk, and the limit was never reached
+                made_bytes = self._written(path, make)
+            self._unseen_files -= 1
+            self._unseen_bytes -= made_bytes
+            if self._unseen_files < 0 or self._unseen_bytes < 0:
+                self._give_up()
         except OSError as error:
             full = self._full(error)
             if full is None:
                 raise
             raise full from error
 
-    def _give_up(self) -> None:
+    def _written(self, path: Path, make: Make) -> int:
+        """Makes a file and puts it into its place. Returns its bytes."""
+        part, part_size = _beside(path, "part"), _beside(path, "part-size")
+        try:
+            make(part)
+            made_bytes = part.stat().st_size
+            # First the size, then the file: a size without its file is nothing, a file with another's size is damaged.
+            part_size.write_text(f"{made_bytes}\n")
+            part_size.replace(_beside(path, "size"))
+            part.replace(path)
+            _beside(path, "failed").unlink(missing_ok=True)
+            return made_bytes
+        except (OSError, InputError) as error:
+            if not isinstance(error, OSError) or error.errno not in _FULL:
+                write_failure(_beside(path, "failed"), error, self._run)
+            raise
+        finally:
+            for left in (part, part_size):
+                left.unlink(missing_ok=True)
+
+    def _give_up(self, full: bool = False) -> None:
         """Removes the least recently used files until the rest keeps to the limit, and what dead writers left behind.
 
         Nothing whose lock is held is touched: neither what is being written, nor what the caller has just made.
+
+        Args:
+            full: the disk is: until there is room on it for two files like the largest, too.
         """
         with self._locked(self.folder / "evict", wait=True):
             used: list[tuple[int, int, Path]] = []
@@ -193,20 +208,30 @@ class ShardCache:
             left |= sizes - {path for _, _, path in used}
             for path in left:
                 total_bytes -= self._clean(path)
+            wanted_bytes = 2 * max((size_bytes for _, size_bytes, _ in used), default=0) if full else 0
+            removed_bytes = 0
             for _, size_bytes, path in sorted(used):
-                if total_bytes <= self.size_bytes:
+                if total_bytes <= self.size_bytes and (
+                    # Of a quota the disk says nothing; and what somebody has open leaves it only when it is closed.
+                    not full or min(removed_bytes, shutil.disk_usage(self.folder).free) >= wanted_bytes
+                ):
                     break
                 if self._remove(path):
                     total_bytes -= size_bytes
+                    removed_bytes += size_bytes
+            self._unseen_files = _UNSEEN_FILES
+            self._unseen_bytes = min(_UNSEEN_SHARE * self.size_bytes, self.size_bytes - total_bytes)
 
     def _clean(self, path: Path) -> int:
         """Removes the rubbish beside a file, unless somebody is making the file. Returns the bytes of its parts."""
         with self._locked(path, wait=False) as mine:
             if not mine:
                 return 0
-            if not path.exists():
+            if path.exists():
+                _beside(path, "failed").unlink(missing_ok=True)
+            else:
                 _beside(path, "size").unlink(missing_ok=True)
-            _forget_old_failure(path)
+                forget_old_failure(_beside(path, "failed"))
             return _remove_parts(path)
 
     def _remove(self, path: Path) -> bool:
@@ -217,44 +242,18 @@ class ShardCache:
                 _beside(path, "size").unlink(missing_ok=True)
             return mine
 
-    @contextmanager
-    def _locked(self, path: Path, wait: bool) -> Iterator[bool]:
-        """The lock of a file; gives whether it was had. Its holder removes the lock file, so a lock counts only while its file is that of its name."""
-        lock = _beside(path, "lock")
-        while True:
-            try:
-                descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-            except OSError as error:
-                raise self._unusable(error) from error
-            _held.add(descriptor)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-                mine = _is_at(descriptor, lock)
-            except BlockingIOError:
-                _let_go(descriptor)
-                yield False
-                return
-            except BaseException as error:
-                _let_go(descriptor)
-                if isinstance(error, OSError):
-                    raise self._unusable(error) from error
-                raise
-            if mine:
-                break
-            _let_go(descriptor)
-        try:
-            yield True
-        finally:
-            lock.unlink(missing_ok=True)
-            _let_go(descriptor)
+    def _locked(self, path: Path, wait: bool) -> AbstractContextManager[bool]:
+        """The lock of a file; gives whether it was had."""
+        return locked(_beside(path, "lock"), wait, self._unusable)
 
     def _full(self, error: OSError) -> InputError | None:
         if error.errno not in _FULL:
             return None
         free_gb = shutil.disk_usage(self.folder).free / 1e9
         return InputError(
-            f"data.shards.cache: {self.folder} is full ({error.strerror}; {free_gb:.1f} GB are free): set data.shards.cache_gb, now "
-            f"{self.size_bytes / 1e9:g}, to what it can hold, or give a folder with more room"
+            f"data.shards.cache: {self.folder} is full ({error.strerror}; {free_gb:.1f} GB are free, after all was given up that could be): "
+            f"give a folder with more room, or remove other files from its disk. Shards that processes have open keep their room until those "
+            f"end, beyond data.shards.cache_gb, now {self.size_bytes / 1e9:g}: set that to less than the disk holds"
         )
 
     def _unusable(self, error: OSError) -> InputError:
@@ -271,28 +270,10 @@ def _beside(path: Path, suffix: str) -> Path:
     return path.parent / f"{path.name}.{suffix}"
 
 
-def _write_failure(path: Path, error: Exception) -> None:
-    said = {"time": time.time(), "input": isinstance(error, InputError), "message": str(error)}
-    with suppress(OSError):
-        _beside(path, "failed").write_text(json.dumps(said))
-
-
-def _forget_old_failure(path: Path) -> None:
-    failed = _beside(path, "failed")
-    with suppress(FileNotFoundError):
-        if path.exists() or failed.stat().st_mtime < time.time() - _FAILURE_S:
-            failed.unlink()
-
-
-def _raise_failure_since(path: Path, asked: float) -> None:
-    """Raises what a maker said that failed after `asked`, in seconds of this machine's clock."""
-    try:
-        said = json.loads(_beside(path, "failed").read_text())
-        when, of_input, message = float(said["time"]), bool(said["input"]), str(said["message"])
-    except (OSError, ValueError, LookupError, TypeError):
-        return
-    if when >= asked:
-        raise InputError(message) if of_input else FailedElsewhere(message)
+def _touch(path: Path) -> None:
+    """It was used now."""
+    with suppress(OSError):  # given up meanwhile, or another user's
+        os.utime(path)
 
 
 def _whole(path: Path) -> bool:
@@ -310,17 +291,3 @@ def _remove_parts(path: Path) -> int:
             removed_bytes += part.stat().st_size
             part.unlink()
     return removed_bytes
-
-
-def _is_at(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-def _let_go(descriptor: int) -> None:
-    """Unlocks, then closes: a child that was just forked may still have the descriptor."""
-    _held.discard(descriptor)
-    fcntl.flock(descriptor, fcntl.LOCK_UN)
-    os.close(descriptor)

@@ -1,14 +1,16 @@
-"""How many samples each shard holds, where neither manifest nor _info.json says: footers, indexes, a list kept from an earlier count."""
+"""How many samples each shard holds, where neither manifest nor _info.json says: footers, indexes, counts kept from an earlier reading."""
 
 import contextlib
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from distill.data.stream.failures import FailedElsewhere
 from distill.data.stream.listing import Listing
 from distill.data.stream.local import DamagedShard
 from distill.data.stream.localise import Fields, ListedShard, Localiser
@@ -21,13 +23,14 @@ _FOOTER_THREADS = 16
 _COUNT_THREADS = 4
 # Of ImageNet's Parquet files a footer is 10 to 60 KB, so that one request has it.
 _TAIL_BYTES = 1 << 16
+_TOGETHER_S = 60.0
 
 
 def with_counts(listing: Listing, localiser: Localiser, kept: Path, path: str, key: str) -> Listing:
     """The listing with a count for every shard.
 
     Args:
-        kept: the folder of the lists that `count_shards` writes.
+        kept: the folder of the counts that `count_shards` keeps.
         path: as the user wrote it, for messages.
         key: the recipe key, for messages.
 
@@ -37,12 +40,14 @@ def with_counts(listing: Listing, localiser: Localiser, kept: Path, path: str, k
     """
     shards = listing.shards
     unknown = any(shard.num_samples is None for shard in shards)
-    if listing.container == "parquet" and (unknown or (localiser.fields.labelled and listing.classes is None)):
-        listing = _from_footers(listing, localiser.fields, localiser.transport, key)
+    unsure = any(shard.sha256 is None for shard in shards) or (localiser.fields.labelled and listing.classes is None)
+    if listing.container == "parquet" and (unknown or unsure):
+        listing = _from_footers(listing, localiser, key)
     elif unknown:
         local = all(shard.is_local for shard in shards)
-        counts = _by_index(shards, localiser, key) if local else _read_list(kept, listing, localiser.fields)
-        if counts is None:
+        known = {} if local else _read_counts(kept, listing, localiser.fields)
+        counts = _by_index(shards, localiser, key) if local else [known.get(shard.identity, -1) for shard in shards]
+        if -1 in counts:
             raise InputError(
                 f"{key}.path: nothing says how many samples the {len(shards)} shards of {path} hold (no manifest.json, no _info.json), and "
                 f"the order of a run rests on it: run distill data inspect '{path}' --count, which reads each shard once and keeps the counts"
@@ -57,34 +62,45 @@ def with_counts(listing: Listing, localiser: Localiser, kept: Path, path: str, k
 def count_shards(
     listing: Listing, localiser: Localiser, kept: Path, progress: Callable[[int, int], None] | None = None
 ) -> Listing:
-    """Read every shard whose count nobody says, in threads, and keep the list for the runs of this machine.
+    """Read every shard in threads, and keep each count for the runs of this machine as it comes.
 
-    What fits of the shards stays in the cache. `progress` is called with (shards done, shards) as they come.
+    A count that was broken off goes on; one that was finished is made anew. What fits of the shards stays in the cache.
+    `progress` is called with (shards done, shards) as they come.
 
     Raises:
-        InputError, DamagedShard, TransferFailed: of a shard that cannot be read; the shards read so far stay in the cache.
+        InputError, DamagedShard, TransferFailed: of a shard that cannot be read; the counts made so far are kept.
     """
-    done, counts = 0, []
+    known = _read_counts(kept, listing, localiser.fields)
+    if len(known) == len(listing.shards):
+        known = {}
+
+    def count(shard: ListedShard) -> int:
+        identity = shard.identity
+        if identity not in known:
+            known[identity] = _count(shard, localiser)
+            _keep_count(kept, listing, localiser.fields, identity, known[identity])
+        return known[identity]
+
+    counts: list[int] = []
     with ThreadPoolExecutor(_COUNT_THREADS) as pool:
-        opened = pool.map(lambda shard: _count(shard, localiser), listing.shards)
-        for count in opened:
-            counts.append(count)
-            done += 1
-            if progress is not None:
-                progress(done, len(listing.shards))
-    place = _list_file(kept, listing, localiser.fields)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    tmp = place.with_name(f".{place.name}-{os.getpid()}")
-    tmp.write_text(json.dumps({"counts": counts}))
-    tmp.replace(place)
+        waiting = [pool.submit(count, shard) for shard in listing.shards]
+        try:
+            for each in waiting:
+                counts.append(each.result())
+                if progress is not None:
+                    progress(len(counts), len(waiting))
+        except BaseException:  # do not read the rest before it is said
+            pool.shutdown(cancel_futures=True)
+            raise
     return _counted(listing, counts)
 
 
 def _count(shard: ListedShard, localiser: Localiser) -> int:
     try:
         return len(localiser.open(shard))
-    except DamagedShard as error:
-        raise DamagedShard(f"{shard.shown}: {error}") from error
+    except (DamagedShard, FailedElsewhere) as error:  # the latter says what another process met
+        named = str(error) if shard.shown in str(error) else f"{shard.shown}: {error}"
+        raise DamagedShard(named) from error
 
 
 def _counted(listing: Listing, counts: Iterable[int]) -> Listing:
@@ -106,38 +122,104 @@ def _by_index(shards: tuple[ListedShard, ...], localiser: Localiser, key: str) -
         raise InputError(f"{key}.path: {error}: mend or remove the shard") from error
 
 
-def _list_file(kept: Path, listing: Listing, fields: Fields) -> Path:
-    said = [listing.container, fields.image, *(shard.identity for shard in listing.shards)]
-    return kept / f"counts-{hashlib.sha256(json.dumps(said).encode()).hexdigest()[:32]}.json"
+# ---- counts that are kept --------------------------------------------------------------------------------------------
 
 
-def _read_list(kept: Path, listing: Listing, fields: Fields) -> list[int] | None:
+def _counts_file(kept: Path, listing: Listing, fields: Fields) -> Path:
+    """Of all shards of a container: a line [SHA-256 of a shard's identity, samples] each."""
+    image = "" if fields.image is None else "-" + _sha256(fields.image)[:8]
+    return kept / f"{listing.container}{image}.jsonl"
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _keep_count(kept: Path, listing: Listing, fields: Fields, identity: str, count: int) -> None:
+    place = _counts_file(kept, listing, fields)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    # One write at the end of the file, so that processes may do it at the same time; a line of its own even behind a torn one.
+    with place.open("ab", buffering=0) as file:
+        file.write(f"\n{json.dumps([_sha256(identity), count])}\n".encode())
+
+
+def _read_counts(kept: Path, listing: Listing, fields: Fields) -> dict[str, int]:
+    """identity -> samples, of the listed shards that were counted; the last count of each."""
     try:
-        counts = json.loads(_list_file(kept, listing, fields).read_text())["counts"]
-    except (OSError, ValueError, KeyError, TypeError):
+        lines = _counts_file(kept, listing, fields).read_bytes().splitlines()
+    except OSError:
+        return {}
+    counts: dict[str, int] = {}
+    for line in lines:
+        with contextlib.suppress(ValueError, TypeError):  # torn
+            identity, count = json.loads(line)
+            counts[str(identity)] = int(count)
+    sums = {shard.identity: _sha256(shard.identity) for shard in listing.shards}
+    return {identity: counts[said] for identity, said in sums.items() if said in counts}
+
+
+# ---- footers ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Footers:
+    """`classes`: of all. `shards`: (rows, bytes of the file, SHA-256 of the footer) of each."""
+
+    classes: tuple[str, ...] | None
+    shards: tuple[tuple[int, int, str], ...]
+
+
+def _from_footers(listing: Listing, localiser: Localiser, key: str) -> Listing:
+    """Counts and class names from the last bytes of Parquet files, read once a machine: the other processes wait and take what is kept."""
+    fields, shards = localiser.fields, listing.shards
+    said: list[object] = [fields.image, fields.label, fields.labelled, *(shard.identity for shard in shards)]
+    if not all(shard.is_local or shard.sha256 is not None or shard.url.startswith("hf://") for shard in shards):
+        # Of a mere URL only the footer shows that it is another file: it is kept for the processes that start together.
+        said.append(int(time.time() / _TOGETHER_S))
+    read: list[_Footers] = []
+
+    def make(path: Path) -> None:
+        read.append(_read_footers(listing, localiser, key))
+        path.write_text(json.dumps(asdict(read[0])))
+
+    kept = localiser.cache.file(f"footers-{_sha256(json.dumps(said))[:24]}", make)
+    footers = read[0] if read else _kept_footers(kept) or _read_footers(listing, localiser, key)
+    for shard, (num_rows, _, _) in zip(shards, footers.shards, strict=True):
+        if shard.num_samples not in (None, num_rows):
+            raise InputError(f"{key}.path: {shard.shown} holds {num_rows} rows, and {shard.num_samples} are promised")
+    listed = tuple(
+        replace(shard, num_samples=num_rows, size_bytes=size_bytes, footer_sha256=sha256)
+        for shard, (num_rows, size_bytes, sha256) in zip(shards, footers.shards, strict=True)
+    )
+    return replace(listing, shards=listed, classes=listing.classes or footers.classes)
+
+
+def _kept_footers(file: Path) -> _Footers | None:
+    """None when the cache has given it up since, or it is damaged."""
+    try:
+        said = json.loads(file.read_text())
+        classes = None if said["classes"] is None else tuple(map(str, said["classes"]))
+        return _Footers(classes, tuple((int(rows), int(size), str(sha256)) for rows, size, sha256 in said["shards"]))
+    except (OSError, ValueError, LookupError, TypeError):
         return None
-    return list(map(int, counts)) if len(counts) == len(listing.shards) else None
 
 
-def _from_footers(listing: Listing, fields: Fields, transport: Transport, key: str) -> Listing:
-    """Counts and class names from the last bytes of Parquet files."""
+def _read_footers(listing: Listing, localiser: Localiser, key: str) -> _Footers:
     with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
-        footers = list(pool.map(lambda shard: _footer(shard, fields, transport, key), listing.shards))
-    classes = footers[0].classes
-    for shard, footer in zip(listing.shards, footers, strict=True):
+        footers = list(
+            pool.map(lambda shard: _footer(shard, localiser.fields, localiser.transport, key), listing.shards)
+        )
+    classes = footers[0][0].classes
+    for shard, (footer, _) in zip(listing.shards, footers, strict=True):
         if footer.classes != classes:
             raise InputError(
                 f"{key}.path: {shard.shown} and {listing.shards[0].shown} name other classes in their schemas: give one data set, or one split of it"
             )
-        if shard.num_samples not in (None, footer.num_rows):
-            raise InputError(
-                f"{key}.path: {shard.shown} holds {footer.num_rows} rows, and {shard.num_samples} are promised"
-            )
-    listing = _counted(listing, (footer.num_rows for footer in footers))
-    return replace(listing, classes=listing.classes or classes)
+    return _Footers(classes, tuple((footer.num_rows, size_bytes, footer.sha256) for footer, size_bytes in footers))
 
 
-def _footer(shard: ListedShard, fields: Fields, transport: Transport, key: str) -> Footer:
+def _footer(shard: ListedShard, fields: Fields, transport: Transport, key: str) -> tuple[Footer, int]:
+    """What a footer says, and how many bytes the file has: one request, another for a size that nobody says or a very large footer."""
     try:
         size = shard.size_bytes if shard.size_bytes is not None else transport.size(shard.url)
         if size is None:
@@ -148,7 +230,8 @@ def _footer(shard: ListedShard, fields: Fields, transport: Transport, key: str) 
         needed = tail_size(tail[-8:])
         if needed > len(tail):
             tail = transport.read(shard.url, max(0, size - needed), size)
-        return read_footer(tail[-needed:], image=fields.image, label=fields.label, labelled=fields.labelled)
+        footer = read_footer(tail[-needed:], image=fields.image, label=fields.label, labelled=fields.labelled)
+        return footer, size
     except DamagedShard as error:
         raise InputError(f"{key}.path: {shard.shown}: {error}: fetch it again, or remove it") from error
     except InputError as error:

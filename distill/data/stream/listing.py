@@ -3,6 +3,7 @@
 import glob
 import hashlib
 import io
+import itertools
 import json
 import posixpath
 import re
@@ -14,17 +15,20 @@ import numpy as np
 
 from distill.data.records import missing
 from distill.data.stream.hub import list_hub
-from distill.data.stream.localise import Container, ListedShard
+from distill.data.stream.localise import ListedShard
 from distill.data.stream.manifest import MANIFEST_FILE, Manifest, read_manifest
 from distill.data.stream.names import (
     COMPRESSED,
     EXTENSIONS,
+    Container,
+    check_url,
     choose_split,
     container_of,
     matching,
     named_files,
     names_files,
     of_split,
+    shown,
 )
 from distill.data.stream.transport import Transport
 from distill.errors import InputError
@@ -64,11 +68,13 @@ def list_shards(spec: schema.Stream, root: Path, key: str, transport: Transport)
         shards = tuple(ListedShard(f.url, f.name, None, f.size_bytes, f.sha256) for f in files.files)
         listing = Listing(container_of(spec, [s.name for s in shards], key), shards, files.classes)
         return _with_info(listing, files.root, transport)
-    place = path if "://" in path else str(root / path)
+    # Absolute, since what the machine keeps of a shard is kept under its path.
+    place = path if "://" in path else str((root / path).absolute())
+    check_url(place, key)
     if names_files(place):
         if spec.split is not None:
             raise InputError(
-                f"{key}.split: {spec.path} names files, which have no splits: set split to null, or path to their folder"
+                f"{key}.split: {shown(spec.path)} names files, which have no splits: set split to null, or path to their folder"
             )
         return _from_names(spec, named_files(place, key), key, transport)
     return _from_folder(spec, place.removesuffix(MANIFEST_FILE).rstrip("/"), key, transport)
@@ -101,11 +107,11 @@ def _from_folder(spec: schema.Stream, folder: str, key: str, transport: Transpor
     manifest = _manifest_of(folder, transport)
     if manifest is not None:
         if spec.split is not None:
-            raise InputError(f"{key}.split: the manifest in {folder} knows no splits: set split to null")
+            raise InputError(f"{key}.split: the manifest in {shown(folder)} knows no splits: set split to null")
         return _from_manifest(folder, manifest, spec, key, transport)
     splits = _info_of(folder, transport)
     if splits:
-        counts = splits[choose_split(spec.split, list(splits), folder, key)]
+        counts = splits[choose_split(spec.split, list(splits), shown(folder), key)]
         files = [f"{folder}/{name}" for name in counts]
         listing = Listing(
             container_of(spec, files, key),
@@ -116,7 +122,7 @@ def _from_folder(spec: schema.Stream, folder: str, key: str, transport: Transpor
         return listing
     if folder.startswith(("http://", "https://")):
         raise InputError(
-            f"{key}.path: {folder} has neither manifest.json nor _info.json, and a web server does not list its files: "
+            f"{key}.path: {shown(folder)} has neither manifest.json nor _info.json, and a web server does not list its files: "
             "name the shards in braces, as in train-{0000..0127}.tar"
         )
     found = sorted(
@@ -130,7 +136,7 @@ def _from_folder(spec: schema.Stream, folder: str, key: str, transport: Transpor
         if packed:
             container_of(spec, packed, key)
         raise InputError(
-            f"{key}.path: {folder} has no .tar or .parquet files: give the folder of the shards, or a pattern"
+            f"{key}.path: {shown(folder)} has no .tar or .parquet files: give the folder of the shards, or a pattern"
         )
     return _from_names(spec, of_split(found, folder, spec.split, key), key, transport)
 
@@ -166,7 +172,7 @@ def _beside(folder: str, name: str, transport: Transport) -> bytes | None:
 
 def _manifest_of(folder: str, transport: Transport) -> Manifest | None:
     content = _beside(folder, MANIFEST_FILE, transport)
-    return None if content is None else read_manifest(content, f"{folder}/{MANIFEST_FILE}")
+    return None if content is None else read_manifest(content, f"{shown(folder)}/{MANIFEST_FILE}")
 
 
 def _from_manifest(
@@ -179,7 +185,7 @@ def _from_manifest(
 ) -> Listing:
     """The shards of a manifest; with `names` those of them, in that order."""
     if spec.container not in (None, manifest.container):
-        raise InputError(f"{key}.container: {folder} holds {manifest.container} shards: set it to null")
+        raise InputError(f"{key}.container: {shown(folder)} holds {manifest.container} shards: set it to null")
     order = {each.file: i for i, each in enumerate(manifest.shards)}
     chosen = list(order.values()) if names is None else [order[name] for name in names]
     shards = [manifest.shards[i] for i in chosen]
@@ -200,12 +206,12 @@ def _read_labels(url: str, manifest: Manifest, key: str, transport: Transport) -
     content = transport.read(url)
     if hashlib.sha256(content).hexdigest() != manifest.labels_sha256:
         raise InputError(
-            f"{key}.path: {url} is not what the manifest's sha256 says: fetch it again, or write the shards again"
+            f"{key}.path: {shown(url)} is not what the manifest's sha256 says: fetch it again, or write the shards again"
         )
     labels = np.load(io.BytesIO(content), allow_pickle=False)
     if labels.shape != (manifest.num_samples,):
         raise InputError(
-            f"{key}.path: {url} has {labels.shape} labels, and the manifest {manifest.num_samples} samples"
+            f"{key}.path: {shown(url)} has {labels.shape} labels, and the manifest {manifest.num_samples} samples"
         )
     return np.asarray(labels, dtype=np.int64)
 
@@ -217,13 +223,17 @@ def _info_of(folder: str, transport: Transport) -> dict[str, dict[str, int]]:
         if content is None:
             continue
         try:
-            splits = json.loads(content)["splits"]
-            return {
-                split: dict(zip(said["filenames"], map(int, said["shard_lengths"]), strict=True))
-                for split, said in splits.items()
+            said = json.loads(content)["splits"].items()
+            splits = {
+                split: dict(zip(map(str, of["filenames"]), map(int, of["shard_lengths"]), strict=True))
+                for split, of in said
             }
         except (ValueError, KeyError, TypeError, AttributeError):
             continue  # another file of that name
+        for file in itertools.chain.from_iterable(splits.values()):
+            if posixpath.isabs(file) or "://" in file or ".." in file.split("/"):
+                raise InputError(f"{shown(folder)}/{name} names {file}, which is no file of its folder: mend it")
+        return splits
     return {}
 
 

@@ -98,6 +98,16 @@ class LocalShard:
     def __len__(self) -> int:
         return self._num
 
+    @property
+    def is_given_up(self) -> bool:
+        """Whether the cache has removed the file, whose bytes stay on disk as long as it is open here."""
+        return os.fstat(self._fd).st_nlink == 0
+
+    @property
+    def status(self) -> os.stat_result:
+        """Of the file that holds the index."""
+        return os.fstat(self._fd)
+
     def _entry(self, row: int) -> tuple[int, int, int, int]:
         assert 0 <= row < self._num, row
         content = os.pread(self._fd, ENTRY.itemsize, self._first + row * ENTRY.itemsize)

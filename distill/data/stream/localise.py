@@ -5,16 +5,15 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from distill.data.stream.cache import ShardCache
+from distill.data.stream.ending import held_to_the_end
 from distill.data.stream.local import DamagedShard, LocalShard, add_checksums, append_index
-from distill.data.stream.parquet import localise_parquet
+from distill.data.stream.names import Container, shown, unsigned
+from distill.data.stream.parquet import footer_sha256, localise_parquet
 from distill.data.stream.tar import index_tar
 from distill.data.stream.transport import Transport
 from distill.errors import InputError
-
-Container = Literal["tar", "parquet"]
 
 _FORMAT = 1  # of what the cache keeps; another number leaves the old files to be thrown out
 
@@ -24,7 +23,7 @@ class ListedShard:
     """One shard as a listing has it.
 
     url: where it is; an absolute path when local. name: its path below what the shards share. num_samples, size_bytes, sha256: as
-    promised by a manifest or the Hub; None where nobody says.
+    promised by a manifest or the Hub; None where nobody says. footer_sha256: of a Parquet file whose footer was read.
     """
 
     url: str
@@ -32,6 +31,7 @@ class ListedShard:
     num_samples: int | None = None
     size_bytes: int | None = None
     sha256: str | None = None
+    footer_sha256: str | None = None
 
     @property
     def is_local(self) -> bool:
@@ -40,17 +40,26 @@ class ListedShard:
     @property
     def shown(self) -> str:
         """For messages: without passwords and signatures."""
-        return self.url if self.is_local else re.sub(r"//[^/@]*@", "//", self.url, count=1).partition("?")[0]
+        return shown(self.url)
 
     @property
     def identity(self) -> str:
         """What another content would change, as far as it is known without reading the shard; of a mere URL it is not known."""
         if self.sha256 is not None:
             return self.sha256
-        if self.is_local:
-            status = os.stat(self.url)
-            return f"{self.url} {status.st_size} {status.st_mtime_ns}"
-        return f"{self.url} {self.size_bytes}"
+        return self.state if self.is_local else f"{unsigned(self.url)} {self.size_bytes} {self.footer_sha256}"
+
+    @property
+    def state(self) -> str:
+        """Of a local file: what a change of it changes. Its times alone do not tell: archives and images of containers set them."""
+        status = os.stat(self.url)
+        return f"{self.url} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_dev} {status.st_ino}"
+
+    @property
+    def content(self) -> str | None:
+        """What is known of its content wherever it lies: None of a tar without checksum."""
+        footer = None if self.footer_sha256 is None else f"{self.size_bytes} {self.footer_sha256}"
+        return self.sha256 or footer
 
 
 @dataclass(frozen=True)
@@ -85,6 +94,7 @@ class Localiser:
             path = self.cache.file(self._key(shard), lambda tmp: self._make(shard, tmp))
             try:
                 with path.open("rb") as file:
+                    status = os.fstat(file.fileno())
                     return LocalShard(file, data)
             except FileNotFoundError:
                 if not path.exists() and (data is None or data.exists()):
@@ -94,15 +104,21 @@ class Localiser:
                 if spoilt:
                     raise
                 spoilt = True
-                self.drop(shard)
+                self.drop(shard, status)
 
     def begin(self, shard: ListedShard) -> None:
         """Bring the shard here, unless it is here or somebody else is at it."""
         self.cache.begin(self._key(shard), lambda tmp: self._make(shard, tmp))
 
-    def drop(self, shard: ListedShard) -> None:
-        """Forget what the cache has of it."""
-        self.cache.drop(self._key(shard))
+    def drop(self, shard: ListedShard, damaged: os.stat_result) -> None:
+        """Forget the file that was found damaged, unless another process has brought a new one. Raises as `open`."""
+        key = self._key(shard)
+        try:
+            there = os.stat(self.cache.file(key, lambda tmp: self._make(shard, tmp)))
+        except FileNotFoundError:
+            return
+        if os.path.samestat(there, damaged):
+            self.cache.drop(key)
 
     def _data_of(self, shard: ListedShard) -> Path | None:
         return Path(shard.url) if shard.is_local and self.container == "tar" else None
@@ -111,7 +127,7 @@ class Localiser:
         fields = self.fields
         said = f"{_FORMAT} {self.container} {fields.image} {fields.label} {fields.labelled} {shard.identity}"
         if self._data_of(shard) is not None:  # an index alone, which a copy in the cache has within
-            said += f" {os.stat(shard.url).st_mtime_ns}"
+            said += f" {shard.state}"
         name = re.sub(r"[^A-Za-z0-9._-]+", "-", shard.name)[-60:].lstrip(".-")
         return f"{name}-{hashlib.sha256(said.encode()).hexdigest()[:24]}"
 
@@ -149,10 +165,18 @@ class Localiser:
             _hold_to_promise(shard)
         else:
             self.transport.fetch(shard.url, path, size=shard.size_bytes, sha256=shard.sha256)
-        with open(shard.url if shard.is_local else path, "rb") as source:
-            if not shard.is_local:
-                path.unlink()  # read to its end through `source`, and gone with it, even after kill -9
-            localise_parquet(source, path, image=fields.image, label=fields.label, labelled=fields.labelled)
+        file = Path(shard.url) if shard.is_local else path
+        if shard.footer_sha256 is not None and footer_sha256(file) != shard.footer_sha256:
+            raise InputError(
+                "it is another file than when its footer was read: it has been written anew since, so start again"
+            )
+        with held_to_the_end():
+            import pyarrow as pa
+
+            with pa.OSFile(str(file)) as source:
+                if not shard.is_local:
+                    path.unlink()  # read to its end through `source`, and gone with it, even after kill -9
+                localise_parquet(source, path, image=fields.image, label=fields.label, labelled=fields.labelled)
 
 
 def _hold_to_promise(shard: ListedShard) -> None:

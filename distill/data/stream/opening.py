@@ -17,6 +17,7 @@ from distill.data.stream.cache import ShardCache
 from distill.data.stream.counts import count_shards, with_counts
 from distill.data.stream.listing import Listing, list_shards
 from distill.data.stream.localise import Fields, Localiser
+from distill.data.stream.names import shown
 from distill.data.stream.source import StreamSource
 from distill.data.stream.transport import TransferFailed, Transport
 from distill.errors import InputError
@@ -31,12 +32,23 @@ def cache_folder(shards: schema.Shards, root: Path) -> Path:
     """
     if shards.cache is not None:
         return root / Path(shards.cache).expanduser()
-    folder = Path(tempfile.gettempdir()) / f"distill-shards-{getpass.getuser()}"
+    folder = Path(tempfile.gettempdir()) / f"distill-shards-{_user()}"
     with contextlib.suppress(OSError):  # said by the cache, which tries the same
         folder.mkdir(mode=0o700, exist_ok=True)
         if folder.lstat().st_uid != os.getuid():
             raise InputError(f"data.shards.cache: {folder} belongs to somebody else: give a folder of your own")
     return folder
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (
+        KeyError,
+        OSError,
+        ImportError,
+    ):  # a number without a name, as in containers; which error, each Python decides anew
+        return str(os.getuid())
 
 
 def open_stream(
@@ -49,15 +61,15 @@ def open_stream(
     """
     listing, localiser, kept = _listed(spec, root, key, shards or schema.Shards())
     with _told(key):
-        listing = with_counts(listing, localiser, kept, spec.path, key)
+        listing = with_counts(listing, localiser, kept, shown(spec.path), key)
     if not spec.labelled:
         return StreamSource(listing.shards, localiser, (), labelled=False, key=key)
     stored = listing.classes
     if not listing.has_labels:
-        raise InputError(f"{key}.path: the shards of {spec.path} were made without labels: set labelled: false")
+        raise InputError(f"{key}.path: the shards of {shown(spec.path)} were made without labels: set labelled: false")
     if spec.classes is None and stored is None:
         raise InputError(
-            f"{key}.classes: nothing in {spec.path} names its classes: give a file, a class a line, or a label set such as imagenet-1k, "
+            f"{key}.classes: nothing in {shown(spec.path)} names its classes: give a file, a class a line, or a label set such as imagenet-1k, "
             "or set labelled: false"
         )
     classes = stored if spec.classes is None else class_list(spec.classes, root, key)
@@ -92,6 +104,8 @@ def count_samples(
     """
     listing, localiser, kept = _listed(spec, root, key, shards or schema.Shards())
     with _told(key):
+        if listing.container == "parquet":  # which are kept under what their footers say
+            listing = with_counts(listing, localiser, kept, shown(spec.path), key)
         listing = count_shards(listing, localiser, kept, progress)
     return np.array([shard.num_samples for shard in listing.shards], dtype=np.int64)
 

@@ -3,16 +3,18 @@
 One row of Parquet costs a row group to read, tens of megabytes; so a shard is read once, from front to back.
 """
 
+import hashlib
 import io
 import json
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from distill.data.records import first_line
+from distill.data.stream.ending import stop_if_ending
 from distill.data.stream.local import ENTRY, DamagedShard, append_index
 from distill.errors import InputError, nearest
 
@@ -22,10 +24,11 @@ _ROWS_AT_ONCE = 64
 
 @dataclass(frozen=True)
 class Footer:
-    """`classes`: the names that Hugging Face's metadata give to the labels; None without."""
+    """`classes`: the names that Hugging Face's metadata give to the labels; None without. `sha256`: of the footer's bytes."""
 
     num_rows: int
     classes: tuple[str, ...] | None
+    sha256: str
 
 
 def tail_size(last_bytes: bytes) -> int:
@@ -59,7 +62,9 @@ def read_footer(tail: bytes, *, image: str | None, label: str | None, labelled: 
     except (pa.ArrowException, OSError) as error:
         raise DamagedShard(f"the Parquet footer is damaged ({first_line(error)})") from error
     check_columns(columns, image, label, labelled)
-    return Footer(metadata.num_rows, class_names(columns, label) if labelled else None)
+    return Footer(
+        metadata.num_rows, class_names(columns, label) if labelled else None, hashlib.sha256(tail).hexdigest()
+    )
 
 
 def check_columns(columns: Any, image: str | None, label: str | None, labelled: bool) -> None:
@@ -103,13 +108,26 @@ def class_names(columns: Any, label: str | None) -> tuple[str, ...] | None:
     return tuple(map(str, names)) or None
 
 
+def footer_sha256(path: Path) -> str:
+    """SHA-256 of the footer of a file, as `Footer.sha256`.
+
+    Raises:
+        DamagedShard: it is not the end of a Parquet file.
+    """
+    with path.open("rb") as file:
+        end = file.seek(0, io.SEEK_END)
+        file.seek(max(0, end - 8))
+        file.seek(max(0, end - tail_size(file.read())))
+        return hashlib.sha256(file.read()).hexdigest()
+
+
 def localise_parquet(
-    source: BinaryIO, path: Path, *, image: str | None = None, label: str | None = None, labelled: bool = True
+    source: Any, path: Path, *, image: str | None = None, label: str | None = None, labelled: bool = True
 ) -> int:
     """Take the records of a Parquet file out into `path`, in memory that does not grow with the file.
 
     Args:
-        source: the file, opened to read.
+        source: the file, opened with pyarrow.OSFile: Arrow would call a Python file back from C++, even when the interpreter goes.
 
     Returns:
         How many records there are.
@@ -117,6 +135,7 @@ def localise_parquet(
     Raises:
         DamagedShard: names the row at which reading ends.
         InputError: no such columns; a row without a label.
+        SystemExit: the process ends.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -141,6 +160,7 @@ def localise_parquet(
                 entries["label"] = _labels(batch.column(label), row, label, positions) if labelled else -1
                 parts.append(entries)
                 row += len(batch)
+                stop_if_ending()
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # of the machine: a full disk, a read error
@@ -175,4 +195,11 @@ def _labels(column: Any, row: int, name: str, positions: dict[str, int]) -> list
         )
     if values and isinstance(values[0], str):
         return [positions.setdefault(value, len(positions)) for value in values]
-    return [int(value) for value in values]
+    labels = [int(value) for value in values]
+    huge = next((i for i, label in enumerate(labels) if not -(1 << 63) <= label < 1 << 63), None)
+    if huge is not None:
+        raise InputError(
+            f"row {row + huge} has label {labels[huge]} in column {name!r}, which is no class number: set `label` to the column that "
+            "holds the classes, or set labelled: false"
+        )
+    return labels

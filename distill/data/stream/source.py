@@ -1,6 +1,7 @@
 """Shards as one `Source`: samples numbered through all of them, read in any order from what lies on this machine."""
 
 import bisect
+import contextlib
 import hashlib
 import json
 import os
@@ -54,6 +55,13 @@ class _Process:
         # A local tar takes two descriptors.
         self.most_open = max(8, min(_MOST_OPEN, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))
 
+    def close_given_up(self) -> None:
+        """Close the shards that the cache has removed, which take their space until then; those asked for last are kept."""
+        wanted = set(self.ahead.wanted)
+        with self.lock:
+            for number in [n for n, opened in self.opened.items() if n not in wanted and opened.shard.is_given_up]:
+                del self.opened[number]
+
 
 class _Opened:
     """A shard and what its labels mean: label i of the shard is class meaning[i], or i itself without."""
@@ -94,7 +102,7 @@ class StreamSource:
         self._ends: list[int] = np.cumsum(self.shard_sizes).tolist()
         self._localiser, self._labelled, self._key = localiser, labelled, key
         self._meaning = None if stored is None or stored == classes else index_names(stored, classes, f"{key}.classes")
-        self._num_stored = len(stored or classes)
+        self._num_stored, self._counts_classes = len(stored or classes), stored is None
         self.labels: np.ndarray | LabelsOnRead = NoLabels()
         if labelled:
             self.labels = StreamLabels(self) if labels is None else labels
@@ -120,10 +128,11 @@ class StreamSource:
             InputError: access is refused, or the shard is not what it was said to be.
         """
         number, row = self._locate(index)
+        shard = self._open(number).shard
         try:
-            return self._open(number).shard.read(row)
+            return shard.read(row)
         except DamagedShard:
-            return self._read_again(number, row)
+            return self._read_again(number, row, shard)
 
     def label(self, index: int) -> int:
         """The class of a sample. Raises as `read`."""
@@ -150,8 +159,8 @@ class StreamSource:
         self._here().ahead.want(shards)
 
     def fingerprint(self) -> str:
-        """SHA-256 over what the shards are: names, counts and known checksums, wherever they lie."""
-        said = [(shard.name, shard.num_samples, shard.sha256) for shard in self.shards]
+        """SHA-256 over what the shards are: names, counts, and checksums of them or of their footers as far as known, wherever they lie."""
+        said = [(shard.name, shard.num_samples, shard.content) for shard in self.shards]
         return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
     # ---- shards of this process --------------------------------------------------------------------------------------
@@ -168,6 +177,10 @@ class StreamSource:
         return self._process
 
     def _begin(self, number: int) -> None:
+        process = self._here()
+        with process.lock:
+            if number in process.opened:  # read from here, although the cache may have given it up
+                return
         self._localiser.begin(self.shards[number])
 
     def _open(self, number: int) -> _Opened:
@@ -180,6 +193,7 @@ class StreamSource:
             until, kind, reason = process.failed.get(number, (0.0, OSError, ""))
         if time.monotonic() < until:
             raise kind(reason)
+        process.close_given_up()
         try:
             opened = self._checked(number, self._localiser.open(self.shards[number]))
         except InputError as error:
@@ -193,6 +207,7 @@ class StreamSource:
             process.opened[number] = opened
             while len(process.opened) > process.most_open:
                 process.opened.popitem(last=False)
+        process.close_given_up()
         return opened
 
     def _given_up(self, number: int, error: OSError) -> UnreadableShard:
@@ -214,6 +229,12 @@ class StreamSource:
             return _Opened(shard, self._meaning)
         if shard.names is not None:
             return _Opened(shard, index_names(shard.names, self.classes, f"{self._key}.path: {listed.shown}"))
+        odd = next((i for i, name in enumerate(self.classes) if name.isdecimal() and name != str(i)), None)
+        if odd is not None and self._counts_classes and self._localiser.container == "tar":
+            raise InputError(
+                f"{self._key}.path: {listed.shown} has labels of digits, and class {odd} is called {self.classes[odd]!r}: whether they are "
+                "numbers or names of classes cannot be told, so write the names of the list otherwise, or in the order of their numbers"
+            )
         if shard.lowest_label < 0 or shard.highest_label >= self._num_stored:
             row, label = shard.first_row_with(0, self._num_stored)
             hint = " (-1 usually marks a test split without labels)" if label == -1 else ""
@@ -223,12 +244,15 @@ class StreamSource:
             )
         return _Opened(shard, self._meaning)
 
-    def _read_again(self, number: int, row: int) -> bytes:
-        """The cached shard is damaged: fetch it once more."""
+    def _read_again(self, number: int, row: int, damaged: LocalShard) -> bytes:
+        """The cached shard is damaged: fetch it once more, unless another process has."""
         process = self._here()
         with process.lock:
-            process.opened.pop(number, None)
-        self._localiser.drop(self.shards[number])
+            opened = process.opened.get(number)
+            if opened is not None and opened.shard is damaged:
+                del process.opened[number]
+        with contextlib.suppress(OSError, InputError):  # met again below
+            self._localiser.drop(self.shards[number], damaged.status)
         try:
             return self._open(number).shard.read(row)
         except DamagedShard as error:

@@ -5,6 +5,7 @@ Headers are read with pread and not through tarfile of the standard library: 20,
 
 import json
 import os
+import re
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,9 @@ from distill.data.stream.local import ENTRY, DamagedShard
 from distill.errors import InputError
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+# Of members that are passed over only beside an image of their key.
+_KNOWN_IMAGES = frozenset((*IMAGE_EXTENSIONS, "gif", "bmp", "tif", "tiff", "jfif"))
+_NUMBER = re.compile(r"-?[0-9]+")
 
 _BLOCK = 512
 # One read brings a header with what follows it: in webdataset's order the label after an image, and the next image's header.
@@ -165,8 +169,8 @@ def index_tar(
 ) -> tuple[np.ndarray, tuple[str, ...] | None]:
     """The samples of a webdataset tar: members that share folder and name up to the first dot, as webdataset groups them.
 
-    A sample is a key with an image. A key with a label and no image is refused, since an image is lost there; files
-    that are neither (a README, hidden files) are passed over.
+    A sample is a key with an image. A key without one that has a label, or an image under another name (x.v1.jpg, x.gif), is refused, since
+    an image is lost there; files that are neither (a README, hidden files) are passed over. Labels of digits are numbers, others names.
 
     Args:
         image: the image's extension, several with ";" between; null: jpg, jpeg, png, webp.
@@ -178,7 +182,7 @@ def index_tar(
 
     Raises:
         DamagedShard: as read_members.
-        InputError: two images or no label for a key; no sample at all. Names the key, and not the shard.
+        InputError: two images, none or no label for a key; numbers and names; no sample at all. Names the key, and not the shard.
     """
     images, labels, jsons = _group(read_members(fd, end), image, (label or "cls").lower())
     entries = np.zeros(len(images), ENTRY)
@@ -193,6 +197,12 @@ def index_tar(
     if all(isinstance(value, int) for value in values):
         entries["label"] = values
         return entries, None
+    number = next((key for key, value in zip(images, values, strict=True) if isinstance(value, int)), None)
+    if number is not None:
+        name = next(key for key, value in zip(images, values, strict=True) if isinstance(value, str))
+        raise InputError(
+            f"key {number!r} has a number for its label, and key {name!r} a name: write class numbers for all, or names for all"
+        )
     names = tuple(sorted({str(value) for value in values}))
     position = {name: i for i, name in enumerate(names)}
     entries["label"] = [position[str(value)] for value in values]
@@ -208,15 +218,20 @@ def _group(members: list[Member], image: str | None, label_extension: str) -> tu
     images: _Places = {}
     labels: _Places = {}
     jsons: _Places = {}
+    others: dict[str, str] = {}  # key -> its first image under another name
     # An extension that is two of them is what stands last here.
     parts = {"json": jsons, label_extension: labels} | dict.fromkeys(wanted, images)
     for name, offset, size, kind in members:
         folder, slash, base = name.rpartition("/")
         stem, _, extension = base.partition(".")
         part = parts.get(extension.lower())
-        if part is None or not stem or kind == _FOLDER:
-            continue
         key = folder + slash + stem
+        if not stem or kind == _FOLDER:
+            continue
+        if part is None:
+            if extension.lower().rpartition(".")[2] in _KNOWN_IMAGES:
+                others.setdefault(key, name)
+            continue
         if kind not in _REGULAR:
             raise InputError(f"{name!r} is a link or a special file: pack the files themselves")
         if key in part:
@@ -227,6 +242,12 @@ def _group(members: list[Member], image: str | None, label_extension: str) -> tu
         part[key] = (offset, size)
     if not images:
         raise InputError(f"no member is an image ({', '.join(wanted)}): name the extension in `image`")
+    lost = next((key for key in others if key not in images), None)
+    if lost is not None:
+        raise InputError(
+            f"{others[lost]!r} is an image, and none of key {lost!r} (a name up to its first dot), which has no other ({', '.join(wanted)}): name all "
+            "extensions in `image`, with ; between them, or rename the members"
+        )
     return images, labels, jsons
 
 
@@ -236,7 +257,7 @@ def _label(fd: int, key: str, labels: _Places, jsons: _Places, label: str | None
         offset, size = labels[key]
         text = os.pread(fd, size, offset).decode("utf-8", "replace").strip()
         if text:
-            return int(text) if text.lstrip("-").isdecimal() else text
+            return _number_or_name(text, key)
     elif key in jsons:
         offset, size = jsons[key]
         try:
@@ -248,8 +269,18 @@ def _label(fd: int, key: str, labels: _Places, jsons: _Places, label: str | None
         for name in ("cls", "label") if label is None else (label,):
             value = record.get(name) if isinstance(record, dict) else None
             if isinstance(value, int | str) and not isinstance(value, bool):
-                return value
+                return _number_or_name(str(value), key)
     where = (
         "cls member, nor cls or label in its json" if label is None else f"{label} member, nor {label!r} in its json"
     )
     raise InputError(f"key {key!r} has no {where}: name what holds the labels in `label`, or set labelled: false")
+
+
+def _number_or_name(text: str, key: str) -> int | str:
+    if not _NUMBER.fullmatch(text):
+        return text
+    if len(text) > 18:  # beyond what an index holds
+        raise InputError(
+            f"key {key!r} has label {text}, which is no class number: name what holds the labels in `label`"
+        )
+    return int(text)

@@ -17,13 +17,15 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO
 
-from distill.data.stream.body import Body, Trouble
+from distill.data.stream.body import LEAST_BYTES_PER_S, SLOW_TIMEOUTS, Body, Trouble, paced
 from distill.data.stream.filesystem import open_file
 from distill.data.stream.web import address_of, open_web
 
 # Of a wait of our own choosing, and of one that a server asks for: the Hub's windows are five minutes long.
 _LONGEST_WAIT_S = 30.0
 _LONGEST_ASKED_S = 300.0
+# Of all the waits of one transfer that its server asks for.
+_MOST_ASKED_S = 1800.0
 # A transfer that breaks off at every piece is given up at last, although it gets on.
 _MOST_TRIES = 1000
 
@@ -40,6 +42,8 @@ def wait_s(failures: int, asked_s: float | None, first_wait_s: float, chance: fl
 
 class Transport:
     """Fetches files. Holds nothing open, so it may be pickled, forked and shared by threads.
+
+    A transfer at less than 1 kB/s is given up after about 4 * (retries + 1) timeouts, however its bytes are dealt out.
 
     Args:
         retries: failures in a row, without a byte gained, that are borne.
@@ -116,7 +120,7 @@ class Transport:
         while True:
             try:
                 with self._open(url, at, end, version, again=tries.made > 0) as body:
-                    same = body.version is not None and body.version == version
+                    same = body.version == version and (body.version is not None or sink.hashed)
                     same = same and (total is None or body.total is None or total == body.total)
                     if at > start and not (body.start == at and same):
                         sink.restart()
@@ -126,7 +130,7 @@ class Transport:
                     version, total = body.version, body.total
                     if size is not None and total is not None and total != size:
                         return f"it has {total} bytes and {size} were promised"
-                    for piece in _from(body, at, end):
+                    for piece in _from(body.start, paced(body.pieces, self.timeout_s), at, end):
                         sink.write(piece)
                         at += len(piece)
                         if size is not None and at > size:
@@ -137,7 +141,7 @@ class Transport:
                 return None
             except Trouble as trouble:
                 tries.failed(trouble, at)
-                if version is None:  # nothing would show that the rest is of the same file
+                if version is None and not sink.hashed:  # nothing would show that the rest is of the same file
                     sink.restart()
                     at = start
 
@@ -146,12 +150,12 @@ class _Sink:
     """Where bytes go, hashed on their way. Its errors are the disk's, and are not retried."""
 
     def __init__(self, file: IO[bytes], hashed: bool) -> None:
-        self._file, self._hashed = file, hashed
+        self._file, self.hashed = file, hashed
         self.digest = hashlib.sha256()
 
     def write(self, piece: bytes) -> None:
         self._file.write(piece)
-        if self._hashed:
+        if self.hashed:
             self.digest.update(piece)
 
     def restart(self) -> None:
@@ -161,29 +165,44 @@ class _Sink:
 
 
 class _Tries:
-    """Counts the failures of one transfer, and waits after each. Gaining bytes that no earlier try had got forgives the failures before."""
+    """Counts the failures of one transfer, and waits after each.
+
+    Gaining bytes that no earlier try had got forgives the failures before; but a try that is slower than 1 kB/s uses up what time is
+    granted to the transfer without progress, and one that is faster gives it back.
+    """
 
     def __init__(self, transport: Transport, url: str) -> None:
         self._transport, self._url = transport, url
         self._furthest = self._failures = self.made = 0
+        self._granted_s = self._left_s = SLOW_TIMEOUTS * transport.timeout_s * (transport.retries + 1)
+        self._asked_s = 0.0
+        self._began = time.monotonic()
 
     def failed(self, trouble: Trouble, at: int) -> None:
         """at: the offset reached. Raises TransferFailed when it is enough."""
         self.made += 1
-        gained = at > self._furthest
-        self._furthest = max(self._furthest, at)
-        self._failures = 0 if gained else self._failures + 1
-        if self._failures > self._transport.retries or self.made >= _MOST_TRIES:
+        gained = max(0, at - self._furthest)
+        self._furthest += gained
+        self._left_s += gained / LEAST_BYTES_PER_S - (time.monotonic() - self._began)
+        self._left_s = min(self._left_s, self._granted_s)
+        progress = gained > 0 and not trouble.slow
+        self._failures = 0 if progress else self._failures + 1
+        asked_s = 0.0 if trouble.wait_s is None else min(trouble.wait_s, _LONGEST_ASKED_S)
+        self._asked_s += asked_s
+        enough = self._failures > self._transport.retries or self.made >= _MOST_TRIES
+        if enough or self._left_s < 0 or self._asked_s > _MOST_ASKED_S:
             times = "once" if self.made == 1 else f"{self.made} times"
             raise TransferFailed(f"{_shown(self._url)}: at byte {at}, tried {times}: {trouble}") from trouble
-        chance = random.SystemRandom().random()  # no generator of the run's is touched
-        time.sleep(wait_s(max(0, self._failures - 1), trouble.wait_s, self._transport.first_wait_s, chance))
+        if not progress or trouble.wait_s is not None:
+            chance = random.SystemRandom().random()  # no generator of the run's is touched
+            time.sleep(wait_s(max(0, self._failures - 1), trouble.wait_s, self._transport.first_wait_s, chance))
+        self._began = time.monotonic()
 
 
-def _from(body: Body, at: int, end: int | None) -> Iterator[bytes]:
-    """The bytes [at, end) of a body that may begin before and end after."""
-    here = body.start
-    for piece in body.pieces:
+def _from(start: int, pieces: Iterator[bytes], at: int, end: int | None) -> Iterator[bytes]:
+    """The bytes [at, end) of pieces that begin at `start`, perhaps before, and may end after."""
+    here = start
+    for piece in pieces:
         first, here = here, here + len(piece)
         yield piece[max(0, at - first) : None if end is None else max(0, end - first)]
         if end is not None and here >= end:

@@ -17,7 +17,8 @@ from email.utils import parsedate_to_datetime
 from typing import IO, Any
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
-from distill.data.stream.body import PIECE_BYTES, Body, Trouble
+from distill.data.stream.body import PIECE_BYTES, SLOW_TIMEOUTS, Body, Trouble
+from distill.data.stream.deadline import Deadline, http_handlers
 from distill.errors import InputError
 
 _AGENT = "vanillakd"
@@ -45,7 +46,10 @@ def address_of(url: str) -> Address:
     """
     if url.startswith("hf://"):
         return _hub_address(url)
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise InputError(f"{url.rpartition('@')[2].partition('?')[0]}: not a URL ({error}): mend it") from error
     userinfo, _, host = parts.netloc.rpartition("@")
     if not host:
         raise InputError(f"{url}: a URL without a host: write http://HOST/PATH")
@@ -89,8 +93,9 @@ def open_web(address: Address, start: int, end: int | None, version: str | None,
         headers["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
         if version is not None and not version.startswith("W/"):
             headers["If-Range"] = version
+    deadline = Deadline(timeout_s, SLOW_TIMEOUTS * timeout_s)
     try:
-        response = _opener().open(urllib.request.Request(address.url, headers=headers), timeout=timeout_s)
+        response = _opener(deadline).open(urllib.request.Request(address.url, headers=headers), timeout=timeout_s)
     except urllib.error.HTTPError as error:
         with error:
             if error.code != 416:
@@ -113,17 +118,18 @@ def open_web(address: Address, start: int, end: int | None, version: str | None,
             if first is None:
                 raise Trouble("the server answers with a part that it does not name")
             at = first
-        yield Body(at, total, _version(response.headers), _pieces(response, timeout_s))
+        yield Body(at, total, _version(response.headers), _pieces(response, deadline))
 
 
-def _pieces(response: http.client.HTTPResponse, timeout_s: float) -> Iterator[bytes]:
+def _pieces(response: http.client.HTTPResponse, deadline: Deadline) -> Iterator[bytes]:
     promised, received = response.length, 0
     while True:
+        deadline.renew()
         try:
             # read1 hands on what has come. read(n) waits for n bytes, and loses them when the connection breaks meanwhile.
             piece = response.read1(PIECE_BYTES)
         except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: a damaged chunk length
-            raise Trouble(_reason(error, timeout_s)) from error
+            raise Trouble(_reason(error, deadline.timeout_s)) from error
         if not piece:
             break
         received += len(piece)
@@ -153,8 +159,8 @@ def _tls() -> ssl.SSLContext:
     return ssl.create_default_context()
 
 
-def _opener() -> urllib.request.OpenerDirector:
-    return urllib.request.build_opener(_Redirects, urllib.request.HTTPSHandler(context=_tls()))
+def _opener(deadline: Deadline) -> urllib.request.OpenerDirector:
+    return urllib.request.build_opener(_Redirects, *http_handlers(deadline, _tls()))
 
 
 def _version(headers: Message) -> str | None:
