@@ -96,7 +96,7 @@ def met_again(order: TrainOrder, batches: np.ndarray) -> float:
         counts = np.unique(step_of[row][step_of[row] >= 0], return_counts=True)[1]
         pairs += int((counts * (counts - 1) // 2).sum())
     size = batches.shape[1]
-    chance = (size - 1) / (order.num_samples - 1) * 1
+    chance = (size - 1) / (order.num_samples - 1) * steps * size / order.num_samples
     return float(pairs / (len(batches) * size * (size - 1) / 2) / chance)
 
 

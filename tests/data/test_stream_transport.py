@@ -226,6 +226,7 @@ def test_a_promised_checksum_lets_it_go_on_without_a_version(folder: Path, tmp_p
         server.fault("a.bin", "reset", after_bytes=2_000_003, on=(1, 2))
         assert fetched(server, tmp_path / "a", sha256=SHA256) == CONTENT
         assert server.log[1].headers["range"] == "bytes=2000003-"
+        assert server.bytes_served["/a.bin"] == SIZE
         server.fault("a.bin", "reset", after_bytes=2_000_003, on=(3,))
         assert fetched(server, tmp_path / "a", size=SIZE) == CONTENT
         assert "range" not in server.log[-1].headers
