@@ -34,7 +34,7 @@ def _can_read(name: str, place: str) -> bool:
             f"{place}: {name} is left out, for want of {', '.join(lacking)}: `uv pip install --target PEERS webdataset aiohttp requests`, "
             "then run with PYTHONPATH=PEERS"
         )
-    return True
+    return not lacking
 
 
 class Contestant:
