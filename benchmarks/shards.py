@@ -82,7 +82,7 @@ def _crops(count: int) -> Iterator[bytes]:
     for number in range(count):
         random = Random(number)
         image = photographs[number % len(photographs)]
-        scale = 1.0
+        scale = random.uniform(0.7, 1.0)
         width, height = int(image.width * scale), int(image.height * scale)
         left, top = random.randrange(image.width - width + 1), random.randrange(image.height - height + 1)
         zoom = _LONGER_SIDE / max(width, height)

@@ -193,7 +193,9 @@ def test_as_many_lanes_as_the_batch_allows(batch: int, micro: int | None, lanes:
     assert lanes in fitting_lanes(batch, micro)
 
 
-@pytest.mark.parametrize(("batch", "micro", "lanes"), [(2048, 32, 128), (2048, 16, 256), (256, 4, 128), (1024, 2, 1024)])
+@pytest.mark.parametrize(
+    ("batch", "micro", "lanes"), [(2048, 32, 128), (2048, 16, 256), (256, 4, 128), (1024, 2, 1024)]
+)
 def test_small_micro_batches_take_more_lanes(batch: int, micro: int, lanes: int) -> None:
     assert default_lanes(batch, micro) == lanes
     assert lanes_fit(lanes, batch, micro)

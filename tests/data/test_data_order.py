@@ -68,7 +68,9 @@ def test_an_epoch_shows_every_sample_once_and_drops_the_tail():
 def test_a_batch_larger_than_the_data_is_an_error_that_says_how_large():
     with pytest.raises(InputError, match=r"batch_size_global is 64 .* 50 training samples.*set it to 50 or less"):
         Order(50, 64, seed=0)
-    with pytest.raises(InputError, match=r"10 training samples \(a part of 50, by data.fraction or data.keep_classes\)"):
+    with pytest.raises(
+        InputError, match=r"10 training samples \(a part of 50, by data.fraction or data.keep_classes\)"
+    ):
         Order(50, 64, seed=0, subset=np.arange(10))
 
 
