@@ -143,7 +143,7 @@ def as_good(figures: dict[str, float], permuted: dict[str, float]) -> bool:
 
 
 def costs(order: LaneOrder, steps: Sequence[int], sample_bytes: float) -> dict[str, float]:
-    """Shards of a first batch and in use at once, over all lanes; and what `distill` reserves room for."""
+    """Shards of a first batch and in use at once, over all lanes; reckoned: what the check of the cache takes for the latter."""
     firsts, at_once = [], []
     slots = np.arange(order.batch_size_global)
     for step in steps[::2]:
@@ -154,7 +154,7 @@ def costs(order: LaneOrder, steps: Sequence[int], sample_bytes: float) -> dict[s
         "first": float(np.mean(firsts)),
         "at_once": max(at_once),
         "at_once_bytes": max(at_once) * shard_bytes,
-        "bound": order.shards_at_once(order.lanes),
+        "reckoned": order.shards_at_once(order.lanes),
     }
 
 
