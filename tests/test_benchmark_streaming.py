@@ -105,10 +105,11 @@ def test_the_jpegs_are_all_different_and_of_a_photographs_size(module: Modules, 
 def test_memory_and_time_of_descendants_count(module: Modules) -> None:
     trees = module("trees")
     script = "import sys, time\nheld = b'x' * 50_000_000\nwhile time.process_time() < 0.3: pass\nprint('up', flush=True)\nsys.stdin.read()"
-    bytes_before, cpu_before = trees.tree_bytes(os.getpid()), trees.tree_cpu_s(os.getpid())
+    cpu_before = trees.tree_cpu_s(os.getpid())
     with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         child.stdout.readline()
-        assert trees.tree_bytes(os.getpid()) - bytes_before > 45e6
+        assert trees.tree_bytes(child.pid) > 45e6
+        assert trees.tree_bytes(os.getpid()) > trees.tree_bytes(child.pid) + 10e6
         assert trees.tree_cpu_s(os.getpid()) - cpu_before > 0.25
         child.stdin.close()
     assert trees.tree_cpu_s(os.getpid()) - cpu_before > 0.25

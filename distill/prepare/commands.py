@@ -71,7 +71,7 @@ def shard(
     ] = "error",
     workers: Workers = None,
     cache: Cache = None,
-    cache_gb: CacheGb = 50.0,
+    cache_gb: CacheGb = 100.0,
 ) -> None:
     """Write any source into evenly sized shards, which a run streams (kind: stream).
 
@@ -145,7 +145,7 @@ def inspect(
     ] = False,
     workers: Workers = None,
     cache: Cache = None,
-    cache_gb: CacheGb = 50.0,
+    cache_gb: CacheGb = 100.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> None:
     """Say what a source holds, and how fast this machine reads it.

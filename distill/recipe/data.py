@@ -83,7 +83,7 @@ class Shards(Section):
     """
 
     cache: str | None = None
-    cache_gb: Positive = 50.0
+    cache_gb: Positive = 100.0
     retries: Annotated[int, Field(ge=0)] = 5
     timeout_s: Positive = 30.0
 
