@@ -215,6 +215,8 @@ def a_summary(tmp_path: Path, *, teacher: bool = True) -> Summary:
         num_processes=8,
         device="H100",
         num_skipped=3,
+        stages=(),
+        stage_ends={},
         students=[
             a_student("alone", "vit_small_patch16_224"),
             a_student("kd", "resnet50", best=63.0),
