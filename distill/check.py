@@ -67,11 +67,10 @@ def _check_student(spec: schema.Student, recipe: Recipe, name: str) -> None:
         if recipe.train.zero_stage:
             refuse_scalars(net, recipe.train.zero_stage, f"{key}.model {spec.model}")
     student_pixels(net, spec)
-    stages = [f"stages.{stage.name}.{key}" for stage in recipe.stages] or [key]
-    for index, stage_key in enumerate(stages):
+    for index, prefix in enumerate(recipe.stage_keys):
         own = recipe.at_stage(index)
-        budget_key = f"stages.{recipe.stages[index].name}.budget" if recipe.stages else "train.budget"
-        _check_learning(net, own.students[name], own.train.budget, stage_key, budget_key)
+        budget_key = f"{prefix}budget" if prefix else "train.budget"
+        _check_learning(net, own.students[name], own.train.budget, f"{prefix}{key}", budget_key)
 
 
 def _check_learning(
@@ -113,8 +112,8 @@ def _not_here(recipe: Recipe) -> list[str]:
     }
     if recipe.teacher is not None and recipe.teacher.weights not in ("pretrained", "random"):
         files["teacher.weights"] = Path(recipe.teacher.weights)
-    stages = [(f"stages.{stage.name}.data.train", stage.data.train) for stage in recipe.stages]
-    for key, source in (*(stages or [("data.train", recipe.data.train)]), ("data.eval", recipe.data.eval)):
+    trained = [(f"{prefix}data.train", recipe.at_stage(i).data.train) for i, prefix in enumerate(recipe.stage_keys)]
+    for key, source in (*trained, ("data.eval", recipe.data.eval)):
         if source is not None and source.path is not None and not _REMOTE_OR_MANY.search(source.path):
             files[key] = Path(recipe.data.root) / source.path
     return [f"{key}: {path} is not here" for key, path in files.items() if not _exists(path.expanduser())]

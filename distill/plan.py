@@ -63,8 +63,8 @@ def setting_problems(recipe: Recipe) -> list[str]:
             )
         elif importlib.util.find_spec(name) is None:
             problems.append(f"log.trackers: the package {name} is not installed: pip install {name}, or leave it out")
-    for index in range(recipe.num_stages):
-        data, prefix = recipe.at_stage(index).data, f"stages.{recipe.stages[index].name}." if recipe.stages else ""
+    for index, prefix in enumerate(recipe.stage_keys):
+        data = recipe.at_stage(index).data
         try:
             TrainTransform(image_size=data.image_size, **data.augment.model_dump(exclude={"repeats"}))
         except InputError as error:
@@ -185,13 +185,13 @@ def make_plan(recipe: Recipe) -> Plan:
         raise InputError("\n".join(problems))
     root = Path(recipe.data.root).expanduser()
     recipes = [recipe.at_stage(index) for index in range(recipe.num_stages)]
-    prefixes = [f"stages.{stage.name}." for stage in recipe.stages] or [""]
+    prefixes = recipe.stage_keys
     keys = [f"{prefix}data.train" for prefix in prefixes]
     sources = [
         open_source(own.data.train, root, key, recipe.data.shards) for own, key in zip(recipes, keys, strict=True)
     ]
     eval_source = open_source(recipe.data.eval, root, "data.eval", recipe.data.shards) if recipe.data.eval else None
-    readers = [reader_of_labels(own, key.removesuffix("data.train")) for own, key in zip(recipes, keys, strict=True)]
+    readers = [reader_of_labels(own, prefix) for own, prefix in zip(recipes, prefixes, strict=True)]
     named = [Named(key, source, bool(why), why) for key, source, why in zip(keys, sources, readers, strict=True)]
     classes = run_classes(named, eval_source)
     stages: list[StagePlan] = []

@@ -191,6 +191,16 @@ def assert_equal_tensors(one: dict[str, torch.Tensor], other: dict[str, torch.Te
     assert not differ, f"{len(differ)} of {len(one)} differ, first {differ[:3]}"
 
 
+def assert_equal_but_statistics(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    """Bit for bit; BatchNorm's running statistics, which two processes average, within their rounding."""
+    assert one.keys() == other.keys()
+    for name, tensor in other.items():
+        if "running_" in name:
+            torch.testing.assert_close(one[name], tensor, rtol=1e-5, atol=1e-6)
+        else:
+            assert torch.equal(one[name], tensor), name
+
+
 def assert_same_run(one: Path, other: Path) -> None:
     """Weights, optimizers, averages, best exports, metrics and report, bit for bit."""
     assert_equal_tensors(tensors(one), tensors(other))

@@ -43,8 +43,7 @@ def examine_data(diagnosis: Diagnosis, recipe: Recipe) -> Reached:
     diagnosis.sections.append(section)
     root = Path(recipe.data.root).expanduser()
     opened: dict[str, Source | None] = {}
-    trained = [(f"stages.{stage.name}.data.train", stage.data.train) for stage in recipe.stages]
-    trained = trained or [("data.train", recipe.data.train)]
+    trained = [(f"{prefix}data.train", recipe.at_stage(i).data.train) for i, prefix in enumerate(recipe.stage_keys)]
     for key, spec in (*trained, ("data.eval", recipe.data.eval)):
         if spec is None:
             continue

@@ -7,6 +7,8 @@ from typing import Any, Protocol
 
 import torch
 
+from distill.ema import Averaged, Ema
+
 Tensors = dict[str, torch.Tensor]
 Judged = Callable[[torch.Tensor], torch.Tensor]
 BuildOptimizer = Callable[[torch.nn.Module], torch.optim.Optimizer]
@@ -21,6 +23,10 @@ class Averages:
 
     def by_name(self) -> dict[str, float]:
         return {f"ema-{decay!r}": decay for decay in self.decays}
+
+    def begin(self, module: Averaged) -> dict[str, Ema]:
+        """New averages by name, from the weights that `module` has now."""
+        return {name: Ema(module, decay, self.warmup) for name, decay in self.by_name().items()}
 
 
 class Placement(Protocol):

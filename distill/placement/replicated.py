@@ -34,7 +34,7 @@ class Replicated:
         self._clip_grad_norm = clip_grad_norm
         self._optimizer = build_optimizer(self._net)
         self._averages = averages
-        self._emas = self._new_averages()
+        self._emas = self._averages.begin(self._net)
         self._scaler = engine.new_scaler()
         self._model = engine.prepare(network)
 
@@ -72,11 +72,7 @@ class Replicated:
             self._optimizer = build_optimizer(self._net)
         if new_averages:
             self._emas = {}  # first, or both would take memory
-            self._emas = self._new_averages()
-
-    def _new_averages(self) -> dict[str, Ema]:
-        kept = self._averages
-        return {name: Ema(self._net, decay, kept.warmup) for name, decay in kept.by_name().items()}
+            self._emas = self._averages.begin(self._net)
 
     def statistics(self) -> list[Tensors]:
         return [dict(self._net.named_buffers()), *(ema.weights() for ema in self._emas.values())]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distill.ema import COUNTER, Ema
+from distill.ema import COUNTER
 from distill.engine import Engine
 from distill.engine.zero import Shards
 from distill.models.pixels import Network
@@ -105,7 +105,7 @@ class Sharded:
         self._shards = Shards(self._model, network.net)
         self._masters = _Masters(self._shards)
         self._averages = averages
-        self._emas = self._new_averages()
+        self._emas = self._averages.begin(self._masters)
 
     def accumulating(self, more_to_come: bool) -> AbstractContextManager[None]:
         return nullcontext()  # DeepSpeed counts forwards itself
@@ -133,11 +133,7 @@ class Sharded:
             self._shards.base_optimizer.state.clear()
         if new_averages:
             self._emas = {}  # first, or both would take memory
-            self._emas = self._new_averages()
-
-    def _new_averages(self) -> dict[str, Ema]:
-        kept = self._averages
-        return {name: Ema(self._masters, decay, kept.warmup) for name, decay in kept.by_name().items()}
+            self._emas = self._averages.begin(self._masters)
 
     def statistics(self) -> list[Tensors]:
         return [dict(self._net.named_buffers()), *(ema.weights() for ema in self._emas.values())]

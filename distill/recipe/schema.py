@@ -194,6 +194,11 @@ class Recipe(Section):
             return str(self.train.budget)
         return " + ".join(f"{stage.budget} of {stage.name}" for stage in self.stages)
 
+    @property
+    def stage_keys(self) -> tuple[str, ...]:
+        """What stands before the keys of each stage: "stages.NAME."; of a run without stages, nothing once."""
+        return tuple(f"stages.{stage.name}." for stage in self.stages) or ("",)
+
     def at_stage(self, index: int) -> "Recipe":
         """The recipe as it stands in one of its stages: that of a run which has no other."""
         if not self.stages:

@@ -6,7 +6,6 @@ Each case reads the shards under a URL of its own (a link beside them), and has 
 from pathlib import Path
 from typing import Any
 
-import torch
 from servers import FolderServer
 from shards import describe, images_of, write_tars
 from tiny import write_recipe
@@ -100,13 +99,3 @@ class Shards:
         """How often each shard was asked for."""
         start = f"/{case}/shard-"
         return {path: count for path, count in self.server.requests.items() if path.startswith(start)}
-
-
-def assert_equal_but_statistics(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
-    """Bit for bit; BatchNorm's running statistics, which two processes average, within their rounding."""
-    assert one.keys() == other.keys()
-    for name, tensor in other.items():
-        if "running_" in name:
-            torch.testing.assert_close(one[name], tensor, rtol=1e-5, atol=1e-6)
-        else:
-            assert torch.equal(one[name], tensor), name

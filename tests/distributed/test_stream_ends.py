@@ -13,8 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from stream_set import BROKEN, CUT_AT, FOREIGN, HELD, PER_SHARD, TIMEOUT_S, Shards, assert_equal_but_statistics
-from tiny import run, tensors
+from stream_set import BROKEN, CUT_AT, FOREIGN, HELD, PER_SHARD, TIMEOUT_S, Shards
+from tiny import assert_equal_but_statistics, run, tensors
 
 from distill.plan import make_plan
 from distill.recipe import load_recipe

@@ -28,9 +28,8 @@ from stream_set import (
     STRUCK,
     TIMEOUT_S,
     Shards,
-    assert_equal_but_statistics,
 )
-from tiny import records, report, run, stop_after, tensors
+from tiny import assert_equal_but_statistics, records, report, run, stop_after, tensors
 
 from distill.data.lanes import LaneOrder
 from distill.engine import Engine
