@@ -308,7 +308,7 @@ def explained(error: Exception) -> tuple[str, int] | None:
         return str(error), 2
     if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
         return f"{error.filename or 'output'}: {error.strerror}", 2
-    from distill.data.prefetch import worker_fault  # torch is slow to import, and most commands need none
+    from distill.data.workers import worker_fault  # torch is slow to import, and most commands need none
 
     if fault := worker_fault(error):
         return f"{fault} (DISTILL_TRACEBACK=1 shows the traceback)", 1

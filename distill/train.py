@@ -17,9 +17,11 @@ from distill.build import (
     train_loader,
 )
 from distill.checkpoint import Signals
+from distill.data.stream.source import StreamSource
 from distill.dealing import check_streams
 from distill.engine import Engine, check_rendezvous, launched_processes, refuse_contradictions
 from distill.evaluate import TEACHER, Accuracy, EvaluationAbandoned, TeacherAnswers, evaluate
+from distill.gate import Gate
 from distill.journal import Journal
 from distill.plan import Plan, Share, StagePlan, make_plan, share_of_process
 from distill.recipe import Recipe
@@ -93,6 +95,7 @@ class Run:
         self._skipped_here = 0
         self._sat = False  # this sitting has trained
         self._judged_step = 0
+        self._saved: tuple[int, str] | None = None  # the newest checkpoint: its step, and where it is
         self.accuracies: dict[str, Accuracy] = {}
         self.stage_ends: dict[str, dict[str, Any]] = {}  # accuracies at the end of each stage
         self.journal = Journal(recipe, plan.total_steps, engine)
@@ -157,14 +160,18 @@ class Run:
             if self.step == self.stage.last_step:
                 self._enter(plan.stage_at(self.step))
             with train_loader(plan, self.stage, self.share, self.engine, self.step) as loader:
-                if self._loop(iter(loader), verdicts, signals, heed):
+                gate = Gate(loader, self.engine, signals, may_wait=isinstance(self.stage.source, StreamSource))
+                if self._loop(iter(loader), gate, verdicts, signals, heed):
                     return self._interrupted(signals)
         return self._finish()
 
-    def _loop(self, batches: Any, verdicts: Verdicts, signals: Signals, heed: Callable[[], None]) -> bool:
+    def _loop(self, batches: Any, gate: Gate, verdicts: Verdicts, signals: Signals, heed: Callable[[], None]) -> bool:
         """To the end of the stage; True when all agreed to stop before it."""
         stage = self.stage
         while self.step < stage.last_step and self.running:
+            if not gate.opens():
+                self._stop_students(verdicts.drain())
+                return True
             self._step(batches, verdicts, signals)
             self.journal.screen.advance(self.step)
             if stage.due(stage.log_every, self.step):
@@ -205,9 +212,13 @@ class Run:
 
     def _interrupted(self, signals: Signals) -> int:
         """Save for the same command to go on. Collective: every rank."""
-        path = self._save()
+        if self.step and (
+            self._saved is None or self._saved[0] < self.step
+        ):  # a border's holds what the stage before left
+            self._save()
+        saved = f"saved in {self._saved[1]}" if self._saved else "nothing to save"
         self.journal.screen.say(
-            f"{signals.received or 'a signal'}: stopped after step {self.step}, saved in {path}; the same command goes on"
+            f"{signals.received or 'a signal'}: stopped after step {self.step}, {saved}; the same command goes on"
         )
         return INTERRUPTED
 
@@ -340,7 +351,7 @@ class Run:
             summary.show(self.journal.screen.console)
         return DONE if self.running else ALL_STOPPED
 
-    def _save(self) -> str:
+    def _save(self) -> None:
         """Write a checkpoint and let old ones go. Collective: every rank."""
         self.journal.screen.doing("saving")
         self._count_skipped()
@@ -355,7 +366,7 @@ class Run:
             "accuracies": {name: accuracy.as_dict() for name, accuracy in self.accuracies.items()},
             **({"stage_ends": self.stage_ends} if self.plan.recipe.stages else {}),
         }
-        return save_run(self.plan, self.step, values, self.students, self.engine)
+        self._saved = self.step, save_run(self.plan, self.step, values, self.students, self.engine)
 
     def _resume(self, claim: Claim) -> None:
         """Go on from the newest whole checkpoint, if there is one. Collective: every rank."""
@@ -368,6 +379,7 @@ class Run:
         self.engine.on_main(lambda: same_inputs(path, checkpoint.values["inputs"], self._inputs()))
         self.step = checkpoint.state.step
         self.stage = self.plan.stage_at(self.step - 1)
+        self._saved = self.step, str(path)
         values = checkpoint.values
         journal.clock.add_earlier(values["seconds"], values["device_seconds"])
         self.num_skipped, self._judged_step = values["num_skipped"], values["judged_step"]

@@ -17,7 +17,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"recipe"}),
     frozenset({"data", "models", "losses", "optim", "ema", "engine", "console", "clock"}),
     frozenset({"checkpoint", "evaluate", "placement", "plan", "verdicts"}),
-    frozenset({"dealing", "export", "rundir"}),
+    frozenset({"dealing", "export", "gate", "rundir"}),
     frozenset({"students"}),
     frozenset({"build", "journal", "saving", "summary"}),
     frozenset({"check", "judge", "prepare", "train"}),

@@ -12,10 +12,11 @@ from distill.checkpoint.atomic import (
     replace_text,
     truncate_jsonl,
 )
-from distill.checkpoint.signals import Signals
+from distill.checkpoint.signals import BrokenOff, Signals
 from distill.checkpoint.store import Checkpoint, TrainState, latest, load, prune, save, storable
 
 __all__ = [
+    "BrokenOff",
     "Checkpoint",
     "CheckpointError",
     "Signals",

@@ -6,14 +6,14 @@ from typing import Any
 
 import yaml
 
-from distill.recipe.load import NOT_IDENTITY
+from distill.recipe.identity import NOT_IDENTITY, stream_paths, with_streams_anywhere
 
 _DIFFERENCES_SHOWN = 8
 
 
 def another_recipe(path: Path, wrote: str, old_text: str, new_text: str) -> str:
     """The message for a checkpoint at `path`, written by version `wrote` for `old_text`, that `new_text` cannot continue."""
-    old, new = (_leaves(yaml.safe_load(text), NOT_IDENTITY) for text in (old_text, new_text))
+    old, new = (_leaves(with_streams_anywhere(yaml.safe_load(text)), NOT_IDENTITY) for text in (old_text, new_text))
     absent = "(absent)"
     lines = [
         f"  {key}: {old.get(key, absent)} -> {new.get(key, absent)}"
@@ -27,6 +27,12 @@ def another_recipe(path: Path, wrote: str, old_text: str, new_text: str) -> str:
         f"{path}: is of another recipe and cannot be continued by this one:\n{differs}\n"
         "Set output= to another folder for a new run, or resume=never to start again from step 0"
     )
+
+
+def moved_streams(old_text: str, new_text: str) -> list[str]:
+    """The keys of streams that lie elsewhere in the second of two recipes of one identity."""
+    old, new = (stream_paths(yaml.safe_load(text)) for text in (old_text, new_text))
+    return [key for key in new if old.get(key) != new[key]]
 
 
 def _leaves(node: Any, without: Any = (), prefix: str = "") -> dict[str, str]:

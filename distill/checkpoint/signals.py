@@ -2,12 +2,18 @@
 
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Self
 
 from distill.processes import several_processes
 
 _WATCHED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+class BrokenOff(BaseException):
+    """Raised by a signal amid work that may be dropped."""
 
 
 class Signals:
@@ -24,6 +30,7 @@ class Signals:
     def __init__(self) -> None:
         self.received: str | None = None
         self._interrupts = 0
+        self._breaks_off = False
         self._pid = os.getpid()
         self._previous: dict[int, object] = {}
 
@@ -44,6 +51,17 @@ class Signals:
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)  # type: ignore[arg-type]
         self._previous.clear()
 
+    @contextmanager
+    def breaking_off(self) -> Iterator[None]:
+        """Inside, a signal raises BrokenOff wherever it finds the main thread: for work that has no end of its own and may be dropped."""
+        self._breaks_off = True
+        try:
+            if self.received:
+                raise BrokenOff
+            yield
+        finally:
+            self._breaks_off = False
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._pid:
             # A forked data-loading worker: it must die of its parent's terminate(), and must leave Ctrl-C and SIGUSR1,
@@ -56,3 +74,6 @@ class Signals:
         if self._interrupts > 1:
             raise KeyboardInterrupt
         self.received = self.received or signal.Signals(number).name
+        if self._breaks_off:
+            self._breaks_off = False  # once: it shall not meet what cleans up
+            raise BrokenOff

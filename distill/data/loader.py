@@ -23,7 +23,7 @@ import torch
 from distill.data.augment import EvalTransform, TrainTransform
 from distill.data.mixing import Mixing, to_unit
 from distill.data.order import TrainOrder
-from distill.data.prefetch import HostIterator, data_loader, move, on_device
+from distill.data.prefetch import move, on_device
 from distill.data.records import Source
 from distill.data.shard import (
     EvalBuilder,
@@ -33,6 +33,7 @@ from distill.data.shard import (
     TrainBuilder,
     Unreadable,
 )
+from distill.data.workers import HostIterator, data_loader
 from distill.errors import InputError
 
 __all__ = ["Batch", "EvalBatch", "EvalLoader", "Shard", "TrainLoader"]
@@ -126,18 +127,26 @@ class TrainLoader:
                 f"train.micro_batch_size: {shard.micro_batch} a process is odd, and mixing needs pairs: make it even"
             )
         self._device = torch.device(device)
-        self._mixing = mixing
+        self._mixing, self._shard = mixing, shard
+        self.num_workers = num_workers
         builder = TrainBuilder(source, order, transform, mixing, shard, unreadable, order_starts, ahead)
         requests = _Requests(first_step, last_step, shard.accumulation)
         self._loader = data_loader(builder, requests, num_workers, prefetch_batches, self._device, persistent=False)
         self._host = HostIterator[HostBatch](self._loader)
+        self._ahead_on_device = int(
+            self._device.type == "cuda"
+        )  # the batch after a step is asked for with its last one
         self._batches = on_device(self._host, self._finish, self._device)
 
     def _finish(self, host: HostBatch) -> Batch:
-        images, labels, positions = (move(t, self._device) for t in (host.images, host.labels, host.positions))
-        plan = host.plan
+        slots = self._shard.slots(host.micro)
+        positions = torch.from_numpy(host.step * self._shard.batch_size_global + slots)
+        plan = self._mixing.plan(host.step, slots)
+        # The small ones first: they are not pinned, and would wait on the stream for the images.
+        labels, positions = (move(t, self._device) for t in (torch.from_numpy(host.labels), positions))
         if plan is not None:
             plan = plan._replace(lam=move(plan.lam, self._device), boxes=move(plan.boxes, self._device))
+        images = move(host.images, self._device)
         mixed, targets = self._mixing.apply(images, labels, plan)
         return Batch(host.step, host.micro, mixed, targets, labels, positions, host.num_skipped)
 
@@ -146,6 +155,13 @@ class TrainLoader:
 
     def __next__(self) -> Batch:
         return next(self._batches)
+
+    def ready(self, timeout_s: float) -> bool:
+        """Whether all micro-batches of the next step are here; waits about so long for them, and raises nothing that is wrong with them.
+
+        Without workers they are made now, however long that takes.
+        """
+        return self._host.ready(self._shard.accumulation + self._ahead_on_device, timeout_s)
 
     def close(self) -> None:
         """Stop the workers. Further batches do not come."""

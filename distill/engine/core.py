@@ -101,6 +101,8 @@ class Engine:
         self._compile = compile
         self._trackers = trackers
         self._tracking = False
+        self._timeout_s = timeout_s
+        self._hosts: Any = None  # their group over the network, where there is one beside the devices'
         if self.device.type == "cuda":
             torch.backends.cudnn.benchmark = True
             # "fp32" means float32 values and TF32 products, for students and teachers alike: 10 bits of a product's 23, which
@@ -192,6 +194,26 @@ class Engine:
         if self.world_size > 1:
             dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
         return tensor
+
+    def any_on_hosts(self, *flags: bool) -> list[bool]:
+        """Each flag: whether it is raised on some process. Between the hosts, so that no device is waited for. Collective: every rank."""
+        if self.world_size == 1:
+            return list(flags)
+        raised = torch.tensor(flags, dtype=torch.int32)
+        dist.all_reduce(raised, op=dist.ReduceOp.MAX, group=self._group_of_hosts())
+        return [bool(flag) for flag in raised.tolist()]
+
+    def _group_of_hosts(self) -> Any:
+        """The processes' group over their network, made when it is first wanted; null for the default one, which is that on the CPU."""
+        if self.device.type != "cpu" and self._hosts is None:
+            try:
+                self._hosts = dist.new_group(backend="gloo", timeout=timedelta(seconds=self._timeout_s))
+            except RuntimeError as error:
+                error.add_note(
+                    "gloo did not connect the hosts: name their network's interface in GLOO_SOCKET_IFNAME, such as eth0"
+                )
+                raise
+        return self._hosts
 
     def average_(self, tensors: list[torch.Tensor]) -> None:
         """Mean over processes of float tensors, in place, in one message. Collective: every rank.

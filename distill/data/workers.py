@@ -1,0 +1,205 @@
+"""Worker processes that decode: torch's DataLoader, made to survive signals, hard ends and forks that hang."""
+
+import os
+import re
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch.utils.data import DataLoader
+
+from distill.errors import InputError
+from distill.processes import end_with
+
+Host = TypeVar("Host")
+
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+# torch looks after its workers, and gives back the word, each time that so much has passed without a batch.
+_LOOK_EVERY_S = 1.0
+_NOT_YET = re.compile(r"DataLoader timed out after")
+# CPython 3.11 hangs a child for ever that is forked while another thread begins or ends to hold Python objects, as gloo's do after a
+# collective: 1 of 12,000 forks in a loop that provoked it. A worker that has not come up by then is replaced.
+_COMES_UP_S = (2.0, 10.0, 60.0)
+
+
+def data_loader(
+    builder: object,
+    requests: Iterable[Any],
+    num_workers: int,
+    prefetch_batches: int,
+    device: torch.device,
+    persistent: bool,
+) -> DataLoader[Any]:
+    return DataLoader(
+        builder,  # type: ignore[arg-type]  # it has __getitem__, which is all that is used
+        sampler=requests,
+        batch_size=None,
+        collate_fn=no_collate,
+        num_workers=num_workers,
+        prefetch_factor=prefetch_batches if num_workers else None,
+        persistent_workers=persistent and num_workers > 0,
+        worker_init_fn=Start(num_workers),
+        pin_memory=device.type == "cuda",
+        timeout=_LOOK_EVERY_S if num_workers else 0,
+        generator=torch.Generator(),  # without it each iterator draws a seed from the global generator
+    )
+
+
+class HostIterator(Generic[Host]):
+    """The DataLoader's iterator, which raises what a worker handed back as an error, can be asked what is there, and can be closed."""
+
+    def __init__(self, loader: DataLoader[Any]) -> None:
+        self._loader = loader
+        self._iterator: Any = None  # workers start with the first batch
+        self._here: deque[Host | InputError] = deque()
+        self._at_end = False
+        self._stalled = False
+
+    def __iter__(self) -> Iterator[Host]:
+        return self
+
+    def __next__(self) -> Host:
+        while not self.ready(1, _LOOK_EVERY_S):
+            pass
+        if not self._here:
+            raise StopIteration
+        item = self._here.popleft()
+        if isinstance(item, InputError):
+            raise item
+        return item
+
+    def ready(self, count: int, timeout_s: float) -> bool:
+        """Whether the next `count` batches are here, or all that are left; waits about so long. Without workers it makes them, however long it takes."""
+        deadline = time.monotonic() + timeout_s
+        while len(self._here) < count and not self._at_end:
+            try:
+                self._here.append(self._next())
+                self._stalled = False
+            except StopIteration:
+                self._at_end = True
+            except RuntimeError as error:
+                if not _NOT_YET.match(str(error)):
+                    raise
+                self._stalled = True
+                if time.monotonic() >= deadline:
+                    return False
+        return True
+
+    def _next(self) -> Host | InputError:
+        if self._iterator is None:
+            blocked = signal.pthread_sigmask(
+                signal.SIG_BLOCK, _STOP_SIGNALS
+            )  # inherited by every thread of the workers
+            try:
+                self._iterator = _iterator_with_workers(self._loader)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        try:
+            return next(self._iterator)  # type: ignore[no-any-return]
+        except (ConnectionError, EOFError, FileNotFoundError) as error:  # what shared its memory is gone
+            raise RuntimeError("DataLoader worker (pid unknown) died and took a batch with it") from error
+
+    def close(self) -> None:
+        if self._loader.num_workers and self._iterator is not None:
+            if self._stalled:  # torch would wait five seconds for each of them
+                for worker in self._iterator._workers:
+                    worker.terminate()
+            self._iterator._shutdown_workers()  # dropping the iterator does not help while a traceback refers to it
+            self._loader._iterator = None  # else a loader with persistent workers would call the dead ones again
+        self._iterator = None
+        self._here.clear()
+
+
+def _iterator_with_workers(loader: DataLoader[Any]) -> Any:
+    """The loader's iterator, once all its workers have come up."""
+    start: Start = loader.worker_init_fn  # type: ignore[assignment]
+    for patience_s in _COMES_UP_S:
+        if loader._iterator is None:  # those of a loader with persistent workers are there
+            start.came_up.zero_()
+        iterator = iter(loader)
+        if start.all_came_up(patience_s):
+            return iterator
+        _kill_workers(iterator)
+        loader._iterator = None
+    raise RuntimeError(
+        f"DataLoader worker (pid unknown) did not come up in {_COMES_UP_S[-1]:g} s, {len(_COMES_UP_S)} times"
+    )
+
+
+def _kill_workers(iterator: Any) -> None:
+    """Also those that have the signal to end blocked, and without torch's word for it that one was killed."""
+    heard = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        for worker in iterator._workers:
+            worker.kill()
+        iterator._shutdown_workers()
+    finally:
+        signal.signal(signal.SIGCHLD, heard if heard is not None else signal.SIG_DFL)
+
+
+class Start:
+    """What a worker begins with, and its word to the parent that it has."""
+
+    def __init__(self, num_workers: int) -> None:
+        self.came_up = torch.zeros(num_workers, dtype=torch.uint8)
+        if num_workers:
+            self.came_up.share_memory_()  # type: ignore[no-untyped-call]
+
+    def __call__(self, worker: int) -> None:
+        self.came_up[worker] = 1
+        start_worker()
+
+    def all_came_up(self, timeout_s: float) -> bool:
+        deadline = time.monotonic() + timeout_s
+        while not self.came_up.all():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.001)
+        return True
+
+
+def start_worker() -> None:
+    """Set up a loader worker: one thread, an ear for the parent's SIGTERM alone, and no life after the parent's.
+
+    The signals by which SLURM and the terminal ask a run to stop go to all processes of a job step. The run answers by finishing its
+    step and saving, for which it needs its workers; were one to die of SIGTERM, torch would end the run in the middle. Workers are
+    therefore started with these signals blocked. torch itself ends a hung worker by SIGTERM, which still works.
+    """
+    torch.set_num_threads(1)
+    parent = os.getppid()
+    end_with(parent, signal.SIGKILL)  # torch looks for its parent every 5 s, and not while a full queue holds it up
+
+    def watch() -> None:
+        while signal.sigwaitinfo([signal.SIGTERM]).si_pid != parent:
+            pass
+        os._exit(0)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def worker_fault(error: BaseException) -> str | None:
+    """What went wrong in a loader's worker, in a sentence; None for every other error.
+
+    torch raises a worker's death out of a signal handler, wherever the main process happens to be, and a worker's exception
+    with its whole traceback for a message.
+    """
+    text = str(error)
+    if death := re.search(r"DataLoader worker \(pid.*\) (.*)", text):
+        return (
+            f"a process that decodes images {death[1].strip(' .')}: most often memory or /dev/shm ran out. Lower data.num_workers or "
+            "data.prefetch_batches; the run goes on from its last checkpoint"
+        )
+    if re.match(r"Caught \w+ in DataLoader worker process", text):
+        *_, what = (line for line in text.splitlines() if line.strip())
+        *_, (file, line) = re.findall(r'File "(.*?)", line (\d+)', text) or [("?", "?")]
+        return f"a fault in a process that decodes images: {what.strip()} ({file}, line {line})"
+    return None
+
+
+def no_collate(item: object) -> object:
+    """Batches arrive whole; torch's default would walk through them."""
+    return item
