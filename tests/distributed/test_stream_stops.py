@@ -10,10 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from stream_set import FOREIGN, Shards
-from test_stream_ends import comes_to, ended, goes_on_to_the_same_end, held_recipe, rank_of, torchrun, until
+from stream_set import FOREIGN, PER_SHARD, Shards
+from test_stream_ends import ended, goes_on_to_the_same_end, held_recipe, rank_of, torchrun, until
 from tiny import run
 
+from distill.plan import make_plan
+from distill.recipe import load_recipe
 from distill.train import DONE, INTERRUPTED
 
 
@@ -37,6 +39,18 @@ def run_to(log: Path, recipe: Path, *overrides: str) -> None:
     os._exit(code)
 
 
+def steps_before(recipe: Path, path: str) -> int:
+    """How many steps a run can do without a shard."""
+    number, order = int(re.findall(r"\d+", path)[-1]), make_plan(load_recipe(recipe)).stages[0].order
+    return next(step for step in range(FOREIGN) if number in order.batch(step).indices // PER_SHARD)
+
+
+def logged(output: Path) -> int:
+    """Steps that a run has done."""
+    metrics = output / "metrics.jsonl"
+    return metrics.read_text().count('"event": "train"') if metrics.exists() else 0
+
+
 def checkpoints(output: Path) -> list[int]:
     return sorted(int(path.name.removeprefix("step-")) for path in (output / "checkpoints").glob("step-*"))
 
@@ -47,25 +61,21 @@ def test_one_process_saves_where_it_stands(num_workers: int, shards: Shards, tmp
     case, workers = f"stopped-{num_workers}", f"data.num_workers={num_workers}"
     shards.server.release.clear()
     recipe, path = held_recipe(shards, case)
-    output, log = shards.folder / case, tmp_path / "log"
+    output, log, num_steps = shards.folder / case, tmp_path / "log", steps_before(recipe, path)
     changes = (workers, "checkpoint.every='100 iterations'")
     child = multiprocessing.get_context("fork").Process(target=run_to, args=(log, recipe, *changes))
     child.start()
     try:
-        metrics = output / "metrics.jsonl"
-        until(
-            lambda: metrics.exists() and '"step": 3' in metrics.read_text() and bool(shards.server.requests[path]),
-            child.is_alive,
-        )
+        until(lambda: logged(output) == num_steps, child.is_alive)
         os.kill(int(child.pid or 0), signal.SIGTERM)
         child.join(60)
         assert child.exitcode == INTERRUPTED
     finally:
         child.kill()
         shards.server.release.set()
-    (step,) = checkpoints(output)
-    assert 3 <= step < FOREIGN
-    assert f"SIGTERM: stopped after step {step}, saved in {output}/checkpoints/step-{step:08d}; " in log.read_text()
+    assert checkpoints(output) == [num_steps]
+    saved = f"{output}/checkpoints/step-{num_steps:08d}"
+    assert f"SIGTERM: stopped after step {num_steps}, saved in {saved}; " in log.read_text()
     assert run(recipe, *changes) == DONE
     goes_on_to_the_same_end(shards, output)
 
@@ -94,18 +104,17 @@ def test_both_save_when_one_of_them_is_told(shards: Shards, tmp_path: Path) -> N
     """The one that is told may have its batch, and the other, which waits, may not know."""
     shards.server.release.clear()
     recipe, path = held_recipe(shards, "stopped-both")
-    output = shards.folder / "stopped-both"
+    output, num_steps = shards.folder / "stopped-both", steps_before(recipe, path)
     process = torchrun(recipe, tmp_path / "first")
     try:
-        until(lambda: comes_to(shards, output, path), lambda: process.poll() is None)
+        until(lambda: logged(output) == num_steps, lambda: process.poll() is None)
         os.kill(rank_of(process.pid, 0), signal.SIGTERM)
         assert ended(process) == 1, "torchrun's own, for any code of a rank but 0"
     finally:
         ended(process)
         shards.server.release.set()
     shown = (tmp_path / "first").read_text()
-    (step,) = re.findall(r"SIGTERM: stopped after step (\d+), saved in", shown)
-    assert int(step) == checkpoints(output)[-1]
+    assert f"SIGTERM: stopped after step {num_steps}, saved in" in shown
     assert shown.count("Traceback") == 1, "torchrun's own"
     assert set(re.findall(r"exitcode +: (\S+)", shown)) <= {str(INTERRUPTED), "-15"}
     assert ended(torchrun(recipe, tmp_path / "second")) == DONE
