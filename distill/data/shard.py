@@ -1,6 +1,7 @@
 """The worker's side of the loaders: which slots make a micro-batch, and how they become uint8 pixels."""
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -104,6 +105,7 @@ class TrainBuilder:
         indices, views = batch.indices, batch.views
         shown = indices.copy()
         images = _empty_images(len(slots), self._transform.image_size)
+        pixels = images.numpy()
         num_skipped = 0
         for index, members in _grouped(indices):  # an image whose views share the micro-batch is decoded once
             image, substitute = self._read(index)
@@ -112,11 +114,11 @@ class TrainBuilder:
                 num_skipped += len(members)
             for slot in members:
                 seed_global(sample_key(self._order.seed, batch.epoch, index, int(views[slot])))
-                images[slot] = self._transform(image)
+                pixels[slot] = self._transform(image)
         return HostBatch(
             step,
             micro,
-            torch.from_numpy(images),
+            images,
             self._labels(shown),
             num_skipped,
         )
@@ -175,20 +177,21 @@ class EvalBuilder:
         read = np.ones(self._batch_size, dtype=bool)
         indices = np.minimum(wanted, len(self._source) - 1)
         images = _empty_images(self._batch_size, self._transform.image_size)
+        pixels = images.numpy()
         num_skipped = 0
         for index, members in _grouped(indices):
             try:
-                images[members] = self._transform(read_image(self._source, index))
+                pixels[members] = self._transform(read_image(self._source, index))
             except UnreadableImage:
                 if self._unreadable == "error":
                     raise
-                images[members] = 0
+                pixels[members] = 0
                 num_skipped += int(valid[members].sum())
                 valid[members] = read[members] = False
         labels = np.zeros(self._batch_size, dtype=np.int64)
         labels[read] = self._source.labels[indices[read]]
         return HostEvalBatch(
-            torch.from_numpy(images),
+            images,
             torch.from_numpy(labels),
             torch.from_numpy(valid),
             torch.from_numpy(indices),
@@ -196,8 +199,13 @@ class EvalBuilder:
         )
 
 
-def _empty_images(count: int, size: int) -> np.ndarray:
-    return np.empty((count, size, size, 3), dtype=np.uint8)
+def _empty_images(count: int, size: int) -> torch.Tensor:
+    """[count, size, size, 3] uint8; in a worker in memory that the main process shares, where it would be copied to otherwise."""
+    shape = (count, size, size, 3)
+    if torch.utils.data.get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))  # type: ignore[no-untyped-call]
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
 
 
 def _grouped(indices: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:

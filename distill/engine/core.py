@@ -23,6 +23,7 @@ from torch import nn
 
 from distill.engine import zero
 from distill.engine.environment import launched_processes, refuse_contradictions
+from distill.engine.host_memory import keep_freed_memory
 from distill.engine.rendezvous import check_rendezvous, meeting, reach_master
 from distill.errors import InputError
 from distill.rng import MASK, seed_global
@@ -109,6 +110,8 @@ class Engine:
             # no recipe of the paper needs, at several times the speed. torch would take TF32 in convolutions and not in matmuls.
             torch.backends.cuda.matmul.allow_tf32 = True
             torch.backends.cudnn.allow_tf32 = True
+        else:
+            keep_freed_memory()
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Autocast for a student's forward; losses leave it by computing in float32."""

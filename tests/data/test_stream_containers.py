@@ -272,7 +272,7 @@ def localised(path: Path, records: list[bytes], names: tuple[str, ...] | None = 
     fd = os.open(path, os.O_RDONLY)
     add_checksums(fd, entries)
     os.close(fd)
-    append_index(path, entries, names, has_crc=True)
+    append_index(path, entries, names, has_checks=True)
     return path
 
 

@@ -15,7 +15,7 @@ from distill.data.stream.tar import index_tar
 from distill.data.stream.transport import Transport
 from distill.errors import InputError
 
-_FORMAT = 1  # of what the cache keeps; another number leaves the old files to be thrown out
+_FORMAT = 2  # of what the cache keeps; another number leaves the old files to be thrown out
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ class Localiser:
                 add_checksums(fd, entries)
         finally:
             os.close(fd)
-        append_index(path, entries, names, has_crc=local is None)
+        append_index(path, entries, names, has_checks=local is None)
 
     def _make_parquet(self, shard: ListedShard, path: Path) -> None:
         fields = self.fields

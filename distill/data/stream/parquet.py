@@ -6,7 +6,6 @@ One row of Parquet costs a row group to read, tens of megabytes; so a shard is r
 import hashlib
 import io
 import json
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import numpy as np
 
 from distill.data.records import first_line
 from distill.data.stream.ending import stop_if_ending
-from distill.data.stream.local import ENTRY, DamagedShard, append_index
+from distill.data.stream.local import ENTRY, DamagedShard, append_index, checksum
 from distill.errors import InputError, nearest
 
 # Rows of one read: 64 images of 110 KB are 7 MB, whatever the size of the row group.
@@ -155,7 +154,7 @@ def localise_parquet(
                 for i, content in enumerate(_contents(batch.column(image))):
                     if content:
                         out.write(content)
-                        entries[i] = (offset, len(content), zlib.crc32(content), -1)
+                        entries[i] = (offset, len(content), checksum(content), -1)
                         offset += len(content)
                 entries["label"] = _labels(batch.column(label), row, label, positions) if labelled else -1
                 parts.append(entries)
@@ -168,7 +167,7 @@ def localise_parquet(
     if row != num_rows:
         raise DamagedShard(f"the Parquet file has {row} rows, and its footer says {num_rows}")
     entries = np.concatenate(parts) if parts else np.zeros(0, ENTRY)
-    append_index(path, entries, tuple(positions) or None, has_crc=True)
+    append_index(path, entries, tuple(positions) or None, has_checks=True)
     return row
 
 

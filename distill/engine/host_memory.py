@@ -1,0 +1,18 @@
+"""Memory of the host, where it is what a model computes in."""
+
+import ctypes
+
+# malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_LARGEST_BYTES = (1 << 31) - 1
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep the memory that large tensors leave, for the next step's: it would go back to the kernel, and come anew, page by page.
+
+    Above 32 MB, such as a batch of 64 images of 224 pixels, whose way to float32 takes a third of the time. Elsewhere nothing happens.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _LARGEST_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, _LARGEST_BYTES)
