@@ -41,7 +41,7 @@ from benchmarks.label_orders import (
     shard_sizes,
 )
 from benchmarks.timing import common_arguments, finish
-from distill.data.lanes import LaneOrder
+from distill.data.lanes import LaneOrder, default_block
 from distill.data.order import Order, TrainOrder
 
 _SEED = 0
@@ -169,7 +169,8 @@ class Setting(NamedTuple):
 
 def settings_of(scale: Scale, asked: argparse.Namespace) -> Iterator[Setting]:
     """The middle one, and those that differ from it in one number."""
-    middle = Setting(asked.block, asked.middle_lanes, scale.num_shards)
+    block = asked.block or default_block(shard_sizes(scale, scale.num_shards))
+    middle = Setting(block, asked.middle_lanes, scale.num_shards)
     others = [middle._replace(block=block) for block in asked.blocks]
     others += [middle._replace(lanes=lanes) for lanes in asked.lanes]
     others += [middle._replace(num_shards=scale.num_shards * times // 4) for times in (1, 16)]
@@ -257,7 +258,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--scales", nargs="+", choices=tuple(SCALES), default=list(SCALES))
     parser.add_argument("--blocks", type=int, nargs="+", default=[256, 1024, 4096, 16384, 65536])
     parser.add_argument("--lanes", type=int, nargs="+", default=[8, 16, 32, 64, 128, 256])
-    parser.add_argument("--block", type=int, default=4096, help="while another number changes")
+    parser.add_argument("--block", type=int, help="while another number changes; by default that of a run")
     parser.add_argument("--middle-lanes", type=int, default=64, help="while another number changes")
     parser.add_argument("--window", type=int, default=16, help="shards that are mixed among themselves")
     parser.add_argument("--buffers", type=int, nargs="+", default=[1000, 10_000], help="of the peers")

@@ -50,10 +50,12 @@ def _check_cache(stage: StagePlan, order: LaneOrder, source: StreamSource, share
     num_shards = order.shards_at_once(lanes)
     needed_gb, limit_gb = num_shards * size / 1e9, stage.recipe.data.shards.cache_gb
     if needed_gb > limit_gb:
+        # Below half a shard a block saves little: one shard a lane there is at least.
+        smaller = f"a smaller {stage.key}data.train.block than {order.block:,}, " if num_shards > 2 * lanes else ""
         raise InputError(
             f"data.shards.cache_gb: {limit_gb:g}, and the {lanes} lanes that this machine reads have about {num_shards} shards in use at once, "
-            f"{needed_gb:.3g} GB of {source.shards[0].shown} and its like: set it to {needed_gb * 1.2:.2g} or more, or take a smaller block, "
-            "fewer lanes or smaller shards (distill data shard)"
+            f"{needed_gb:.3g} GB of {source.shards[0].shown} and its like: set it to {needed_gb * 1.2:.2g} or more, or take {smaller}"
+            "fewer lanes, more machines or smaller shards (distill data shard)"
         )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from distill.data.augment import TrainTransform
 from distill.data.classes import Named, chosen_samples, run_classes
-from distill.data.lanes import LaneOrder, default_lanes, fitting_lanes, lanes_fit
+from distill.data.lanes import LaneOrder, default_block, default_lanes, fitting_lanes, lanes_fit
 from distill.data.order import Order, TrainOrder
 from distill.data.sources import Source, open_source
 from distill.data.stream.source import StreamSource
@@ -120,7 +120,13 @@ class StagePlan:
     def inputs(self) -> dict[str, str | int]:
         """What its data came to, for a continuation to compare."""
         kept = {"training images kept": self.order.num_samples} if self.recipe.data.keep_classes != "all" else {}
-        return {"training images": len(self.source), **_labels_of(self.source), **kept}
+        return {"training images": len(self.source), **_labels_of(self.source), **kept, **self._resolved()}
+
+    def _resolved(self) -> dict[str, str | int]:
+        """What the order of a stream rests on: null or said, it is the number that must be the same."""
+        if not isinstance(self.order, LaneOrder):
+            return {}
+        return {"data.train.lanes": self.order.lanes, "data.train.block": self.order.block}
 
 
 @dataclass(frozen=True)
@@ -150,7 +156,7 @@ class Plan:
         )
 
     def inputs(self) -> dict[str, str | int]:
-        """What the data came to, for a continuation to compare: another root must hold the same data."""
+        """What the data came to, for a continuation to compare: another root, or other places of shards, must hold the same data."""
         stages: dict[str, str | int] = {}
         for stage in self.stages:
             prefix = f"{stage.name}: " if self.recipe.stages else ""
@@ -158,6 +164,7 @@ class Plan:
         return {
             **stages,
             "evaluation images": len(self.eval_source) if self.eval_source else 0,
+            **_shards_of(self.eval_source, "evaluation"),
             "classes (SHA-256)": hashlib.sha256("\n".join(self.classes).encode()).hexdigest(),
             "steps": self.total_steps,
         }
@@ -169,10 +176,15 @@ class Plan:
 
 def _labels_of(source: Source) -> dict[str, str | int]:
     """What tells two data sets of one size apart, as far as it is known before any record is read."""
-    if isinstance(source, StreamSource):
-        return {"training shards (SHA-256)": source.fingerprint()}
+    if shards := _shards_of(source, "training"):
+        return shards
     assert isinstance(source.labels, np.ndarray)
     return {"training labels (SHA-256)": hashlib.sha256(source.labels.tobytes()).hexdigest()}
+
+
+def _shards_of(source: Source | None, what: str) -> dict[str, str | int]:
+    """A stream's shards, wherever they lie; nothing of other sources."""
+    return {f"{what} shards (SHA-256)": source.fingerprint()} if isinstance(source, StreamSource) else {}
 
 
 def make_plan(recipe: Recipe) -> Plan:
@@ -251,7 +263,8 @@ def make_order(recipe: Recipe, source: Source, subset: np.ndarray | None, seed: 
     micro = recipe.train.micro_batch_size
     lanes = spec.lanes or default_lanes(size, micro)
     refuse_lanes(lanes, size, micro, key)
-    return LaneOrder(source.shard_sizes, size, seed, lanes=lanes, block=spec.block, repeats=repeats, subset=subset)
+    block = spec.block or default_block(source.shard_sizes, subset)
+    return LaneOrder(source.shard_sizes, size, seed, lanes=lanes, block=block, repeats=repeats, subset=subset)
 
 
 def refuse_lanes(lanes: int, batch_size_global: int, micro_batch_size: int | None, key: str) -> None:

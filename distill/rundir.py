@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO
 
 from distill.checkpoint import Checkpoint, clean, latest, load, replace_text, truncate_jsonl
+from distill.checkpoint.differences import moved_streams
 from distill.errors import InputError
 from distill.recipe import Recipe, dump_recipe, recipe_digest
 
@@ -25,6 +26,10 @@ RECIPE_FILE = "recipe.yaml"
 METRICS_FILE = "metrics.jsonl"
 LOCK_FILE = ".lock"
 REPORT_FILE = "report.json"
+_SAME_SHARDS = (
+    "Shards are the same where their names, their numbers of samples and their checksums are, in one order; checksums are those of a manifest, "
+    "of the Hub, or of Parquet footers"
+)
 
 
 def checkpoints_dir(output: Path) -> Path:
@@ -99,6 +104,11 @@ def begin(output: Path, recipe: Recipe, claim: Claim, say: Callable[[str], None]
             output.mkdir()
             claim.take(output)
         checkpoint = latest(checkpoints_dir(output), recipe_digest(recipe), dump_recipe(recipe), report=say)
+        if checkpoint and (moved := moved_streams(checkpoint.recipe_text, dump_recipe(recipe))):
+            say(
+                f"changed since the checkpoint: {', '.join(moved)}; shards of the same names, counts and checksums are taken for the same, and "
+                "tar files whose checksums nobody says by names and counts alone"
+            )
         clean(output / "best")
         truncate_jsonl(output / METRICS_FILE, checkpoint.state.step if checkpoint else 0)
         replace_text(output / RECIPE_FILE, dump_recipe(recipe))
@@ -137,14 +147,18 @@ def newest_checkpoint(output: Path) -> Checkpoint:
 
 
 def same_inputs(path: Path, before: dict[str, str | int], now: dict[str, str | int]) -> None:
-    """Raises InputError when data or teacher are not those that a checkpoint was made with: the run would be neither's."""
+    """Raises InputError when data, their order or teacher are not those that a checkpoint was made with: the run would be neither's."""
+    absent = "(not recorded)"  # by a version that did not compare it, or of data of another kind
     changed = [
-        f"  {key}: {before.get(key)} -> {now.get(key)}" for key in {**before, **now} if before.get(key) != now.get(key)
+        f"  {key}: {before.get(key, absent)} -> {now.get(key, absent)}"
+        for key in {**before, **now}
+        if before.get(key) != now.get(key)
     ]
     if changed:
         raise InputError(
-            f"{path}: was made with another data set or teacher and cannot be continued with these:\n"
+            f"{path}: was made with another data set, order of it or teacher and cannot be continued with these:\n"
             + "\n".join(changed)
+            + (f"\n{_SAME_SHARDS}" if any(" shards (SHA-256)" in line for line in changed) else "")
             + "\nPut the earlier ones back, or set output= to another folder, or resume=never"
         )
 

@@ -19,6 +19,8 @@ from distill.data.order import BatchPlan, too_few_samples
 from distill.rng import hash64, hash64_array
 
 _MOST_LANES = 64
+# From 256 samples on a block of shuffled shards is not told from a permutation; above 4,096 nothing was found to gain (docs/log.md).
+_BLOCK_BOUNDS = (256, 4096)
 # Blocks whose permutation is kept, for each lane; a batch looks at one, repeats of the loader's workers at two.
 _KEPT_BLOCKS = 2
 
@@ -43,6 +45,27 @@ def lanes_fit(lanes: int, batch_size_global: int, micro_batch_size: int | None) 
         batch_size_global % lanes == 0
         and (micro_batch_size or batch_size_global) % (2 * batch_size_global // lanes) == 0
     )
+
+
+def default_block(shard_sizes: np.ndarray, subset: np.ndarray | None = None) -> int:
+    """A quarter of the mean shard, at least 256 samples and at most 4,096: so a lane has one or two shards under a block, 1.25 on average.
+
+    Of a subset, what a shard holds of it counts, and shards without any do not: a block is so many samples that come.
+
+    Args:
+        shard_sizes: [S] samples of each shard.
+        subset: ascending indices that are drawn from; null for all.
+    """
+    drawn = np.diff(_firsts_of(shard_sizes, subset))
+    quarter = int(drawn.sum()) // (4 * max(1, int(np.count_nonzero(drawn))))
+    least, most = _BLOCK_BOUNDS
+    return min(max(quarter, least), most)
+
+
+def _firsts_of(shard_sizes: np.ndarray, subset: np.ndarray | None) -> np.ndarray:
+    """[S + 1] where each shard begins among the samples that are drawn from, and their number."""
+    starts = np.concatenate([[0], np.cumsum(shard_sizes)]).astype(np.int64)
+    return starts if subset is None else np.searchsorted(subset, starts)
 
 
 class _Epoch(NamedTuple):
@@ -83,16 +106,17 @@ class LaneOrder:
         subset: np.ndarray | None = None,
     ) -> None:
         assert lanes_fit(lanes, batch_size_global, None), (lanes, batch_size_global)
-        starts = np.concatenate([[0], np.cumsum(shard_sizes)]).astype(np.int64)
         self._subset = subset
         # From here on a sample is its rank among those drawn from: shard s holds ranks [firsts[s], firsts[s + 1]).
-        self._firsts = starts if subset is None else np.searchsorted(subset, starts)
+        self._firsts = _firsts_of(shard_sizes, subset)
         self.num_samples = int(self._firsts[-1])
         self.batch_size_global, self.seed, self.repeats = batch_size_global, seed, repeats
         self.lanes, self.block = lanes, block
         self.steps_per_epoch = self.num_samples // batch_size_global
         if self.steps_per_epoch == 0:
-            raise too_few_samples(batch_size_global, self.num_samples, None if subset is None else int(starts[-1]))
+            raise too_few_samples(
+                batch_size_global, self.num_samples, None if subset is None else int(np.sum(shard_sizes))
+            )
         self._per_lane = batch_size_global // lanes  # slots of a batch
         self._lane_length = self.num_samples // lanes
         self._shown = -(-self.steps_per_epoch * self._per_lane // repeats)  # images of a lane that an epoch comes to

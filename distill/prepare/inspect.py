@@ -11,6 +11,7 @@ from rich.table import Table
 
 from distill.console import make_console, show_table
 from distill.data.label_sets import known_as
+from distill.data.lanes import default_block
 from distill.data.records import Source
 from distill.data.stream.source import StreamSource
 from distill.errors import InputError
@@ -75,6 +76,7 @@ def _shards(source: StreamSource, choice: Choice, brought_s: float) -> dict[str,
         "count": len(source.shards),
         "first": source.shards[0].name,
         "samples": asdict(_spread(source.shard_sizes)),
+        "block": default_block(source.shard_sizes),
         "bytes": asdict(_spread(known)) if whole else None,
         "bytes_total": sum(known) if whole else None,
         "fetched": fetched,
@@ -132,8 +134,8 @@ def write_sheet(named: Named, indices: Sequence[int], view: View, seed: int, pat
 # ---- for people ------------------------------------------------------------------------------------------------------
 
 
-def show(report: dict[str, Any], sheet: Path | None, *, as_json: bool) -> None:
-    """Print a report."""
+def show(report: dict[str, Any], sheet: Path | None, view_of: str, *, as_json: bool) -> None:
+    """Print a report, and whose view the sheet shows."""
     console = make_console()
     if as_json:
         print(json.dumps(report | {"sheet": None if sheet is None else str(sheet)}))
@@ -145,7 +147,7 @@ def show(report: dict[str, Any], sheet: Path | None, *, as_json: bool) -> None:
         for i, line in enumerate(lines):
             table.add_row("" if i else name, line)
     if sheet is not None:
-        table.add_row("sheet", str(sheet))
+        table.add_row("sheet", f"{sheet}, with the augmentation of {view_of}")
     console.print(
         f"{report['source']}: {report['num_samples']:,} images ({report['kind']})", markup=False, soft_wrap=True
     )
@@ -183,6 +185,7 @@ def _shard_lines(shards: dict[str, Any]) -> list[str]:
     lines = [f"{shards['count']:,}, of {_range(samples, '{:,}'.format, 'images')}; the first is {shards['first']}"]
     if size:
         lines.append(f"{_range(size, _bytes, 'each')}; {_bytes(shards['bytes_total'])} together")
+    lines.append(f"a run shuffles within {shards['block']:,} images of a lane, unless it sets data.train.block")
     if fetched := shards["fetched"]:
         rate = ""
         if fetched["bytes"] and fetched["seconds"]:

@@ -1,7 +1,8 @@
 """What a run is: frozen pydantic models (`schema`), loaded from YAML with `extends` and overrides (`load`)."""
 
 from distill.recipe.duration import Duration, DurationValue
-from distill.recipe.load import dump_recipe, find_recipe, load_recipe, recipe_digest, recipes_dir, shipped_recipes
+from distill.recipe.identity import recipe_digest
+from distill.recipe.load import dump_recipe, find_recipe, load_recipe, recipes_dir, shipped_recipes
 from distill.recipe.schema import Recipe
 
 __all__ = [

@@ -56,7 +56,9 @@ class Stream(Section):
     their URL: what is replaced under the same one is not noticed unless a manifest says so.
 
     The order: the epoch's shuffled shards, end to end, are cut into `lanes` equal parts; each global batch takes as many from
-    every lane, shuffled within `block` samples. Null lanes: 64, or the next number that the batch allows.
+    every lane, shuffled within `block` samples. Null lanes: 64, or the next number that the batch allows. Null block: a quarter of the mean
+    shard, at least 256 and at most 4096; shards that were written unshuffled want a larger one. A continuation may say either, as long
+    as the numbers come out the same, and may name another `path` with the same shards.
     """
 
     kind: Literal["stream"]
@@ -68,7 +70,7 @@ class Stream(Section):
     labelled: bool = True
     classes: str | None = None
     lanes: Annotated[int, Field(ge=2, multiple_of=2)] | None = None
-    block: Count = 4096
+    block: Count | None = None
 
 
 Source = Annotated[ImageFolder | Table | SavedDataset | FashionMnist | Stream, Field(discriminator="kind")]

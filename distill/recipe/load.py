@@ -1,7 +1,5 @@
 """Recipe files: YAML with `extends`, deep merge, dotted overrides, errors that name the key and the mend."""
 
-import hashlib
-import json
 import re
 from collections.abc import Hashable, Iterable, Mapping
 from importlib import resources
@@ -13,6 +11,7 @@ from pydantic import ValidationError
 
 from distill.errors import InputError, nearest
 from distill.recipe.explain import DISCRIMINATORS, explain
+from distill.recipe.identity import recipe_digest
 from distill.recipe.schema import Recipe
 from distill.recipe.stages import STAGE_DATA, STAGE_STUDENT
 
@@ -294,25 +293,3 @@ def digest_today(text: str) -> str:
         return recipe_digest(Recipe.model_validate(yaml.load(text, Loader=_Loader)))
     except (ValidationError, yaml.YAMLError):
         return ""
-
-
-# What may change between a run and its continuation: where it is kept, how it is watched, how it is spread over hardware.
-NOT_IDENTITY = {
-    "name": True,
-    "description": True,
-    "output": True,
-    "resume": True,
-    "log": True,
-    "evaluate": {"batch_size_process"},
-    "checkpoint": True,
-    "data": {"root", "num_workers", "prefetch_batches", "shards"},
-    "train": {"compile", "zero_stage", "zero_offload", "timeout_s"},
-    "teacher": {"placement", "offload"},
-    "students": {"__all__": {"grad_checkpointing"}},
-}
-
-
-def recipe_digest(recipe: Recipe) -> str:
-    """SHA-256 of everything in the recipe that shapes the result. A checkpoint continues only under an equal digest."""
-    identity = recipe.model_dump(mode="json", exclude=NOT_IDENTITY)  # type: ignore[arg-type]
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()

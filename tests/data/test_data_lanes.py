@@ -5,7 +5,7 @@ import pickle
 import numpy as np
 import pytest
 
-from distill.data.lanes import LaneOrder, default_lanes, fitting_lanes, lanes_fit
+from distill.data.lanes import LaneOrder, default_block, default_lanes, fitting_lanes, lanes_fit
 from distill.errors import InputError
 
 UNEVEN = np.array([7, 100, 3, 0, 50, 40])
@@ -218,3 +218,52 @@ def test_labels_of_sorted_shards_mix_within_a_batch() -> None:
     o = order(sizes, 64, lanes=32, block=40)
     classes = [len(np.unique(shards_of(sizes, o.batch(step).indices))) for step in range(o.steps_per_epoch)]
     assert min(classes) >= 32
+
+
+# ---- the block where the recipe says none -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sizes", "block"),
+    [
+        (np.full(1024, 1251), 312),  # ImageNet-1K
+        (np.full(2048, 6676), 1669),  # ImageNet-21K of the Hub
+        (np.array([1000, 3000, 2003]), 500),
+        (np.full(60, 1000), 256),
+        (np.full(3, 1027), 256),
+        (np.full(3, 1028), 257),
+        (np.full(3, 16_387), 4096),
+        (np.full(3, 16_400), 4096),
+        (np.array([4000, 0, 0, 0]), 1000),
+        (np.array([], dtype=np.int64), 256),
+    ],
+    ids=str,
+)
+def test_a_block_is_a_quarter_of_the_mean_shard(sizes: np.ndarray, block: int) -> None:
+    assert default_block(sizes) == block
+
+
+def test_a_block_of_a_subset_is_a_quarter_of_what_shards_hold_of_it() -> None:
+    """An even half; half the shards whole, where the others count for nothing; next to nothing."""
+    sizes = np.full(8, 4000)
+    assert default_block(sizes, np.arange(0, 32_000, 2)) == 500
+    assert default_block(sizes, np.arange(16_000)) == 1000
+    assert default_block(sizes, np.arange(0, 32_000, 400)) == 256
+
+
+@pytest.mark.parametrize(("num_samples", "num_shards", "batch"), [(1_281_167, 1024, 2048), (2_003_000, 300, 2048)])
+def test_with_that_block_a_lane_has_a_shard_or_two(num_samples: int, num_shards: int, batch: int) -> None:
+    """Under a resumption's first batch, and with the next block; at an epoch's end those of the next one come besides."""
+    sizes = np.diff(np.arange(num_shards + 1) * num_samples // num_shards)
+    lanes = default_lanes(batch, None)
+    o = order(sizes, batch, lanes=lanes, block=default_block(sizes))
+    slots = np.arange(o.batch_size_global)
+    per_lane = len(slots) // lanes
+    ahead, first = [], []
+    for step in range(0, o.steps_per_epoch - 2 * o.block // per_lane, 7):
+        ahead.append(len(o.shards_ahead(step, slots)))
+        first.append(len(np.unique(shards_of(sizes, o.batch(step).indices))))
+    assert max(first) <= max(ahead) <= 2 * lanes
+    assert np.mean(first) == pytest.approx(1.25 * lanes, rel=0.05)
+    assert np.mean(ahead) == pytest.approx(1.5 * lanes, rel=0.05)
+    assert o.shards_at_once(lanes) == pytest.approx(1.5 * lanes, abs=1)

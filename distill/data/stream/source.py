@@ -159,7 +159,11 @@ class StreamSource:
         self._here().ahead.want(shards)
 
     def fingerprint(self) -> str:
-        """SHA-256 over what the shards are: names, counts, and checksums of them or of their footers as far as known, wherever they lie."""
+        """SHA-256 over what the shards are, in their order: names, counts, and checksums of them or of their footers as far as known.
+
+        Not where they lie. Tars without manifest or Hub are names and counts alone: others of the same names and counts pass for them, at
+        another place too. A copy of a Hub repository without a manifest is another: the Hub's checksums are not read off its files.
+        """
         said = [(shard.name, shard.num_samples, shard.content) for shard in self.shards]
         return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
