@@ -82,8 +82,12 @@ class Claim:
             self._file = None
 
 
-def begin(output: Path, recipe: Recipe, claim: Claim, say: Callable[[str], None]) -> Path | None:
+def begin(
+    output: Path, recipe: Recipe, claim: Claim, say: Callable[[str], None], inputs: dict[str, str | int]
+) -> Path | None:
     """Make the folder ready and find the checkpoint to go on from. The main process alone calls this.
+
+    `inputs`: what data, their order and teacher came to; nothing is touched where a checkpoint had others.
 
     Under `resume: never` an earlier run in the folder is moved aside, not deleted.
 
@@ -91,8 +95,8 @@ def begin(output: Path, recipe: Recipe, claim: Claim, say: Callable[[str], None]
         The newest whole checkpoint, or None to start at step 0.
 
     Raises:
-        InputError: the folder cannot be written, another process writes in it, or it holds a run of another recipe, or only
-            damaged checkpoints.
+        InputError: the folder cannot be written, another process writes in it, or it holds a run of another recipe or of other
+            data, or only damaged checkpoints.
     """
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -104,6 +108,8 @@ def begin(output: Path, recipe: Recipe, claim: Claim, say: Callable[[str], None]
             output.mkdir()
             claim.take(output)
         checkpoint = latest(checkpoints_dir(output), recipe_digest(recipe), dump_recipe(recipe), report=say)
+        if checkpoint:
+            same_inputs(checkpoint.path, checkpoint.values["inputs"], inputs)
         if checkpoint and (moved := moved_streams(checkpoint.recipe_text, dump_recipe(recipe))):
             say(
                 f"changed since the checkpoint: {', '.join(moved)}; shards of the same names, counts and checksums are taken for the same, and "

@@ -25,7 +25,7 @@ from distill.gate import Gate
 from distill.journal import Journal
 from distill.plan import Plan, Share, StagePlan, make_plan, share_of_process
 from distill.recipe import Recipe
-from distill.rundir import METRICS_FILE, Claim, begin, best_dir, reopen, same_inputs
+from distill.rundir import METRICS_FILE, Claim, begin, best_dir, reopen
 from distill.saving import load_student, save_run
 from distill.students import Best, Student
 from distill.summary import Summary
@@ -371,12 +371,12 @@ class Run:
     def _resume(self, claim: Claim) -> None:
         """Go on from the newest whole checkpoint, if there is one. Collective: every rank."""
         journal = self.journal
-        path = self.engine.on_main(lambda: begin(self.plan.output, self.plan.recipe, claim, journal.screen.say))
+        plan = self.plan
+        path = self.engine.on_main(lambda: begin(plan.output, plan.recipe, claim, journal.screen.say, self._inputs()))
         if path is None:
             self._record_stage()
             return
         checkpoint = reopen(path)
-        self.engine.on_main(lambda: same_inputs(path, checkpoint.values["inputs"], self._inputs()))
         self.step = checkpoint.state.step
         self.stage = self.plan.stage_at(self.step - 1)
         self._saved = self.step, str(path)

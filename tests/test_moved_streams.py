@@ -111,10 +111,12 @@ def test_other_shards_are_refused_and_named(
     classes.write_text("\n".join(SOURCE.classes))
     stop_after(1, monkeypatch)
     assert run(write(over(sets / "a", sets / "a", classes=str(classes)))) == INTERRUPTED
+    kept = {path: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()}
     with pytest.raises(
         InputError, match=f"{checkpoint(tmp_path / 'run')}: was made with another data set(.|\n)*{says}"
     ):
         run(write(over(sets / train, sets / judged, classes=str(classes))))
+    assert {path: path.read_bytes() for path in kept} == kept
 
 
 def test_another_block_is_refused_and_named(

@@ -19,6 +19,7 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from distill.data.stream.body import PIECE_BYTES, SLOW_TIMEOUTS, Body, Trouble
 from distill.data.stream.deadline import Deadline, http_handlers
+from distill.data.stream.names import shown
 from distill.errors import InputError
 
 _AGENT = "vanillakd"
@@ -52,14 +53,14 @@ def address_of(url: str) -> Address:
         raise InputError(f"{url.rpartition('@')[2].partition('?')[0]}: not a URL ({error}): mend it") from error
     userinfo, _, host = parts.netloc.rpartition("@")
     if not host:
-        raise InputError(f"{url}: a URL without a host: write http://HOST/PATH")
+        raise InputError(f"{shown(url)}: a URL without a host: write http://HOST/PATH")
     headers = {"User-Agent": _AGENT}
     if userinfo:
         headers["Authorization"] = "Basic " + base64.b64encode(unquote(userinfo).encode()).decode()
     # What is already quoted stays as it is; blanks and letters beyond ASCII are quoted.
     path, query = (quote(part, safe="/%:=&?~+!$,;'@()*[]") for part in (parts.path, parts.query))
-    shown = urlunsplit((parts.scheme, host, parts.path, "", ""))
-    return Address(urlunsplit((parts.scheme, host, path, query, "")), headers, shown)
+    plain = urlunsplit((parts.scheme, host, parts.path, "", ""))
+    return Address(urlunsplit((parts.scheme, host, path, query, "")), headers, plain)
 
 
 def _hub_address(url: str) -> Address:
@@ -145,7 +146,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Message, newurl: str
     ) -> urllib.request.Request | None:
         if urlsplit(newurl).scheme not in ("http", "https"):
-            raise urllib.error.HTTPError(req.full_url, code, f"redirect to {newurl}", headers, fp)
+            raise urllib.error.HTTPError(req.full_url, code, f"redirect to {shown(newurl)}", headers, fp)
         follow = super().redirect_request(req, fp, code, msg, headers, newurl)  # type: ignore[arg-type]
         if follow is not None and urlsplit(newurl)[:2] != urlsplit(req.full_url)[:2]:
             for name in ("Authorization", "Proxy-authorization"):  # the latter is set again where the way needs it
