@@ -23,7 +23,7 @@ _LOOK_EVERY_S = 1.0
 _NOT_YET = re.compile(r"DataLoader timed out after")
 # CPython 3.11 hangs a child for ever that is forked while another thread begins or ends to hold Python objects, as gloo's do after a
 # collective: 1 of 12,000 forks in a loop that provoked it. A worker that has not come up by then is replaced.
-_COMES_UP_S = (2.0, 10.0, 60.0)
+_COMES_UP_S = (5.0, 20.0, 60.0)
 
 
 def data_loader(

@@ -23,9 +23,9 @@ from distill.train import DONE
 ROOT = Path(__file__).resolve().parents[2]
 STARTED_S = 120  # for a launch to come to its fault, on a machine that is busy
 GRACE_S = 30  # torchrun's, between the signal to end and the one that nobody can refuse
-TIMEOUT_S = 4
+TIMEOUT_S = 10  # longer than a decoding process is waited for that hung at its fork
 # What follows a fault on two busy cores.
-SOON_S = 15
+SOON_S = 25
 CHANGES: dict[str, Any] = {
     "train": {"timeout_s": TIMEOUT_S},
     "evaluate": {"batch_size_process": 4},  # seven batches on each process: two looks at whether to stop
