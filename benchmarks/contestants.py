@@ -31,8 +31,8 @@ def _can_read(name: str, place: str) -> bool:
         lacking.append("curl (the program)")
     if lacking:
         print(
-            f"{place}: {name} is left out, for want of {', '.join(lacking)}: `uv pip install --target PEERS webdataset aiohttp requests`, "
-            "then run with PYTHONPATH=PEERS"
+            f"{place}: {name} is left out, for want of {', '.join(lacking)}: `pip install -e '.[bench]'`, or beside the environment "
+            "`uv pip install --target PEERS webdataset aiohttp requests`, then run with PYTHONPATH=PEERS"
         )
     return not lacking
 

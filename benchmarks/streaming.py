@@ -5,7 +5,8 @@ a stream that is opened afresh: ours and webdataset's cache begin empty, so that
 both read what they kept, and the others fetch again. From disk all read what the kernel has in memory.
 
 Peers: (a) `datasets.load_dataset("webdataset", streaming=True).shuffle(buffer)` behind Accelerate's prepared DataLoader; (b) `webdataset`
-behind its WebLoader, without and with `cache_dir`. They are no dependencies of ours. Beside the project they go into a folder:
+behind its WebLoader, without and with `cache_dir`. They are no dependencies of ours: `pip install -e '.[bench]'` brings them, or, beside
+the project and leaving its environment as it is tested, a folder:
 
     uv pip install --target PEERS --no-deps webdataset braceexpand
     uv pip install --target PEERS aiohttp requests

@@ -175,20 +175,26 @@ def _classes(recipe: Recipe, reached: Reached) -> tuple[int, str]:
     return (expected, "the teacher's; the data is not here") if expected else (1000, "assumed; the data is not here")
 
 
-def _images(recipe: Recipe, reached: Reached, asked: Asked, num_classes: int) -> tuple[int | None, str]:
+def _images(recipe: Recipe, reached: Reached, asked: Asked, num_classes: int) -> tuple[tuple[int | None, ...], str]:
+    """Training images of each stage, and where the number is from. What is asked or assumed is of the last stage's data, which is the run's own."""
+    stages = [recipe.at_stage(index).data for index in range(recipe.num_stages)]
     if asked.images is not None:
         number, source = asked.images, "--images"
-    elif reached.num_images is not None:
-        number, source = reached.num_images, "the data's"
+    elif reached.num_images[-1] is not None:
+        number, source = reached.num_images[-1], "the data's"
     elif num_classes in _KNOWN_SETS:
         number, name = _KNOWN_SETS[num_classes]
         source = f"assumed, as {name} has; --images N says another"
     else:
-        return None, "the data is not here; --images N"
-    fraction = recipe.at_stage(recipe.num_stages - 1).data.fraction
-    if fraction < 1:
-        return int(number * fraction), f"{source}, times data.fraction"
-    return number, source
+        number, source = None, "the data is not here; --images N"
+    whole = [
+        number if data.train == stages[-1].train else there
+        for data, there in zip(stages, reached.num_images, strict=True)
+    ]
+    if any(data.fraction < 1 for data in stages):
+        source += ", times data.fraction"
+    numbers = tuple(None if n is None else int(n * data.fraction) for n, data in zip(whole, stages, strict=True))
+    return numbers, source
 
 
 def _cluster(

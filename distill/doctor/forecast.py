@@ -39,6 +39,7 @@ def _counted(setting: Setting, layout: Layout) -> Section:
             f"{gflops:,.1f} GFLOP an image",
             "forward",
         )
+    of_stage = f" (of stage {setting.profiles.of_stage}, which holds most)" if setting.profiles.of_stage else ""
     alike: dict[tuple[str, int, bool], list[str]] = {}
     for student in setting.profiles.students:
         alike.setdefault((student.model, student.state_bytes, student.checkpointing), []).append(student.name)
@@ -49,7 +50,7 @@ def _counted(setting: Setting, layout: Layout) -> Section:
         gflops = student.train.flops(b) / b / 1e9
         section.add(
             ", ".join(names),
-            f"{student.model}: {student.parameters / 1e6:,.1f} M parameters, optimizer {gib(student.state_bytes)}; {gflops:,.1f} GFLOP an image; "
+            f"{student.model}: {student.parameters / 1e6:,.1f} M parameters, optimizer {gib(student.state_bytes)}{of_stage}; {gflops:,.1f} GFLOP an image; "
             f"{student.kept.at(b) / b / 1e6:,.1f} MB of activations an image in {student.precision}",
             f"forward and backward, {student.train.times} x the forward",
         )
@@ -270,8 +271,7 @@ def _assumptions(setting: Setting) -> Section:
         sources["decode"],
     )
     section.add("classes", f"{setting.num_classes:,}", sources["classes"])
-    images = "unknown" if setting.num_images is None else f"{setting.num_images:,}"
-    section.add("training images", images, sources["images"])
+    section.add("training images", setting.images_said, sources["images"])
     section.add(
         "reserve",
         f"{gib(setting.reserve.context_bytes)} for CUDA, NCCL and workspaces, {setting.reserve.fragmentation:.0%} lost between blocks",

@@ -19,17 +19,21 @@ from distill.optim import build_optimizer
 from distill.recipe import Recipe, schema
 from distill.recipe.schema import ELEMENTWISE_OPTIMIZERS
 
-# What a student's bytes and FLOPs depend on; students that differ in objective or schedule alone are counted once.
-_SHAPE = ("model", "model_args", "drop_path", "drop_rate", "grad_checkpointing", "mean", "std", "optimizer")
+# What a student's bytes and FLOPs depend on beside its optimizer; students that differ in objective or schedule alone are counted once.
+_SHAPE = ("model", "model_args", "drop_path", "drop_rate", "grad_checkpointing", "mean", "std")
 
 
 @dataclass(frozen=True)
 class Profiles:
-    """What a recipe's models come to. `unknown`: what could not be counted, a sentence each."""
+    """What a recipe's models come to. `unknown`: what could not be counted, a sentence each.
+
+    `students`: as they stand in the stage whose optimizers hold most; `of_stage` names it where another's hold less.
+    """
 
     teacher: TeacherProfile | None
     students: tuple[StudentProfile, ...]
     unknown: tuple[str, ...] = ()
+    of_stage: str | None = None
 
 
 def measure(recipe: Recipe, num_classes: int) -> Profiles:
@@ -53,14 +57,40 @@ def measure(recipe: Recipe, num_classes: int) -> Profiles:
         else:
             classes = num_classes if recipe.teacher.weights == "random" else None
             teacher = measure_teacher(recipe.teacher, name, classes)
+    students, of_stage = _measure_students(recipe, num_classes)
+    return Profiles(teacher, students, tuple(unknown), of_stage)
+
+
+def _measure_students(recipe: Recipe, num_classes: int) -> tuple[tuple[StudentProfile, ...], str | None]:
+    """The students with the optimizers of the stage that needs most memory, and which it is, None where all need the same."""
     counted: dict[str, StudentProfile] = {}
-    students = []
-    for name, spec in recipe.students.items():
-        alike = repr([getattr(spec, field) for field in _SHAPE])
-        if alike not in counted:
-            counted[alike] = measure_student(name, spec, num_classes, recipe.data.image_size, recipe.train.precision)
-        students.append(dataclasses.replace(counted[alike], name=name, num_emas=len(spec.ema.decays)))
-    return Profiles(teacher, tuple(students), tuple(unknown))
+    stages: list[tuple[StudentProfile, ...]] = []
+    for index in range(recipe.num_stages):
+        students = []
+        for name, spec in recipe.at_stage(index).students.items():
+            shape = repr([getattr(spec, field) for field in _SHAPE])
+            alike = shape + repr(spec.optimizer.model_copy(update={"lr": 1.0}))
+            if shape not in counted:
+                counted[shape] = counted[alike] = measure_student(
+                    name, spec, num_classes, recipe.data.image_size, recipe.train.precision
+                )
+            elif alike not in counted:
+                net = student_without_memory(spec, num_classes=num_classes, image_size=recipe.data.image_size)
+                counted[alike] = dataclasses.replace(
+                    counted[shape],
+                    state_bytes=optimizer_bytes(net, spec.optimizer),
+                    elementwise=_is_elementwise(spec.optimizer),
+                )
+            students.append(dataclasses.replace(counted[alike], name=name, num_emas=len(spec.ema.decays)))
+        stages.append(tuple(students))
+    state_bytes = [sum(student.state_bytes for student in students) for students in stages]
+    largest = state_bytes.index(max(state_bytes))
+    # A placement is the run's: every stage's optimizer has to bear it.
+    shown = tuple(
+        dataclasses.replace(student, elementwise=all(students[i].elementwise for students in stages))
+        for i, student in enumerate(stages[largest])
+    )
+    return shown, recipe.stages[largest].name if len(set(state_bytes)) > 1 else None
 
 
 def teacher_name(spec: schema.Teacher) -> str | None:
@@ -137,8 +167,12 @@ def measure_student(
         working=working,
         checkpointing=spec.grad_checkpointing,
         can_checkpoint=not any(isinstance(module, _BatchNorm) for module in net.modules()),
-        elementwise=spec.optimizer.name.lower() in ELEMENTWISE_OPTIMIZERS,
+        elementwise=_is_elementwise(spec.optimizer),
     )
+
+
+def _is_elementwise(spec: schema.Optimizer) -> bool:
+    return spec.name.lower() in ELEMENTWISE_OPTIMIZERS
 
 
 def optimizer_bytes(net: nn.Module, spec: schema.Optimizer) -> int:

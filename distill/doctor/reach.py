@@ -4,7 +4,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,10 @@ _DECODE_IMAGES = 48
 
 @dataclass(frozen=True)
 class Reached:
-    """What is known of the data. `images_s`: measured on one core of this machine, decoded and augmented; None: not measured."""
+    """What is known of the data. `num_images`: of each stage's training set. `images_s`: of the last stage's, measured on one core of this
+    machine, decoded and augmented; None: not measured."""
 
-    num_images: int | None = None
+    num_images: tuple[int | None, ...]
     num_classes: int | None = None
     images_s: float | None = None
     record_bytes: float | None = None
@@ -63,12 +64,12 @@ def examine_data(diagnosis: Diagnosis, recipe: Recipe) -> Reached:
             opened[key] = found
             section.add(key, f"{len(found):,} images, {len(found.classes):,} classes", "opened")
     classes = _classes(diagnosis, recipe, [key for key, _ in trained], opened)
+    sizes = tuple(None if (source := opened.get(key)) is None else len(source) for key, _ in trained)
+    reached = Reached(sizes, len(classes) or None)
     train = opened.get(trained[-1][0])
     if train is None:
-        return Reached(num_classes=len(classes) or None)
-    return _decode(
-        diagnosis, section, recipe.at_stage(recipe.num_stages - 1), train, trained[-1][0], len(classes) or None
-    )
+        return reached
+    return _decode(diagnosis, section, recipe.at_stage(recipe.num_stages - 1), train, trained[-1][0], reached)
 
 
 def _classes(
@@ -94,18 +95,19 @@ def _classes(
 
 
 def _decode(
-    diagnosis: Diagnosis, section: Section, recipe: Recipe, source: Source, key: str, num_classes: int | None
+    diagnosis: Diagnosis, section: Section, recipe: Recipe, source: Source, key: str, reached: Reached
 ) -> Reached:
+    """What was reached, with the speed of reading and decoding where it can be measured."""
     if isinstance(source, StreamSource) and not all(shard.is_local for shard in source.shards):
         section.add(
             "read, decode, augment", "not measured", "its shards are elsewhere; distill data inspect fetches some"
         )
-        return Reached(len(source), num_classes)
+        return reached
     augment = recipe.data.augment.model_dump(exclude={"repeats"})
     try:
         transform = TrainTransform(image_size=recipe.data.image_size, **augment)
     except InputError:  # found by check_recipe, which names it
-        return Reached(len(source), num_classes)
+        return reached
     indices = range(0, len(source), max(1, len(source) // _DECODE_IMAGES))
     done = 0
     try:
@@ -121,14 +123,14 @@ def _decode(
         records = [source.read(index) for index in indices[:8]]
     except (UnreadableImage, OSError) as error:
         diagnosis.find("problem" if recipe.data.unreadable == "error" else "warning", key, str(error))
-        return Reached(len(source), num_classes)
+        return reached
     sizes = sum(len(record) if isinstance(record, bytes) else record.nbytes for record in records)
     section.add(
         "read, decode, augment",
         f"{done / seconds:,.0f} images/s on one core, {sizes / len(records) / 1e3:,.0f} kB an image",
         f"measured here, {done} images",
     )
-    return Reached(len(source), num_classes, done / seconds, sizes / len(records))
+    return replace(reached, images_s=done / seconds, record_bytes=sizes / len(records))
 
 
 def _within(seconds: float, act: Callable[[], Any]) -> Any:

@@ -16,7 +16,7 @@ class Setting:
     """What a forecast is made for.
 
     Attributes:
-        num_images: of the training set (after data.fraction); None when nothing tells it, and then epochs have no length.
+        num_images: of each stage's training set (after its fraction); None when nothing tells it, and then its epochs have no length.
         limit_bytes: memory of one GPU.
         sources: where each number comes from, by its name.
     """
@@ -27,21 +27,29 @@ class Setting:
     assumed: Assumptions
     reserve: Reserve
     num_classes: int
-    num_images: int | None
+    num_images: tuple[int | None, ...]
     limit_bytes: float
     sources: dict[str, str]
 
     @property
     def total_steps(self) -> int | None:
-        """Steps of all stages; None where epochs of data that is not known count. An epoch is one of the last stage's data."""
+        """Steps of all stages; None where epochs of data that is not known count. An epoch is one of its stage's data."""
         batch, steps = self.recipe.train.batch_size_global, 0
-        for index in range(self.recipe.num_stages):
+        for index, num_images in enumerate(self.num_images):
             budget = self.recipe.at_stage(index).train.budget
             assert budget
-            if budget.unit == "epochs" and (self.num_images is None or index < self.recipe.num_stages - 1):
+            if budget.unit == "epochs" and num_images is None:
                 return None
-            steps += budget.steps(steps_per_epoch=(self.num_images or 0) // batch, batch_size_global=batch)
+            steps += budget.steps(steps_per_epoch=(num_images or 0) // batch, batch_size_global=batch)
         return steps
+
+    @property
+    def images_said(self) -> str:
+        """How many training images there are, for people; of a run in stages, in each of them."""
+        numbers = ["unknown" if number is None else f"{number:,}" for number in self.num_images]
+        if not self.recipe.stages:
+            return numbers[0]
+        return ", ".join(f"{stage.name} {number}" for stage, number in zip(self.recipe.stages, numbers, strict=True))
 
     def layout(self, num_processes: int) -> Layout:
         """The recipe's own on so many processes.

@@ -127,6 +127,10 @@ def inspect(
         str | None,
         typer.Option(metavar="RECIPE", help="Whose augmentation and teacher the sheet shows; strategy A2 if left out."),
     ] = None,
+    stage: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Which one, of a RECIPE in stages; the first if left out."),
+    ] = None,
     sheet: Annotated[Path, typer.Option(metavar="FILE", help="The PNG to write.")] = Path("inspect.png"),
     no_sheet: Annotated[bool, typer.Option("--no-sheet", help="Write none.")] = False,
     teacher_size: Annotated[
@@ -168,6 +172,8 @@ def inspect(
 
     if recipe is not None and no_sheet:
         raise InputError("--recipe: says how the sheet is drawn, and --no-sheet says there is none: leave one out")
+    if stage is not None and recipe is None:
+        raise InputError("--stage: is of --recipe; give both, or neither")
     given = None if recipe is None else load_recipe(recipe)
     named = open_named(
         source,
@@ -177,11 +183,11 @@ def inspect(
         shards=_shards(cache, cache_gb),
         count=_count if count else None,
     )
-    view = view_of(given or named.recipe, recipe or source, teacher_size)
+    view = view_of(given or named.recipe, recipe or source, teacher_size, stage)
     report, readable = examine(named, num_images=images, seed=seed, num_workers=num_workers_here(workers, os.environ))
     if not no_sheet:
         write_sheet(named, readable, view, seed, sheet)
-    show(report, None if no_sheet else sheet, as_json=as_json)
+    show(report, None if no_sheet else sheet, view.augment_of, as_json=as_json)
 
 
 def _shards(cache: str | None, cache_gb: float) -> "schema.Shards":

@@ -97,14 +97,26 @@ def said(message: str) -> str:
     return message
 
 
+def in_stage(recipe: Recipe, stage: str, key: str) -> Recipe:
+    """The recipe as it stands in a stage.
+
+    Args:
+        key: what names the stage, for messages.
+
+    Raises:
+        InputError: there is none of that name.
+    """
+    stages = [each.name for each in recipe.stages]
+    if stage not in stages:
+        have = ", ".join(stages) or "none"
+        raise InputError(f"{key}: the recipe has no stage {stage!r}{nearest(stage, stages)}; it has {have}")
+    return recipe.at_stage(stages.index(stage))
+
+
 def _of_recipe(name: str, recipe_name: str, stage: str | None, part: str) -> Named:
     recipe = load_recipe(recipe_name)
-    stages = [each.name for each in recipe.stages]
     if stage is not None:
-        if stage not in stages:
-            have = ", ".join(stages) or "none"
-            raise InputError(f"{name}: the recipe has no stage {stage!r}{nearest(stage, stages)}; it has {have}")
-        recipe = recipe.at_stage(stages.index(stage))
+        recipe = in_stage(recipe, stage, name)
     spec = recipe.data.train if part == "train" else recipe.data.eval
     if spec is None:
         raise InputError(f"{name}: data.eval of the recipe is null: it names no images")

@@ -15,6 +15,7 @@ from distill.data.records import Source
 from distill.errors import InputError
 from distill.models.build import config
 from distill.models.pixels import Pixels
+from distill.prepare.named import in_stage
 from distill.recipe import Recipe, schema
 from distill.recipe.load import read_tree, recipes_dir
 from distill.rng import seeded
@@ -39,19 +40,26 @@ class View:
     teacher_of: str
 
 
-def view_of(recipe: Recipe | None, name: str, teacher_size: int | None = None) -> View:
+def view_of(recipe: Recipe | None, name: str, teacher_size: int | None = None, stage: str | None = None) -> View:
     """The view of a recipe's training data; without one that of strategy A2.
 
     Args:
         name: the recipe's, for people.
         teacher_size: pixels, in place of what the recipe says.
+        stage: of a recipe in stages; the first if null.
+
+    Raises:
+        InputError: it has no such stage.
     """
     if recipe is None:
         data = read_tree(recipes_dir() / "strategies" / "a2.yaml")["data"]
         size = int(data["image_size"])
         of = "--teacher-size" if teacher_size else "as the student's; --teacher-size says otherwise"
         return View(schema.Augment(**data["augment"]), size, teacher_size or size, "strategy A2", of)
-    recipe = recipe.at_stage(0)
+    if stage is None and recipe.stages:
+        stage = recipe.stages[0].name
+    if stage is not None:
+        recipe, name = in_stage(recipe, stage, f"--stage {stage}"), f"{name}, stage {stage}"
     size, of = _teacher_size(recipe) if teacher_size is None else (teacher_size, "--teacher-size")
     return View(recipe.data.augment, recipe.data.image_size, size, name, of)
 

@@ -17,6 +17,7 @@ from distill.recipe import schema
         "s3://bucket/train/*.parquet",
         "hf://datasets/timm/imagenet-1k-wds",
         "train-{0000..0127}.tar",
+        "train-{0000..0127}.parquet",
         "nowhere/*.tar",
     ],
 )
@@ -60,6 +61,43 @@ def test_tars_below_subfolders_are_a_stream_and_images_are_not(tmp_path: Path) -
     assert kinds == ["stream", "image_folder", "stream", "stream", "stream"]
 
 
+def test_the_first_file_in_order_of_names_tells(tmp_path: Path) -> None:
+    for name in ("tars/x/1.tar", "tars/x/2.jpg", "photos/x/1.jpg", "photos/x/2.tar", "photos/y/0.tar"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert [guess_source(str(tmp_path / name)).kind for name in ("tars", "photos")] == ["stream", "image_folder"]
+
+
+def test_a_damaged_manifest_is_one_of_ours(tmp_path: Path) -> None:
+    """Who reads it says that it is damaged; a table would go without what it promises."""
+    (tmp_path / "a.parquet").touch()
+    (tmp_path / "manifest.json").write_text('{"shards"')
+    assert guess_source(str(tmp_path)).kind == "stream"
+
+
+def test_saved_data_sets_and_their_splits(tmp_path: Path) -> None:
+    for name in ("one/state.json", "several/dataset_dict.json"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("{}")
+    found = [guess_source(str(tmp_path / name), default_split="train") for name in ("one", "several")]
+    assert [(each.kind, each.split) for each in found] == [("saved", None), ("saved", "train")]  # type: ignore[union-attr]
+    assert guess_source(str(tmp_path / "several"), split="val").split == "val"  # type: ignore[union-attr]
+
+
+def test_fashion_mnist_is_a_name_or_its_files_and_a_folder_may_be_called_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for suffix in ("", ".gz"):
+        folder = tmp_path / f"idx{suffix}"
+        folder.mkdir()
+        (folder / f"t10k-images-idx3-ubyte{suffix}").touch()
+        expected = schema.FashionMnist(kind="fashion_mnist", split="test", path=str(folder))
+        assert guess_source(str(folder)) == expected
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "fashion_mnist/cat").mkdir(parents=True)
+    assert guess_source("fashion_mnist").kind == "image_folder"
+
+
 def test_splits(tmp_path: Path) -> None:
     for name, split in (("fashion_mnist", "test"), ("fashion_mnist:train", "train")):
         assert guess_source(name) == schema.FashionMnist(kind="fashion_mnist", split=split)  # type: ignore[arg-type]
@@ -78,6 +116,12 @@ def test_what_is_not_there_or_mixed_is_refused(tmp_path: Path) -> None:
     for path in ("nowhere", "nowhere.tar", "nowhere.parquet"):
         with pytest.raises(InputError, match=f"SOURCE {path}: there is no such file or folder"):
             guess_source(path, option="SOURCE")
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(InputError, match=r"phots: there is no such file or folder \(did you mean 'photos'\?\)"):
+        guess_source(str(tmp_path / "phots"))
+    with pytest.raises(InputError, match=r"a.tar: there is no such file or folder$"):
+        guess_source(str(tmp_path / "no/folder/a.tar"))
+    (tmp_path / "photos").rmdir()
     with pytest.raises(InputError, match="SOURCE: the path is empty"):
         guess_source("", option="SOURCE")
     for name in ("a.arrow", "a.parquet"):
@@ -99,6 +143,7 @@ def test_classes_are_a_file_or_a_label_space(tmp_path: Path) -> None:
 
 def test_messages_in_the_words_of_the_command_line() -> None:
     said = in_options(
-        "SOURCE.path: a, absolute or relative to data.root; SOURCE.classes; set data.unreadable to skip", "SOURCE"
+        "SOURCE.path: a, absolute or relative to data.root; SOURCE.classes; SOURCE.split; set data.unreadable to skip",
+        "SOURCE",
     )
-    assert said == "SOURCE: a; --classes; give --unreadable skip"
+    assert said == "SOURCE: a; --classes; --split; give --unreadable skip"

@@ -15,8 +15,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hub import COMMIT, Hub
 from servers import FolderServer
 
+from distill.data.stream.cache import ShardCache
 from distill.data.stream.hub import parse_hub_path
 from distill.data.stream.listing import list_shards
 from distill.data.stream.manifest import Manifest, ShardEntry, write_manifest
@@ -68,10 +70,14 @@ def fill(folder: Path, names: str, content=tar_of) -> list[Path]:
     return files
 
 
+def cache_in(folder: Path) -> ShardCache:
+    return ShardCache(folder / "cache", 10**9)
+
+
 def listed(root: Path, path: object, **fields) -> list[str]:
     """The names of the shards."""
     spec = Stream(kind="stream", path=str(path), **fields)
-    return [shard.name for shard in list_shards(spec, root, "data.train", TRANSPORT).shards]
+    return [shard.name for shard in list_shards(spec, root, "data.train", TRANSPORT, cache_in(root)).shards]
 
 
 def sizes(root: Path, path: object, cache: str = "cache", **fields) -> list[int]:
@@ -257,7 +263,7 @@ def test_counts_of_a_manifest_for_some_of_its_shards(tmp_path, served):
     )
     for place in ("served", served.url):
         spec = Stream(kind="stream", path=f"{place}/a-{{2,1}}.tar")
-        listing = list_shards(spec, tmp_path, "data.train", TRANSPORT)
+        listing = list_shards(spec, tmp_path, "data.train", TRANSPORT, cache_in(tmp_path))
         assert [(s.num_samples, s.sha256) for s in listing.shards] == [(3, hashes[2]), (2, hashes[1])]
         assert listing.labels.tolist() == [0, 1, 0, 0, 1]
         assert listing.classes == ("ox", "yak")
@@ -363,8 +369,6 @@ def test_hub_paths(path, parts):
     assert parse_hub_path(path, "data.train") == parts
 
 
-COMMIT = "c0ffee" * 6 + "c0ff"
-
 ASKING = """
 import json, sys
 from pathlib import Path
@@ -384,51 +388,6 @@ for fields in json.loads(sys.argv[1]):
         said = str(error)
     print("SAID", json.dumps(said), flush=True)
 """
-
-
-class Hub:
-    """The Hub's answers, as far as `datasets` and we ask: a repository's commit, tree and files."""
-
-    def __init__(self, folder: Path, server: FolderServer) -> None:
-        self.folder, self.server = folder, server
-
-    def repository(self, repo: str, files: dict[str, bytes], readme: str | None = None) -> None:
-        api, resolve = f"/api/datasets/{repo}", f"/datasets/{repo}/resolve"
-        absent = {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT}
-        for revision in ("main", COMMIT, "v1"):
-            for name in ("README.md", f"{repo.split('/')[1]}.py", ".huggingface.yaml", "dataset_infos.json"):
-                self.server.reply(f"{resolve}/{revision}/{name}", b"", status=404, headers=absent)
-            if readme is not None:
-                headers = {"ETag": '"1"', "X-Repo-Commit": COMMIT}
-                self.server.reply(f"{resolve}/{revision}/README.md", readme.encode(), headers=headers)
-        said = json.dumps({"id": repo, "sha": COMMIT, "siblings": [], "private": False, "tags": []}).encode()
-        self._json(api, said)
-        for revision in (COMMIT, "main", "v1"):
-            self._json(f"{api}/revision/{revision}", said)
-        tree: dict[str, list[dict[str, Any]]] = {"": []}
-        for name, content in files.items():
-            file = self.folder / f"datasets/{repo}/resolve/{COMMIT}/{name}"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(content)
-            sha256 = hashlib.sha256(content).hexdigest()
-            lfs = {"oid": sha256, "size": len(content), "pointerSize": 130}
-            entry = {"type": "file", "path": name, "oid": "0" * 40, "size": len(content), "lfs": lfs}
-            folder = os.path.dirname(name)
-            tree.setdefault(folder, []).append(entry)
-        tree[""] += [{"type": "directory", "path": folder, "oid": "1" * 40} for folder in tree if folder]
-        for folder in {"data", *tree}:
-            path = f"{api}/tree/{COMMIT}" + (f"/{folder}" if folder else "")
-            if folder in tree:
-                self._json(path, json.dumps(tree[folder]).encode())
-            else:
-                self.server.reply(path, b"{}", status=404, headers={"X-Error-Code": "EntryNotFound"})
-
-    def gated(self, repo: str) -> None:
-        for path in (f"/datasets/{repo}/resolve/main/README.md", f"/api/datasets/{repo}"):
-            self.server.reply(path, b"{}", status=401, headers={"X-Error-Code": "GatedRepo"})
-
-    def _json(self, path: str, body: bytes) -> None:
-        self.server.reply(path, body, headers={"Content-Type": "application/json"})
 
 
 README = """---

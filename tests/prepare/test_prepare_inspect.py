@@ -124,6 +124,7 @@ def test_shards_are_described(shards: Path, report: Callable[..., dict[str, Any]
         "count": 6,
         "first": "shard-00000.tar",
         "samples": {"smallest": 10, "median": 10, "largest": 10},
+        "block": 256,
         "bytes": {"smallest": min(sizes), "median": sorted(sizes)[3], "largest": max(sizes)},
         "bytes_total": sum(sizes),
         "fetched": None,
@@ -167,12 +168,13 @@ def test_what_people_read(shards: Path, cli: Cli) -> None:
     lines = out.splitlines()
     assert lines[0] == f"{shards}: 60 images (stream)"
     assert lines[1] == "shards      6, of 10 images; the first is shard-00000.tar"
+    assert "            a run shuffles within 256 images of a lane, unless it sets data.train.block" in lines
     assert "classes     3: cat, dog, eel" in lines
     assert "            20 images each" in lines
     assert "looked at   40 images of 4 shards" in lines
     assert "unreadable  none of them" in lines
     assert any(line.startswith("speed") and line.endswith("read and decoded by 2 processes") for line in lines)
-    assert lines[-1] == "sheet       inspect.png"
+    assert lines[-1] == "sheet       inspect.png, with the augmentation of strategy A2"
     assert Image.open("inspect.png").format == "PNG"
 
 

@@ -45,7 +45,7 @@ def held_to_the_end() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        # What the frames behind it hold of C++ goes now. It would go behind the end's back: 3 of 115 such exits aborted, then none of 150.
+        # What the frames behind it hold of C++ goes now. It would go behind the end's back: 3 of 115 such exits aborted, then none of 350.
         traceback.clear_frames(error.__traceback__)
         raise
     finally:

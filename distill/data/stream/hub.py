@@ -1,13 +1,22 @@
 """Data sets of the Hub: which files make a split, in which commit, through `datasets`."""
 
+import hashlib
+import json
 import posixpath
 import re
-from dataclasses import dataclass
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from distill.data.records import first_line
+from distill.data.stream.cache import ShardCache
+from distill.data.stream.failures import run_token
 from distill.data.stream.names import choose_split, expand_braces
 from distill.errors import InputError
+
+# A requeued job may have the token of its run before: what is older is looked up again.
+_KEPT_S = 600.0
 
 
 @dataclass(frozen=True)
@@ -27,6 +36,41 @@ class HubFiles:
     root: str
     files: tuple[HubFile, ...]
     classes: tuple[str, ...] | None
+
+
+def list_hub_once(path: str, split: str | None, label: str | None, key: str, cache: ShardCache) -> HubFiles:
+    """As `list_hub`, which one process of a run asks on each machine: the others wait for it, and are all at its commit.
+
+    Raises:
+        InputError: as `list_hub`, also of the process that was waited for.
+    """
+    from huggingface_hub import constants
+
+    run = run_token()
+    name = f"hub-{hashlib.sha256(json.dumps([constants.ENDPOINT, path, split, label]).encode()).hexdigest()[:24]}"
+    asked: list[HubFiles] = []
+
+    def ask(file: Path) -> None:
+        asked.append(list_hub(path, split, label, key))
+        file.write_text(json.dumps({"run": run, "time": time.time(), **asdict(asked[0])}))
+
+    kept = _kept(cache.file(name, ask), run)
+    if kept is None and not asked:  # of another run
+        cache.drop(name)
+        kept = _kept(cache.file(name, ask), run)
+    return asked[0] if asked else kept or list_hub(path, split, label, key)
+
+
+def _kept(file: Path, run: str) -> HubFiles | None:
+    """What another process of this run was told a while ago."""
+    try:
+        said = json.loads(file.read_text())
+        if said["run"] != run or not 0 <= time.time() - said["time"] < _KEPT_S:
+            return None
+        classes = None if said["classes"] is None else tuple(map(str, said["classes"]))
+        return HubFiles(str(said["root"]), tuple(HubFile(**each) for each in said["files"]), classes)
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
 
 
 def list_hub(path: str, split: str | None, label: str | None, key: str) -> HubFiles:

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from distill.data.records import missing
-from distill.data.stream.hub import list_hub
+from distill.data.stream.cache import ShardCache
+from distill.data.stream.hub import list_hub_once
 from distill.data.stream.localise import ListedShard
 from distill.data.stream.manifest import MANIFEST_FILE, Manifest, read_manifest
 from distill.data.stream.names import (
@@ -50,13 +51,14 @@ class Listing:
     has_labels: bool = True
 
 
-def list_shards(spec: schema.Stream, root: Path, key: str, transport: Transport) -> Listing:
+def list_shards(spec: schema.Stream, root: Path, key: str, transport: Transport, cache: ShardCache) -> Listing:
     """The shards of a stream.
 
     Args:
         spec: `path`, `split` and `container` of it are looked at.
         root: what a local path is relative to.
         key: the recipe key of `spec`, for messages.
+        cache: where the processes of the machine tell each other what the Hub said.
 
     Raises:
         InputError: nothing there, several splits, unclear or compressed containers.
@@ -64,7 +66,7 @@ def list_shards(spec: schema.Stream, root: Path, key: str, transport: Transport)
     """
     path = spec.path.removeprefix("file://")
     if path.startswith("hf://"):
-        files = list_hub(path, spec.split, spec.label, key)
+        files = list_hub_once(path, spec.split, spec.label, key, cache)
         shards = tuple(ListedShard(f.url, f.name, None, f.size_bytes, f.sha256) for f in files.files)
         listing = Listing(container_of(spec, [s.name for s in shards], key), shards, files.classes)
         return _with_info(listing, files.root, transport)

@@ -112,10 +112,10 @@ def count_samples(
 
 def _listed(spec: schema.Stream, root: Path, key: str, shards: schema.Shards) -> tuple[Listing, Localiser, Path]:
     folder = cache_folder(shards, root)
+    cache = ShardCache(folder, int(shards.cache_gb * 1e9))
     transport = Transport(retries=shards.retries, timeout_s=shards.timeout_s)
     with _told(key):
-        listing = list_shards(spec, root, key, transport)
-    cache = ShardCache(folder, int(shards.cache_gb * 1e9))
+        listing = list_shards(spec, root, key, transport, cache)
     fields = Fields(spec.image, spec.label, spec.labelled and listing.labels is None)
     return listing, Localiser(cache, transport, listing.container, fields), folder / "counts"
 
