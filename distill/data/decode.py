@@ -4,10 +4,13 @@ import io
 import warnings
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from distill.data.records import Source, UnreadableShard, first_line
 from distill.errors import InputError
+
+# Here and not with the first image, which each decoding process would wait for anew: they are forked from this one.
+Image.preinit()
 
 
 class UnreadableImage(InputError):  # noqa: N818 - named for what it says of the record
@@ -49,7 +52,10 @@ def decode(record: bytes | np.ndarray) -> Image.Image:
         warnings.simplefilter(
             "ignore"
         )  # about palettes with transparency and broken EXIF: neither changes the pixels we use
-        image = Image.open(io.BytesIO(record))
+        try:
+            image = Image.open(io.BytesIO(record))
+        except UnidentifiedImageError:  # which would name an object in memory
+            raise ValueError("no image of a kind that Pillow knows") from None
         if image.mode == "RGB":
             image.load()
             return image

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
+import numpy.ma  # noqa: F401 - numpy imports it with the first np.unique, which would be in each worker
 import torch
 from torch.utils.data import DataLoader
 

@@ -95,3 +95,4 @@ def test_what_is_no_image_is_an_error_in_one_line(record):
         read_image(One(record), 0)
     assert isinstance(info.value, InputError)
     assert "\n" not in str(info.value)
+    assert "object at 0x" not in str(info.value)
