@@ -21,7 +21,7 @@ from distill.data.stream.source import StreamSource
 from distill.dealing import check_streams
 from distill.engine import Engine, check_rendezvous, launched_processes, refuse_contradictions
 from distill.evaluate import TEACHER, Accuracy, EvaluationAbandoned, TeacherAnswers, evaluate
-from distill.gate import Gate
+from distill.gate import Gate, GatedBatches
 from distill.journal import Journal
 from distill.plan import Plan, Share, StagePlan, make_plan, share_of_process
 from distill.recipe import Recipe
@@ -43,7 +43,7 @@ def train(recipe: Recipe) -> int:
     Raises:
         InputError: anything wrong with recipe, data, models or the environment, before a device is taken where it can be known.
     """
-    with Signals() as signals:  # from the start: a signal during it is answered after the first step
+    with Signals() as signals:  # from the start: one during it is answered at the first step
         return _train(recipe, signals)
 
 
@@ -147,6 +147,10 @@ class Run:
         plan = self.plan
         self._sat = True
         self.journal.go(self.step)
+        if self._eval_loader:
+            may_wait = isinstance(plan.eval_source, StreamSource)
+            gate = Gate(self._eval_loader, self.engine, signals, may_wait=may_wait)
+            self._eval_batches = GatedBatches(self._eval_loader, gate)
 
         def heed() -> None:
             if verdicts.agree_to_stop(self.step, signals.received is not None):
@@ -212,9 +216,8 @@ class Run:
 
     def _interrupted(self, signals: Signals) -> int:
         """Save for the same command to go on. Collective: every rank."""
-        if self.step and (
-            self._saved is None or self._saved[0] < self.step
-        ):  # a border's holds what the stage before left
+        # Once for a step: what was saved at a border is what the stage before left.
+        if self.step and (self._saved is None or self._saved[0] < self.step):
             self._save()
         saved = f"saved in {self._saved[1]}" if self._saved else "nothing to save"
         self.journal.screen.say(
@@ -287,13 +290,12 @@ class Run:
         """Judge teacher and students, keep the best weights. `heed` may abandon it. Collective: every rank."""
         screen = self.journal.screen
         screen.doing("evaluating")
-        assert self._eval_loader
         judged = {}
         for student in self.running:
             student.average_statistics()
             student.net.eval()
             judged.update(student.judged())
-        self.accuracies |= evaluate(judged, self._eval_loader, self.engine, self._teacher_answers, heed)
+        self.accuracies |= evaluate(judged, self._eval_batches, self.engine, self._teacher_answers, heed)
         self._judged_step = self.step
         for student in self.running:
             student.net.train()

@@ -115,3 +115,20 @@ def test_accelerates_deepspeed_plugin_asks_for_transformers() -> None:
     source = inspect.getsource(accelerate.DeepSpeedPlugin.set_deepspeed_weakref)
     assert 'compare_versions("transformers"' in source
     assert "self.dschf" in source
+
+
+def test_torch_hands_a_wait_for_workers_back_and_can_be_asked_again() -> None:
+    """So `distill.data.workers` polls: by the limit of the iterator, its message, and what a second call does; and ends workers by what torch keeps of them."""
+    from torch.utils.data.dataloader import _BaseDataLoaderIter, _MultiProcessingDataLoaderIter
+
+    source = inspect.getsource(_MultiProcessingDataLoaderIter)
+    assert 'f"DataLoader timed out after {self._timeout} seconds"' in source
+    for name in (
+        "self._workers",
+        "self._pin_memory_thread_done_event",
+        "self._worker_result_queue",
+        "def _shutdown_workers",
+    ):
+        assert name in source, name
+    assert "self._timeout = loader.timeout" in inspect.getsource(_BaseDataLoaderIter)
+    assert isinstance(torch.UntypedStorage._new_shared(16), torch.UntypedStorage)  # type: ignore[no-untyped-call]

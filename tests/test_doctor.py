@@ -247,7 +247,11 @@ def test_students_add_up_and_activations_do_not() -> None:
 def test_checkpoints_and_shared_memory() -> None:
     assert checkpoint_bytes((STUDENT_MODEL,)) == 2 * 4_000_500 + 8_000_000
     recipe = load_recipe("imagenet1k/res50_beitv2b_a1_4800ep")
-    assert shared_memory_bytes(recipe, 256, 16, 8) == 8 * 16 * 3 * 256 * (3 * 224 * 224 + 16)
+    sample = 3 * 224 * 224 + 16
+    assert shared_memory_bytes(recipe, Layout(8, 256, 4), 16, 8) == 8 * 16 * 3 * 256 * sample
+    streamed = load_recipe("imagenet21k/res50_beitv2b_a1_187p5k_187p5k")
+    assert shared_memory_bytes(streamed, Layout(8, 256, 4), 16, 8) == 8 * (16 * 3 + 4) * 256 * sample
+    assert shared_memory_bytes(streamed, Layout(8, 2, 500), 16, 8) == 8 * (16 * 3 + 64) * 2 * sample
 
 
 # ---- counts against real models --------------------------------------------------------------------------------------

@@ -4,9 +4,9 @@
 2. `Shard` takes this process's micro-batches out of it; a request is (step, micro-batch).
 3. A worker reads the records, decodes each image once, and augments each view with generators seeded from
    (seed, epoch, sample, view).
-4. It stacks them into one uint8 [b, H, W, 3] tensor, draws the mixing plan from (seed, step, group), and sends both.
+4. It stacks them into one uint8 [b, H, W, 3] tensor, in memory that the main process shares.
 5. Pinned memory and a side stream bring the next batch to a CUDA device while the current one is used.
-6. There pixels become float32 in [0, 1], channels-last, and mixup and cutmix join neighbours.
+6. There pixels become float32 in [0, 1], channels-last, and mixup and cutmix join neighbours, drawn from (seed, step, group).
 
 Every stage is a pure function of its keys, so the global batch of a step is the same bit for bit with any number of processes,
 workers and micro-batches, and a run resumes at any step by asking for it.
@@ -23,7 +23,7 @@ import torch
 from distill.data.augment import EvalTransform, TrainTransform
 from distill.data.mixing import Mixing, to_unit
 from distill.data.order import TrainOrder
-from distill.data.prefetch import move, on_device
+from distill.data.prefetch import DeviceIterator, move
 from distill.data.records import Source
 from distill.data.shard import (
     EvalBuilder,
@@ -133,10 +133,7 @@ class TrainLoader:
         requests = _Requests(first_step, last_step, shard.accumulation)
         self._loader = data_loader(builder, requests, num_workers, prefetch_batches, self._device, persistent=False)
         self._host = HostIterator[HostBatch](self._loader)
-        self._ahead_on_device = int(
-            self._device.type == "cuda"
-        )  # the batch after a step is asked for with its last one
-        self._batches = on_device(self._host, self._finish, self._device)
+        self._batches = DeviceIterator(self._host, self._finish, self._device)
 
     def _finish(self, host: HostBatch) -> Batch:
         slots = self._shard.slots(host.micro)
@@ -157,15 +154,15 @@ class TrainLoader:
         return next(self._batches)
 
     def ready(self, timeout_s: float) -> bool:
-        """Whether all micro-batches of the next step are here; waits about so long for them, and raises nothing that is wrong with them.
+        """Whether the micro-batches of the next step come without a wait; waits about so long for them, or without workers makes them.
 
-        Without workers they are made now, however long that takes.
+        Raises:
+            InputError: what is wrong with one of them, as soon as it is known.
         """
-        return self._host.ready(self._shard.accumulation + self._ahead_on_device, timeout_s)
+        return self._batches.ready(self._shard.accumulation, timeout_s)
 
     def close(self) -> None:
         """Stop the workers. Further batches do not come."""
-        self._batches = iter(())
         self._host.close()
 
     def __enter__(self) -> Self:
@@ -208,8 +205,10 @@ class EvalLoader:
         self._device = torch.device(device)
         builder = EvalBuilder(source, transform, batch_size, rank, world_size, unreadable)
         self._num_batches = len(builder)
+        self.num_workers = num_workers
         self._loader = data_loader(builder, range(len(builder)), num_workers, 2, self._device, persistent=True)
         self._host: HostIterator[HostEvalBatch] | None = None
+        self._batches: DeviceIterator[HostEvalBatch, EvalBatch] | None = None
 
     def __len__(self) -> int:
         """Batches a process."""
@@ -217,7 +216,13 @@ class EvalLoader:
 
     def __iter__(self) -> Iterator[EvalBatch]:
         self._host = HostIterator[HostEvalBatch](self._loader)
-        return on_device(self._host, self._finish, self._device)
+        self._batches = DeviceIterator(self._host, self._finish, self._device)
+        return self._batches
+
+    def ready(self, timeout_s: float) -> bool:
+        """Whether the next batch of the pass that was begun last comes without a wait. As `TrainLoader.ready`."""
+        assert self._batches is not None
+        return self._batches.ready(1, timeout_s)
 
     def _finish(self, host: HostEvalBatch) -> EvalBatch:
         images, labels, valid, indices = (move(t, self._device) for t in host[:4])

@@ -1,14 +1,50 @@
-"""On the device: one batch ahead, on a side stream."""
+"""On the device: one batch ahead of the one in use, brought on a side stream."""
 
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 import torch
 
+from distill.data.workers import HostIterator
 from distill.errors import InputError
 
 T = TypeVar("T")
 Host = TypeVar("Host")
+
+
+# Host batches that `ready` waits for at most: each holds a file descriptor and its pixels.
+MOST_READY = 64
+
+
+class DeviceIterator(Generic[Host, T]):
+    """`finish(batch)` for each host batch; on CUDA the next one is under way before one is handed out."""
+
+    def __init__(self, host: HostIterator[Host], finish: Callable[[Host], T], device: torch.device) -> None:
+        self._host = host
+        self._batches = on_device(host, finish, device)
+        self._ahead = int(device.type == "cuda")
+        self._held = 0  # batches that the device has, and nobody yet
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> T:
+        batch = next(self._batches)
+        self._held = self._ahead
+        return batch
+
+    def ready(self, count: int, timeout_s: float) -> bool:
+        """Whether the next `count` batches come without a wait; waits about so long for them, or without workers makes them.
+
+        Of more than 64 the first 64 are looked at.
+
+        Raises:
+            InputError: what is wrong with one of them, as soon as it is known.
+        """
+        count -= self._held
+        is_ready = self._host.ready(min(count + self._ahead, MOST_READY), timeout_s)
+        self._host.raise_failure(count)
+        return is_ready
 
 
 def move(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """Worker processes that decode: torch's DataLoader, made to survive signals, hard ends and forks that hang."""
 
+import itertools
 import os
 import re
 import signal
@@ -22,6 +23,7 @@ _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 # torch looks after its workers, and gives back the word, each time that so much has passed without a batch.
 _LOOK_EVERY_S = 1.0
 _NOT_YET = re.compile(r"DataLoader timed out after")
+_PINNING_ENDS_S = 10.0
 # CPython 3.11 hangs a child for ever that is forked while another thread begins or ends to hold Python objects, as gloo's do after a
 # collective: 1 of 12,000 forks in a loop that provoked it. A worker that has not come up by then is replaced.
 _COMES_UP_S = (5.0, 20.0, 60.0)
@@ -45,9 +47,12 @@ def data_loader(
         persistent_workers=persistent and num_workers > 0,
         worker_init_fn=Start(num_workers),
         pin_memory=device.type == "cuda",
-        timeout=_LOOK_EVERY_S if num_workers else 0,
         generator=torch.Generator(),  # without it each iterator draws a seed from the global generator
     )
+
+
+class _NotYet(Exception):  # noqa: N818 - no error: the batch is still being made
+    """No batch came while torch looked."""
 
 
 class HostIterator(Generic[Host]):
@@ -57,8 +62,7 @@ class HostIterator(Generic[Host]):
         self._loader = loader
         self._iterator: Any = None  # workers start with the first batch
         self._here: deque[Host | InputError] = deque()
-        self._at_end = False
-        self._stalled = False
+        self._is_over = False  # at the end, or at an error, after which nothing is asked for
 
     def __iter__(self) -> Iterator[Host]:
         return self
@@ -74,61 +78,101 @@ class HostIterator(Generic[Host]):
         return item
 
     def ready(self, count: int, timeout_s: float) -> bool:
-        """Whether the next `count` batches are here, or all that are left; waits about so long. Without workers it makes them, however long it takes."""
+        """Whether the next `count` batches are here, or all up to the end or to an error; waits about so long, or without workers makes them."""
         deadline = time.monotonic() + timeout_s
-        while len(self._here) < count and not self._at_end:
+        while len(self._here) < count and not self._is_over:
             try:
-                self._here.append(self._next())
-                self._stalled = False
+                item = self._next()
             except StopIteration:
-                self._at_end = True
-            except RuntimeError as error:
-                if not _NOT_YET.match(str(error)):
-                    raise
-                self._stalled = True
-                if time.monotonic() >= deadline:
-                    return False
-        return True
+                self._is_over = True
+            except _NotYet:
+                pass
+            else:
+                self._here.append(item)
+                self._is_over = isinstance(item, InputError)
+            if self._loader.num_workers and time.monotonic() >= deadline:
+                break
+        return len(self._here) >= count or self._is_over
+
+    def raise_failure(self, count: int) -> None:
+        """Raises what is wrong with one of the next `count` batches, as far as they are here."""
+        for item in itertools.islice(self._here, count):
+            if isinstance(item, InputError):
+                raise item
 
     def _next(self) -> Host | InputError:
         if self._iterator is None:
-            blocked = signal.pthread_sigmask(
-                signal.SIG_BLOCK, _STOP_SIGNALS
-            )  # inherited by every thread of the workers
+            # Blocked signals are inherited by every thread of the workers.
+            blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
             try:
-                self._iterator = _iterator_with_workers(self._loader)
+                self._iterator = _begun(self._loader)
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         try:
             return next(self._iterator)  # type: ignore[no-any-return]
         except (ConnectionError, EOFError, FileNotFoundError) as error:  # what shared its memory is gone
             raise RuntimeError("DataLoader worker (pid unknown) died and took a batch with it") from error
+        except RuntimeError as error:
+            if not _NOT_YET.match(str(error)):
+                raise
+            if (
+                thread := _pinning_thread(self._iterator)
+            ) and not thread.is_alive():  # torch looks only where it has no limit
+                raise RuntimeError("Pin memory thread exited unexpectedly") from error
+            raise _NotYet from None
 
     def close(self) -> None:
+        """End the workers. Nothing comes any more."""
+        self._is_over = True
+        self._here.clear()
         if self._loader.num_workers and self._iterator is not None:
-            if self._stalled:  # torch would wait five seconds for each of them
-                for worker in self._iterator._workers:
-                    worker.terminate()
-            self._iterator._shutdown_workers()  # dropping the iterator does not help while a traceback refers to it
+            _end_workers(self._iterator)  # dropping the iterator does not help while a traceback refers to it
             self._loader._iterator = None  # else a loader with persistent workers would call the dead ones again
         self._iterator = None
-        self._here.clear()
 
 
-def _iterator_with_workers(loader: DataLoader[Any]) -> Any:
-    """The loader's iterator, once all its workers have come up."""
+def _begun(loader: DataLoader[Any]) -> Any:
+    """The loader's iterator at its start, once all its workers have come up."""
+    if not loader.num_workers:
+        return iter(loader)
     start: Start = loader.worker_init_fn  # type: ignore[assignment]
     for patience_s in _COMES_UP_S:
-        if loader._iterator is None:  # those of a loader with persistent workers are there
+        if loader._iterator is None:
             start.came_up.zero_()
-        iterator = iter(loader)
-        if start.all_came_up(patience_s):
+        else:  # of workers that are there, whose answers to the start torch awaits through the same limit
+            loader._iterator._timeout = 0
+        iterator: Any = iter(loader)
+        came_up = False
+        try:
+            came_up = start.all_came_up(patience_s)
+        finally:
+            if not came_up:
+                _kill_workers(iterator)
+                loader._iterator = None
+        if came_up:
+            iterator._timeout = _LOOK_EVERY_S
             return iterator
-        _kill_workers(iterator)
-        loader._iterator = None
     raise RuntimeError(
         f"DataLoader worker (pid unknown) did not come up in {_COMES_UP_S[-1]:g} s, {len(_COMES_UP_S)} times"
     )
+
+
+def _pinning_thread(iterator: Any) -> threading.Thread | None:
+    """torch's, which puts batches into pinned memory on the way to a CUDA device."""
+    return getattr(iterator, "_pin_memory_thread", None)
+
+
+def _end_workers(iterator: Any) -> None:
+    """In the middle of whatever they do: torch would wait five seconds for each that is amid a shard."""
+    if thread := _pinning_thread(
+        iterator
+    ):  # it reads what they send, and would wait for the rest of a message that was cut
+        iterator._pin_memory_thread_done_event.set()
+        iterator._worker_result_queue.put((None, None))
+        thread.join(_PINNING_ENDS_S)
+    for worker in iterator._workers:
+        worker.terminate()
+    iterator._shutdown_workers()
 
 
 def _kill_workers(iterator: Any) -> None:

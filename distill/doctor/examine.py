@@ -229,14 +229,14 @@ def _cluster(
 
 def _examine_room(diagnosis: Diagnosis, setting: Setting, profiles: Profiles) -> None:
     try:
-        micro_batch = setting.layout(setting.cluster.num_gpus).micro_batch
+        layout = setting.layout(setting.cluster.num_gpus)
     except InputError:  # found by check_recipe
         return
     examine_room(
         diagnosis,
         setting.recipe,
         profiles.students,
-        micro_batch=micro_batch,
+        layout=layout,
         workers=decoders(setting.recipe.data.num_workers) if torch.cuda.is_available() else setting.cluster.decoders,
         processes_node=min(setting.cluster.num_gpus, setting.cluster.gpus_per_node),
     )

@@ -12,14 +12,16 @@ from typing import Any
 from distill.data.augment import TrainTransform
 from distill.data.classes import Named, run_classes
 from distill.data.decode import UnreadableImage, read_image
+from distill.data.prefetch import MOST_READY
 from distill.data.sources import Source, open_source
 from distill.data.stream.source import StreamSource
 from distill.doctor.findings import Diagnosis, Section
 from distill.doctor.machine import free_bytes, gib
-from distill.doctor.profiles import StudentProfile
+from distill.doctor.profiles import Layout, StudentProfile
 from distill.errors import InputError
 from distill.plan import reader_of_labels
 from distill.recipe import Recipe
+from distill.recipe.schema import Stream
 from distill.rng import seeded
 
 _OPEN_S = 8.0  # patience with a source: listing a million files over a network can take minutes
@@ -157,11 +159,14 @@ def checkpoint_bytes(students: tuple[StudentProfile, ...]) -> int:
     )
 
 
-def shared_memory_bytes(recipe: Recipe, micro_batch: int, workers: int, processes_node: int) -> int:
+def shared_memory_bytes(recipe: Recipe, layout: Layout, workers: int, processes_node: int) -> int:
     """/dev/shm that the loaders of a node fill at most: uint8 pixels and 16 bytes a sample, for each worker's prefetched micro-batches and
-    the one it builds."""
+    the one it builds, and of a stream for the micro-batches of a step, which begins when all are there."""
     sample = 3 * recipe.data.image_size**2 + 16
-    return processes_node * workers * (recipe.data.prefetch_batches + 1) * micro_batch * sample
+    recipes = [recipe.at_stage(index) for index in range(recipe.num_stages)]
+    streams = any(isinstance(each.data.train, Stream) for each in recipes)
+    waiting = min(layout.num_forwards, MOST_READY) if streams else 0
+    return processes_node * (workers * (recipe.data.prefetch_batches + 1) + waiting) * layout.micro_batch * sample
 
 
 def examine_room(
@@ -169,7 +174,7 @@ def examine_room(
     recipe: Recipe,
     students: tuple[StudentProfile, ...],
     *,
-    micro_batch: int,
+    layout: Layout,
     workers: int,
     processes_node: int,
 ) -> None:
@@ -197,12 +202,12 @@ def examine_room(
         diagnosis.find("problem", "room", f"{folder} cannot be written", "output=FOLDER")
     shm = Path("/dev/shm")
     if workers and shm.is_dir():
-        need_shm = shared_memory_bytes(recipe, micro_batch, workers, processes_node)
+        need_shm = shared_memory_bytes(recipe, layout, workers, processes_node)
         there, free_shm = free_bytes(shm)
         section.add(
             str(there),
             f"{gib(need_shm)} needed, {gib(free_shm)} free",
-            f"{processes_node} processes x {workers} workers x {recipe.data.prefetch_batches + 1} micro-batches of {micro_batch}",
+            f"{processes_node} processes x {workers} workers x {recipe.data.prefetch_batches + 1} micro-batches of {layout.micro_batch}",
         )
         if need_shm > free_shm:
             diagnosis.find(

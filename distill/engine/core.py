@@ -212,10 +212,10 @@ class Engine:
             try:
                 self._hosts = dist.new_group(backend="gloo", timeout=timedelta(seconds=self._timeout_s))
             except RuntimeError as error:
-                error.add_note(
-                    "gloo did not connect the hosts: name their network's interface in GLOO_SOCKET_IFNAME, such as eth0"
-                )
-                raise
+                raise InputError(
+                    "gloo did not connect the processes, which streams need beside NCCL: name the network's interface in "
+                    f"GLOO_SOCKET_IFNAME, such as eth0 ({str(error).splitlines()[0]})"
+                ) from error
         return self._hosts
 
     def average_(self, tensors: list[torch.Tensor]) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from distill.data import shard
 from distill.data.augment import TrainTransform, sample_key
 from distill.data.decode import UnreadableImage, read_image
 from distill.data.loader import Shard, TrainLoader
@@ -319,3 +320,12 @@ def test_the_parent_can_still_end_a_worker(source):
     worker.join(5)
     assert worker.exitcode == 0
     batches.close()
+
+
+def test_a_worker_makes_its_batch_in_shared_memory(monkeypatch):
+    """So nothing is copied on its way."""
+    assert not shard._empty_images(2, 4).is_shared()
+    monkeypatch.setattr(torch.utils.data, "get_worker_info", object)
+    images = shard._empty_images(2, 4)
+    assert images.is_shared()
+    assert (images.shape, images.dtype) == ((2, 4, 4, 3), torch.uint8)

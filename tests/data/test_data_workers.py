@@ -1,5 +1,7 @@
-"""Workers that do not come up, or do not deliver."""
+"""Workers that do not come up, do not deliver, or are asked for too much."""
 
+import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -8,19 +10,21 @@ import pytest
 import torch
 
 from distill.data import workers
+from distill.data.prefetch import DeviceIterator
 from distill.data.workers import HostIterator, data_loader
+from distill.errors import InputError
 
 
 class Numbers:
-    """Request n -> n, late when a file of that name is there."""
+    """Request n -> n, late while a file of that name is there; an error where one of the name `bad-n` is."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def __getitem__(self, number: int) -> int:
+    def __getitem__(self, number: int) -> int | InputError:
         while (self._folder / str(number)).exists():
             time.sleep(0.01)
-        return number
+        return InputError(f"number {number}") if (self._folder / f"bad-{number}").exists() else number
 
 
 def iterator(folder: Path, num_workers: int, persistent: bool = False) -> HostIterator[int]:
@@ -99,17 +103,108 @@ def test_what_is_there_is_known_and_nothing_is_lost_by_asking(tmp_path: Path) ->
     host.close()
 
 
-def test_a_worker_in_the_middle_of_something_does_not_hold_up_the_end(tmp_path: Path) -> None:
-    (tmp_path / "1").touch()
+def test_workers_in_the_middle_of_something_do_not_hold_up_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where nothing was asked for in vain. torch gives each worker five seconds, here a minute, so that a verdict does not hang on time."""
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 60)
+    for number in (2, 3):
+        (tmp_path / str(number)).touch()
     host = iterator(tmp_path, 2)
-    assert next(host) == 0
-    assert not host.ready(1, 0.1)
-    workers_then = host._iterator._workers
+    assert [next(host), next(host)] == [0, 1]
+    began = time.monotonic()
     host.close()
-    assert [worker.exitcode for worker in workers_then] == [0, 0], (
-        "they heard that they should end, and nobody waits for them"
-    )
+    assert time.monotonic() - began < 30
     assert _children() == []
+
+
+def test_one_that_answers_late_at_the_next_pass_is_waited_for(tmp_path: Path) -> None:
+    """Of workers that stay, torch awaits an answer at each start."""
+    loader = data_loader(Numbers(tmp_path), range(6), 2, 2, torch.device("cpu"), persistent=True)
+    assert list(HostIterator[int](loader)) == list(range(6))
+    (late, _) = map(int, _children())
+    os.kill(late, signal.SIGSTOP)
+    if os.fork() == 0:  # a thread would be stopped by the lock that the main one waits with
+        time.sleep(1.5)
+        os.kill(late, signal.SIGCONT)
+        os._exit(0)
+    host = HostIterator[int](loader)
+    assert list(host) == list(range(6))
+    host.close()
+    os.wait()
+
+
+def test_a_signal_as_they_come_up_leaves_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: workers.Start, timeout_s: float) -> bool:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(workers.Start, "all_came_up", broken)
+    host = iterator(tmp_path, 2, persistent=True)
+    with pytest.raises(KeyboardInterrupt):
+        next(host)
+    assert _children() == []
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_nothing_is_waited_for_behind_an_error(num_workers: int, tmp_path: Path) -> None:
+    (tmp_path / "bad-1").touch()
+    (tmp_path / "2").touch()
+    host = iterator(tmp_path, num_workers)
+    assert host.ready(4, 30)
+    host.raise_failure(1)
+    with pytest.raises(InputError, match="number 1"):
+        host.raise_failure(2)
+    assert next(host) == 0
+    with pytest.raises(InputError, match="number 1"):
+        next(host)
+    host.close()
+    assert host.ready(1, 0), "nothing comes any more"
+
+
+def test_a_limit_holds_however_many_come(tmp_path: Path) -> None:
+    host = iterator(tmp_path, 2)
+    assert not host.ready(6, 0), "one has come, and the time is over"
+    assert host.ready(6, 30)
+    host.close()
+
+
+class Asked:
+    """A host iterator that notes what it is asked for."""
+
+    def __init__(self) -> None:
+        self.counts: list[int] = []
+        self.within: list[int] = []
+
+    def __iter__(self) -> "Asked":
+        return self
+
+    def __next__(self) -> int:
+        return 0
+
+    def ready(self, count: int, timeout_s: float) -> bool:
+        self.counts.append(count)
+        return True
+
+    def raise_failure(self, count: int) -> None:
+        self.within.append(count)
+
+
+def test_on_a_device_the_batch_that_is_there_counts_and_the_one_behind_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("distill.data.prefetch.on_device", lambda host, finish, device: map(finish, host))
+    host: Any = Asked()
+    batches = DeviceIterator(host, str, torch.device("cuda"))
+    for _ in range(3):
+        assert batches.ready(4, 1)
+        assert [next(batches) for _ in range(4)] == ["0"] * 4
+    assert host.counts == [5, 4, 4]
+    assert host.within == [4, 3, 3]
+    on_cpu = DeviceIterator(host, str, torch.device("cpu"))
+    assert on_cpu.ready(4, 1)
+    next(on_cpu)
+    assert on_cpu.ready(500, 1)
+    assert host.counts[3:] == [4, 64]
 
 
 def test_without_workers_they_are_made_in_the_call(tmp_path: Path) -> None:

@@ -1,19 +1,23 @@
 """Told to stop while a step waits for a shard that does not come: all save where they stand, and the same command ends as if nothing had been."""
 
-import multiprocessing
 import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Self
 
 import pytest
-from stream_set import FOREIGN, PER_SHARD, Shards
+import yaml
+from shards import describe, images_of, write_tars
+from stream_set import FOREIGN, OWN, PER_SHARD, Shards
 from test_stream_ends import ended, goes_on_to_the_same_end, held_recipe, rank_of, torchrun, until
-from tiny import run
+from tiny import records, run, write_recipe
 
+from distill.data.fashion import EmbeddedFashionMnist
 from distill.plan import make_plan
 from distill.recipe import load_recipe
 from distill.train import DONE, INTERRUPTED
@@ -29,14 +33,32 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shards]:
     shutil.rmtree(shards.folder)
 
 
-def run_to(log: Path, recipe: Path, *overrides: str) -> None:
-    """In a process of its own."""
-    with log.open("w") as file:
-        os.dup2(file.fileno(), 1)
-        sys.stdout = file
-        code = run(recipe, *overrides)
-        file.flush()
-    os._exit(code)
+class Alone:
+    """`distill train` in a process of its own; nothing is left of it behind the block."""
+
+    def __init__(self, log: Path, recipe: Path, *overrides: str) -> None:
+        with log.open("w") as file:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "distill", "train", str(recipe), *overrides],
+                env={**os.environ, "ACCELERATE_USE_CPU": "true"},
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def lives(self) -> bool:
+        return self._process.poll() is None
+
+    def terminated(self) -> int:
+        """Its exit code after SIGTERM."""
+        self._process.terminate()
+        return self._process.wait(60)
 
 
 def steps_before(recipe: Path, path: str) -> int:
@@ -63,16 +85,10 @@ def test_one_process_saves_where_it_stands(num_workers: int, shards: Shards, tmp
     recipe, path = held_recipe(shards, case)
     output, log, num_steps = shards.folder / case, tmp_path / "log", steps_before(recipe, path)
     changes = (workers, "checkpoint.every='100 iterations'")
-    child = multiprocessing.get_context("fork").Process(target=run_to, args=(log, recipe, *changes))
-    child.start()
-    try:
-        until(lambda: logged(output) == num_steps, child.is_alive)
-        os.kill(int(child.pid or 0), signal.SIGTERM)
-        child.join(60)
-        assert child.exitcode == INTERRUPTED
-    finally:
-        child.kill()
-        shards.server.release.set()
+    with Alone(log, recipe, *changes) as child:
+        until(lambda: logged(output) == num_steps, child.lives)
+        assert child.terminated() == INTERRUPTED
+    shards.server.release.set()
     assert checkpoints(output) == [num_steps]
     saved = f"{output}/checkpoints/step-{num_steps:08d}"
     assert f"SIGTERM: stopped after step {num_steps}, saved in {saved}; " in log.read_text()
@@ -85,19 +101,57 @@ def test_before_the_first_step_there_is_nothing_to_save(shards: Shards, tmp_path
     recipe = shards.run_recipe("early", {"data": {"shards": {"timeout_s": 120}}})
     shards.server.fault("/early/*.tar", "hold", on=None)
     log = tmp_path / "log"
-    child = multiprocessing.get_context("fork").Process(target=run_to, args=(log, recipe))
-    child.start()
-    try:
-        until(lambda: any(shards.requested("early").values()), child.is_alive)
-        os.kill(int(child.pid or 0), signal.SIGTERM)
-        child.join(60)
-        assert child.exitcode == INTERRUPTED
-    finally:
-        child.kill()
-        shards.server.release.set()
+    with Alone(log, recipe) as child:
+        until(lambda: any(shards.requested("early").values()), child.lives)
+        assert child.terminated() == INTERRUPTED
+    shards.server.release.set()
     assert "SIGTERM: stopped after step 0, nothing to save; the same command goes on" in log.read_text()
     assert run(recipe) == DONE
     goes_on_to_the_same_end(shards, shards.folder / "early")
+
+
+def test_at_the_border_of_stages_what_the_stage_before_left_stays(shards: Shards, tmp_path: Path) -> None:
+    """The first shard of a second stage does not come."""
+    shards.server.release.clear()
+    recipe = shards.run_recipe("border", {"data": {"shards": {"timeout_s": 120}}})
+    tree = yaml.safe_load(recipe.read_text())
+    tree["stages"].reverse()
+    tree["stages"][1]["optimizer"] = "reset"
+    recipe.write_text(yaml.safe_dump(tree, sort_keys=False))
+    shards.server.fault("/border/*.tar", "hold", on=None)
+    output = shards.folder / "border"
+    with Alone(tmp_path / "log", recipe) as child:
+        until(lambda: any(shards.requested("border").values()) and logged(output) == OWN, child.lives)
+        (saved,) = (output / "checkpoints").glob(f"step-{OWN:08d}")
+        before = saved.stat().st_ino
+        assert child.terminated() == INTERRUPTED
+    shards.server.release.set()
+    assert saved.stat().st_ino == before
+    assert f"SIGTERM: stopped after step {OWN}, saved in {saved}; " in (tmp_path / "log").read_text()
+    assert run(recipe) == DONE
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_evaluation_that_waits_is_given_up(num_workers: int, shards: Shards, tmp_path: Path) -> None:
+    shards.server.release.clear()
+    source, case = EmbeddedFashionMnist("test"), f"judged-{num_workers}"
+    folder = shards.folder / "served" / case
+    write_tars(folder, images_of(source, range(40)), 10, labels=source.labels[:40].tolist())
+    describe(folder, source.classes)
+    judged = {"kind": "stream", "path": f"{shards.server.url}/{case}"}
+    recipe = write_recipe(
+        tmp_path, {"data": {"eval": judged, "shards": {"timeout_s": 120, "cache": str(tmp_path / "cache")}}}
+    )
+    shards.server.fault(f"/{case}/shard-00003.tar", "hold", on=None)
+    workers = f"data.num_workers={num_workers}"
+    with Alone(tmp_path / "log", recipe, workers) as child:
+        until(lambda: bool(shards.server.requests[f"/{case}/shard-00003.tar"]), child.lives)
+        assert child.terminated() == INTERRUPTED
+    shards.server.release.set()
+    assert "SIGTERM: stopped after step 4, saved in" in (tmp_path / "log").read_text()
+    assert run(recipe, workers) == DONE
+    judged_steps = [line["step"] for line in records(tmp_path / "run") if line["event"] == "evaluate"]
+    assert judged_steps == [4, 8], "the sitting after it began with the one that was given up"
 
 
 def test_both_save_when_one_of_them_is_told(shards: Shards, tmp_path: Path) -> None:

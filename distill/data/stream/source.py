@@ -159,12 +159,18 @@ class StreamSource:
         self._here().ahead.want(shards)
 
     def fingerprint(self) -> str:
-        """SHA-256 over what the shards are, in their order: names, counts, and checksums of them or of their footers as far as known.
+        """SHA-256 over what the shards are, in their order: names, counts, and checksums of them or of their footers as far as known; and over
+        what their labels mean.
 
         Not where they lie. Tars without manifest or Hub are names and counts alone: others of the same names and counts pass for them, at
         another place too. A copy of a Hub repository without a manifest is another: the Hub's checksums are not read off its files.
         """
-        said = [(shard.name, shard.num_samples, shard.content) for shard in self.shards]
+        said: list[object] = [(shard.name, shard.num_samples, shard.content) for shard in self.shards]
+        # What label numbers stand for, and the labels that a manifest has: the same shards can be told other ones.
+        labels = self.labels if isinstance(self.labels, np.ndarray) else None
+        said += [
+            None if part is None else hashlib.sha256(part.tobytes()).hexdigest() for part in (self._meaning, labels)
+        ]
         return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
     # ---- shards of this process --------------------------------------------------------------------------------------
