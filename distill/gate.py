@@ -26,7 +26,7 @@ class Loader(Protocol):
 
 
 class Gate:
-    """Lets all processes go on, or none.
+    """Lets all processes go on, or none. Made by every rank together.
 
     Args:
         may_wait: the batches come from afar; without, the gate stands open.
@@ -34,6 +34,8 @@ class Gate:
 
     def __init__(self, loader: Loader, engine: Engine, signals: Signals, *, may_wait: bool) -> None:
         self._loader, self._engine, self._signals, self._may_wait = loader, engine, signals, may_wait
+        if may_wait:
+            engine.connect_hosts()
 
     def opens(self) -> bool:
         """True when every process has what it goes on with; False when one waits and one was asked to stop. Collective: every rank.

@@ -132,8 +132,8 @@ class TrainLoader:
         builder = TrainBuilder(source, order, transform, mixing, shard, unreadable, order_starts, ahead)
         requests = _Requests(first_step, last_step, shard.accumulation)
         self._loader = data_loader(builder, requests, num_workers, prefetch_batches, self._device, persistent=False)
-        self._host = HostIterator[HostBatch](self._loader)
-        self._batches = DeviceIterator(self._host, self._finish, self._device)
+        host = HostIterator[HostBatch](self._loader)
+        self._batches = DeviceIterator(host, self._finish, self._device)
 
     def _finish(self, host: HostBatch) -> Batch:
         slots = self._shard.slots(host.micro)
@@ -163,7 +163,7 @@ class TrainLoader:
 
     def close(self) -> None:
         """Stop the workers. Further batches do not come."""
-        self._host.close()
+        self._batches.close()
 
     def __enter__(self) -> Self:
         return self
@@ -207,7 +207,6 @@ class EvalLoader:
         self._num_batches = len(builder)
         self.num_workers = num_workers
         self._loader = data_loader(builder, range(len(builder)), num_workers, 2, self._device, persistent=True)
-        self._host: HostIterator[HostEvalBatch] | None = None
         self._batches: DeviceIterator[HostEvalBatch, EvalBatch] | None = None
 
     def __len__(self) -> int:
@@ -215,8 +214,8 @@ class EvalLoader:
         return self._num_batches
 
     def __iter__(self) -> Iterator[EvalBatch]:
-        self._host = HostIterator[HostEvalBatch](self._loader)
-        self._batches = DeviceIterator(self._host, self._finish, self._device)
+        host = HostIterator[HostEvalBatch](self._loader)
+        self._batches = DeviceIterator(host, self._finish, self._device)
         return self._batches
 
     def ready(self, timeout_s: float) -> bool:
@@ -230,8 +229,8 @@ class EvalLoader:
 
     def close(self) -> None:
         """Stop the workers."""
-        if self._host is not None:
-            self._host.close()
+        if self._batches is not None:
+            self._batches.close()
 
     def __enter__(self) -> Self:
         return self

@@ -21,7 +21,7 @@ class DeviceIterator(Generic[Host, T]):
 
     def __init__(self, host: HostIterator[Host], finish: Callable[[Host], T], device: torch.device) -> None:
         self._host = host
-        self._batches = on_device(host, finish, device)
+        self._batches: Iterator[T] = on_device(host, finish, device)
         self._ahead = int(device.type == "cuda")
         self._held = 0  # batches that the device has, and nobody yet
 
@@ -45,6 +45,12 @@ class DeviceIterator(Generic[Host, T]):
         is_ready = self._host.ready(min(count + self._ahead, MOST_READY), timeout_s)
         self._host.raise_failure(count)
         return is_ready
+
+    def close(self) -> None:
+        """End the workers. Nothing comes any more."""
+        self._batches = iter(())
+        self._held = 0
+        self._host.close()
 
 
 def move(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

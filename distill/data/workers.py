@@ -63,6 +63,7 @@ class HostIterator(Generic[Host]):
         self._iterator: Any = None  # workers start with the first batch
         self._here: deque[Host | InputError] = deque()
         self._is_over = False  # at the end, or at an error, after which nothing is asked for
+        self._raised: InputError | None = None
 
     def __iter__(self) -> Iterator[Host]:
         return self
@@ -74,6 +75,7 @@ class HostIterator(Generic[Host]):
             raise StopIteration
         item = self._here.popleft()
         if isinstance(item, InputError):
+            self._raised = item
             raise item
         return item
 
@@ -95,7 +97,9 @@ class HostIterator(Generic[Host]):
         return len(self._here) >= count or self._is_over
 
     def raise_failure(self, count: int) -> None:
-        """Raises what is wrong with one of the next `count` batches, as far as they are here."""
+        """Raises what is wrong with one of the next `count` batches, as far as they are here, or was with the last one asked for."""
+        if self._raised is not None:
+            raise self._raised
         for item in itertools.islice(self._here, count):
             if isinstance(item, InputError):
                 raise item
@@ -115,9 +119,8 @@ class HostIterator(Generic[Host]):
         except RuntimeError as error:
             if not _NOT_YET.match(str(error)):
                 raise
-            if (
-                thread := _pinning_thread(self._iterator)
-            ) and not thread.is_alive():  # torch looks only where it has no limit
+            thread = _pinning_thread(self._iterator)
+            if thread is not None and not thread.is_alive():  # torch looks only where it has no limit
                 raise RuntimeError("Pin memory thread exited unexpectedly") from error
             raise _NotYet from None
 
@@ -125,8 +128,9 @@ class HostIterator(Generic[Host]):
         """End the workers. Nothing comes any more."""
         self._is_over = True
         self._here.clear()
-        if self._loader.num_workers and self._iterator is not None:
-            _end_workers(self._iterator)  # dropping the iterator does not help while a traceback refers to it
+        iterator = self._iterator or self._loader._iterator  # of persistent workers, whose new pass has not begun
+        if self._loader.num_workers and iterator is not None:
+            _end_workers(iterator)  # dropping the iterator does not help while a traceback refers to it
             self._loader._iterator = None  # else a loader with persistent workers would call the dead ones again
         self._iterator = None
 
@@ -164,9 +168,10 @@ def _pinning_thread(iterator: Any) -> threading.Thread | None:
 
 def _end_workers(iterator: Any) -> None:
     """In the middle of whatever they do: torch would wait five seconds for each that is amid a shard."""
-    if thread := _pinning_thread(
-        iterator
-    ):  # it reads what they send, and would wait for the rest of a message that was cut
+    if iterator._shutdown:  # by torch, at the end of a pass whose workers do not stay
+        return
+    # torch's thread reads what they send, and would wait for the rest of a message that was cut.
+    if thread := _pinning_thread(iterator):
         iterator._pin_memory_thread_done_event.set()
         iterator._worker_result_queue.put((None, None))
         thread.join(_PINNING_ENDS_S)

@@ -198,25 +198,29 @@ class Engine:
             dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
         return tensor
 
+    def connect_hosts(self) -> None:
+        """Make what `any_on_hosts` talks through; on the CPU that is the processes' own group. Collective: every rank.
+
+        Raises:
+            InputError: the network's interface is not found.
+        """
+        if self.world_size == 1 or self.device.type == "cpu" or self._hosts is not None:
+            return
+        try:
+            self._hosts = dist.new_group(backend="gloo", timeout=timedelta(seconds=self._timeout_s))
+        except RuntimeError as error:
+            raise InputError(
+                "gloo did not connect the processes, which streams need beside NCCL: name the network's interface in "
+                f"GLOO_SOCKET_IFNAME, such as eth0 ({str(error).splitlines()[0]})"
+            ) from error
+
     def any_on_hosts(self, *flags: bool) -> list[bool]:
         """Each flag: whether it is raised on some process. Between the hosts, so that no device is waited for. Collective: every rank."""
         if self.world_size == 1:
             return list(flags)
         raised = torch.tensor(flags, dtype=torch.int32)
-        dist.all_reduce(raised, op=dist.ReduceOp.MAX, group=self._group_of_hosts())
+        dist.all_reduce(raised, op=dist.ReduceOp.MAX, group=self._hosts)
         return [bool(flag) for flag in raised.tolist()]
-
-    def _group_of_hosts(self) -> Any:
-        """The processes' group over their network, made when it is first wanted; null for the default one, which is that on the CPU."""
-        if self.device.type != "cpu" and self._hosts is None:
-            try:
-                self._hosts = dist.new_group(backend="gloo", timeout=timedelta(seconds=self._timeout_s))
-            except RuntimeError as error:
-                raise InputError(
-                    "gloo did not connect the processes, which streams need beside NCCL: name the network's interface in "
-                    f"GLOO_SOCKET_IFNAME, such as eth0 ({str(error).splitlines()[0]})"
-                ) from error
-        return self._hosts
 
     def average_(self, tensors: list[torch.Tensor]) -> None:
         """Mean over processes of float tensors, in place, in one message. Collective: every rank.

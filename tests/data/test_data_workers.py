@@ -157,6 +157,8 @@ def test_nothing_is_waited_for_behind_an_error(num_workers: int, tmp_path: Path)
     assert next(host) == 0
     with pytest.raises(InputError, match="number 1"):
         next(host)
+    with pytest.raises(InputError, match="number 1"):
+        host.raise_failure(1)  # where the device asked for it one batch ahead
     host.close()
     assert host.ready(1, 0), "nothing comes any more"
 
@@ -205,6 +207,37 @@ def test_on_a_device_the_batch_that_is_there_counts_and_the_one_behind_is_asked_
     next(on_cpu)
     assert on_cpu.ready(500, 1)
     assert host.counts[3:] == [4, 64]
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_a_pass_that_pins_ends_and_closes(persistent: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on CUDA: torch's thread pins, and at the end of a pass whose workers do not stay it has closed everything itself."""
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda *_: True)
+    monkeypatch.setattr(torch.accelerator, "current_device_index", lambda *_: 0)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda *_: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "set_device_index", lambda *_: None)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda *_: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    loader = data_loader(Numbers(tmp_path), range(6), 2, 2, torch.device("cuda"), persistent)
+    for stop in (6, 3):
+        host = HostIterator[int](loader)
+        assert [next(host) for _ in range(stop)] == list(range(stop))
+        if stop == 6:
+            with pytest.raises(StopIteration):
+                next(host)
+        assert workers._pinning_thread(host._iterator) is not None
+        if stop == 3 or not persistent:
+            host.close()
+    assert _children() == []
+
+
+def test_workers_that_stay_end_although_their_next_pass_has_not_begun(tmp_path: Path) -> None:
+    loader = data_loader(Numbers(tmp_path), range(6), 2, 2, torch.device("cpu"), persistent=True)
+    assert list(HostIterator[int](loader)) == list(range(6))
+    assert len(_children()) == 2
+    HostIterator[int](loader).close()
+    assert _children() == []
 
 
 def test_without_workers_they_are_made_in_the_call(tmp_path: Path) -> None:
