@@ -128,7 +128,8 @@ class HostIterator(Generic[Host]):
         """End the workers. Nothing comes any more."""
         self._is_over = True
         self._here.clear()
-        iterator = self._iterator or self._loader._iterator  # of persistent workers, whose new pass has not begun
+        # The loader has one of persistent workers, whose new pass may not have begun.
+        iterator = self._loader._iterator if self._iterator is None else self._iterator
         if self._loader.num_workers and iterator is not None:
             _end_workers(iterator)  # dropping the iterator does not help while a traceback refers to it
             self._loader._iterator = None  # else a loader with persistent workers would call the dead ones again
