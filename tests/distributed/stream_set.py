@@ -3,14 +3,18 @@
 Each case reads the shards under a URL of its own (a link beside them), and has a cache of its own.
 """
 
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from servers import FolderServer
 from shards import describe, images_of, write_tars
-from tiny import write_recipe
+from tiny import run, write_recipe
 
 from distill.data.fashion import EmbeddedFashionMnist
+from distill.train import DONE
 
 NUM_SAMPLES, PER_SHARD, BATCH = 600, 25, 16
 STEPS = NUM_SAMPLES // BATCH  # an epoch: 37, and 8 samples are left out
@@ -99,3 +103,13 @@ class Shards:
         """How often each shard was asked for."""
         start = f"/{case}/shard-"
         return {path: count for path, count in self.server.requests.items() if path.startswith(start)}
+
+
+@contextmanager
+def shards_and_undisturbed(folder: Path) -> Iterator[Shards]:
+    """The shards while they are served, and a run over them that nothing disturbs."""
+    shards = Shards(folder)
+    with shards.server:
+        assert run(shards.run_recipe("undisturbed")) == DONE
+        yield shards
+    shutil.rmtree(shards.folder)

@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from stream_set import BROKEN, CUT_AT, FOREIGN, HELD, PER_SHARD, TIMEOUT_S, Shards
+from stream_set import BROKEN, CUT_AT, FOREIGN, HELD, PER_SHARD, TIMEOUT_S, Shards, shards_and_undisturbed
 from tiny import assert_equal_but_statistics, run, tensors
 
 from distill.plan import make_plan
@@ -23,12 +22,8 @@ from distill.train import DONE
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shards]:
-    """The shards, and a run over them that nothing disturbs."""
-    shards = Shards(tmp_path_factory.mktemp("streams"))
-    with shards.server:
-        assert run(shards.run_recipe("undisturbed")) == DONE
+    with shards_and_undisturbed(tmp_path_factory.mktemp("streams")) as shards:
         yield shards
-    shutil.rmtree(shards.folder)
 
 
 def torchrun(recipe: Path, log: Path) -> subprocess.Popen[bytes]:

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from typing import Self
 import pytest
 import yaml
 from shards import describe, images_of, write_tars
-from stream_set import FOREIGN, OWN, PER_SHARD, Shards
+from stream_set import FOREIGN, OWN, PER_SHARD, Shards, shards_and_undisturbed
 from test_stream_ends import ended, goes_on_to_the_same_end, held_recipe, rank_of, torchrun, until
 from tiny import records, run, write_recipe
 
@@ -25,12 +24,8 @@ from distill.train import DONE, INTERRUPTED
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shards]:
-    """The shards, and a run over them that nothing disturbs."""
-    shards = Shards(tmp_path_factory.mktemp("streams"))
-    with shards.server:
-        assert run(shards.run_recipe("undisturbed")) == DONE
+    with shards_and_undisturbed(tmp_path_factory.mktemp("streams")) as shards:
         yield shards
-    shutil.rmtree(shards.folder)
 
 
 class Alone:
