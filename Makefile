@@ -52,5 +52,5 @@ refresh-constraints: $(STAMP)  ## pin the newest versions that pyproject.toml al
 	mv constraints.txt.new constraints.txt
 
 clean:  ## remove caches and build leftovers; keeps .venv, runs/ and exports/
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -13,8 +13,21 @@ from pathlib import Path
 import pytest
 import torch
 from command import Cli, Outcome
+from hypothesis import HealthCheck, settings
 
 # `tiny` and the command line are imported where they are used: they take seconds, and tests of one room need neither.
+
+
+# The same examples in every run and on every machine, and no time limit for one: a loaded machine would miss it. An example
+# may write to the test's own folder, which all examples of a test share.
+settings.register_profile(
+    "tests",
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("tests")
 
 
 def pytest_configure() -> None:
