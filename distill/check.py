@@ -114,6 +114,8 @@ def _not_here(recipe: Recipe) -> list[str]:
         files["teacher.weights"] = Path(recipe.teacher.weights)
     trained = [(f"{prefix}data.train", recipe.at_stage(i).data.train) for i, prefix in enumerate(recipe.stage_keys)]
     for key, source in (*trained, ("data.eval", recipe.data.eval)):
+        if isinstance(source, schema.HoldOut):
+            continue  # a part of data.train
         if source is not None and source.path is not None and not _REMOTE_OR_MANY.search(source.path):
             files[key] = Path(recipe.data.root) / source.path
     return [f"{key}: {path} is not here" for key, path in files.items() if not _exists(path.expanduser())]

@@ -10,9 +10,10 @@ import numpy as np
 
 from distill.data.augment import TrainTransform
 from distill.data.classes import Named, chosen_samples, run_classes
+from distill.data.holdout import Part, open_eval, open_train
 from distill.data.lanes import LaneOrder, default_block, default_lanes, fitting_lanes, lanes_fit
 from distill.data.order import Order, TrainOrder
-from distill.data.sources import Source, open_source
+from distill.data.sources import Source
 from distill.data.stream.source import StreamSource
 from distill.engine import TRACKERS
 from distill.errors import InputError, nearest
@@ -165,6 +166,7 @@ class Plan:
             **stages,
             "evaluation images": len(self.eval_source) if self.eval_source else 0,
             **_shards_of(self.eval_source, "evaluation"),
+            **held_out_images(self.eval_source),
             "classes (SHA-256)": hashlib.sha256("\n".join(self.classes).encode()).hexdigest(),
             "steps": self.total_steps,
         }
@@ -187,6 +189,14 @@ def _shards_of(source: Source | None, what: str) -> dict[str, str | int]:
     return {f"{what} shards (SHA-256)": source.fingerprint()} if isinstance(source, StreamSource) else {}
 
 
+def held_out_images(source: Source | None) -> dict[str, str | int]:
+    """What tells which images of data.train are held out for evaluation; nothing of other sources."""
+    if not isinstance(source, Part):
+        return {}
+    places = np.concatenate([source.indices, source.labels]).astype(np.int64)
+    return {"held-out images (SHA-256)": hashlib.sha256(places.tobytes()).hexdigest()}
+
+
 def make_plan(recipe: Recipe) -> Plan:
     """Open the sources and turn every duration into steps.
 
@@ -199,10 +209,8 @@ def make_plan(recipe: Recipe) -> Plan:
     recipes = [recipe.at_stage(index) for index in range(recipe.num_stages)]
     prefixes = recipe.stage_keys
     keys = [f"{prefix}data.train" for prefix in prefixes]
-    sources = [
-        open_source(own.data.train, root, key, recipe.data.shards) for own, key in zip(recipes, keys, strict=True)
-    ]
-    eval_source = open_source(recipe.data.eval, root, "data.eval", recipe.data.shards) if recipe.data.eval else None
+    sources = [open_train(recipe.data, own.data.train, root, key) for own, key in zip(recipes, keys, strict=True)]
+    eval_source = open_eval(recipe.data, root)
     readers = [reader_of_labels(own, prefix) for own, prefix in zip(recipes, prefixes, strict=True)]
     named = [Named(key, source, bool(why), why) for key, source, why in zip(keys, sources, readers, strict=True)]
     classes = run_classes(named, eval_source)

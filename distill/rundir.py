@@ -140,8 +140,8 @@ def best_student(output: Path) -> str | None:
     return best
 
 
-def newest_checkpoint(output: Path) -> Checkpoint:
-    """The newest checkpoint of a run, whatever its recipe.
+def newest_checkpoint(output: Path, verify: bool = True) -> Checkpoint:
+    """The newest checkpoint of a run, whatever its recipe; `verify` reads all of it against its checksums.
 
     Raises:
         InputError: there is none, or it is damaged.
@@ -149,7 +149,7 @@ def newest_checkpoint(output: Path) -> Checkpoint:
     paths = sorted(checkpoints_dir(output).glob("step-[0-9]*"), key=lambda path: int(path.name.removeprefix("step-")))
     if not paths:
         raise InputError(f"{output}: this run has no checkpoint")
-    return load(paths[-1])
+    return load(paths[-1], verify=verify)
 
 
 def same_inputs(path: Path, before: dict[str, str | int], now: dict[str, str | int]) -> None:

@@ -12,8 +12,9 @@ from typing import Any
 from distill.data.augment import TrainTransform
 from distill.data.classes import Named, run_classes
 from distill.data.decode import UnreadableImage, read_image
+from distill.data.holdout import open_eval, open_train
 from distill.data.prefetch import MOST_READY
-from distill.data.sources import Source, open_source
+from distill.data.sources import Source
 from distill.data.stream.source import StreamSource
 from distill.doctor.findings import Diagnosis, Section
 from distill.doctor.machine import free_bytes, gib
@@ -47,10 +48,13 @@ def examine_data(diagnosis: Diagnosis, recipe: Recipe) -> Reached:
     root = Path(recipe.data.root).expanduser()
     opened: dict[str, Source | None] = {}
     trained = [(f"{prefix}data.train", recipe.at_stage(i).data.train) for i, prefix in enumerate(recipe.stage_keys)]
-    for key, spec in (*trained, ("data.eval", recipe.data.eval)):
-        if spec is None:
-            continue
-        found = _within(_OPEN_S, partial(open_source, spec, root, key, recipe.data.shards))
+    openings: dict[str, Callable[[], Source | None]] = {
+        key: partial(open_train, recipe.data, spec, root, key) for key, spec in trained
+    }
+    if recipe.data.eval is not None:
+        openings["data.eval"] = partial(open_eval, recipe.data, root)
+    for key, opening in openings.items():
+        found = _within(_OPEN_S, opening)
         if isinstance(found, InputError):
             # What is not here is no fault of the recipe: it may be read on another machine.
             diagnosis.find(

@@ -2,10 +2,15 @@
 
 from pathlib import Path
 
+from distill.checkpoint import load
 from distill.data.guess import guess_source, in_options, known_classes
+from distill.data.holdout import open_eval
 from distill.data.sources import Source, open_source
 from distill.errors import InputError
+from distill.judge.find import is_checkpoint
+from distill.plan import held_out_images
 from distill.recipe import Recipe
+from distill.rundir import newest_checkpoint
 
 
 def open_images(data: str | None, classes: str | None, recipe: Recipe | None, path: Path) -> Source:
@@ -28,9 +33,33 @@ def open_images(data: str | None, classes: str | None, recipe: Recipe | None, pa
     if recipe is None or recipe.data.eval is None:
         raise InputError(f"{path} does not say what to judge it on: give --data")
     try:
-        return open_source(recipe.data.eval, Path(recipe.data.root), "data.eval")
+        source = open_eval(recipe.data, Path(recipe.data.root))
     except InputError as error:
         raise InputError(f"{error}; or judge on something else with --data") from error
+    assert source is not None
+    _refuse_other_images(source, path)
+    return source
+
+
+def _refuse_other_images(source: Source, path: Path) -> None:
+    """Raises InputError where other images are held out than when the run trained: it may have seen these.
+
+    Args:
+        path: the run, or one of its checkpoints.
+    """
+    if not (now := held_out_images(source)):
+        return
+    try:
+        before = (load(path, verify=False) if is_checkpoint(path) else newest_checkpoint(path, verify=False)).values
+    except InputError as error:
+        raise InputError(
+            f"data.eval: only a checkpoint says which images were held out ({error}): give --data"
+        ) from error
+    if any(before["inputs"].get(key) != value for key, value in now.items()):
+        raise InputError(
+            "data.eval: data.train has changed since the run, so that other images are held out now, which it may have "
+            "trained on: put the earlier images back, or evaluate on others with --data"
+        )
 
 
 def as_options(message: str) -> str:

@@ -10,6 +10,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from distill.data.guess import guess_source, in_options, known_classes
+from distill.data.holdout import open_eval, open_train
 from distill.data.sources import Source, open_source
 from distill.data.stream.names import shown
 from distill.errors import InputError, nearest
@@ -115,11 +116,15 @@ def in_stage(recipe: Recipe, stage: str, key: str) -> Recipe:
 
 def _of_recipe(name: str, recipe_name: str, stage: str | None, part: str) -> Named:
     recipe = load_recipe(recipe_name)
+    run_data = recipe.data
     if stage is not None:
         recipe = in_stage(recipe, stage, name)
-    spec = recipe.data.train if part == "train" else recipe.data.eval
-    if spec is None:
-        raise InputError(f"{name}: data.eval of the recipe is null: it names no images")
     key = f"stages.{stage}.data.{part}" if stage else f"data.{part}"
     root = Path(recipe.data.root)
-    return Named(open_source(spec, root, key, recipe.data.shards), spec, root, name, recipe)
+    if part == "train":
+        return Named(open_train(run_data, recipe.data.train, root, key), recipe.data.train, root, name, recipe)
+    source = open_eval(run_data, root, key)
+    if source is None or run_data.eval is None:
+        raise InputError(f"{name}: data.eval of the recipe is null: it names no images")
+    spec = run_data.train if isinstance(run_data.eval, schema.HoldOut) else run_data.eval
+    return Named(source, spec, root, name, recipe)

@@ -1,8 +1,8 @@
 """The part of a recipe that says which images, and how they are seen."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from distill.recipe.values import Count, NonNegative, Positive, Probability, Range, Section
 
@@ -73,7 +73,22 @@ class Stream(Section):
     block: Count | None = None
 
 
+class HoldOut(Section):
+    """For evaluation: a fixed part of each class of `data.train`, which training never sees.
+
+    Each class gives round(fraction * its size) images: at least 1, and never its last one, so that a
+    class of a single image is only trained on. Which ones depends on the class name and the place in
+    the class, not on `seed`: runs of different seeds are compared on the same images.
+    """
+
+    kind: Literal["holdout"]
+    fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+
+
 Source = Annotated[ImageFolder | Table | SavedDataset | FashionMnist | Stream, Field(discriminator="kind")]
+EvalSource = Annotated[
+    ImageFolder | Table | SavedDataset | FashionMnist | Stream | HoldOut, Field(discriminator="kind")
+]
 
 
 class Shards(Section):
@@ -132,7 +147,7 @@ class Data(Section):
 
     root: str = "."
     train: Source
-    eval: Source | None = None
+    eval: EvalSource | None = None
     fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     keep_classes: Literal["all", "shared", "unshared"] = "all"
     image_size: Annotated[int, Field(ge=8)] = 224
@@ -143,3 +158,13 @@ class Data(Section):
     num_workers: Annotated[int, Field(ge=0)] | None = None
     prefetch_batches: Count = 2
     shards: Shards = Shards()
+
+    @model_validator(mode="after")
+    def _labels_to_hold_out(self) -> Self:
+        if isinstance(self.eval, HoldOut) and isinstance(self.train, Stream):
+            raise ValueError(
+                "eval: kind: holdout needs the label of every image of data.train before any is read, and a "
+                "stream is read shard by shard: name a split or shards of its own, or read the images with "
+                "kind: image_folder, parquet, arrow or saved"
+            )
+        return self

@@ -11,8 +11,10 @@ from pydantic import BeforeValidator, Field, model_validator
 from distill.recipe.data import (
     Augment,
     Data,
+    EvalSource,
     EvalView,
     FashionMnist,
+    HoldOut,
     ImageFolder,
     Mixing,
     SavedDataset,
@@ -54,10 +56,12 @@ __all__ = [
     "Checkpoint",
     "Data",
     "Ema",
+    "EvalSource",
     "EvalView",
     "Evaluate",
     "FashionMnist",
     "Hard",
+    "HoldOut",
     "ImageFolder",
     "Log",
     "Mixing",
@@ -231,6 +235,18 @@ class Recipe(Section):
     def _stages(self) -> Self:
         for problem in stage_problems(self.stages, self.students, self.train.zero_stage):
             raise ValueError(problem)
+        return self
+
+    @model_validator(mode="after")
+    def _held_out_of_a_stage(self) -> Self:
+        if (
+            isinstance(self.data.eval, HoldOut)
+            and self.stages
+            and self.data.train not in [stage.data.train for stage in self.stages]
+        ):
+            raise ValueError(
+                "data.eval: kind: holdout takes a part of data.train, and no stage trains on data.train: give data.eval a source of its own"
+            )
         return self
 
     @model_validator(mode="after")
