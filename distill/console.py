@@ -6,6 +6,7 @@ On a terminal: one bar for the run, a table with a row a student. Elsewhere: pla
 import json
 import math
 import os
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,13 +15,12 @@ from typing import Any, TextIO
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.markup import escape
 from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from distill.errors import InputError
+from distill.errors import InputError, printable
 
 # Files and pipes have no width: rich would wrap at 80 columns and break lines that programs read.
 _PLAIN_WIDTH = 1000
@@ -28,8 +28,27 @@ _PLAIN_WIDTH = 1000
 
 def make_console(stderr: bool = False) -> Console:
     """The console that everything prints on: as wide as the terminal, or wide enough not to wrap plain lines."""
-    console = Console(stderr=stderr, highlight=False)
-    return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=_PLAIN_WIDTH)
+    console = _literal_console(stderr, None)
+    return console if console.is_terminal else _literal_console(stderr, _PLAIN_WIDTH)
+
+
+def _literal_console(stderr: bool, width: int | None) -> Console:
+    """A console for which `[red]`, `:smile:` and escape codes in a str, also in a table's cell, are plain characters.
+
+    Names come from folders, archives and servers. A rich Text is printed as it is: make one of `visible(name)`.
+    """
+    encoding = (sys.stderr if stderr else sys.stdout).encoding or "utf-8"
+
+    def highlighter(text: str | Text) -> Text:
+        return visible(str(text), encoding)
+
+    return Console(stderr=stderr, markup=False, emoji=False, highlight=True, highlighter=highlighter, width=width)
+
+
+def visible(message: str, encoding: str = "utf-8") -> Text:
+    """A message of one or more lines whose other control characters, and those that `encoding` lacks, are written out."""
+    lines = "\n".join(map(printable, message.split("\n")))
+    return Text(lines.encode(encoding, "backslashreplace").decode(encoding))
 
 
 def show_table(console: Console, table: Table) -> None:
@@ -50,7 +69,7 @@ def error_panel(message: str) -> None:
     if rank != "0":
         console.print(f"distill (rank {rank}): {' '.join(message.split())}", markup=False, soft_wrap=True)
     elif console.is_terminal:
-        console.print(Panel(Text(message), title="distill", title_align="left", border_style="red"))
+        console.print(Panel(visible(message), title="distill", title_align="left", border_style="red"))
     else:
         console.print(f"distill: {message}", markup=False, soft_wrap=True)
 
@@ -88,12 +107,12 @@ class Screen:
         self._status = ""
         self._doing = "starting"
         self._progress = Progress(
-            TextColumn("[bold]{task.description}"),
+            TextColumn("{task.description}", style="bold", markup=False),
             BarColumn(None),
             TextColumn("{task.completed}/{task.total} steps"),
             expand=True,
         )
-        self._task = self._progress.add_task(escape(title), total=total_steps)
+        self._task = self._progress.add_task(printable(title), total=total_steps)
         self._live: Live | None = None
 
     def __enter__(self) -> "Screen":

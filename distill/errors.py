@@ -12,6 +12,20 @@ class InputError(ValueError):
     """
 
 
+def printable(text: str) -> str:
+    """A name from outside in one line of visible characters: control and direction marks as \\x1b,
+    bytes that are not UTF-8 as \\xff."""
+    return text if text.isprintable() else "".join(map(_visible_character, text))
+
+
+def _visible_character(character: str) -> str:
+    if character.isprintable():
+        return character
+    if 0xDC80 <= ord(character) <= 0xDCFF:  # a byte of a file name, as os.fsdecode keeps it
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return ascii(character)[1:-1]
+
+
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     """A question "(did you mean 'a' or 'b'?)" with a leading space, or nothing when no known name is close."""
     matches = get_close_matches(name, list(known), n=count, cutoff=0.6)

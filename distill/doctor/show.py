@@ -4,7 +4,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from distill.console import make_console, show_table
+from distill.console import make_console, show_table, visible
 from distill.doctor.findings import Diagnosis, Grid, Section
 
 _STYLES = {"ok": "green", "unknown": "cyan", "warning": "yellow", "problem": "bold red"}
@@ -26,7 +26,7 @@ def _section(console: Console, section: Section) -> None:
         table.add_column()
         table.add_column(style="dim")
         for what, value, source in section.rows:
-            table.add_row(Text(f"  {what}"), Text(value), Text(source))
+            table.add_row(f"  {what}", value, source)
         show_table(console, table)
     for grid in section.tables:
         _grid(console, grid)
@@ -34,24 +34,24 @@ def _section(console: Console, section: Section) -> None:
 
 
 def _grid(console: Console, grid: Grid) -> None:
-    console.print(Text(f"  {grid.title}"), soft_wrap=True)
+    console.print(f"  {grid.title}", soft_wrap=True)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for index, column in enumerate(grid.columns):
-        table.add_column(Text(f"  {column}" if index == 0 else column), justify="left" if index == 0 else "right")
+        table.add_column(f"  {column}" if index == 0 else column, justify="left" if index == 0 else "right")
     for row in grid.rows:
-        table.add_row(Text(f"  {row[0]}"), *map(Text, row[1:]))
+        table.add_row(f"  {row[0]}", *row[1:])
     show_table(console, table)
     if grid.note:
-        console.print(Text(f"  {grid.note}", style="dim"), soft_wrap=True)
+        console.print(f"  {grid.note}", style="dim", soft_wrap=True)
 
 
 def _verdicts(console: Console, diagnosis: Diagnosis) -> None:
     console.print(Text("Verdict", style="bold"))
     order = list(_STYLES)
     for finding in sorted(diagnosis.findings, key=lambda finding: order.index(finding.level)):
-        line = Text.assemble("  ", (f"{finding.level:8}", _STYLES[finding.level]), f"{finding.about}: {finding.says}")
-        if finding.mend:
-            line.append(f". Mend: {finding.mend}")
+        line = Text.assemble("  ", (f"{finding.level:8}", _STYLES[finding.level]))
+        mend = f". Mend: {finding.mend}" if finding.mend else ""
+        line.append(visible(f"{finding.about}: {finding.says}{mend}"))
         console.print(line, soft_wrap=not console.is_terminal)
     if not any(finding.level in ("warning", "problem") for finding in diagnosis.findings):
-        console.print(Text("  nothing speaks against it"))
+        console.print("  nothing speaks against it")

@@ -6,6 +6,7 @@ from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 
 from distill.console import hours_minutes, make_console
+from distill.errors import printable
 
 _EVERY_S = 30.0
 
@@ -20,14 +21,14 @@ class Progress:
         self._images = self._shards = self._new = 0
         self._began = self._said = time.monotonic()
         self._bar = Bar(
-            TextColumn("[bold]{task.description}", markup=True),
+            TextColumn("{task.description}", style="bold", markup=False),
             BarColumn(None),
-            TextColumn("{task.fields[says]}"),
+            TextColumn("{task.fields[says]}", markup=False),
             console=self._console,
             transient=True,
             expand=True,
         )
-        self._task = self._bar.add_task(name.replace("[", r"\["), total=num_images, says="")
+        self._task = self._bar.add_task(printable(name), total=num_images, says="")
         self._live = show and self._console.is_terminal and not self._console.is_dumb_terminal
 
     def __enter__(self) -> "Progress":
