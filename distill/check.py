@@ -12,6 +12,7 @@ from distill.build import refuse_image_size, refuse_scalars, student_pixels
 from distill.errors import InputError, naming
 from distill.models.build import checkpoint_activations, config, create, student_without_memory
 from distill.optim import build_optimizer
+from distill.output_folder import refuse_foreign_output
 from distill.plan import setting_problems, share_of_process
 from distill.recipe import DurationValue, Recipe, schema
 
@@ -51,6 +52,8 @@ def check_recipe(recipe: Recipe, num_processes: int | None = None) -> list[str]:
     if recipe.teacher is not None:
         with collecting("teacher"):
             _check_teacher(recipe.teacher)
+    with collecting("output"):
+        refuse_foreign_output(recipe)
     if problems:
         raise InputError("\n".join(dict.fromkeys(problems)))
     return _not_here(recipe)

@@ -8,7 +8,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -183,17 +183,31 @@ def _finite(value: Any) -> Any:
 
 
 class MetricsFile:
-    """metrics.jsonl: one JSON object a line, each with its step and what kind of event it is. Written by the main process."""
+    """metrics.jsonl: one JSON object a line, with its step and its kind of event.
 
-    def __init__(self, path: Path, write: bool) -> None:
-        self._path = path
+    The main process writes it. A file that was deleted, moved or rotated during the run is replaced by a new
+    one at the same path, so that no later record is lost.
+    """
+
+    def __init__(self, path: Path, write: bool, say: Callable[[str], None] = lambda message: None) -> None:
+        self._path, self._say = path, say
         self._file: TextIO | None = path.open("a") if write else None
 
     def write(self, event: str, step: int, values: Mapping[str, Any]) -> None:
-        """Append one record and hand it to the operating system."""
+        """Append one record and hand it to the operating system.
+
+        Raises:
+            InputError: the disk is full, or the folder is gone or cannot be written.
+        """
         if self._file:
             record = {"event": event, "step": step, "time": round(time.time(), 3), **values}
             try:
+                if not self._is_at_its_path(self._file):
+                    self._file.close()
+                    self._file = self._path.open("a")
+                    self._say(
+                        f"{self._path}: was deleted or moved; records from step {step} on are in a new file there"
+                    )
                 self._file.write(json.dumps(_finite(record)) + "\n")
                 self._file.flush()
             except OSError as error:
@@ -201,6 +215,12 @@ class MetricsFile:
                     f"{self._path}: cannot be written: {error}; make room, or set output= to another folder. "
                     "The run goes on from its last checkpoint"
                 ) from error
+
+    def _is_at_its_path(self, file: TextIO) -> bool:
+        try:
+            return os.path.samestat(os.fstat(file.fileno()), self._path.stat())
+        except FileNotFoundError:
+            return False
 
     def close(self) -> None:
         """Close the file."""

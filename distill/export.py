@@ -72,6 +72,11 @@ def refuse_overwrite(folder: Path) -> None:
         raise InputError(
             f"{folder}: holds {other[0]!r}, which is no part of an export and would be lost: choose another folder, or move it away"
         )
+    if any(folder.iterdir()) and not (folder / RECORD_FILE).is_file():
+        raise InputError(
+            f"{folder}: holds a model that distill did not export (it has no {RECORD_FILE}) and that would be lost: "
+            "choose another folder, or move it away"
+        )
 
 
 def read_record(folder: Path) -> dict[str, Any]:

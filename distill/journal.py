@@ -24,7 +24,7 @@ class Journal:
 
     def open(self, metrics: Path) -> None:
         """Open metrics.jsonl and start the trackers. Collective: every rank."""
-        self._metrics = MetricsFile(metrics, self._engine.is_main)
+        self._metrics = MetricsFile(metrics, self._engine.is_main, self.screen.say)
         self._engine.start_trackers(self._recipe.name, self._recipe.model_dump(mode="json"))
 
     def close(self) -> None:

@@ -20,26 +20,36 @@ from typing import IO
 from distill.checkpoint import Checkpoint, clean, latest, load, replace_text, truncate_jsonl
 from distill.checkpoint.differences import moved_streams
 from distill.errors import InputError
+from distill.output_folder import (
+    LOCK_FILE,
+    METRICS_FILE,
+    RECIPE_FILE,
+    REPORT_FILE,
+    best_dir,
+    checkpoints_dir,
+    refuse_foreign_output,
+)
 from distill.recipe import Recipe, dump_recipe, recipe_digest
 
-RECIPE_FILE = "recipe.yaml"
-METRICS_FILE = "metrics.jsonl"
-LOCK_FILE = ".lock"
-REPORT_FILE = "report.json"
+__all__ = [
+    "METRICS_FILE",
+    "RECIPE_FILE",
+    "REPORT_FILE",
+    "Claim",
+    "begin",
+    "best_dir",
+    "best_student",
+    "checkpoints_dir",
+    "newest_checkpoint",
+    "reopen",
+    "same_inputs",
+]
+
+
 _SAME_SHARDS = (
     "Shards are the same where their names, their numbers of samples and their checksums are, in one order; checksums are those of a manifest, "
     "of the Hub, or of Parquet footers"
 )
-
-
-def checkpoints_dir(output: Path) -> Path:
-    """Where checkpoints lie in a run's folder."""
-    return output / "checkpoints"
-
-
-def best_dir(output: Path, student: str) -> Path:
-    """Where a student's best weights lie in a run's folder."""
-    return output / "best" / student
 
 
 class Claim:
@@ -98,14 +108,16 @@ def begin(
         InputError: the folder cannot be written, another process writes in it, or it holds a run of another recipe or of other
             data, or only damaged checkpoints.
     """
+    refuse_foreign_output(recipe)  # again: the data may have taken minutes to read
     try:
         output.mkdir(parents=True, exist_ok=True)
         claim.take(output)
         if recipe.resume == "never" and (output / RECIPE_FILE).exists():
-            aside = output.with_name(f"{output.name}.before-{time.strftime('%Y%m%d-%H%M%S')}")
-            output.rename(aside)
+            place = output.resolve()  # a link stays, and what it names is moved
+            aside = place.with_name(f"{place.name}.before-{time.strftime('%Y%m%d-%H%M%S')}")
+            place.rename(aside)
             say(f"resume: never: the run that was in {output} is now in {aside}")
-            output.mkdir()
+            place.mkdir()
             claim.take(output)
         checkpoint = latest(checkpoints_dir(output), recipe_digest(recipe), dump_recipe(recipe), report=say)
         if checkpoint:

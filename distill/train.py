@@ -23,6 +23,7 @@ from distill.engine import Engine, check_rendezvous, launched_processes, refuse_
 from distill.evaluate import TEACHER, Accuracy, EvaluationAbandoned, TeacherAnswers, evaluate
 from distill.gate import Gate, GatedBatches
 from distill.journal import Journal
+from distill.output_folder import refuse_foreign_output
 from distill.plan import Plan, Share, StagePlan, make_plan, share_of_process
 from distill.recipe import Recipe
 from distill.rundir import METRICS_FILE, Claim, begin, best_dir, reopen
@@ -43,6 +44,7 @@ def train(recipe: Recipe) -> int:
     Raises:
         InputError: anything wrong with recipe, data, models or the environment, before a device is taken where it can be known.
     """
+    refuse_foreign_output(recipe)
     with Signals() as signals:  # from the start: one during it is answered at the first step
         return _train(recipe, signals)
 

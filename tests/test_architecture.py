@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "distill"
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "processes", "rng"}),
     frozenset({"recipe"}),
-    frozenset({"data", "models", "losses", "optim", "ema", "engine", "console", "clock"}),
+    frozenset({"data", "models", "losses", "optim", "ema", "engine", "console", "clock", "output_folder"}),
     frozenset({"checkpoint", "evaluate", "placement", "plan", "verdicts"}),
     frozenset({"dealing", "export", "gate", "rundir"}),
     frozenset({"students"}),

@@ -496,6 +496,15 @@ def test_what_a_killed_writer_left_goes_at_the_next_save_and_resume(tmp_path):
         assert names(tmp_path) == ["step-00000002"]
 
 
+def test_leftovers_of_one_name_are_cleaned_and_nothing_of_another(tmp_path):
+    for name in (".tmp-kd-2-77", ".tmp-mine", ".tmp-", ".tmp-kd-77", ".tmp-kd-77.123"):
+        (tmp_path / name).mkdir()
+    clean(tmp_path, "kd")
+    assert names(tmp_path) == [".tmp-", ".tmp-kd-2-77", ".tmp-mine"]  # another writer's, and no writer's
+    clean(tmp_path)
+    assert names(tmp_path) == [".tmp-", ".tmp-mine"]
+
+
 # ---- signals -----------------------------------------------------------------------------------------------------------
 
 

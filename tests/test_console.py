@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from rich.table import Table
 
 import distill.console
 from distill.console import MetricsFile, Screen, error_panel, hours_minutes, make_console, show_table
+from distill.errors import InputError
 from distill.evaluate import Accuracy
 from distill.recipe.schema import CE, KL
 from distill.students import Best
@@ -271,3 +273,32 @@ def test_metrics_are_json_whatever_the_loss(tmp_path: Path) -> None:
     assert not (tmp_path / "other.jsonl").exists()
     MetricsFile(tmp_path / "other.jsonl", write=False).write("train", 1, {})
     assert not (tmp_path / "other.jsonl").exists()
+
+
+def test_records_after_the_file_was_deleted_or_moved_are_in_a_new_one(tmp_path: Path) -> None:
+    path, said = tmp_path / "metrics.jsonl", []
+    file = MetricsFile(path, write=True, say=said.append)
+
+    def steps(of: Path) -> list[int]:
+        return [json.loads(line)["step"] for line in of.read_text().splitlines()]
+
+    file.write("train", 1, {})
+    path.unlink()
+    file.write("train", 2, {})
+    assert steps(path) == [2]
+    path.rename(tmp_path / "rotated")
+    file.write("train", 3, {})
+    file.write("train", 4, {})
+    assert steps(tmp_path / "rotated") == [2]
+    assert steps(path) == [3, 4]
+    path.rename(tmp_path / "older")
+    path.write_text("")  # as logrotate's "create"
+    file.write("train", 5, {})
+    assert steps(path) == [5]
+    path.write_text("")  # as logrotate's "copytruncate"
+    file.write("train", 6, {})
+    assert steps(path) == [6]
+    assert [f"from step {n} on" in line for n, line in zip((2, 3, 5), said, strict=True)] == [True] * 3
+    shutil.rmtree(tmp_path)
+    with pytest.raises(InputError, match=r"metrics\.jsonl: cannot be written"):
+        file.write("train", 7, {})

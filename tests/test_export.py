@@ -198,3 +198,11 @@ def test_an_export_replaces_nothing_else(tiny_run: Path, tmp_path: Path) -> None
     export_student(tiny_run, tmp_path / "new", student="kd")
     export_student(tiny_run, tmp_path / "deep/er", student="kd")
     assert sorted(contents(tmp_path / "new")) == sorted(contents(tmp_path / "deep/er")) == FILES
+
+
+def test_the_model_of_another_program_is_not_replaced(tiny_run: Path, tmp_path: Path) -> None:
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_text("a teacher's")
+    with pytest.raises(InputError, match=rf"{tmp_path}: holds a model that distill did not export"):
+        export_student(tiny_run, tmp_path, student="kd")
+    assert {path.read_text() for path in tmp_path.iterdir()} == {"a teacher's"}

@@ -8,6 +8,7 @@ waits as `.old-<name>` until the new one stands: a kill between the two renames 
 import errno
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ from typing import Any
 from distill.errors import InputError
 
 _TMP, _OLD = ".tmp-", ".old-"
+# .tmp-NAME-PID, or .tmp-NAME-PID.NUMBER of a directory on its way out: no other name is one of ours.
+_WORKING = re.compile(re.escape(_TMP) + r"(.+)-\d+(?:\.\d+)?")
 
 
 class CheckpointError(InputError):
@@ -81,7 +84,7 @@ def clean(parent: Path, name: str | None = None) -> None:
         return
     with suppress(OSError):
         for entry in sorted(parent.iterdir()):
-            if entry.name.startswith(_TMP) and (name is None or entry.name.startswith(f"{_TMP}{name}-")):
+            if (found := _WORKING.fullmatch(entry.name)) and name in (None, found[1]):
                 shutil.rmtree(entry, ignore_errors=True)
             elif entry.name.startswith(_OLD) and (name is None or entry.name == f"{_OLD}{name}"):
                 place = parent / entry.name.removeprefix(_OLD)
@@ -106,7 +109,7 @@ def remove_directory(path: Path) -> None:
 def _discard(path: Path) -> None:
     # Renamed first: its name is free at once and for certain, also on NFS, where files that someone reads cannot go yet.
     name = path.name.removeprefix(_OLD)
-    doomed = path.with_name(f"{_TMP}{name}-{os.getpid()}-{time.monotonic_ns()}")
+    doomed = path.with_name(f"{_TMP}{name}-{os.getpid()}.{time.monotonic_ns()}")
     path.rename(doomed)
     shutil.rmtree(doomed, ignore_errors=True)
 
