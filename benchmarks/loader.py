@@ -38,7 +38,8 @@ from distill.engine import Engine
 from distill.models.pixels import Pixels
 from distill.plan import Plan, make_plan, share_of_process
 from distill.recipe import Recipe
-from distill.recipe.load import find_recipe, merge, read_tree, resolve_students
+from distill.recipe.load import find_recipe, read_tree
+from distill.recipe.resolve import merge, resolve_students
 
 NUM_CLASSES = 10
 _WIDTH, _HEIGHT = 500, 375

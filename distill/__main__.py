@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from rich.console import Console
 
 from distill.console import error_panel, make_console, show_table
 from distill.errors import InputError
 from distill.prepare.commands import data_app
 from distill.processes import end_with_launcher, leave, several_processes, speaks_first
-from distill.recipe import dump_recipe, load_recipe, recipes_dir, shipped_recipes
+from distill.recipe import dump_recipe, load_recipe, read_recipe, recipes_dir, shipped_recipes
 
 EPILOG = """
 Exit codes: 0 done; 1 a fault; 2 the input is wrong; 3 every student stopped on a loss that is not finite;
@@ -59,7 +60,10 @@ def train(recipe: RecipeArgument, overrides: Overrides = None) -> None:
     """
     from distill.train import train as run
 
-    raise typer.Exit(run(load_recipe(recipe, overrides or [])))
+    loaded, notes = read_recipe(recipe, overrides or [])
+    if os.environ.get("RANK", "0") == "0":
+        _show_notes(make_console(), notes)
+    raise typer.Exit(run(loaded))
 
 
 @app.command()
@@ -210,7 +214,10 @@ def show(recipe: RecipeArgument, overrides: Overrides = None) -> None:
     Example:
       distill recipe show quickstart/students train.budget='1 epoch'
     """
-    print(dump_recipe(load_recipe(recipe, overrides or [])), end="")
+    loaded, notes = read_recipe(recipe, overrides or [])
+    for note in notes:
+        print(f"# {note}")
+    print(dump_recipe(loaded), end="")
 
 
 @recipe_app.command("check")
@@ -230,12 +237,15 @@ def check(
     """
     from distill.check import check_recipe
 
-    loaded = load_recipe(recipe, overrides or [])
-    notes = check_recipe(loaded, processes)
+    loaded, notes = read_recipe(recipe, overrides or [])
     console = make_console()
+    _show_notes(console, [*notes, *check_recipe(loaded, processes)])
+    console.print(f"{recipe}: sound ({', '.join(loaded.students)}; {loaded.budgets})", markup=False, soft_wrap=True)
+
+
+def _show_notes(console: Console, notes: list[str]) -> None:
     for note in notes:
         console.print(f"note: {note}", markup=False, soft_wrap=True)
-    console.print(f"{recipe}: sound ({', '.join(loaded.students)}; {loaded.budgets})", markup=False, soft_wrap=True)
 
 
 @recipe_app.command("list")

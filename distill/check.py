@@ -15,6 +15,7 @@ from distill.optim import build_optimizer
 from distill.output_folder import refuse_foreign_output
 from distill.plan import setting_problems, share_of_process
 from distill.recipe import DurationValue, Recipe, schema
+from distill.recipe.resolve import share_of
 
 _SOME_CLASSES = 10
 # What is not looked for on this machine: addresses, and names in braces.
@@ -80,8 +81,14 @@ def _check_learning(
     net: torch.nn.Module, spec: schema.Student, budget: DurationValue | None, key: str, budget_key: str
 ) -> None:
     build_optimizer(net, spec.optimizer, key=f"{key}.optimizer")
+    if spec.schedule.min_lr > spec.optimizer.lr:
+        raise InputError(
+            f"{key}.schedule.min_lr: {spec.schedule.min_lr:g} lies above optimizer.lr {spec.optimizer.lr:g} of this batch size: "
+            "lower one or raise the other"
+        )
     if budget is not None and spec.schedule.over == "stage":
-        _shorter(spec.schedule.warmup, budget, f"{key}.schedule.warmup", budget_key)
+        shorter = f": write {key}.schedule.warmup='{share_of(budget)}', or lengthen {budget_key}"
+        _shorter(spec.schedule.warmup, budget, f"{key}.schedule.warmup", budget_key, shorter)
         for milestone in spec.schedule.milestones:
             _shorter(milestone, budget, f"{key}.schedule.milestones", budget_key)
 
@@ -100,10 +107,10 @@ def _has_weights(known: dict[str, object]) -> bool:
     return any(known.get(key) for key in ("url", "file", "hf_hub_id", "state_dict", "source"))
 
 
-def _shorter(part: DurationValue, whole: DurationValue, key: str, whole_key: str) -> None:
+def _shorter(part: DurationValue, whole: DurationValue, key: str, whole_key: str, fix: str = "") -> None:
     """Durations in different units can only be compared once the data is known."""
     if part.unit == whole.unit and part.amount >= whole.amount:
-        raise InputError(f"{key}: {part} is not shorter than {whole_key}, {whole}")
+        raise InputError(f"{key}: {part} is not shorter than {whole_key}, {whole}{fix}")
 
 
 def _not_here(recipe: Recipe) -> list[str]:

@@ -199,7 +199,7 @@ def resolve_schedule(
     if warmup_steps >= total_steps:
         raise InputError(
             f"{key}.warmup: {spec.warmup} is {warmup_steps} steps and the whole budget is {total_steps}: "
-            f"shorten the warm-up or lengthen {budget_key}"
+            f"write {key}.warmup='{total_steps // 20} iterations', or lengthen {budget_key}"
         )
     late = [milestone for milestone in spec.milestones if milestone.steps(**lengths) >= total_steps]
     if late:

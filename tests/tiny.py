@@ -17,7 +17,7 @@ import distill.train
 from distill.data.decode import read_image
 from distill.data.fashion import EmbeddedFashionMnist
 from distill.recipe import load_recipe
-from distill.recipe.load import merge
+from distill.recipe.resolve import merge
 from distill.train import train
 
 IMAGE_SIZE = 16

@@ -2,7 +2,7 @@
 
 from distill.recipe.duration import Duration, DurationValue
 from distill.recipe.identity import recipe_digest
-from distill.recipe.load import dump_recipe, find_recipe, load_recipe, recipes_dir, shipped_recipes
+from distill.recipe.load import dump_recipe, find_recipe, load_recipe, read_recipe, recipes_dir, shipped_recipes
 from distill.recipe.schema import Recipe
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "dump_recipe",
     "find_recipe",
     "load_recipe",
+    "read_recipe",
     "recipe_digest",
     "recipes_dir",
     "shipped_recipes",

@@ -1,11 +1,12 @@
 """The part of a recipe that says who learns what from whom: teacher, objectives, optimizer, schedule, averages, student."""
 
+import math
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from distill.recipe.duration import Duration, DurationValue
-from distill.recipe.values import NonNegative, Positive, Section, Seed, Std, Triple, as_tuple
+from distill.recipe.values import Count, NonNegative, Positive, Section, Seed, Std, Triple, as_tuple
 
 
 class Teacher(Section):
@@ -141,16 +142,37 @@ class Objective(Section):
         return self
 
 
+class LrScaling(Section):
+    """Ties a learning rate to the batch: `lr` is that of `batch_size`, and the run takes it times batch_size_global / batch_size, or the
+    square root of that. `warmup_lr` and `min_lr` are not scaled."""
+
+    rule: Literal["linear", "sqrt"]
+    batch_size: Count
+
+    def factor(self, batch_size_global: int) -> float:
+        """What the learning rate is multiplied with."""
+        ratio = batch_size_global / self.batch_size
+        return ratio if self.rule == "linear" else math.sqrt(ratio)
+
+
 class Optimizer(Section):
     """A timm optimizer by name; `args` are passed to it. Nothing clips unless `clip_grad_norm` says so, LAMB included."""
 
     name: str
     lr: Positive
+    lr_scaling: LrScaling | None = None
     weight_decay: NonNegative = 0.0
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     decay_norm_and_bias: bool = False
     clip_grad_norm: Positive | None = None
     args: dict[str, Any] = Field(default_factory=dict)
+
+    def at_batch(self, batch_size_global: int) -> "Optimizer":
+        """The optimizer with the learning rate that it has at this batch size."""
+        if self.lr_scaling is None:
+            return self
+        lr = self.lr * self.lr_scaling.factor(batch_size_global)
+        return self.model_copy(update={"lr": lr, "lr_scaling": None})
 
 
 class Schedule(Section):

@@ -34,6 +34,7 @@ from distill.recipe.learning import (
     BCETeacher,
     Ema,
     Hard,
+    LrScaling,
     Objective,
     Optimizer,
     Schedule,
@@ -41,7 +42,7 @@ from distill.recipe.learning import (
     Student,
     Teacher,
 )
-from distill.recipe.stages import STAGE_DATA, Stage, StageStudent, stage_problems
+from distill.recipe.stages import STAGE_DATA, STAGE_STUDENT, Stage, StageStudent, stage_problems
 from distill.recipe.values import Count, Names, Section, Seed, as_tuple
 
 __all__ = [
@@ -64,6 +65,7 @@ __all__ = [
     "HoldOut",
     "ImageFolder",
     "Log",
+    "LrScaling",
     "Mixing",
     "Objective",
     "Optimizer",
@@ -204,14 +206,18 @@ class Recipe(Section):
         return tuple(f"stages.{stage.name}." for stage in self.stages) or ("",)
 
     def at_stage(self, index: int) -> "Recipe":
-        """The recipe as it stands in one of its stages: that of a run which has no other."""
+        """The recipe as it stands in one of its stages: that of a run which has no other, with learning rates scaled to the batch."""
+        learning = self.stages[index].students if self.stages else self.students
+        keys = STAGE_STUDENT if self.stages else ()
+        students = {}
+        for name, student in self.students.items():
+            own = {key: getattr(learning[name], key) for key in keys}
+            own["optimizer"] = learning[name].optimizer.at_batch(self.train.batch_size_global)
+            students[name] = student.model_copy(update=own)
         if not self.stages:
-            return self
+            return self.model_copy(update={"students": students})
         stage = self.stages[index]
         data = self.data.model_copy(update={key: getattr(stage.data, key) for key in STAGE_DATA})
-        students = {
-            name: student.model_copy(update=dict(stage.students[name])) for name, student in self.students.items()
-        }
         train = self.train.model_copy(update={"budget": stage.budget})
         return self.model_copy(update={"data": data, "students": students, "train": train, "stages": ()})
 
@@ -233,7 +239,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _stages(self) -> Self:
-        for problem in stage_problems(self.stages, self.students, self.train.zero_stage):
+        for problem in stage_problems(self.stages, self.students, self.train.zero_stage, self.train.batch_size_global):
             raise ValueError(problem)
         return self
 

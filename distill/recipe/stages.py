@@ -49,7 +49,9 @@ class Stage(Section):
     students: dict[str, StageStudent]
 
 
-def stage_problems(stages: Sequence[Stage], students: Mapping[str, Student], zero_stage: int) -> Iterator[str]:
+def stage_problems(
+    stages: Sequence[Stage], students: Mapping[str, Student], zero_stage: int, batch_size_global: int
+) -> Iterator[str]:
     """What is wrong between stages: names given twice, students that one lacks, settings that cannot change on the way."""
     names = [stage.name for stage in stages]
     for name in names:
@@ -60,9 +62,16 @@ def stage_problems(stages: Sequence[Stage], students: Mapping[str, Student], zer
             if name not in stage.students:
                 yield f"stages.{stage.name}.students: {name!r} is missing: every student takes part in every stage"
     for name in students:
-        learning = [(stage, stage.students[name]) for stage in stages if name in stage.students]
+        learning = [
+            (stage, _at_batch(stage.students[name], batch_size_global)) for stage in stages if name in stage.students
+        ]
         for (_, before), (stage, now) in pairwise(learning):
             yield from _changes(f"stages.{stage.name}", name, stage, before, now, zero_stage)
+
+
+def _at_batch(spec: StageStudent, batch_size_global: int) -> StageStudent:
+    """A student's settings with the learning rate that it has at this batch size."""
+    return spec.model_copy(update={"optimizer": spec.optimizer.at_batch(batch_size_global)})
 
 
 def _changes(

@@ -1,0 +1,103 @@
+"""Overrides by dotted key ("a.b=c", the value as YAML), laid on what the files say."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from distill.errors import InputError, nearest
+from distill.recipe.resolve import Tree, merge, resolve_stages, resolve_students
+from distill.recipe.stages import STAGE_DATA, STAGE_STUDENT
+from distill.recipe.text import MAX_DEPTH, TextError, parse
+
+
+def apply_overrides(tree: Tree, overrides: Iterable[str]) -> Tree:
+    """Lay "a.b=c" on the tree, the value read as YAML.
+
+    Raises:
+        InputError: no "=", an empty key, a value that is not YAML, or one that no stage would follow, since each says it for itself.
+    """
+    for override in overrides:
+        before = tree
+        key, equals, text = override.partition("=")
+        if not equals or not all(key.split(".")):
+            raise InputError(
+                f"override {override!r}: write key=value with dots between keys, as in train.batch_size_global=256"
+            )
+        if key == "extends":
+            raise InputError(f"override {override!r}: extends stands in a recipe file; overrides change single keys")
+        if not text.strip():
+            raise InputError(
+                f"override {override!r}: no value: write {key}=null for none, or {key}='\"\"' for an empty text"
+            )
+        try:
+            value = parse(text)
+        except TextError as error:
+            raise InputError(f"override {override!r}: the value is not valid YAML: {error}") from error
+        parts = key.split(".")
+        if len(parts) > MAX_DEPTH:
+            raise InputError(
+                f"override of {len(parts)} keys, one below the other: a recipe is at most {MAX_DEPTH} deep"
+            )
+        students = tree.get("students")
+        known = [name for name, own in students.items() if own is not None] if isinstance(students, Mapping) else None
+        if parts[0] == "students" and len(parts) > 2 and known is not None and parts[1] not in known:
+            raise InputError(
+                f"override {override!r}: no student {parts[1]!r}{nearest(parts[1], known)}; "
+                f"students.{parts[1]}={{}} adds one"
+            )
+        if parts[0] == "stages" and len(parts) > 2:
+            tree = {
+                **tree,
+                "stages": _override_stage(tree.get("stages"), override, parts[1], _nested(parts[2:], value)),
+            }
+        else:
+            tree = merge(tree, _nested(parts, value))
+        _refuse_without_effect(before, tree, override, parts, value)
+    return tree
+
+
+def _refuse_without_effect(before: Tree, after: Tree, override: str, parts: list[str], value: Any) -> None:
+    """Of a recipe in stages, what a stage says for itself is laid over what the run says: another value there changes nothing."""
+    stageable = {"data": (1, STAGE_DATA), "student": (1, STAGE_STUDENT), "students": (2, STAGE_STUDENT)}
+    inner = parts[2:] if parts[0] == "stages" else parts
+    at, keys = stageable.get(inner[0] if inner else "", (0, ()))
+    if not before.get("stages") or len(inner) <= at or inner[at] not in keys:
+        return
+    stages = [resolve_stages(resolve_students(tree))["stages"] for tree in (before, after)]
+    if stages[0] != stages[1]:
+        return
+    places = []
+    for number, stage in enumerate(stages[1]):
+        if parts[0] != "stages" or parts[1] in (stage.get("name"), str(number)):
+            students = stage["students"]
+            chosen = [students.get(inner[1])] if inner[0] == "students" else list(students.values())
+            places += [stage["data"]] if inner[0] == "data" else chosen
+    if not any(_at(place, inner[at:]) == value for place in places):
+        which = {"data": "data.", "student": "students.NAME."}.get(inner[0], f"students.{inner[1]}.")
+        raise InputError(
+            f"override {override!r}: no stage follows it, since each says so for itself: write stages.NAME.{which}{'.'.join(inner[at:])}=..."
+        )
+
+
+def _at(node: Any, parts: list[str]) -> Any:
+    for part in parts:
+        node = node.get(part) if isinstance(node, Mapping) else None
+    return node
+
+
+def _nested(parts: list[str], value: Any) -> Any:
+    for part in reversed(parts):
+        value = {part: value}
+    return value
+
+
+def _override_stage(stages: Any, override: str, name: str, value: Tree) -> list[Any]:
+    """The stages with a value laid over one, which is named, or numbered from 0."""
+    known = [str(stage.get("name")) for stage in stages or () if isinstance(stage, Mapping)]
+    if not isinstance(stages, list) or len(known) != len(stages):
+        raise InputError(f"override {override!r}: this recipe has no list of stages")
+    if name not in known and not (name.isdigit() and int(name) < len(known)):
+        raise InputError(
+            f"override {override!r}: no stage {name!r}{nearest(name, known)}; there are {', '.join(known) or 'none'}"
+        )
+    index = known.index(name) if name in known else int(name)
+    return [merge(stage, value) if i == index else stage for i, stage in enumerate(stages)]
