@@ -217,7 +217,7 @@ def train_loader(plan: Plan, stage: StagePlan, share: Share, engine: Engine, fir
         first_step=first_step,
         last_step=stage.last_step,
         order_starts=stage.first_step,
-        ahead=fetch_ahead(stage.source, stage.order),
+        ahead=fetch_ahead(stage.source, stage.order, stage.last_step - stage.first_step),
     )
 
 

@@ -73,12 +73,12 @@ def _mean_cached_size(source: StreamSource, settings: schema.Shards) -> float | 
         return None
 
 
-def fetch_ahead(source: Source, order: TrainOrder) -> Callable[[int, np.ndarray], None] | None:
-    """What tells a stream which shards come next; None for records that are at hand."""
+def fetch_ahead(source: Source, order: TrainOrder, end: int) -> Callable[[int, np.ndarray], None] | None:
+    """What tells a stream which shards come next, up to the step `end` of the order; None for records that are at hand."""
     if isinstance(source, StreamSource) and isinstance(order, LaneOrder):
-        return partial(_fetch_ahead, source, order)
+        return partial(_fetch_ahead, source, order, end)
     return None
 
 
-def _fetch_ahead(source: StreamSource, order: LaneOrder, step: int, slots: np.ndarray) -> None:
-    source.prepare(order.shards_ahead(step, slots).tolist())
+def _fetch_ahead(source: StreamSource, order: LaneOrder, end: int, step: int, slots: np.ndarray) -> None:
+    source.prepare(order.shards_ahead(step, slots, end).tolist())

@@ -146,8 +146,11 @@ class LaneOrder:
             ranks[members] = first + permutation[within[members]]
         return BatchPlan(epoch, self._indices(epoch, ranks), views, step * self.batch_size_global + slots)
 
-    def shards_ahead(self, step: int, slots: np.ndarray) -> np.ndarray:
+    def shards_ahead(self, step: int, slots: np.ndarray, end: int | None = None) -> np.ndarray:
         """The shards under the blocks that these slots read at a step, then under those that they read within one block from there.
+
+        Args:
+            end: the step at which reading stops; what only this step and later ones read is left out. None: it does not stop.
 
         Returns:
             [n] int64, each once, the most urgent first.
@@ -155,6 +158,8 @@ class LaneOrder:
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
         first = step_in_epoch * self._per_lane // self.repeats
         last = ((step_in_epoch + 1) * self._per_lane - 1) // self.repeats + self.block
+        if end is not None:
+            last = min(last, self._last_image(end - epoch * self.steps_per_epoch))
         lanes = np.unique(self._lanes_of(slots)[0])
         now = self._block_of(lanes, first)[0]
         later = self._block_of(lanes, min(last, self._shown - 1))[0]
@@ -192,6 +197,11 @@ class LaneOrder:
         return min(len(filled), math.ceil(lanes * (2 * self.block / float(filled.mean()) + 1)))
 
     # ---- lanes, blocks, shards -------------------------------------------------------------------------------------------
+
+    def _last_image(self, num_steps: int) -> int:
+        """The last image of a lane that so many steps read, counted from the start of the first one's epoch."""
+        epochs, steps = divmod(num_steps, self.steps_per_epoch)
+        return epochs * self._shown + (steps * self._per_lane - 1) // self.repeats
 
     def _lanes_of(self, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The lane of each slot, and the slot's place among the lane's of this batch."""

@@ -126,6 +126,21 @@ def test_shards_ahead_are_what_this_block_and_the_next_read(repeats: int) -> Non
         assert set(shards_of(sizes, later)) <= set(ahead.tolist())
 
 
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_nothing_is_announced_that_is_read_only_after_the_end(repeats: int) -> None:
+    """A lane has 50 images in 5 shards, a block is a shard, and a step reads one image, or a third of one."""
+    sizes = np.full(10, 10)
+    o = order(sizes, 2, lanes=2, block=10, repeats=repeats)
+    slot = np.array([0])
+    read = [set(shards_of(sizes, o.batch(step, slot).indices)) for step in range(3 * o.steps_per_epoch)]
+    for end in (1, 10, 11, 49, 50, 51, 73, 100, 117, 150):
+        for step in range(max(0, end - 60), end):
+            announced = set(o.shards_ahead(step, slot, end).tolist())
+            assert read[step] <= announced <= set.union(*read[step:end]), (step, end)
+    assert len(o.shards_ahead(9, slot)) == 2
+    assert len(o.shards_ahead(9, slot, 10)) == 1
+
+
 def test_only_the_shards_under_two_blocks_are_needed_at_once() -> None:
     """What bounds the disk that a process needs, and what a resume reads again."""
     sizes = np.full(200, 100)

@@ -82,7 +82,7 @@ def launch(shards: Shards) -> Launch:
     path = shards.url("epochs")
     shards.faults("epochs", stall=False)
     cases["epochs"] = [
-        str(shards.recipe("epochs", path, KINDS["micro"])),
+        str(shards.recipe("epochs", path, KINDS["micro"], {"train": {"budget": "2 epochs"}})),
         [(0, 2 * STEPS)],
         ["data.num_workers=2", f"data.shards.timeout_s={TIMEOUT_S}"],
     ]
@@ -189,6 +189,19 @@ def test_a_resume_fetches_no_more_than_two_blocks_of_each_lane(engine: Engine, s
     assert len(under_two_blocks) <= 3 * STREAM["lanes"] < len(shards.paths), "a block is no longer than a shard"
     assert set(asked) <= {f"/{case}/shard-{number:05d}.tar" for number in under_two_blocks}
     assert max(asked.values()) == 1
+
+
+def test_nothing_is_fetched_that_only_steps_after_the_end_read(engine: Engine, shards: Shards) -> None:
+    """A run of two steps, eight samples of each lane, and less than a block."""
+    case = "short"
+    recipe = shards.recipe(case, shards.url(case), {"train": {"budget": "2 iterations"}})
+    patient = f"data.shards.timeout_s={TIMEOUT_S}"
+    found = streams_probe.seen(engine, recipe, [(0, 2)], ["data.num_workers=0", patient])
+    read = {f"/{case}/shard-{label // PER_SHARD:05d}.tar" for label, _ in found.values()}
+    order = make_plan(load_recipe(recipe)).stages[0].order
+    assert isinstance(order, LaneOrder)
+    assert len(order.shards_ahead(0, np.arange(BATCH))) > len(read), "an endless run would fetch more"
+    assert set(shards.requested(case)) == read
 
 
 # ---- runs ------------------------------------------------------------------------------------------------------------
