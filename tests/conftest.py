@@ -6,11 +6,13 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when huggingface_hub is importe
 # Tests are many small operations, often beside other processes: two threads that wait for each other took nine times as long.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import skips
 import torch
 from command import Cli, Outcome
 from hypothesis import HealthCheck, settings
@@ -30,8 +32,12 @@ settings.register_profile(
 settings.load_profile("tests")
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
+    # In the background of a script SIGINT is ignored, here and in every process that tests start; they are about Ctrl-C, too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if os.environ.get("CI"):
+        config.pluginmanager.register(skips)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -363,7 +363,7 @@ def small_disk(folder, size):
     folder.mkdir()
     made = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True)
     if made.returncode:
-        pytest.skip("mounting a small disk needs privileges")
+        pytest.skip("a small disk wants the right to mount one")
     try:
         yield folder
     finally:
@@ -528,9 +528,26 @@ def test_the_second_interrupt_is_not_waited_for():
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(5)
 
+    before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         impatient()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before is not signal.SIG_IGN
+
+
+def test_an_interrupt_that_was_ignored_stays_ignored():
+    """As a shell starts what runs in the background; SIGTERM stops it."""
+
+    def background(say):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        with Signals() as signals:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+            say(str(signals.received))
+            os.kill(os.getpid(), signal.SIGTERM)
+            say(str(signals.received))
+        say(str(signal.getsignal(signal.SIGINT) is signal.SIG_IGN))
+
+    assert fork(background) == (0, ["None", "SIGTERM", "True"])
 
 
 def test_forked_workers_die_of_sigterm_and_leave_the_rest_to_their_parent():

@@ -64,7 +64,6 @@ def test_an_error_in_the_next_batch_does_not_cost_the_good_one(log):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_cuda_batches_are_the_cpu_ones(memory_source):
     source = memory_source(70)
     got = {}
