@@ -1,16 +1,29 @@
 """Bytes or pixels -> an 8-bit RGB image, or an error that says which file."""
 
 import io
+import os
+import tempfile
 import warnings
+from contextlib import ExitStack
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from distill.data.depth import RefusedPixels, hidden_bits, is_deep, refuse_dark_high_bytes, to_8_bits
 from distill.data.records import Source, UnreadableShard, first_line
-from distill.errors import InputError
+from distill.data.stream.locks import locked
+from distill.errors import InputError, printable
 
 # Here and not with the first image, which each decoding process would wait for anew: they are forked from this one.
 Image.preinit()
+
+# Larger images are decoded at a half, a quarter or an eighth of their sides. 40 megapixels take 160 MB.
+LARGE_PIXELS = 40_000_000
+# Pillow's own limit: it refuses more before it reads a pixel.
+MOST_PIXELS = 178_956_970
+# Not pictures but programs and formats that others would be started for.
+_REFUSED_FORMATS = ("EPS", "WMF")
 
 
 class UnreadableImage(InputError):  # noqa: N818 - named for what it says of the record
@@ -30,10 +43,11 @@ def read_image(source: Source, index: int) -> Image.Image:
         raise
     except UnreadableShard as error:
         raise UnreadableImage(f"{error}: mend it or its server, or set data.unreadable to skip") from error
-    # Decoders raise whatever a broken file drives them into: OSError, SyntaxError, struct.error, DecompressionBombError, ...
+    # Decoders raise whatever a broken file drives them into: OSError, SyntaxError, struct.error, ...
     except Exception as error:
         raise UnreadableImage(
-            f"{source.describe(index)}: unreadable image ({first_line(error)}): mend or remove it, or set data.unreadable to skip"
+            f"{printable(source.describe(index))}: unreadable image ({first_line(error)}): mend or remove it, "
+            "or set data.unreadable to skip"
         ) from error
 
 
@@ -41,25 +55,100 @@ def decode(record: bytes | np.ndarray) -> Image.Image:
     """An RGB image of 8 bits a channel. Orientation in EXIF is ignored and transparency dropped, as in timm.
 
     A JPEG or PNG whose data end early is an error here, as PIL reports it; PIL's LOAD_TRUNCATED_IMAGES must stay off.
+    Of several frames the first is taken. More than 8 bits are scaled by what the file says (`depth`).
+
+    Above LARGE_PIXELS a JPEG is decoded at a half or a quarter of its sides, and other images are halved after decoding, one
+    at a time on this machine; each until it has LARGE_PIXELS at most. Ordinary images are as timm decodes them, bit for bit.
 
     Args:
         record: an image file, or uint8 [H, W] or [H, W, 3].
+
+    Raises:
+        RefusedPixels: nothing says which values are black and white.
+        Exception: whatever a decoder raises for a file that is broken or no image.
     """
     if isinstance(record, np.ndarray):
         assert record.dtype == np.uint8, record.dtype
         return Image.fromarray(record).convert("RGB")
+    image = open_image(record)
+    if image.width * image.height > LARGE_PIXELS:
+        return _decoded_small(image)
+    return _rgb(image)
+
+
+def open_image(record: bytes) -> Image.Image:
+    """An image file whose header has been read, and no pixel.
+
+    Raises:
+        ValueError: no image, one that is larger than MOST_PIXELS, or of a format that is not decoded.
+        Exception: whatever Pillow raises for a broken header.
+    """
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # about palettes with transparency and broken EXIF: neither changes the pixels we use
+        # About palettes with transparency, broken EXIF, and the size, which is looked at by `decode`.
+        warnings.simplefilter("ignore")
         try:
             image = Image.open(io.BytesIO(record))
         except UnidentifiedImageError:  # which would name an object in memory
             raise ValueError("no image of a kind that Pillow knows") from None
+        except Image.DecompressionBombError as error:
+            raise ValueError(
+                f"it has more than the {MOST_PIXELS / 1e6:.0f} megapixels that are decoded at most: shrink it"
+            ) from error
+    if image.format in _REFUSED_FORMATS:
+        raise ValueError(f"{image.format} is not decoded: convert it")
+    return image
+
+
+def pixel_format(image: Image.Image) -> str:
+    """How an opened image stores its pixels, for people: Pillow's mode, and the bits of a sample where the mode hides them."""
+    bits = hidden_bits(image)
+    return image.mode if bits is None else f"{image.mode} of {bits} bits"
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if is_deep(image):
+            # convert("RGB") would clip 16 bits at 255, which turns most of the picture white.
+            return to_8_bits(image).convert("RGB")
+        refuse_dark_high_bytes(image)
         if image.mode == "RGB":
             image.load()
             return image
-        if image.mode.startswith("I"):
-            # convert("RGB") would clip 16 bits at 255, which turns most of the picture white.
-            return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
+        if image.mode == "La":  # which Pillow only knows the way to LA from
+            image = image.convert("LA")
         return image.convert("RGB")
+
+
+def _decoded_small(image: Image.Image) -> Image.Image:
+    """The image at a half, a quarter or an eighth of its sides, so that it has LARGE_PIXELS at most."""
+    factor = 2
+    while image.width * image.height > LARGE_PIXELS * factor**2:
+        factor *= 2
+    progressive = (
+        "progressive" in image.info
+    )  # whose coefficients are all held in memory, whatever the size that is asked for
+    with ExitStack() as stack:
+        if image.format not in ("JPEG", "MPO") or progressive:
+            _wait_for_turn(stack)
+        image.draft(None, (image.width // factor, image.height // factor))
+        whole = _rgb(image)
+        factor = 1
+        while whole.width * whole.height > LARGE_PIXELS * factor**2:
+            factor *= 2
+        return whole if factor == 1 else whole.reduce(factor)
+
+
+def _wait_for_turn(stack: ExitStack) -> None:
+    """Hold the machine's lock for large images until `stack` ends, so that one process at a time has a whole one in memory.
+
+    Without a temporary folder that can be written there is no turn to wait for.
+    """
+    try:
+        lock = Path(tempfile.gettempdir(), f"distill-large-image-{os.getuid()}.lock")
+        stack.enter_context(locked(lock, wait=True, explained=lambda error: error))
+    except OSError:
+        pass
+
+
+__all__ = ["RefusedPixels", "UnreadableImage", "decode", "open_image", "pixel_format", "read_image"]

@@ -15,12 +15,13 @@ from distill.data.lanes import default_block
 from distill.data.records import Source
 from distill.data.stream.source import StreamSource
 from distill.errors import InputError
-from distill.prepare.look import Choice, Seen, bring, choose, kinds_of, look, measure_speed
+from distill.prepare.look import Choice, Seen, bring, choose, kinds_of, look, measure_speed, pixels_of
 from distill.prepare.named import Named, as_options
 from distill.prepare.sheet import View, draw_sheet
 
 _FIRST_CLASSES = 5
 _NAMED_FAULTS = 5
+_USUAL_PIXELS = ("RGB", "L")
 
 
 @dataclass(frozen=True)
@@ -110,9 +111,11 @@ def _looked_at(source: Source, choice: Choice, seen: list[Seen]) -> dict[str, An
         "bytes": asdict(_spread([each.num_bytes for each in whole])) if whole else None,
         "pixels": pixels or None,
         "formats": kinds_of(seen),
+        "pixel_formats": pixels_of(seen),
         "unreadable": [
             {"where": source.describe(each.number), "why": each.fault} for each in seen if each.fault is not None
         ],
+        "refused": sum(each.refused for each in seen),
     }
 
 
@@ -164,11 +167,16 @@ def _lines(report: dict[str, Any]) -> list[tuple[str, list[str]]]:
         looked_at.append(_range(seen["pixels"], lambda size: "x".join(map(str, size)), "pixels"))
         looked_at.append(_range(seen["bytes"], _bytes, "each"))
         looked_at.append(", ".join(f"{count:,} {kind}" for kind, count in seen["formats"].items()))
+    if unusual := {name: count for name, count in seen["pixel_formats"].items() if name not in _USUAL_PIXELS}:
+        looked_at.append("pixels: " + ", ".join(f"{count:,} {name}" for name, count in unusual.items()))
     lines.append(("looked at", looked_at))
     faults = [f"{fault['where']}: {fault['why']}" for fault in seen["unreadable"]]
     if len(faults) > _NAMED_FAULTS:
         faults[_NAMED_FAULTS:] = [f"and {len(faults) - _NAMED_FAULTS} more"]
-    lines.append(("unreadable", [f"{len(seen['unreadable']):,} of them", *faults] if faults else ["none of them"]))
+    refused = f", {seen['refused']:,} for the range of their values" if seen["refused"] else ""
+    lines.append(
+        ("unreadable", [f"{len(seen['unreadable']):,} of them{refused}", *faults] if faults else ["none of them"])
+    )
     if speed:
         by = _count(int(speed["processes"]), "process", "processes")
         lines.append(

@@ -1,6 +1,5 @@
 """A look at some images of a source: what they are, which cannot be read, and how fast this machine reads and decodes them."""
 
-import io
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -8,9 +7,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
-from distill.data.decode import decode
+from distill.data.decode import RefusedPixels, decode, open_image, pixel_format
 from distill.data.order import permute
 from distill.data.records import Source, UnreadableShard, first_line
 from distill.errors import InputError
@@ -24,14 +22,20 @@ _SPEED_S = 2.0
 
 
 class Seen(NamedTuple):
-    """One image; `number`: its index. `fault`: why it cannot be read, and then the rest is nothing. `kind`: its format, "pixels" where it has none."""
+    """One image; `number`: its index. `fault`: why it cannot be read, and then the rest is nothing but `pixels`.
+
+    `kind`: its format, "pixels" where it has none. `pixels`: how it stores them, as "L" or "RGB of 16 bits". `refused`: the file is whole,
+    and what its values mean is not known.
+    """
 
     number: int
     num_bytes: int
     width: int
     height: int
     kind: str
+    pixels: str
     fault: str | None
+    refused: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,21 +98,23 @@ def look(source: Source, indices: Sequence[int], num_workers: int) -> list[Seen]
 
 
 def _seen(source: Source, index: int) -> Seen:
+    kind = pixels = ""
     try:
         record = source.read(index)
+        if isinstance(record, np.ndarray):
+            kind, pixels = "pixels", "RGB" if record.ndim == 3 else "L"
+        else:
+            with open_image(record) as header:
+                kind, pixels = header.format or "unknown", pixel_format(header)
         width, height = decode(record).size
-        kind = "pixels"
-        if isinstance(record, bytes):
-            with Image.open(io.BytesIO(record)) as header:
-                kind = header.format or "unknown"
         size = record.nbytes if isinstance(record, np.ndarray) else len(record)
-        return Seen(index, size, width, height, kind, None)
+        return Seen(index, size, width, height, kind, pixels, None)
     except InputError:
         raise
     except UnreadableShard as error:
         raise InputError(str(error)) from error
     except Exception as error:  # decoders raise whatever a broken file drives them into
-        return Seen(index, 0, 0, 0, "", first_line(error))
+        return Seen(index, 0, 0, 0, "", pixels, first_line(error), isinstance(error, RefusedPixels))
 
 
 def measure_speed(source: Source, indices: Sequence[int], num_workers: int) -> Speed | None:
@@ -148,3 +154,8 @@ def _rate(source: Source, indices: list[int]) -> tuple[float, float]:
 def kinds_of(seen: Sequence[Seen]) -> dict[str, int]:
     """How many there are of each format, the most frequent first."""
     return dict(Counter(each.kind for each in seen if each.fault is None).most_common())
+
+
+def pixels_of(seen: Sequence[Seen]) -> dict[str, int]:
+    """How many there are of each way to store pixels, the most frequent first; of the unreadable as far as that is known."""
+    return dict(Counter(each.pixels for each in seen if each.pixels).most_common())

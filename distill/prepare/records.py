@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from distill.data.decode import decode
+from distill.data.decode import decode, open_image
 
 # What every reader of webdataset shards takes for an image; MPO is a JPEG with further pictures behind it.
 _KEPT = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
@@ -24,8 +24,8 @@ class Stored(NamedTuple):
 class Conversion:
     """`resize`: pixels of the shorter side, null for none. An image is only ever shrunk, and then stored as JPEG of `quality`.
 
-    The others keep their bytes, if they are JPEG, PNG or WebP; other formats become PNG, without loss. Every image is decoded, so that
-    a broken one is found here and not in a run.
+    The others keep their bytes, if they are JPEG, PNG or WebP; other formats become PNG of the pixels that `decode` gives.
+    Every image is decoded, so that a broken one is found here and not in a run.
     """
 
     resize: int | None = None
@@ -38,7 +38,7 @@ class Conversion:
             return Stored(_encoded(_shrunk(image, self.resize), "JPEG", quality=self.quality), "jpg")
         if isinstance(record, np.ndarray):
             return Stored(_encoded(Image.fromarray(record), "PNG"), "png")
-        with Image.open(io.BytesIO(record)) as header:
+        with open_image(record) as header:
             extension = _KEPT.get(header.format or "")
         if extension is not None:
             return Stored(record, extension)
