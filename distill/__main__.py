@@ -13,6 +13,7 @@ from rich.console import Console
 
 from distill.console import error_panel, make_console, show_table
 from distill.errors import InputError
+from distill.init.commands import init
 from distill.prepare.commands import data_app
 from distill.processes import end_with_launcher, leave, several_processes, speaks_first
 from distill.recipe import dump_recipe, load_recipe, read_recipe, recipes_dir, shipped_recipes
@@ -36,6 +37,7 @@ app = typer.Typer(
 recipe_app = typer.Typer(help="Look at recipes without running them.", no_args_is_help=True)
 app.add_typer(recipe_app, name="recipe")
 app.add_typer(data_app, name="data")
+app.command("init")(init)
 
 RecipeArgument = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A YAML file, a run's folder, or the name of a shipped recipe.")

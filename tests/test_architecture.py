@@ -21,7 +21,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"students"}),
     frozenset({"build", "journal", "saving", "summary"}),
     frozenset({"check", "judge", "prepare", "train"}),
-    frozenset({"doctor"}),
+    frozenset({"doctor", "init"}),
     frozenset({"__main__"}),
 )
 # Imports on one floor that are allowed: from a room, of a module or what is below it.

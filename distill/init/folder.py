@@ -1,0 +1,141 @@
+"""What a folder of images holds: layout, classes, number and sizes."""
+
+import io
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from distill.data.guess import guess_source
+from distill.data.sources import Source, open_source
+from distill.errors import InputError
+from distill.recipe import schema
+
+_SAMPLE = 64  # images whose size is looked at
+_TRAIN = ("train", "training")
+# The first that is there evaluates while training; a test set beside it is left for the end.
+_EVAL = ("val", "valid", "validation", "eval", "dev", "test", "testing")
+
+
+@dataclass(frozen=True)
+class FolderFacts:
+    """What was found.
+
+    Attributes:
+        root: absolute; what the paths of `train` and `eval` are relative to.
+        train, eval: sources as a recipe writes them; `eval` None: a part is to be held out.
+        source: data.train, opened.
+        sizes: width and height of some images.
+        unread: why images of the sample cannot be read, a line each.
+        notes: what was assumed or left out, for the recipe.
+    """
+
+    root: Path
+    train: dict[str, Any]
+    eval: dict[str, Any] | None
+    source: Source
+    sizes: tuple[tuple[int, int], ...]
+    unread: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def num_images(self) -> int:
+        return len(self.source)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.source.classes)
+
+    @property
+    def shorter_side(self) -> int:
+        """The median over the sample."""
+        return int(np.median([min(size) for size in self.sizes]))
+
+    @property
+    def images_a_class(self) -> tuple[int, int]:
+        """The fewest and the most."""
+        counts = np.bincount(np.asarray(self.source.labels), minlength=self.num_classes)
+        return int(counts.min()), int(counts.max())
+
+
+def look_at(folder: Path) -> FolderFacts:
+    """Find out what a folder holds.
+
+    Raises:
+        InputError: it is no folder, holds no labelled images, or a single class.
+    """
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "does not exist"
+        raise InputError(f"{folder}: {what}: give a folder of images, one folder a class")
+    root = folder.resolve()
+    try:
+        str(root).encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{root!r}: the name is not UTF-8, and a recipe is: rename the folder") from None
+    train, evaluation, notes = _layout(root)
+    source = _open(train, root, "data.train")
+    if len(source.classes) < 2:
+        raise InputError(
+            f"{folder}: holds a single class, {source.classes[0]!r}: a classifier needs two or more, each in a "
+            "folder of its own"
+        )
+    if evaluation is not None:
+        _open(evaluation, root, "data.eval")
+    sizes, unread = _sample(source)
+    if not sizes:
+        raise InputError(f"{folder}: none of {len(unread)} images can be read: {unread[0]}")
+    return FolderFacts(root, train, evaluation, source, sizes, unread, notes)
+
+
+def _open(spec: dict[str, Any], root: Path, key: str) -> Source:
+    source = open_source(schema.Data.model_validate({"train": spec}).train, root, key)
+    if not isinstance(source.labels, np.ndarray) or not source.classes:
+        raise InputError(
+            f"{root / spec['path']}: shards say their labels only as they are read, so nothing here can count its "
+            "classes: write the recipe by hand (kind: stream), or give a folder with a folder a class"
+        )
+    return source
+
+
+def _layout(root: Path) -> tuple[dict[str, Any], dict[str, Any] | None, tuple[str, ...]]:
+    """How training and evaluation images lie in a folder: (train, eval, notes)."""
+    below = {entry.name: entry for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith(".")}
+    splits = {name.lower(): name for name, entry in below.items() if _holds_folders(Path(entry.path))}
+    train = next((splits[name] for name in _TRAIN if name in splits), None)
+    if train is None:
+        kind = guess_source(str(root), split=None, default_split="train", option="FOLDER")
+        if isinstance(kind, schema.ImageFolder):
+            return {"kind": "image_folder", "path": "."}, None, ()
+        return {**kind.model_dump(exclude_defaults=True, exclude={"classes"}), "path": "."}, None, ()
+    found = [splits[name] for name in _EVAL if name in splits]
+    others = sorted(below.keys() - {train, *found})
+    notes = [f"{', '.join(others)} beside {train} is not read"] if others else []
+    notes += (
+        [f"{', '.join(found[1:])} is left for the end: distill evaluate RUN --data {root / found[1]}"]
+        if found[1:]
+        else []
+    )
+    evaluation = {"kind": "image_folder", "path": found[0]} if found else None
+    return {"kind": "image_folder", "path": train}, evaluation, tuple(notes)
+
+
+def _holds_folders(folder: Path) -> bool:
+    return any(entry.is_dir() and not entry.name.startswith(".") for entry in os.scandir(folder))
+
+
+def _sample(source: Source) -> tuple[tuple[tuple[int, int], ...], tuple[str, ...]]:
+    sizes, unread = [], []
+    for index in np.linspace(0, len(source) - 1, min(len(source), _SAMPLE)).astype(int).tolist():
+        try:
+            record = source.read(index)
+            if isinstance(record, bytes):
+                with Image.open(io.BytesIO(record)) as image:
+                    sizes.append(image.size)
+            else:
+                sizes.append((record.shape[1], record.shape[0]))
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            unread.append(f"{source.describe(index)}: {error}")
+    return tuple(sizes), tuple(unread)

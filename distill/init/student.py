@@ -1,0 +1,69 @@
+"""Which student: small beside its teacher, with ImageNet weights where they can be had."""
+
+from dataclasses import dataclass
+
+from huggingface_hub import constants, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.file_download import get_hf_file_metadata
+
+from distill.models import cifar as cifar  # registers its models
+from distill.models.build import config, create
+
+_REACH_S = 5.0  # patience with the Hub
+_TINY_IMAGE = 48  # pixels; ImageNet models shrink such an image to less than 2x2 before their head
+# Smallest first: (parameters in millions with 10 classes, model).
+_SMALL = ((2.5, "mobilenetv4_conv_small.e2400_r224_in1k"), (11.2, "resnet18.a1_in1k"))
+_WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+@dataclass(frozen=True)
+class StudentFacts:
+    """A student as a recipe names it. `why`: the reasons for the model and for its weights."""
+
+    model: str
+    pretrained: bool
+    parameters: int
+    why_model: str
+    why_weights: str
+
+
+def choose_student(
+    asked: str | None, *, image_size: int, num_classes: int, teacher_parameters: int | None
+) -> StudentFacts:
+    """The student that is asked for, or a small one.
+
+    Raises:
+        InputError: timm has no model of the name, or it does not build.
+    """
+    if asked is not None:
+        name, why = asked, "--student"
+    elif image_size < _TINY_IMAGE:
+        name, why = "cifar_resnet20", f"made for images as small as {image_size} pixels"
+    else:
+        # Half of its teacher at the most: of equal size there would be nothing to gain.
+        limit = (teacher_parameters or 50_000_000) / 2e6
+        name = [name for size, name in _SMALL if size <= limit or size == _SMALL[0][0]][-1]
+        why = "small and fast" if teacher_parameters is None else "at most half the size of its teacher"
+    pretrained, why_weights = _weights_of(name)
+    model = name if pretrained else name.partition(".")[0] if ":" not in name else name
+    net = create(model, num_classes=num_classes, image_size=image_size)
+    return StudentFacts(model, pretrained, sum(p.numel() for p in net.parameters()), why, why_weights)
+
+
+def _weights_of(name: str) -> tuple[bool, str]:
+    """Whether pretrained weights of a model can be had here, and why or why not."""
+    known = config(name)
+    repository = known.get("hf_hub_id")
+    if not repository:
+        if known.get("url") or known.get("file"):
+            return True, "it starts from the weights that timm has of it"
+        return False, "timm has no weights of it, so it starts from nothing"
+    files = [known["hf_hub_filename"]] if known.get("hf_hub_filename") else list(_WEIGHT_FILES)
+    if any(isinstance(try_to_load_from_cache(repository, file), str) for file in files):
+        return True, "it starts from its ImageNet weights, which are in this machine's cache"
+    if constants.HF_HUB_OFFLINE:
+        return False, "it starts from nothing: HF_HUB_OFFLINE is set and its weights are not in the cache"
+    try:
+        get_hf_file_metadata(hf_hub_url(repository, files[0]), timeout=_REACH_S)
+    except Exception as error:  # no network, a proxy that refuses, no such file
+        return False, f"it starts from nothing: its weights could not be reached ({type(error).__name__})"
+    return True, "it starts from its ImageNet weights, fetched once"

@@ -1,0 +1,199 @@
+"""What distill init writes: for each layout, with and without a teacher, and what it refuses."""
+
+import io
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from command import Cli
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from timm_loop import CLASSES, MODEL, SIZE
+
+from distill.init.advice import advise, batch_size, num_epochs
+from distill.init.page import Line, page
+from distill.plan import make_plan
+from distill.recipe import load_recipe
+
+
+@pytest.fixture(autouse=True)
+def in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def tiny_photos(root: Path, *names: str, count: int = 3) -> Path:
+    for name in names:
+        (root / name).mkdir(parents=True)
+        for number in range(count):
+            Image.new("RGB", (70, 50), (number, 9, 9)).save(root / name / f"{number}.png")
+    return root
+
+
+def written(cli: Cli, *arguments: Any) -> dict[str, Any]:
+    outcome = cli("init", *arguments, "--student", "test_efficientnet", "--yes")
+    assert outcome.code == 0, outcome.err
+    file = Path(outcome.out.splitlines()[-2].split()[-1])
+    return dict(yaml.safe_load(file.read_text()))
+
+
+def test_a_root_with_splits_trains_on_one_and_evaluates_on_the_other(cli: Cli, tmp_path: Path) -> None:
+    root = tmp_path / "pets"
+    for split in ("Train", "valid", "test"):
+        tiny_photos(root / split, "cat", "dog", count=8)
+    outcome = cli("init", root, "--yes", "--student", "test_efficientnet")
+    recipe = load_recipe("pets.yaml")
+    assert (recipe.data.train.path, recipe.data.eval.path, recipe.data.image_size) == ("Train", "valid", 64)  # type: ignore[union-attr]
+    assert recipe.teacher is None
+    assert "no teacher: the student learns from labels alone" in outcome.out
+    assert f"test is left for the end: distill evaluate RUN --data {root / 'test'}" in outcome.out
+    plan = make_plan(recipe)
+    assert (len(plan.stages[0].source), plan.classes) == (16, ("cat", "dog"))
+
+
+def test_classes_called_train_and_test_are_classes(cli: Cli, tmp_path: Path) -> None:
+    tree = written(cli, tiny_photos(tmp_path / "signs", "train", "test", "bus", count=9))
+    assert tree["data"]["train"] == {"kind": "image_folder", "path": "."}
+    assert tree["data"]["eval"]["kind"] == "holdout"
+    assert make_plan(load_recipe("signs.yaml")).classes == ("bus", "test", "train")
+
+
+def test_a_train_folder_alone_holds_out_of_it(cli: Cli, tmp_path: Path) -> None:
+    tiny_photos(tmp_path / "pets/train", "cat", "dog", count=8)
+    tree = written(cli, tmp_path / "pets", "--holdout", 0.25)
+    assert tree["data"]["train"]["path"] == "train"
+    assert tree["data"]["eval"] == {"kind": "holdout", "fraction": 0.25}
+
+
+def test_a_table_is_read_as_one(cli: Cli, tmp_path: Path) -> None:
+    import datasets
+
+    buffer = io.BytesIO()
+    Image.new("RGB", (40, 40)).save(buffer, "PNG")
+    image = {"bytes": buffer.getvalue(), "path": "x.png"}
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
+    table = datasets.Dataset.from_dict({"image": [image] * 20, "label": [0, 1] * 10}, features=features)
+    (tmp_path / "table").mkdir()
+    table.to_parquet(tmp_path / "table/all.parquet")
+    tree = written(cli, tmp_path / "table")
+    assert tree["data"]["train"] == {"kind": "parquet", "path": "."}
+    assert make_plan(load_recipe("table.yaml")).classes == ("cat", "dog")
+
+
+def test_the_teacher_says_what_everybody_sees(cli: Cli, photos: Path, teacher: Path) -> None:
+    flags = ("--teacher", teacher, "--teacher-model", MODEL, "--teacher-image-size", SIZE)
+    tree = written(cli, photos, *flags)
+    assert tree["teacher"] == {"model": MODEL, "weights": str(teacher), "image_size": SIZE}
+    assert tree["data"]["image_size"] == SIZE
+    assert tree["data"]["eval_view"] == {"crop_fraction": 0.95, "interpolation": "bilinear"}  # timm's, of test_resnet
+    assert tree["student"]["objective"].keys() == {"hard", "soft"}
+
+
+def test_nothing_is_overwritten_and_a_run_is_not_joined(cli: Cli, tmp_path: Path) -> None:
+    folder = tiny_photos(tmp_path / "pets", "cat", "dog", count=8)
+    assert written(cli, folder)["name"] == "pets"
+    (tmp_path / "runs/pets").mkdir(parents=True)
+    before = Path("pets.yaml").read_text()
+    refused = cli("init", folder, "--yes", "--student", "test_efficientnet")
+    assert (refused.code, "is there already" in refused.err) == (2, True)
+    assert Path("pets.yaml").read_text() == before
+    assert written(cli, folder, "--force")["name"] == "pets-2"
+
+
+def test_it_asks_on_a_terminal(
+    cli: Cli, photos: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    answers = io.StringIO(f"{photos}\n{teacher}\n{MODEL}\n{SIZE}\n80\ntest_efficientnet\nmine.yaml\n")
+    monkeypatch.setattr(answers, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stdin", answers)
+    outcome = cli("init")
+    assert outcome.code == 0, outcome.err
+    recipe = load_recipe("mine.yaml")
+    assert recipe.teacher is not None
+    assert (recipe.teacher.image_size, recipe.data.image_size) == (SIZE, 80)
+    assert recipe.students["student"].model == "test_efficientnet"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ((), "give --teacher-model"),
+        (("--teacher-model", MODEL), "give --teacher-image-size"),
+        (("--teacher-model", "resnett18", "--teacher-image-size", SIZE), "did you mean 'resnet18'"),
+        (("--teacher-model", "test_vit", "--teacher-image-size", SIZE), "not weights of"),
+    ],
+)
+def test_a_file_of_weights_needs_model_and_size(
+    cli: Cli, photos: Path, teacher: Path, flags: tuple[Any, ...], message: str
+) -> None:
+    outcome = cli("init", photos, "--teacher", teacher, *flags, "--yes")
+    assert outcome.code == 2
+    assert message in " ".join(outcome.err.split())
+    assert not Path("photos.yaml").exists()
+
+
+def test_what_cannot_be_trained_on_is_refused(cli: Cli, tmp_path: Path, photos: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    single = tiny_photos(tmp_path / "single", "cat")
+    for folder, message in (
+        (tmp_path / "nowhere", "does not exist"),
+        (tmp_path / "empty", "no class folders"),
+        (single, "class"),
+        (single / "cat/0.png", "is a file"),
+    ):
+        outcome = cli("init", folder, "--yes")
+        assert (outcome.code, message in outcome.err) == (2, True), outcome.err
+    outcome = cli("init", photos, "--teacher", "resnet81", "--yes")
+    assert (outcome.code, "did you mean 'resnet18'" in " ".join(outcome.err.split())) == (2, True)
+    outcome = cli("init", photos, "--student", "test_efficientnet", "--holdout", 1.5, "--yes")
+    assert (outcome.code, "--holdout" in outcome.err) == (2, True)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    num_images=st.integers(2, 2_000_000),
+    pretrained=st.booleans(),
+    epochs=st.none() | st.integers(1, 400),
+    has_teacher=st.booleans(),
+)
+def test_advice_fits_any_number_of_images(
+    num_images: int, pretrained: bool, epochs: int | None, has_teacher: bool
+) -> None:
+    advice = advise(
+        num_images=num_images,
+        image_size=96,
+        has_teacher=has_teacher,
+        pretrained=pretrained,
+        epochs=epochs,
+        has_gpu=False,
+        has_bf16=False,
+    )
+    batch = advice.values["train.batch_size_global"]
+    assert 2 <= batch <= num_images
+    assert batch % 2 == 0
+    lines = [Line(key, value, advice.reasons.get(key, "")) for key, value in advice.values.items()]
+    text = page(["head"], lines)
+    assert max(map(len, text.splitlines())) <= 100
+    student = yaml.safe_load(text)["student"]
+    assert ("soft" in student["objective"]) is has_teacher
+
+
+def test_more_images_mean_larger_batches_and_fewer_epochs() -> None:
+    sizes = [100, 500, 5_000, 50_000, 1_281_167]
+    batches, epochs = [batch_size(n) for n in sizes], [num_epochs(n, False) for n in sizes]
+    assert batches == sorted(batches)
+    assert epochs == sorted(epochs, reverse=True)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    value=st.text(max_size=40) | st.floats(allow_nan=False, allow_infinity=False) | st.none(), why=st.text(max_size=150)
+)
+def test_a_page_reads_back_whatever_names_it_holds(value: Any, why: str) -> None:
+    assert yaml.safe_load(page([why], [Line("a.b", value, why), Line("a.c", 1)])) == {"a": {"b": value, "c": 1}}
+
+
+def test_class_names_of_the_fixture(photos: Path) -> None:
+    assert sorted(path.name for path in photos.iterdir()) == list(CLASSES)
