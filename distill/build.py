@@ -52,7 +52,9 @@ def build_models(plan: Plan) -> Models:
     teacher = None
     if recipe.teacher:
         with naming("teacher"):
-            teacher = build_teacher(recipe.teacher, classes=plan.classes, root=_HERE, device="cpu")
+            teacher = build_teacher(
+                recipe.teacher, classes=plan.classes, root=_HERE, device="cpu", order_given=plan.order_given
+            )
             refuse_teacher_size(teacher, recipe.data.image_size)
     nets, schedules = {}, {}
     for name, spec in recipe.students.items():

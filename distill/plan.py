@@ -11,9 +11,10 @@ import numpy as np
 from distill.data.augment import TrainTransform
 from distill.data.classes import Named, chosen_samples, run_classes
 from distill.data.holdout import Part, open_eval, open_train
+from distill.data.label_sets import same_space
 from distill.data.lanes import LaneOrder, default_block, default_lanes, fitting_lanes, lanes_fit
 from distill.data.order import Order, TrainOrder
-from distill.data.sources import Source
+from distill.data.sources import Source, says_order
 from distill.data.stream.source import StreamSource
 from distill.engine import TRACKERS
 from distill.errors import InputError, nearest
@@ -132,12 +133,18 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """Sources and numbers of a run. `classes`: what the students' and the teacher's logits stand for."""
+    """Sources and numbers of a run.
+
+    Attributes:
+        classes: what the students' and the teacher's logits stand for.
+        order_given: the recipe says their order; else it follows from the names of folders or labels.
+    """
 
     recipe: Recipe
     stages: tuple[StagePlan, ...]
     eval_source: Source | None
     classes: tuple[str, ...]
+    order_given: bool
 
     @property
     def total_steps(self) -> int:
@@ -225,9 +232,12 @@ def make_plan(recipe: Recipe) -> Plan:
         # Stages over the same data each have an order of their own.
         seed = hash64(recipe.seed, "stage", index) if index else recipe.seed
         order = make_order(own, source, subset, seed, key)
-        labelled = source.classes == classes
+        labelled = same_space(source.classes, classes)
         stages.append(_plan_stage(name, prefixes[index], own, source, labelled, order, first_step))
-    return Plan(recipe, tuple(stages), eval_source, classes)
+    named_by = recipe.data.eval
+    if named_by is None or isinstance(named_by, schema.HoldOut):
+        named_by = next(own.data.train for own, source in zip(recipes, sources, strict=True) if source.classes)
+    return Plan(recipe, tuple(stages), eval_source, classes, says_order(named_by))
 
 
 def _plan_stage(

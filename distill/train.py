@@ -56,12 +56,10 @@ def _train(recipe: Recipe, signals: Signals) -> int:
         zero_stage=recipe.train.zero_stage,
         zero_offload=recipe.train.zero_offload,
     )
-    share = share_of_process(
-        recipe.train.batch_size_global, recipe.train.micro_batch_size, launched_processes(dict(os.environ))
-    )
+    num_processes = launched_processes(dict(os.environ))
+    share = share_of_process(recipe.train.batch_size_global, recipe.train.micro_batch_size, num_processes)
     check_rendezvous(dict(os.environ))
     plan = make_plan(recipe)
-    num_processes = launched_processes(dict(os.environ))
     check_streams(plan, num_processes, int(os.environ.get("LOCAL_WORLD_SIZE", num_processes)))
     models = build_models(plan)
     engine = Engine(
@@ -103,6 +101,8 @@ class Run:
         self.journal = Journal(recipe, plan.total_steps, engine)
         placing = recipe.teacher.model_dump(include={"placement", "offload"}) if recipe.teacher else {}
         self.teacher = place_teacher(models.teacher, engine, **placing)
+        if self.teacher and self.teacher.match and self.teacher.match.how in ("numbers", "order"):
+            self.journal.screen.say(self.teacher.match.describe())
         self.students = start_students(models, plan, share, engine)
         self._teacher_answers = TeacherAnswers(self.teacher) if self.teacher else None
         self._eval_loader = (

@@ -178,9 +178,15 @@ def clothes(tmp_path: Path) -> Path:
     return tmp_path / "clothes"
 
 
-def test_classes_by_other_names_are_refused(clothes: Path, tiny_run: Path) -> None:
+def test_folders_of_numbers_are_class_numbers_and_others_by_other_names_are_refused(
+    clothes: Path, tiny_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert scores(tiny_run, data=str(clothes))["alone"].num_samples == 10
+    said = capsys.readouterr().out
+    assert "classes of alone: class names are numbers and taken for indices of the logits: 0 = 0, 1 = 1" in said
+    (clothes / "0").rename(clothes / "shirt")
     with pytest.raises(
-        InputError, match=r"alone's classes are not the data's: .*class 0 is 'T-shirt/top' for alone and '0'"
+        InputError, match=r"alone's classes are not the data's: .*class 0 is 'T-shirt/top' for alone and '1'"
     ):
         scores(tiny_run, data=str(clothes))
 
@@ -201,18 +207,25 @@ def test_a_file_knows_its_number_of_classes_and_no_names(clothes: Path, tiny_run
     (clothes / "0").rename(clothes / "more")
     (clothes / "more" / "one.png").rename(clothes / "1" / "two.png")
     (clothes / "more").rmdir()
+    (clothes / "9").rename(clothes / "nine")  # no longer numbers: which logits the nine are cannot be told
     with pytest.raises(InputError, match=r"model's head has 10 classes, the data 9"):
         scores(weights, model="cifar_resnet8", data=str(clothes))
 
 
-def test_a_folder_with_some_of_the_classes_needs_the_whole_list(tmp_path: Path, tiny_run: Path) -> None:
+def test_a_folder_with_some_of_the_classes_is_judged_by_name(
+    tmp_path: Path, tiny_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "some/Coat").mkdir(parents=True)
     Image.new("RGB", (28, 28)).save(tmp_path / "some/Coat/one.png")
     (tmp_path / "names.txt").write_text("\n".join(CLASSES))
-    with pytest.raises(InputError, match=r"alone's head has 10 classes, the data 1: .* whole class list"):
+    by_name = scores(tiny_run, data=str(tmp_path / "some"))
+    assert "classes of alone: 1 of 10 classes, matched by name: Coat = 4" in capsys.readouterr().out
+    assert by_name == scores(tiny_run, data=str(tmp_path / "some"), classes=str(tmp_path / "names.txt"))
+    (tmp_path / "some/Coat").rename(tmp_path / "some/Gown")
+    with pytest.raises(
+        InputError, match=r"alone's head has 10 classes, the data 1: .*class 'Gown' is none of the model's"
+    ):
         scores(tiny_run, data=str(tmp_path / "some"))
-    results = scores(tiny_run, data=str(tmp_path / "some"), classes=str(tmp_path / "names.txt"))
-    assert results["alone"].num_samples == 1
 
 
 # ---- what `--data` may name ------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from distill.data.label_sets import mismatch, overlap
+from distill.data.label_sets import mismatch, overlap, same_space
 from distill.data.labels import stratified_subset
 from distill.data.records import Source
 from distill.errors import InputError, naming
@@ -48,15 +48,20 @@ def run_classes(trained: Sequence[Named], judged: Source | None) -> tuple[str, .
             "data.eval: nothing here names the classes of the run: give data.eval, or a source with labels"
         )
     first_key, classes, why = lists[-1] if judged is not None else lists[0]
+    if len(classes) == 1:
+        raise InputError(
+            f"{first_key}: has one class, {classes[0]!r}, and there is nothing to tell apart: give the folder above it, or data of several classes"
+        )
     for key, others, reader in lists:
         same_classes(others, classes, key, first_key, reader or why)
     return classes
 
 
 def same_classes(train: tuple[str, ...], other: tuple[str, ...], key: str, other_key: str, why: str = "") -> None:
-    """Raises InputError when two class lists differ, naming the first difference."""
-    if (how := mismatch(train, other, key, other_key)) is None:
+    """Raises InputError when two class lists say different things, naming the first difference."""
+    if same_space(train, other):
         return
+    how = mismatch(train, other, key, other_key)
     reader = f", and {why} reads its labels" if why else ""
     raise InputError(
         f"{how}{reader}. Give both the same list with {key}.classes and {other_key}.classes, or teach soft labels alone (objective.hard: null)"

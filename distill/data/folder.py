@@ -5,36 +5,32 @@ from pathlib import Path
 
 import numpy as np
 
+from distill.data.class_names import check_names, order_classes
 from distill.data.labels import index_names
-from distill.data.records import missing
+from distill.data.records import is_leftover, missing, printable
+from distill.data.splits import split_named
 from distill.errors import InputError
 
 IMAGE_EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"))
 
 
 class ImageFolderSource:
-    """One folder a class, sorted by name, images anywhere below it.
+    """One folder a class, in the order of `order_classes`, images anywhere below it.
 
     Paths are kept in one block of bytes: a list of a million strings would be copied into every worker, a page at a time, as
     reference counts touch it.
     """
 
     def __init__(self, root: Path, classes: tuple[str, ...] | None, key: str) -> None:
-        if not root.is_dir():
-            raise missing(root, key) if not root.exists() else InputError(f"{key}.path: {root} is not a folder")
+        folders = class_folders(root, classes is not None, key)
         self._root = os.fsencode(root)
-        folders = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
-        if not folders:
-            raise InputError(
-                f"{key}.path: {root} has no class folders: put the images of each class into a folder of its own"
-            )
-        self.classes = tuple(folders) if classes is None else classes
+        self.classes = folders if classes is None else classes
         folder_labels = index_names(folders, self.classes, f"{key}.path {root}")
 
         paths: list[bytes] = []
         labels: list[np.ndarray] = []
         for folder, label in zip(folders, folder_labels, strict=True):
-            found = _images_below(root / folder, self._root)
+            found = _images_below(root / folder, self._root, key)
             if not found:
                 extensions = " ".join(sorted(IMAGE_EXTENSIONS))
                 raise InputError(
@@ -58,22 +54,64 @@ class ImageFolderSource:
             return file.read()
 
     def describe(self, index: int) -> str:
-        return os.fsdecode(self._path(index))
+        return printable(self._path(index))
+
+
+def class_folders(root: Path, has_list: bool, key: str) -> tuple[str, ...]:
+    """The names of the folders that are classes, in the order of `order_classes`, or by text where a class list says the order.
+
+    Raises:
+        InputError: there are none; names that cannot be told apart; folders of splits (train, val) rather than of classes.
+    """
+    if not root.is_dir():
+        raise missing(root, key) if not root.exists() else InputError(f"{key}.path: {root} is not a folder")
+    try:
+        found = [entry.name for entry in os.scandir(root) if entry.is_dir() and not is_leftover(entry.name)]
+    except OSError as error:
+        raise InputError(f"{key}.path: {root} cannot be read ({error.strerror}): mend its permissions") from error
+    if not found:
+        raise InputError(
+            f"{key}.path: {root} has no class folders: put the images of each class into a folder of its own"
+        )
+    check_names(found, f"{key}.path {root}")
+    if not has_list:
+        _refuse_splits(root, found, key)
+    return tuple(sorted(found)) if has_list else order_classes(found, f"{key}.path {root}")
+
+
+def _refuse_splits(root: Path, folders: list[str], key: str) -> None:
+    """A class may be called train; but folders of two splits, or one split alone with folders in it, are no classes."""
+    named = sorted(name for name in folders if split_named(name) is not None)
+    alone = len(folders) == 1 and any(entry.is_dir() for entry in os.scandir(root / folders[0]))
+    if len({split_named(name) for name in named}) > 1 or (named and alone):
+        raise InputError(
+            f"{key}.path: {root} holds folders of splits, not of classes: {', '.join(named)}. "
+            f"Give one of them, as in {root / named[0]} (where they are classes, name all classes with {key}.classes)"
+        )
 
 
 def _is_new(path: bytes, name: bytes, above: set[tuple[int, int]]) -> bool:
-    """Whether a folder is to be walked: not hidden, not macOS's shadow of an archive, and no link to a folder it lies in."""
-    if name.startswith(b".") or name == b"__MACOSX":
+    """Whether a folder is to be walked: not what a file server left, and no link to a folder it lies in."""
+    if is_leftover(os.fsdecode(name)):
         return False
     status = os.stat(path)
     return (status.st_dev, status.st_ino) not in above
 
 
-def _images_below(folder: Path, root: bytes) -> list[bytes]:
-    """Image paths relative to `root`, sorted; symbolic links are followed, but not into a folder above, nor hidden folders."""
+def _images_below(folder: Path, root: bytes, key: str) -> list[bytes]:
+    """Image paths relative to `root`, sorted; symbolic links are followed, but not into a folder above, nor hidden folders.
+
+    Raises:
+        InputError: a folder cannot be read; its images would be missing without a word.
+    """
+
+    def unreadable(error: OSError) -> None:
+        where = printable(os.fsencode(error.filename))
+        raise InputError(f"{key}.path: {where} cannot be read ({error.strerror}): mend its permissions") from error
+
     found = []
     above: dict[bytes, set[tuple[int, int]]] = {}
-    for directory, below, names in os.walk(os.fsencode(folder), followlinks=True):
+    for directory, below, names in os.walk(os.fsencode(folder), followlinks=True, onerror=unreadable):
         status = os.stat(directory)
         path = above.get(os.path.dirname(directory), set()) | {(status.st_dev, status.st_ino)}
         above[directory] = path

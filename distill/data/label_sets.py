@@ -22,6 +22,8 @@ from pathlib import Path
 
 import numpy as np
 
+from distill.data.class_names import check_names, meaning
+from distill.data.records import at
 from distill.errors import InputError, nearest
 
 # Name -> (classes, the list within timm.data). timm's ImageNetInfo knows all of them but the last.
@@ -71,12 +73,12 @@ def class_list(name_or_path: str, root: Path, key: str) -> tuple[str, ...]:
     Raises:
         InputError: neither a name nor a file; an empty file, or one that names a class twice.
     """
-    path = root / Path(name_or_path).expanduser()
+    path = at(root, name_or_path, f"{key}.classes")
     if not path.is_file() and (known := named_list(name_or_path)) is not None:
         return known
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").rstrip().splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().splitlines()]
+    except (OSError, ValueError) as error:
         raise InputError(
             f"{key}.classes: cannot read {path} ({error}): give a text file, a class name a line, or one of "
             f"{', '.join(NAMES)}{nearest(name_or_path, NAMES)}"
@@ -88,6 +90,7 @@ def class_list(name_or_path: str, root: Path, key: str) -> tuple[str, ...]:
     if len(set(lines)) != len(lines):
         twice = next(name for i, name in enumerate(lines) if name in lines[:i])
         raise InputError(f"{key}.classes: {path} names {twice!r} twice: each line is one class")
+    check_names(lines, f"{key}.classes: {path}")
     return tuple(lines)
 
 
@@ -111,7 +114,7 @@ def known_as(classes: Sequence[str]) -> str | None:
 
 def same_space(classes: Sequence[str], others: Sequence[str]) -> bool:
     """Whether two lists name the same classes in the same order: name by name, or one label space in synsets here and in words there."""
-    return tuple(classes) == tuple(others) or (
+    return list(map(meaning, classes)) == list(map(meaning, others)) or (
         (space := known_as(classes)) is not None and len(classes) == len(others) and space == known_as(others)
     )
 
@@ -184,6 +187,15 @@ def are_synsets(names: Sequence[str]) -> bool:
 def words_of(synset: str) -> str:
     """WordNet's words ("tench, Tinca tinca"); what is no synset of ImageNet stays as it is."""
     return _lemmas().get(synset, synset)
+
+
+def possible_synsets(classes: Sequence[str]) -> list[frozenset[str]]:
+    """The synsets that each class may be, in the words of a whole label space if it is one; an empty set for what WordNet does not know."""
+    known = _synsets_by_words()
+    whole = _synsets_of(classes)
+    if whole is not None:
+        return whole
+    return [frozenset((n,)) if _SYNSET.fullmatch(n) else known.get(n, frozenset()) for n in classes]
 
 
 def _synsets_of(classes: Sequence[str]) -> list[frozenset[str]] | None:

@@ -1,22 +1,12 @@
 """Class names, label checks and the stratified subset: what is known of a data set before any image is read."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
-from distill.data.label_sets import class_list
+from distill.data.class_names import meaning
 from distill.errors import InputError, nearest
 from distill.rng import hash64, hash64_array
-
-
-def read_classes(path: Path, key: str) -> tuple[str, ...]:
-    """Class names from a text file, one a line, or of the label space that the last part of the path names (`label_sets`).
-
-    Raises:
-        InputError: no such file nor label space; an empty file, or one that names a class twice.
-    """
-    return class_list(path.name, path.parent, key)
 
 
 def check_labels(labels: np.ndarray, num_classes: int, where: str) -> None:
@@ -40,8 +30,8 @@ def check_labels(labels: np.ndarray, num_classes: int, where: str) -> None:
         )
 
 
-def index_names(names: Sequence[str], classes: tuple[str, ...], where: str) -> np.ndarray:
-    """Where each name stands in the class list.
+def index_names(names: Sequence[str], classes: Sequence[str], where: str) -> np.ndarray:
+    """Where each name stands in the class list, by what it says: "07" is 7, and an accent is the same in every form of Unicode.
 
     Returns:
         [len(names)] int64.
@@ -49,13 +39,13 @@ def index_names(names: Sequence[str], classes: tuple[str, ...], where: str) -> n
     Raises:
         InputError: a name is not in the list; names the nearest one that is.
     """
-    position = {name: i for i, name in enumerate(classes)}
+    position = {meaning(name): i for i, name in enumerate(classes)}
     for name in names:
-        if name not in position:
+        if meaning(name) not in position:
             raise InputError(
                 f"{where}: class {name!r} is not in the class list of {len(classes)}{nearest(name, classes)}"
             )
-    return np.array([position[name] for name in names], dtype=np.int64)
+    return np.array([position[meaning(name)] for name in names], dtype=np.int64)
 
 
 def stratified_subset(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:

@@ -41,6 +41,45 @@ class Source(Protocol):
         ...
 
 
+# What file servers, archives and notebooks leave beside images: thumbnails, shadows, bins. Hidden names are left out as well.
+_LEFTOVERS = frozenset(
+    (
+        "@eadir",
+        "__macosx",
+        "lost+found",
+        "thumbs.db",
+        "#recycle",
+        "@recycle",
+        "$recycle.bin",
+        "system volume information",
+    )
+)
+
+
+def is_leftover(name: str) -> bool:
+    """Whether a file or folder is no part of a data set: hidden (.AppleDouble, ._x.jpg, .ipynb_checkpoints), or left by a file server."""
+    return name.startswith(".") or name.lower() in _LEFTOVERS
+
+
+def printable(path: bytes) -> str:
+    """A path for messages; bytes that are not UTF-8 are written out."""
+    return path.decode("utf-8", "backslashreplace")
+
+
+def at(root: Path, path: str, key: str) -> Path:
+    """Where a recipe's path lies: relative to `root`, absolute, or from somebody's home (~).
+
+    Raises:
+        InputError: there is no such home, or the path has a NUL.
+    """
+    if "\0" in path:
+        raise InputError(f"{key}: {path!r} has a NUL, which no path has: give another path")
+    try:
+        return root / Path(path).expanduser()
+    except RuntimeError as error:
+        raise InputError(f"{key}: {path}: {first_line(error)}: give the path without ~") from error
+
+
 def missing(path: Path, key: str) -> InputError:
     """An error for a path that does not exist, with the nearest name beside it."""
     parent = path.parent

@@ -10,14 +10,15 @@ import numpy as np
 
 from distill.data.fashion import open_fashion_mnist
 from distill.data.folder import ImageFolderSource
-from distill.data.labels import check_labels, read_classes, stratified_subset
-from distill.data.records import Source
+from distill.data.label_sets import class_list
+from distill.data.labels import check_labels, stratified_subset
+from distill.data.records import Source, at
 from distill.data.stream.opening import open_stream
 from distill.data.tables import open_table
 from distill.errors import InputError
 from distill.recipe import schema
 
-__all__ = ["Source", "open_source", "stratified_subset"]
+__all__ = ["Source", "open_source", "says_order", "stratified_subset"]
 
 _USUAL_SHARDS = schema.Shards()
 
@@ -39,12 +40,13 @@ def open_source(
     source: Source
     match spec:
         case schema.ImageFolder():
-            classes = None if spec.classes is None else read_classes(root / spec.classes, key)
-            source = ImageFolderSource(root / spec.path, classes, key)
+            classes = None if spec.classes is None else class_list(spec.classes, root, key)
+            source = ImageFolderSource(at(root, spec.path, f"{key}.path"), classes, key)
         case schema.Table() | schema.SavedDataset():
             source = open_table(spec, root, key)
         case schema.FashionMnist():
-            source = open_fashion_mnist(spec.split, None if spec.path is None else root / spec.path, key)
+            folder = None if spec.path is None else at(root, spec.path, f"{key}.path")
+            source = open_fashion_mnist(spec.split, folder, key)
         case schema.Stream():
             return open_stream(spec, root, key, shards)  # it checks labels as they come
     if len(source) == 0:
@@ -52,3 +54,8 @@ def open_source(
     assert isinstance(source.labels, np.ndarray)
     check_labels(source.labels, len(source.classes), key)
     return source
+
+
+def says_order(spec: schema.Source) -> bool:
+    """Whether a recipe says in which order the classes of a source are numbered; else it follows from their names."""
+    return isinstance(spec, schema.FashionMnist) or spec.classes is not None

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from distill.data.label_sets import same_space
-from distill.data.labels import index_names, read_classes
-from distill.data.records import Source, first_line, missing
+from distill.data.class_names import check_names, class_numbers, order_classes
+from distill.data.label_sets import class_list, same_space
+from distill.data.labels import index_names
+from distill.data.records import Source, at, first_line, missing
 from distill.errors import InputError, nearest
 from distill.recipe import schema
 
@@ -24,13 +25,13 @@ def open_table(spec: schema.Table | schema.SavedDataset, root: Path, key: str = 
     Raises:
         InputError: no such files, split or column, or a column that holds something else.
     """
-    path = root / spec.path
+    path = at(root, spec.path, f"{key}.path")
     if isinstance(spec, schema.SavedDataset):
         data, files = _open_saved(path, spec.split, key), []
     else:
         names = _find_files(path, spec.kind, key)
         data, files = _open_files(names, spec.kind, key), names
-    classes = None if spec.classes is None else read_classes(root / spec.classes, key)
+    classes = None if spec.classes is None else class_list(spec.classes, root, key)
     return TableSource(data, files, str(path), spec.image_column, spec.label_column, classes, key)
 
 
@@ -109,8 +110,8 @@ def _open_saved(path: Path, split: str | None, key: str) -> Any:
 class TableSource:
     """An image column and a label column of a `datasets.Dataset`.
 
-    Labels may be a ClassLabel, strings (sorted into classes) or integers (classes are named "0", "1", ...). Given `classes`, names
-    are looked up in it, and integers index it.
+    Labels may be a ClassLabel, strings (in the order of `order_classes`) or integers (classes are named "0", "1", ...). Given
+    `classes`, names are looked up in it, and integers index it.
     """
 
     def __init__(
@@ -204,17 +205,27 @@ def _labels(data: Any, column: str, classes: tuple[str, ...] | None, where: str)
     if pa.types.is_integer(values.type):
         labels = values.to_numpy().astype(np.int64)
         if isinstance(feature, datasets.ClassLabel) and feature.names:
-            names = tuple(feature.names)
-            if classes is None or same_space(names, classes):
-                return labels, classes or names
-            known = (labels >= 0) & (labels < len(names))
-            return np.where(known, index_names(names, classes, where)[np.where(known, labels, 0)], labels), classes
+            return _renumbered(labels, tuple(feature.names), classes, where)
         if classes is None:
             classes = tuple(str(i) for i in range(int(labels.max(initial=-1)) + 1))
         return labels, classes
     if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
         encoded = values.combine_chunks().dictionary_encode()
         names = tuple(encoded.dictionary.to_pylist())
-        classes = tuple(sorted(names)) if classes is None else classes
+        check_names(names, where)
+        classes = order_classes(names, where) if classes is None else classes
         return index_names(names, classes, where)[encoded.indices.to_numpy()], classes
     raise InputError(f"{where} holds {feature}: labels are integers, names or a ClassLabel")
+
+
+def _renumbered(
+    labels: np.ndarray, names: tuple[str, ...], classes: tuple[str, ...] | None, where: str
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Labels that count a ClassLabel's names, counted in the class list; without one, in the names' own order, numbers by value."""
+    check_names(names, where)
+    if classes is None:
+        classes = order_classes(names, where) if class_numbers(names) is not None else names
+    if same_space(names, classes):
+        return labels, classes
+    known = (labels >= 0) & (labels < len(names))
+    return np.where(known, index_names(names, classes, where)[np.where(known, labels, 0)], labels), classes

@@ -5,19 +5,22 @@ from pathlib import Path
 from distill.checkpoint import load
 from distill.data.guess import guess_source, in_options, known_classes
 from distill.data.holdout import open_eval
-from distill.data.sources import Source, open_source
+from distill.data.sources import Source, open_source, says_order
 from distill.errors import InputError
 from distill.judge.find import is_checkpoint
 from distill.plan import held_out_images
-from distill.recipe import Recipe
+from distill.recipe import Recipe, schema
 from distill.rundir import newest_checkpoint
 
 
-def open_images(data: str | None, classes: str | None, recipe: Recipe | None, path: Path) -> Source:
+def open_images(data: str | None, classes: str | None, recipe: Recipe | None, path: Path) -> tuple[Source, bool]:
     """The source that `--data` and `--classes` name, or else the recipe's own evaluation set.
 
     Args:
         path: what is judged, for messages.
+
+    Returns:
+        The source, and whether the user has given the order of its classes.
 
     Raises:
         InputError: nothing is there, or nobody says what to judge on.
@@ -25,7 +28,7 @@ def open_images(data: str | None, classes: str | None, recipe: Recipe | None, pa
     if data is not None:
         spec = guess_source(data, known_classes(classes))
         try:
-            return open_source(spec, Path(), "--data")
+            return open_source(spec, Path(), "--data"), says_order(spec)
         except InputError as error:
             raise InputError(as_options(str(error))) from error
     if classes is not None:
@@ -33,12 +36,13 @@ def open_images(data: str | None, classes: str | None, recipe: Recipe | None, pa
     if recipe is None or recipe.data.eval is None:
         raise InputError(f"{path} does not say what to judge it on: give --data")
     try:
-        source = open_eval(recipe.data, Path(recipe.data.root))
+        source = open_eval(recipe.data, Path(recipe.data.root).expanduser())
     except InputError as error:
         raise InputError(f"{error}; or judge on something else with --data") from error
     assert source is not None
     _refuse_other_images(source, path)
-    return source
+    spec = recipe.data.eval
+    return source, says_order(recipe.data.train if isinstance(spec, schema.HoldOut) else spec)
 
 
 def _refuse_other_images(source: Source, path: Path) -> None:

@@ -7,13 +7,14 @@ from rich.table import Table
 
 from distill.build import eval_loader, place_teacher
 from distill.console import make_console, show_table
+from distill.data.relabelled import Relabelled
 from distill.data.sources import Source
 from distill.engine import Engine
 from distill.errors import InputError
 from distill.evaluate import TEACHER, Accuracy, TeacherAnswers, evaluate
 from distill.judge.find import Found, find_models
 from distill.judge.images import as_options, open_images
-from distill.models.labels import check_label_space, comparable_classes
+from distill.models.labels import Match, match_classes
 from distill.models.pixels import Network
 from distill.models.teacher import Teacher, build_teacher
 from distill.recipe import Recipe, load_recipe
@@ -41,11 +42,9 @@ def judge(
     """Judge what lies at a path, show a table, return the scores by name. Collective under a launcher."""
     found = find_models(path, model=model, student=student, weights=weights, image_size=image_size)
     recipe = load_recipe(path / RECIPE_FILE) if (path / RECIPE_FILE).is_file() else None
-    source = open_images(data, classes, recipe, path)
-    for each in found:
-        num_classes = int(each.net.num_classes)  # type: ignore[arg-type]
-        known = comparable_classes(each.classes or None, num_classes, source.classes)
-        check_label_space(known, num_classes, source.classes, who=each.name)
+    opened, order_given = open_images(data, classes, recipe, path)
+    match = _match(found, opened, order_given)
+    source = _in_logits(opened, match, found[0].classes)
     teacher = _teacher(recipe, source) if data is None else None
     engine = Engine(precision=precision)
     try:
@@ -59,8 +58,29 @@ def judge(
         skipped = f", {samples.num_skipped} unreadable skipped" if samples.num_skipped else ""
         console = make_console()
         console.print(f"{path}: {samples.num_samples} images{skipped}", markup=False, soft_wrap=True)
+        if match.how != "names" or not match.in_order:
+            console.print(match.describe(), markup=False, soft_wrap=True)
         show_table(console, _table(found, results))
     return results
+
+
+def _match(found: list[Found], source: Source, order_given: bool) -> Match:
+    """Which logit is which class of the data; models of one run agree on it."""
+    matches = []
+    for each in found:
+        num_classes = int(each.net.num_classes)  # type: ignore[arg-type]
+        matches.append(
+            match_classes(each.classes or None, num_classes, source.classes, who=each.name, order_given=order_given)
+        )
+    assert len({(match.num_logits, match.logits.tobytes()) for match in matches}) == 1
+    return matches[0]
+
+
+def _in_logits(source: Source, match: Match, classes: tuple[str, ...]) -> Source:
+    """The source with the model's logits as labels."""
+    if match.in_order:
+        return source
+    return Relabelled(source, match.logits, classes or tuple(map(str, range(match.num_logits))))
 
 
 def _judge(
@@ -100,7 +120,8 @@ def _teacher(recipe: Recipe | None, source: Source) -> Teacher | None:
     if recipe is None or recipe.teacher is None:
         return None
     try:
-        return build_teacher(recipe.teacher, classes=source.classes, root=Path(), device="cpu")
+        # The run has been trained with this teacher: whether the order was a guess was asked then.
+        return build_teacher(recipe.teacher, classes=source.classes, root=Path(), device="cpu", order_given=True)
     except InputError as error:
         make_console(stderr=True).print(f"without the teacher: {error}", markup=False, soft_wrap=True)
         return None

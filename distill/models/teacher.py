@@ -15,7 +15,7 @@ from distill import rng
 from distill.data.label_sets import NAMES, named_list
 from distill.errors import InputError, nearest
 from distill.models.build import config, create
-from distill.models.labels import check_label_space, comparable_classes
+from distill.models.labels import Match, match_teacher
 from distill.models.pixels import Pixels, pixel_config
 from distill.models.taps import Taps
 from distill.models.weights import apply_weights, head_classes, load_state_dict
@@ -58,6 +58,7 @@ class Teacher(nn.Module):
         self.dtype = dtype
         self.source = source
         self.classes = classes
+        self.match: Match | None = None  # what its logits being the data's classes rests on; None for random weights
         _cast(self.model, dtype)
         self.pixels.dtype = dtype
         super().train(False)
@@ -118,7 +119,14 @@ def _cast(model: nn.Module, dtype: torch.dtype) -> None:
                 setattr(module, name, buffer.to(dtype))
 
 
-def build_teacher(spec: schema.Teacher, *, classes: Sequence[str], root: Path, device: torch.device | str) -> Teacher:
+def build_teacher(
+    spec: schema.Teacher,
+    *,
+    classes: Sequence[str],
+    root: Path,
+    device: torch.device | str,
+    order_given: bool = False,
+) -> Teacher:
     """The teacher of a recipe, checked against the data's classes, frozen, on `device`.
 
     It is built with the number of classes its weights have: for any other, timm would give it a fresh, random head.
@@ -126,12 +134,14 @@ def build_teacher(spec: schema.Teacher, *, classes: Sequence[str], root: Path, d
     Args:
         classes: the data's class names, in the order of the labels.
         root: what relative paths in the recipe are relative to.
+        order_given: the recipe says the order of the classes; else it follows from their names.
 
     Raises:
         InputError: no such model or weights, weights of another architecture, or other classes than the data's.
     """
     found = _find(spec, root)
     recorded: tuple[str, ...] | None = None
+    match: Match | None = None
     if found.file is None:
         model = _create(spec, found.name, len(classes) if spec.weights == "random" else None)
         source = f"{found.name}, {spec.weights} weights"
@@ -147,7 +157,8 @@ def build_teacher(spec: schema.Teacher, *, classes: Sequence[str], root: Path, d
         recorded = tuple(classes)
     else:
         recorded = _recorded_classes(spec, found, root)
-        check_label_space(comparable_classes(recorded, num_classes, classes), num_classes, classes)
+        pretrained = spec.weights == "pretrained"
+        match = match_teacher(recorded, num_classes, classes, pretrained=pretrained, order_given=order_given)
 
     wants = pixel_config(model)
     image_size = spec.image_size or wants.image_size
@@ -156,6 +167,7 @@ def build_teacher(spec: schema.Teacher, *, classes: Sequence[str], root: Path, d
         image_size = built_for if isinstance(built_for, int) else built_for[0]
     pixels = Pixels(spec.mean or wants.mean, spec.std or wants.std, image_size, wants.interpolation)
     teacher = Teacher(model, pixels, num_classes=num_classes, dtype=DTYPES[spec.dtype], source=source, classes=recorded)
+    teacher.match = match
     return teacher.to(device)
 
 

@@ -19,7 +19,6 @@ from distill.data.label_sets import (
     space_of_size,
     words_of,
 )
-from distill.data.labels import read_classes
 from distill.data.sources import open_source
 from distill.errors import InputError
 from distill.recipe import schema
@@ -128,7 +127,7 @@ def test_a_class_list_is_a_name_or_a_file(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("ant\nbee\n\n")
     assert class_list("mine.txt", tmp_path, "data.train") == ("ant", "bee")
     assert class_list("imagenet-12k", tmp_path, "data.train") == synsets("imagenet-12k")
-    assert read_classes(tmp_path / "imagenet-12k", "data.train") == synsets("imagenet-12k")
+    assert class_list("imagenet-12k", tmp_path, "data.train") == synsets("imagenet-12k")
     (tmp_path / "imagenet-1k").mkdir()  # the images may well lie in a folder of that name
     assert class_list("imagenet-1k", tmp_path, "data.train") == synsets("imagenet-1k")
     (tmp_path / "imagenet-12k").write_text("a file comes first\n")
