@@ -41,8 +41,8 @@ def open_images(data: str | None, classes: str | None, recipe: Recipe | None, pa
         raise InputError(f"{error}; or judge on something else with --data") from error
     assert source is not None
     _refuse_other_images(source, path)
-    spec = recipe.data.eval
-    return source, says_order(recipe.data.train if isinstance(spec, schema.HoldOut) else spec)
+    judged = recipe.data.eval
+    return source, says_order(recipe.data.train if isinstance(judged, schema.HoldOut) else judged)
 
 
 def _refuse_other_images(source: Source, path: Path) -> None:
