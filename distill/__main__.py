@@ -13,7 +13,7 @@ from rich.console import Console
 
 from distill.console import error_panel, make_console, show_table
 from distill.errors import InputError
-from distill.init.commands import init
+from distill.init.commands import init, launchers
 from distill.prepare.commands import data_app
 from distill.processes import end_with_launcher, leave, several_processes, speaks_first
 from distill.recipe import dump_recipe, load_recipe, read_recipe, recipes_dir, shipped_recipes
@@ -38,6 +38,7 @@ recipe_app = typer.Typer(help="Look at recipes without running them.", no_args_i
 app.add_typer(recipe_app, name="recipe")
 app.add_typer(data_app, name="data")
 app.command("init")(init)
+app.command("launchers")(launchers)
 
 RecipeArgument = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A YAML file, a run's folder, or the name of a shipped recipe.")

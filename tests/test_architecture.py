@@ -181,4 +181,4 @@ def test_every_package_is_in_the_wheel() -> None:
 
     listed = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     there = {".".join(path.parent.relative_to(PACKAGE.parent).parts) for path in PACKAGE.rglob("__init__.py")}
-    assert set(listed) == there | {"distill._recipes"}
+    assert set(listed) == there | {"distill._launchers", "distill._recipes"}

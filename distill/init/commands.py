@@ -1,4 +1,4 @@
-"""distill init, as the command line has it: flags, questions, and what it says."""
+"""distill init and distill launchers, as the command line has them: flags, questions, and what they say."""
 
 import shlex
 import sys
@@ -99,3 +99,23 @@ def init(
     say(f"{output}: written, and checked with the data and the models. Next:")
     say(f"  distill train {shlex.quote(str(output))}")
     say(f"  distill export runs/{draft.name} exports/{draft.name}")
+
+
+def launchers(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to write; it may be there.")],
+) -> None:
+    """Write the launch files: SLURM, torchrun, Accelerate, Kubernetes.
+
+    They say how processes meet, and nothing of a recipe; DIR/README.md says
+    which to take. Nothing is overwritten.
+
+    Example:
+      distill launchers launchers
+      sbatch -N 4 --gpus-per-node=8 launchers/slurm/train.sbatch my.yaml
+    """
+    from distill.console import make_console
+    from distill.init.launchers import write_launchers
+
+    written = write_launchers(folder)
+    console = make_console()
+    console.print(f"{folder}: {len(written)} files; start with {folder / 'README.md'}", markup=False, soft_wrap=True)
