@@ -61,7 +61,7 @@ def _check_cache(stage: StagePlan, order: LaneOrder, source: StreamSource, share
 
 def _mean_cached_size(source: StreamSource, settings: schema.Shards) -> float | None:
     """Bytes of a shard that passes through the cache, as listed or of the first one; None where none does, or nobody says."""
-    cached = [shard for shard in source.shards if not shard.is_local or shard.url.endswith(".parquet")]
+    cached = [shard for shard in source.shards if not shard.is_local or shard.url.lower().endswith(".parquet")]
     sizes = [os.path.getsize(shard.url) if shard.is_local else shard.size_bytes for shard in cached]
     if known := [size for size in sizes if size]:
         return sum(known) / len(known)

@@ -7,11 +7,12 @@ import numpy as np
 
 from distill.data.class_names import check_names, order_classes
 from distill.data.labels import index_names
-from distill.data.records import is_leftover, missing, printable
+from distill.data.records import is_leftover, missing, read_regular
 from distill.data.splits import split_named
-from distill.errors import InputError
+from distill.data.walk import files_below
+from distill.errors import InputError, printable
 
-IMAGE_EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"))
+IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 
 
 class ImageFolderSource:
@@ -30,7 +31,8 @@ class ImageFolderSource:
         paths: list[bytes] = []
         labels: list[np.ndarray] = []
         for folder, label in zip(folders, folder_labels, strict=True):
-            found = _images_below(root / folder, self._root, key)
+            below = files_below(root / folder, IMAGE_EXTENSIONS, key)
+            found = [os.path.join(os.fsencode(folder), path) for path in below]
             if not found:
                 extensions = " ".join(sorted(IMAGE_EXTENSIONS))
                 raise InputError(
@@ -50,11 +52,10 @@ class ImageFolderSource:
         return os.path.join(self._root, self._blob[start : int(self._ends[index])])
 
     def read(self, index: int) -> bytes:
-        with open(self._path(index), "rb") as file:
-            return file.read()
+        return read_regular(self._path(index))
 
     def describe(self, index: int) -> str:
-        return printable(self._path(index))
+        return printable(os.fsdecode(self._path(index)))
 
 
 def class_folders(root: Path, has_list: bool, key: str) -> tuple[str, ...]:
@@ -88,38 +89,3 @@ def _refuse_splits(root: Path, folders: list[str], key: str) -> None:
             f"{key}.path: {root} holds folders of splits, not of classes: {', '.join(named)}. "
             f"Give one of them, as in {root / named[0]} (where they are classes, name all classes with {key}.classes)"
         )
-
-
-def _is_new(path: bytes, name: bytes, above: set[tuple[int, int]]) -> bool:
-    """Whether a folder is to be walked: not what a file server left, and no link to a folder it lies in."""
-    if is_leftover(os.fsdecode(name)):
-        return False
-    status = os.stat(path)
-    return (status.st_dev, status.st_ino) not in above
-
-
-def _images_below(folder: Path, root: bytes, key: str) -> list[bytes]:
-    """Image paths relative to `root`, sorted; symbolic links are followed, but not into a folder above, nor hidden folders.
-
-    Raises:
-        InputError: a folder cannot be read; its images would be missing without a word.
-    """
-
-    def unreadable(error: OSError) -> None:
-        where = printable(os.fsencode(error.filename))
-        raise InputError(f"{key}.path: {where} cannot be read ({error.strerror}): mend its permissions") from error
-
-    found = []
-    above: dict[bytes, set[tuple[int, int]]] = {}
-    for directory, below, names in os.walk(os.fsencode(folder), followlinks=True, onerror=unreadable):
-        status = os.stat(directory)
-        path = above.get(os.path.dirname(directory), set()) | {(status.st_dev, status.st_ino)}
-        above[directory] = path
-        below[:] = [name for name in below if _is_new(os.path.join(directory, name), name, path)]
-        prefix = os.path.relpath(directory, root)
-        found += [
-            os.path.join(prefix, name)
-            for name in names
-            if os.path.splitext(os.fsdecode(name))[1].lower() in IMAGE_EXTENSIONS and not name.startswith(b".")
-        ]
-    return sorted(found)

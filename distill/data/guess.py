@@ -10,6 +10,7 @@ from pydantic import TypeAdapter
 
 from distill.data.folder import IMAGE_EXTENSIONS
 from distill.data.label_sets import NAMES
+from distill.data.records import read_regular
 from distill.data.stream.manifest import MANIFEST_FILE
 from distill.data.stream.names import COMPRESSED
 from distill.errors import InputError, nearest
@@ -87,7 +88,7 @@ def _kind(path: str, option: str) -> str:
         raise _missing(place, option)
     if any((place / name).is_file() for name in ("state.json", "dataset_dict.json")):
         return "saved"
-    found = [kind for kind in _SHARD_KINDS if path.endswith(f".{kind}") or next(place.glob(f"*.{kind}"), None)]
+    found = [kind for kind in _SHARD_KINDS if path.lower().endswith(f".{kind}") or _holds(place, f".{kind}")]
     if len(found) > 1:
         several = " and ".join(f"*.{kind}" for kind in found)
         raise InputError(f"{option} {path}: holds {several}: say which with a pattern, such as '{path}/*.{found[0]}'")
@@ -98,6 +99,10 @@ def _kind(path: str, option: str) -> str:
     if any((place / f"t10k-images-idx3-ubyte{suffix}").is_file() for suffix in ("", ".gz")):
         return "fashion_mnist"
     return "stream" if _tars_first(place) else "image_folder"
+
+
+def _holds(folder: Path, ending: str) -> bool:
+    return folder.is_dir() and any(entry.name.lower().endswith(ending) for entry in os.scandir(folder))
 
 
 def _tars_first(folder: Path) -> bool:
@@ -115,10 +120,10 @@ def _tars_first(folder: Path) -> bool:
 def _is_ours(manifest: Path) -> bool:
     """Whether a manifest.json is one of shards; a damaged one is said to be damaged by who reads it."""
     try:
-        record = json.loads(manifest.read_bytes())
+        record = json.loads(read_regular(manifest))
     except OSError:
         return False
-    except ValueError:
+    except (ValueError, RecursionError):
         return True
     return isinstance(record, dict) and "shards" in record
 

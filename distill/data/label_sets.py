@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from distill.data.class_names import check_names, meaning
-from distill.data.records import at
+from distill.data.records import at, read_regular
 from distill.errors import InputError, nearest
 
 # Name -> (classes, the list within timm.data). timm's ImageNetInfo knows all of them but the last.
@@ -77,7 +77,7 @@ def class_list(name_or_path: str, root: Path, key: str) -> tuple[str, ...]:
     if not path.is_file() and (known := named_list(name_or_path)) is not None:
         return known
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().splitlines()]
+        lines = [line.strip() for line in read_regular(path).decode("utf-8-sig").rstrip().splitlines()]
     except (OSError, ValueError) as error:
         raise InputError(
             f"{key}.classes: cannot read {path} ({error}): give a text file, a class name a line, or one of "

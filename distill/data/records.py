@@ -1,6 +1,7 @@
 """What a source of records is, and the error for a path that is not there."""
 
 import os
+import stat
 from pathlib import Path
 from typing import Protocol
 
@@ -61,11 +62,6 @@ def is_leftover(name: str) -> bool:
     return name.startswith(".") or name.lower() in _LEFTOVERS
 
 
-def printable(path: bytes) -> str:
-    """A path for messages; bytes that are not UTF-8 are written out."""
-    return path.decode("utf-8", "backslashreplace")
-
-
 def at(root: Path, path: str, key: str) -> Path:
     """Where a recipe's path lies: relative to `root`, absolute, or from somebody's home (~).
 
@@ -78,6 +74,25 @@ def at(root: Path, path: str, key: str) -> Path:
         return root / Path(path).expanduser()
     except RuntimeError as error:
         raise InputError(f"{key}: {path}: {first_line(error)}: give the path without ~") from error
+
+
+def read_regular(path: bytes | str | Path) -> bytes:
+    """The bytes of a file.
+
+    Raises:
+        OSError: it cannot be read, or is a pipe, a socket, a device or a folder: opening a pipe waits for its writer, and
+            reading a device may never end.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(f"it is a {kind_of(path)}, not a file")
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def kind_of(path: bytes | str | Path) -> str:
+    """What is at a path, for messages."""
+    kinds = {stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket", stat.S_IFDIR: "folder", stat.S_IFREG: "file"}
+    return kinds.get(stat.S_IFMT(os.stat(path).st_mode), "device")
 
 
 def missing(path: Path, key: str) -> InputError:

@@ -1,6 +1,7 @@
 """Parquet, Arrow and saved data sets through Hugging Face `datasets`: memory-mapped, images left undecoded."""
 
 import glob
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from distill.data.class_names import check_names, class_numbers, order_classes
 from distill.data.label_sets import class_list, same_space
 from distill.data.labels import index_names
 from distill.data.records import Source, at, first_line, missing
+from distill.data.walk import files_below
 from distill.errors import InputError, nearest
 from distill.recipe import schema
 
@@ -42,7 +44,7 @@ def _find_files(path: Path, kind: str, key: str) -> list[str]:
             raise InputError(f"{key}.path: no file matches {path}: mend the pattern")
         return files
     if path.is_dir():
-        files = sorted(str(file) for file in path.rglob(f"*.{kind}"))
+        files = [str(path / os.fsdecode(file)) for file in files_below(path, (f".{kind}",), key)]
         if not files:
             raise InputError(
                 f"{key}.path: {path} has no *.{kind} files: give their folder, or a pattern such as {path}/train-*.{kind}"
@@ -176,7 +178,7 @@ class TableSource:
             return self._files[0], index
         row = index
         for file in self._files:
-            if not file.endswith(".parquet"):
+            if not file.lower().endswith(".parquet"):
                 break
             rows = pq.read_metadata(file).num_rows
             if row < rows:

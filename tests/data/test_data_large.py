@@ -79,6 +79,7 @@ class _One:
 
 def _header_of(width: int, height: int) -> bytes:
     """A PNG that says its size and holds nothing."""
+
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 

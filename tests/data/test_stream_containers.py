@@ -119,7 +119,7 @@ SHARD = pack(samples(3))  # members at 0, 1024, ... 5120; zeros from 6144
 
 FAULTS = {
     "empty": (b"", "cut at byte 0"),
-    "garbage": (b"<html>" * 1000, "no tar header at byte 0"),
+    "garbage": (b"?html>" * 1000, "no tar header at byte 0"),
     "gzip": (gzip.compress(SHARD), "compressed with gzip.*unpack"),
     "cut in an image": (SHARD[:4700], "cut at byte 4700: the member at byte 4096 ends at 5108"),
     "cut in a header": (SHARD[:5300], "cut at byte 5300.*header is due at byte 5120"),

@@ -23,6 +23,7 @@ _FOOTER_THREADS = 16
 _COUNT_THREADS = 4
 # Of ImageNet's Parquet files a footer is 10 to 60 KB, so that one request has it.
 _TAIL_BYTES = 1 << 16
+_MOST_FOOTER_BYTES = 1 << 29
 _TOGETHER_S = 60.0
 
 
@@ -227,9 +228,11 @@ def _footer(shard: ListedShard, fields: Fields, transport: Transport, key: str) 
                 f"{shard.shown}: the server does not tell its size, which a Parquet file's footer is found by"
             )
         tail = transport.read(shard.url, max(0, size - _TAIL_BYTES), size)
+        if b"</html" in tail[-256:].lower():
+            raise DamagedShard("a web page (HTML) in place of a Parquet file: see what the server sends for its URL")
         needed = tail_size(tail[-8:])
         if needed > len(tail):
-            tail = transport.read(shard.url, max(0, size - needed), size)
+            tail = transport.read(shard.url, max(0, size - needed), size, most_bytes=_MOST_FOOTER_BYTES)
         footer = read_footer(tail[-needed:], image=fields.image, label=fields.label, labelled=fields.labelled)
         return footer, size
     except DamagedShard as error:

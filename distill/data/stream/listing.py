@@ -5,6 +5,7 @@ import hashlib
 import io
 import itertools
 import json
+import os
 import posixpath
 import re
 from collections.abc import Sequence
@@ -25,17 +26,23 @@ from distill.data.stream.names import (
     check_url,
     choose_split,
     container_of,
+    is_web_page,
     matching,
     named_files,
     names_files,
     of_split,
     shown,
 )
-from distill.data.stream.transport import Transport
+from distill.data.stream.transport import MOST_READ_BYTES, Transport
+from distill.data.walk import files_below
 from distill.errors import InputError
 from distill.recipe import schema
 
+# Of a shard, as a listing may say: beyond, the numbers of a stream's samples would not fit into 64 bits.
+_MOST_SAMPLES = 1 << 40
 _INFO_FILES = ("_info.json", "info.json")  # of timm's webdataset repositories
+# Of a file of labels beside the labels, which take 4 or 8 bytes each.
+_LABEL_FILE_BYTES = 1 << 16
 # What the transport says of a file that is not there; object stores answer 403 where they do not list.
 _ABSENT = re.compile(r"answers (403|404|410)\b|no such file|does not exist")
 
@@ -127,20 +134,27 @@ def _from_folder(spec: schema.Stream, folder: str, key: str, transport: Transpor
             f"{key}.path: {shown(folder)} has neither manifest.json nor _info.json, and a web server does not list its files: "
             "name the shards in braces, as in train-{0000..0127}.tar"
         )
-    found = sorted(
-        name
-        for kind, end in EXTENSIONS.items()
-        if spec.container in (None, kind)
-        for name in matching(f"{glob.escape(folder)}/**/*{end}", key)
-    )
+    found = _shards_below(folder, tuple(end for kind, end in EXTENSIONS.items() if spec.container in (None, kind)), key)
     if not found:
-        packed = [name for end in COMPRESSED for name in matching(f"{glob.escape(folder)}/**/*{end}", key)]
+        packed = _shards_below(folder, COMPRESSED, key)
         if packed:
             container_of(spec, packed, key)
         raise InputError(
             f"{key}.path: {shown(folder)} has no .tar or .parquet files: give the folder of the shards, or a pattern"
         )
     return _from_names(spec, of_split(found, folder, spec.split, key), key, transport)
+
+
+def _shards_below(folder: str, endings: tuple[str, ...], key: str) -> list[str]:
+    """The files of a folder and below whose names end so, .TAR as .tar, sorted."""
+    if "://" not in folder:
+        return [f"{folder}/{os.fsdecode(name)}" for name in files_below(Path(folder), endings, key)]
+    return sorted(
+        name
+        for end in endings
+        for each in dict.fromkeys((end, end.upper()))
+        for name in matching(f"{glob.escape(folder)}/**/*{each}", key)
+    )
 
 
 def _named_files_exist(listing: Listing, key: str) -> None:
@@ -156,20 +170,27 @@ def _named_files_exist(listing: Listing, key: str) -> None:
 
 
 def _beside(folder: str, name: str, transport: Transport) -> bytes | None:
-    """A small file in a folder, or None when it is not there.
+    """A small file in a folder, or None when it is not there, or a web page answers in its place.
 
     Raises:
-        InputError: nothing of the folder can be had: no such host, no access.
+        InputError: nothing of the folder can be had: no such host, no access; it has more bytes than such a file.
     """
     if "://" not in folder:
         file = Path(folder, name)
-        return file.read_bytes() if file.is_file() else None
+        if not file.is_file():
+            return None
+        if file.stat().st_size > MOST_READ_BYTES:
+            raise InputError(
+                f"{file}: more than {MOST_READ_BYTES / 1e6:,.0f} MB, which no file of its name has: remove it"
+            )
+        return file.read_bytes()
     try:
-        return transport.read(f"{folder}/{name}")
+        content = transport.read(f"{folder}/{name}")
     except InputError as error:
         if _ABSENT.search(str(error)):
             return None
         raise
+    return None if is_web_page(content) else content
 
 
 def _manifest_of(folder: str, transport: Transport) -> Manifest | None:
@@ -205,7 +226,7 @@ def _from_manifest(
 
 def _read_labels(url: str, manifest: Manifest, key: str, transport: Transport) -> np.ndarray:
     """[N] int64, as the manifest promises them."""
-    content = transport.read(url)
+    content = transport.read(url, most_bytes=_LABEL_FILE_BYTES + 8 * manifest.num_samples)
     if hashlib.sha256(content).hexdigest() != manifest.labels_sha256:
         raise InputError(
             f"{key}.path: {shown(url)} is not what the manifest's sha256 says: fetch it again, or write the shards again"
@@ -230,9 +251,11 @@ def _info_of(folder: str, transport: Transport) -> dict[str, dict[str, int]]:
                 split: dict(zip(map(str, of["filenames"]), map(int, of["shard_lengths"]), strict=True))
                 for split, of in said
             }
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             continue  # another file of that name
-        for file in itertools.chain.from_iterable(splits.values()):
+        for file, count in itertools.chain.from_iterable(counts.items() for counts in splits.values()):
+            if not 0 < count < _MOST_SAMPLES:
+                raise InputError(f"{shown(folder)}/{name} says that {file} holds {count} samples: write it again")
             if posixpath.isabs(file) or "://" in file or ".." in file.split("/"):
                 raise InputError(f"{shown(folder)}/{name} names {file}, which is no file of its folder: mend it")
         return splits

@@ -102,7 +102,7 @@ def read_manifest(content: bytes, where: str) -> Manifest:
     """
     try:
         record: Any = json.loads(content.decode())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{where}: damaged, no JSON ({first_line(error)}): {_MEND}") from error
     if not isinstance(record, dict) or "format" not in record:
         raise InputError(
@@ -117,7 +117,12 @@ def read_manifest(content: bytes, where: str) -> Manifest:
         raise InputError(f"{where}: damaged, its content is not what its sha256 says: {_MEND}")
     try:
         return _unpacked(record)
-    except (KeyError, TypeError, ValueError) as error:  # sealed, and yet not ours: written by something else
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        OverflowError,
+    ) as error:  # sealed, and yet not ours: written by something else
         raise InputError(f"{where}: damaged ({type(error).__name__}: {first_line(error)}): {_MEND}") from error
 
 
@@ -138,6 +143,8 @@ def _unpacked(record: dict[str, Any]) -> Manifest:
     )
     if manifest.container not in ("tar", "parquet"):
         raise ValueError(f"container {manifest.container!r}")
+    if any(shard.num_samples >= 1 << 40 for shard in manifest.shards):
+        raise ValueError("more samples than a shard can have")
     if manifest.num_samples != record["num_samples"] or not all(shard.num_samples > 0 for shard in manifest.shards):
         raise ValueError("counts do not add up")
     if len({shard.file for shard in manifest.shards}) != len(manifest.shards) or not manifest.shards:
@@ -147,6 +154,7 @@ def _unpacked(record: dict[str, Any]) -> Manifest:
 
 def _plain(name: str) -> str:
     """A file's name; no path, since a manifest from elsewhere shall not name files outside its folder."""
+    name.encode()  # a ValueError for half a character
     if not name or name != Path(name).name or "\\" in name or name in (".", ".."):
         raise ValueError(f"file {name!r} is no plain name")
     return name

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from distill.data.records import first_line, missing
+from distill.data.records import first_line, kind_of, missing
 from distill.errors import InputError, nearest
 from distill.recipe import schema
 
@@ -34,6 +34,11 @@ def shown(url: str) -> str:
         rest = rest.partition("?")[0]
     host, slash, path = rest.partition("/")
     return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+
+
+def is_web_page(content: bytes) -> bool:
+    """Whether a file begins as HTML or XML do, which servers send for a login, or for any path that they do not know."""
+    return content[:256].removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"<"
 
 
 def unsigned(url: str) -> str:
@@ -104,6 +109,10 @@ def named_files(place: str, key: str) -> list[str]:
         raise InputError(f"{key}.path: {shown(place)} names {shown(twice)} twice: each shard is given once")
     absent = [file for file in files if "://" not in file and not Path(file).is_file()]
     if absent:
+        if Path(absent[0]).exists():
+            raise InputError(
+                f"{key}.path: {absent[0]} is a {kind_of(absent[0])}, not a file: name the shards themselves"
+            )
         if len(files) == 1:
             raise missing(Path(absent[0]), key)
         raise InputError(

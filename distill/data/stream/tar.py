@@ -12,6 +12,7 @@ import numpy as np
 
 from distill.data.records import first_line
 from distill.data.stream.local import ENTRY, DamagedShard
+from distill.data.stream.names import is_web_page
 from distill.errors import InputError
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
@@ -149,6 +150,8 @@ def _verify(headers: list[tuple[int, bytes]]) -> None:
 def _check_end(fd: int, header: bytes, at: int, end: int) -> None:
     """An archive ends with blocks of zeros: one, two, or as many as fill its last record."""
     if at == 0:
+        if is_web_page(header):
+            raise DamagedShard("a web page (HTML) in place of a tar file: see what the server sends for its URL")
         for magic, name in _COMPRESSED.items():
             if header.startswith(magic):
                 raise DamagedShard(
@@ -255,14 +258,19 @@ def _label(fd: int, key: str, labels: _Places, jsons: _Places, label: str | None
     """A label as it stands in the shard: a number, or a name."""
     if key in labels:
         offset, size = labels[key]
-        text = os.pread(fd, size, offset).decode("utf-8", "replace").strip()
+        try:
+            text = os.pread(fd, size, offset).decode().strip()
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"key {key!r}: its label member at byte {offset} is not UTF-8 ({first_line(error)}): write it again as UTF-8"
+            ) from error
         if text:
             return _number_or_name(text, key)
     elif key in jsons:
         offset, size = jsons[key]
         try:
             record = json.loads(os.pread(fd, size, offset))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(
                 f"key {key!r}: its json member at byte {offset} is broken ({first_line(error)})"
             ) from error

@@ -20,6 +20,7 @@ from typing import IO
 from distill.data.stream.body import LEAST_BYTES_PER_S, SLOW_TIMEOUTS, Body, Trouble, paced
 from distill.data.stream.filesystem import open_file
 from distill.data.stream.web import address_of, open_web
+from distill.errors import InputError
 
 # Of a wait of our own choosing, and of one that a server asks for: the Hub's windows are five minutes long.
 _LONGEST_WAIT_S = 30.0
@@ -28,6 +29,9 @@ _LONGEST_ASKED_S = 300.0
 _MOST_ASKED_S = 1800.0
 # A transfer that breaks off at every piece is given up at last, although it gets on.
 _MOST_TRIES = 1000
+
+# Of a file that is read into memory: manifests, lists of counts, labels.
+MOST_READ_BYTES = 1 << 26
 
 
 class TransferFailed(OSError):  # noqa: N818 - named for what it says of the transfer
@@ -69,17 +73,17 @@ class Transport:
             except Trouble as trouble:
                 tries.failed(trouble, 0)
 
-    def read(self, url: str, start: int = 0, end: int | None = None) -> bytes:
+    def read(self, url: str, start: int = 0, end: int | None = None, *, most_bytes: int = MOST_READ_BYTES) -> bytes:
         """A small file, or bytes [start, end) of any, as a slice: fewer where it ends before.
 
         Raises:
-            InputError, TransferFailed: as `fetch`.
+            InputError, TransferFailed: as `fetch`; more than `most_bytes`.
         """
         assert 0 <= start <= (start if end is None else end), (start, end)
         if start == end:
             return b""
         content = io.BytesIO()
-        self._pour(url, start, end, _Sink(content, hashed=False), None)
+        self._pour(url, start, end, _Sink(content, hashed=False, most_bytes=most_bytes, shown=_shown(url)), None)
         return content.getvalue()
 
     def fetch(self, url: str, path: Path, *, size: int | None = None, sha256: str | None = None) -> None:
@@ -149,11 +153,16 @@ class Transport:
 class _Sink:
     """Where bytes go, hashed on their way. Its errors are the disk's, and are not retried."""
 
-    def __init__(self, file: IO[bytes], hashed: bool) -> None:
+    def __init__(self, file: IO[bytes], hashed: bool, most_bytes: int | None = None, shown: str = "") -> None:
         self._file, self.hashed = file, hashed
+        self._most_bytes, self._shown = most_bytes, shown
         self.digest = hashlib.sha256()
 
     def write(self, piece: bytes) -> None:
+        if self._most_bytes is not None and self._file.tell() + len(piece) > self._most_bytes:
+            raise InputError(
+                f"{self._shown}: more than {self._most_bytes / 1e6:,.0f} MB, which no file of its name has: change the URL or the server"
+            )
         self._file.write(piece)
         if self.hashed:
             self.digest.update(piece)
