@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed-$(EXTRAS)
 UV := $(BIN)/uv pip install --python $(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup $(VENV) demo test test-slow lint format refresh-constraints clean
+.PHONY: help setup $(VENV) demo test test-slow lint format docs refresh-constraints clean
 
 help:  ## list the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ lint: $(STAMP)  ## ruff check, ruff format --check, mypy
 format: $(STAMP)  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(STAMP)  ## write docs/recipes.md from the schema of recipes
+	$(BIN)/distill recipe keys --markdown > docs/recipes.md
 
 refresh-constraints: $(STAMP)  ## pin the newest versions that pyproject.toml allows
 	{ grep '^#' constraints.txt; echo uv | $(BIN)/uv pip compile pyproject.toml - --extra dev --extra deepspeed \

@@ -21,6 +21,8 @@ from distill.errors import InputError, nearest
 from distill.recipe import DurationValue, Recipe, schema
 from distill.rng import hash64
 
+_MOST_STEPS = 10**10  # longer than any machine lasts; step x batch stays far below 2^63
+
 
 @dataclass(frozen=True)
 class Share:
@@ -251,6 +253,11 @@ def _plan_stage(
     if num_steps < 1:
         raise InputError(
             f"{key + 'budget' if key else 'train.budget'} {recipe.train.budget} comes to no step at all on {order.num_samples} images"
+        )
+    if num_steps > _MOST_STEPS:
+        raise InputError(
+            f"{key + 'budget' if key else 'train.budget'} {recipe.train.budget} comes to {num_steps:,} steps on "
+            f"{order.num_samples} images; should be at most {_MOST_STEPS:,}"
         )
     return StagePlan(
         name=name,

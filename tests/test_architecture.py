@@ -93,7 +93,7 @@ def swallowed_settings(source: str, settings: frozenset[str]) -> list[str]:
 
 
 def recipe_keys() -> frozenset[str]:
-    sections = (ast.parse((PACKAGE / "recipe" / f"{part}.py").read_text()) for part in ("schema", "data", "learning"))
+    sections = (ast.parse(part.read_text()) for part in (PACKAGE / "recipe").glob("*.py"))
     return frozenset(
         field.target.id
         for part in sections

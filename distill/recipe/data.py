@@ -2,75 +2,110 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from distill.recipe.values import Count, NonNegative, Positive, Probability, Range, Section
+from distill.recipe.policy import checked_policy
+from distill.recipe.values import (
+    Count,
+    EvenBatch,
+    Fraction,
+    Pixels,
+    Positive,
+    Probability,
+    Range,
+    Section,
+    Within,
+)
 
 
 class ImageFolder(Section):
-    """One folder a class, images below it. `classes`, when the folders are only some of them: a text file, a class a line, or a label space by name
-    (imagenet-1k, imagenet-22k, ...)."""
+    """One folder a class, images below it."""
 
     kind: Literal["image_folder"]
+    """The kind of source."""
     path: str
+    """The folder that holds the class folders, below `data.root`."""
     classes: str | None = None
+    """When the folders are only some of the classes: a text file, a class a line, or a label space by name (imagenet-1k,
+    imagenet-22k, ...)."""
 
 
 class Table(Section):
-    """Parquet or Arrow files through `datasets`: a file, a folder of files, or a glob."""
+    """Parquet or Arrow files through `datasets`."""
 
     kind: Literal["parquet", "arrow"]
+    """The kind of source."""
     path: str
+    """A file, a folder of files, or a glob, below `data.root`."""
     image_column: str = "image"
+    """The column of images."""
     label_column: str = "label"
+    """The column of labels."""
     classes: str | None = None
+    """The class list, as for `image_folder`; null takes it from the data."""
 
 
 class SavedDataset(Section):
     """A folder written by `datasets.Dataset.save_to_disk`, or a split of a saved `DatasetDict`."""
 
     kind: Literal["saved"]
+    """The kind of source."""
     path: str
+    """The folder, below `data.root`."""
     split: str | None = None
+    """The split of a saved `DatasetDict`."""
     image_column: str = "image"
+    """The column of images."""
     label_column: str = "label"
+    """The column of labels."""
     classes: str | None = None
+    """The class list, as for `image_folder`; null takes it from the data."""
 
 
 class FashionMnist(Section):
-    """Fashion-MNIST: the balanced 6,000 + 1,000 subset shipped with the package, or with `path` the whole set in IDX files."""
+    """Fashion-MNIST."""
 
     kind: Literal["fashion_mnist"]
+    """The kind of source."""
     split: Literal["train", "test"]
+    """Which of its two parts."""
     path: str | None = None
+    """A folder with the whole set in IDX files, below `data.root`; null is the balanced subset of 6,000 + 1,000 images
+    that comes with the package."""
 
 
 class Stream(Section):
     """Shards of many images, fetched as the run comes to them: webdataset tar files, or Parquet.
 
-    `path`: a folder that `distill data shard` wrote, a glob, or names in braces (train-{0000..0127}.tar), local or under http(s)://, s3://,
-    gs:// and whatever else fsspec opens; or a repository of the Hub, hf://datasets/OWNER/NAME.
-
-    `container`: null tells it by the file names. `image`, `label`: columns of Parquet (null: image, label), or extensions of tar members
-    (null: jpg, jpeg, png, webp; and cls, or a key of the json member). `labelled: false` reads no labels. Tar files behind plain URLs are known by
-    their URL: what is replaced under the same one is not noticed unless a manifest says so.
-
-    The order: the epoch's shuffled shards, end to end, are cut into `lanes` equal parts; each global batch takes as many from
-    every lane, shuffled within `block` samples. Null lanes: 64, or the next number that the batch allows. Null block: a quarter of the mean
-    shard, at least 256 and at most 4096; shards that were written unshuffled want a larger one. A continuation may say either, as long
-    as the numbers come out the same, and may name another `path` with the same shards.
+    The order: the epoch's shuffled shards, end to end, are cut into `lanes` equal parts; each global batch takes as many
+    from every lane, shuffled within `block` samples. A continuation may say either, as long as the numbers come out the
+    same, and may name another `path` with the same shards. Tar files behind plain URLs are known by their URL: what is
+    replaced under the same one is not noticed unless a manifest says so.
     """
 
     kind: Literal["stream"]
+    """The kind of source."""
     path: str
+    """A folder that `distill data shard` wrote, a glob, or names in braces (train-{0000..0127}.tar), local or under
+    http(s)://, s3://, gs:// and whatever else fsspec opens; or a repository of the Hub, hf://datasets/OWNER/NAME."""
     split: str | None = None
+    """The split, where `path` holds several."""
     container: Literal["tar", "parquet"] | None = None
+    """The format of the shards; null tells it by the file names."""
     image: str | None = None
+    """The column of images in Parquet (null: image), or the extension of images in a tar (null: jpg, jpeg, png, webp)."""
     label: str | None = None
+    """The column of labels in Parquet (null: label), or the extension of labels in a tar (null: cls), or a key of the
+    json member."""
     labelled: bool = True
+    """Whether labels are read; false for images of another label space than the teacher's."""
     classes: str | None = None
-    lanes: Annotated[int, Field(ge=2, multiple_of=2)] | None = None
+    """The class list, as for `image_folder`; null takes it from the data."""
+    lanes: Annotated[int, Field(ge=2, multiple_of=2), Within(2, 65536, "a lane holds at least one shard")] | None = None
+    """How many shards are read side by side; null: 64, or the next number that the batch allows."""
     block: Count | None = None
+    """Samples that are shuffled together within a lane; null: a quarter of the mean shard, at least 256 and at most 4096.
+    Shards that were written unshuffled want more."""
 
 
 class HoldOut(Section):
@@ -82,7 +117,9 @@ class HoldOut(Section):
     """
 
     kind: Literal["holdout"]
+    """The kind of source."""
     fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """The part of each class that is held out."""
 
 
 Source = Annotated[ImageFolder | Table | SavedDataset | FashionMnist | Stream, Field(discriminator="kind")]
@@ -92,72 +129,115 @@ EvalSource = Annotated[
 
 
 class Shards(Section):
-    """How the shards of a stream come here; nothing of it shapes the result.
-
-    `cache`: the folder that the processes of a machine share; null: distill-shards-USER in the temporary folder. It holds at most `cache_gb`
-    (10^9 bytes). A request that fails is tried `retries` times more, after growing waits, and one is given up as stalled
-    after `timeout_s` without a byte.
-    """
+    """How the shards of a stream come here; nothing of it shapes the result."""
 
     cache: str | None = None
+    """The folder that the processes of a machine share; null: distill-shards-USER in the temporary folder."""
     cache_gb: Positive = 100.0
-    retries: Annotated[int, Field(ge=0)] = 5
-    timeout_s: Positive = 30.0
+    """What that folder may hold, in units of 10^9 bytes."""
+    retries: Annotated[int, Field(ge=0), Within(0, 100, "the waits grow, and a hundred take hours")] = 5
+    """How often a request that fails is tried again, after growing waits."""
+    timeout_s: Annotated[float, Field(gt=0), Within(1e-3, 1e5, "that is a day")] = 30.0
+    """Seconds without a byte after which a request is given up as stalled."""
 
 
 class Augment(Section):
-    """Training view of one image, through timm's and torchvision's transforms. Order: crop, flip, policy or jitter, erasing."""
+    """Training view of one image, through timm's and torchvision's transforms, in this order: crop, flips, policy or jitter, erasing."""
 
     crop: Literal["random_resized", "padded", "none"] = "random_resized"
+    """The crop: of random size and shape; `padded` (of CIFAR: pad, then cut at a random place); or none."""
     scale: Range = (0.08, 1.0)
+    """Fraction of the image that a `random_resized` crop covers, smallest and largest."""
     ratio: Range = (0.75, 4 / 3)
-    padding: Annotated[int, Field(ge=0)] = 4
+    """Width through height of a `random_resized` crop, smallest and largest."""
+    padding: Annotated[int, Field(ge=0), Within(0, 4096, "no classifier looks at larger images")] = 4
+    """Pixels that a `padded` crop adds on each side."""
     interpolation: Literal["random", "bilinear", "bicubic"] = "random"
+    """How images are resized; `random` draws bilinear or bicubic for each."""
     horizontal_flip: Probability = 0.5
+    """Probability of a mirror image."""
     vertical_flip: Probability = 0.0
-    auto_augment: str | None = None
-    color_jitter: NonNegative = 0.0
+    """Probability of an image upside down."""
+    auto_augment: Annotated[str, AfterValidator(checked_policy)] | None = None
+    """A policy of timm (rand-m7-mstd0.5-inc1, augmix-m3-w3, v0, original, 3a, ...), or cifar10; null is none."""
+    color_jitter: Annotated[float, Field(ge=0), Within(0, 10, "colours are scaled by 1 plus or minus it")] = 0.0
+    """Strength of random brightness, contrast and saturation, instead of a policy; 0 is off."""
     random_erasing: Probability = 0.0
-    repeats: Count = 1
+    """Probability that noise covers a random box."""
+    repeats: Annotated[int, Field(ge=1), Within(1, 1024, "more views of an image than a batch has room for")] = 1
+    """Views of an image in one global batch (repeated augmentation)."""
+
+
+_Alpha = Annotated[float, Field(ge=0), Within(0, 1000, "Beta(1000, 1000) is one half to within a few percent")]
 
 
 class Mixing(Section):
-    """Mixup and cutmix inside pairs of neighbours; `group_size` samples of a global batch share one lambda (released code: 256)."""
+    """Mixup and cutmix inside pairs of neighbours."""
 
-    mixup: NonNegative = 0.0
-    cutmix: NonNegative = 0.0
+    mixup: _Alpha = 0.0
+    """Alpha of mixup's Beta(alpha, alpha); 0 is off."""
+    cutmix: _Alpha = 0.0
+    """Alpha of cutmix's Beta(alpha, alpha); 0 is off."""
     probability: Probability = 1.0
+    """Probability that a group is mixed at all."""
     switch_probability: Probability = 0.5
-    group_size: Annotated[int, Field(ge=2, multiple_of=2)] = 256
+    """Probability of cutmix when both are on."""
+    group_size: EvenBatch = 256
+    """Samples of a global batch that share one lambda (released code: 256)."""
 
 
 class EvalView(Section):
-    """Evaluation view: resize so that the centre crop is `crop_fraction` of the shorter side."""
+    """Evaluation view: the shorter side is resized, then the centre is cut out."""
 
-    crop_fraction: Annotated[float, Field(gt=0, le=1)] = 0.95
+    crop_fraction: Annotated[
+        float, Field(gt=0, le=1), Within(0.05, 1, "the image would be resized to twenty times")
+    ] = 0.95
+    """The centre crop as a share of the shorter side."""
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    """How images are resized."""
 
 
 class Data(Section):
-    """`num_workers`: decoding processes of each training process; null takes its share of the machine's cores, at most 16.
-
-    `keep_classes`: shared keeps the samples whose class the run's own classes have as well, unshared the others; both need labels
-    that are known before any record is read.
-    """
+    """Which images, and how they are seen."""
 
     root: str = "."
+    """The folder that the paths of `train` and `eval` start from."""
     train: Source
+    """The training images."""
     eval: EvalSource | None = None
-    fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """The evaluation images: of the kinds that `train` has, or held out from it; null evaluates nothing."""
+    fraction: Fraction = 1.0
+    """The part of each class's training images that is used."""
     keep_classes: Literal["all", "shared", "unshared"] = "all"
-    image_size: Annotated[int, Field(ge=8)] = 224
+    """`shared` keeps the samples whose class the run's own classes have as well, `unshared` the others; both need labels
+    that are known before any record is read."""
+    image_size: Pixels = 224
+    """Side in pixels of the square images that students see."""
     augment: Augment = Augment()
+    """The training view of one image."""
     mixing: Mixing = Mixing()
+    """What is mixed between images."""
     eval_view: EvalView = EvalView()
+    """The evaluation view of one image."""
     unreadable: Literal["error", "skip"] = "error"
-    num_workers: Annotated[int, Field(ge=0)] | None = None
-    prefetch_batches: Count = 2
+    """What an unreadable image does: end the run, or give its place to the next one in training and be left out in
+    evaluation, counted."""
+    num_workers: Annotated[int, Field(ge=0), Within(0, 256, "no machine has so many cores for one process")] | None = (
+        None
+    )
+    """Decoding processes of each training process; null takes its share of the machine's cores, at most 16."""
+    prefetch_batches: Annotated[int, Field(ge=1), Within(1, 1024, "they are kept in memory")] = 2
+    """Batches that are decoded ahead."""
     shards: Shards = Shards()
+    """How the shards of a stream come here."""
+
+    @model_validator(mode="after")
+    def _padding_of_a_crop(self) -> Self:
+        if self.augment.crop == "padded" and self.augment.padding > self.image_size:
+            raise ValueError(
+                f"augment.padding {self.augment.padding} is more than image_size {self.image_size}: a crop would hold no pixel of the image"
+            )
+        return self
 
     @model_validator(mode="after")
     def _labels_to_hold_out(self) -> Self:

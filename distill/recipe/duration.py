@@ -1,6 +1,7 @@
 """Durations: "300 epochs", "750000 iterations", "600M samples" become steps in one place."""
 
 import re
+from decimal import Decimal
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, BeforeValidator, PlainSerializer
@@ -22,7 +23,9 @@ _UNITS: dict[str, Unit] = {
     "image": "samples",
     "images": "samples",
 }
+UNIT_NAMES = tuple(_UNITS)
 _MULTIPLES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
+_LONGEST: dict[Unit, int] = {"iterations": 10**10, "epochs": 10**7, "samples": 10**15}
 _PATTERN = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([kmgKMG]?)\s*([a-z]+)\s*")
 
 
@@ -33,7 +36,7 @@ class DurationValue(NamedTuple):
     unit: Unit
 
     def __str__(self) -> str:
-        number = int(self.amount) if self.amount == int(self.amount) else self.amount
+        number = int(self.amount) if self.amount == int(self.amount) else f"{Decimal(repr(self.amount)):f}"
         return f"{number} {self.unit}"
 
     def steps(self, *, steps_per_epoch: int, batch_size_global: int) -> int:
@@ -49,16 +52,22 @@ def parse_duration(value: Any) -> DurationValue:
     """Parse "300 epochs", "187.5k iterations", "1.2M samples".
 
     Raises:
-        ValueError: no number, no unit, or an unknown unit.
+        ValueError: no number, no unit, an unknown unit, a part of an iteration, or longer than any machine lasts.
     """
     if isinstance(value, DurationValue):
         return value
-    match = _PATTERN.fullmatch(value) if isinstance(value, str) else None
+    match = _PATTERN.fullmatch(value) if isinstance(value, str) and len(value) < 100 else None
     if match is None or match[3] not in _UNITS:
         raise ValueError(
             f"{value!r} is no duration: write a number and a unit, as in '300 epochs', '750k iterations' or '10M samples'"
         )
-    return DurationValue(float(match[1]) * _MULTIPLES[match[2].lower()], _UNITS[match[3]])
+    unit = _UNITS[match[3]]
+    amount = Decimal(match[1]) * _MULTIPLES[match[2].lower()]
+    if amount > _LONGEST[unit]:
+        raise ValueError(f"{value}: should be at most {_LONGEST[unit]:,} {unit}: longer than any machine lasts")
+    if unit != "epochs" and amount != int(amount):
+        raise ValueError(f"{value}: should be a whole number of {unit}: only epochs have parts")
+    return DurationValue(float(amount), unit)
 
 
 def _positive(value: DurationValue) -> DurationValue:

@@ -1,36 +1,41 @@
-"""The part of a recipe that says who learns what from whom: teacher, objectives, optimizer, schedule, averages, student."""
+"""The part of a recipe that says who learns from whom, and how: teacher, optimizer, schedule, averages, student."""
 
 import math
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from distill.recipe.duration import Duration, DurationValue
-from distill.recipe.values import Count, NonNegative, Positive, Section, Seed, Std, Triple, as_tuple
+from distill.recipe.objective import Objective
+from distill.recipe.values import NonNegative, Pixels, Positive, Section, Seed, Std, Triple, Within, as_tuple
 
 
 class Teacher(Section):
-    """A frozen model. `weights`: "pretrained" (timm's own), "random", a .safetensors or .pth file, or a run or export of ours.
-
-    `model` may be left out when the weights are ours, since they name it. The pixels it sees are its own: mean, std and size
-    come from its timm config unless given here.
-
-    `placement`: "replicated" holds it whole on every process; "zero3" shards its weights over the processes and gathers them layer
-    by layer in each forward, with `offload` from host memory, and is not compiled. What it answers is the same. One process alone shards
-    nothing unless it offloads.
-    """
+    """A frozen model, which sees pixels of its own: size, mean and std of its timm config unless given here."""
 
     model: str | None = None
-    weights: str
+    """The timm name of the model; null when the weights are a run or an export of ours, which name it."""
+    weights: str = "pretrained"
+    """`pretrained` (timm's own), `random`, a .safetensors or .pth file, or the folder of a run or export of ours."""
     student: str | None = None
+    """The student to take from a run of several; null is its best."""
     model_args: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of the timm model by name."""
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """What the teacher computes in."""
     placement: Literal["replicated", "zero3"] = "replicated"
+    """`replicated` holds it whole on every process; `zero3` shards its weights over the processes and gathers them layer by
+    layer in each forward, uncompiled. It answers the same."""
     offload: bool = False
-    image_size: Annotated[int, Field(ge=8)] | None = None
+    """With `zero3`: keep the shards in host memory. One process alone shards nothing unless it offloads."""
+    image_size: Pixels | None = None
+    """Side in pixels of the images it sees; null is its own."""
     mean: Triple | None = None
+    """Mean of its pixels, a number from 0 to 1 for red, green and blue; null is its own."""
     std: Std | None = None
+    """Standard deviation of its pixels, likewise."""
     classes: str | None = None
+    """What its outputs stand for, where its weights do not say: a text file, a class a line, or a label space by name."""
 
     @model_validator(mode="after")
     def _named(self) -> Self:
@@ -45,109 +50,14 @@ class Teacher(Section):
         return self
 
 
-# A teacher's largest probability; 0 and 1 would keep every sample and none but the rounded.
-Confidence = Annotated[float, Field(gt=0, lt=1)]
-
-
-class CE(Section):
-    """Cross-entropy against the mixed, smoothed label distribution."""
-
-    loss: Literal["ce"]
-    weight: NonNegative = 1.0
-    smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-
-
-class BCE(Section):
-    """Binary cross-entropy a class, averaged over the batch, and over classes by their mean (timm) or their sum."""
-
-    loss: Literal["bce"]
-    weight: NonNegative = 1.0
-    smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    class_reduction: Literal["mean", "sum"] = "mean"
-
-
-class KL(Section):
-    """Hinton's KL divergence: summed over classes, averaged over the batch, times the temperature squared.
-
-    `min_confidence`: samples whose largest teacher probability (temperature 1) is below it count zero; null: all count. The mean is
-    still over all samples of the batch.
-    """
-
-    loss: Literal["kl"]
-    weight: NonNegative = 1.0
-    temperature: Positive = 1.0
-    min_confidence: Confidence | None = None
-
-
-class BKL(Section):
-    """Binary KL of the paper's Eq. 3, summed over classes. `min_confidence` as in `kl`."""
-
-    loss: Literal["bkl"]
-    weight: NonNegative = 1.0
-    temperature: Positive = 1.0
-    min_confidence: Confidence | None = None
-
-
-class BCETeacher(Section):
-    """What the released code calls BKL: BCE-with-logits(student logits, softmax(teacher logits)), averaged over classes."""
-
-    loss: Literal["bce_teacher"]
-    weight: NonNegative = 1.0
-
-
-class DKD(Section):
-    """Decoupled KD (Eq. 4): alpha TCKD + beta NCKD.
-
-    `target`: the class that is set apart, the image's label (under mixing, the larger share), or the teacher's first choice,
-    which images need whose labels are of another space or missing.
-    """
-
-    loss: Literal["dkd"]
-    weight: NonNegative = 1.0
-    alpha: NonNegative = 1.0
-    beta: NonNegative = 2.0
-    temperature: Positive = 1.0
-    target: Literal["label", "teacher"] = "label"
-
-
-class DIST(Section):
-    """DIST (Eq. 5): beta inter-class + gamma intra-class Pearson distance, over the samples of `train.micro_batch_size`."""
-
-    loss: Literal["dist"]
-    weight: NonNegative = 1.0
-    beta: NonNegative = 1.0
-    gamma: NonNegative = 1.0
-    temperature: Positive = 1.0
-
-
-Hard = Annotated[CE | BCE, Field(discriminator="loss")]
-Soft = Annotated[KL | BKL | BCETeacher | DKD | DIST, Field(discriminator="loss")]
-
-
-class Objective(Section):
-    """total = hard.weight * hard + soft.weight * soft. Null leaves a term out."""
-
-    hard: Hard | None = None
-    soft: Soft | None = None
-
-    @property
-    def reads_labels(self) -> bool:
-        """Whether it learns from the images' labels, so that these must be of the student's classes."""
-        return self.hard is not None or (isinstance(self.soft, DKD) and self.soft.target == "label")
-
-    @model_validator(mode="after")
-    def _something(self) -> Self:
-        if self.hard is None and self.soft is None:
-            raise ValueError("a student needs something to learn from: give objective.hard, objective.soft or both")
-        return self
-
-
 class LrScaling(Section):
-    """Ties a learning rate to the batch: `lr` is that of `batch_size`, and the run takes it times batch_size_global / batch_size, or the
-    square root of that. `warmup_lr` and `min_lr` are not scaled."""
+    """Ties a learning rate to the batch; `warmup_lr` and `min_lr` are not scaled."""
 
     rule: Literal["linear", "sqrt"]
-    batch_size: Count
+    """The run takes `lr` times train.batch_size_global / batch_size (`linear`: SGD, LAMB), or times the square root of that
+    (`sqrt`: Adam and its kin)."""
+    batch_size: Annotated[int, Field(ge=1), Within(1, 2**20, "no machine holds more images at once")]
+    """The global batch size that `lr` is meant for."""
 
     def factor(self, batch_size_global: int) -> float:
         """What the learning rate is multiplied with."""
@@ -156,16 +66,24 @@ class LrScaling(Section):
 
 
 class Optimizer(Section):
-    """A timm optimizer by name; `args` are passed to it. Nothing clips unless `clip_grad_norm` says so, LAMB included."""
+    """A timm optimizer."""
 
     name: str
+    """Its name in timm: adamw, lamb, momentum (SGD with classical momentum; timm's sgd is Nesterov's), ..."""
     lr: Positive
+    """The learning rate at its largest, at the end of warm-up."""
     lr_scaling: LrScaling | None = None
+    """How `lr` follows the batch size; null takes it as it stands."""
     weight_decay: NonNegative = 0.0
+    """Weight decay, decoupled or not as the optimizer does it."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Momentum of SGD; Adam and its kin take betas in `args`."""
     decay_norm_and_bias: bool = False
+    """Whether normalisation weights and biases decay too, as torch's own optimizers do it."""
     clip_grad_norm: Positive | None = None
+    """Largest norm of the whole gradient; null clips nothing, LAMB included."""
     args: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of the optimizer by name; also timm's layer_decay and layer_decay_min_scale."""
 
     def at_batch(self, batch_size_global: int) -> "Optimizer":
         """The optimizer with the learning rate that it has at this batch size."""
@@ -176,54 +94,81 @@ class Optimizer(Section):
 
 
 class Schedule(Section):
-    """Learning rate as a function of the step. Decay is measured from step 0, as in timm: warm-up only replaces its start.
-
-    `over`: of a run in stages, each stage has its schedule from start to end (the default: a second stage is fine-tuning, and the
-    paper does not say), or one schedule goes through all of them.
-    """
+    """Learning rate as a function of the step. Decay is measured from step 0, as in timm: warm-up only replaces its start."""
 
     over: Literal["stage", "run"] = "stage"
+    """Of a run in stages: each stage has its schedule from start to end, or one schedule goes through all of them."""
     name: Literal["cosine", "linear", "polynomial", "step", "constant"] = "cosine"
+    """How the learning rate falls."""
     warmup: Duration = DurationValue(0, "iterations")
+    """How long the learning rate rises first."""
     warmup_lr: NonNegative = 0.0
+    """The learning rate that warm-up starts at."""
     min_lr: NonNegative = 0.0
-    power: Positive = 1.0
+    """The learning rate at the end of the budget, and the smallest of all."""
+    power: Annotated[float, Field(gt=0), Within(1e-3, 1e3, "the learning rate would be a step")] = 1.0
+    """Exponent of `polynomial`."""
     milestones: Annotated[tuple[Duration, ...], BeforeValidator(as_tuple)] = ()
+    """Of `step`: when the learning rate is multiplied by `decay_factor`."""
     decay_factor: Positive = 0.1
+    """Of `step`: what the learning rate is multiplied with at each milestone."""
 
     @model_validator(mode="after")
     def _milestones(self) -> Self:
         if (self.name == "step") != bool(self.milestones):
             raise ValueError("schedule.milestones goes with name: step, and step needs at least one milestone")
+        if len(self.milestones) * math.log10(self.decay_factor) > 38:
+            raise ValueError(
+                f"decay_factor {self.decay_factor:g} over {len(self.milestones)} milestones leaves float32: lower it"
+            )
         return self
 
 
+def _different(decays: tuple[float, ...]) -> tuple[float, ...]:
+    if len(set(decays)) < len(decays):
+        raise ValueError("two decays are the same: give each average one of its own")
+    return decays
+
+
 class Ema(Section):
-    """Weight averages in float32, one a decay. `warmup` uses min(decay, (1 + t) / (10 + t))."""
+    """Weight averages in float32."""
 
     decays: Annotated[
         tuple[Annotated[float, Field(gt=0, lt=1)], ...],
         BeforeValidator(as_tuple),
+        AfterValidator(_different),
     ] = ()
+    """An average for each of these decays a step: 0.9999 looks back over about 10,000 steps."""
     warmup: bool = False
+    """Whether early steps use min(decay, (1 + t) / (10 + t))."""
 
 
 class Student(Section):
-    """One setting: model, objective, optimizer, schedule, averages.
-
-    `grad_checkpointing`: compute activations again in the backward instead of keeping them, block by block.
-    """
+    """One setting: model, objective, optimizer, schedule, averages."""
 
     model: str
+    """The timm name of the model."""
     weights: str | None = None
+    """What it starts from: `pretrained` (timm's own), a .safetensors or .pth file; null starts from scratch."""
     model_args: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of the timm model by name."""
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Stochastic depth: the probability that a sample skips the last block; earlier blocks have less."""
     drop_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout before the classifier."""
     grad_checkpointing: bool = False
+    """Compute activations again in the backward instead of keeping them, block by block: less memory, more time."""
     mean: Triple | None = None
+    """Mean of its pixels, a number from 0 to 1 for red, green and blue; null is that of its timm config."""
     std: Std | None = None
+    """Standard deviation of its pixels, likewise."""
     seed: Seed = 0
+    """Of its first weights and dropout; batches and their order follow the run's seed."""
     objective: Objective
+    """What it learns from; left out, cross-entropy and the teacher's KL, 1 + 1, or cross-entropy alone without a teacher."""
     optimizer: Optimizer
+    """How its weights move; left out, AdamW (see `optimizer.name`)."""
     schedule: Schedule = Schedule()
+    """How its learning rate moves."""
     ema: Ema = Ema()
+    """Averages of its weights, which are evaluated and saved beside them."""

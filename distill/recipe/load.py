@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from distill.errors import InputError, nearest
+from distill.recipe.defaults import fill_defaults
 from distill.recipe.explain import explain
 from distill.recipe.identity import recipe_digest
 from distill.recipe.notes import rate_notes
@@ -43,7 +44,7 @@ def find_recipe(name: str) -> Path:
     Raises:
         InputError: there is no such file; names the nearest shipped recipe.
     """
-    path = Path(name).expanduser() if name.startswith("~") else Path(name)
+    path = _at_home(name)
     for candidate in (
         path,
         Path(f"{path}.yaml"),
@@ -60,6 +61,14 @@ def find_recipe(name: str) -> Path:
     raise InputError(
         f"no recipe {name!r}{nearest(name, shipped_recipes())}; 'distill recipe list' shows those that come with the package"
     )
+
+
+def _at_home(name: str) -> Path:
+    """A path, its ~ expanded where there is such a home."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        return Path(name)
 
 
 def _is_file(path: Path) -> bool:
@@ -131,7 +140,7 @@ def _read_file(path: Path) -> Tree:
 
 def _find_base(base: str, path: Path) -> Path:
     """The file that `path` extends under this name."""
-    own = path.parent / Path(base).expanduser()
+    own = path.parent / _at_home(base)
     for place in (own, recipes_dir() / base, recipes_dir() / f"{base}.yaml"):
         if _is_file(place):
             return place
@@ -149,8 +158,10 @@ def read_recipe(name: str | Path, overrides: Iterable[str] = ()) -> tuple[Recipe
     """
     path = find_recipe(str(name))
     files = _Files()
-    tree = resolve_stages(resolve_students(apply_overrides(files.tree(path), overrides)))
-    notes = fit_warmups(tree)
+    tree = {"name": path.parent.name if path.name == "recipe.yaml" else path.stem, **files.tree(path)}
+    tree, notes = fill_defaults(resolve_students(apply_overrides(tree, overrides)))
+    tree = resolve_stages(tree)
+    notes += fit_warmups(tree)
     try:
         recipe = Recipe.model_validate(tree)
     except ValidationError as error:

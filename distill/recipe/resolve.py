@@ -42,11 +42,13 @@ def _another_kind(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
 def resolve_students(tree: Tree) -> Tree:
     """Lay each of `students` over the shared `student`, drop the shared one, and leave out each student that is None.
 
+    Without `students`, the shared one is the only student, and its name is "student".
+
     Raises:
         InputError: no mappings, or None for every student.
     """
     shared = tree.get("student", {})
-    students = tree.get("students", {})
+    students = tree.get("students", {"student": {}} if shared else {})
     if not isinstance(shared, Mapping) or not isinstance(students, Mapping):
         raise InputError("student and students are mappings: student holds what all share, students one mapping a name")
     left_out = [name for name, own in students.items() if own is None]
@@ -162,6 +164,12 @@ def fit_warmups(tree: Tree) -> list[str]:
     ]
 
 
+def budget_of(tree: Tree) -> DurationValue | None:
+    """`train.budget`, where it is a duration."""
+    train = tree.get("train")
+    return _duration(train.get("budget")) if isinstance(train, Mapping) else None
+
+
 def share_of(budget: DurationValue) -> DurationValue:
     """WARMUP_SHARE of a budget, in its unit."""
     amount = WARMUP_SHARE * budget.amount
@@ -170,10 +178,9 @@ def share_of(budget: DurationValue) -> DurationValue:
 
 def _schedules(tree: Tree) -> Iterator[tuple[str, Tree, str, DurationValue | None]]:
     """Key of a student, the student, key of the budget that the schedule spans, and that budget; invalid parts are left out."""
-    train, stages = tree.get("train"), tree.get("stages")
+    stages = tree.get("stages")
     if not stages:
-        budget = _duration(train.get("budget")) if isinstance(train, Mapping) else None
-        yield from _schedules_of("", tree, "train.budget", budget)
+        yield from _schedules_of("", tree, "train.budget", budget_of(tree))
         return
     if not isinstance(stages, list):
         return

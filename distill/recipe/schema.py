@@ -23,27 +23,11 @@ from distill.recipe.data import (
     Stream,
     Table,
 )
-from distill.recipe.duration import DurationValue, Interval
-from distill.recipe.learning import (
-    BCE,
-    BKL,
-    CE,
-    DIST,
-    DKD,
-    KL,
-    BCETeacher,
-    Ema,
-    Hard,
-    LrScaling,
-    Objective,
-    Optimizer,
-    Schedule,
-    Soft,
-    Student,
-    Teacher,
-)
+from distill.recipe.learning import Ema, LrScaling, Optimizer, Schedule, Student, Teacher
+from distill.recipe.objective import BCE, BKL, CE, DIST, DKD, KL, BCETeacher, Hard, Objective, Soft
 from distill.recipe.stages import STAGE_DATA, STAGE_STUDENT, Stage, StageStudent, stage_problems
-from distill.recipe.values import Count, Names, Section, Seed, as_tuple
+from distill.recipe.training import Checkpoint, Evaluate, Log, Train
+from distill.recipe.values import Section, Seed, as_tuple
 
 __all__ = [
     "BCE",
@@ -103,87 +87,38 @@ ELEMENTWISE_ARGS = (
 ELEMENTWISE_OPTIMIZERS = ("adamw", "adam", "sgd", "momentum", "lion")
 
 
-class Train(Section):
-    """`budget` is left out where `stages` have their own.
-
-    `batch_size_global` and `micro_batch_size` shape the result; the number of processes does not.
-
-    `micro_batch_size`: the samples of one forward and backward. What looks at a batch as a whole (BatchNorm's statistics,
-    DIST's relations) looks at exactly these, so 1 to batch_size_global / micro_batch_size processes compute the same run; each
-    accumulates what its share needs. Null: every process takes its whole share at once, BatchNorm is synchronised and
-    relations are gathered over the global batch.
-
-    `zero_stage` and `zero_offload` say where weights, gradients and optimizer state lie, not what is computed: 0 is DDP, 1 shards
-    the optimizer's state over processes, 2 gradients too, 3 weights too; offloading keeps what is sharded in host memory. One process
-    alone shards nothing unless it offloads. A process
-    that waits `timeout_s` for the others gives up, and the run ends.
-    """
-
-    budget: Interval | None = None
-    batch_size_global: Annotated[int, Field(ge=2, multiple_of=2)]
-    micro_batch_size: Annotated[int, Field(ge=2, multiple_of=2)] | None = None
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    channels_last: bool = True
-    compile: bool = False
-    zero_stage: Literal[0, 1, 2, 3] = 0
-    zero_offload: bool = False
-    timeout_s: Count = 600
-
-    @model_validator(mode="after")
-    def _zero(self) -> Self:
-        if self.zero_offload and not self.zero_stage:
-            raise ValueError("zero_offload: true goes with zero_stage 1, 2 or 3; under DDP nothing is sharded")
-        if self.zero_stage and self.precision == "fp16":
-            raise ValueError(
-                f"precision: fp16 needs a loss scale of each student's own, which zero_stage {self.zero_stage} has no place for: use bf16, "
-                "or zero_stage: 0"
-            )
-        if self.zero_stage and self.compile:
-            raise ValueError("compile: true goes with zero_stage: 0; what DeepSpeed wraps is not compiled here")
-        return self
-
-    @model_validator(mode="after")
-    def _divides(self) -> Self:
-        if self.micro_batch_size is not None and self.batch_size_global % self.micro_batch_size:
-            raise ValueError(
-                f"micro_batch_size {self.micro_batch_size} does not divide batch_size_global {self.batch_size_global}"
-            )
-        return self
-
-
-class Evaluate(Section):
-    every: Interval = DurationValue(1, "epochs")
-    batch_size_process: Count = 256
-
-
-class Checkpoint(Section):
-    every: Interval = DurationValue(1, "epochs")
-    keep_last: Count = 2
-
-
-class Log(Section):
-    every: Interval = DurationValue(50, "iterations")
-    trackers: Names = ()
-
-
 class Recipe(Section):
     """A complete run. `student` holds what all `students` share; each student is merged over it when the file is read."""
 
     name: Annotated[str, Field(min_length=1)]
+    """What the run is called; left out, the name of the file."""
     description: str = ""
+    """A sentence for people."""
     output: Annotated[str, Field(min_length=1)] | None = None
+    """The folder of the run; null is runs/NAME."""
     seed: Seed = 0
+    """Of order, augmentation and mixing, and with a student's own seed of its weights."""
     resume: Literal["auto", "never"] = "auto"
+    """Whether a run resumes from the newest whole checkpoint in its folder, or moves the earlier run aside."""
     data: Data
+    """Which images, and how they are seen."""
     teacher: Teacher | None = None
+    """Whom the students learn from; null where they learn from labels alone."""
     students: Annotated[
-        dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")], Student], Field(min_length=1)
+        dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=100)], Student],
+        Field(min_length=1, max_length=1000),
     ]
-    stages: Annotated[tuple[Stage, ...], BeforeValidator(as_tuple)] = ()
+    """Name -> what each student has of its own, laid over `student`; null leaves a student out."""
+    stages: Annotated[tuple[Stage, ...], BeforeValidator(as_tuple), Field(max_length=100)] = ()
+    """Stages that follow each other, each laid over the run; none is a run of one."""
     train: Train
+    """How long, in which batches."""
     evaluate: Evaluate = Evaluate()
+    """When students are evaluated."""
     checkpoint: Checkpoint = Checkpoint()
+    """When the whole state is saved."""
     log: Log = Log()
+    """When losses are written down."""
 
     @property
     def output_dir(self) -> str:

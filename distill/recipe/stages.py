@@ -8,8 +8,9 @@ from pydantic import Field
 
 from distill.recipe.data import Augment, Mixing, Source
 from distill.recipe.duration import Interval
-from distill.recipe.learning import Objective, Optimizer, Schedule, Student
-from distill.recipe.values import Section
+from distill.recipe.learning import Optimizer, Schedule, Student
+from distill.recipe.objective import Objective
+from distill.recipe.values import Fraction, Section
 
 # What of `data` and of a student a stage may have of its own. Models, batch and evaluation are the run's.
 STAGE_DATA = ("train", "fraction", "keep_classes", "augment", "mixing", "unreadable")
@@ -20,33 +21,45 @@ class StageData(Section):
     """What a stage trains on; in a file it is laid over `data`, whose fraction and keep_classes a stage with its own `train` leaves behind."""
 
     train: Source
-    fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """The training images."""
+    fraction: Fraction = 1.0
+    """The part of each class's training images that is used."""
     keep_classes: Literal["all", "shared", "unshared"] = "all"
+    """Which classes' samples are kept: as in `data`."""
     augment: Augment = Augment()
+    """The training view of one image."""
     mixing: Mixing = Mixing()
+    """What is mixed between images."""
     unreadable: Literal["error", "skip"] = "error"
+    """What an unreadable image does."""
 
 
 class StageStudent(Section):
     """How a student learns in a stage; in a file, `student` and `students` of the stage are laid over the run's."""
 
     objective: Objective
+    """What it learns from in this stage."""
     optimizer: Optimizer
+    """How its weights move."""
     schedule: Schedule = Schedule()
+    """How its learning rate moves."""
 
 
 class Stage(Section):
-    """One after the other. `optimizer`, `averages`: what a stage begins with, carried over from the one before or new.
+    """One of several stages. Where its data has classes of its own (ImageNet-21K before 1K), it teaches soft labels alone."""
 
-    A stage whose data has classes of its own (ImageNet-21K before 1K) teaches soft labels alone.
-    """
-
-    name: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", max_length=100)]
+    """What the stage is called."""
     budget: Interval
+    """How long the stage trains."""
     optimizer: Literal["carry", "reset"] = "carry"
+    """Whether it begins with the optimizer state of the stage before, or without the past."""
     averages: Literal["carry", "reset"] = "carry"
+    """Whether it begins with the averages of the stage before, or with the weights as they are."""
     data: StageData
+    """What it trains on, laid over `data`."""
     students: dict[str, StageStudent]
+    """Name -> how a student learns in this stage, laid over the run's."""
 
 
 def stage_problems(

@@ -1,14 +1,53 @@
 """What the sections of a recipe are made of: numbers with their bounds, tuples written as YAML lists, and the frozen base."""
 
+from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+)
+from pydantic_core import CoreSchema, core_schema
 
+
+@dataclass(frozen=True)
+class Within:
+    """A bound that is no part of a number's meaning: beyond it a run that was called sound fails or hangs. `why` is shown."""
+
+    low: float
+    high: float
+    why: str
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self._checked, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"minimum": self.low, **handler(schema), "maximum": self.high}
+
+    def _checked(self, value: float) -> float:
+        if not self.low <= value <= self.high:
+            bound = f"at most {self.high:,g}" if value > self.high else f"at least {self.low:g}"
+            raise ValueError(f"should be {bound}, not {value:g}: {self.why}")
+        return value
+
+
+_FLOAT32 = "weights are float32, which ends at 3e38"
 Probability = Annotated[float, Field(ge=0, le=1)]
-NonNegative = Annotated[float, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0), Within(0, 1e30, _FLOAT32)]
+Positive = Annotated[float, Field(gt=0), Within(1e-30, 1e30, _FLOAT32)]
+Weight = Annotated[float, Field(ge=0), Within(0, 1e6, "a loss of a larger weight leaves float32")]
+Temperature = Annotated[float, Field(gt=0), Within(1e-2, 1e3, "logits divided by it, or its square, leave float32")]
+Fraction = Annotated[float, Field(gt=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1), Within(1, 10**9, "nothing that is counted here comes to more")]
+Seconds = Annotated[int, Field(ge=1), Within(1, 10**6, "that is eleven days")]
+EvenBatch = Annotated[int, Field(ge=2, multiple_of=2), Within(2, 2**20, "no machine holds more images at once")]
+Pixels = Annotated[int, Field(ge=8), Within(8, 4096, "no classifier looks at larger images")]
 
 
 def as_tuple(value: Any) -> Any:
@@ -18,14 +57,27 @@ def as_tuple(value: Any) -> Any:
 def _ascending(value: tuple[float, float]) -> tuple[float, float]:
     if not 0 < value[0] <= value[1]:
         raise ValueError(f"should be two numbers above 0, the smaller first, not {list(value)}")
+    if value[0] < 0.01 or value[1] > 100:
+        raise ValueError(f"should be two numbers from 0.01 to 100, not {list(value)}: other crops have no pixels")
     return value
 
 
 Range = Annotated[tuple[float, float], BeforeValidator(as_tuple), AfterValidator(_ascending)]
-Triple = Annotated[tuple[float, float, float], BeforeValidator(as_tuple)]
-Std = Annotated[tuple[Positive, Positive, Positive], BeforeValidator(as_tuple)]
+_Channel = Annotated[float, Within(-1e3, 1e3, "pixels are numbers from 0 to 1")]
+_Spread = Annotated[float, Field(gt=0), Within(1e-3, 1e3, "pixels are numbers from 0 to 1")]
+Triple = Annotated[tuple[_Channel, _Channel, _Channel], BeforeValidator(as_tuple)]
+Std = Annotated[tuple[_Spread, _Spread, _Spread], BeforeValidator(as_tuple)]
 Names = Annotated[tuple[str, ...], BeforeValidator(as_tuple)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+    """A mapping of a recipe: frozen, strict, without unknown keys. Each field's docstring is its description."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        protected_namespaces=(),
+        use_attribute_docstrings=True,
+    )

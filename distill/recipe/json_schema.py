@@ -1,0 +1,59 @@
+"""The JSON schema of recipe files as people write them, for editors: what a file says may be any part of a recipe."""
+
+from typing import Any
+
+from distill.recipe.duration import UNIT_NAMES, DurationValue
+from distill.recipe.keys import EXTENDS
+from distill.recipe.schema import Recipe
+
+_DURATION = {
+    "type": "string",
+    "pattern": rf"^\s*(\d+(\.\d*)?|\.\d+)\s*[kmgKMG]?\s*({'|'.join(UNIT_NAMES)})\s*$",
+}
+
+
+def json_schema() -> dict[str, Any]:
+    """A schema that takes each recipe file, complete or not, and refuses unknown keys and wrong types.
+
+    Nothing is required, since what a file leaves out may come from what it extends. `student` and `extends`, which a resolved
+    recipe no longer has, are added.
+    """
+    schema = _as_written(Recipe.model_json_schema())
+    parts = schema["$defs"]
+    parts["DurationValue"] = _DURATION
+    text = {"type": "string"}
+    schema["properties"] = {
+        "extends": {"description": EXTENDS, "anyOf": [text, {"type": "array", "items": text}]},
+        **schema["properties"],
+        "student": {"description": "What all students share.", "$ref": "#/$defs/Student"},
+    }
+    students = schema["properties"]["students"]
+    del students["minProperties"]
+    students["additionalProperties"] = False
+    students["patternProperties"] = {
+        name: {"anyOf": [student, {"type": "null"}]} for name, student in students["patternProperties"].items()
+    }
+    parts["Stage"]["properties"]["student"] = {
+        "description": "What all students have in this stage.",
+        "$ref": "#/$defs/StageStudent",
+    }
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _as_written(node: Any) -> Any:
+    """A part of pydantic's schema without what holds only for a resolved recipe."""
+    if isinstance(node, list):
+        return [_as_written(each) for each in node]
+    if not isinstance(node, dict):
+        return node
+    # A mapping that does not say its kind fits several: its kind comes from what it is laid over.
+    named = {"oneOf": "anyOf"}
+    written = {
+        named.get(key, key): _as_written(value)
+        for key, value in node.items()
+        if key not in ("required", "discriminator") and not (key == "title" and isinstance(value, str))
+    }
+    if written.get("$ref") == "#/$defs/DurationValue" and isinstance(written.get("default"), list):
+        amount, unit = written["default"]
+        written["default"] = str(DurationValue(amount, unit))
+    return written
