@@ -30,7 +30,7 @@ BASE: dict[str, Any] = {
     "train": {"budget": "2 epochs", "batch_size_global": 64},
 }
 quick = settings(
-    max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 scalars = st.one_of(
     st.none(),
@@ -161,7 +161,7 @@ def yaml_text(key: Any) -> str:
 # ---- what check calls sound can be planned -----------------------------------------------------------------------------
 
 
-@settings(quick, max_examples=150)
+@settings(quick, max_examples=60)
 @given(key=st.sampled_from(KEYS), value=st.sampled_from([*EXTREMES, *LENGTHS, *POLICIES]))
 @example(key="data.augment.auto_augment", value="rand-m9999-n99999999")
 @example(key="data.mixing.mixup", value=1e308)
