@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from distill.data.records import Source
+from distill.data.records import Source, at
 from distill.data.sources import open_source
 from distill.errors import InputError
 from distill.recipe import schema
@@ -116,7 +116,7 @@ def _refuse_overlap(spec: schema.Source, train: schema.Source, root: Path, key: 
     assert not isinstance(train, schema.Stream), "the schema refuses it"
     if (spec.path is None) != (train.path is None):
         return  # one of them is the Fashion-MNIST that comes with the package
-    ours, theirs = _folder(spec.path, root), _folder(train.path, root)
+    ours, theirs = _folder(spec.path, root, key), _folder(train.path, root, key)
     if ours == theirs or ours in theirs.parents or theirs in ours.parents:
         raise InputError(
             f"{key}: reads {ours} with other settings than data.train, so it may train on images that data.eval "
@@ -124,9 +124,9 @@ def _refuse_overlap(spec: schema.Source, train: schema.Source, root: Path, key: 
         )
 
 
-def _folder(path: str | None, root: Path) -> Path:
+def _folder(path: str | None, root: Path, key: str) -> Path:
     """The file or folder that a path names; of a pattern, the folder above its first wildcard."""
-    whole = root / Path(path or "").expanduser()
+    whole = at(root, path or "", f"{key}.path")
     while glob.has_magic(str(whole)):
         whole = whole.parent
     return whole.resolve()

@@ -108,6 +108,6 @@ def num_epochs(num_images: int, pretrained: bool) -> int:
 
 
 def learning_rate(batch: int, pretrained: bool) -> float:
-    """In proportion to the root of the batch, as for adaptive optimizers."""
-    rate = (4e-4 if pretrained else 2e-3) * math.sqrt(batch / 64)
-    return float(f"{rate:.1g}")
+    """In proportion to the root of the batch, as for adaptive optimizers, up to what they stand."""
+    rate = min(3e-3, 4e-3 * math.sqrt(batch / 64))
+    return float(f"{rate / 8 if pretrained else rate:.1g}")

@@ -144,7 +144,7 @@ def _data(
 def _models(teacher: TeacherFacts | None, student: StudentFacts) -> list[Line]:
     lines = []
     if teacher is not None:
-        whys = {"image_size": teacher.why_size}
+        whys = {"image_size": teacher.why_size, "weights": teacher.classes}
         lines = [Line(f"teacher.{key}", value, whys.get(key, "")) for key, value in teacher.spec.items()]
     return [
         *lines,

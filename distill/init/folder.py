@@ -10,14 +10,15 @@ import numpy as np
 from PIL import Image
 
 from distill.data.guess import guess_source
+from distill.data.records import is_leftover
 from distill.data.sources import Source, open_source
+from distill.data.splits import split_named
 from distill.errors import InputError
 from distill.recipe import schema
 
 _SAMPLE = 64  # images whose size is looked at
-_TRAIN = ("train", "training")
-# The first that is there evaluates while training; a test set beside it is left for the end.
-_EVAL = ("val", "valid", "validation", "eval", "dev", "test", "testing")
+# The first that is there evaluates while training; others are left for the end.
+_EVAL = ("validation", "eval", "test")
 
 
 @dataclass(frozen=True)
@@ -102,28 +103,24 @@ def _open(spec: dict[str, Any], root: Path, key: str) -> Source:
 
 def _layout(root: Path) -> tuple[dict[str, Any], dict[str, Any] | None, tuple[str, ...]]:
     """How training and evaluation images lie in a folder: (train, eval, notes)."""
-    below = {entry.name: entry for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith(".")}
-    splits = {name.lower(): name for name, entry in below.items() if _holds_folders(Path(entry.path))}
-    train = next((splits[name] for name in _TRAIN if name in splits), None)
-    if train is None:
-        kind = guess_source(str(root), split=None, default_split="train", option="FOLDER")
-        if isinstance(kind, schema.ImageFolder):
-            return {"kind": "image_folder", "path": "."}, None, ()
-        return {**kind.model_dump(exclude_defaults=True, exclude={"classes"}), "path": "."}, None, ()
-    found = [splits[name] for name in _EVAL if name in splits]
-    others = sorted(below.keys() - {train, *found})
-    notes = [f"{', '.join(others)} beside {train} is not read"] if others else []
-    notes += (
-        [f"{', '.join(found[1:])} is left for the end: distill evaluate RUN --data {root / found[1]}"]
-        if found[1:]
-        else []
-    )
-    evaluation = {"kind": "image_folder", "path": found[0]} if found else None
-    return {"kind": "image_folder", "path": train}, evaluation, tuple(notes)
+    folders = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not is_leftover(entry.name))
+    # A class may be called train: then its images lie in it, and not folders of classes.
+    splits = {split: name for name in folders if (split := split_named(name)) and _holds_folders(root / name)}
+    if "train" not in splits:
+        spec = guess_source(str(root), default_split="train", option="FOLDER")
+        return {**spec.model_dump(exclude_defaults=True, exclude={"classes"}), "path": "."}, None, ()
+    train = splits["train"]
+    evaluation = next((splits[split] for split in _EVAL if split in splits), None)
+    notes = [f"{name} beside {train} is not read" for name in folders if name not in splits.values()]
+    for split in _EVAL:
+        if split in splits and splits[split] != evaluation:
+            notes.append(f"{splits[split]} is left for the end: distill evaluate RUN --data {root / splits[split]}")
+    eval_spec = {"kind": "image_folder", "path": evaluation} if evaluation else None
+    return {"kind": "image_folder", "path": train}, eval_spec, tuple(notes)
 
 
 def _holds_folders(folder: Path) -> bool:
-    return any(entry.is_dir() and not entry.name.startswith(".") for entry in os.scandir(folder))
+    return any(entry.is_dir() and not is_leftover(entry.name) for entry in os.scandir(folder))
 
 
 def _sample(source: Source) -> tuple[tuple[tuple[int, int], ...], tuple[str, ...]]:

@@ -23,6 +23,7 @@ class TeacherFacts:
         image_size: pixels that it sees.
         crop_fraction, interpolation: of its evaluation view.
         why_size: where its size comes from.
+        classes: how its classes were matched with those of the data; empty where it names them itself.
     """
 
     spec: dict[str, Any]
@@ -31,6 +32,7 @@ class TeacherFacts:
     crop_fraction: float
     interpolation: str
     why_size: str
+    classes: str
 
 
 def wants_model(teacher: str) -> bool:
@@ -93,6 +95,7 @@ def look_at_teacher(
         crop_fraction=float(view["crop_pct"]),
         interpolation="bilinear" if view["interpolation"] == "bilinear" else "bicubic",
         why_size="--teacher-image-size" if image_size else "its config",
+        classes=built.match.describe() if built.match and built.match.how in ("numbers", "order") else "",
     )
 
 

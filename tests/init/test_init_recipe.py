@@ -53,11 +53,11 @@ def test_a_root_with_splits_trains_on_one_and_evaluates_on_the_other(cli: Cli, t
     assert (len(plan.stages[0].source), plan.classes) == (16, ("cat", "dog"))
 
 
-def test_classes_called_train_and_test_are_classes(cli: Cli, tmp_path: Path) -> None:
-    tree = written(cli, tiny_photos(tmp_path / "signs", "train", "test", "bus", count=9))
+def test_a_class_called_train_is_a_class(cli: Cli, tmp_path: Path) -> None:
+    tree = written(cli, tiny_photos(tmp_path / "signs", "train", "tram", "bus", count=9))
     assert tree["data"]["train"] == {"kind": "image_folder", "path": "."}
     assert tree["data"]["eval"]["kind"] == "holdout"
-    assert make_plan(load_recipe("signs.yaml")).classes == ("bus", "test", "train")
+    assert make_plan(load_recipe("signs.yaml")).classes == ("bus", "train", "tram")
 
 
 def test_a_train_folder_alone_holds_out_of_it(cli: Cli, tmp_path: Path) -> None:
