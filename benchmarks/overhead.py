@@ -27,8 +27,9 @@ from benchmarks.runs import LR, MOMENTUM, WEIGHT_DECAY, SteppedRun, engine_on, k
 from benchmarks.timing import CLOCKS, Stopwatch, common_arguments, finish, interleaved, median, ratio, show
 from distill.data.loader import Batch
 from distill.engine import Engine
-from distill.models.pixels import Pixels, pixel_config
+from distill.models.pixels import Pixels
 from distill.models.teacher import Teacher
+from distill.models.view import view_of_config
 
 TARGET = 0.97
 _AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -40,8 +41,8 @@ class MinimalLoop:
     def __init__(self, net: nn.Module, teacher: Teacher, engine: Engine, compile: bool) -> None:
         self.net = net.to(engine.device).to(memory_format=torch.channels_last).train()
         self.teacher = teacher.model
-        wants = pixel_config(net)
-        self.pixels = Pixels(wants.mean, wants.std).to(engine.device)
+        view = view_of_config(net.pretrained_cfg, "timm")  # type: ignore[arg-type]
+        self.pixels = Pixels(view.mean, view.std).to(engine.device)
         same = (self.pixels.mean, self.pixels.std) == (teacher.pixels.mean, teacher.pixels.std)
         self.teacher_pixels = None if same else teacher.pixels
         self.optimizer = create_optimizer_v2(

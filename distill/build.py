@@ -1,32 +1,29 @@
 """From a plan to the things that run: teacher, students, loaders. Models are built on the CPU, before any GPU is taken."""
 
-import os
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import nn
 
-from distill.data.augment import EvalTransform, TrainTransform
-from distill.data.loader import EvalLoader, Shard, TrainLoader
+from distill.data.augment import TrainTransform
+from distill.data.loader import Shard, TrainLoader
 from distill.data.mixing import Mixing
-from distill.data.sources import Source
 from distill.dealing import fetch_ahead
 from distill.engine import Engine
 from distill.errors import InputError, naming
+from distill.evaluate import TEACHER
+from distill.evaluation_views import decoders
 from distill.losses.objective import build_objective
-from distill.models.build import create_student
-from distill.models.pixels import Pixels, pixel_config
 from distill.models.stand_in import call_with
+from distill.models.student import create_student, student_view
 from distill.models.teacher import Teacher, build_teacher
+from distill.models.view import Frame, ModelView
 from distill.optim import build_optimizer, resolve_schedule
 from distill.plan import Plan, Share, StagePlan
-from distill.recipe.schema import EvalView
-from distill.recipe.schema import Student as StudentSpec
 from distill.students import Setting, Student
 
 # Paths to weights are relative to where the command runs, as paths on a command line are; data has its own root.
@@ -39,7 +36,18 @@ class Models:
 
     teacher: Teacher | None
     nets: dict[str, nn.Module]
+    views: dict[str, ModelView]  # of the teacher, where there is one, and of each student
+    notes: list[str]  # what was adapted when weights were loaded
     schedules: dict[str, Callable[[int], float]]
+
+    @property
+    def frame(self) -> Frame:
+        """How an evaluation shows an image to all students."""
+        return next(self.views[name].frame for name in self.nets)
+
+    def describe(self) -> list[str]:
+        """What each model sees, and what was adapted of its weights: a line each."""
+        return [*(f"{name} sees {view.describe()}" for name, view in self.views.items()), *self.notes]
 
 
 def build_models(plan: Plan) -> Models:
@@ -53,27 +61,45 @@ def build_models(plan: Plan) -> Models:
     if recipe.teacher:
         with naming("teacher"):
             teacher = build_teacher(
-                recipe.teacher, classes=plan.classes, root=_HERE, device="cpu", order_given=plan.order_given
+                recipe.teacher,
+                classes=plan.classes,
+                root=_HERE,
+                device="cpu",
+                data_image_size=recipe.data.image_size,
+                order_given=plan.order_given,
             )
-            refuse_teacher_size(teacher, recipe.data.image_size)
-    nets, schedules = {}, {}
+            refuse_teacher_size(teacher)
+    nets, views, schedules = {}, {}, {}
+    notes = list(teacher.notes) if teacher else []
     for name, spec in recipe.students.items():
         key = f"students.{name}"
         with naming(key):
-            nets[name] = create_student(
+            views[name] = student_view(spec, _HERE, recipe.data, key)
+            nets[name], adapted = create_student(
                 spec,
-                num_classes=len(plan.classes),
+                classes=plan.classes,
                 image_size=recipe.data.image_size,
                 seed=recipe.seed,
                 root=_HERE,
             )
+            notes += [f"{name}: {note}" for note in adapted]
             refuse_image_size(nets[name], recipe.data.image_size, f"{key}.model {spec.model}")
             if recipe.train.zero_stage:
                 refuse_scalars(nets[name], recipe.train.zero_stage, f"{key}.model {spec.model}")
         for stage in plan.stages:  # for their errors: the real ones follow
             build_optimizer(nets[name], stage.recipe.students[name].optimizer, key=f"{stage.key}{key}.optimizer")
         schedules[name] = run_schedule(plan, name)
-    return Models(teacher, nets, schedules)
+    _refuse_frames(views)
+    return Models(teacher, nets, ({TEACHER: teacher.view} if teacher else {}) | views, notes, schedules)
+
+
+def _refuse_frames(views: Mapping[str, ModelView]) -> None:
+    """Raises InputError where students cannot be evaluated on the same images."""
+    if len({view.frame for view in views.values()}) > 1:
+        raise InputError(
+            f"data.eval_view.crop_mode: border pads with a model's mean, and the means of {', '.join(views)} differ: give them one "
+            "mean, or use another crop_mode"
+        )
 
 
 def run_schedule(plan: Plan, name: str) -> Callable[[int], float]:
@@ -128,13 +154,13 @@ def refuse_image_size(net: nn.Module, image_size: int, what: str) -> None:
         raise InputError(f"{what} does not return logits, one a class")
 
 
-def refuse_teacher_size(teacher: Teacher, image_size: int) -> None:
+def refuse_teacher_size(teacher: Teacher) -> None:
     """Send one image through the teacher without its memory.
 
     Raises:
         InputError: it does not take images of its size.
     """
-    size = teacher.pixels.image_size or image_size
+    size = teacher.view.image_size
     tensors = {
         name: tensor.to("meta")
         for named in (teacher.net.named_parameters, teacher.net.named_buffers)
@@ -161,12 +187,6 @@ def refuse_scalars(net: nn.Module, zero_stage: int, what: str) -> None:
         )
 
 
-def student_pixels(net: nn.Module, spec: StudentSpec) -> Pixels:
-    """The pixels that a student sees: its timm config's mean and std unless the recipe gives them."""
-    config = pixel_config(net)
-    return Pixels(spec.mean or config.mean, spec.std or config.std)
-
-
 def setting_of(plan: Plan, stage: StagePlan, name: str) -> Setting:
     """How a student learns in a stage."""
     spec = stage.recipe.students[name]
@@ -185,7 +205,7 @@ def start_students(models: Models, plan: Plan, share: Share, engine: Engine) -> 
             name=name,
             setting=setting_of(plan, plan.stages[0], name),
             net=models.nets[name],
-            pixels=student_pixels(models.nets[name], spec),
+            view=models.views[name],
             lr_at=models.schedules[name],
             engine=engine,
             micro_batch_size=share.micro_batch_size,
@@ -221,37 +241,6 @@ def train_loader(plan: Plan, stage: StagePlan, share: Share, engine: Engine, fir
         order_starts=stage.first_step,
         ahead=fetch_ahead(stage.source, stage.order, stage.last_step - stage.first_step),
     )
-
-
-def eval_loader(
-    source: Source,
-    view: EvalView,
-    engine: Engine,
-    *,
-    image_size: int,
-    batch_size: int,
-    num_workers: int | None,
-    unreadable: Literal["error", "skip"],
-) -> EvalLoader:
-    """This process's part of an evaluation set."""
-    return EvalLoader(
-        source,
-        EvalTransform(image_size=image_size, **view.model_dump()),
-        batch_size=batch_size,
-        rank=engine.rank,
-        world_size=engine.world_size,
-        num_workers=decoders(num_workers),
-        device=engine.device,
-        unreadable=unreadable,
-    )
-
-
-def decoders(num_workers: int | None) -> int:
-    """Decoding processes of this process: as asked, or its share of the cores it may run on."""
-    if num_workers is not None:
-        return num_workers
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(16, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 def place_teacher(

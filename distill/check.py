@@ -8,9 +8,10 @@ from pathlib import Path
 
 import torch
 
-from distill.build import refuse_image_size, refuse_scalars, student_pixels
+from distill.build import refuse_image_size, refuse_scalars
 from distill.errors import InputError, naming
 from distill.models.build import checkpoint_activations, config, create, student_without_memory
+from distill.models.student import student_view
 from distill.optim import build_optimizer
 from distill.output_folder import refuse_foreign_output
 from distill.plan import setting_problems, share_of_process
@@ -70,7 +71,7 @@ def _check_student(spec: schema.Student, recipe: Recipe, name: str) -> None:
             checkpoint_activations(net, spec.model)
         if recipe.train.zero_stage:
             refuse_scalars(net, recipe.train.zero_stage, f"{key}.model {spec.model}")
-    student_pixels(net, spec)
+    student_view(spec, Path(), recipe.data, key)
     for index, prefix in enumerate(recipe.stage_keys):
         own = recipe.at_stage(index)
         budget_key = f"{prefix}budget" if prefix else "train.budget"

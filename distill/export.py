@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from distill.checkpoint import atomic_directory, storable
 from distill.errors import InputError
-from distill.models.pixels import Pixels
-from distill.recipe.schema import EvalView
+from distill.models.view import ModelView
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -29,9 +28,7 @@ def write_model(
     weights: Mapping[str, Tensor],
     *,
     classes: tuple[str, ...],
-    pixels: Pixels,
-    image_size: int,
-    eval_view: EvalView,
+    view: ModelView,
     record: Mapping[str, Any],
 ) -> None:
     """Write an export to `folder`, whole or not at all, replacing what is there (see `refuse_overwrite`).
@@ -39,23 +36,24 @@ def write_model(
     Args:
         net: the timm model, for its architecture and arguments.
         weights: state dict to write; an average's in place of the net's own.
-        pixels: the mean and std that the model was trained on.
+        view: what the model sees when it is evaluated.
         record: what is known of the weights: student, step, scores.
 
     Raises:
         CheckpointError: disk full or unwritable.
     """
-    view = {
-        "input_size": (3, image_size, image_size),
-        "mean": pixels.mean,
-        "std": pixels.std,
-        "crop_pct": eval_view.crop_fraction,
-        "interpolation": eval_view.interpolation,
+    data_config = {
+        "input_size": (3, view.image_size, view.image_size),
+        "mean": view.mean,
+        "std": view.std,
+        "crop_pct": view.crop_fraction,
+        "crop_mode": view.crop_mode,
+        "interpolation": view.interpolation,
     }
     with atomic_directory(folder) as directory:
         save_file(storable(weights), directory / WEIGHTS_FILE, metadata={"format": "pt"})
         save_config_for_hf(
-            net, str(directory / CONFIG_FILE), model_config={"label_names": list(classes)}, data_config=view
+            net, str(directory / CONFIG_FILE), model_config={"label_names": list(classes)}, data_config=data_config
         )
         (directory / RECORD_FILE).write_text(json.dumps(dict(record), indent=1))
 

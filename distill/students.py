@@ -23,8 +23,8 @@ from distill.losses.objective import LossTerms, Objective
 from distill.models.batch_norm import StepStatistics, running_statistics, synchronise
 from distill.models.drop_path import DropPathKeys
 from distill.models.pixels import Network, Pixels
+from distill.models.view import ModelView
 from distill.placement import Averages, BuildOptimizer, Judged, Placement, Replicated, Sharded, Tensors
-from distill.recipe.schema import Data
 from distill.recipe.schema import Student as StudentSpec
 from distill.rng import hash64
 
@@ -76,7 +76,7 @@ class Student:
     name: str
     setting: Setting
     net: nn.Module
-    pixels: Pixels
+    view: ModelView
     lr_at: Callable[[int], float]
     engine: Engine
     micro_batch_size: int
@@ -93,7 +93,7 @@ class Student:
         self.num_parameters = sum(parameter.numel() for parameter in self.net.parameters())
         self._drop_path = DropPathKeys(self.net)
         self._drop_key = hash64(self.run_seed, "drop path", self.spec.seed)
-        self.network = network = Network(self.net, self.pixels)
+        self.network = network = Network(self.net, Pixels(self.view.mean, self.view.std))
         self.engine.place(network.train(), in_shards=self.engine.sharding)
         averages = Averages(self.spec.ema.decays, self.spec.ema.warmup)
         self.averages = tuple(averages.by_name())
@@ -216,9 +216,7 @@ class Student:
         assert self.best
         return self.placement.weights(self.best.weights)
 
-    def write(
-        self, folder: Path, weights: Tensors, *, classes: tuple[str, ...], data: Data, record: dict[str, Any]
-    ) -> None:
+    def write(self, folder: Path, weights: Tensors, *, classes: tuple[str, ...], record: dict[str, Any]) -> None:
         """Export `best_weights` to `folder`, as timm reads them."""
         assert self.best
         write_model(
@@ -226,9 +224,7 @@ class Student:
             self.net,
             weights,
             classes=classes,
-            pixels=self.pixels,
-            image_size=data.image_size,
-            eval_view=data.eval_view,
+            view=self.view,
             record={"student": self.name, "model": self.spec.model, **vars(self.best), **record},
         )
 

@@ -15,6 +15,7 @@ from distill.checkpoint import replace_text
 from distill.console import hours_minutes, show_table
 from distill.errors import InputError
 from distill.evaluate import TEACHER, Accuracy
+from distill.models.view import ModelView
 from distill.plan import StagePlan
 from distill.rundir import REPORT_FILE
 from distill.students import Student
@@ -40,6 +41,8 @@ class Summary:
     stage_ends: Mapping[str, Mapping[str, Any]]  # by stage, by model: what was judged at its end
     students: Sequence[Student]
     accuracies: Mapping[str, Accuracy]
+    views: Mapping[str, ModelView]  # what the teacher and each student see, and the source of each value
+    warnings: Sequence[str]
 
     @property
     def best(self) -> str | None:
@@ -71,6 +74,8 @@ class Summary:
             "device": self.device,
             "num_skipped": self.num_skipped,
             "teacher": teacher.as_dict() if teacher else None,
+            "views": {name: view.as_dict() for name, view in self.views.items()},
+            "warnings": list(self.warnings),
             "stages": [self._stage(stage) for stage in self.stages],
             "students": students,
             "version": __version__,

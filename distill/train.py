@@ -7,21 +7,14 @@ from typing import Any
 
 import torch
 
-from distill.build import (
-    Models,
-    build_models,
-    eval_loader,
-    place_teacher,
-    setting_of,
-    start_students,
-    train_loader,
-)
+from distill.build import Models, build_models, place_teacher, setting_of, start_students, train_loader
 from distill.checkpoint import Signals
 from distill.data.stream.source import StreamSource
 from distill.dealing import check_streams
 from distill.engine import Engine, check_rendezvous, launched_processes, refuse_contradictions
-from distill.evaluate import TEACHER, Accuracy, EvaluationAbandoned, TeacherAnswers, evaluate
-from distill.gate import Gate, GatedBatches
+from distill.evaluate import TEACHER, Accuracy, EvaluationAbandoned
+from distill.evaluation_views import EvaluationSet, teacher_doubts
+from distill.gate import Gate
 from distill.journal import Journal
 from distill.output_folder import refuse_foreign_output
 from distill.plan import Plan, Share, StagePlan, make_plan, share_of_process
@@ -104,21 +97,13 @@ class Run:
         if self.teacher and self.teacher.match and self.teacher.match.how in ("numbers", "order"):
             self.journal.screen.say(self.teacher.match.describe())
         self.students = start_students(models, plan, share, engine)
-        self._teacher_answers = TeacherAnswers(self.teacher) if self.teacher else None
-        self._eval_loader = (
-            eval_loader(
-                plan.eval_source,
-                recipe.data.eval_view,
-                engine,
-                image_size=recipe.data.image_size,
-                batch_size=recipe.evaluate.batch_size_process,
-                num_workers=recipe.data.num_workers,
-                unreadable=recipe.data.unreadable,
-            )
-            if plan.eval_source
-            else None
+        self._views = models.views
+        self._set = (
+            EvaluationSet(plan.eval_source, models.frame, self.teacher, engine, recipe) if plan.eval_source else None
         )
         self._resume(claim)
+        for line in models.describe():
+            self.journal.screen.say(line)
 
     @property
     def running(self) -> list[Student]:
@@ -133,8 +118,8 @@ class Run:
         with ExitStack() as stack:
             stack.callback(journal.close)
             journal.open(plan.output / METRICS_FILE)
-            if self._eval_loader:
-                stack.enter_context(self._eval_loader)
+            if self._set:
+                stack.enter_context(self._set)
             stack.enter_context(journal.screen)
             try:
                 return self._train(Verdicts(self.engine, len(self.students)), signals)
@@ -149,10 +134,8 @@ class Run:
         plan = self.plan
         self._sat = True
         self.journal.go(self.step)
-        if self._eval_loader:
-            may_wait = isinstance(plan.eval_source, StreamSource)
-            gate = Gate(self._eval_loader, self.engine, signals, may_wait=may_wait)
-            self._eval_batches = GatedBatches(self._eval_loader, gate)
+        if self._set:
+            self._set.start(signals)
 
         def heed() -> None:
             if verdicts.agree_to_stop(self.step, signals.received is not None):
@@ -263,13 +246,15 @@ class Run:
 
     def _inputs(self) -> dict[str, str | int]:
         """What data and teacher came to: a continuation must have the same."""
-        return {**self.plan.inputs(), **({"teacher (SHA-256)": self.teacher.fingerprint} if self.teacher else {})}
+        teacher = {"teacher (SHA-256)": self.teacher.fingerprint} if self.teacher else {}
+        seen = {f"{name} sees": view.values for name, view in self._views.items()}
+        return {**self.plan.inputs(), **teacher, **seen}
 
     @property
     def _evaluation_due(self) -> bool:
         """Whether the step that the run stands at wants an evaluation and has not had it."""
         wanted = self.stage.due(self.stage.evaluate_every, self.step)
-        return wanted and self.step > self._judged_step and self._eval_loader is not None and bool(self.running)
+        return wanted and self.step > self._judged_step and self._set is not None and bool(self.running)
 
     # ---- log, judge, save --------------------------------------------------------------------------------------------
 
@@ -292,12 +277,16 @@ class Run:
         """Judge teacher and students, keep the best weights. `heed` may abandon it. Collective: every rank."""
         screen = self.journal.screen
         screen.doing("evaluating")
+        first = TEACHER not in self.accuracies
+        assert self._set
         judged = {}
         for student in self.running:
             student.average_statistics()
             student.net.eval()
             judged.update(student.judged())
-        self.accuracies |= evaluate(judged, self._eval_batches, self.engine, self._teacher_answers, heed)
+        self.accuracies |= self._set.evaluate(judged, self.accuracies.get(TEACHER), heed)
+        for doubt in teacher_doubts(self.teacher, self.accuracies.get(TEACHER)) if first else ():
+            screen.say(f"warning: {doubt}")
         self._judged_step = self.step
         for student in self.running:
             student.net.train()
@@ -322,7 +311,6 @@ class Run:
                 best_dir(self.plan.output, student.name),
                 weights,
                 classes=self.plan.classes,
-                data=recipe.data,
                 record={"run": recipe.name, **record},
             )
         )
@@ -330,7 +318,7 @@ class Run:
     def _finish(self) -> int:
         """Write the report and show the final table. Collective: every rank."""
         for student in self.running:
-            if self._eval_loader is None:  # nothing was judged: the last weights are all there is
+            if self._set is None:  # nothing was judged: the last weights are all there is
                 student.average_statistics()
                 student.best = Best(None, self.step, "last")
                 self._write_best(student)
@@ -349,6 +337,8 @@ class Run:
             stage_ends=self.stage_ends,
             students=self.students,
             accuracies=self.accuracies,
+            views=self._views,
+            warnings=teacher_doubts(self.teacher, self.accuracies.get(TEACHER)),
         )
         self.engine.on_main(lambda: summary.write(again=not self._sat))
         if self.engine.is_main:
@@ -367,6 +357,7 @@ class Run:
             "device_seconds": clock.device_seconds,
             "num_skipped": self.num_skipped,
             "judged_step": self._judged_step,
+            "views": {name: view.as_dict() for name, view in self._views.items()},
             "accuracies": {name: accuracy.as_dict() for name, accuracy in self.accuracies.items()},
             **({"stage_ends": self.stage_ends} if self.plan.recipe.stages else {}),
         }

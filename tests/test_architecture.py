@@ -18,7 +18,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"data", "models", "losses", "optim", "ema", "engine", "console", "clock", "output_folder"}),
     frozenset({"checkpoint", "evaluate", "placement", "plan", "verdicts"}),
     frozenset({"dealing", "export", "gate", "rundir"}),
-    frozenset({"students"}),
+    frozenset({"evaluation_views", "students"}),
     frozenset({"build", "journal", "saving", "summary"}),
     frozenset({"check", "judge", "prepare", "train"}),
     frozenset({"doctor", "init"}),

@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 import timm
 import torch
+from tiny import sees
 from torch import nn
 
 from distill.build import place_teacher
 from distill.engine import Engine
 from distill.errors import InputError
 from distill.models.build import checkpoint_activations
-from distill.models.pixels import Pixels
 from distill.models.stand_in import call_with
 from distill.models.taps import Taps
 from distill.models.teacher import Teacher
@@ -20,7 +20,7 @@ from distill.models.teacher import Teacher
 
 def teacher(dtype: torch.dtype = torch.float32) -> Teacher:
     net = timm.create_model("test_vit", num_classes=10, patch_size=4, img_size=32)
-    return Teacher(net, Pixels((0.5,) * 3, (0.5,) * 3), num_classes=10, dtype=dtype, source="test_vit, random weights")
+    return Teacher(net, sees(32), num_classes=10, dtype=dtype, source="test_vit, random weights")
 
 
 def device_with(free: int, num_processes: int = 1) -> Any:

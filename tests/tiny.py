@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 import distill.train
 from distill.data.decode import read_image
 from distill.data.fashion import EmbeddedFashionMnist
+from distill.models.view import ModelView, view_of_config
 from distill.recipe import load_recipe
 from distill.recipe.resolve import merge
 from distill.train import train
@@ -115,6 +116,11 @@ def judged_set(folder: Path) -> Path:
             header = bytes((0, 0, 8, array.ndim)) + np.array(array.shape, ">u4").tobytes()
             (folder / f"t10k-{name}-ubyte").write_bytes(header + array.tobytes())
     return folder
+
+
+def sees(size: int = IMAGE_SIZE) -> ModelView:
+    """What a model of a test sees: mean and std 0.5."""
+    return view_of_config({"input_size": (3, size, size), "mean": (0.5,) * 3, "std": (0.5,) * 3}, "a test")
 
 
 def run(recipe: Path, *overrides: str) -> int:

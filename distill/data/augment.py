@@ -17,6 +17,7 @@ from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
 from distill.errors import InputError
+from distill.recipe.data import CropMode, Interpolation
 from distill.rng import hash64
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -122,18 +123,29 @@ class TrainTransform:
 
 
 class EvalTransform:
-    """Evaluation view, as timm's: shorter side to floor(image_size / crop_fraction), then the centre."""
+    """Evaluation view, timm's own transforms: resize to floor(image_size / crop_fraction), then the centre.
+
+    `fill` is the colour, in [0, 1], that crop_mode "border" pads with: the model's mean. The other modes do not pad.
+    """
 
     def __init__(
         self,
         *,
         image_size: int,
         crop_fraction: float = 0.95,
-        interpolation: Literal["bilinear", "bicubic"] = "bicubic",
+        crop_mode: CropMode = "center",
+        interpolation: Interpolation = "bicubic",
+        fill: tuple[float, float, float] | None = None,
     ) -> None:
         self.image_size = image_size
+        assert crop_mode != "border" or fill is not None
         whole = create_transform(
-            input_size=image_size, crop_pct=crop_fraction, interpolation=interpolation, use_prefetcher=True
+            input_size=image_size,
+            crop_pct=crop_fraction,
+            crop_mode=crop_mode,
+            interpolation=interpolation,
+            mean=fill or IMAGENET_MEAN,
+            use_prefetcher=True,
         )
         self._steps = whole.transforms[:-1]  # without the step to a [3, H, W] tensor
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 
-from distill.build import decoders
 from distill.check import check_recipe
 from distill.doctor.findings import Diagnosis, Section
 from distill.doctor.forecast import forecast
@@ -22,6 +21,7 @@ from distill.doctor.setting import Setting
 from distill.doctor.show import show
 from distill.engine import Engine, launched_processes
 from distill.errors import InputError
+from distill.evaluation_views import decoders
 from distill.recipe import Recipe
 
 _MOST_WORKERS = 16  # what data.num_workers: null takes at most

@@ -1,7 +1,6 @@
 """From a recipe to profiles: its models built without memory, and counted. No weights are read and no data is needed."""
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,12 +8,16 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from distill.build import student_pixels
 from distill.doctor.meter import fake, forward_pass, held, training_pass
 from distill.doctor.profiles import StudentProfile, TeacherProfile
+from distill.errors import InputError
 from distill.models.build import checkpoint_activations, config, create, student_without_memory
-from distill.models.pixels import Network, Pixels, pixel_config
+from distill.models.fitting import head_classes
+from distill.models.origin import Origin, origin_of_teacher
+from distill.models.pixels import Network, Pixels
+from distill.models.sizes import teacher_view
 from distill.models.teacher import DTYPES
+from distill.models.weights import load_state_dict
 from distill.optim import build_optimizer
 from distill.recipe import Recipe, schema
 from distill.recipe.schema import ELEMENTWISE_OPTIMIZERS
@@ -48,15 +51,15 @@ def measure(recipe: Recipe, num_classes: int) -> Profiles:
     unknown = []
     teacher = None
     if recipe.teacher is not None:
-        name = teacher_name(recipe.teacher)
-        if name is None:
+        origin = teacher_origin(recipe.teacher)
+        if origin is None:
             unknown.append(
                 f"teacher: its weights {recipe.teacher.weights} are not here and would name the model: it is left out of what follows; "
                 "teacher.model=NAME gives it"
             )
         else:
             classes = num_classes if recipe.teacher.weights == "random" else None
-            teacher = measure_teacher(recipe.teacher, name, classes)
+            teacher = measure_teacher(recipe.teacher, origin, classes, recipe.data.image_size)
     students, of_stage = _measure_students(recipe, num_classes)
     return Profiles(teacher, students, tuple(unknown), of_stage)
 
@@ -93,45 +96,42 @@ def _measure_students(recipe: Recipe, num_classes: int) -> tuple[tuple[StudentPr
     return shown, recipe.stages[largest].name if len(set(state_bytes)) > 1 else None
 
 
-def teacher_name(spec: schema.Teacher) -> str | None:
-    """The timm name of a recipe's teacher: given, or that of the run or export its weights are, when they lie here."""
-    if spec.model is not None:
-        return spec.model
-    path = Path(spec.weights).expanduser()
-    best = path if (path / "config.json").is_file() else path / "best"
-    found = [path, *(best / name for name in ([spec.student] if spec.student else [])), *sorted(best.glob("*"))]
-    folder = next((folder for folder in found if (folder / "config.json").is_file()), None)
-    if folder is None:
-        return None
+def teacher_origin(spec: schema.Teacher) -> Origin | None:
+    """A recipe's teacher: its weights where they lie here, else its timm name alone; None where neither is known."""
     try:
-        architecture: str = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architecture"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return architecture
+        return origin_of_teacher(spec, Path())
+    except InputError:  # distill.check says it
+        return None if spec.model is None else Origin(spec.model, config(spec.model), None, assumed=True)
 
 
 def expected_classes(recipe: Recipe) -> int | None:
     """Classes of the data as the recipe's models tell them, when the data is not here; None when they tell nothing."""
-    if recipe.teacher is not None and recipe.teacher.weights != "random" and (name := teacher_name(recipe.teacher)):
-        return int(config(name)["num_classes"])
-    return None
+    if recipe.teacher is None or recipe.teacher.weights == "random":
+        return None
+    origin = teacher_origin(recipe.teacher)
+    if origin is None:
+        return None
+    if origin.file is None:
+        return int(origin.config["num_classes"])
+    return head_classes(origin.config, load_state_dict(origin.file)[0])
 
 
-def measure_teacher(spec: schema.Teacher, name: str, num_classes: int | None) -> TeacherProfile:
+def measure_teacher(
+    spec: schema.Teacher, origin: Origin, num_classes: int | None, data_image_size: int
+) -> TeacherProfile:
     """A frozen model in its own dtype and at its own size."""
+    view = teacher_view(spec, origin, data_image_size)
+    size, dtype = view.image_size, DTYPES[spec.dtype]
     with torch.device("meta"):
-        model = create(name, num_classes=num_classes, image_size=spec.image_size, model_args=spec.model_args)
-    wants = pixel_config(model)
-    size = spec.image_size or wants.image_size
-    dtype = DTYPES[spec.dtype]
-    pixels = Pixels(spec.mean or wants.mean, spec.std or wants.std, size, wants.interpolation, dtype)
+        model = create(origin.name, num_classes=num_classes, image_size=size, model_args=spec.model_args)
+    pixels = Pixels(view.mean, view.std, size, view.interpolation, dtype)
     model.eval().requires_grad_(False)
     network = Network(model, pixels)
     with fake(network, dtype):
         weight_bytes, buffer_bytes, largest = held(model)
         forward, working = forward_pass(network, size)
     return TeacherProfile(
-        name=name,
+        name=spec.model or str(origin.config["architecture"]),
         parameters=sum(p.numel() for p in model.parameters()),
         weight_bytes=weight_bytes + buffer_bytes,
         largest_bytes=largest,
@@ -149,7 +149,7 @@ def measure_student(
     net = student_without_memory(spec, num_classes=num_classes, image_size=image_size)
     if spec.grad_checkpointing:
         checkpoint_activations(net, spec.model)
-    network = Network(net, student_pixels(net, spec)).train()
+    network = Network(net, Pixels((0.5,) * 3, (0.5,) * 3)).train()  # values cost nothing
     with fake(network):
         weight_bytes, buffer_bytes, largest = held(net)
         train, kept, working = training_pass(network, image_size, precision, checkpointing=spec.grad_checkpointing)

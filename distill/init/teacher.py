@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from timm.data import resolve_model_data_config
-
 from distill.errors import InputError, nearest
 from distill.models.build import config
 from distill.models.teacher import build_teacher
 from distill.recipe import schema
+
+# Of models that take any size and whose weights say none; a file of weights needs --teacher-image-size here.
+_USUAL_SIZE = 224
 
 
 @dataclass(frozen=True)
@@ -85,15 +86,20 @@ def look_at_teacher(
         spec["image_size"] = image_size
     if class_file is not None:
         spec["classes"] = str(Path(class_file).expanduser().resolve()) if Path(class_file).exists() else class_file
-    built = build_teacher(schema.Teacher.model_validate(spec), classes=classes, root=Path(), device="cpu")
-    view = resolve_model_data_config(built.net)
-    size = built.pixels.image_size or int(view["input_size"][-1])
+    built = build_teacher(
+        schema.Teacher.model_validate(spec),
+        classes=classes,
+        root=Path(),
+        device="cpu",
+        data_image_size=image_size or _USUAL_SIZE,
+    )
+    view = built.view
     return TeacherFacts(
         spec={key: spec[key] for key in ("model", "weights", "image_size", "classes") if key in spec},
         parameters=sum(parameter.numel() for parameter in built.net.parameters()),
-        image_size=size,
-        crop_fraction=float(view["crop_pct"]),
-        interpolation="bilinear" if view["interpolation"] == "bilinear" else "bicubic",
+        image_size=view.image_size,
+        crop_fraction=view.crop_fraction,
+        interpolation=view.interpolation,
         why_size="--teacher-image-size" if image_size else "its config",
         classes=built.match.describe() if built.match and built.match.how in ("numbers", "order") else "",
     )

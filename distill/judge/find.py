@@ -7,28 +7,46 @@ from typing import Any
 
 from torch import nn
 
-from distill.build import student_pixels
 from distill.checkpoint import Checkpoint, current_directory, load
 from distill.errors import InputError, nearest
-from distill.export import WEIGHTS_FILE, class_names, is_export, read_record
-from distill.models.build import config, create
-from distill.models.pixels import Pixels, pixel_config
-from distill.models.weights import apply_weights, head_classes, load_state_dict
-from distill.recipe import Recipe, load_recipe, schema
+from distill.export import WEIGHTS_FILE, is_export, read_record
+from distill.models.build import create
+from distill.models.fitting import apply_weights, fitted, head_classes
+from distill.models.origin import Origin, origin_of_file, origin_of_folder
+from distill.models.pixels import Pixels
+from distill.models.plausible import Promise, promise_beside
+from distill.models.sizes import Told, refuse_other_head, refuse_unsaid_size, sized_view
+from distill.models.student import student_view
+from distill.models.view import ModelView
+from distill.models.weights import load_state_dict
+from distill.recipe import Recipe, load_recipe
 from distill.rundir import RECIPE_FILE, best_dir, newest_checkpoint
 
 
 @dataclass
 class Found:
-    """A model with its weights, on the CPU. `classes` is empty where nobody recorded them."""
+    """A model with its weights, on the CPU.
+
+    Attributes:
+        view: what it sees.
+        classes: in the order of the logits; empty where nothing records them.
+        record: what is known of the weights: run, student, scores.
+        notes: what was adapted when the weights were loaded, a sentence each.
+        promise: what a record beside the weights says they scored.
+    """
 
     name: str
     net: nn.Module
-    pixels: Pixels
-    image_size: int
-    eval_view: schema.EvalView
+    view: ModelView
     classes: tuple[str, ...]
     record: dict[str, Any]
+    notes: tuple[str, ...] = ()
+    promise: Promise | None = None
+
+    @property
+    def pixels(self) -> Pixels:
+        """The mean and std that the model wants."""
+        return Pixels(self.view.mean, self.view.std)
 
 
 def find_models(
@@ -92,37 +110,35 @@ def _refuse_choice(path: Path, student: str | None, weights: str) -> None:
 
 
 def _from_export(folder: Path, name: str, image_size: int | None) -> Found:
-    known = config(f"local-dir:{folder}")
-    net = create(f"local-dir:{folder}", num_classes=None, image_size=image_size)
-    state_dict, _ = load_state_dict(folder / WEIGHTS_FILE)
-    apply_weights(net, state_dict, f"{folder / WEIGHTS_FILE}")
-    return Found(
-        name=name,
-        net=net,
-        pixels=Pixels(known["mean"], known["std"]),
-        image_size=image_size or int(known["input_size"][-1]),
-        eval_view=_view(known),
-        classes=class_names(folder),
-        record=read_record(folder),
-    )
+    origin = origin_of_folder(folder, None, "--model")
+    return _loaded(origin, name, image_size, folder)
 
 
 def _from_file(path: Path, model: str | None, image_size: int | None) -> Found:
-    if model is None:
-        raise InputError(f"{path}: a file of weights does not name its architecture: give --model and a timm name")
-    known = config(model)
-    state_dict, note = load_state_dict(path)
-    net = create(model, num_classes=head_classes(known, state_dict), image_size=image_size)
-    apply_weights(net, state_dict, f"{path} for {model}")
-    wants = pixel_config(net)
+    return _loaded(origin_of_file(path, model, "--model"), path.stem, image_size, path)
+
+
+def _loaded(origin: Origin, name: str, image_size: int | None, what: Path) -> Found:
+    assert origin.file is not None
+    state_dict, note = load_state_dict(origin.file)
+    told = None if image_size is None else Told(image_size, "--image-size")
+    view = sized_view(origin, {}, told=told, of_data=None, option="--image-size", state_dict=state_dict)
+    num_classes = head_classes(origin.config, state_dict)
+    refuse_other_head(origin, num_classes)
+    net = create(origin.name, num_classes=num_classes, image_size=view.image_size)
+    found = fitted(net, state_dict, f"{what} for {origin.name}" if origin.assumed else f"{origin.file}")
+    refuse_unsaid_size(origin, found, view, "--image-size")
+    net.load_state_dict(found.state_dict)
+    record = {} if origin.assumed else read_record(origin.file.parent)
+    promise = promise_beside(origin.file)
     return Found(
-        name=path.stem,
+        name=name,
         net=net,
-        pixels=Pixels(wants.mean, wants.std),
-        image_size=image_size or wants.image_size,
-        eval_view=_view(known),
-        classes=(),
-        record={"model": model, "weights": note},
+        view=view,
+        classes=origin.classes or (),
+        record=record or {"model": origin.name if origin.assumed else origin.config["architecture"], "weights": note},
+        notes=found.notes,
+        promise=promise if image_size is None else None,
     )
 
 
@@ -154,9 +170,7 @@ def _from_checkpoint(
             Found(
                 name=name,
                 net=net,
-                pixels=student_pixels(net, spec),
-                image_size=size,
-                eval_view=recipe.data.eval_view,
+                view=_view_of_run(checkpoint, recipe, name).replaced("--image-size", image_size=image_size),
                 classes=classes,
                 record={
                     "run": recipe.name,
@@ -172,8 +186,10 @@ def _from_checkpoint(
     return found
 
 
-def _view(known: dict[str, Any]) -> schema.EvalView:
-    bilinear = known.get("interpolation") == "bilinear"
-    return schema.EvalView(
-        crop_fraction=float(known.get("crop_pct") or 0.875), interpolation="bilinear" if bilinear else "bicubic"
-    )
+def _view_of_run(checkpoint: Checkpoint, recipe: Recipe, name: str) -> ModelView:
+    """What a student of a run sees: as its checkpoint recorded it, since the weights it began with may be gone."""
+    recorded = checkpoint.values["views"][name]
+    source = f"recorded in {checkpoint.path}"
+    return student_view(
+        recipe.students[name].model_copy(update={"weights": None}), Path(), recipe.data, f"students.{name}"
+    ).replaced(source, mean=tuple(recorded["mean"]), std=tuple(recorded["std"]))

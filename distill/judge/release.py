@@ -28,9 +28,7 @@ def export_student(run: Path, output: Path, *, student: str | None = None, weigh
         found.net,
         found.net.state_dict(),
         classes=found.classes,
-        pixels=found.pixels,
-        image_size=found.image_size,
-        eval_view=found.eval_view,
+        view=found.view,
         record=found.record,
     )
     console = make_console()

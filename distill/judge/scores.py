@@ -1,21 +1,24 @@
 """Judge what was found: one pass over the images, a table, the scores by name."""
 
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from rich.table import Table
 
-from distill.build import eval_loader, place_teacher
+from distill.build import place_teacher
 from distill.console import make_console, show_table
 from distill.data.relabelled import Relabelled
 from distill.data.sources import Source
 from distill.engine import Engine
 from distill.errors import InputError
 from distill.evaluate import TEACHER, Accuracy, TeacherAnswers, evaluate
+from distill.evaluation_views import eval_loader, teacher_doubts
 from distill.judge.find import Found, find_models
 from distill.judge.images import as_options, open_images
 from distill.models.labels import Match, match_classes
 from distill.models.pixels import Network
+from distill.models.plausible import doubts
 from distill.models.teacher import Teacher, build_teacher
 from distill.recipe import Recipe, load_recipe
 from distill.rundir import RECIPE_FILE
@@ -60,7 +63,11 @@ def judge(
         console.print(f"{path}: {samples.num_samples} images{skipped}", markup=False, soft_wrap=True)
         if match.how != "names" or not match.in_order:
             console.print(match.describe(), markup=False, soft_wrap=True)
+        for line in _seen(found, teacher):
+            console.print(line, markup=False, soft_wrap=True)
         show_table(console, _table(found, results))
+        for doubt in _doubts(found, teacher, results):
+            console.print(f"warning: {doubt}", markup=False, soft_wrap=True)
     return results
 
 
@@ -92,27 +99,54 @@ def _judge(
     num_workers: int | None,
     unreadable: Unreadable,
 ) -> dict[str, Accuracy]:
-    """One pass for models of one view; another pass for each other view."""
+    """One pass for models of one view; another pass for each other view, the teacher's own among them."""
     answers_of = place_teacher(teacher, engine)
     results: dict[str, Accuracy] = {}
-    for view in dict.fromkeys((each.image_size, each.eval_view) for each in found):
-        image_size, eval_view = view
+    loader_of = partial(
+        eval_loader,
+        source,
+        engine=engine,
+        batch_size=min(batch_size, -(-len(source) // engine.world_size)),  # batches are filled up to their size
+        num_workers=num_workers,
+        unreadable=unreadable,
+    )
+    frames = list(dict.fromkeys(each.view.frame for each in found))
+    for frame in frames:
         networks = {
-            each.name: engine.place(Network(each.net, each.pixels)).eval()
-            for each in found
-            if (each.image_size, each.eval_view) == view
+            each.name: engine.place(Network(each.net, each.pixels)).eval() for each in found if each.view.frame == frame
         }
-        with eval_loader(
-            source,
-            eval_view,
-            engine,
-            image_size=image_size,
-            batch_size=min(batch_size, -(-len(source) // engine.world_size)),  # batches are filled up to their size
-            num_workers=num_workers,
-            unreadable=unreadable,
-        ) as loader:
+        with loader_of(frame) as loader:
             results |= evaluate(networks, loader, engine, TeacherAnswers(answers_of) if answers_of else None)
+    if teacher is not None and answers_of is not None and teacher.view.frame not in frames:
+        with loader_of(teacher.view.frame) as loader:
+            results |= evaluate({TEACHER: answers_of}, loader, engine)
     return results
+
+
+def _seen(found: list[Found], teacher: Teacher | None) -> list[str]:
+    """What each model sees, and what was adapted of its weights: a line each; models that see the same share one."""
+    views = {each.name: each.view for each in found} | ({TEACHER: teacher.view} if teacher else {})
+    names: dict[str, list[str]] = {}
+    for name, view in views.items():
+        names.setdefault(view.describe(), []).append(name)
+    lines = [f"{', '.join(alike)} see{'s' if len(alike) == 1 else ''} {line}" for line, alike in names.items()]
+    return [*lines, *(f"{each.name}: {note}" for each in found for note in each.notes)]
+
+
+def _doubts(found: list[Found], teacher: Teacher | None, results: dict[str, Accuracy]) -> list[str]:
+    """Warnings about accuracies that are no better than guessing, or far below what a record says."""
+    warnings = []
+    for each in found:
+        score, num_classes = results[each.name], int(each.net.num_classes)  # type: ignore[arg-type]
+        warnings += doubts(
+            each.name,
+            score.top1,
+            score.num_samples,
+            num_classes,
+            sees=each.view.describe(),
+            promise=each.promise,
+        )
+    return [*warnings, *teacher_doubts(teacher, results.get(TEACHER))]
 
 
 def _teacher(recipe: Recipe | None, source: Source) -> Teacher | None:
@@ -121,7 +155,14 @@ def _teacher(recipe: Recipe | None, source: Source) -> Teacher | None:
         return None
     try:
         # The run has been trained with this teacher: whether the order was a guess was asked then.
-        return build_teacher(recipe.teacher, classes=source.classes, root=Path(), device="cpu", order_given=True)
+        return build_teacher(
+            recipe.teacher,
+            classes=source.classes,
+            root=Path(),
+            device="cpu",
+            data_image_size=recipe.data.image_size,
+            order_given=True,
+        )
     except InputError as error:
         make_console(stderr=True).print(f"without the teacher: {error}", markup=False, soft_wrap=True)
         return None

@@ -8,13 +8,12 @@ from typing import Any
 import timm
 import torch
 from timm.models import PretrainedCfg, get_pretrained_cfg, load_model_config_from_hf
+from timm.models._hub import load_model_config_from_path
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from distill import rng
 from distill.errors import InputError, nearest
 from distill.models import cifar as cifar  # registers its models
-from distill.models.weights import apply_weights, load_state_dict
 from distill.recipe import schema
 
 # Arguments of timm.create_model that a recipe says elsewhere, or that make something else than a classifier.
@@ -83,31 +82,14 @@ def _builds(name: str, arguments: Mapping[str, Any]) -> bool:
     return True
 
 
-def create_student(spec: schema.Student, *, num_classes: int, image_size: int, seed: int, root: Path) -> nn.Module:
-    """The student of a recipe, on the CPU, in train mode.
-
-    Its initial weights are a pure function of (seed, spec.seed) and the architecture. `spec.weights` are "pretrained" or a file
-    below `root`; a file must fit the whole model, its head included.
-    """
-    pretrained = spec.weights == "pretrained"
-    with rng.seeded(rng.hash64(seed, "init", spec.seed)):
-        model = _architecture(spec, num_classes, image_size, pretrained)
-    if spec.weights is not None and not pretrained:
-        path = root / Path(spec.weights).expanduser()
-        state_dict, _ = load_state_dict(path)
-        apply_weights(model, state_dict, f"weights {path} for {spec.model}")
-    if spec.grad_checkpointing:
-        checkpoint_activations(model, spec.model)
-    return model
-
-
 def student_without_memory(spec: schema.Student, *, num_classes: int, image_size: int) -> nn.Module:
     """The architecture of a student on torch's device "meta": names and shapes, no weights."""
     with torch.device("meta"):
-        return _architecture(spec, num_classes, image_size, pretrained=False)
+        return student_architecture(spec, num_classes, image_size, pretrained=False)
 
 
-def _architecture(spec: schema.Student, num_classes: int, image_size: int, pretrained: bool) -> nn.Module:
+def student_architecture(spec: schema.Student, num_classes: int, image_size: int, pretrained: bool) -> nn.Module:
+    """The model of a student as its recipe builds it."""
     return create(
         spec.model,
         num_classes=num_classes,
@@ -153,7 +135,8 @@ def config(name: str) -> dict[str, Any]:
         tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{architecture}.*")]
         known = f": it has {', '.join(tags)}" if tags else ": timm has no pretrained weights of it"
         raise InputError(f"{architecture} has no pretrained tag {tag!r}{nearest(tag, tags)}{known}") from error
-    return dict(found.to_dict()) if found is not None else dict(PretrainedCfg().to_dict())
+    known = found.to_dict() if found is not None else PretrainedCfg().to_dict()
+    return {"architecture": architecture, **known}
 
 
 def _config_from_source(name: str) -> dict[str, Any]:
@@ -179,15 +162,40 @@ def _local_config(path: Path) -> tuple[dict[str, Any], str]:
     file = path / "config.json"
     if not file.is_file():
         raise InputError(f"{path}: no exported timm model: config.json is not there")
+    if not is_timm_config(file):
+        raise InputError(f"{file}: not the config.json of an exported timm model (architecture, pretrained_cfg)")
     try:
-        exported = json.loads(file.read_text(encoding="utf-8"))
-        found = dict(exported["pretrained_cfg"])
-        found.update({key: exported[key] for key in ("num_classes", "label_names") if key in exported})
-        return found, str(exported["architecture"])
-    except (ValueError, KeyError, TypeError) as error:
+        found, architecture, _ = load_model_config_from_path(path)
+        return dict(found), str(architecture)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{file}: not the config.json of an exported timm model ({type(error).__name__}: {error})"
         ) from error
+
+
+def is_timm_config(file: Path) -> bool:
+    """Whether a file is the config.json of a timm model; other programs write files of that name too."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    # Older versions of timm wrote what is now in pretrained_cfg beside the architecture.
+    return (
+        isinstance(content, dict)
+        and "architecture" in content
+        and not {"pretrained_cfg", "input_size"}.isdisjoint(content)
+    )
+
+
+def config_source(name: str, known: Mapping[str, Any]) -> str:
+    """Where the config of a model name is from, for people: a file, or timm's under the name that it resolves to."""
+    source, _, location = name.partition(":")
+    if source == "local-dir":
+        return f"{location}/config.json"
+    if location:
+        return f"config.json of {name}"
+    architecture, tag = known.get("architecture", name), known.get("tag")
+    return f"timm's config of {architecture}{f'.{tag}' if tag else ''}"
 
 
 def takes_image_size(name: str, model_args: Mapping[str, Any]) -> bool:

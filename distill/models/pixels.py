@@ -5,36 +5,10 @@ mixing equals mixing what was normalised: student and teacher share one batch an
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from timm.data import resolve_model_data_config
 from torch import Tensor, nn
-
-from distill.errors import InputError
-
-
-@dataclass(frozen=True)
-class PixelConfig:
-    """What a timm model wants to see: `image_size` in pixels (square), mean and std of pixels in [0, 1]."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    image_size: int
-    interpolation: str
-
-
-def pixel_config(model: nn.Module) -> PixelConfig:
-    """The model's mean, std, input size and interpolation, from its timm config.
-
-    Raises InputError for a model of images that are not square. The size is the config's, also where `create(image_size=...)` built the model for another one: the caller knows that.
-    """
-    config = resolve_model_data_config(model)
-    _, height, width = config["input_size"]
-    if height != width:
-        raise InputError(f"{type(model).__name__} wants {height}x{width} images, and recipes hold square ones")
-    return PixelConfig(tuple(config["mean"]), tuple(config["std"]), int(height), str(config["interpolation"]))
 
 
 class Pixels(nn.Module):
@@ -43,8 +17,9 @@ class Pixels(nn.Module):
     Args:
         mean, std: of the model's training pixels, three values each, in units of [0, 1].
         image_size: S; None leaves the size alone.
-        interpolation: of the resize, antialiased: "bilinear", anything else of timm's is bicubic. Bicubic overshoot is not clamped,
-            so that the whole stays linear.
+        interpolation: of the resize on the device, antialiased: "bilinear", or bicubic for all others, which torch has no antialiased
+            form of. Bicubic overshoot is not clamped, so that the whole stays linear. An evaluation in a model's own view resizes with
+            Pillow before, and this does nothing.
         dtype: of the result; the arithmetic is float32.
     """
 

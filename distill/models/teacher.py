@@ -1,11 +1,11 @@
 """The teacher: a frozen model with its own pixels and its own precision, outside every parent's train mode."""
 
 import hashlib
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +14,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from distill import rng
 from distill.data.label_sets import NAMES, named_list
 from distill.errors import InputError, nearest
-from distill.models.build import config, create
+from distill.models.build import create
+from distill.models.fitting import fitted, head_classes
 from distill.models.labels import Match, match_teacher
-from distill.models.pixels import Pixels, pixel_config
+from distill.models.origin import Origin, origin_of_teacher
+from distill.models.pixels import Pixels
+from distill.models.plausible import Promise, promise_beside
+from distill.models.sizes import refuse_other_head, refuse_unsaid_size, resampled_by_timm, teacher_view
 from distill.models.taps import Taps
-from distill.models.weights import apply_weights, head_classes, load_state_dict
+from distill.models.view import ModelView
+from distill.models.weights import load_state_dict
 from distill.recipe import schema
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -35,30 +40,38 @@ class Teacher(nn.Module):
 
     Args:
         model: timm model with its weights; it becomes frozen, is cast and stays where it is.
+        view: what it sees, and the source of each value.
         source: where the weights come from, for reports and target stores.
         classes: names in the order of the logits, when known.
+        notes: what was adapted when its weights were loaded.
+        promised: what a record beside the weights says they scored.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        pixels: Pixels,
+        view: ModelView,
         *,
         num_classes: int,
         dtype: torch.dtype = torch.float32,
         source: str = "",
         classes: tuple[str, ...] | None = None,
+        notes: tuple[str, ...] = (),
+        promised: Promise | None = None,
     ) -> None:
         super().__init__()
         self.model = model.requires_grad_(False)  # what is called: the timm model, or what holds it in shards
         self.net = model
-        self.pixels = pixels
+        self.pixels = Pixels(view.mean, view.std, view.image_size, view.interpolation)
         self.num_classes = num_classes
         self.fingerprint = _fingerprint(model)
         self.dtype = dtype
         self.source = source
         self.classes = classes
         self.match: Match | None = None  # what its logits being the data's classes rests on; None for random weights
+        self.view = view
+        self.notes = notes
+        self.promised = promised
         _cast(self.model, dtype)
         self.pixels.dtype = dtype
         super().train(False)
@@ -125,6 +138,7 @@ def build_teacher(
     classes: Sequence[str],
     root: Path,
     device: torch.device | str,
+    data_image_size: int,
     order_given: bool = False,
 ) -> Teacher:
     """The teacher of a recipe, checked against the data's classes, frozen, on `device`.
@@ -134,148 +148,103 @@ def build_teacher(
     Args:
         classes: the data's class names, in the order of the labels.
         root: what relative paths in the recipe are relative to.
+        data_image_size: the recipe's data.image_size: what a teacher sees that takes any size, where nothing says its own.
         order_given: the recipe says the order of the classes; else it follows from their names.
 
     Raises:
-        InputError: no such model or weights, weights of another architecture, or other classes than the data's.
+        InputError: no such model or weights, weights of another architecture or size, or other classes than the data's.
     """
-    found = _find(spec, root)
-    recorded: tuple[str, ...] | None = None
     match: Match | None = None
-    if found.file is None:
-        model = _create(spec, found.name, len(classes) if spec.weights == "random" else None)
-        source = f"{found.name}, {spec.weights} weights"
-    else:
-        state_dict, note = load_state_dict(found.file)
-        model = _create(spec, found.name, head_classes(found.config, state_dict))
-        apply_weights(model, state_dict, f"teacher.weights {found.file} for {found.name}")
-        source = f"{found.name}, {note} of {found.file}"
-    num_classes = int(model.num_classes)  # type: ignore[arg-type]
-    if num_classes == 0:
-        raise InputError(f"teacher.model {found.name}: these weights have no classifier, and a teacher is its logits")
+    loaded = load_teacher(spec, root, data_image_size, len(classes))
+    num_classes = int(loaded.model.num_classes)  # type: ignore[arg-type]
     if spec.weights == "random":
-        recorded = tuple(classes)
+        recorded: tuple[str, ...] | None = tuple(classes)
     else:
-        recorded = _recorded_classes(spec, found, root)
+        recorded = _recorded_classes(spec, loaded.origin, root)
         pretrained = spec.weights == "pretrained"
         match = match_teacher(recorded, num_classes, classes, pretrained=pretrained, order_given=order_given)
-
-    wants = pixel_config(model)
-    image_size = spec.image_size or wants.image_size
-    if spec.image_size is None and "img_size" in spec.model_args:
-        built_for = spec.model_args["img_size"]
-        image_size = built_for if isinstance(built_for, int) else built_for[0]
-    pixels = Pixels(spec.mean or wants.mean, spec.std or wants.std, image_size, wants.interpolation)
-    teacher = Teacher(model, pixels, num_classes=num_classes, dtype=DTYPES[spec.dtype], source=source, classes=recorded)
+    teacher = Teacher(
+        loaded.model,
+        loaded.view,
+        num_classes=num_classes,
+        dtype=DTYPES[spec.dtype],
+        source=loaded.source,
+        classes=recorded,
+        notes=loaded.notes,
+        promised=promise_beside(loaded.origin.file),
+    )
     teacher.match = match
     return teacher.to(device)
 
 
 @dataclass(frozen=True)
-class _Found:
-    """A timm name, its config, and the file of its weights; no file: timm's own weights, or random ones."""
+class Loaded:
+    """A teacher's model with its weights, before it is compared with the data.
 
-    name: str
-    config: dict[str, Any]
-    file: Path | None
+    Attributes:
+        source: where the weights come from.
+        notes: what was adapted to fit the model, a sentence each.
+    """
 
-
-def _find(spec: schema.Teacher, root: Path) -> _Found:
-    if spec.weights in ("pretrained", "random"):
-        assert spec.model is not None, "the schema refuses this"
-        _refuse_student(spec, f"weights: {spec.weights}")
-        return _Found(spec.model, config(spec.model), None)
-    path = root / Path(spec.weights).expanduser()
-    if path.is_file():
-        _refuse_student(spec, str(path))
-        if spec.model is None:
-            raise InputError(f"teacher.model: {path} does not name its architecture: give the timm name of the teacher")
-        return _Found(spec.model, config(spec.model), path)
-    if not path.is_dir():
-        siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise InputError(f"teacher.weights: {path} does not exist{nearest(path.name, siblings)}")
-    if (path / "config.json").is_file():
-        if spec.student != path.name:
-            _refuse_student(spec, str(path))
-    else:
-        path = _of_run(path, spec.student)
-    return _exported(path, spec.model)
+    model: nn.Module
+    origin: Origin
+    view: ModelView
+    source: str
+    notes: tuple[str, ...]
 
 
-def _refuse_student(spec: schema.Teacher, where: str) -> None:
-    if spec.student is not None:
-        raise InputError(
-            f"teacher.student {spec.student!r} picks among the students of a run, and {where} is one model"
-        )
+def load_teacher(
+    spec: schema.Teacher, root: Path, data_image_size: int, num_random_classes: int, *, shapes_only: bool = False
+) -> Loaded:
+    """Build a recipe's teacher and lay its weights in.
 
+    Args:
+        num_random_classes: of the head where the weights are random.
+        shapes_only: build it on torch's device "meta", read a file of weights and try whether they fit, download nothing.
 
-def _of_run(path: Path, student: str | None) -> Path:
-    """The exported model of one student of a run, or of a run's folder `best`."""
-    best = path / "best" if (path / "best").is_dir() else path
-    names = sorted(e.parent.name for e in best.glob("*/config.json") if not e.parent.name.startswith("."))
-    if not names:
-        raise InputError(
-            f"teacher.weights: {path} is neither an exported model (config.json, model.safetensors) nor a finished run (best/<student>/)"
-        )
-    report = best.parent / "report.json"
-    if not report.is_file():
-        raise InputError(
-            f"teacher.weights: the run {path} is not finished (no report.json): finish it, or name the weights it has so far, "
-            f"{best / names[0]}"
-        )
-    student = student or _best_in(report)
-    if student not in names:
-        raise InputError(
-            f"teacher.student: the run {path} has no {student!r}{nearest(student, names)}: it has {', '.join(names)}"
-        )
-    return best / student
-
-
-def _best_in(report: Path) -> str:
-    try:
-        best: str = json.loads(report.read_text(encoding="utf-8"))["best"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{report}: does not name the run's best student: give teacher.student") from error
-    return best
-
-
-def _exported(path: Path, model: str | None) -> _Found:
-    name = f"local-dir:{path}"
-    found = config(name)
-    if model is not None and model.partition(".")[0] != found["architecture"]:
-        raise InputError(
-            f"teacher.model is {model}, and {path} holds a {found['architecture']}: leave teacher.model out"
-        )
-    for file in ("model.safetensors", "pytorch_model.bin"):
-        if (path / file).is_file():
-            return _Found(name, found, path / file)
-    raise InputError(f"{path}: config.json is there, model.safetensors is not: the export is incomplete")
-
-
-def _create(spec: schema.Teacher, name: str, num_classes: int | None) -> nn.Module:
-    with rng.seeded(rng.hash64("teacher", "init")):
-        return create(
-            name,
+    Raises:
+        InputError: as `build_teacher`, but for classes.
+    """
+    origin = origin_of_teacher(spec, root)
+    state_dict, which, num_classes = None, f"{spec.weights} weights", None
+    if origin.file is not None:
+        state_dict, note = load_state_dict(origin.file)
+        which = f"{note} of {origin.file}"
+        num_classes = head_classes(origin.config, state_dict)
+        refuse_other_head(origin, num_classes)
+    elif spec.weights == "random":
+        num_classes = num_random_classes
+    view = teacher_view(spec, origin, data_image_size, state_dict)
+    with rng.seeded(rng.hash64("teacher", "init")), torch.device("meta") if shapes_only else nullcontext():
+        model = create(
+            origin.name,
             num_classes=num_classes,
-            pretrained=spec.weights == "pretrained",
-            image_size=spec.image_size,
+            pretrained=spec.weights == "pretrained" and not shapes_only,
+            image_size=view.image_size,
             model_args=spec.model_args,
         )
+    if int(model.num_classes) == 0:  # type: ignore[arg-type]
+        raise InputError(f"teacher.model {origin.name}: these weights have no classifier, and a teacher is its logits")
+    notes: tuple[str, ...] = ()
+    if spec.weights == "pretrained":
+        notes = resampled_by_timm(origin, spec.model_args, view.image_size, view.sources["image_size"])
+    if state_dict is not None:
+        found = fitted(model, state_dict, f"teacher.weights {origin.file} for {origin.name}")
+        refuse_unsaid_size(origin, found, view, "teacher.image_size")
+        notes = found.notes
+        if not shapes_only:
+            model.load_state_dict(found.state_dict)
+    return Loaded(model, origin, view, f"{origin.name}, {which}", tuple(f"teacher: {note}" for note in notes))
 
 
-def _recorded_classes(spec: schema.Teacher, found: _Found, root: Path) -> tuple[str, ...] | None:
-    if spec.classes is not None:
-        path = root / Path(spec.classes).expanduser()
-        if not path.is_file():
-            known = named_list(spec.classes)
-            if known is None:
-                near = nearest(spec.classes, NAMES)
-                raise InputError(
-                    f"teacher.classes: no such file: {path}, nor a list of that name{near}: {', '.join(NAMES)}"
-                )
-            return known
+def _recorded_classes(spec: schema.Teacher, origin: Origin, root: Path) -> tuple[str, ...] | None:
+    if spec.classes is None:
+        return origin.classes
+    path = root / Path(spec.classes).expanduser()
+    if path.is_file():
         return tuple(line for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
-    names = found.config.get("label_names")
-    if isinstance(names, Mapping):  # timm allows {"0": "name", ...}
-        names = [names[key] for key in sorted(names, key=int)]
-    return tuple(names) if names else None
+    known = named_list(spec.classes)
+    if known is None:
+        near = nearest(spec.classes, NAMES)
+        raise InputError(f"teacher.classes: no such file: {path}, nor a list of that name{near}: {', '.join(NAMES)}")
+    return known

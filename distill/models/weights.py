@@ -1,4 +1,4 @@
-"""Weights from files, without running what a pickle says, and loaded strictly.
+"""Weights from files, without running what a pickle says.
 
 `torch.load(weights_only=True)` rebuilds tensors and plain containers. Besides those exactly one class is let through,
 argparse.Namespace, because every checkpoint of timm's train.py carries one; unpickling it sets attributes and calls nothing.
@@ -7,7 +7,6 @@ argparse.Namespace, because every checkpoint of timm's train.py carries one; unp
 import argparse
 import pickle
 import re
-import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,15 +15,14 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from distill.errors import InputError
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar")
 # Averages first: they are what a trainer evaluates and publishes. `ema` is ours, the first two are timm's.
 EMA_KEYS = ("state_dict_ema", "model_ema", "ema")
-PLAIN_KEYS = ("state_dict", "model")
-MAX_LISTED = 5
+PLAIN_KEYS = ("state_dict", "model", "model_state_dict", "model_state", "module", "net", "network", "weights", "params")
 
 
 def load_state_dict(path: Path | str) -> tuple[dict[str, Tensor], str]:
@@ -63,7 +61,7 @@ def _read_torch(path: Path) -> Any:
     except Exception as error:  # zip, pickle and storage readers each raise their own kinds on damaged bytes
         if refused := _refused_code(error, path):
             raise InputError(
-                f"{path} would run code when loaded ({refused}): refused; convert it to safetensors"
+                f"{path} would run code when loaded ({refused}): refused; convert it to safetensors. {_how_to_convert(path)}"
             ) from error
         raise InputError(
             f"{path}: damaged, truncated or no checkpoint of PyTorch: copy or download it again"
@@ -86,20 +84,51 @@ def _refused_code(error: Exception, path: Path) -> str:
     return "a pickle that torch.save did not write" if plain_pickle else ""
 
 
+def _how_to_convert(path: Path) -> str:
+    """For a file whose origin the reader trusts: loading it once runs its code."""
+    return (
+        "If you trust where it is from, this runs its code once and keeps the tensors: "
+        f"python -c \"import torch; c = torch.load({str(path)!r}, 'cpu', weights_only=False); "
+        "c = c.state_dict() if hasattr(c, 'state_dict') else c; c = c.get('state_dict', c.get('model', c)); "
+        f'torch.save(c, {str(path.with_name(path.name.split(".")[0] + "_weights.pth"))!r})"'
+    )
+
+
 def _unwrap(content: Any, path: Path) -> tuple[dict[str, Tensor], str]:
-    note = "weights"
-    if isinstance(content, Mapping):
-        for key in (*EMA_KEYS, *PLAIN_KEYS):
-            if isinstance(content.get(key), Mapping):
-                note = f"averaged weights ({key})" if key in EMA_KEYS else f"weights ({key})"
-                content = content[key]
-                break
+    """The state dict in a checkpoint, and which one it is.
+
+    Averages come first, then the usual names in their order, then whatever else is the only one there.
+    """
     if not isinstance(content, Mapping) or not content:
         raise InputError(f"{path}: holds no state dict")
-    for key, value in content.items():
-        if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise InputError(f"{path}: holds no state dict: {key!r} is a {type(value).__name__}, not a tensor")
-    return _strip_wrappers(dict(content)), note
+    for key in (*EMA_KEYS, *PLAIN_KEYS):
+        if (found := _state_dict_in(content.get(key))) is not None:
+            kind = "averaged weights" if key in EMA_KEYS else "weights"
+            return _strip_wrappers(found), f"{kind} ({key})"
+    if (found := _state_dict_in(content)) is not None and found is content:
+        return _strip_wrappers(dict(found)), "weights"
+    others = {key: found for key in content if (found := _state_dict_in(content[key])) is not None}
+    if len(others) == 1:
+        key, found = others.popitem()
+        return _strip_wrappers(found), f"weights ({key})"
+    if others:
+        raise InputError(
+            f"{path}: holds several state dicts ({', '.join(map(str, others))}) and none by the name of state_dict or model: save the one "
+            "you mean in a file of its own"
+        )
+    key, value = next((k, v) for k, v in content.items() if not isinstance(k, str) or not isinstance(v, Tensor))
+    raise InputError(f"{path}: holds no state dict: {key!r} is a {type(value).__name__}, not a tensor")
+
+
+def _state_dict_in(content: Any) -> dict[str, Tensor] | None:
+    """The state dict that a value is, or holds one or two levels down under a usual name."""
+    for _ in range(3):
+        if not isinstance(content, Mapping) or not content:
+            return None
+        if all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()):
+            return content if isinstance(content, dict) else dict(content)
+        content = next((content[key] for key in PLAIN_KEYS if isinstance(content.get(key), Mapping)), None)
+    return None
 
 
 def _strip_wrappers(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -108,72 +137,3 @@ def _strip_wrappers(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     while all(key.startswith("module.") for key in state_dict):
         state_dict = {key.removeprefix("module."): value for key, value in state_dict.items()}
     return state_dict
-
-
-def classifier_names(model: nn.Module) -> tuple[str, ...]:
-    """Names of the model's classifier modules, from its timm config; the first one decides the number of classes."""
-    config: Any = model.pretrained_cfg
-    names = config.get("classifier") or ()
-    return (names,) if isinstance(names, str) else tuple(names)
-
-
-def head_classes(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> int:
-    """How many classes weights have: from their classifier, else from the timm config of their model."""
-    names = config.get("classifier") or ()
-    for name in (names,) if isinstance(names, str) else tuple(names):
-        if f"{name}.weight" in state_dict:
-            return state_dict[f"{name}.weight"].shape[0]
-    return int(config["num_classes"])
-
-
-def apply_weights(model: nn.Module, state_dict: Mapping[str, Tensor], what: str) -> None:
-    """Load `state_dict` into a timm model: every name and every shape must agree.
-
-    Where they do not, timm's own converter for the architecture (`checkpoint_filter_fn`) is tried first: it knows the
-    original authors' names and resamples position embeddings to another image size.
-
-    Args:
-        what: the file and its place in the recipe, which opens the message.
-
-    Raises:
-        InputError: naming the head when it has another number of classes, and up to five names of each kind of mismatch.
-    """
-    if _mismatch(model, state_dict):
-        state_dict = _converted(model, state_dict)
-    if mismatch := _mismatch(model, state_dict):
-        raise InputError(f"{what}: {mismatch}")
-    model.load_state_dict(dict(state_dict))
-
-
-def _converted(model: nn.Module, state_dict: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    convert = vars(sys.modules[type(model).__module__]).get("checkpoint_filter_fn")
-    if convert is None:
-        return state_dict
-    try:
-        converted: Mapping[str, Tensor] = convert(dict(state_dict), model)
-    except Exception:  # written for checkpoints of this architecture: on any other it may fail anyhow
-        return state_dict
-    return converted
-
-
-def _mismatch(model: nn.Module, state_dict: Mapping[str, Tensor]) -> str:
-    own = model.state_dict()
-    for name in classifier_names(model):
-        key = f"{name}.weight"
-        if key in own and key in state_dict and own[key].shape[0] != state_dict[key].shape[0]:
-            return f"its head has {state_dict[key].shape[0]} classes, the recipe's data {own[key].shape[0]}"
-    missing = [key for key in own if key not in state_dict]
-    unexpected = [key for key in state_dict if key not in own]
-    shapes = [
-        f"{key} {tuple(state_dict[key].shape)} for {tuple(own[key].shape)}"
-        for key in own
-        if key in state_dict and own[key].shape != state_dict[key].shape
-    ]
-    parts = [("missing", missing), ("unexpected", unexpected), ("other shapes", shapes)]
-    found = "; ".join(f"{title}: {_listed(names)}" for title, names in parts if names)
-    return f"these are not weights of {type(model).__name__} as the recipe builds it: {found}" if found else ""
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
-    return ", ".join(names[:MAX_LISTED]) + more

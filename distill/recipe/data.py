@@ -186,14 +186,21 @@ class Mixing(Section):
     """Samples of a global batch that share one lambda (released code: 256)."""
 
 
+CropMode = Literal["center", "squash", "border"]
+Interpolation = Literal["bicubic", "bilinear", "nearest", "lanczos", "box", "hamming"]
+
+
 class EvalView(Section):
-    """Evaluation view: the shorter side is resized, then the centre is cut out."""
+    """Evaluation view, timm's: images are resized to image_size / `crop_fraction`, then the centre is cut out."""
 
     crop_fraction: Annotated[
         float, Field(gt=0, le=1), Within(0.05, 1, "the image would be resized to twenty times")
     ] = 0.95
-    """The centre crop as a share of the shorter side."""
-    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    """The centre crop as a share of the resized image."""
+    crop_mode: CropMode = "center"
+    """center resizes the shorter side and cuts what hangs over; squash resizes both sides and loses the aspect ratio; border resizes the
+    longer side and pads with the model's mean."""
+    interpolation: Interpolation = "bicubic"
     """How images are resized."""
 
 

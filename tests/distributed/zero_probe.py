@@ -4,6 +4,7 @@ from typing import Any
 
 import timm
 import torch
+from tiny import sees
 from torch import nn
 
 from distill.build import place_teacher
@@ -38,7 +39,7 @@ def _teacher(name: str, dtype: torch.dtype) -> Teacher:
             parameter.add_(
                 torch.randn_like(parameter), alpha=0.02
             )  # fresh heads are zero, and zero agrees with anything
-    return Teacher(model, Pixels((0.5,) * 3, (0.5,) * 3, IMAGE_SIZE), num_classes=10, dtype=dtype)
+    return Teacher(model, sees(IMAGE_SIZE), num_classes=10, dtype=dtype)
 
 
 def teachers(rank: int) -> dict[str, Any]:

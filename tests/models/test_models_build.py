@@ -9,8 +9,11 @@ import torch
 from timm.models import save_for_hf
 
 from distill.errors import InputError
-from distill.models.build import config, create, create_student
+from distill.models.build import config, create
+from distill.models.student import create_student
 from distill.recipe.schema import CE, Objective, Optimizer, Student
+
+CLASSES = tuple("abcdefghij")
 
 
 def student(**kwargs: object) -> Student:
@@ -21,7 +24,8 @@ def student(**kwargs: object) -> Student:
 
 
 def weights_of(spec: Student, seed: int, root: Path = Path()) -> dict[str, torch.Tensor]:
-    return create_student(spec, num_classes=10, image_size=32, seed=seed, root=root).state_dict()
+    model, _ = create_student(spec, classes=CLASSES, image_size=32, seed=seed, root=root)
+    return model.state_dict()
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:

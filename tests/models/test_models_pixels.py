@@ -1,11 +1,10 @@
 """Pixels: timm's normalisation, linear in the images, resized with antialiasing."""
 
 import pytest
-import timm
 import torch
 from torch.nn import functional as F
 
-from distill.models.pixels import Pixels, pixel_config
+from distill.models.pixels import Pixels
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -48,9 +47,3 @@ def test_holds_no_parameters_and_nothing_to_save() -> None:
     assert not list(pixels.parameters())
     assert not pixels.state_dict()
     assert pixels.to("meta").scale.device.type == "meta"  # buffers follow the module
-
-
-def test_config_is_timms() -> None:
-    config = pixel_config(timm.create_model("test_vit"))
-    assert (config.mean, config.std, config.image_size) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 160)
-    assert config.interpolation == "bicubic"

@@ -8,11 +8,11 @@ import pytest
 import timm
 import torch
 from timm.models import save_for_hf
+from tiny import sees
 from torch import nn
 
 from distill.data.label_sets import named_list
 from distill.errors import InputError
-from distill.models.pixels import Pixels
 from distill.models.teacher import Teacher, build_teacher
 from distill.recipe.schema import Teacher as Spec
 
@@ -42,7 +42,7 @@ def normalised(x: torch.Tensor, model: nn.Module) -> torch.Tensor:
 
 
 def build(root: Path, *, classes: tuple[str, ...] = CLASSES, **kwargs: object) -> Teacher:
-    return build_teacher(Spec(**kwargs), classes=classes, root=root, device="cpu")
+    return build_teacher(Spec(**kwargs), classes=classes, root=root, device="cpu", data_image_size=32)
 
 
 def export(model: nn.Module, folder: Path, classes: tuple[str, ...] | None = CLASSES) -> Path:
@@ -56,7 +56,7 @@ def export(model: nn.Module, folder: Path, classes: tuple[str, ...] | None = CLA
 
 def test_no_call_and_no_parents_train_changes_it() -> None:
     model = trained(drop_rate=0.5)
-    teacher = Teacher(model, Pixels((0.5,) * 3, (0.5,) * 3), num_classes=4)
+    teacher = Teacher(model, sees(32), num_classes=4)
     before = {key: value.clone() for key, value in teacher.state_dict().items()}
     logits = teacher(images())
     parent = nn.ModuleDict({"student": trained(), "teacher": teacher})
@@ -72,7 +72,7 @@ def test_no_call_and_no_parents_train_changes_it() -> None:
 
 
 def test_its_logits_are_float32_constants_to_autograd() -> None:
-    teacher = Teacher(trained(), Pixels((0.5,) * 3, (0.5,) * 3), num_classes=4)
+    teacher = Teacher(trained(), sees(32), num_classes=4)
     assert not any(p.requires_grad for p in teacher.parameters())
     x = images().requires_grad_()
     logits = teacher(x)
@@ -83,7 +83,7 @@ def test_its_logits_are_float32_constants_to_autograd() -> None:
 
 
 def test_autocast_does_not_reach_it() -> None:
-    teacher = Teacher(trained(), Pixels((0.5,) * 3, (0.5,) * 3), num_classes=4)
+    teacher = Teacher(trained(), sees(32), num_classes=4)
     expected = teacher(images())
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(teacher(images()), expected)
@@ -92,9 +92,9 @@ def test_autocast_does_not_reach_it() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_keeps_batch_norm_in_float32(dtype: torch.dtype) -> None:
     model = trained("test_resnet")
-    expected = Teacher(model, Pixels((0.5,) * 3, (0.5,) * 3), num_classes=4)(images(32))
+    expected = Teacher(model, sees(32), num_classes=4)(images(32))
     running = {key: value.clone() for key, value in model.state_dict().items() if "running" in key}
-    teacher = Teacher(model, Pixels((0.5,) * 3, (0.5,) * 3), num_classes=4, dtype=dtype)
+    teacher = Teacher(model, sees(32), num_classes=4, dtype=dtype)
     state = teacher.model.state_dict()
     assert state["fc.weight"].dtype == state["conv1.0.weight"].dtype == dtype
     assert all(torch.equal(state[key], value) for key, value in running.items())
@@ -248,28 +248,28 @@ def test_a_file_of_names_is_compared(tmp_path: Path) -> None:
     torch.save(trained().state_dict(), tmp_path / "w.pth")
     (tmp_path / "names.txt").write_text("ant\nbee\ncat\ndog\n\n")
     spec = Spec(model="cifar_resnet8", weights="w.pth", classes="names.txt")
-    teacher = build_teacher(spec, classes=CLASSES, root=tmp_path, device="cpu")
+    teacher = build_teacher(spec, classes=CLASSES, root=tmp_path, device="cpu", data_image_size=32)
     assert teacher.classes == CLASSES
     with pytest.raises(InputError, match="class 0 is 'ant' for the teacher and 'bee'"):
-        build_teacher(spec, classes=("bee", "ant", "cat", "dog"), root=tmp_path, device="cpu")
+        build_teacher(spec, classes=("bee", "ant", "cat", "dog"), root=tmp_path, device="cpu", data_image_size=32)
     absent = Spec(model="cifar_resnet8", weights="w.pth", classes="absent.txt")
     with pytest.raises(InputError, match=r"teacher\.classes: no such file"):
-        build_teacher(absent, classes=CLASSES, root=tmp_path, device="cpu")
+        build_teacher(absent, classes=CLASSES, root=tmp_path, device="cpu", data_image_size=32)
 
 
 def test_a_label_space_is_a_list_of_names_too(tmp_path: Path) -> None:
     torch.save(trained(num_classes=1000).state_dict(), tmp_path / "w.pth")
     imagenet = named_list("imagenet-1k") or ()
     spec = Spec(model="cifar_resnet8", weights="w.pth", classes="imagenet-1k")
-    assert build_teacher(spec, classes=imagenet, root=tmp_path, device="cpu").classes == imagenet
+    assert build_teacher(spec, classes=imagenet, root=tmp_path, device="cpu", data_image_size=32).classes == imagenet
     swapped = (imagenet[1], imagenet[0], *imagenet[2:])
     with pytest.raises(
         InputError, match=r"the data imagenet-1k in another order \(1,000 classes\); class 0 is 'n01440764'"
     ):
-        build_teacher(spec, classes=swapped, root=tmp_path, device="cpu")
+        build_teacher(spec, classes=swapped, root=tmp_path, device="cpu", data_image_size=32)
     misspelt = Spec(model="cifar_resnet8", weights="w.pth", classes="imagenet-1K")
     with pytest.raises(InputError, match=r"teacher\.classes: no such file.*did you mean 'imagenet-1k'"):
-        build_teacher(misspelt, classes=imagenet, root=tmp_path, device="cpu")
+        build_teacher(misspelt, classes=imagenet, root=tmp_path, device="cpu", data_image_size=32)
 
 
 def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:

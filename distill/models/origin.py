@@ -1,0 +1,166 @@
+"""Where a model's weights are, and the timm config that says which model it is and how it sees images.
+
+A config.json beside a file of weights is that file's own, as in a folder. Without one, timm's config of the name that the user
+gives is an assumption, and is called one wherever it is printed.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distill.errors import InputError, nearest
+from distill.models.build import config, config_source, is_timm_config
+from distill.recipe import schema
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A model and its weights.
+
+    Attributes:
+        name: what `create` builds: a timm name, or "local-dir:FOLDER".
+        config: its timm config.
+        file: of the weights; None for timm's own weights or random ones.
+        assumed: the config is timm's of the bare name, and the weights may have been trained in another way.
+    """
+
+    name: str
+    config: Mapping[str, Any]
+    file: Path | None
+    assumed: bool
+
+    @property
+    def source(self) -> str:
+        """Where the config is from, for people."""
+        return f"{'assumed from ' if self.assumed else ''}{config_source(self.name, self.config)}"
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """Class names in the order of the logits, where the config has them."""
+        names = self.config.get("label_names")
+        if isinstance(names, Mapping):  # timm allows {"0": "name", ...}
+            names = [names[key] for key in sorted(names, key=int)]
+        return tuple(names) if names and not self.assumed else None
+
+
+def origin_of_teacher(spec: schema.Teacher, root: Path) -> Origin:
+    """The weights that a recipe's teacher names.
+
+    Raises:
+        InputError: no such model or weights, or a config beside them that says another model than the recipe.
+    """
+    if spec.weights in ("pretrained", "random"):
+        assert spec.model is not None, "the schema refuses this"
+        _refuse_student(spec, f"weights: {spec.weights}")
+        return Origin(spec.model, config(spec.model), None, assumed=spec.weights == "random")
+    path = root / Path(spec.weights).expanduser()
+    if path.is_file():
+        _refuse_student(spec, str(path))
+        return origin_of_file(path, spec.model, "teacher.model")
+    if not path.is_dir():
+        siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise InputError(f"teacher.weights: {path} does not exist{nearest(path.name, siblings)}")
+    if (path / CONFIG_FILE).is_file():
+        if spec.student != path.name:
+            _refuse_student(spec, str(path))
+    else:
+        path = _of_run(path, spec.student)
+    return origin_of_folder(path, spec.model, "teacher.model")
+
+
+def origin_of_student(spec: schema.Student, root: Path) -> Origin:
+    """What a recipe's student starts from. Its model is always the recipe's: a config beside its weights must agree with it.
+
+    Raises:
+        InputError: no such model, or a config beside the weights that says another one.
+    """
+    if spec.weights in (None, "pretrained"):
+        return Origin(spec.model, config(spec.model), None, assumed=False)
+    assert spec.weights is not None
+    return origin_of_file(root / Path(spec.weights).expanduser(), spec.model, "model")
+
+
+def origin_of_file(path: Path, model: str | None, key: str) -> Origin:
+    """A file of weights with the config beside it, or else under the name that the user gives.
+
+    Args:
+        key: what the user gives the name with, for messages.
+
+    Raises:
+        InputError: nothing names the model, or two say different ones.
+    """
+    if is_timm_config(path.parent / CONFIG_FILE):
+        return _beside(path.parent, path, model, key)
+    if model is None:
+        raise InputError(
+            f"{path}: a file of weights does not name its architecture, and no config.json of timm lies beside it: give {key} and a timm name"
+        )
+    return Origin(model, config(model), path, assumed=True)
+
+
+def origin_of_folder(path: Path, model: str | None, key: str) -> Origin:
+    """A folder in the form that timm exports: config.json and weights.
+
+    Raises:
+        InputError: it holds another model than the user says, or no weights.
+    """
+    for file in WEIGHTS_FILES:
+        if (path / file).is_file():
+            return _beside(path, path / file, model, key)
+    _beside(path, None, model, key)
+    raise InputError(f"{path}: config.json is there, model.safetensors is not: the export is incomplete")
+
+
+def _beside(folder: Path, file: Path | None, model: str | None, key: str) -> Origin:
+    name = f"local-dir:{folder}"
+    found = config(name)
+    if model is not None and (own := str(config(model)["architecture"])) != found["architecture"]:
+        what = (
+            f"{folder} holds" if file is None or file.name in WEIGHTS_FILES else f"the config.json beside {file} says"
+        )
+        raise InputError(
+            f"{key} is {own}, and {what} a {found['architecture']}: leave {key} out, or move the config.json away if it is of other weights"
+        )
+    return Origin(name, found, file, assumed=False)
+
+
+def _refuse_student(spec: schema.Teacher, where: str) -> None:
+    if spec.student is not None:
+        raise InputError(
+            f"teacher.student {spec.student!r} picks among the students of a run, and {where} is one model"
+        )
+
+
+def _of_run(path: Path, student: str | None) -> Path:
+    """The exported model of one student of a run, or of a run's folder `best`."""
+    best = path / "best" if (path / "best").is_dir() else path
+    names = sorted(e.parent.name for e in best.glob(f"*/{CONFIG_FILE}") if not e.parent.name.startswith("."))
+    if not names:
+        raise InputError(
+            f"teacher.weights: {path} is neither an exported model (config.json, model.safetensors) nor a finished run (best/<student>/)"
+        )
+    report = best.parent / "report.json"
+    if not report.is_file():
+        raise InputError(
+            f"teacher.weights: the run {path} is not finished (no report.json): finish it, or name the weights it has so far, "
+            f"{best / names[0]}"
+        )
+    student = student or _best_in(report)
+    if student not in names:
+        raise InputError(
+            f"teacher.student: the run {path} has no {student!r}{nearest(student, names)}: it has {', '.join(names)}"
+        )
+    return best / student
+
+
+def _best_in(report: Path) -> str:
+    try:
+        best: str = json.loads(report.read_text(encoding="utf-8"))["best"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{report}: does not name the run's best student: give teacher.student") from error
+    return best

@@ -1,0 +1,162 @@
+"""The size of the images that weights were trained on, as far as the weights or the user say it. Never a silent default."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distill.errors import InputError
+from distill.models.build import create, takes_image_size
+from distill.models.fitting import Fitted, fitted, head_classes, size_in
+from distill.models.origin import Origin
+from distill.models.view import ModelView, view_of_config
+from distill.models.weights import load_state_dict
+from distill.recipe import schema
+
+
+@dataclass(frozen=True)
+class Told:
+    """A size in pixels, and the key or option that says it."""
+
+    image_size: int
+    source: str
+
+
+def teacher_view(
+    spec: schema.Teacher, origin: Origin, data_image_size: int, state_dict: Mapping[str, Tensor] | None = None
+) -> ModelView:
+    """What a recipe's teacher sees, and the source of each value.
+
+    Args:
+        origin: its model and weights.
+        data_image_size: the recipe's data.image_size.
+        state_dict: the weights, where they have been read.
+
+    Raises:
+        InputError: nothing says the size that the weights were trained on, or two keys say different ones.
+    """
+    view = sized_view(
+        origin,
+        spec.model_args,
+        told=_told(spec),
+        of_data=Told(data_image_size, "data.image_size"),
+        option="teacher.image_size",
+        state_dict=state_dict,
+    )
+    return view.replaced("teacher.mean", mean=spec.mean).replaced("teacher.std", std=spec.std)
+
+
+def resampled_by_timm(origin: Origin, model_args: Mapping[str, Any], image_size: int, source: str) -> tuple[str, ...]:
+    """A note where timm resamples its own pretrained weights to another image size while it loads them."""
+    usual = view_of_config(origin.config, origin.source).image_size
+    if usual == image_size or not takes_image_size(origin.name, model_args):
+        return ()
+    return (f"trained at {usual} px, used at {image_size} ({source}): timm resamples what depends on the size",)
+
+
+def refuse_unsaid_size(origin: Origin, found: Fitted, view: ModelView, option: str) -> None:
+    """Raises InputError where weights do not have the size that the config beside them says, and the user says none."""
+    if found.adapted and view.sources["image_size"] == origin.source:
+        raise InputError(
+            f"{origin.file}: config.json says {view.image_size} px, the weights do not fit it unchanged "
+            f"({'; '.join(found.adapted)}): give {option}, or correct config.json"
+        )
+
+
+def refuse_other_head(origin: Origin, num_classes: int) -> None:
+    """Raises InputError where weights have another number of classes than the config beside them says."""
+    said = int(origin.config["num_classes"])
+    if not origin.assumed and said != num_classes:
+        raise InputError(f"{origin.file}: its head has {num_classes} classes, the config.json beside it says {said}")
+
+
+def _told(spec: schema.Teacher) -> Told | None:
+    built_for = spec.model_args.get("img_size")
+    if built_for is None:
+        return None if spec.image_size is None else Told(spec.image_size, "teacher.image_size")
+    sides = {built_for} if isinstance(built_for, int) else set(built_for)
+    if len(sides) != 1:
+        raise InputError(f"teacher.model_args.img_size {built_for}: recipes hold square images")
+    side: int = sides.pop()
+    if spec.image_size not in (None, side):
+        raise InputError(
+            f"teacher.image_size {spec.image_size} and teacher.model_args.img_size {side} contradict each other: leave one out"
+        )
+    return Told(side, "teacher.model_args.img_size")
+
+
+def sized_view(
+    origin: Origin,
+    model_args: Mapping[str, Any],
+    *,
+    told: Told | None,
+    of_data: Told | None,
+    option: str,
+    state_dict: Mapping[str, Tensor] | None = None,
+) -> ModelView:
+    """The view of a model: its config's, in the size that was told or that its weights were trained on.
+
+    A config that is the weights' own says the size. Where there is none, a model that takes any size sees `of_data`, and a
+    model that is built for one size sees the one at which its weights fit unchanged.
+
+    Args:
+        told: what the user says of this model.
+        of_data: the size of the run's images; None outside a run, where timm's config is the assumption left.
+        option: the key or option that would tell the size, for messages.
+        state_dict: the weights; they are read from the origin's file where needed and not given.
+    """
+    view = view_of_config(origin.config, origin.source)
+    if told is not None:
+        return view.replaced(told.source, image_size=told.image_size)
+    if not origin.assumed:
+        return view
+    if not takes_image_size(origin.name, model_args):
+        return view.replaced(of_data.source, image_size=of_data.image_size) if of_data else view
+    if origin.file is None:  # random weights are those of the size it is built for
+        return view
+    if state_dict is None:
+        state_dict, _ = load_state_dict(origin.file)
+    found = _size_that_fits(origin, model_args, state_dict, view.image_size, of_data, option)
+    return view.replaced(found.source, image_size=found.image_size)
+
+
+def _size_that_fits(
+    origin: Origin,
+    model_args: Mapping[str, Any],
+    state_dict: Mapping[str, Tensor],
+    usual: int,
+    of_data: Told | None,
+    option: str,
+) -> Told:
+    """The size at which the weights go into the model with nothing resampled; of several the data's.
+
+    Raises:
+        InputError: there is none among the data's, the one that the shapes come to, and the one that timm builds the model for.
+    """
+
+    def adapted(size: int) -> bool:
+        with torch.device("meta"):
+            classes = head_classes(origin.config, state_dict)
+            net = create(origin.name, num_classes=classes, image_size=size, model_args=model_args)
+        return bool(fitted(net, state_dict, f"{origin.file} for {origin.name}").adapted)
+
+    if of_data is not None and not _fails(adapted, of_data.image_size):
+        return of_data
+    own = size_in(state_dict)
+    for size in (own, usual):
+        if size is not None and not _fails(adapted, size):
+            return Told(size, f"the shapes in {origin.file}")
+    adapted(own or usual)  # it says more than the line below where the weights are of another model
+    raise InputError(
+        f"{origin.file}: not weights of {origin.name} at {usual} px, and their shapes do not say the size: name the model of these "
+        f"weights, or give {option}"
+    )
+
+
+def _fails(adapted: Callable[[int], bool], size: int) -> bool:
+    try:
+        return adapted(size)
+    except InputError:
+        return True

@@ -1,0 +1,80 @@
+"""The student of a recipe: its model with its first weights, and what it sees."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from distill import rng
+from distill.errors import InputError
+from distill.models.build import checkpoint_activations, config_source, student_architecture
+from distill.models.fitting import apply_weights, fitted
+from distill.models.labels import match_classes
+from distill.models.origin import Origin, origin_of_student
+from distill.models.sizes import resampled_by_timm
+from distill.models.view import ModelView, view_of_config
+from distill.models.weights import load_state_dict
+from distill.recipe import schema
+
+
+def create_student(
+    spec: schema.Student, *, classes: Sequence[str], image_size: int, seed: int, root: Path
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """The student of a recipe, on the CPU, in train mode, and notes on what was adapted of its weights.
+
+    Its initial weights are a pure function of (seed, spec.seed) and the architecture. `spec.weights` are "pretrained" or a file
+    below `root`; a file must fit the whole model, its head included, and be of these classes where a config beside it names them.
+    """
+    pretrained, notes = spec.weights == "pretrained", tuple[str, ...]()
+    with rng.seeded(rng.hash64(seed, "init", spec.seed)):
+        model = student_architecture(spec, len(classes), image_size, pretrained)
+    origin = origin_of_student(spec, root)
+    if origin.file is not None:
+        state_dict, _ = load_state_dict(origin.file)
+        notes = apply_weights(model, state_dict, f"weights {origin.file} for {spec.model}")
+        if (named := origin.classes) is not None:
+            _refuse_other_classes(named, classes, f"weights {origin.file}")
+    elif pretrained:
+        notes = resampled_by_timm(origin, spec.model_args, image_size, "data.image_size")
+    if spec.grad_checkpointing:
+        checkpoint_activations(model, spec.model)
+    return model, notes
+
+
+def _refuse_other_classes(named: Sequence[str], classes: Sequence[str], who: str) -> None:
+    """Raises InputError where the head of weights stands for other classes than the data's, or in another order."""
+    if not match_classes(named, len(named), classes, who=who).in_order:
+        raise InputError(
+            f"{who} have the data's classes in another order: give data.train.classes and data.eval.classes in theirs"
+        )
+
+
+def student_notes(spec: schema.Student, *, num_classes: int, image_size: int, root: Path) -> tuple[str, ...]:
+    """What `create_student` would note or refuse of a student's weights where they lie here, without its memory."""
+    origin = origin_of_student(spec, root)
+    if origin.file is None:
+        pretrained = spec.weights == "pretrained"
+        return resampled_by_timm(origin, spec.model_args, image_size, "data.image_size") if pretrained else ()
+    if not origin.file.is_file():
+        return ()
+    state_dict, _ = load_state_dict(origin.file)
+    with torch.device("meta"):
+        model = student_architecture(spec, num_classes, image_size, pretrained=False)
+    return fitted(model, state_dict, f"weights {origin.file} for {spec.model}").notes
+
+
+def student_view(spec: schema.Student, root: Path, data: schema.Data, key: str = "student") -> ModelView:
+    """What a recipe's student sees: the run's images in the run's evaluation view, under its own mean and std.
+
+    Args:
+        key: of the student in the recipe, for sources.
+
+    Raises:
+        InputError: no such model, or a config beside its weights that says another one.
+    """
+    origin: Origin = origin_of_student(spec, root)
+    view = view_of_config(origin.config, config_source(origin.name, origin.config))
+    crop = data.eval_view.model_dump()
+    view = view.replaced("data.image_size", image_size=data.image_size).replaced("data.eval_view", **crop)
+    return view.replaced(f"{key}.mean", mean=spec.mean).replaced(f"{key}.std", std=spec.std)

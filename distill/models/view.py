@@ -1,0 +1,140 @@
+"""What a model sees of an image: size, crop, interpolation, mean and std, and where each comes from. Resolved as timm does it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, get_args
+
+from timm.data import resolve_data_config
+
+from distill.errors import InputError
+from distill.recipe.data import CropMode, Interpolation
+
+# One source stands for all fields of a part when `describe` prints them.
+_PARTS = (("image_size",), ("crop_fraction", "crop_mode", "interpolation"), ("mean",), ("std",))
+_FIELDS = tuple(name for part in _PARTS for name in part)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """How an image of any size becomes a square of pixels. Models of one frame can share their images.
+
+    Attributes:
+        fill: the colour that crop_mode "border" pads with, in [0, 1]; None where nothing is padded.
+    """
+
+    image_size: int
+    crop_fraction: float
+    crop_mode: CropMode
+    interpolation: Interpolation
+    fill: tuple[float, float, float] | None
+
+
+@dataclass(frozen=True)
+class ModelView:
+    """What a model sees, ready for `timm.data.create_transform`.
+
+    Attributes:
+        image_size: pixels of the square that the model gets.
+        mean, std: of pixels in [0, 1], one value for each of three channels.
+        crop_fraction: the share of the resized image that the crop keeps (timm: crop_pct).
+        crop_mode: timm's "center", "squash" (aspect ratio is lost) or "border" (padded with the mean).
+        interpolation: of the resize, through Pillow.
+        sources: field -> where its value comes from: a recipe's key, a file, or the name of a timm config.
+    """
+
+    image_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    crop_fraction: float
+    crop_mode: CropMode
+    interpolation: Interpolation
+    sources: Mapping[str, str] = field(compare=False)
+
+    @property
+    def frame(self) -> Frame:
+        """What of the view is done to the image before the model's own mean and std."""
+        fill = self.mean if self.crop_mode == "border" else None
+        return Frame(self.image_size, self.crop_fraction, self.crop_mode, self.interpolation, fill)
+
+    def replaced(self, source: str, **values: Any) -> "ModelView":
+        """The view with other values, all from one source; None leaves a value as it is."""
+        given = {name: value for name, value in values.items() if value is not None}
+        return replace(self, **given, sources={**self.sources, **dict.fromkeys(given, source)})
+
+    def describe(self) -> str:
+        """One line for people: every value, each group followed by its source."""
+        texts = {
+            "image_size": f"{self.image_size}x{self.image_size} px",
+            "crop_fraction": f"{self.crop_mode} crop {self.crop_fraction:g}",
+            "interpolation": self.interpolation,
+            "mean": f"mean {_numbers(self.mean)}",
+            "std": f"std {_numbers(self.std)}",
+        }
+        groups: list[tuple[list[str], tuple[str, ...]]] = []
+        for part in _PARTS:
+            shown = [texts[name] for name in part if name in texts]
+            sources = tuple(dict.fromkeys(self.sources[name] for name in part))
+            if groups and groups[-1][1] == sources:
+                groups[-1][0].extend(shown)
+            else:
+                groups.append((shown, sources))
+        return "; ".join(f"{', '.join(shown)} ({', '.join(sources)})" for shown, sources in groups)
+
+    @property
+    def values(self) -> str:
+        """The values without their sources: a continuation compares them."""
+        return ", ".join(f"{name} {getattr(self, name)}" for name in _FIELDS)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Values and sources, JSON-able, for reports."""
+        values = {name: getattr(self, name) for name in _FIELDS}
+        shown = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        return {**shown, "sources": dict(self.sources)}
+
+
+def view_of_config(config: Mapping[str, Any], source: str) -> ModelView:
+    """The view of a timm pretrained config, with timm's own defaults for what it leaves out.
+
+    As in timm's validate.py, `test_input_size` and `test_crop_pct` are not used.
+
+    Args:
+        config: as `distill.models.build.config` returns it.
+        source: what the sources of the view say.
+
+    Raises:
+        InputError: images that are not square or not RGB, or a crop or interpolation that timm does not have in evaluation.
+    """
+    resolved = resolve_data_config({}, pretrained_cfg=dict(config))
+    channels, height, width = resolved["input_size"]
+    if channels != 3:
+        raise InputError(f"{source}: wants images of {channels} channels, and images are read as RGB")
+    if height != width:
+        raise InputError(f"{source}: wants {height}x{width} images, and recipes hold square ones")
+    for key, known in (("crop_mode", get_args(CropMode)), ("interpolation", get_args(Interpolation))):
+        if resolved[key] not in known:
+            raise InputError(f"{source}: {key} is {resolved[key]!r}, and an evaluation has {', '.join(known)}")
+    return ModelView(
+        image_size=int(height),
+        mean=_triple(resolved["mean"], f"{source}: mean"),
+        std=_triple(resolved["std"], f"{source}: std"),
+        crop_fraction=float(resolved["crop_pct"]),
+        crop_mode=resolved["crop_mode"],
+        interpolation=resolved["interpolation"],
+        sources=dict.fromkeys(_FIELDS, source),
+    )
+
+
+def _triple(values: Any, what: str) -> tuple[float, float, float]:
+    numbers = tuple(map(float, values)) if isinstance(values, list | tuple) else (float(values),)
+    numbers = numbers * 3 if len(numbers) == 1 else numbers  # timm spreads one value over the channels
+    if len(numbers) != 3:
+        raise InputError(f"{what} has {len(numbers)} values, and RGB images have three channels")
+    return numbers[0], numbers[1], numbers[2]
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return (
+        " ".join(f"{value:.4g}" for value in dict.fromkeys(values))
+        if len(set(values)) == 1
+        else " ".join(f"{value:.4g}" for value in values)
+    )
