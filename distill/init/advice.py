@@ -60,7 +60,12 @@ def advise(
     rate = learning_rate(batch, pretrained)
     start = "weights that are good already want small steps" if pretrained else "from nothing"
     put("student.optimizer.name", "adamw", "forgives a learning rate that is off by a factor of 2")
-    put("student.optimizer.lr", rate, f"for batches of {batch}, {start}; doubles with 4 times the batch")
+    put("student.optimizer.lr", rate, f"for batches of {batch}, {start}")
+    put(
+        "student.optimizer.lr_scaling",
+        {"rule": "sqrt", "batch_size": batch},
+        "another batch size brings its own rate",
+    )
     put("student.optimizer.weight_decay", 0.05, "usual for AdamW")
     put("student.optimizer.clip_grad_norm", 1.0, "a rare wild batch does no harm")
     warmup = max(1, round(epochs / 20))

@@ -84,7 +84,7 @@ def init(
             f"teacher: {teacher}, {found.parameters / 1e6:.1f} M parameters, sees {found.image_size} pixels ({found.why_size})"
         )
         if found.classes:
-            say(f"note: {found.classes}")
+            say(f"note: {found.classes}; --teacher-classes FILE says it")
     if asks:
         image_size = image_size or typer.prompt("Image size", type=int, default=default_image_size(facts, found))
         student = student or typer.prompt("Student (timm name; empty: a small one)", default="", show_default=False)

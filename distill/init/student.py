@@ -42,8 +42,9 @@ def choose_student(
     else:
         # Half of its teacher at the most: of equal size there would be nothing to gain.
         limit = (teacher_parameters or 50_000_000) / 2e6
-        name = [name for size, name in _SMALL if size <= limit or size == _SMALL[0][0]][-1]
-        why = "small and fast" if teacher_parameters is None else "at most half the size of its teacher"
+        fitting = [name for size, name in _SMALL if size <= limit]
+        name = fitting[-1] if fitting else _SMALL[0][1]
+        why = "at most half the size of its teacher" if teacher_parameters and fitting else "small and fast"
     pretrained, why_weights = _weights_of(name)
     model = name if pretrained else name.partition(".")[0] if ":" not in name else name
     net = create(model, num_classes=num_classes, image_size=image_size)

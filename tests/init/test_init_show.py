@@ -17,7 +17,7 @@ def test_two_commands_from_nothing_to_a_student(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     flags = ("--teacher", teacher, "--teacher-model", MODEL, "--teacher-image-size", SIZE)
-    written = cli("init", photos, *flags, "--student", "test_efficientnet", "--epochs", 2, "--yes")
+    written = cli("init", photos, *flags, "--student", "test_efficientnet", "--epochs", 1, "--yes")
     assert written.code == 0, written.err
     assert "distill train photos.yaml" in written.out
     assert cli("recipe", "check", "photos.yaml").code == 0
