@@ -89,6 +89,7 @@ def evaluate(
             help="Images to judge on: an image folder, a parquet or Arrow file, a saved data set; or fashion_mnist."
         ),
     ] = None,
+    split: Annotated[str | None, typer.Option(help="The split of --data, where it has several.")] = None,
     classes: Annotated[
         str | None,
         typer.Option(help="File of class names, a name a line, where the folder holds only some; or imagenet-1k."),
@@ -123,6 +124,7 @@ def evaluate(
         student=student,
         weights=weights,
         data=data,
+        split=split,
         classes=classes,
         batch_size=batch_size,
         num_workers=num_workers,

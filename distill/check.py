@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from distill.build import refuse_image_size, refuse_scalars
+from distill.data.records import at, matching_files
 from distill.errors import InputError, naming
 from distill.models.build import checkpoint_activations, config, create, student_without_memory
 from distill.models.student import student_view
@@ -128,9 +129,9 @@ def _not_here(recipe: Recipe) -> list[str]:
         if isinstance(source, schema.HoldOut):
             continue  # a part of data.train
         if source is not None and source.path is not None and not _REMOTE_OR_MANY.search(source.path):
-            files[key] = Path(recipe.data.root) / source.path
+            files[key] = at(Path(recipe.data.root).expanduser(), source.path, f"{key}.path")
     return [f"{key}: {path} is not here" for key, path in files.items() if not _exists(path.expanduser())]
 
 
 def _exists(path: Path) -> bool:
-    return bool(glob.glob(str(path), recursive=True)) if glob.has_magic(str(path)) else path.exists()
+    return path.exists() or (glob.has_magic(str(path)) and bool(matching_files(str(path))[0]))

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 
 from distill.data.folder import IMAGE_EXTENSIONS
 from distill.data.label_sets import NAMES
-from distill.data.records import read_regular
+from distill.data.records import at, is_leftover, literal_start, read_regular
 from distill.data.stream.manifest import MANIFEST_FILE
 from distill.data.stream.names import COMPRESSED
 from distill.errors import InputError, nearest
@@ -40,7 +40,8 @@ def guess_source(
 
     Args:
         classes: a file of class names, or a label space.
-        split: for kinds that have splits; `default_split` where a kind needs one and none is given.
+        split: for kinds that have splits; where there are several and none is given, opening the source refuses and lists them.
+        default_split: of Fashion-MNIST, whose splits are known.
         labelled: False takes images without labels, from a stream or Parquet.
         option: what the path is called on the command line, for messages.
 
@@ -61,9 +62,8 @@ def guess_source(
         kind = "stream"  # a table wants its label column
     if kind == "stream":
         spec |= {"split": split, "labelled": labelled}
-    elif kind == "saved":
-        several = (Path(path) / "dataset_dict.json").is_file()
-        spec |= {"split": split or default_split if several else split}
+    elif kind != "image_folder":
+        spec |= {"split": split}
     elif split is not None:
         raise InputError(f"--split {split}: {path} ({kind}) has no splits; leave it out, or give the split's own path")
     return _ANY_SOURCE.validate_python({"kind": kind, **spec})
@@ -72,10 +72,11 @@ def guess_source(
 def _kind(path: str, option: str) -> str:
     if not path:
         raise InputError(f"{option}: the path is empty: name a file, a folder or a URL")
-    place = Path(path)
+    place = at(Path(), path, option)
     if re.fullmatch(rf"{_FASHION_MNIST}(:\w*)?", path) and not place.exists():
         return "fashion_mnist"
-    if _SCHEME.match(path) or re.search(r"\{.*\}", path) or path.lower().endswith(_TARS):
+    braces = re.search(r"\{.*\}", literal_start(str(place))[1])
+    if _SCHEME.match(path) or braces or path.lower().endswith(_TARS):
         if (
             not _SCHEME.match(path)
             and path.lower().endswith(_TARS)
@@ -98,23 +99,26 @@ def _kind(path: str, option: str) -> str:
         return found[0]
     if any((place / f"t10k-images-idx3-ubyte{suffix}").is_file() for suffix in ("", ".gz")):
         return "fashion_mnist"
-    return "stream" if _tars_first(place) else "image_folder"
+    return _kind_of_first(place)
 
 
 def _holds(folder: Path, ending: str) -> bool:
     return folder.is_dir() and any(entry.name.lower().endswith(ending) for entry in os.scandir(folder))
 
 
-def _tars_first(folder: Path) -> bool:
-    """Whether a folder's first file that is a tar or an image is a tar, below subfolders too. Does not walk on through a million images."""
+def _kind_of_first(folder: Path) -> str:
+    """The kind of a folder's first file that has one, below subfolders too. Does not walk on through a million images."""
     for _, subfolders, files in os.walk(folder):
-        subfolders.sort()
+        subfolders[:] = sorted(name for name in subfolders if not is_leftover(name))
         for name in sorted(files):
             if name.lower().endswith(_TARS):
-                return True
-            if os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS:
-                return False
-    return False
+                return "stream"
+            extension = os.path.splitext(name)[1].lower()
+            if extension in IMAGE_EXTENSIONS:
+                return "image_folder"
+            if extension in (".parquet", ".arrow"):
+                return extension.removeprefix(".")
+    return "image_folder"
 
 
 def _is_ours(manifest: Path) -> bool:

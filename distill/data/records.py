@@ -1,5 +1,6 @@
 """What a source of records is, and the error for a path that is not there."""
 
+import glob
 import os
 import stat
 from pathlib import Path
@@ -93,6 +94,28 @@ def kind_of(path: bytes | str | Path) -> str:
     """What is at a path, for messages."""
     kinds = {stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket", stat.S_IFDIR: "folder", stat.S_IFREG: "file"}
     return kinds.get(stat.S_IFMT(os.stat(path).st_mode), "device")
+
+
+def literal_start(path: str) -> tuple[str, str]:
+    """A local path in two: the folders of it that exist as written, and the rest, in which [ ] * { } may mean a pattern."""
+    start, parts = Path(), Path(path).parts
+    for i, part in enumerate(parts):
+        if not (start / part).exists():
+            return str(start), "/".join(parts[i:])
+        start /= part
+    return str(start), ""
+
+
+def matching_files(path: str) -> tuple[list[str], str]:
+    """The files that a local pattern matches, sorted, without what is hidden or left by a file server; and the folder that they lie below."""
+    start, rest = literal_start(path)
+    found = glob.glob(os.path.join(glob.escape(start), rest), recursive=True)
+    return sorted(name for name in found if Path(name).is_file() and not has_leftover(name, start)), start
+
+
+def has_leftover(path: str, below: str) -> bool:
+    """Whether a file, or a folder above it and below `below`, is no part of a data set."""
+    return any(map(is_leftover, Path(os.path.relpath(path, below)).parts))
 
 
 def missing(path: Path, key: str) -> InputError:

@@ -1,19 +1,16 @@
 """Parquet, Arrow and saved data sets through Hugging Face `datasets`: memory-mapped, images left undecoded."""
 
-import glob
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from distill.data.class_names import check_names, class_numbers, order_classes
+from distill.data.converted import arrow_file
 from distill.data.label_sets import class_list, same_space
 from distill.data.labels import index_names
 from distill.data.records import Source, at, first_line, missing
-from distill.data.walk import files_below
+from distill.data.table_files import table_files
 from distill.errors import InputError, nearest
 from distill.recipe import schema
 
@@ -21,8 +18,7 @@ from distill.recipe import schema
 def open_table(spec: schema.Table | schema.SavedDataset, root: Path, key: str = "data.train") -> Source:
     """A source over Parquet or Arrow files, or over what `save_to_disk` wrote.
 
-    Parquet is converted once into Arrow in the cache of `datasets` (HF_DATASETS_CACHE), which takes about the same disk space
-    again; Arrow files are mapped where they lie.
+    Parquet is converted once (`converted`); Arrow files are mapped where they lie.
 
     Raises:
         InputError: no such files, split or column, or a column that holds something else.
@@ -31,58 +27,35 @@ def open_table(spec: schema.Table | schema.SavedDataset, root: Path, key: str = 
     if isinstance(spec, schema.SavedDataset):
         data, files = _open_saved(path, spec.split, key), []
     else:
-        names = _find_files(path, spec.kind, key)
-        data, files = _open_files(names, spec.kind, key), names
+        files = table_files(path, spec.kind, spec.split, key)
+        data = _open_files(files, spec.kind, key)
     classes = None if spec.classes is None else class_list(spec.classes, root, key)
     return TableSource(data, files, str(path), spec.image_column, spec.label_column, classes, key)
-
-
-def _find_files(path: Path, kind: str, key: str) -> list[str]:
-    if glob.has_magic(str(path)):
-        files = sorted(name for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
-        if not files:
-            raise InputError(f"{key}.path: no file matches {path}: mend the pattern")
-        return files
-    if path.is_dir():
-        files = [str(path / os.fsdecode(file)) for file in files_below(path, (f".{kind}",), key)]
-        if not files:
-            raise InputError(
-                f"{key}.path: {path} has no *.{kind} files: give their folder, or a pattern such as {path}/train-*.{kind}"
-            )
-        return files
-    if not path.exists():
-        raise missing(path, key)
-    return [str(path)]
 
 
 def _open_files(files: list[str], kind: str, key: str) -> Any:
     import datasets
     import pyarrow as pa
 
-    try:
+    def mapped(file: str) -> Any:
         if kind == "arrow":
             try:
-                return datasets.concatenate_datasets([datasets.Dataset.from_file(file) for file in files])
+                return datasets.Dataset.from_file(file)
             except pa.ArrowInvalid:
-                pass  # Arrow's file format rather than its stream format: load_dataset reads both, through its cache
-        with _no_logs():  # what it logs it raises as well
-            return datasets.load_dataset(kind, data_files={"train": files}, split="train")
-    except (OSError, ValueError, pa.ArrowException, datasets.exceptions.DatasetGenerationError) as error:
-        reason = first_line(error.__cause__ or error)
-        more = f" and {len(files) - 1} more" if len(files) > 1 else ""
-        raise InputError(f"{key}.path: `datasets` cannot open {files[0]}{more} as {kind}: {reason}") from error
+                pass  # Arrow's file format rather than its stream format, which alone is mapped
+        return datasets.Dataset.from_file(str(arrow_file(Path(file))))
 
-
-@contextmanager
-def _no_logs() -> Iterator[None]:
-    import datasets
-
-    before = datasets.logging.get_verbosity()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    file = files[0]
     try:
-        yield
-    finally:
-        datasets.logging.set_verbosity(before)
+        parts = []
+        for file in files:
+            parts.append(mapped(file))
+        return datasets.concatenate_datasets(parts)
+    except (OSError, ValueError, NotImplementedError, pa.ArrowException) as error:
+        if isinstance(error, InputError):
+            raise
+        reason = first_line(error)
+        raise InputError(f"{key}.path: cannot open {file} as {kind}: {reason}: mend or remove the file") from error
 
 
 def _open_saved(path: Path, split: str | None, key: str) -> Any:

@@ -13,7 +13,9 @@ from distill.recipe import Recipe, schema
 from distill.rundir import newest_checkpoint
 
 
-def open_images(data: str | None, classes: str | None, recipe: Recipe | None, path: Path) -> tuple[Source, bool]:
+def open_images(
+    data: str | None, split: str | None, classes: str | None, recipe: Recipe | None, path: Path
+) -> tuple[Source, bool]:
     """The source that `--data` and `--classes` name, or else the recipe's own evaluation set.
 
     Args:
@@ -26,13 +28,14 @@ def open_images(data: str | None, classes: str | None, recipe: Recipe | None, pa
         InputError: nothing is there, or nobody says what to judge on.
     """
     if data is not None:
-        spec = guess_source(data, known_classes(classes))
+        spec = guess_source(data, known_classes(classes), split=split)
         try:
             return open_source(spec, Path(), "--data"), says_order(spec)
         except InputError as error:
             raise InputError(as_options(str(error))) from error
-    if classes is not None:
-        raise InputError("--classes names the classes of --data: give both")
+    for option, given, what in (("--classes", classes, "classes"), ("--split", split, "split")):
+        if given is not None:
+            raise InputError(f"{option} names the {what} of --data: give both")
     if recipe is None or recipe.data.eval is None:
         raise InputError(f"{path} does not say what to judge it on: give --data")
     try:

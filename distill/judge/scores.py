@@ -35,6 +35,7 @@ def judge(
     student: str | None = None,
     weights: str = "best",
     data: str | None = None,
+    split: str | None = None,
     classes: str | None = None,
     batch_size: int = 256,
     num_workers: int | None = None,
@@ -45,7 +46,7 @@ def judge(
     """Judge what lies at a path, show a table, return the scores by name. Collective under a launcher."""
     found = find_models(path, model=model, student=student, weights=weights, image_size=image_size)
     recipe = load_recipe(path / RECIPE_FILE) if (path / RECIPE_FILE).is_file() else None
-    opened, order_given = open_images(data, classes, recipe, path)
+    opened, order_given = open_images(data, split, classes, recipe, path)
     match = _match(found, opened, order_given)
     source = _in_logits(opened, match, found[0].classes)
     teacher = _teacher(recipe, source) if data is None else None

@@ -120,7 +120,7 @@ def _of_recipe(name: str, recipe_name: str, stage: str | None, part: str) -> Nam
     if stage is not None:
         recipe = in_stage(recipe, stage, name)
     key = f"stages.{stage}.data.{part}" if stage else f"data.{part}"
-    root = Path(recipe.data.root)
+    root = Path(recipe.data.root).expanduser()
     if part == "train":
         return Named(open_train(run_data, recipe.data.train, root, key), recipe.data.train, root, name, recipe)
     source = open_eval(run_data, root, key)

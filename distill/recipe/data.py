@@ -37,6 +37,8 @@ class Table(Section):
     """The kind of source."""
     path: str
     """A file, a folder of files, or a glob, below `data.root`."""
+    split: str | None = None
+    """Whose files count, told by their names; null where they are of one split."""
     image_column: str = "image"
     """The column of images."""
     label_column: str = "label"

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from distill.data.records import first_line
+from distill.data.splits import choose_split, refuse_several
 from distill.data.stream.cache import ShardCache
 from distill.data.stream.failures import run_token
-from distill.data.stream.names import choose_split, expand_braces
+from distill.data.stream.names import expand_braces
 from distill.errors import InputError
 
 # A requeued job may have the token of its run before: what is older is looked up again.
@@ -96,6 +97,8 @@ def list_hub(path: str, split: str | None, label: str | None, key: str) -> HubFi
     root = re.match(r"hf://datasets/[^/]+/[^/@]+@[^/]+", urls[0])
     assert root is not None, urls[0]
     names = [url.removeprefix(f"{root[0]}/") for url in urls]
+    if len(data_files) == 1:  # a pattern's, or files whose names `datasets` sees no split in
+        refuse_several(names, path, f"{key}.path", f"name the files of one, as in {path}/train-*.tar")
     stored = _stored(repo, root[0].rpartition("@")[2], names, path, key)
     files = tuple(HubFile(url, name, *stored.get(name, (None, None))) for url, name in zip(urls, names, strict=True))
     features = builder.info.features or {}

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from distill.data.records import missing
+from distill.data.records import at, missing
+from distill.data.splits import choose_split, files_of_split
 from distill.data.stream.cache import ShardCache
 from distill.data.stream.hub import list_hub_once
 from distill.data.stream.localise import ListedShard
@@ -24,13 +25,11 @@ from distill.data.stream.names import (
     EXTENSIONS,
     Container,
     check_url,
-    choose_split,
     container_of,
     is_web_page,
     matching,
     named_files,
     names_files,
-    of_split,
     shown,
 )
 from distill.data.stream.transport import MOST_READ_BYTES, Transport
@@ -78,7 +77,7 @@ def list_shards(spec: schema.Stream, root: Path, key: str, transport: Transport,
         listing = Listing(container_of(spec, [s.name for s in shards], key), shards, files.classes)
         return _with_info(listing, files.root, transport)
     # Absolute, since what the machine keeps of a shard is kept under its path.
-    place = path if "://" in path else str((root / path).absolute())
+    place = path if "://" in path else str(at(root, path, f"{key}.path").absolute())
     check_url(place, key)
     if names_files(place):
         if spec.split is not None:
@@ -142,7 +141,8 @@ def _from_folder(spec: schema.Stream, folder: str, key: str, transport: Transpor
         raise InputError(
             f"{key}.path: {shown(folder)} has no .tar or .parquet files: give the folder of the shards, or a pattern"
         )
-    return _from_names(spec, of_split(found, folder, spec.split, key), key, transport)
+    found = files_of_split(found, folder, spec.split, shown(folder), key)
+    return _from_names(spec, found, key, transport)
 
 
 def _shards_below(folder: str, endings: tuple[str, ...], key: str) -> list[str]:

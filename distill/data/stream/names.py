@@ -2,21 +2,23 @@
 
 import glob
 import itertools
+import os
+import posixpath
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from distill.data.records import first_line, kind_of, missing
-from distill.errors import InputError, nearest
+from distill.data.records import first_line, kind_of, literal_start, matching_files, missing
+from distill.data.splits import refuse_several
+from distill.errors import InputError
 from distill.recipe import schema
 
 Container = Literal["tar", "parquet"]
 
 EXTENSIONS: dict[Container, str] = {"tar": ".tar", "parquet": ".parquet"}
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tar.zstd", ".tar.lz4")
-_SPLIT_NAMES = ("train", "validation", "valid", "val", "test")
 # What signs a URL: of S3 and what speaks like it, Google, CloudFront, Azure. Another signature is no other file.
 _SIGNATURE = re.compile(
     r"(X-(Amz|Goog|Ms)-[^=]*|Expires|Signature|Policy|Key-Pair-Id|AWSAccessKeyId|GoogleAccessId|"
@@ -93,15 +95,19 @@ def _is_file_name(path: str) -> bool:
 
 
 def named_files(place: str, key: str) -> list[str]:
-    files = expand_braces(place)
+    local = "://" not in place
+    start, rest = literal_start(place) if local else ("", place)
+    # What exists as it is written is no pattern: [ ] and { } are part of its name.
+    files = [os.path.join(start, file) for file in expand_braces(rest)] if rest else [place]
     if place.startswith(("http://", "https://")):
         if "*" in place.partition("?")[0]:
             raise InputError(
                 f"{key}.path: {shown(place)}: a web server does not list its files: name them in braces, as in train-{{0000..0127}}.tar, "
                 "or give a folder with the manifest of distill data shard"
             )
-    elif any(glob.has_magic(file) for file in files):
+    elif any(map(glob.has_magic, expand_braces(rest))):
         files = [found for pattern in files for found in sorted(matching(pattern, key))]
+        refuse_several(below_common(files), shown(place), f"{key}.path", "narrow the pattern to one of them")
     if not files:
         raise InputError(f"{key}.path: no file matches {shown(place)}: mend the pattern")
     if len(set(files)) != len(files):
@@ -121,10 +127,16 @@ def named_files(place: str, key: str) -> list[str]:
     return files
 
 
+def below_common(files: Sequence[str]) -> list[str]:
+    """The files by their paths below the folder that they share."""
+    folder = posixpath.commonpath([posixpath.dirname(file) for file in files]) if files else ""
+    return [posixpath.relpath(file, folder) if folder else file for file in files]
+
+
 def matching(pattern: str, key: str) -> list[str]:
     scheme, separator, _ = pattern.partition("://")
     if not separator:
-        return [name for name in glob.glob(pattern, recursive=True) if Path(name).is_file()]
+        return matching_files(pattern)[0]
     import fsspec  # type: ignore[import-untyped]
 
     try:
@@ -156,40 +168,3 @@ def container_of(spec: schema.Stream, names: Sequence[str], key: str) -> Contain
         what = "there are tar and Parquet files" if odd is None else f"{shown(odd)} is neither .tar nor .parquet"
         raise InputError(f"{key}.container: {what}: set container to tar or parquet, and path to files of that form")
     return kind
-
-
-def of_split(files: list[str], folder: str, split: str | None, key: str) -> list[str]:
-    """The files of a split, told by the first word of a file's or folder's name."""
-
-    def words(file: str) -> set[str]:
-        return {re.split(r"[-_.]", part)[0] for part in file.removeprefix(folder).strip("/").split("/")}
-
-    if split is None:
-        here = [name for name in _SPLIT_NAMES if any(name in words(file) for file in files)]
-        if len(here) > 1:
-            raise InputError(f"{key}.split: {shown(folder)} has files of {', '.join(here)}: choose one")
-        return files
-    chosen = [file for file in files if split in words(file)]
-    if not chosen:
-        known = sorted(set().union(*map(words, files)))[:20]
-        raise InputError(
-            f"{key}.split: no file in {shown(folder)} begins with {split!r}{nearest(split, known)}: set split to null, or path to a pattern"
-        )
-    return chosen
-
-
-def choose_split(split: str | None, known: Sequence[str], where: str, key: str) -> str:
-    """The split asked for, or the only one.
-
-    Raises:
-        InputError: there is no such split, or there are several and none is asked for.
-    """
-    if split is None and len(known) == 1:
-        return known[0]
-    if split is None or split not in known:
-        have = ", ".join(map(repr, known))
-        asked = (
-            f"{where} has several splits" if split is None else f"{where} has no split {split!r}{nearest(split, known)}"
-        )
-        raise InputError(f"{key}.split: {asked}: choose one of {have}")
-    return split
