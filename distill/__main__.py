@@ -1,52 +1,54 @@
-"""The command line: distill train | evaluate | export | doctor | recipe show, check, list | data shard, inspect. Also `accelerate launch -m distill ...`."""
+"""The command line: distill init | train | evaluate | export | doctor | recipe | data | launchers. Also `accelerate launch -m distill ...`."""
 
-import errno
+import io
 import os
-import re
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
+from typer.main import get_command
 
-from distill.console import error_panel, make_console, show_table
+from distill import __version__
+from distill.cli.faults import explained
+from distill.cli.help import show_help
+from distill.cli.hints import add_hints
+from distill.cli.recipes import Overrides, RecipeArgument, loaded_with_notes, recipe_app
+from distill.console import error_panel
 from distill.errors import InputError
 from distill.init.commands import init, launchers
 from distill.prepare.commands import data_app
 from distill.processes import end_with_launcher, leave, several_processes, speaks_first
-from distill.recipe import dump_recipe, load_recipe, read_recipe, recipes_dir, shipped_recipes
+from distill.recipe import load_recipe
 
 EPILOG = """
-Exit codes: 0 done; 1 a fault; 2 the input is wrong; 3 every student stopped on a loss that is not finite;
-75 stopped by SIGTERM, SIGUSR1 or Ctrl-C with the state saved: the same command goes on.
+Exit codes: 0 done; 1 a fault; 2 the input is wrong; 3 every student stopped
+on a loss that is not finite; 75 stopped by SIGTERM, SIGUSR1 or Ctrl-C with the
+state saved: the same command goes on.
 """
-
-_WIDE = 150  # columns of the list of recipes
 
 app = typer.Typer(
     name="distill",
-    help="Distil small image models from large ones. A run is what its recipe says, and nothing else.",
+    help="Distil small image models from large ones.\n\nA run is what its recipe says, and nothing else.",
     epilog=EPILOG,
-    no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",  # keeps the lines of examples; markdown would join them
 )
-recipe_app = typer.Typer(help="Look at recipes without running them.", no_args_is_help=True)
 app.add_typer(recipe_app, name="recipe")
 app.add_typer(data_app, name="data")
 app.command("init")(init)
-app.command("launchers")(launchers)
 
-RecipeArgument = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="A YAML file, a run's folder, or the name of a shipped recipe.")
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Overrides by dotted key, the value as YAML: train.budget='2 epochs'"),
-]
+
+@app.callback(invoke_without_command=True)
+def distill(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        print(f"distill {__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        show_help(context.command, context)
 
 
 @app.command(epilog=EPILOG)
@@ -63,10 +65,7 @@ def train(recipe: RecipeArgument, overrides: Overrides = None) -> None:
     """
     from distill.train import train as run
 
-    loaded, notes = read_recipe(recipe, overrides or [])
-    if os.environ.get("RANK", "0") == "0":
-        _show_notes(make_console(), notes)
-    raise typer.Exit(run(loaded))
+    raise typer.Exit(run(loaded_with_notes(recipe, overrides)))
 
 
 @app.command()
@@ -210,126 +209,22 @@ def doctor(
     raise typer.Exit(examine(loaded, asked, as_json=json))
 
 
-@recipe_app.command("show")
-def show(recipe: RecipeArgument, overrides: Overrides = None) -> None:
-    """Print a recipe resolved: everything it extends, every default, every override.
-
-    What it prints is a recipe again.
-
-    Example:
-      distill recipe show quickstart/students train.budget='1 epoch'
-    """
-    loaded, notes = read_recipe(recipe, overrides or [])
-    for note in notes:
-        print(f"# {note}")
-    print(dump_recipe(loaded), end="")
+app.command("launchers")(launchers)
 
 
-@recipe_app.command("check")
-def check(
-    recipe: RecipeArgument,
-    overrides: Overrides = None,
-    processes: Annotated[
-        int | None, typer.Option(min=1, help="Also check that the batch divides on so many processes.")
-    ] = None,
-) -> None:
-    """Validate all that can be known of a recipe without data and without a GPU.
-
-    Files that are not here are noted; they are no fault of the recipe.
-
-    Example:
-      distill recipe check imagenet1k/res50_beitv2b_a1_600ep --processes 8
-    """
-    from distill.check import check_recipe
-
-    loaded, notes = read_recipe(recipe, overrides or [])
-    console = make_console()
-    _show_notes(console, [*notes, *check_recipe(loaded, processes)])
-    console.print(f"{recipe}: sound ({', '.join(loaded.students)}; {loaded.budgets})", markup=False, soft_wrap=True)
+def whole_command() -> Any:
+    """The commands as they are run: with our help, and hints at the keys that unknown options mean."""
+    whole = get_command(app)
+    add_hints(whole)
+    _with_help(whole)
+    return whole
 
 
-def _show_notes(console: Console, notes: list[str]) -> None:
-    for note in notes:
-        console.print(f"note: {note}", markup=False, soft_wrap=True)
-
-
-@recipe_app.command("list")
-def list_recipes() -> None:
-    """List the recipes that come with the package.
-
-    Each is a RECIPE for train, show and check.
-
-    Example:
-      distill recipe list
-    """
-    from rich.padding import Padding
-    from rich.table import Table
-    from rich.text import Text
-
-    console = make_console()
-    table = Table(box=None, pad_edge=False)
-    table.add_column("recipe", no_wrap=True)
-    table.add_column("what it is")
-    for name in shipped_recipes():
-        description = load_recipe(recipes_dir() / f"{name}.yaml").description
-        if console.width < _WIDE:  # two columns would leave the second too narrow
-            console.print(Text(name), Padding(Text(description), (0, 0, 0, 4)), sep="\n")
-        table.add_row(name, description)
-    if console.width >= _WIDE:
-        show_table(console, table)
-
-
-# What a disk or its owner can do to any write, wherever it happens; every other OSError is a fault of ours.
-_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
-# What torch.distributed says, with gloo or NCCL, when another process is gone, and when one does not come.
-_PEER_GONE = (
-    r"[Cc]onnection (was )?(closed|reset|refused|aborted)|[Ss]ocket (was )?closed|[Bb]roken pipe|[Rr]emote process exit(ed|ing)"
-    r"|ncclRemoteError|communicator was aborted|Application timeout caused pair closure"
-)
-_PEER_LATE = (
-    r"Timed out waiting|[Ww]ait timeout|[Ss]ocket [Tt]imeout|timed out in monitoredBarrier|timed out in blocking wait"
-    r"|collective operation timeout|NCCL (operation timed out|timeout in)|before timing out|([Rr]ead|[Ww]rite|Connect|barrier) timeout "
-)
-_MILLISECONDS = r"(?:waiting |timeout after |Timeout\(ms\) ?= ?)(\d+) ?(?:ms|\))"
-
-
-def _first_sentence(text: str) -> str:
-    """Without the place in a C++ source that gloo puts first, and the advice that it adds."""
-    return re.sub(r"^\[\S+:\d+\] ", "", text.splitlines()[0]).split(". ")[0]
-
-
-def _of_a_peer(error: Exception) -> str | None:
-    """What the end or the silence of another process looks like from here, in a line; None for every other error."""
-    text = str(error)
-    if not several_processes() or not isinstance(error, RuntimeError):
-        return None
-    where = "".join(f" {note}" for note in getattr(error, "__notes__", []))
-    goes_on = "; the same command goes on from the last checkpoint" if where else ""
-    if re.search(_PEER_LATE, text):
-        waited = re.search(_MILLISECONDS, text)
-        seconds = f"{int(waited[1]) / 1000:g} s" if waited else "train.timeout_s"
-        return f"waited {seconds} for another process of this run (train.timeout_s){where}: it hangs, or its machine is lost{goes_on}"
-    if re.search(_PEER_GONE, text):
-        return (
-            f"another process of this run has ended{where}: it says why itself, unless it was killed (often for want of memory)"
-            f"{goes_on}. Seen here: {_first_sentence(text)}"
-        )
-    return None
-
-
-def explained(error: Exception) -> tuple[str, int] | None:
-    """What to show in place of a traceback, and the exit code; None for a fault of ours, whose traceback is wanted."""
-    if isinstance(error, InputError):
-        return str(error), 2
-    if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
-        return f"{error.filename or 'output'}: {error.strerror}", 2
-    from distill.data.workers import worker_fault  # torch is slow to import, and most commands need none
-
-    if fault := worker_fault(error):
-        return f"{fault} (DISTILL_TRACEBACK=1 shows the traceback)", 1
-    if of_a_peer := _of_a_peer(error):
-        return of_a_peer, 1
-    return None
+def _with_help(command: Any) -> None:
+    # An attribute of the object, whatever its class in this version of typer.
+    command.format_help = lambda context, formatter: show_help(command, context)
+    for each in command.commands.values() if hasattr(command, "commands") else ():
+        _with_help(each)
 
 
 def main() -> None:
@@ -337,8 +232,11 @@ def main() -> None:
 
     Of several processes the first to fail says why, since the others follow from it; a fault of our own is named by each.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a class name in Greek must not end a run on an ASCII terminal
+            stream.reconfigure(errors="backslashreplace")
     try:
-        app()
+        whole_command()(prog_name="distill")
     except KeyboardInterrupt:  # before training has begun, or for the second time: there is nothing to save
         sys.exit(130)
     except Exception as error:

@@ -22,6 +22,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"build", "journal", "saving", "summary"}),
     frozenset({"check", "judge", "prepare", "train"}),
     frozenset({"doctor", "init"}),
+    frozenset({"cli"}),
     frozenset({"__main__"}),
 )
 # Imports on one floor that are allowed: from a room, of a module or what is below it.

@@ -20,7 +20,7 @@ from typer.main import get_command
 
 from distill.__main__ import app
 from distill.console import Screen
-from distill.recipe import load_recipe, shipped_recipes
+from distill.recipe import load_recipe, shipped_files
 from distill.train import ALL_STOPPED, DONE, INTERRUPTED
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -93,7 +93,6 @@ def test_help_of_the_module_in_a_process_of_its_own() -> None:
 @pytest.mark.parametrize(
     ("typed", "says"),
     [
-        ([], "Commands"),
         (["train"], "Missing argument 'RECIPE'"),
         (["trian", "x"], "Did you mean 'train'?"),
         (["recipe", "chekc"], "Did you mean 'check'?"),
@@ -124,14 +123,24 @@ def test_show_prints_a_recipe_that_is_the_same_recipe(cli: Cli, tmp_path: Path) 
     assert yaml.safe_load(outcome.out)["train"]["budget"] == "3 epochs"
 
 
-def test_list_in_a_pipe_is_a_recipe_a_line(cli: Cli) -> None:
+def test_list_in_a_pipe_is_a_recipe_a_line_under_headings(cli: Cli) -> None:
     outcome = cli("recipe", "list")
     assert outcome.code == 0
-    heading, *lines = outcome.out.splitlines()
-    assert heading.split() == ["recipe", "what", "it", "is"]
-    assert [line.split()[0] for line in lines] == shipped_recipes()
+    lines = outcome.out.splitlines()
+    rows = [line.split(maxsplit=1) for line in lines if line.startswith("  ")]
+    assert sorted(name for name, _ in rows) == shipped_files()
     assert all(line == line.rstrip() for line in lines)
-    assert all(len(line.split(maxsplit=1)) == 2 for line in lines), "a recipe without a description"
+    assert lines[:3] == [
+        "Start here",
+        "  quickstart/teacher   The quickstart's teacher, trained on labels alone",
+        "  quickstart/students  Four students behind one teacher forward, on Fashion-MNIST",
+    ]
+    paper = outcome.out.partition("Rows of the paper's tables\n")[2].partition("\n\n")[0].splitlines()
+    tables = [int(found[1]) for line in paper if (found := re.search(r" Table (\d+)\w*: ", line))]
+    assert len(tables) == len(paper) - 2, "two of ours stand beside the paper's rows"
+    assert tables == sorted(tables)
+    headings = [line for line in lines if line and not line.startswith(" ")]
+    assert headings[-2:] == ["To extend: strategies", "To extend: parts"]
 
 
 def test_check_says_sound_and_what_is_not_here(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,7 +191,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
 
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr("distill.console.make_console", make_terminal)
-    monkeypatch.setattr("distill.__main__.make_console", make_terminal)
+    monkeypatch.setattr("distill.cli.recipes.make_console", make_terminal)
     return written
 
 
@@ -204,7 +213,7 @@ def test_list_on_a_narrow_terminal_gives_each_description_a_line(cli: Cli, termi
     assert cli("recipe", "list").code == 0
     lines = terminal.getvalue().splitlines()
     assert max(map(len, lines)) <= 80
-    assert [line for line in lines if not line.startswith(" ")][: len(shipped_recipes())] == shipped_recipes()
+    assert sorted(line.strip() for line in lines if re.match(r"  \w", line)) == shipped_files()
 
 
 def test_exit_code_when_every_student_stopped(cli: Cli, tiny_recipe: Any) -> None:

@@ -2,7 +2,15 @@
 
 from distill.recipe.duration import Duration, DurationValue
 from distill.recipe.identity import recipe_digest
-from distill.recipe.load import dump_recipe, find_recipe, load_recipe, read_recipe, recipes_dir, shipped_recipes
+from distill.recipe.load import (
+    dump_recipe,
+    find_recipe,
+    load_recipe,
+    read_recipe,
+    recipes_dir,
+    shipped_files,
+    shipped_recipes,
+)
 from distill.recipe.schema import Recipe
 
 __all__ = [
@@ -15,5 +23,6 @@ __all__ = [
     "read_recipe",
     "recipe_digest",
     "recipes_dir",
+    "shipped_files",
     "shipped_recipes",
 ]

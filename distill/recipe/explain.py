@@ -29,7 +29,19 @@ def explain(detail: Any, tree: Tree) -> str:
         key = f"{key}.{detail['ctx']['discriminator'].strip(chr(39))}"
     message = _message(detail)
     given = "" if isinstance(detail["input"], dict) or detail["type"] in _NOT_GIVEN else f", not {detail['input']!r}"
-    return f"{key}: {message}{given}" if key else message
+    return f"{key}: {message}{given}{_how_to_write(detail)}" if key else message
+
+
+def _how_to_write(detail: Any) -> str:
+    """What a value that YAML read as another type should look like."""
+    value = detail["input"]
+    if detail["type"] == "string_type" and isinstance(value, bool):
+        return ": YAML reads yes, no, on and off so: put the text in quotes"
+    if detail["type"] == "string_type" and isinstance(value, int | float):
+        return ": put the text in quotes"
+    if detail["type"] in ("int_type", "int_from_float") and isinstance(value, float) and value == int(value):
+        return f": write {int(value)}"
+    return ""
 
 
 # Where pydantic speaks of Python, and where the value given is no help.

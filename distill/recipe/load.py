@@ -33,7 +33,7 @@ def shipped_recipes() -> list[str]:
     return sorted(path.with_suffix("").as_posix() for path in paths if path.parts[0] not in _FRAGMENTS)
 
 
-def _shipped_files() -> list[str]:
+def shipped_files() -> list[str]:
     """Names of all files under recipes/: what `extends` takes."""
     return sorted(path.relative_to(recipes_dir()).with_suffix("").as_posix() for path in recipes_dir().rglob("*.yaml"))
 
@@ -54,12 +54,12 @@ def find_recipe(name: str) -> Path:
     ):
         if _is_file(candidate):
             return candidate
-    if path.is_dir():
+    if _exists(path) and path.is_dir():
         raise InputError(f"{name}: a folder without recipe.yaml, so no run; a recipe is a YAML file")
     if _exists(path):
         raise InputError(f"{name}: a pipe or a device; a recipe is a YAML file, which a run reads more than once")
     raise InputError(
-        f"no recipe {name!r}{nearest(name, shipped_recipes())}; 'distill recipe list' shows those that come with the package"
+        f"no recipe {name[:200]!r}{nearest(name[:200], shipped_recipes())}; 'distill recipe list' shows those that come with the package"
     )
 
 
@@ -146,7 +146,7 @@ def _find_base(base: str, path: Path) -> Path:
             return place
     raise InputError(
         f"{path}: extends {base!r}, and {own} {'is no plain file' if _exists(own) else 'does not exist'}, nor a shipped "
-        f"recipe of that name{nearest(base, _shipped_files())}"
+        f"recipe of that name{nearest(base, shipped_files())}"
     )
 
 

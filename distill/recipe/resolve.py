@@ -12,6 +12,7 @@ Tree = dict[str, Any]
 
 # What an inherited warm-up becomes that is not shorter than the budget. Strategies of the paper have 1.7 % (A2) to 6.7 % (B).
 WARMUP_SHARE = 0.05
+_LONG_WARMUP = 1 / 3  # of the budget: more than this is said
 
 
 class ShippedText(str):
@@ -144,12 +145,18 @@ def fit_warmups(tree: Tree) -> list[str]:
         A note for each change.
     """
     changes: dict[tuple[str, str, str, str], list[str]] = {}
+    advice: dict[tuple[str, str, str, str], list[str]] = {}
     for key, student, budget_key, budget in _schedules(tree):
         written = student["schedule"].get("warmup")
         if not isinstance(written, ShippedText) or budget is None:
             continue
         warmup = _duration(written)
-        if warmup is None or warmup.unit != budget.unit or warmup.amount < budget.amount:
+        if warmup is None or warmup.unit != budget.unit:
+            continue
+        if warmup.amount < budget.amount:
+            share = warmup.amount / budget.amount
+            if share > _LONG_WARMUP:
+                advice.setdefault((written, written.origin, f"{budget_key}, {budget}", f"{share:.0%}"), []).append(key)
             continue
         now = str(share_of(budget))
         student["schedule"] = {
@@ -161,6 +168,10 @@ def fit_warmups(tree: Tree) -> list[str]:
     return [
         f"{', '.join(keys)}: {written} of {origin} is not shorter than {budget}: shortened to {WARMUP_SHARE:.0%} of it, {now}"
         for (written, origin, budget, now), keys in changes.items()
+    ] + [
+        f"{', '.join(f'{key}.schedule.warmup' for key in keys)}: {written} of {origin} is {share} of {budget}; "
+        f"student.schedule.warmup='...' sets another"
+        for (written, origin, budget, share), keys in advice.items()
     ]
 
 

@@ -16,8 +16,9 @@ from distill.data.mixing import Mixing
 from distill.errors import InputError
 from distill.optim import resolve_schedule
 from distill.plan import make_plan
-from distill.recipe import Recipe, dump_recipe, load_recipe, recipe_digest
+from distill.recipe import Recipe, dump_recipe, load_recipe, read_recipe, recipe_digest
 from distill.recipe.keys import each_key
+from distill.recipe.objective import CE, KL, Objective
 from distill.recipe.resolve import merge
 from distill.recipe.text import MAX_DEPTH, TextError, dump, parse
 
@@ -247,3 +248,56 @@ def test_what_yaml_would_read_otherwise_is_refused(text: str, says: str) -> None
     with pytest.raises(TextError) as info:
         parse(text)
     assert says in str(info.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        (
+            "student.model=no",
+            "students.a.model: should be a valid string, not False: YAML reads yes, no, on and off so",
+        ),
+        ("name=1e5", "name: should be a valid string, not 100000.0: put the text in quotes"),
+        ("seed=1e3", "seed: should be a valid integer, not 1000.0: write 1000"),
+        ("train.batch_size_global=010", "line 1, column 1: 010: write 10"),
+        ("train.budget=1.5 iterations", "should be a whole number of iterations"),
+        (
+            "student.optimizer.lr=1e31",
+            "students.a.optimizer.lr: should be at most 1e+30, not 1e+31: weights are float32",
+        ),
+        ("data.augment.auto_augment=rand-m9-n99", "data.augment.auto_augment: section 'n99'"),
+        ("student.ema.decays=[0.9, 0.9]", "students.a.ema.decays: two decays are the same"),
+        ("students." + "x" * 200 + "={}", "String should have at most 100 characters"),
+        ("data.augment={crop: padded, padding: 17}", "data: augment.padding 17 is more than image_size 16"),
+    ],
+)
+def test_a_message_says_what_to_write(override: str, says: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as info:
+        load_recipe(write(tmp_path, BASE), [override])
+    assert says in str(info.value)
+
+
+def test_what_is_left_out_is_filled_in_and_said(tmp_path: Path) -> None:
+    path = tmp_path / "my.yaml"
+    path.write_text(
+        "data: {train: {kind: fashion_mnist, split: train}}\nteacher: {model: resnet18}\n"
+        "student: {model: cifar_resnet8}\ntrain: {budget: 40 epochs}\n"
+    )
+    recipe, notes = read_recipe(path)
+    assert (recipe.name, list(recipe.students), recipe.train.batch_size_global) == ("my", ["student"], 256)
+    student = recipe.at_stage(0).students["student"]
+    assert student.objective == Objective(hard=CE(loss="ce"), soft=KL(loss="kl"))
+    assert (student.optimizer.name, student.optimizer.lr, student.optimizer.weight_decay) == ("adamw", 5e-4, 0.05)
+    assert str(student.schedule.warmup) == "2 epochs"
+    assert [note.split(":")[0] for note in notes] == [
+        "students.student.objective",
+        "students.student.optimizer",
+        "students.student.optimizer.lr",
+    ]
+    # A rate that is written is the rate; an optimizer that is named stands as it is written.
+    assert load_recipe(path, ["student.optimizer.lr=2e-3"]).at_stage(0).students["student"].optimizer.lr == 2e-3
+    named = load_recipe(path, ["student.optimizer={name: sgd, lr: 0.1}", "teacher=null"]).students["student"]
+    assert (named.optimizer.weight_decay, str(named.schedule.warmup)) == (0.0, "0 iterations")
+    assert named.objective == Objective(hard=CE(loss="ce"))
+    with pytest.raises(InputError, match=r"students\.student\.optimizer\.lr: missing"):
+        load_recipe(path, ["student.optimizer={name: sgd}"])

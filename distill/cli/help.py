@@ -1,0 +1,109 @@
+"""The help of every command, in 80 columns: names that are never cut, no column of types, defaults where they say something."""
+
+import inspect
+import textwrap
+import types
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from rich.console import Console
+from rich.text import Text
+
+_WIDEST = 100  # longer lines are hard to read
+_NAMES = 26  # columns of an option and what it takes
+
+
+def show_help(command: Any, context: Any) -> None:
+    """Print the help of a command, or of a group of commands, on standard output."""
+    console = Console(highlight=False)
+    console = Console(
+        highlight=False, width=min(console.width, _WIDEST) if console.is_terminal else min(console.width, 80)
+    )
+    usage = " ".join(piece.strip("{}") if piece.isupper() else piece for piece in _usage(command, context))
+    _say(console, f"Usage: {usage}\n\n{inspect.cleandoc(command.help or '')}")
+    hints = get_type_hints(inspect.unwrap(command.callback)) if command.callback else {}
+    arguments, options = [], []
+    for parameter in command.get_params(context):
+        if parameter.param_type_name == "argument":
+            arguments.append((parameter.metavar or parameter.name.upper(), parameter.help or ""))
+        elif not parameter.hidden:
+            options.append((_spelled(parameter, hints.get(parameter.name, bool)), _meaning(parameter, hints)))
+    _rows(console, "Arguments", arguments)
+    _rows(console, "Options", options)
+    _rows(console, "Commands", [(name, _first_line(each)) for name, each in _commands(command) if not each.hidden])
+    if command.epilog:
+        _say(console, f"\n{inspect.cleandoc(command.epilog)}")
+
+
+def _usage(command: Any, context: Any) -> list[str]:
+    """The words of a command line, such as distill train RECIPE [KEY=VALUE]..."""
+    words = [context.command_path]
+    if any(parameter.param_type_name == "option" for parameter in command.params):
+        words.append("[OPTIONS]")
+    if _commands(command):
+        words.append("COMMAND")
+    for parameter in command.params:
+        if parameter.param_type_name == "argument":
+            name = parameter.metavar or parameter.name.upper()
+            name = name if parameter.required else f"[{name}]"
+            words.append(f"{name}..." if parameter.nargs == -1 else name)
+    return words
+
+
+def _commands(command: Any) -> list[tuple[str, Any]]:
+    return list(command.commands.items()) if hasattr(command, "commands") else []
+
+
+def _first_line(command: Any) -> str:
+    """What a command is for, in a line of a list."""
+    text = command.short_help or inspect.cleandoc(command.help or "").split("\n\n")[0]
+    return " ".join(text.split())
+
+
+def _spelled(parameter: Any, hint: Any) -> str:
+    """An option with what it takes: --batch-size N, --precision fp32|bf16|fp16, --json."""
+    names = ", ".join(sorted([*parameter.opts, *parameter.secondary_opts], key=lambda name: name.startswith("--")))
+    kind = _without_none(hint)
+    if parameter.is_flag or kind is bool:
+        return names
+    if parameter.metavar:
+        return f"{names} {parameter.metavar}"
+    if get_origin(kind) is Literal:
+        return f"{names} {'|'.join(map(str, get_args(kind)))}"
+    return f"{names} { {int: 'N', float: 'X', Path: 'PATH'}.get(kind, 'TEXT') }"
+
+
+def _without_none(hint: Any) -> Any:
+    if get_origin(hint) in (Union, types.UnionType):
+        return next(each for each in get_args(hint) if each is not type(None))
+    return hint
+
+
+def _meaning(parameter: Any, hints: dict[str, Any]) -> str:
+    default = parameter.default
+    plain = isinstance(default, str | int | float) and not isinstance(default, bool) and default != ""
+    return (
+        f"{parameter.help or ''} (default: {default})"
+        if plain and parameter.name in hints
+        else str(parameter.help or "")
+    )
+
+
+def _rows(console: Console, title: str, rows: list[tuple[str, str]]) -> None:
+    """A list of names, each with its meaning beside it, or below it where it is long."""
+    if not rows:
+        return
+    _say(console, f"\n{title}:")
+    width = min(max(len(name) for name, _ in rows), _NAMES)
+    for name, meaning in rows:
+        beside = len(name) <= width
+        if not beside:
+            _say(console, f"  {name}")
+        lines = textwrap.wrap(meaning, console.width - width - 4, break_on_hyphens=False) or [""]
+        for number, line in enumerate(lines):
+            first = name if beside and number == 0 else ""
+            _say(console, f"  {first:{width}}  {line}".rstrip())
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(Text(text), soft_wrap=True)
