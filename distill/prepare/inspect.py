@@ -14,13 +14,14 @@ from distill.data.label_sets import known_as
 from distill.data.lanes import default_block
 from distill.data.records import Source
 from distill.data.stream.source import StreamSource
-from distill.errors import InputError
+from distill.errors import InputError, printable
 from distill.prepare.look import Choice, Seen, bring, choose, kinds_of, look, measure_speed, pixels_of
 from distill.prepare.named import Named, as_options
 from distill.prepare.sheet import View, draw_sheet
 
 _FIRST_CLASSES = 5
 _NAMED_FAULTS = 5
+_LONGEST_NAME = 100
 _USUAL_PIXELS = ("RGB", "L")
 
 
@@ -148,11 +149,13 @@ def show(report: dict[str, Any], sheet: Path | None, view_of: str, *, as_json: b
     table.add_column(overflow="fold")
     for name, lines in _lines(report):
         for i, line in enumerate(lines):
-            table.add_row("" if i else name, line)
+            table.add_row("" if i else name, printable(line))
     if sheet is not None:
-        table.add_row("sheet", f"{sheet}, with the augmentation of {view_of}")
+        table.add_row("sheet", f"{printable(str(sheet))}, with the augmentation of {view_of}")
     console.print(
-        f"{report['source']}: {report['num_samples']:,} images ({report['kind']})", markup=False, soft_wrap=True
+        f"{printable(report['source'])}: {report['num_samples']:,} images ({report['kind']})",
+        markup=False,
+        soft_wrap=True,
     )
     show_table(console, table)
 
@@ -207,13 +210,21 @@ def _shard_lines(shards: dict[str, Any]) -> list[str]:
 def _class_lines(classes: dict[str, Any] | None) -> list[str]:
     if classes is None:
         return ["none: no labels"]
-    first = ", ".join(classes["first"]) + (", ..." if classes["count"] > len(classes["first"]) else "")
+    first = ", ".join(map(_name, classes["first"])) + (", ..." if classes["count"] > len(classes["first"]) else "")
     label_set = f" ({classes['label_set']})" if classes["label_set"] else ""
     lines = [f"{classes['count']:,}{label_set}: {first}"]
     if samples := classes["samples"]:
         empty = f"; {samples['empty_classes']:,} have none" if samples["empty_classes"] else ""
         lines.append(f"{_range(samples, '{:,}'.format, 'images each')}{empty}")
     return lines
+
+
+def _name(name: str) -> str:
+    """A class name in a list: in quotes where its ends, or that it is one name, would not be seen; cut where it is long."""
+    shown = printable(name)
+    if len(shown) > _LONGEST_NAME:
+        shown = f"{shown[:_LONGEST_NAME]}..."
+    return repr(shown) if not name or name != name.strip() or "," in name else shown
 
 
 def _range(spread: Mapping[str, Any], say: Callable[[Any], str], what: str) -> str:

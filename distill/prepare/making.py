@@ -8,7 +8,7 @@ from typing import BinaryIO
 import numpy as np
 
 from distill.data.records import Source, UnreadableShard, first_line
-from distill.data.stream.manifest import MANIFEST_FILE
+from distill.data.stream.manifest import MANIFEST_FILE, read_manifest
 from distill.errors import InputError
 from distill.prepare.container import READERS, Check, Sample, Writer, check_of
 from distill.prepare.named import OPTION, Sharded
@@ -58,6 +58,8 @@ def _found(job: Job, number: int) -> Done | None:
     """A shard that was finished before and is whole, or None."""
     name = job.plan.file(number)
     done = job.known.get(number) or read_state(job.out, name)
+    if done is None:  # perhaps since another process has closed the set meanwhile
+        done = known_shards(job.out, job.plan).get(number)
     if done is None:
         return None
     if done.num_samples:
@@ -65,6 +67,25 @@ def _found(job: Job, number: int) -> Done | None:
         if not path.is_file() or path.stat().st_size != done.size or sha256_of(path) != done.sha256:
             return None
     return Done(**(asdict(done) | {"was_there": True}))
+
+
+def known_shards(out: Path, plan: Plan) -> dict[int, Done]:
+    """What the manifest of a set that was finished says of its shards; nothing where there is none."""
+    try:
+        content = (out / MANIFEST_FILE).read_bytes()
+        manifest = read_manifest(content, str(out / MANIFEST_FILE))
+        labels = None if manifest.labels_file is None else np.load(out / manifest.labels_file)
+    except (OSError, ValueError):  # not there, or damaged: made again from what is in the state folder, or from nothing
+        return {}
+    numbers = {plan.file(i): i for i in range(plan.num_shards)}
+    if not {entry.file for entry in manifest.shards} <= numbers.keys():
+        return {}
+    known, start = {}, 0
+    for entry in manifest.shards:
+        part = None if labels is None else tuple(labels[start : start + entry.num_samples].tolist())
+        start += entry.num_samples
+        known[numbers[entry.file]] = Done(entry.num_samples, entry.size, entry.sha256, (), part)
+    return known
 
 
 def _written(job: Job, number: int) -> Done:

@@ -11,6 +11,7 @@ import numpy as np
 from distill.data.order import permute
 from distill.data.records import Source
 from distill.data.stream.localise import ListedShard
+from distill.data.stream.manifest import MANIFEST_FILE, read_manifest
 from distill.data.stream.source import StreamSource
 from distill.errors import InputError
 from distill.prepare.container import Container
@@ -120,19 +121,26 @@ def _shard_identity(shard: ListedShard) -> list[object]:
 
 
 def read_plan(out: Path) -> Plan | None:
-    """The plan that a folder was begun with.
+    """The plan that a folder was begun with: while shards are missing in a file of its own, then in the manifest.
 
     Raises:
         InputError: it is damaged.
     """
     path = out / STATE_FOLDER / PLAN_FILE
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        return Plan(**(record | {"asked": Asked(**record["asked"])}))
+        if path.is_file():
+            record = json.loads(path.read_text(encoding="utf-8"))
+        else:
+            path = out / MANIFEST_FILE
+            content = path.read_bytes()
+            if b'"shards"' not in content:  # another program's
+                return None
+            record = read_manifest(content, str(path)).plan
+        return None if record is None else Plan(**(record | {"asked": Asked(**record["asked"])}))
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: damaged: remove the folder {out}, and write it again") from error
+        raise InputError(f"{path}: damaged: write into another folder, or remove {out} and write it again") from error
 
 
 def keep_plan(out: Path, plan: Plan) -> Plan:

@@ -9,6 +9,8 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,7 @@ from distill.data.records import Source
 from distill.data.stream.manifest import MANIFEST_FILE, Manifest, ShardEntry, read_manifest, write_manifest
 from distill.errors import InputError
 from distill.prepare.container import parquet_schema, parquet_writer, write_tar
-from distill.prepare.making import Job, converted, make
+from distill.prepare.making import Job, converted, known_shards, make
 from distill.prepare.named import OPTION, Named, Sharded
 from distill.prepare.plan import (
     PLAN_FILE,
@@ -35,7 +37,6 @@ from distill.prepare.progress import Progress
 from distill.prepare.records import Conversion, Stored
 from distill.prepare.storage import (
     STATE_FOLDER,
-    Done,
     explained,
     read_state,
     remove_leftovers,
@@ -70,7 +71,7 @@ def shard(named: Named, out: Path, asked: Asked, *, skip: bool, num_workers: int
         plan = _agreed_plan(named, out, asked, convert, skip)
         classes = tuple(source.classes) if asked.labelled else None
         write = write_tar if asked.container == "tar" else parquet_writer(parquet_schema(classes))
-        known = _known(out, plan)
+        known = known_shards(out, plan)
         job = Job(source, plan, out, convert, write, skip, known)
         mine = rank.share(plan.num_shards)
         remove_leftovers(out, {LABELS_FILE, MANIFEST_FILE, PLAN_FILE, _MARKER, *(plan.file(i) for i in mine)})
@@ -171,25 +172,6 @@ def _spread(start: int, size: int) -> np.ndarray:
     return start + np.linspace(0, size - 1, min(size, _LOOKED_AT)).astype(np.int64)
 
 
-def _known(out: Path, plan: Plan) -> dict[int, Done]:
-    """What the manifest of a set that was finished says of its shards; nothing where there is none."""
-    try:
-        content = (out / MANIFEST_FILE).read_bytes()
-        manifest = read_manifest(content, str(out / MANIFEST_FILE))
-        labels = None if manifest.labels_file is None else np.load(out / manifest.labels_file)
-    except (OSError, ValueError):  # not there, or damaged: made again from what is in the state folder, or from nothing
-        return {}
-    numbers = {plan.file(i): i for i in range(plan.num_shards)}
-    if not {entry.file for entry in manifest.shards} <= numbers.keys():
-        return {}
-    known, start = {}, 0
-    for entry in manifest.shards:
-        part = None if labels is None else tuple(labels[start : start + entry.num_samples].tolist())
-        start += entry.num_samples
-        known[numbers[entry.file]] = Done(entry.num_samples, entry.size, entry.sha256, (), part)
-    return known
-
-
 # ---- after the last shard --------------------------------------------------------------------------------------------
 
 
@@ -197,9 +179,12 @@ def _close(job: Job, made_from: str, classes: tuple[str, ...] | None) -> Manifes
     """Write labels and manifest if every shard is there. Two processes that both find it so write the same."""
     # On NFS a folder's listing may be old; a change that this process makes there brings a new one.
     marker = job.out / STATE_FOLDER / tmp_name(_MARKER)
-    marker.touch()
-    marker.unlink()
-    os.listdir(marker.parent)
+    try:
+        marker.touch()
+        marker.unlink()
+        os.listdir(marker.parent)
+    except FileNotFoundError:  # nothing was left to do, or another process has just closed
+        return _closed_by_another(job)
     done = []
     for number in range(job.plan.num_shards):
         each = read_state(job.out, job.plan.file(number)) or job.known.get(number)
@@ -227,11 +212,20 @@ def _close(job: Job, made_from: str, classes: tuple[str, ...] | None) -> Manifes
         resize=job.plan.asked.resize,
         made_from=made_from,
         num_skipped=num_skipped,
+        plan=asdict(job.plan),
     )
     write_manifest(job.out, manifest)
+    _remove_state(job)
+    return manifest
+
+
+def _remove_state(job: Job) -> None:
+    """What the manifest says from now on; the folder stays while another process writes in it."""
     for number in range(job.plan.num_shards):
         state_file(job.out, job.plan.file(number)).unlink(missing_ok=True)
-    return manifest
+    (job.out / STATE_FOLDER / PLAN_FILE).unlink(missing_ok=True)
+    with suppress(OSError):
+        (job.out / STATE_FOLDER).rmdir()
 
 
 def _closed_by_another(job: Job) -> Manifest | None:

@@ -12,7 +12,7 @@ from distill.data.augment import TrainTransform, sample_key
 from distill.data.decode import UnreadableImage, read_image
 from distill.data.label_sets import words_of
 from distill.data.records import Source
-from distill.errors import InputError
+from distill.errors import InputError, printable
 from distill.models.build import config
 from distill.models.pixels import Pixels
 from distill.prepare.named import in_stage
@@ -128,9 +128,9 @@ def draw_sheet(source: Source, indices: Sequence[int], view: View, seed: int, ti
     sheet = Image.new("RGB", (width * PAIRS_IN_A_ROW + _MARGIN, top + height * num_rows), "white")
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(_FONT)
-    draw.text((_MARGIN, 4), title, "black", font)
+    draw.text((_MARGIN, 4), printable(title), "black", font)
     columns = f"in each pair: left the student, {view.image_size} px; right the teacher, {view.teacher_size} px ({view.teacher_of})"
-    draw.text((_MARGIN, 4 + _LABEL), f"augmentation of {view.augment_of}; {columns}", "black", font)
+    draw.text((_MARGIN, 4 + _LABEL), printable(f"augmentation of {view.augment_of}; {columns}"), "black", font)
     for i, (index, student, teacher) in enumerate(pairs):
         row, column = divmod(i, PAIRS_IN_A_ROW)
         x, y = _MARGIN + column * width, top + row * height
@@ -149,13 +149,14 @@ def _label(source: Source, index: int) -> str:
     if not source.classes:
         return f"{index}"
     name = source.classes[int(source.labels[np.array([index])][0])]
-    return f"{index}: {words_of(name)}"
+    return f"{index}: {printable(words_of(name))}"
 
 
 def _fitting(
     text: str, draw: ImageDraw.ImageDraw, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int
 ) -> str:
     """A text cut to `width` pixels."""
+    text = text[:width]  # no letter is narrower than a pixel, and a name may have a million
     if draw.textlength(text, font) <= width:
         return text
     while text and draw.textlength(f"{text}...", font) > width:

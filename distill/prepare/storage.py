@@ -42,6 +42,7 @@ def state_file(out: Path, name: str) -> Path:
 def keep_state(out: Path, name: str, done: Done) -> None:
     """Say that a shard is there."""
     text = json.dumps(asdict(done))
+    state_file(out, name).parent.mkdir(parents=True, exist_ok=True)
     replace(state_file(out, name), lambda file: file.write(text.encode()))
 
 

@@ -18,11 +18,13 @@ from cutting import FORK, cut, files, inodes
 from distill.data.sources import open_source
 from distill.data.stream.manifest import MANIFEST_FILE, read_manifest, write_manifest
 from distill.errors import InputError
-from distill.prepare.named import Named
-from distill.prepare.plan import Asked
+from distill.prepare.container import write_tar
+from distill.prepare.making import Job, make
+from distill.prepare.named import Named, open_named
+from distill.prepare.plan import Asked, read_plan
 from distill.prepare.processes import Rank, runs
 from distill.prepare.records import Conversion
-from distill.prepare.shard import _agreed_plan
+from distill.prepare.shard import _agreed_plan, _close
 from distill.prepare.storage import STATE_FOLDER
 from distill.recipe import schema
 
@@ -117,14 +119,38 @@ def test_a_finished_set_that_cannot_be_made_again_is_said(whole: Path, photos: P
         cut(photos, out)
 
 
-@pytest.mark.parametrize("name", ["labels.npy", MANIFEST_FILE])
-def test_a_damaged_manifest_or_label_file_is_written_again(
-    name: str, whole: Path, photos: Path, tmp_path: Path
-) -> None:
+def test_a_damaged_label_file_is_written_again(whole: Path, photos: Path, tmp_path: Path) -> None:
     shutil.copytree(whole, tmp_path / "out")
-    (tmp_path / "out" / name).write_bytes(b"nothing")
+    (tmp_path / "out" / "labels.npy").write_bytes(b"nothing")
     assert cut(photos, tmp_path / "out") is not None
     assert files(tmp_path / "out") == files(whole)
+
+
+def test_a_damaged_manifest_is_said_and_nothing_is_written(whole: Path, photos: Path, tmp_path: Path) -> None:
+    """It alone says what the shards were made with."""
+    shutil.copytree(whole, tmp_path / "out")
+    manifest = tmp_path / "out" / MANIFEST_FILE
+    for content in (manifest.read_bytes()[:-9], b"{}"):
+        manifest.write_bytes(content)
+        before = files(tmp_path / "out")
+        with pytest.raises(InputError, match=r"manifest\.json: damaged: write into another|holds files that distill"):
+            cut(photos, tmp_path / "out")
+        assert files(tmp_path / "out") == before
+
+
+def test_a_process_that_is_late_finds_the_set_closed(whole: Path, photos: Path, tmp_path: Path) -> None:
+    """Its shards are there, and the working folder is gone since it began."""
+    shutil.copytree(whole, tmp_path / "out")
+    before = inodes(tmp_path / "out")
+    named = open_named(str(photos))
+    plan = read_plan(tmp_path / "out")
+    assert plan is not None
+    job = Job(named.source, plan, tmp_path / "out", Conversion(), write_tar, False, {})
+    assert all(make(job, number).was_there for number in range(plan.num_shards))
+    manifest = _close(job, str(photos), named.source.classes)
+    assert manifest is not None
+    assert manifest.num_samples == 60
+    assert inodes(tmp_path / "out") == before
 
 
 def test_a_whole_set_is_left_as_it_is(

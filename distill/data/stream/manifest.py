@@ -31,6 +31,7 @@ class Manifest:
 
     `classes`: None where samples have no labels. `labels_file`: int32 [N] in NumPy's format, None without labels. `resize`: pixels that
     the shorter side was brought down to. `made_from`: the source, for people. `num_skipped`: unreadable images that were left out.
+    `plan`: what the same command is held to, as `distill data shard` writes and reads it; None in a manifest without one.
     """
 
     container: Literal["tar", "parquet"]
@@ -41,6 +42,7 @@ class Manifest:
     resize: int | None
     made_from: str
     num_skipped: int = 0
+    plan: dict[str, Any] | None = None
 
     @property
     def num_samples(self) -> int:
@@ -77,6 +79,7 @@ def manifest_text(manifest: Manifest) -> str:
         "num_skipped": manifest.num_skipped,
         "resize": manifest.resize,
         "made_from": manifest.made_from,
+        **({} if manifest.plan is None else {"plan": manifest.plan}),
         "classes": None if manifest.classes is None else list(manifest.classes),
         "labels": labels,
         "shards": [
@@ -117,12 +120,7 @@ def read_manifest(content: bytes, where: str) -> Manifest:
         raise InputError(f"{where}: damaged, its content is not what its sha256 says: {_MEND}")
     try:
         return _unpacked(record)
-    except (
-        KeyError,
-        TypeError,
-        ValueError,
-        OverflowError,
-    ) as error:  # sealed, and yet not ours: written by something else
+    except (KeyError, TypeError, ValueError, OverflowError) as error:  # sealed, and yet not ours
         raise InputError(f"{where}: damaged ({type(error).__name__}: {first_line(error)}): {_MEND}") from error
 
 
@@ -140,6 +138,7 @@ def _unpacked(record: dict[str, Any]) -> Manifest:
         resize=None if record["resize"] is None else int(record["resize"]),
         made_from=str(record["made_from"]),
         num_skipped=int(record["num_skipped"]),
+        plan=record.get("plan"),
     )
     if manifest.container not in ("tar", "parquet"):
         raise ValueError(f"container {manifest.container!r}")
