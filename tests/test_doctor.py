@@ -314,12 +314,14 @@ def test_kept_activations_are_those_that_autograd_keeps(
     assert working.at(16) >= kept.at(16)
 
 
+@pytest.mark.filterwarnings("ignore:TF32")
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_peak_is_that_of_the_allocator(
     precision: str, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a transformer: inside convolutions the CPU's kernels allocate for themselves, which no count of tensors sees."""
+    """Of a transformer without oneDNN: inside its products in bf16, as inside convolutions, kernels of the CPU allocate for themselves,
+    which no count of tensors sees: nothing with AVX2, 6 % with AVX-512, 1 % where AVX-512 has bf16."""
 
     def build() -> nn.Module:
         model = timm.create_model("vit_tiny_patch16_224", num_classes=10, img_size=64, depth=4).train()
@@ -329,7 +331,10 @@ def test_the_peak_is_that_of_the_allocator(
     model, images = build(), torch.rand(16, 3, 64, 64)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+    with (
+        torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler,
+        torch.backends.mkldnn.flags(enabled=False),
+    ):
         with autocast(precision):
             logits = model(images)
         logits.float().log_softmax(-1).sum().backward()
@@ -339,7 +344,7 @@ def test_the_peak_is_that_of_the_allocator(
         model = build()
     with as_on_the_cpu(monkeypatch), fake(model):
         _, _, working = training_pass(model, 64, precision, checkpointing=checkpointing)
-    assert working.at(16) == pytest.approx(peak, rel=0.05)
+    assert working.at(16) == pytest.approx(peak, rel=0.03)
 
 
 def test_on_cuda_autocast_keeps_norms_in_float32() -> None:
