@@ -89,7 +89,10 @@ def setting_problems(recipe: Recipe) -> list[str]:
     }
     if any(uses.values()) and importlib.util.find_spec("deepspeed") is None:
         keys = " and ".join(key for key, used in uses.items() if used)
-        problems.append(f"{keys}: the package deepspeed is not installed: pip install deepspeed, or shard nothing")
+        problems.append(
+            f"{keys}: the package deepspeed is not installed: pip install 'vanillakd[deepspeed]', or set "
+            "train.zero_stage: 0 and teacher.placement: replicated"
+        )
     return problems
 
 

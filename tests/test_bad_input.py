@@ -8,6 +8,7 @@ import os
 import pickle
 import shutil
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,21 @@ def test_bad_input_is_one_clear_message(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "wandb" else find_spec(name, *a))
     refused(cli(*case.command), *case.says)
     assert not (place / "out").exists(), "training had begun before the input was refused"
+
+
+@pytest.mark.parametrize("start", [["train"], ["recipe", "check"]], ids=str)
+def test_zero_without_deepspeed_says_what_to_install(
+    start: list[str], cli: Cli, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "deepspeed", None)  # as where it is not installed
+    sharded = "teacher={model: test_vit, weights: random, placement: zero3}"
+    outcome = cli(*start, *train("train.zero_stage=1", sharded)[1:])
+    refused(
+        outcome,
+        "train.zero_stage and teacher.placement: the package deepspeed is not installed",
+        "pip install 'vanillakd[deepspeed]', or set train.zero_stage: 0",
+    )
+    assert not (place / "out").exists()
 
 
 # ---- what only training can know -------------------------------------------------------------------------------------
