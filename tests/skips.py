@@ -4,6 +4,7 @@ A pytest plugin, registered by conftest.py where the variable CI is set. Whoever
 """
 
 import re
+from typing import Any
 
 import pytest
 
@@ -42,7 +43,7 @@ class _Skips:
         if self._unexpected and exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
-    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         for skip in self._unexpected:
             terminalreporter.write_line(f"SKIPPED IN CI {skip}", red=True)
         if self._unexpected:
