@@ -1,7 +1,8 @@
 # One door for people and for CI. `make` alone lists what there is.
 
 PYTHON ?= python3
-EXTRAS ?= dev
+# deepspeed is one of the packages that this project drives, so the tests of ZeRO run everywhere.
+EXTRAS ?= dev,deepspeed
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(EXTRAS)
@@ -12,7 +13,7 @@ UV := $(BIN)/uv pip install --python $(BIN)/python
 
 help:  ## list the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo "  PYTHON=python3.12 picks the interpreter, EXTRAS=dev,deepspeed what is installed beside the package."
+	@echo "  PYTHON=python3.12 picks the interpreter, EXTRAS=dev leaves out what is installed beside the package, here DeepSpeed."
 
 setup: $(STAMP)  ## create .venv with the pinned versions; installs again when pyproject.toml or constraints.txt change
 

@@ -71,7 +71,7 @@ def look_at(folder: Path) -> FolderFacts:
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
         raise InputError(f"{folder}: {what}: give a folder of images, one folder a class")
-    root = Path(os.path.abspath(folder))
+    root = folder.resolve()
     try:
         str(root).encode()
     except UnicodeEncodeError:
@@ -92,12 +92,13 @@ def look_at(folder: Path) -> FolderFacts:
 
 
 def _open(spec: dict[str, Any], root: Path, key: str) -> Source:
-    if spec["kind"] == "stream":
+    source = open_source(schema.Data.model_validate({"train": spec}).train, root, key)
+    if not isinstance(source.labels, np.ndarray) or not source.classes:
         raise InputError(
-            f"{root}: holds shards, of which no part can be held out for evaluation: start from a shipped recipe "
-            "(kind: stream, with data.eval), or give a folder with a folder a class, or a table"
+            f"{root / spec['path']}: shards say their labels only as they are read, so nothing here can count its "
+            "classes: write the recipe by hand (kind: stream), or give a folder with a folder a class"
         )
-    return open_source(schema.Data.model_validate({"train": spec}).train, root, key)
+    return source
 
 
 def _layout(root: Path) -> tuple[dict[str, Any], dict[str, Any] | None, tuple[str, ...]]:
