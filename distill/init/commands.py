@@ -46,7 +46,7 @@ def init(
     from distill.console import make_console
     from distill.init.draft import Asked, default_image_size, draft_recipe, write_draft
     from distill.init.folder import look_at
-    from distill.init.teacher import look_at_teacher, wants_model
+    from distill.init.teacher import look_at_teacher, says_nothing
 
     if not 0 < holdout < 1:
         raise InputError(f"--holdout {holdout}: should be above 0 and below 1, such as 0.2")
@@ -70,7 +70,7 @@ def init(
         )
     found = None
     if teacher:
-        if asks and wants_model(teacher):
+        if asks and says_nothing(teacher):
             teacher_model = teacher_model or typer.prompt("timm name of the teacher's model")
             teacher_image_size = teacher_image_size or typer.prompt("Pixels it was trained at", type=int)
         found = look_at_teacher(
@@ -81,8 +81,10 @@ def init(
             class_file=teacher_classes,
         )
         say(
-            f"teacher: {teacher}, {found.parameters / 1e6:.1f} M parameters, sees {found.image_size} pixels ({found.why_size})"
+            f"teacher: {teacher}, {found.parameters / 1e6:.1f} M parameters, sees {found.view.image_size} pixels ({found.why_size})"
         )
+        for note in found.notes:
+            say(f"note: {note}")
         if found.classes:
             say(f"note: {found.classes}; --teacher-classes FILE says it")
     if asks:

@@ -48,7 +48,7 @@ class Draft:
 def default_image_size(folder: FolderFacts, teacher: TeacherFacts | None) -> int:
     """What the teacher sees, or the size of the images in steps of 32, at most 224."""
     if teacher is not None:
-        return teacher.image_size
+        return teacher.view.image_size
     return min(_LARGEST_SIZE, max(_SIZE_STEP, _SIZE_STEP * round(folder.shorter_side / _SIZE_STEP)))
 
 
@@ -132,12 +132,8 @@ def _data(
         why = f"the images' shorter side is {folder.shorter_side} pixels in the middle"
     lines.append(Line("data.image_size", image_size, why))
     if teacher is not None:
-        lines += [
-            Line(
-                "data.eval_view.crop_fraction", teacher.crop_fraction, "the teacher's, so that its accuracy is its own"
-            ),
-            Line("data.eval_view.interpolation", teacher.interpolation, "likewise"),
-        ]
+        view = {key: getattr(teacher.view, key) for key in ("crop_fraction", "crop_mode", "interpolation")}
+        lines.append(Line("data.eval_view", view, "the teacher's"))
     return lines
 
 
@@ -170,6 +166,8 @@ def write_draft(draft: Draft, file: Path, force: bool) -> None:
     Raises:
         InputError: the file is there and `force` is not set; what check or the start of a run find.
     """
+    if file.is_dir():
+        raise InputError(f"--output {file}: is a folder: name the file in it")
     if file.exists() and not force:
         raise InputError(f"{file}: is there already: name another with --output, or overwrite it with --force")
     if not file.parent.is_dir():

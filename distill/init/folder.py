@@ -71,7 +71,7 @@ def look_at(folder: Path) -> FolderFacts:
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
         raise InputError(f"{folder}: {what}: give a folder of images, one folder a class")
-    root = folder.resolve()
+    root = Path(os.path.abspath(folder))
     try:
         str(root).encode()
     except UnicodeEncodeError:
@@ -92,13 +92,12 @@ def look_at(folder: Path) -> FolderFacts:
 
 
 def _open(spec: dict[str, Any], root: Path, key: str) -> Source:
-    source = open_source(schema.Data.model_validate({"train": spec}).train, root, key)
-    if not isinstance(source.labels, np.ndarray) or not source.classes:
+    if spec["kind"] == "stream":
         raise InputError(
-            f"{root / spec['path']}: shards say their labels only as they are read, so nothing here can count its "
-            "classes: write the recipe by hand (kind: stream), or give a folder with a folder a class"
+            f"{root}: holds shards, of which no part can be held out for evaluation: start from a shipped recipe "
+            "(kind: stream, with data.eval), or give a folder with a folder a class, or a table"
         )
-    return source
+    return open_source(schema.Data.model_validate({"train": spec}).train, root, key)
 
 
 def _layout(root: Path) -> tuple[dict[str, Any], dict[str, Any] | None, tuple[str, ...]]:

@@ -1,44 +1,47 @@
 """What a teacher is: its model, its weights, and what it sees."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from distill.errors import InputError, nearest
-from distill.models.build import config
+from distill.models.build import config, is_timm_config, takes_image_size
+from distill.models.origin import CONFIG_FILE, origin_of_file
 from distill.models.teacher import build_teacher
+from distill.models.view import ModelView
 from distill.recipe import schema
 
-# Of models that take any size and whose weights say none; a file of weights needs --teacher-image-size here.
+# What a model is tried at that is built for one size: its weights say which.
 _USUAL_SIZE = 224
 
 
 @dataclass(frozen=True)
 class TeacherFacts:
-    """A teacher as a recipe names it, and what its config says.
+    """A teacher as a recipe names it, and what it sees.
 
     Attributes:
         spec: the recipe's `teacher`.
         parameters: how many.
-        image_size: pixels that it sees.
-        crop_fraction, interpolation: of its evaluation view.
+        view: what it sees.
         why_size: where its size comes from.
-        classes: how its classes were matched with those of the data; empty where it names them itself.
+        classes: what its class order rests on; empty where it names its classes.
+        notes: what was adapted when its weights were loaded.
     """
 
     spec: dict[str, Any]
     parameters: int
-    image_size: int
-    crop_fraction: float
-    interpolation: str
+    view: ModelView
     why_size: str
     classes: str
+    notes: tuple[str, ...]
 
 
-def wants_model(teacher: str) -> bool:
-    """Whether a teacher is a file of weights, which names neither its architecture nor its size."""
-    return Path(teacher).expanduser().is_file()
+def says_nothing(teacher: str) -> bool:
+    """Whether a teacher is a file of weights without a config beside it, so that model and size must be asked for."""
+    path = Path(teacher).expanduser()
+    return path.is_file() and not is_timm_config(path.parent / CONFIG_FILE)
 
 
 def look_at_teacher(
@@ -63,18 +66,10 @@ def look_at_teacher(
     path = Path(teacher).expanduser()
     spec: dict[str, Any] = {"weights": "pretrained"}
     if path.exists():
-        spec["weights"] = str(path.resolve())
+        # Not resolved: behind a link, as in the cache of the Hub, no config.json lies beside the file.
+        spec["weights"] = os.path.abspath(path)
         if path.is_file():
-            if model is None:
-                raise InputError(
-                    f"--teacher {teacher}: a file of weights does not name its architecture: give --teacher-model "
-                    "and its timm name"
-                )
-            if image_size is None:
-                raise InputError(
-                    f"--teacher {teacher}: a file of weights does not say how large its images were, and at another "
-                    "size it answers wrongly: give --teacher-image-size and the pixels it was trained at"
-                )
+            _refuse_unsaid_size(path, model, image_size)
     else:
         _refuse_unknown(teacher)
         spec["model"] = teacher
@@ -85,24 +80,34 @@ def look_at_teacher(
     if image_size is not None:
         spec["image_size"] = image_size
     if class_file is not None:
-        spec["classes"] = str(Path(class_file).expanduser().resolve()) if Path(class_file).exists() else class_file
+        file = Path(class_file).expanduser()
+        spec["classes"] = os.path.abspath(file) if file.exists() else class_file
     built = build_teacher(
         schema.Teacher.model_validate(spec),
         classes=classes,
         root=Path(),
         device="cpu",
-        data_image_size=image_size or _USUAL_SIZE,
+        data_image_size=_USUAL_SIZE,
     )
-    view = built.view
+    assumed = built.match is not None and built.match.how in ("numbers", "order")
     return TeacherFacts(
         spec={key: spec[key] for key in ("model", "weights", "image_size", "classes") if key in spec},
         parameters=sum(parameter.numel() for parameter in built.net.parameters()),
-        image_size=view.image_size,
-        crop_fraction=view.crop_fraction,
-        interpolation=view.interpolation,
-        why_size="--teacher-image-size" if image_size else "its config",
-        classes=built.match.describe() if built.match and built.match.how in ("numbers", "order") else "",
+        view=built.view,
+        why_size="--teacher-image-size" if image_size else built.view.sources["image_size"],
+        classes=built.match.describe() if built.match and assumed else "",
+        notes=built.notes,
     )
+
+
+def _refuse_unsaid_size(path: Path, model: str | None, image_size: int | None) -> None:
+    """Raises InputError where nothing says the architecture of weights, or the size of images they were trained at."""
+    origin = origin_of_file(path, model, "--teacher-model")
+    if origin.assumed and image_size is None and not takes_image_size(origin.name, {}):
+        raise InputError(
+            f"--teacher {path}: a file of weights does not say how large its images were, and at another size it "
+            "answers wrongly: give --teacher-image-size and the pixels it was trained at"
+        )
 
 
 def _refuse_unknown(teacher: str) -> None:

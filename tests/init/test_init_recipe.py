@@ -1,6 +1,7 @@
 """What distill init writes: for each layout, with and without a teacher, and what it refuses."""
 
 import io
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -87,8 +88,28 @@ def test_the_teacher_says_what_everybody_sees(cli: Cli, photos: Path, teacher: P
     tree = written(cli, photos, *flags)
     assert tree["teacher"] == {"model": MODEL, "weights": str(teacher), "image_size": SIZE}
     assert tree["data"]["image_size"] == SIZE
-    assert tree["data"]["eval_view"] == {"crop_fraction": 0.95, "interpolation": "bilinear"}  # timm's, of test_resnet
+    assert tree["data"]["eval_view"] == {"crop_fraction": 0.95, "crop_mode": "center", "interpolation": "bilinear"}
     assert tree["student"]["objective"].keys() == {"hard", "soft"}
+
+
+def test_a_config_beside_the_weights_says_model_and_size(cli: Cli, photos: Path, teacher: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "export/weights.pth"
+    weights.parent.mkdir()
+    weights.symlink_to(teacher)
+    pretrained = {
+        "input_size": [3, 80, 80],
+        "mean": [0.5] * 3,
+        "std": [0.5] * 3,
+        "crop_pct": 1.0,
+        "crop_mode": "squash",
+    }
+    config = {"architecture": MODEL, "num_classes": 6, "label_names": list(CLASSES), "pretrained_cfg": pretrained}
+    (tmp_path / "export/config.json").write_text(json.dumps(config))
+    outcome = cli("init", photos, "--teacher", weights, "--student", "test_efficientnet", "--yes")
+    assert outcome.code == 0, outcome.err
+    assert "ASSUMED" not in outcome.out
+    recipe = load_recipe("photos.yaml")
+    assert (recipe.data.image_size, recipe.data.eval_view.crop_mode) == (80, "squash")
 
 
 def test_nothing_is_overwritten_and_a_run_is_not_joined(cli: Cli, tmp_path: Path) -> None:
