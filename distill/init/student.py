@@ -57,15 +57,15 @@ def _weights_of(name: str) -> tuple[bool, str]:
     repository = known.get("hf_hub_id")
     if not repository:
         if known.get("url") or known.get("file"):
-            return True, "it starts from the weights that timm has of it"
-        return False, "timm has no weights of it, so it starts from nothing"
+            return True, "from the weights that timm has of it"
+        return False, "from nothing: timm has no weights of it"
     files = [known["hf_hub_filename"]] if known.get("hf_hub_filename") else list(_WEIGHT_FILES)
     if any(isinstance(try_to_load_from_cache(repository, file), str) for file in files):
-        return True, "it starts from its ImageNet weights, which are in this machine's cache"
+        return True, "from its ImageNet weights, which are in this machine's cache"
     if constants.HF_HUB_OFFLINE:
-        return False, "it starts from nothing: HF_HUB_OFFLINE is set and its weights are not in the cache"
+        return False, "from nothing: HF_HUB_OFFLINE is set, and its weights are not in the cache; else: pretrained"
     try:
         get_hf_file_metadata(hf_hub_url(repository, files[0]), timeout=_REACH_S)
     except Exception as error:  # no network, a proxy that refuses, no such file
-        return False, f"it starts from nothing: its weights could not be reached ({type(error).__name__})"
-    return True, "it starts from its ImageNet weights, fetched once"
+        return False, f"from nothing: no way to its weights ({type(error).__name__}); with network: pretrained"
+    return True, "from its ImageNet weights, fetched once"
