@@ -204,14 +204,14 @@ def truncate_jsonl(path: Path, step: int) -> int:
     if not path.exists():
         return 0
     try:
-        text = path.read_text(errors="replace")
+        text = path.read_text(encoding="utf-8", errors="replace")
         lines = text.splitlines()
         kept = [line for line in lines if _belongs(line, step)]
         content = "".join(f"{line}\n" for line in kept)
         if content == text:
             return 0
         tmp = path.with_name(f"{_TMP}{path.name}-{os.getpid()}")
-        with tmp.open("w") as file:
+        with tmp.open("w", encoding="utf-8") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

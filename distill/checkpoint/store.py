@@ -104,7 +104,7 @@ def save(
         for stem, group in tensors.items():
             save_file(storable(group), folder / f"{stem}{_TENSORS}", metadata={"format": "pt"})
         (folder / "state.json").write_text(json.dumps(values, indent=1))
-        (folder / "recipe.yaml").write_text(recipe_text)
+        (folder / "recipe.yaml").write_text(recipe_text, encoding="utf-8")
         manifest = {
             "format": FORMAT,
             "step": state.step,
@@ -197,7 +197,7 @@ def load(path: Path, *, verify: bool = True) -> Checkpoint:
         path=path,
         state=TrainState(step=manifest["step"], images_seen=manifest["images_seen"]),
         values=json.loads((path / "state.json").read_text()),
-        recipe_text=(path / "recipe.yaml").read_text(),
+        recipe_text=(path / "recipe.yaml").read_text(encoding="utf-8"),
         manifest=manifest,
     )
 

@@ -15,7 +15,7 @@ def apply_overrides(tree: Tree, overrides: Iterable[str]) -> Tree:
     Raises:
         InputError: no "=", an empty key, a value that is not YAML, or one that no stage would follow, since each says it for itself.
     """
-    for override in overrides:
+    for override in map(_in_utf8, overrides):
         before = tree
         key, equals, text = override.partition("=")
         if not equals or not all(key.split(".")):
@@ -53,6 +53,14 @@ def apply_overrides(tree: Tree, overrides: Iterable[str]) -> Tree:
             tree = merge(tree, _nested(parts, value))
         _refuse_without_effect(before, tree, override, parts, value)
     return tree
+
+
+def _in_utf8(word: str) -> str:
+    """A word of the command line, read as UTF-8 where an ASCII locale has left its bytes undecoded."""
+    try:
+        return word.encode("utf-8", "surrogateescape").decode("utf-8")
+    except UnicodeError:
+        return word  # refused as YAML
 
 
 def _refuse_without_effect(before: Tree, after: Tree, override: str, parts: list[str], value: Any) -> None:

@@ -159,6 +159,11 @@ def test_a_recipe_with_a_byte_order_mark(encoding: str, tmp_path: Path) -> None:
     assert load_recipe(tmp_path / "a.yaml").description == "Größe"
 
 
+def test_an_override_whose_bytes_an_ascii_locale_left_undecoded() -> None:
+    word = "description=Größe".encode().decode("ascii", "surrogateescape")
+    assert load_recipe("quickstart/teacher", [word]).description == "Größe"
+
+
 def test_a_letter_that_a_locale_lacks_is_no_traceback() -> None:
     error = UnicodeEncodeError("ascii", "Größe", 2, 3, "ordinal not in range(128)")
     message, code = explained(error) or ("", 0)
