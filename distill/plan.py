@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,10 @@ from distill.recipe import DurationValue, Recipe, schema
 from distill.rng import hash64
 
 _MOST_STEPS = 10**10  # longer than any machine lasts; step x batch stays far below 2^63
+
+
+# What `Plan.inputs` says of contents: checkpoints of earlier versions lack it, and are compared without.
+CONTENTS = "names, sizes and contents (SHA-256)"
 
 
 @dataclass(frozen=True)
@@ -127,7 +132,17 @@ class StagePlan:
     def inputs(self) -> dict[str, str | int]:
         """What its data came to, for a continuation to compare."""
         kept = {"training images kept": self.order.num_samples} if self.recipe.data.keep_classes != "all" else {}
-        return {"training images": len(self.source), **_labels_of(self.source), **kept, **self._resolved()}
+        return {
+            "training images": len(self.source),
+            **_labels_of(self.source),
+            **self._contents,
+            **kept,
+            **self._resolved(),
+        }
+
+    @cached_property
+    def _contents(self) -> dict[str, str | int]:
+        return _contents_of(self.source, "training")
 
     def _resolved(self) -> dict[str, str | int]:
         """What the order of a stream rests on: null or said, it is the number that must be the same."""
@@ -178,10 +193,15 @@ class Plan:
             **stages,
             "evaluation images": len(self.eval_source) if self.eval_source else 0,
             **_shards_of(self.eval_source, "evaluation"),
+            **self._eval_contents,
             **held_out_images(self.eval_source),
             "classes (SHA-256)": hashlib.sha256("\n".join(self.classes).encode()).hexdigest(),
             "steps": self.total_steps,
         }
+
+    @cached_property
+    def _eval_contents(self) -> dict[str, str | int]:
+        return _contents_of(self.eval_source, "evaluation")
 
     @property
     def output(self) -> Path:
@@ -199,6 +219,13 @@ def _labels_of(source: Source) -> dict[str, str | int]:
 def _shards_of(source: Source | None, what: str) -> dict[str, str | int]:
     """A stream's shards, wherever they lie; nothing of other sources."""
     return {f"{what} shards (SHA-256)": source.fingerprint()} if isinstance(source, StreamSource) else {}
+
+
+def _contents_of(source: Source | None, what: str) -> dict[str, str | int]:
+    """What the images themselves are, of records at hand. Files are read, so one process asks, once, before it trains."""
+    if source is None or isinstance(source, StreamSource):
+        return {}
+    return {f"{what} {CONTENTS}": source.fingerprint()}
 
 
 def held_out_images(source: Source | None) -> dict[str, str | int]:

@@ -29,6 +29,7 @@ from distill.output_folder import (
     checkpoints_dir,
     refuse_foreign_output,
 )
+from distill.plan import CONTENTS
 from distill.recipe import Recipe, dump_recipe, recipe_digest
 
 __all__ = [
@@ -170,7 +171,7 @@ def same_inputs(path: Path, before: dict[str, str | int], now: dict[str, str | i
     changed = [
         f"  {key}: {before.get(key, absent)} -> {now.get(key, absent)}"
         for key in {**before, **now}
-        if before.get(key) != now.get(key)
+        if before.get(key) != now.get(key) and not (key.endswith(CONTENTS) and key not in before)
     ]
     if changed:
         raise InputError(

@@ -352,7 +352,7 @@ class Run:
         clock = self.journal.clock
         values = {
             "classes": list(self.plan.classes),
-            "inputs": self._inputs(),
+            "inputs": self._inputs() if self.engine.is_main else {},  # the main process writes
             "seconds": clock.seconds,
             "device_seconds": clock.device_seconds,
             "num_skipped": self.num_skipped,

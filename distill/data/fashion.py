@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from distill.data.fingerprint import fingerprint
 from distill.data.records import Source, missing
 from distill.errors import InputError
 
@@ -54,6 +55,11 @@ class EmbeddedFashionMnist:
     def describe(self, index: int) -> str:
         return f"{EMBEDDED.name}, {self._names[index]}"
 
+    def fingerprint(self) -> str:
+        """Of names, labels and images."""
+        names = "\n".join(self._names).encode()
+        return fingerprint(self.labels, names, lambda rows: np.array([len(self._records[i]) for i in rows]), self.read)
+
 
 class IdxSource:
     """A pair of IDX files. Pixels are read into memory once a process, and shared by fork."""
@@ -83,6 +89,10 @@ class IdxSource:
 
     def describe(self, index: int) -> str:
         return f"{self._images_path}, image {index}"
+
+    def fingerprint(self) -> str:
+        """Of labels and pixels."""
+        return fingerprint(self.labels, b"", lambda rows: np.full(len(rows), self.read(0).size), self.read)
 
 
 def _find(folder: Path, name: str, key: str) -> Path:

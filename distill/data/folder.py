@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from distill.data.class_names import check_names, order_classes
+from distill.data.fingerprint import fingerprint
 from distill.data.labels import index_names
 from distill.data.records import is_leftover, missing, read_regular
 from distill.data.splits import split_named
@@ -56,6 +57,20 @@ class ImageFolderSource:
 
     def describe(self, index: int) -> str:
         return printable(os.fsdecode(self._path(index)))
+
+    def fingerprint(self) -> str:
+        """Of the paths below the root, sizes, labels, and contents as far as it is cheap."""
+        return fingerprint(self.labels, self._blob + self._ends.tobytes(), self._sizes, self.read)
+
+    def _sizes(self, indices: np.ndarray) -> np.ndarray:
+        return np.array([_size(self._path(index)) for index in indices.tolist()], dtype=np.int64)
+
+
+def _size(path: bytes) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:  # a link to nothing, which reading says
+        return -1
 
 
 def class_folders(root: Path, has_list: bool, key: str) -> tuple[str, ...]:

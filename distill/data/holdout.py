@@ -1,6 +1,7 @@
 """Hold-out evaluation: a fixed part of each class is evaluated on, and training sees only the rest."""
 
 import glob
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +103,10 @@ class Part:
 
     def describe(self, index: int) -> str:
         return self._source.describe(int(self.indices[index]))
+
+    def fingerprint(self) -> str:
+        """Of the whole source, and of which records are in this part."""
+        return hashlib.sha256(self._source.fingerprint().encode() + self.indices.tobytes()).hexdigest()
 
 
 def _refuse_overlap(spec: schema.Source, train: schema.Source, root: Path, key: str) -> None:

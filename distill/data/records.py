@@ -42,6 +42,10 @@ class Source(Protocol):
         """Where the record lies: a path, or a file and a row. For messages."""
         ...
 
+    def fingerprint(self) -> str:
+        """SHA-256 over what the records are, wherever they lie, as far as it is cheap to know. May read files."""
+        ...
+
 
 # What file servers, archives and notebooks leave beside images: thumbnails, shadows, bins. Hidden names are left out as well.
 _LEFTOVERS = frozenset(

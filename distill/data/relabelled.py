@@ -30,6 +30,9 @@ class Relabelled:
     def describe(self, index: int) -> str:
         return self._source.describe(index)
 
+    def fingerprint(self) -> str:
+        return self._source.fingerprint()
+
 
 class _Renumbered:
     def __init__(self, labels: LabelsOnRead, labels_for: np.ndarray) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 
 from distill.data.class_names import check_names, class_numbers, order_classes
 from distill.data.converted import arrow_file
+from distill.data.fingerprint import fingerprint
 from distill.data.label_sets import class_list, same_space
 from distill.data.labels import index_names
 from distill.data.records import Source, at, first_line, missing
@@ -136,6 +137,23 @@ class TableSource:
             return Path(record["path"]).read_bytes()
         content: bytes = record["bytes"]
         return content
+
+    def fingerprint(self) -> str:
+        """Of sizes, labels, and contents as far as it is cheap; files may be renamed and rows spread over them otherwise."""
+        return fingerprint(self.labels, b"", self._sizes, self.read)
+
+    def _sizes(self, indices: np.ndarray) -> np.ndarray:
+        """By the offsets of the Arrow column, which lie apart from the images."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        column = self._images.data.column(self._column)
+        if pa.types.is_struct(column.type):
+            column = pc.struct_field(column, "bytes")
+        if len(column) != len(self):  # rows that a saved data set picks by a list of its own
+            return np.zeros(len(indices), dtype=np.int64)
+        lengths = np.asarray(pc.fill_null(pc.binary_length(column), -1).to_numpy(), dtype=np.int64)
+        return np.asarray(lengths[indices])
 
     def describe(self, index: int) -> str:
         record = self._images[index][self._column]
