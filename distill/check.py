@@ -12,7 +12,8 @@ from distill.build import refuse_image_size, refuse_scalars
 from distill.data.records import at, matching_files
 from distill.errors import InputError, naming
 from distill.models.build import checkpoint_activations, config, create, student_without_memory
-from distill.models.student import student_view
+from distill.models.student import student_notes, student_view
+from distill.models.teacher import Loaded, load_teacher
 from distill.optim import build_optimizer
 from distill.output_folder import refuse_foreign_output
 from distill.plan import setting_problems, share_of_process
@@ -54,7 +55,7 @@ def check_recipe(recipe: Recipe, num_processes: int | None = None) -> list[str]:
             _check_student(spec, recipe, name)
     if recipe.teacher is not None:
         with collecting("teacher"):
-            _check_teacher(recipe.teacher)
+            _check_teacher(recipe.teacher, recipe.data.image_size)
     with collecting("output"):
         refuse_foreign_output(recipe)
     if problems:
@@ -73,6 +74,7 @@ def _check_student(spec: schema.Student, recipe: Recipe, name: str) -> None:
         if recipe.train.zero_stage:
             refuse_scalars(net, recipe.train.zero_stage, f"{key}.model {spec.model}")
     student_view(spec, Path(), recipe.data, key)
+    student_notes(spec, num_classes=None, image_size=image_size, root=Path())
     for index, prefix in enumerate(recipe.stage_keys):
         own = recipe.at_stage(index)
         budget_key = f"{prefix}budget" if prefix else "train.budget"
@@ -95,14 +97,37 @@ def _check_learning(
             _shorter(milestone, budget, f"{key}.schedule.milestones", budget_key)
 
 
-def _check_teacher(spec: schema.Teacher) -> None:
-    if spec.model is None:
-        return  # its weights name it, and they may not be here
-    known = config(spec.model)
-    if spec.weights == "pretrained" and not _has_weights(known):
+def models_seen(recipe: Recipe) -> list[str]:
+    """What each model of a sound recipe sees, and what is adapted of its weights, a line each; of those that can be known here."""
+    lines = []
+    if recipe.teacher is not None and (teacher := _check_teacher(recipe.teacher, recipe.data.image_size)) is not None:
+        lines += [f"teacher sees {teacher.view.describe()}", *teacher.notes]
+    for name, spec in recipe.students.items():
+        lines.append(f"{name} sees {student_view(spec, Path(), recipe.data, f'students.{name}').describe()}")
+        adapted = student_notes(spec, num_classes=None, image_size=recipe.data.image_size, root=Path())
+        lines += [f"{name}: {note}" for note in adapted]
+    return lines
+
+
+def _check_teacher(spec: schema.Teacher, data_image_size: int) -> Loaded | None:
+    """The teacher without its memory; None where its weights are not here and would name it.
+
+    A file of weights is read, so that what `train` would refuse of it is refused here.
+    """
+    if spec.weights not in ("pretrained", "random") and not _holds_weights(Path(spec.weights).expanduser()):
+        if spec.model is not None:
+            with torch.device("meta"):
+                create(spec.model, num_classes=None, image_size=spec.image_size, model_args=spec.model_args)
+        return None
+    if spec.weights == "pretrained" and spec.model is not None and not _has_weights(config(spec.model)):
         raise InputError(f"teacher.weights: timm has no pretrained weights of {spec.model}: give a file")
-    with torch.device("meta"):
-        create(spec.model, num_classes=None, image_size=spec.image_size, model_args=spec.model_args)
+    return load_teacher(spec, Path(), data_image_size, _SOME_CLASSES, shapes_only=True)
+
+
+def _holds_weights(path: Path) -> bool:
+    """Whether a teacher's weights are here yet: a file, an export, or a run that has ended."""
+    ended = any((folder / "report.json").is_file() for folder in (path, path.parent))
+    return path.is_file() or (path.is_dir() and ((path / "config.json").is_file() or ended))
 
 
 def _has_weights(known: dict[str, object]) -> bool:

@@ -20,6 +20,8 @@ from distill.models.view import ModelView
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 RECORD_FILE = "distill.json"
+# Of the weights that timm publishes under the architecture's name; those of a run have no licence or paper but what their owner gives.
+_OF_OTHER_WEIGHTS = ("tag", "license", "description", "origin_url", "paper_name", "paper_ids", "notes")
 
 
 def write_model(
@@ -55,7 +57,16 @@ def write_model(
         save_config_for_hf(
             net, str(directory / CONFIG_FILE), model_config={"label_names": list(classes)}, data_config=data_config
         )
+        _forget_origin(directory / CONFIG_FILE)
         (directory / RECORD_FILE).write_text(json.dumps(dict(record), indent=1))
+
+
+def _forget_origin(file: Path) -> None:
+    """Take out of a config what timm says of its own weights of this architecture: these are other weights."""
+    config = json.loads(file.read_text(encoding="utf-8"))
+    for key in _OF_OTHER_WEIGHTS:
+        config["pretrained_cfg"].pop(key, None)
+    file.write_text(json.dumps(config, indent=2), encoding="utf-8")
 
 
 def refuse_overwrite(folder: Path) -> None:

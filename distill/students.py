@@ -23,6 +23,7 @@ from distill.losses.objective import LossTerms, Objective
 from distill.models.batch_norm import StepStatistics, running_statistics, synchronise
 from distill.models.drop_path import DropPathKeys
 from distill.models.pixels import Network, Pixels
+from distill.models.student import first_weights
 from distill.models.view import ModelView
 from distill.placement import Averages, BuildOptimizer, Judged, Placement, Replicated, Sharded, Tensors
 from distill.recipe.schema import Student as StudentSpec
@@ -225,7 +226,13 @@ class Student:
             weights,
             classes=classes,
             view=self.view,
-            record={"student": self.name, "model": self.spec.model, **vars(self.best), **record},
+            record={
+                "student": self.name,
+                "model": self.spec.model,
+                **first_weights(self.spec),
+                **vars(self.best),
+                **record,
+            },
         )
 
     def recall_best(self, folder: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file
-from tiny import IMAGE_SIZE, checkpoint
+from tiny import IMAGE_SIZE, checkpoint, run
 from torch import nn
 
 import distill.export
@@ -107,6 +107,31 @@ def test_the_config_says_how_to_use_it(student: str, tiny_run: Path, tmp_path: P
     assert view["input_size"] == [3, IMAGE_SIZE, IMAGE_SIZE]
     transform = timm.data.resolve_model_data_config(timm.create_model(f"local-dir:{tmp_path}/out"))
     assert (transform["crop_pct"], transform["input_size"]) == (1.0, (3, IMAGE_SIZE, IMAGE_SIZE))
+
+
+def test_an_export_is_not_said_to_be_timms_weights_and_others_can_read_it(tiny_recipe: Any, tmp_path: Path) -> None:
+    student = {"model": "test_resnet", "objective": {"hard": {"loss": "ce"}}}
+    changes = {"train": {"budget": "1 iterations"}, "students": {"a": student}}
+    assert (
+        run(tiny_recipe({**changes, "data": {"eval_view": {"crop_mode": "squash", "interpolation": "lanczos"}}})) == 0
+    )
+    export_student(tmp_path / "run", tmp_path / "out")
+    timms = timm.create_model("test_resnet").pretrained_cfg
+    assert {"tag", "license"} <= timms.keys(), "timm's own config has what is taken out"
+    for folder in (tmp_path / "out", tmp_path / "run/best/a"):
+        config = json.loads((folder / "config.json").read_text())["pretrained_cfg"]
+        provenance = {"tag", "license", "description", "origin_url", "paper_name", "paper_ids", "notes"}
+        assert not provenance & config.keys()
+        assert (config["crop_mode"], config["interpolation"]) == ("squash", "lanczos")
+        assert json.loads((folder / "distill.json").read_text())["began_with"] == "random weights"
+    loaded = timm.create_model(f"local-dir:{tmp_path}/out", pretrained=True)
+    assert timm.data.resolve_model_data_config(loaded)["crop_mode"] == "squash"
+    own = os.umask(0o022)
+    os.umask(own)
+    files = [path for place in ("out", "run") for path in (tmp_path / place).rglob("*") if path.is_file()]
+    assert len(files) > 10
+    modes = {str(path): path.stat().st_mode & 0o777 for path in files}
+    assert set(modes.values()) == {0o666 & ~own}, modes
 
 
 def test_the_recipes_own_mean_and_std_are_exported(tiny_recipe: Any, cli: Any, tmp_path: Path) -> None:

@@ -133,8 +133,10 @@ def sync_file(path: Path) -> None:
 
 
 def _sync_tree(root: Path) -> None:
+    mode = root.stat().st_mode & 0o666  # what the umask leaves; safetensors writes 0600
     for folder, _, files in os.walk(root, topdown=False):
         for file in files:
+            Path(folder, file).chmod(mode)
             sync_file(Path(folder, file))
         sync_directory(Path(folder))
 

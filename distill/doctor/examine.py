@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from distill.check import check_recipe
+from distill.check import check_recipe, models_seen
 from distill.doctor.findings import Diagnosis, Section
 from distill.doctor.forecast import forecast
 from distill.doctor.hardware import GPUS, Gpu, find_gpu, recognise
@@ -117,6 +117,8 @@ def _examine_recipe(
         notes = []
     else:
         diagnosis.find("ok", "recipe", f"sound, and its batch divides on {num_gpus} processes")
+        for line in models_seen(recipe):
+            diagnosis.find("ok", "pixels", line)
     for note in notes:
         if note.startswith("data."):  # examine_data says it
             continue

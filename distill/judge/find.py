@@ -16,7 +16,7 @@ from distill.models.origin import Origin, origin_of_file, origin_of_folder
 from distill.models.pixels import Pixels
 from distill.models.plausible import Promise, promise_beside
 from distill.models.sizes import Told, refuse_other_head, refuse_unsaid_size, sized_view
-from distill.models.student import student_view
+from distill.models.student import first_weights, student_view
 from distill.models.view import ModelView
 from distill.models.weights import load_state_dict
 from distill.recipe import Recipe, load_recipe
@@ -176,6 +176,7 @@ def _from_checkpoint(
                     "run": recipe.name,
                     "student": name,
                     "model": spec.model,
+                    **first_weights(spec),
                     "weights": weights,
                     "step": checkpoint.state.step,
                 },
@@ -188,8 +189,9 @@ def _from_checkpoint(
 
 def _view_of_run(checkpoint: Checkpoint, recipe: Recipe, name: str) -> ModelView:
     """What a student of a run sees: as its checkpoint recorded it, since the weights it began with may be gone."""
-    recorded = checkpoint.values["views"][name]
-    source = f"recorded in {checkpoint.path}"
-    return student_view(
-        recipe.students[name].model_copy(update={"weights": None}), Path(), recipe.data, f"students.{name}"
-    ).replaced(source, mean=tuple(recorded["mean"]), std=tuple(recorded["std"]))
+    spec = recipe.students[name].model_copy(update={"weights": None})
+    view = student_view(spec, Path(), recipe.data, f"students.{name}")
+    if "views" not in checkpoint.values:  # of a version whose students always saw timm's mean and std, or the recipe's
+        return view
+    recorded, source = checkpoint.values["views"][name], f"recorded in {checkpoint.path}"
+    return view.replaced(source, mean=tuple(recorded["mean"]), std=tuple(recorded["std"]))

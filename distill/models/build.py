@@ -154,7 +154,9 @@ def _config_from_source(name: str) -> dict[str, Any]:
         raise InputError(
             f"{name}: timm {timm.__version__} has no model {architecture!r}{nearest(architecture, timm.list_models())}"
         )
-    return {**PretrainedCfg().to_dict(), **found, "architecture": architecture}
+    usual = config(architecture)  # where the head is, if a config written by hand leaves it out
+    head = {"classifier": usual["classifier"]} if "classifier" in usual else {}
+    return {**PretrainedCfg().to_dict(), **head, **found, "architecture": architecture}
 
 
 def _local_config(path: Path) -> tuple[dict[str, Any], str]:

@@ -8,8 +8,8 @@ from torch import nn
 
 from distill import rng
 from distill.errors import InputError
-from distill.models.build import checkpoint_activations, config_source, student_architecture
-from distill.models.fitting import apply_weights, fitted
+from distill.models.build import checkpoint_activations, config, config_source, student_architecture
+from distill.models.fitting import apply_weights, fitted, head_classes
 from distill.models.labels import match_classes
 from distill.models.origin import Origin, origin_of_student
 from distill.models.sizes import resampled_by_timm
@@ -50,8 +50,11 @@ def _refuse_other_classes(named: Sequence[str], classes: Sequence[str], who: str
         )
 
 
-def student_notes(spec: schema.Student, *, num_classes: int, image_size: int, root: Path) -> tuple[str, ...]:
-    """What `create_student` would note or refuse of a student's weights where they lie here, without its memory."""
+def student_notes(spec: schema.Student, *, num_classes: int | None, image_size: int, root: Path) -> tuple[str, ...]:
+    """What `create_student` would note or refuse of a student's weights where they lie here, without its memory.
+
+    `num_classes`: of the data; None where it is not known, so that the weights' own number counts.
+    """
     origin = origin_of_student(spec, root)
     if origin.file is None:
         pretrained = spec.weights == "pretrained"
@@ -60,8 +63,23 @@ def student_notes(spec: schema.Student, *, num_classes: int, image_size: int, ro
         return ()
     state_dict, _ = load_state_dict(origin.file)
     with torch.device("meta"):
-        model = student_architecture(spec, num_classes, image_size, pretrained=False)
+        number = num_classes or head_classes(origin.config, state_dict)
+        model = student_architecture(spec, number, image_size, pretrained=False)
     return fitted(model, state_dict, f"weights {origin.file} for {spec.model}").notes
+
+
+def first_weights(spec: schema.Student) -> dict[str, str]:
+    """What a student began with, for the record of its export: its weights derive from these, and so may their licence."""
+    if spec.weights is None:
+        return {"began_with": "random weights"}
+    if spec.weights != "pretrained":
+        return {"began_with": spec.weights}
+    if ":" in spec.model:  # its config may be on the network, which is not asked in the middle of a run
+        return {"began_with": f"pretrained {spec.model}"}
+    known = config(spec.model)
+    name = config_source(spec.model, known).removeprefix("timm's config of ")
+    licence = {"began_with_license": str(known["license"])} if "license" in known else {}
+    return {"began_with": f"pretrained {name}", **licence}
 
 
 def student_view(spec: schema.Student, root: Path, data: schema.Data, key: str = "student") -> ModelView:
