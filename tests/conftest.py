@@ -1,11 +1,10 @@
-"""What every test runs under: no network, one thread, and a reason where a GPU is missing."""
+"""What every test runs under: no network, one thread, a known environment, and a reason where a GPU is missing."""
+
+# isort: off
+import environment  # noqa: F401 - before all that reads it
+# isort: on
 
 import os
-
-os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when huggingface_hub is imported
-# Tests are many small operations, often beside other processes: two threads that wait for each other took nine times as long.
-os.environ["OMP_NUM_THREADS"] = "1"
-
 import signal
 import sys
 from collections.abc import Callable
