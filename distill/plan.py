@@ -11,7 +11,7 @@ import numpy as np
 
 from distill.data.augment import TrainTransform
 from distill.data.classes import Named, chosen_samples, run_classes
-from distill.data.holdout import Part, open_eval, open_train
+from distill.data.holdout import open_eval, open_train
 from distill.data.label_sets import same_space
 from distill.data.lanes import LaneOrder, default_block, default_lanes, fitting_lanes, lanes_fit
 from distill.data.order import Order, TrainOrder
@@ -142,7 +142,7 @@ class StagePlan:
 
     @cached_property
     def _contents(self) -> dict[str, str | int]:
-        return _contents_of(self.source, "training")
+        return contents_of(self.source, "training")
 
     def _resolved(self) -> dict[str, str | int]:
         """What the order of a stream rests on: null or said, it is the number that must be the same."""
@@ -194,14 +194,13 @@ class Plan:
             "evaluation images": len(self.eval_source) if self.eval_source else 0,
             **_shards_of(self.eval_source, "evaluation"),
             **self._eval_contents,
-            **held_out_images(self.eval_source),
             "classes (SHA-256)": hashlib.sha256("\n".join(self.classes).encode()).hexdigest(),
             "steps": self.total_steps,
         }
 
     @cached_property
     def _eval_contents(self) -> dict[str, str | int]:
-        return _contents_of(self.eval_source, "evaluation")
+        return contents_of(self.eval_source, "evaluation")
 
     @property
     def output(self) -> Path:
@@ -221,19 +220,11 @@ def _shards_of(source: Source | None, what: str) -> dict[str, str | int]:
     return {f"{what} shards (SHA-256)": source.fingerprint()} if isinstance(source, StreamSource) else {}
 
 
-def _contents_of(source: Source | None, what: str) -> dict[str, str | int]:
+def contents_of(source: Source | None, what: str) -> dict[str, str | int]:
     """What the images themselves are, of records at hand. Files are read, so one process asks, once, before it trains."""
     if source is None or isinstance(source, StreamSource):
         return {}
     return {f"{what} {CONTENTS}": source.fingerprint()}
-
-
-def held_out_images(source: Source | None) -> dict[str, str | int]:
-    """What tells which images of data.train are held out for evaluation; nothing of other sources."""
-    if not isinstance(source, Part):
-        return {}
-    places = np.concatenate([source.indices, source.labels]).astype(np.int64)
-    return {"held-out images (SHA-256)": hashlib.sha256(places.tobytes()).hexdigest()}
 
 
 def make_plan(recipe: Recipe) -> Plan:

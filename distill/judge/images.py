@@ -4,11 +4,11 @@ from pathlib import Path
 
 from distill.checkpoint import load
 from distill.data.guess import guess_source, in_options, known_classes
-from distill.data.holdout import open_eval
+from distill.data.holdout import Part, open_eval
 from distill.data.sources import Source, open_source, says_order
 from distill.errors import InputError
 from distill.judge.find import is_checkpoint
-from distill.plan import held_out_images
+from distill.plan import contents_of
 from distill.recipe import Recipe, schema
 from distill.rundir import newest_checkpoint
 
@@ -54,8 +54,9 @@ def _refuse_other_images(source: Source, path: Path) -> None:
     Args:
         path: the run, or one of its checkpoints.
     """
-    if not (now := held_out_images(source)):
+    if not isinstance(source, Part):
         return
+    now = contents_of(source, "evaluation")
     try:
         before = (load(path, verify=False) if is_checkpoint(path) else newest_checkpoint(path, verify=False)).values
     except InputError as error:

@@ -16,7 +16,7 @@ from PIL import Image
 from distill.data.holdout import held_out, open_eval
 from distill.errors import InputError
 from distill.judge import judge
-from distill.plan import Plan, make_plan
+from distill.plan import CONTENTS, Plan, make_plan
 from distill.recipe import load_recipe
 
 SIZES = {"ant": 10, "bee": 7, "cow": 2, "dog": 1}
@@ -77,10 +77,11 @@ def test_the_seed_moves_no_image_and_a_fraction_takes_of_the_rest(folder: Path, 
     assert names(first.eval_source, folder) == names(other.eval_source, folder)
     assert trained_on(other, folder) < trained_on(first, folder)
     assert other.stages[0].order.num_samples == 4 + 3 + 1 + 1  # half of 7, 5, 1 and 1
-    assert first.inputs()["held-out images (SHA-256)"] == other.inputs()["held-out images (SHA-256)"]
+    contents = f"evaluation {CONTENTS}"
+    assert first.inputs()[contents] == other.inputs()[contents]
     less = plan_of(folder, tmp_path, "data.eval.fraction=0.1")
     assert names(less.eval_source, folder) < names(first.eval_source, folder)
-    assert first.inputs()["held-out images (SHA-256)"] != less.inputs()["held-out images (SHA-256)"]
+    assert first.inputs()[contents] != less.inputs()[contents]
 
 
 @settings(max_examples=50, deadline=None, derandomize=True)
@@ -123,8 +124,8 @@ def test_a_run_whose_images_changed_is_neither_resumed_nor_evaluated(folder: Pat
     shutil.copytree(folder, copy)
     recipe = recipe_of(copy, tmp_path, {"teacher": None, "train": {"budget": "4 iterations"}})
     assert tiny.run(recipe) == 0
-    shutil.copy(copy / "ant/0.png", copy / "ant/00.png")
-    with pytest.raises(InputError, match="held-out images"):
+    (copy / "ant/0.png").rename(copy / "ant/zero.png")  # as many of each class, and others are held out
+    with pytest.raises(InputError, match="evaluation names, sizes and contents"):
         tiny.run(recipe)
     with pytest.raises(InputError, match=r"data.train has changed since the run"):
         judge(tmp_path / "run", num_workers=0)
@@ -154,6 +155,18 @@ STAGE = {"name": "one", "budget": "4 iterations"}
 def test_what_cannot_be_held_out_is_refused(folder: Path, tmp_path: Path, change: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         load_recipe(recipe_of(folder, tmp_path, change))
+
+
+def test_every_stage_trains_without_the_held_out_images(folder: Path, tmp_path: Path) -> None:
+    other = {"kind": "fashion_mnist", "split": "train"}  # labels of another space: soft labels alone
+    soft = {"objective": {"hard": None, "soft": {"loss": "kl"}}}
+    stages = [STAGE, {**STAGE, "name": "two", "data": {"train": other}, "student": soft}, {**STAGE, "name": "three"}]
+    plan = make_plan(load_recipe(recipe_of(folder, tmp_path, {"train": {"budget": None}, "stages": stages})))
+    evaluated = names(plan.eval_source, folder)
+    for stage in (plan.stages[0], plan.stages[2]):
+        assert len(stage.source) == 14
+        assert not names(stage.source, folder) & evaluated
+    assert len(plan.stages[1].source) == 6000
 
 
 def test_a_stage_may_not_read_the_same_images_under_other_settings(folder: Path, tmp_path: Path) -> None:
