@@ -171,3 +171,20 @@ def test_both_forms_of_fashion_mnist_have_one(tmp_path: Path) -> None:
     first = open_source(spec, tmp_path).fingerprint()
     assert first == open_source(spec, tmp_path).fingerprint()
     assert first != open_source(spec.model_copy(update={"split": "train"}), tmp_path).fingerprint()
+
+
+# ---- class lists of a run --------------------------------------------------------------------------------------------
+
+
+def test_one_class_is_refused_and_numbers_with_zeros_are_the_same_classes(data: Path) -> None:
+    for part, names in (("train", ("1", "2", "10")), ("val", ("01", "02", "10"))):
+        for old, new in zip(CLASSES, names, strict=True):
+            (data / part / old).rename(data / part / new)
+    inputs(data)
+    for part, names in (("train", ("2", "10")), ("val", ("02", "10"))):
+        for name in names:
+            shutil.rmtree(data / part / name)
+    with pytest.raises(InputError, match=r"data.eval: has one class, '01', and there is nothing to tell apart"):
+        inputs(data)
+    with pytest.raises(InputError, match=r"data.train: has one class, '1'"):
+        inputs(data, eval=None)

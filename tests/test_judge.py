@@ -264,3 +264,32 @@ def test_a_run_is_judged_on_shards(container: str, tiny_run: Path, tmp_path: Pat
     for name, score in on_files.items():
         assert (on_shards[name].top1, on_shards[name].num_samples) == (score.top1, score.num_samples)
         assert on_shards[name].loss == pytest.approx(score.loss, rel=1e-5)
+
+
+# ---- folders named by class numbers ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("folders", [range(12), (3, 10, 7)], ids=["all", "some"])
+def test_folders_of_numbers_score_as_the_numbers_say(folders: Any, tmp_path: Path, capsys: Any) -> None:
+    """Images of one colour each, which resizing and cropping leave alone, in the folder of the model's own answer or of another class."""
+    torch.manual_seed(0)
+    net = timm.create_model("cifar_resnet8", num_classes=12).eval()
+    torch.nn.init.normal_(net.get_classifier().weight, std=30.0)
+    save_file(net.state_dict(), tmp_path / "net.safetensors")
+    mean, std = (torch.tensor(net.pretrained_cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
+    hits, count = 0, 0
+    for number, colour in enumerate(np.random.default_rng(0).integers(0, 256, (60, 3)).tolist()):
+        pixels = torch.tensor(colour).view(3, 1, 1).expand(3, 32, 32) / 255
+        with torch.no_grad():
+            answer = int(net(((pixels - mean) / std)[None]).argmax())
+        label = answer if answer in folders and number % 4 else folders[number // 4 % len(folders)]
+        (tmp_path / "photos" / str(label)).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32), tuple(colour)).save(tmp_path / "photos" / str(label) / f"{number}.png")
+        hits, count = hits + (answer == label), count + 1
+    result = scores(tmp_path / "net.safetensors", model="cifar_resnet8", data=str(tmp_path / "photos"), image_size=32)[
+        "net"
+    ]
+    assert len(list((tmp_path / "photos").iterdir())) == len(folders)
+    assert 10 < 100 * hits / count < 90
+    assert (result.top1, result.num_samples) == (pytest.approx(100 * hits / count), count)
+    assert "class names are numbers and taken for indices of the logits" in capsys.readouterr().out
