@@ -178,7 +178,7 @@ class ServerProcess:
 
     def _ask(self, what: str, body: Any = None) -> Any:
         data = None if body is None else json.dumps(body).encode()
-        with urllib.request.urlopen(f"{self.url}{_CONTROL}{what}", data, timeout=30) as answer:
+        with urllib.request.urlopen(f"{self.url}{_CONTROL}{what}", data, timeout=300) as answer:
             return json.load(answer)
 
 

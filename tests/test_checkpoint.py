@@ -61,7 +61,7 @@ def newest(root, report=lambda message: None):
     return value
 
 
-def fork(work, limit_s=20.0):
+def fork(work, limit_s=120.0):
     """Run `work(say)` in a fork; return its exit status as of os.wait, and what it said before it ended."""
     reading, writing = os.pipe()
     pid = os.fork()

@@ -82,7 +82,7 @@ def test_help_lists_commands_and_exit_codes(cli: Cli) -> None:
 
 def test_help_of_the_module_in_a_process_of_its_own() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "distill", "--help"], capture_output=True, text=True, cwd=ROOT, timeout=120
+        [sys.executable, "-m", "distill", "--help"], capture_output=True, text=True, cwd=ROOT, timeout=600
     )
     assert done.returncode == 0, done.stderr
     assert "Usage: " in done.stdout

@@ -24,7 +24,7 @@ from distill.train import DONE, INTERRUPTED
 
 # Saving after every step, and best exports after every second: most of a child's time is spent where a kill could hurt.
 OFTEN = {"checkpoint": {"every": "1 iterations"}, "evaluate": {"every": "2 iterations"}}
-TIMEOUT_S = 60
+TIMEOUT_S = 300
 
 
 @pytest.fixture(scope="module")

@@ -89,7 +89,7 @@ def started(script: Path, *arguments: str, **environment: object) -> list[str]:
         env={**kept, **{key: str(value) for key, value in environment.items()}},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -146,7 +146,7 @@ def test_a_recipe_in_utf8_under_an_ascii_locale_and_no_torch(tmp_path: Path) -> 
     )
     environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr
     shown = yaml.safe_load(done.stdout.partition("Start here")[0])

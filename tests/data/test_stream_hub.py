@@ -43,7 +43,7 @@ def ask(server: FolderServer, folder: Path, run: str | None, path: str, split: s
     ]
     said = []
     for process in started:
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=600)
         lines = [line.removeprefix("SAID ") for line in out.splitlines() if line.startswith("SAID")]
         assert lines, err
         said += lines

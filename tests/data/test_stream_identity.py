@@ -255,7 +255,7 @@ def test_a_process_ends_amid_tables(tmp_path):
         write_parquet(tmp_path / f"{i}.parquet", ["cat"], [0] * 200, size_bytes=100_000)
     command = [sys.executable, "-c", AT_WORK, str(tmp_path)]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
 

@@ -435,7 +435,7 @@ def test_the_hub(tmp_path, served):
         "PYTHONPATH": str(Path(__file__).parents[2]),
     }  # fmt: skip
     command = [sys.executable, "-c", ASKING, json.dumps(asked), str(tmp_path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
     said = [json.loads(line.removeprefix("SAID ")) for line in done.stdout.splitlines() if line.startswith("SAID")]
     assert len(said) == len(asked), done.stderr
     whole, part, table, uncounted, *refused = said

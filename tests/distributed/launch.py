@@ -17,7 +17,7 @@ from distill.build import build_models
 from distill.plan import make_plan
 from distill.recipe import load_recipe
 
-TIMEOUT_S = 240
+TIMEOUT_S = 900
 
 
 class Launch:

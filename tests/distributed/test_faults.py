@@ -21,7 +21,7 @@ from tiny import assert_equal_but_statistics, records, report, run, tensors, wri
 from distill.train import DONE
 
 ROOT = Path(__file__).resolve().parents[2]
-STARTED_S = 120  # for a launch to come to its fault, on a machine that is busy
+STARTED_S = 300  # for a launch to come to its fault, on a machine that is busy
 GRACE_S = 30  # torchrun's, between the signal to end and the one that nobody can refuse
 TIMEOUT_S = 10  # longer than a decoding process is waited for that hung at its fork
 # What follows a fault on two busy cores.

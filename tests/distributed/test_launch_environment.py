@@ -131,7 +131,7 @@ def test_the_master_is_waited_for() -> None:
     start = time.monotonic()
     with pytest.raises(InputError, match=r"no process answers at MASTER_ADDR=127\.0\.0\.1.*refused; waited 0\.5 s"):
         reach_master(where, 0.5)
-    assert time.monotonic() - start < 3
+    assert time.monotonic() - start < 30, "not the 300 s of a launch"
     reach_master({**where, "RANK": "0"}, 0.5)  # it is the master
     with pytest.raises(InputError, match="no process answers"):
         reach_master({**where, "RANK": "0", "TORCHELASTIC_USE_AGENT_STORE": "True"}, 0.3)
@@ -271,6 +271,6 @@ def test_a_run_of_a_shell_outlives_it(tmp_path: Path) -> None:
         assert shell.stdout
         shell.stdout.readline()
         os.kill(shell.pid, signal.SIGKILL)
-        shell.communicate(timeout=30)  # the pipe closes when the child has ended
+        shell.communicate(timeout=300)  # the pipe closes when the child has ended
         assert done.exists() is outlives
         done.unlink(missing_ok=True)

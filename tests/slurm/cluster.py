@@ -19,7 +19,7 @@ import pytest
 
 NODES = ("node1", "node2")
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "srun", "scancel", "scontrol")
-TIMEOUT_S = 120
+TIMEOUT_S = 600
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
 
 # cred_expire: how long a requeued job waits, 120 s by default. "urgent" preempts jobs of "patient", which get 60 s to end.
@@ -148,7 +148,7 @@ class Cluster:
             self._start("slurmctld", "slurmctld", "-D", "-c")
             for node in NODES:
                 self.start_node(node)
-            self.until(lambda: self._idle() == len(NODES), "both nodes are idle", timeout_s=30)
+            self.until(lambda: self._idle() == len(NODES), "both nodes are idle", timeout_s=TIMEOUT_S)
         except BaseException:
             self.stop()
             raise
@@ -179,7 +179,13 @@ class Cluster:
     def call(self, *command: str, check: bool = True) -> str:
         """A SLURM command's output."""
         done = subprocess.run(
-            command, env=self._environment, cwd=self.folder, capture_output=True, text=True, timeout=60, check=False
+            command,
+            env=self._environment,
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=False,
         )
         assert done.returncode == 0 or not check, f"{' '.join(command)}: {done.stdout}{done.stderr}"
         return done.stdout
