@@ -171,7 +171,7 @@ def same_inputs(path: Path, before: dict[str, str | int], now: dict[str, str | i
     changed = [
         f"  {key}: {before.get(key, absent)} -> {now.get(key, absent)}"
         for key in {**before, **now}
-        if before.get(key) != now.get(key) and not (key.endswith(CONTENTS) and key not in before)
+        if before.get(key) != now.get(key) and not (key.endswith((CONTENTS, " sees")) and key not in before)
     ]
     if changed:
         raise InputError(

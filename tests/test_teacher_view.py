@@ -10,6 +10,7 @@ import timm
 import tiny
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from timm.data import create_transform, resolve_data_config
 
 from distill.evaluation_views import EvaluationSet
@@ -177,3 +178,24 @@ def test_a_record_that_promises_more_is_doubted(case: tuple[Path, Path], tmp_pat
     record.write_text(json.dumps({"top1": 99.0, "num_samples": 1000}))
     assert promise_beside(tmp_path / "x" / "model.safetensors") == Promise(99.0, 1000, str(record))
     assert promise_beside(tmp_path / "x" / "other.pth") is None
+
+
+@pytest.mark.parametrize("crop_mode", ["squash", "border"])
+def test_an_export_and_its_file_are_evaluated_as_their_config_says(
+    crop_mode: str, case: tuple[Path, Path], tmp_path: Path
+) -> None:
+    save_file(torch.load(case[0]), tmp_path / "model.safetensors")
+    view = {"input_size": [3, 40, 40], "crop_pct": 1.0, "crop_mode": crop_mode, "mean": [0.3] * 3, "std": [0.3] * 3}
+    names = [f"c{index}" for index in range(CLASSES)]
+    content = {"architecture": "resnet10t", "num_classes": CLASSES, "label_names": names, "pretrained_cfg": view}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    model = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    transform = create_transform(**resolve_data_config({}, model=model), is_training=False)
+    files = sorted(case[1].glob("*/*.png"))
+    with torch.no_grad():
+        logits = torch.cat([model(transform(Image.open(file).convert("RGB"))[None]) for file in files])
+    labels = torch.tensor([int(file.parent.name[1:]) for file in files])
+    for place in (tmp_path, tmp_path / "model.safetensors"):
+        (score,) = judge(place, data=str(case[1]), num_workers=0).values()
+        assert score.top1 == pytest.approx(100 * float((logits.argmax(1) == labels).double().mean()), abs=1e-9)
+        assert score.loss == pytest.approx(float(torch.nn.functional.cross_entropy(logits, labels)), abs=1e-5)

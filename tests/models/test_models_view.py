@@ -15,8 +15,10 @@ from timm.models import get_pretrained_cfg
 from distill.data.augment import EvalTransform
 from distill.errors import InputError
 from distill.models.build import config, config_source
+from distill.models.student import create_student, student_view
 from distill.models.teacher import Loaded, load_teacher
 from distill.models.view import view_of_config
+from distill.recipe.schema import CE, Data, Objective, Optimizer, Student
 from distill.recipe.schema import Teacher as Spec
 
 DATA_SIZE = 96
@@ -191,3 +193,20 @@ def test_a_config_of_another_program_is_none(tmp_path: Path) -> None:
     saved(tmp_path, "resnet10t")
     (tmp_path / "config.json").write_text('{"architecture": "resnet18", "lr": 0.1}')
     assert load(tmp_path, model="resnet10t", weights="w.pth").view.image_size == DATA_SIZE
+
+
+def test_a_student_begins_with_what_lies_beside_its_weights(export: Path) -> None:
+    spec = Student(
+        model="resnet10t",
+        weights="model.safetensors",
+        objective=Objective(hard=CE(loss="ce")),
+        optimizer=Optimizer(name="sgd", lr=0.1),
+    )
+    data = Data(train={"kind": "fashion_mnist", "split": "train"}, image_size=DATA_SIZE)
+    view = student_view(spec, export, data, "students.a")
+    assert (view.image_size, view.crop_mode) == (DATA_SIZE, "center"), "the run's images are for all"
+    assert (view.mean, view.sources["mean"]) == ((0.1, 0.2, 0.3), f"{export}/config.json")
+    _, notes = create_student(spec, classes=tuple("fedcba"), image_size=DATA_SIZE, seed=0, root=export)
+    assert notes == ()
+    with pytest.raises(InputError, match="have the data's classes in another order"):
+        create_student(spec, classes=tuple("abcdef"), image_size=DATA_SIZE, seed=0, root=export)
