@@ -4,6 +4,7 @@ import json
 import os
 import re
 import sys
+import textwrap
 from itertools import takewhile
 from typing import Annotated
 
@@ -208,4 +209,5 @@ def keys(
         console.print(Text(f"{'' if number == 0 else chr(10)}{part.title}", style="bold"))
         for key in part.keys:
             console.print(Text(f"  {key.path}"), Text(f"  {key.type}; default: {key.default}", style="dim"), sep="")
-            console.print(Padding(Text(key.meaning), (0, 0, 0, 4)))
+            lines = textwrap.wrap(key.meaning, console.width - 4, break_on_hyphens=False)
+            console.print(Text("\n".join(f"    {line}" for line in lines)), soft_wrap=True)

@@ -73,7 +73,7 @@ def _message(detail: Any) -> str:
     if detail["type"] in _PLAIN:
         return _PLAIN[detail["type"]]
     message: str = detail["msg"].removeprefix("Value error, ")
-    return message.replace("Input should be ", "should be ")
+    return message.replace("Input should be ", "should be ").replace("String should have", "should have")
 
 
 def _is_union_tag(part: Any, above: tuple[Any, ...], tree: Tree) -> bool:

@@ -116,7 +116,8 @@ def test_completion_offers_recipes_and_keys(tmp_path: Path, monkeypatch: pytest.
 def test_keys_lists_prints_and_refuses(cli: Cli) -> None:
     out = cli("recipe", "keys", "student.optimizer.lr").out
     assert "student.optimizer.lr  number, above 0; default: 0.001" in out
-    assert "The learning rate at its largest" in out
+    assert "    The learning rate at its largest, at the end of warm-up.\n" in out
+    assert all(line == line.rstrip() for line in out.splitlines())
     assert cli("recipe", "keys", "--markdown").out == (ROOT / "docs/recipes.md").read_text()
     assert '"$schema"' in cli("recipe", "keys", "--json-schema").out
     outcome = cli("recipe", "keys", "optimiser")
