@@ -102,5 +102,5 @@ def _refuse_splits(root: Path, folders: list[str], key: str) -> None:
     if len({split_named(name) for name in named}) > 1 or (named and alone):
         raise InputError(
             f"{key}.path: {root} holds folders of splits, not of classes: {', '.join(named)}. "
-            f"Give one of them, as in {root / named[0]} (where they are classes, name all classes with {key}.classes)"
+            f"Give one of them: {' or '.join(str(root / name) for name in named)} (where they are classes, name all classes with {key}.classes)"
         )

@@ -96,3 +96,14 @@ def test_unusual_pixels_and_refused_images_are_counted(tmp_path: Path, cli: Cli)
     out = cli("data", "inspect", "set", "--workers", 0, "--no-sheet").out
     assert re.search(r"pixels: 2 I;16, 1 (F, 1 CMYK|CMYK, 1 F)\n", out)
     assert "unreadable  2 of them, 2 for the range of their values\n" in out
+
+
+def test_a_root_of_splits_lists_them_and_how_to_name_each(make_picture: Callable[..., bytes], cli: Cli) -> None:
+    for split in ("train", "val"):
+        folder_of(Path("root") / split, ["cat", "dog"], make_picture(0, (40, 30), "PNG"))
+    done = cli("data", "inspect", "root", "--workers", 0)
+    assert done.code == 2
+    assert (
+        "root holds folders of splits, not of classes: train, val. Give one of them: root/train or root/val" in done.err
+    )
+    assert "4 images" in cli("data", "inspect", "root/val", "--workers", 0, "--no-sheet").out
