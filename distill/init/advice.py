@@ -56,7 +56,7 @@ def advise(
     if has_bf16:
         put("train.precision", "bf16", "this machine's GPU has it; a CPU wants fp32")
     else:
-        put("train.precision", "fp32", "bf16 on a GPU that has it: twice as fast")
+        put("train.precision", "fp32", "bf16 on a GPU that has it")
     rate = learning_rate(batch, pretrained)
     start = "weights that are good already want small steps" if pretrained else "from nothing"
     put("student.optimizer.name", "adamw", "forgives a learning rate that is off by a factor of 2")
