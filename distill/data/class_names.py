@@ -49,6 +49,20 @@ def order_classes(names: Sequence[str], where: str) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
+def listed_order(names: Sequence[str], where: str) -> tuple[str, ...]:
+    """The order of classes that data name in a list of their own (a ClassLabel, a manifest): that of the list, but numbers by value.
+
+    Lists of numbers are mostly folders that another program has sorted as text.
+
+    Raises:
+        InputError: as `check_names`.
+    """
+    if class_numbers(names) is not None:
+        return order_classes(names, where)
+    check_names(names, where)
+    return tuple(names)
+
+
 def natural_order(names: Sequence[str]) -> tuple[str, ...]:
     """The order of timm's folder reader: numbers within names by value, without regard to capitals."""
 

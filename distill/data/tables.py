@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from distill.data.class_names import check_names, class_numbers, order_classes
+from distill.data.class_names import check_names, listed_order, order_classes
 from distill.data.converted import arrow_file
 from distill.data.fingerprint import fingerprint
 from distill.data.label_sets import class_list, same_space
@@ -215,9 +215,8 @@ def _renumbered(
     labels: np.ndarray, names: tuple[str, ...], classes: tuple[str, ...] | None, where: str
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """Labels that count a ClassLabel's names, counted in the class list; without one, in the names' own order, numbers by value."""
-    check_names(names, where)
-    if classes is None:
-        classes = order_classes(names, where) if class_numbers(names) is not None else names
+    in_order = listed_order(names, where)
+    classes = in_order if classes is None else classes
     if same_space(names, classes):
         return labels, classes
     known = (labels >= 0) & (labels < len(names))

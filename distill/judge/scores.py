@@ -64,9 +64,9 @@ def judge(
         console.print(f"{path}: {samples.num_samples} images{skipped}", markup=False, soft_wrap=True)
         if match.how != "names" or not match.in_order:
             console.print(match.describe(), markup=False, soft_wrap=True)
+        show_table(console, _table(found, results))  # first, for programs that look for its figures
         for line in _seen(found, teacher):
             console.print(line, markup=False, soft_wrap=True)
-        show_table(console, _table(found, results))
         for doubt in _doubts(found, teacher, results):
             console.print(f"warning: {doubt}", markup=False, soft_wrap=True)
     return results

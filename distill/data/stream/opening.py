@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from distill.data.class_names import listed_order
 from distill.data.label_sets import class_list, same_space
 from distill.data.labels import check_labels, index_names
 from distill.data.records import first_line
@@ -72,7 +73,8 @@ def open_stream(
             f"{key}.classes: nothing in {shown(spec.path)} names its classes: give a file, a class a line, or a label set such as imagenet-1k, "
             "or set labelled: false"
         )
-    classes = stored if spec.classes is None else class_list(spec.classes, root, key)
+    in_order = None if stored is None else listed_order(stored, f"{key}.path: {shown(spec.path)}")
+    classes = in_order if spec.classes is None else class_list(spec.classes, root, key)
     assert classes is not None
     if stored is not None and same_space(stored, classes):
         stored = classes
