@@ -51,7 +51,7 @@ docs: $(STAMP)  ## write docs/recipes.md from the schema of recipes
 	$(BIN)/distill recipe keys --markdown > docs/recipes.md
 
 refresh-constraints: $(STAMP)  ## pin the newest versions that pyproject.toml allows
-	{ grep '^#' constraints.txt; echo uv | $(BIN)/uv pip compile pyproject.toml - --extra dev --extra deepspeed \
+	{ grep '^#' constraints.txt; echo uv | $(BIN)/uv pip compile pyproject.toml - --extra dev --extra deepspeed --extra trackers \
 	  --python-version 3.11 --upgrade --quiet --no-header --no-annotate; } > constraints.txt.new
 	mv constraints.txt.new constraints.txt
 

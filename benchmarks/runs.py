@@ -98,7 +98,8 @@ class SteppedRun:
         share = share_of_process(train.batch_size_global, train.micro_batch_size, engine.world_size)
         assert share.num_forwards == 1
         self.run = Run(plan, share, models, engine, Claim())
-        self.run.journal.open(plan.output / METRICS_FILE)
+        self.run.journal.open(plan.output / METRICS_FILE, 0)
+        self.run.journal.go(0, self.run.running)
         self.loader: TrainLoader = train_loader(plan, plan.stages[0], share, engine, 0)
         self._verdicts = Verdicts(engine, len(self.run.students))
 
@@ -109,7 +110,7 @@ class SteppedRun:
     def step(self, batches: Iterator[Batch]) -> None:
         """One step on the next of `batches`."""
         self.run._step(batches, self._verdicts, Signals())
-        self.run.journal.screen.advance(self.run.step)
+        self.run.journal.stepped(self.run.step, self.run.running)
 
     def close(self) -> None:
         """Read the last verdicts, and end the loader.

@@ -17,7 +17,9 @@ from distill.cli.hints import add_hints
 from distill.cli.recipes import Overrides, RecipeArgument, loaded_with_notes, recipe_app
 from distill.console import error_panel
 from distill.errors import InputError
+from distill.header import show_recipe
 from distill.init.commands import init, launchers
+from distill.output_folder import refuse_foreign_output
 from distill.prepare.commands import data_app
 from distill.processes import end_with_launcher, leave, several_processes, speaks_first
 from distill.recipe import load_recipe
@@ -63,9 +65,12 @@ def train(recipe: RecipeArgument, overrides: Overrides = None) -> None:
       distill train imagenet1k/res50_beitv2b_a1_600ep data.root=/data
       accelerate launch --num_processes 8 -m distill train my.yaml
     """
+    loaded = loaded_with_notes(recipe, overrides)
+    refuse_foreign_output(loaded)
+    show_recipe(loaded)  # at once: what comes next imports torch and timm, which takes seconds
     from distill.train import train as run
 
-    raise typer.Exit(run(loaded_with_notes(recipe, overrides)))
+    raise typer.Exit(run(loaded))
 
 
 @app.command()

@@ -1,7 +1,4 @@
-"""Progress for people, metrics.jsonl for programs.
-
-On a terminal: one bar for the run, a table with a row a student. Elsewhere: plain lines. Only the main process shows anything.
-"""
+"""How anything is printed, for people and for pipes; metrics.jsonl for programs."""
 
 import json
 import math
@@ -9,14 +6,11 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from rich.console import Console, Group
-from rich.live import Live
+from rich.console import Console
 from rich.panel import Panel
-from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -79,100 +73,6 @@ def hours_minutes(seconds: float) -> str:
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
-
-
-@dataclass
-class Row:
-    """What a student's row shows."""
-
-    loss: float | None = None
-    lr: float | None = None
-    top1: float | None = None
-    best: float | None = None
-    note: str = ""
-
-
-def _number(value: float | None, pattern: str) -> str:
-    return "" if value is None else format(value, pattern)
-
-
-class Screen:
-    """The run as people see it. Use as a context manager around training."""
-
-    def __init__(self, *, title: str, students: list[str], total_steps: int, show: bool) -> None:
-        self.console = make_console()
-        self.rows = {name: Row() for name in students}
-        self._show = show
-        self._total_steps = total_steps
-        self._status = ""
-        self._doing = "starting"
-        self._progress = Progress(
-            TextColumn("{task.description}", style="bold", markup=False),
-            BarColumn(None),
-            TextColumn("{task.completed}/{task.total} steps"),
-            expand=True,
-        )
-        self._task = self._progress.add_task(printable(title), total=total_steps)
-        self._live: Live | None = None
-
-    def __enter__(self) -> "Screen":
-        if self._show and self.console.is_terminal and not self.console.is_dumb_terminal:
-            # Transient: what stays is the table of the end, or the message that says why there is none.
-            self._live = Live(self, console=self.console, refresh_per_second=4, transient=True)
-            self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._live:
-            self._live.stop()
-
-    def __rich__(self) -> Group:
-        return Group(self._progress, self.table(), "; ".join(filter(None, (self._status, self._doing))))
-
-    def table(self) -> Table:
-        """A row a student."""
-        table = Table(box=None, pad_edge=False)
-        for heading in ("student", "loss", "lr", "top-1 %", "best %", ""):
-            table.add_column(heading, justify="left" if heading in ("student", "") else "right")
-        for name, row in self.rows.items():
-            table.add_row(
-                name,
-                _number(row.loss, ".4f"),
-                _number(row.lr, ".2e"),
-                _number(row.top1, ".2f"),
-                _number(row.best, ".2f"),
-                row.note,
-            )
-        return table
-
-    def say(self, message: str) -> None:
-        """One line above the bar."""
-        if self._show:
-            self.console.print(message, markup=False, soft_wrap=True)
-
-    def advance(self, step: int) -> None:
-        """Move the bar; cheap enough for every step."""
-        self._doing = ""
-        if self._live:
-            self._progress.update(self._task, completed=step)
-
-    def doing(self, what: str) -> None:
-        """What takes the time until the next step."""
-        self._doing = what
-
-    def training(self, step: int, *, images_per_s: float, memory_bytes: int, eta_s: float) -> None:
-        """A log interval has passed; the rows are up to date."""
-        speed = f"{images_per_s:,.0f} images/s, {memory_bytes / 2**30:.1f} GiB, {hours_minutes(eta_s)} left"
-        self._status = speed
-        if not self._live:
-            losses = ", ".join(f"{name} {_number(row.loss, '.4f') or row.note}" for name, row in self.rows.items())
-            self.say(f"step {step}/{self._total_steps}: {losses}; {speed}")
-
-    def evaluated(self, step: int, what: str) -> None:
-        """An evaluation has passed; the rows are up to date."""
-        if not self._live:
-            accuracies = ", ".join(f"{name} {_number(row.top1, '.2f') or row.note}" for name, row in self.rows.items())
-            self.say(f"step {step}/{self._total_steps}: top-1 % {accuracies}{what}")
 
 
 def _finite(value: Any) -> Any:

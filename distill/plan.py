@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -129,6 +130,11 @@ class StagePlan:
         """Whether an interval ends when `step` steps of the run are done; the stage's end is the end of each."""
         return step == self.last_step or (step > self.first_step and (step - self.first_step) % every == 0)
 
+    def num_due(self, every: int, step: int) -> int:
+        """Return how many steps after `step` are `due`."""
+        length, done = self.last_step - self.first_step, max(step - self.first_step, 0)
+        return 0 if done >= length else length // every - done // every + bool(length % every)
+
     def inputs(self) -> dict[str, str | int]:
         """What its data came to, for a continuation to compare."""
         kept = {"training images kept": self.order.num_samples} if self.recipe.data.keep_classes != "all" else {}
@@ -175,6 +181,12 @@ class Plan:
         """The stage whose turn it is when `step` steps are done; the last one when all are."""
         return next((stage for stage in self.stages if step < stage.last_step), self.stages[-1])
 
+    def pauses_left(self, step: int) -> dict[str, int]:
+        """Return how often training pauses after `step`, by the reason."""
+        evaluations = sum(stage.num_due(stage.evaluate_every, step) for stage in self.stages)
+        saves = sum(stage.num_due(stage.checkpoint_every, step) for stage in self.stages)
+        return {"evaluating": evaluations if self.eval_source else 0, "saving": saves}
+
     def epochs(self, step: int) -> float:
         """Passes over the data of the stages, as far as `step` steps have come in each."""
         return sum(
@@ -202,9 +214,33 @@ class Plan:
     def _eval_contents(self) -> dict[str, str | int]:
         return contents_of(self.eval_source, "evaluation")
 
+    def described_data(self) -> dict[str, Any]:
+        """Return where the images come from and how many there are, JSON-able."""
+        root = Path(self.recipe.data.root).expanduser()
+        train = [
+            {
+                **({"stage": stage.name} if self.recipe.stages else {}),
+                **_described(stage.recipe.data.train, root),
+                "images": len(stage.source),
+                "images_used": stage.order.num_samples,
+            }
+            for stage in self.stages
+        ]
+        spec, source = self.recipe.data.eval, self.eval_source
+        evaluated = {**_described(spec, root), "images": len(source)} if spec and source else None
+        return {"train": train, "eval": evaluated, "num_classes": len(self.classes)}
+
     @property
     def output(self) -> Path:
         return Path(self.recipe.output_dir).expanduser()
+
+
+def _described(spec: schema.Source | schema.HoldOut, root: Path) -> dict[str, Any]:
+    """Return what the recipe says of a source, its path in full where it is one of this machine."""
+    said = spec.model_dump(mode="json", exclude_none=True)
+    if "path" in said and "://" not in said["path"]:
+        said["path"] = str((root / Path(said["path"]).expanduser()).absolute())
+    return said
 
 
 def _labels_of(source: Source) -> dict[str, str | int]:

@@ -1,9 +1,13 @@
 """The end of a run: report.json for programs, a table for people."""
 
 import json
+import platform
+import shlex
+import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,7 @@ from distill.plan import StagePlan
 from distill.rundir import REPORT_FILE
 from distill.students import Student
 
+_LIBRARIES = ("torch", "torchvision", "timm", "accelerate", "datasets", "deepspeed")
 TEACHER_COLUMNS = ("agrees %", "KL to teacher")
 _WIDE = 110  # columns that the whole table takes, with the names of larger models
 
@@ -42,6 +47,8 @@ class Summary:
     students: Sequence[Student]
     accuracies: Mapping[str, Accuracy]
     views: Mapping[str, ModelView]  # what the teacher and each student see, and the source of each value
+    data: Mapping[str, Any]  # where the images lie, and how many there are
+    throughput: Mapping[str, float]
     warnings: Sequence[str]
 
     @property
@@ -57,6 +64,8 @@ class Summary:
             own = {n: a.as_dict() for n, a in self.accuracies.items() if n.partition("/")[0] == student.name}
             students[student.name] = {
                 "model": student.spec.model,
+                "parameters": student.num_parameters,
+                "objective": student.spec.objective.model_dump(mode="json"),
                 "stopped_at": student.stopped_at,
                 "best": vars(student.best) if student.best else None,
                 "last": own.pop(student.name, None),
@@ -73,12 +82,15 @@ class Summary:
             "num_processes": self.num_processes,
             "device": self.device,
             "num_skipped": self.num_skipped,
+            "throughput": dict(self.throughput),
+            "data": dict(self.data),
             "teacher": teacher.as_dict() if teacher else None,
             "views": {name: view.as_dict() for name, view in self.views.items()},
-            "warnings": list(self.warnings),
             "stages": [self._stage(stage) for stage in self.stages],
             "students": students,
+            "warnings": list(self.warnings),
             "version": __version__,
+            "versions": versions(),
         }
 
     def _stage(self, stage: StagePlan) -> dict[str, Any]:
@@ -110,6 +122,8 @@ class Summary:
         for line in self.stage_lines():
             console.print(line, markup=False, soft_wrap=not console.is_terminal)
         show_table(console, self.table(narrow=console.width < _WIDE))
+        for line in self.next_commands():
+            console.print(line, markup=False, soft_wrap=True)
 
     def table(self, narrow: bool = False) -> Table:
         """A row for the teacher and for each student, its averages below it; `narrow` leaves out what the recipe says anyhow."""
@@ -150,6 +164,19 @@ class Summary:
             f"{self.num_processes} x {self.device} ({self.device_hours:.2f} device hours){skipped}{best}, in {self.output}"
         )
 
+    def next_commands(self) -> list[str]:
+        """What to do with the run now, ready to be copied, and where its report is."""
+        output = shlex.quote(str(self.output))
+        commands = []
+        if self.best is not None:
+            target = Path("exports", *self.output.parts[1:]) if self.output.parts[0] == "runs" else None
+            data = "" if self.accuracies else " --data FOLDER"
+            commands = [
+                f"  distill evaluate {output}{data}",
+                f"  distill export {output} {shlex.quote(str(target or Path('exports', self.output.name)))}",
+            ]
+        return [*(["next:"] if commands else []), *commands, f"report: {self.output / REPORT_FILE}"]
+
     def stage_lines(self) -> list[str]:
         """Each stage in a line: its steps and what the students scored at its end."""
         lines = []
@@ -162,6 +189,22 @@ class Summary:
                 + (f"; top-1 % at its end: {scores}" if scores else "")
             )
         return lines
+
+
+def versions() -> dict[str, str]:
+    """Return what computed the run: Python, the libraries that are installed, this package and its commit in a checkout."""
+    found = {"python": platform.python_version(), "distill": __version__}
+    for library in _LIBRARIES:
+        with suppress(metadata.PackageNotFoundError):
+            found[library] = metadata.version(library)
+    checkout = Path(__file__).resolve().parents[1]
+    if (checkout / ".git").exists():  # git itself would also look in the folders above
+        with suppress(OSError, subprocess.SubprocessError):
+            described = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--exclude=*", "--abbrev=40"]
+            found["commit"] = subprocess.run(
+                described, capture_output=True, text=True, check=True, timeout=10
+            ).stdout.strip()
+    return found
 
 
 def _best_top1(student: Student) -> float:

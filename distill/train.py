@@ -3,25 +3,27 @@
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from distill import header
 from distill.build import Models, build_models, place_teacher, setting_of, start_students, train_loader
 from distill.checkpoint import Signals
 from distill.data.stream.source import StreamSource
 from distill.dealing import check_streams
-from distill.engine import Engine, check_rendezvous, launched_processes, refuse_contradictions
-from distill.evaluate import TEACHER, Accuracy, EvaluationAbandoned
-from distill.evaluation_views import EvaluationSet, teacher_doubts
+from distill.engine import Engine, Tracking, check_rendezvous, launched_processes, refuse_contradictions
+from distill.evaluate import EvaluationAbandoned
+from distill.evaluations import Evaluations
 from distill.gate import Gate
 from distill.journal import Journal
 from distill.output_folder import refuse_foreign_output
 from distill.plan import Plan, Share, StagePlan, make_plan, share_of_process
 from distill.recipe import Recipe
-from distill.rundir import METRICS_FILE, Claim, begin, best_dir, reopen
+from distill.rundir import METRICS_FILE, Claim, begin, reopen
 from distill.saving import load_student, save_run
-from distill.students import Best, Student
+from distill.students import Student
 from distill.summary import Summary
 from distill.verdicts import Verdicts
 
@@ -53,18 +55,20 @@ def _train(recipe: Recipe, signals: Signals) -> int:
     share = share_of_process(recipe.train.batch_size_global, recipe.train.micro_batch_size, num_processes)
     check_rendezvous(dict(os.environ))
     plan = make_plan(recipe)
+    show_data(plan)
     check_streams(plan, num_processes, int(os.environ.get("LOCAL_WORLD_SIZE", num_processes)))
     models = build_models(plan)
+    header.show_views(models.describe())
     engine = Engine(
         precision=recipe.train.precision,
         zero_stage=recipe.train.zero_stage,
         zero_offload=recipe.train.zero_offload,
         channels_last=recipe.train.channels_last,
         compile=recipe.train.compile,
-        trackers=recipe.log.trackers,
-        directory=plan.output,
+        tracking=tracking_of(plan),
         timeout_s=recipe.train.timeout_s,
     )
+    header.show("device", f"{engine.world_size} x {engine.device_name()}, {recipe.train.precision}")
     claim, failed = Claim(), True
     try:
         code = Run(plan, share, models, engine, claim).go(signals)
@@ -73,6 +77,25 @@ def _train(recipe: Recipe, signals: Signals) -> int:
     finally:
         claim.release()
         engine.close(failed)
+
+
+def show_data(plan: Plan) -> None:
+    """Print how many images and which classes the data came to."""
+    for stage in plan.stages:
+        name = f"stage {stage.name}: " if plan.recipe.stages else ""
+        steps = f"{stage.last_step - stage.first_step:,} steps, {stage.order.steps_per_epoch:,} an epoch"
+        header.show("images", f"{name}{stage.order.num_samples:,} for training ({steps})")
+    if plan.eval_source:
+        header.show("", f"{len(plan.eval_source):,} for evaluation")
+    header.show("classes", header.class_names(plan.classes))
+
+
+def tracking_of(plan: Plan) -> Tracking:
+    """Return what the recipe says of trackers, with the run's own folder where it names none."""
+    log = plan.recipe.log
+    named = Path(log.directory).expanduser() if log.directory else None
+    directory = named or plan.output / "trackers"
+    return Tracking(log.trackers, log.project, log.entity, directory, trackio_directory=named)
 
 
 class Run:
@@ -87,23 +110,16 @@ class Run:
         self.num_skipped = 0  # over all processes, up to the last log or save
         self._skipped_here = 0
         self._sat = False  # this sitting has trained
-        self._judged_step = 0
         self._saved: tuple[int, str] | None = None  # the newest checkpoint: its step, and where it is
-        self.accuracies: dict[str, Accuracy] = {}
-        self.stage_ends: dict[str, dict[str, Any]] = {}  # accuracies at the end of each stage
-        self.journal = Journal(recipe, plan.total_steps, engine)
+        self.journal = Journal(plan, engine)
         placing = recipe.teacher.model_dump(include={"placement", "offload"}) if recipe.teacher else {}
         self.teacher = place_teacher(models.teacher, engine, **placing)
         if self.teacher and self.teacher.match and self.teacher.match.how in ("numbers", "order"):
             self.journal.screen.say(self.teacher.match.describe())
         self.students = start_students(models, plan, share, engine)
         self._views = models.views
-        self._set = (
-            EvaluationSet(plan.eval_source, models.frame, self.teacher, engine, recipe) if plan.eval_source else None
-        )
+        self.evaluations = Evaluations(plan, models.frame, engine, self.journal, self.teacher)
         self._resume(claim)
-        for line in models.describe():
-            self.journal.screen.say(line)
 
     @property
     def running(self) -> list[Student]:
@@ -117,9 +133,8 @@ class Run:
             return self._finish()
         with ExitStack() as stack:
             stack.callback(journal.close)
-            journal.open(plan.output / METRICS_FILE)
-            if self._set:
-                stack.enter_context(self._set)
+            journal.open(plan.output / METRICS_FILE, self.step)
+            stack.enter_context(self.evaluations.open())
             stack.enter_context(journal.screen)
             try:
                 return self._train(Verdicts(self.engine, len(self.students)), signals)
@@ -133,18 +148,16 @@ class Run:
         """Stage after stage."""
         plan = self.plan
         self._sat = True
-        self.journal.go(self.step)
-        if self._set:
-            self._set.start(signals)
+        self.journal.go(self.step, self.running)
+        self.evaluations.connect(signals)
 
         def heed() -> None:
             if verdicts.agree_to_stop(self.step, signals.received is not None):
                 raise EvaluationAbandoned
 
         if self._evaluation_due:  # the signal that ended the last sitting came before its end
-            with self.journal.clock.paused():
-                self._evaluate(heed)
-                self._save()
+            self._evaluate(heed)
+            self._save()
         while self.step < plan.total_steps and self.running:
             if self.step == self.stage.last_step:
                 self._enter(plan.stage_at(self.step))
@@ -158,11 +171,13 @@ class Run:
         """To the end of the stage; True when all agreed to stop before it."""
         stage = self.stage
         while self.step < stage.last_step and self.running:
-            if not gate.opens():
+            with self.journal.clock.waiting_for_data():
+                opened = gate.opens()
+            if not opened:
                 self._stop_students(verdicts.drain())
                 return True
             self._step(batches, verdicts, signals)
-            self.journal.screen.advance(self.step)
+            self.journal.stepped(self.step, self.running)
             if stage.due(stage.log_every, self.step):
                 self._stop_students(verdicts.drain())
                 self._log()
@@ -171,12 +186,10 @@ class Run:
                 return True
             if self._evaluation_due:
                 self._stop_students(verdicts.drain())
-                with self.journal.clock.paused():
-                    self._evaluate(heed)
+                self._evaluate(heed)
             if stage.due(stage.checkpoint_every, self.step):
                 self._stop_students(verdicts.drain())
-                with self.journal.clock.paused():
-                    self._save()
+                self._save()
         return False
 
     def _enter(self, stage: StagePlan) -> None:
@@ -218,7 +231,8 @@ class Run:
         not_finite: dict[str, torch.Tensor] = {}
         needs_teacher = any(student.spec.objective.soft for student in self.running)
         for _ in range(self.share.num_forwards):
-            batch = next(batches)
+            with self.journal.clock.waiting_for_data():
+                batch = next(batches)
             self._skipped_here += batch.num_skipped
             targets = self.teacher(batch.images) if self.teacher and needs_teacher else None
             for student in self.running:
@@ -232,13 +246,12 @@ class Run:
 
     def _stop_students(self, stopped: list[tuple[int, int]]) -> None:
         """Stop the students that verdicts name, (index, step) each."""
-        screen = self.journal.screen
         for index, step in stopped:
             student = self.students[index]
             if student.running:
                 student.stop(step)
-                screen.rows[student.name].note = f"stopped at step {step}: loss not finite"
-                screen.say(
+                self.journal.screen.rows[student.name].note = f"stopped at step {step}"
+                self.journal.warn(
                     f"{student.name}: the loss of step {step} is not finite; this student stops here, the others go on. "
                     f"Lower {self.stage.key}students.{student.name}.optimizer.lr, or set clip_grad_norm or another train.precision"
                 )
@@ -253,8 +266,7 @@ class Run:
     @property
     def _evaluation_due(self) -> bool:
         """Whether the step that the run stands at wants an evaluation and has not had it."""
-        wanted = self.stage.due(self.stage.evaluate_every, self.step)
-        return wanted and self.step > self._judged_step and self._set is not None and bool(self.running)
+        return bool(self.running) and self.evaluations.due(self.stage, self.step)
 
     # ---- log, judge, save --------------------------------------------------------------------------------------------
 
@@ -274,54 +286,14 @@ class Run:
         )
 
     def _evaluate(self, heed: Callable[[], None]) -> None:
-        """Judge teacher and students, keep the best weights. `heed` may abandon it. Collective: every rank."""
-        screen = self.journal.screen
-        screen.doing("evaluating")
-        first = TEACHER not in self.accuracies
-        assert self._set
-        judged = {}
-        for student in self.running:
-            student.average_statistics()
-            student.net.eval()
-            judged.update(student.judged())
-        self.accuracies |= self._set.evaluate(judged, self.accuracies.get(TEACHER), heed)
-        for doubt in teacher_doubts(self.teacher, self.accuracies.get(TEACHER)) if first else ():
-            screen.say(f"warning: {doubt}")
-        self._judged_step = self.step
-        for student in self.running:
-            student.net.train()
-            if student.improved(self.accuracies, self.step):
-                self._write_best(student)
-            row = screen.rows[student.name]
-            row.top1, row.best = self.accuracies[student.name].top1, student.best.top1 if student.best else None
-        names = [*judged, *([TEACHER] if TEACHER in self.accuracies else [])]
-        self.journal.judged(self.step, {name: self.accuracies[name] for name in names})
-        if self.plan.recipe.stages and self.step == self.stage.last_step:
-            self.stage_ends[self.stage.name] = {name: self.accuracies[name].as_dict() for name in judged}
-
-    def _write_best(self, student: Student) -> None:
-        """Export what `student.best` names to the run's folder. Collective: every rank."""
-        assert student.best
-        recipe = self.plan.recipe
-        judged = student.name if student.best.weights == "last" else f"{student.name}/{student.best.weights}"
-        record = self.accuracies[judged].as_dict() if student.best.top1 is not None else {}
-        weights = student.best_weights()
-        self.engine.on_main(
-            lambda: student.write(
-                best_dir(self.plan.output, student.name),
-                weights,
-                classes=self.plan.classes,
-                record={"run": recipe.name, **record},
-            )
-        )
+        """Evaluate at this step. `heed` may abandon it. Collective: every rank."""
+        with self.journal.pausing("evaluating"):
+            self.evaluations.run(self.step, self.stage, self.running, heed)
 
     def _finish(self) -> int:
         """Write the report and show the final table. Collective: every rank."""
-        for student in self.running:
-            if self._set is None:  # nothing was judged: the last weights are all there is
-                student.average_statistics()
-                student.best = Best(None, self.step, "last")
-                self._write_best(student)
+        if not self.evaluations.possible:
+            self.evaluations.keep_last(self.step, self.running)
         recipe, clock = self.plan.recipe, self.journal.clock
         summary = Summary(
             run=recipe.name,
@@ -334,11 +306,13 @@ class Run:
             device=self.engine.device_name(),
             num_skipped=self.num_skipped,
             stages=self.plan.stages if recipe.stages else (),
-            stage_ends=self.stage_ends,
+            stage_ends=self.evaluations.stage_ends,
             students=self.students,
-            accuracies=self.accuracies,
+            accuracies=self.evaluations.accuracies,
             views=self._views,
-            warnings=teacher_doubts(self.teacher, self.accuracies.get(TEACHER)),
+            data=self.plan.described_data(),
+            throughput=clock.throughput(recipe.train.batch_size_global),
+            warnings=self.journal.warnings,
         )
         self.engine.on_main(lambda: summary.write(again=not self._sat))
         if self.engine.is_main:
@@ -347,7 +321,6 @@ class Run:
 
     def _save(self) -> None:
         """Write a checkpoint and let old ones go. Collective: every rank."""
-        self.journal.screen.doing("saving")
         self._count_skipped()
         clock = self.journal.clock
         values = {
@@ -355,13 +328,14 @@ class Run:
             "inputs": self._inputs() if self.engine.is_main else {},  # the main process writes
             "seconds": clock.seconds,
             "device_seconds": clock.device_seconds,
+            "training": clock.training(),
+            "warnings": self.journal.warnings,
             "num_skipped": self.num_skipped,
-            "judged_step": self._judged_step,
             "views": {name: view.as_dict() for name, view in self._views.items()},
-            "accuracies": {name: accuracy.as_dict() for name, accuracy in self.accuracies.items()},
-            **({"stage_ends": self.stage_ends} if self.plan.recipe.stages else {}),
+            **self.evaluations.state(),
         }
-        self._saved = self.step, save_run(self.plan, self.step, values, self.students, self.engine)
+        with self.journal.pausing("saving"):
+            self._saved = self.step, save_run(self.plan, self.step, values, self.students, self.engine)
 
     def _resume(self, claim: Claim) -> None:
         """Go on from the newest whole checkpoint, if there is one. Collective: every rank."""
@@ -376,16 +350,17 @@ class Run:
         self.stage = self.plan.stage_at(self.step - 1)
         self._saved = self.step, str(path)
         values = checkpoint.values
-        journal.clock.add_earlier(values["seconds"], values["device_seconds"])
-        self.num_skipped, self._judged_step = values["num_skipped"], values["judged_step"]
-        self.accuracies = {name: Accuracy(**fields) for name, fields in values["accuracies"].items()}
-        self.stage_ends = values["stage_ends"] if self.plan.recipe.stages else {}
+        journal.clock.add_earlier(values["seconds"], values["device_seconds"], values.get("training"))
+        journal.warnings += values.get("warnings", [])  # checkpoints of earlier versions have neither
+        self.num_skipped = values["num_skipped"]
+        self.evaluations.load(values)
         for student in self.students:
             if self.stage is not self.plan.stages[0]:
                 setting = setting_of(self.plan, self.stage, student.name)
                 student.enter(setting, new_optimizer=True, new_averages=False)
             load_student(student, checkpoint, self.plan.output)
-            row = journal.screen.rows[student.name]
-            row.best = student.best.top1 if student.best else None
-            row.note = "" if student.running else f"stopped at step {student.stopped_at}: loss not finite"
+            if not student.running:
+                journal.screen.rows[student.name].note = f"stopped at step {student.stopped_at}"
+        best = {student.name: student.best.top1 for student in self.students if student.best}
+        journal.show_accuracies(self.evaluations.accuracies, best)
         journal.screen.say(f"going on from {path}")

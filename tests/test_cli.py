@@ -19,8 +19,8 @@ from rich.console import Console
 from typer.main import get_command
 
 from distill.__main__ import app
-from distill.console import Screen
 from distill.recipe import load_recipe, shipped_files
+from distill.screen import Screen
 from distill.train import ALL_STOPPED, DONE, INTERRUPTED
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -165,17 +165,31 @@ def test_a_run_in_a_pipe_prints_plain_lines(cli: Cli, tiny_recipe: Any, monkeypa
     assert not ANSI.search(outcome.out)
     assert "\r" not in outcome.out
     lines = outcome.out.splitlines()
-    steps = [line for line in lines if line.startswith("step ")]
+    steps, end = [line for line in lines if " step " in line], lines[-8:]
+    header = lines[: lines.index(steps[0])]
     assert len(steps) == 3
+    labels = ("budget", "data", "teacher", "students", "output", "images", "classes", "models", "device")
+    assert header[0] == "tiny"
+    assert [line.split()[0] for line in header[1:] if line[2] != " "] == [*labels]
+    assert "120 for training (2 steps, 7 an epoch)" in outcome.out
+    assert "10: T-shirt/top, Trouser, Pullover, Dress and 6 more" in outcome.out
+    when = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
+    pace = r"[\d,]+ images/s, [\d.]+ GiB, \d+:\d\d elapsed, \d+:\d\d left"
     for number in (1, 2):
-        assert re.fullmatch(
-            rf"step {number}/2: alone \d\.\d{{4}}; [\d,]+ images/s, [\d.]+ GiB, \d+:\d\d left", steps[number - 1]
-        )
-    assert re.fullmatch(r"step 2/2: top-1 % alone [\d.]+; teacher [\d.]+", steps[2])
-    lines = lines[lines.index(steps[2]) + 1 :]
-    assert re.match(r"tiny: 2 steps \(0\.3 epochs\) in \d+:\d\d on 1 x cpu \(0\.00 device hours\)", lines[0])
-    assert lines[1].split()[:4] == ["model", "parameters", "learns", "from"]
-    assert [line.split()[0] for line in lines[2:]] == ["teacher", "alone"]
+        line = rf"{when} step {number}/2 epoch 0\.\d+: loss alone \d\.\d{{4}}; lr \d\.\d\de-0\d; {pace}"
+        assert re.fullmatch(line, steps[number - 1])
+    figures = r"top-1 % teacher [\d.]+, alone [\d.]+; agrees with teacher % alone [\d.]+"
+    assert re.fullmatch(rf"{when} step 2/2 epoch 0\.29: {figures}", steps[2])
+    assert re.match(r"tiny: 2 steps \(0\.3 epochs\) in \d+:\d\d on 1 x cpu \(0\.00 device hours\)", end[0])
+    assert end[1].split()[:4] == ["model", "parameters", "learns", "from"]
+    assert [line.split()[0] for line in end[2:4]] == ["teacher", "alone"]
+    output = recipe.with_suffix("")
+    assert [line.strip() for line in outcome.out.splitlines()[-4:]] == [
+        "next:",
+        f"distill evaluate {output}",
+        f"distill export {output} exports/run",
+        f"report: {output}/report.json",
+    ]
     assert outcome.err == ""
     outcome = cli("train", recipe)
     assert outcome.code == DONE

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.table import Table
 
-from distill.console import Screen, error_panel, make_console, show_table
+from distill.console import error_panel, make_console, show_table
 from distill.errors import printable
+from distill.screen import Screen
 
 HOSTILE = "[/red][bold]x[/] :smile: \x1b[2J\x07 \u202egnp.\n\ttail \udcff"
 SHOWN = "[/red][bold]x[/] :smile: \\x1b[2J\\x07 \\u202egnp."
@@ -49,7 +50,7 @@ def test_a_narrow_encoding_writes_out_what_it_lacks(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_run_may_be_called_anything() -> None:
-    screen = Screen(title="[/x]\x1b[1m", students=["[red]a"], total_steps=2, show=True)
+    screen = Screen(title="[/x]\x1b[1m", students=["[red]a"], teacher=None, total_steps=2, total_epochs=1, show=True)
     screen.console.width = 100
     with screen.console.capture() as capture:
         screen.console.print(screen)

@@ -26,6 +26,7 @@ from distill.data.fashion import EmbeddedFashionMnist
 from distill.data.order import Order
 from distill.data.sources import open_source
 from distill.errors import InputError
+from distill.evaluations import Evaluations
 from distill.recipe.schema import ImageFolder
 from distill.train import DONE, INTERRUPTED
 
@@ -80,7 +81,8 @@ def test_a_signal_while_a_run_starts_judges_or_saves(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A start and a save wait for the next step, of which there is none after the last; an evaluation is abandoned, and repeated later."""
-    send_during(distill.train, what, monkeypatch, call)
+    place, name = (Evaluations, "run") if what == "evaluate" else (distill.train, what)
+    send_during(place, name, monkeypatch, call)
     recipe = write_recipe(tmp_path, EVERYTHING)
     if stopped_after is not None:
         assert run(recipe) == INTERRUPTED

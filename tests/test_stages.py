@@ -257,11 +257,11 @@ def test_a_signal_during_the_last_evaluation_of_a_stage_repeats_it(
 ) -> None:
     from tiny import send_during
 
-    import distill.train
+    from distill.evaluations import Evaluations
 
     whole, second = uninterrupted
     recipe = write_recipe(tmp_path, two_stages(foreign, second=second))
-    send_during(distill.train, "evaluate", monkeypatch, 2, signal.SIGTERM)
+    send_during(Evaluations, "run", monkeypatch, 2, signal.SIGTERM)
     assert run(recipe) == INTERRUPTED
     assert checkpoint(tmp_path / "run").name == f"step-{FOREIGN:08d}"
     assert json.loads((checkpoint(tmp_path / "run") / "state.json").read_text())["stage_ends"] == {}

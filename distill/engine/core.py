@@ -25,13 +25,14 @@ from distill.engine import zero
 from distill.engine.environment import launched_processes, refuse_contradictions
 from distill.engine.host_memory import keep_freed_memory
 from distill.engine.rendezvous import check_rendezvous, meeting, reach_master
+from distill.engine.trackers import OVERLAID, Tracking, kept_run_id
 from distill.errors import InputError
 from distill.rng import MASK, seed_global
 
 Result = TypeVar("Result")
 
+_NO_TRACKING = Tracking()
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-TRACKERS = ("tensorboard", "wandb", "trackio")
 
 
 def _flat_settings(config: dict[str, Any], prefix: str = "") -> dict[str, int | float | str | bool]:
@@ -56,8 +57,7 @@ class Engine:
         zero_offload: bool = False,
         channels_last: bool = True,
         compile: bool = False,
-        trackers: tuple[str, ...] = (),
-        directory: Path | None = None,
+        tracking: Tracking = _NO_TRACKING,
         timeout_s: float = 600,
     ) -> None:
         environment = dict(os.environ)
@@ -68,8 +68,8 @@ class Engine:
         group = InitProcessGroupKwargs(timeout=timedelta(seconds=timeout_s))
         shared: dict[str, Any] = {
             "mixed_precision": "no",
-            "log_with": list(trackers) or None,
-            "project_config": ProjectConfiguration(str(directory), str(directory / "trackers")) if directory else None,
+            "log_with": list(tracking.names) or None,
+            "project_config": ProjectConfiguration(logging_dir=str(tracking.directory)) if tracking.directory else None,
         }
         # Weights sharded over one process are not sharded, unless they move to the host.
         self.sharding = zero_stage > 0 and (launched_processes(environment) > 1 or zero_offload)
@@ -100,7 +100,7 @@ class Engine:
         self.precision = precision
         self._channels_last = channels_last
         self._compile = compile
-        self._trackers = trackers
+        self._tracking_of = tracking
         self._tracking = False
         self._timeout_s = timeout_s
         self._hosts: Any = None  # their group over the network, where there is one beside the devices'
@@ -257,28 +257,41 @@ class Engine:
             raise SystemExit(code)
         return result  # type: ignore[no-any-return]
 
-    def start_trackers(self, run_name: str, config: dict[str, Any]) -> None:
+    def start_trackers(self, run_name: str, output: Path, config: dict[str, Any], step: int) -> None:
         """Start TensorBoard, wandb or trackio, where the recipe names them. Collective: every rank.
+
+        Args:
+            output: the run's folder, which keeps the run's id.
+            step: steps done before this session.
 
         Raises:
             InputError: a tracker does not start: no account, no network, a folder that cannot be written.
         """
-        if self._trackers:
-            self.on_main(lambda: self._init_trackers(run_name, config))
+        if self._tracking_of.names:
+            self.on_main(lambda: self._init_trackers(run_name, output, config, step))
             self._tracking = True
 
-    def _init_trackers(self, run_name: str, config: dict[str, Any]) -> None:
-        own = {"wandb": {"name": run_name}, "trackio": {"name": run_name}}
+    def _init_trackers(self, run_name: str, output: Path, config: dict[str, Any], step: int) -> None:
+        tracking = self._tracking_of
         try:
+            run_id = kept_run_id(output / "trackers")
+            if tracking.directory:
+                tracking.directory.mkdir(parents=True, exist_ok=True)
+            if tracking.trackio_directory:
+                os.environ["TRACKIO_DIR"] = str(tracking.trackio_directory)  # read when trackio is imported
             self.accelerator.init_trackers(
-                "distill",
+                tracking.project,
                 config=_flat_settings(config),
-                init_kwargs={name: own.get(name, {}) for name in self._trackers},
+                init_kwargs=tracking.arguments(run_name, run_id, step),
             )
+            for tracker in self.accelerator.trackers:
+                if tracker.name == "tensorboard":
+                    charts = {metric: ["Multiline", [f"^{metric}/.*"]] for metric in OVERLAID}
+                    tracker.writer.add_custom_scalars({"models": charts})
         except Exception as error:  # each library fails in its own ways
             reason = " ".join(str(error).split()) or type(error).__name__
             raise InputError(
-                f"log.trackers: {', '.join(self._trackers)} did not start ({reason}): mend that, or leave it out"
+                f"log.trackers: {', '.join(tracking.names)} did not start ({reason}): mend that, or leave it out"
             ) from error
 
     def track(self, values: dict[str, float], step: int) -> None:

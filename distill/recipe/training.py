@@ -80,3 +80,9 @@ class Log(Section):
     """The interval."""
     trackers: Names = ()
     """Where figures go besides metrics.jsonl: tensorboard, wandb, trackio."""
+    project: Annotated[str, Field(min_length=1)] = "distill"
+    """What trackers group runs under."""
+    entity: str | None = None
+    """The user or team of wandb; null is the account's own."""
+    directory: Annotated[str, Field(min_length=1)] | None = None
+    """The folder that trackers write to; null is trackers/ in the run's folder, and trackio's own place."""

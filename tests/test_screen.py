@@ -1,0 +1,369 @@
+"""What people see of a run in progress: on a terminal a bar and a table that fit it, elsewhere plain lines."""
+
+import io
+import os
+import pty
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+import distill.console
+from distill.clock import Clock
+from distill.header import show_views
+from distill.live import LiveLosses
+from distill.plan import StagePlan
+from distill.screen import Progressed, Screen
+
+Terminal = Callable[..., io.StringIO]
+NOW = Progressed(50, 1.25, 12345.6, 3 * 2**30, 605, 3725)
+
+
+class Ticking:
+    """A clock by hand in place of the time module."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    """terminal(80): from here on the program writes to a terminal of 80 columns, into what is returned."""
+
+    def attach(width: int, height: int = 40) -> io.StringIO:
+        written = io.StringIO()
+        monkeypatch.setenv("TERM", "xterm-256color")
+        monkeypatch.setattr(
+            distill.console,
+            "make_console",
+            lambda stderr=False: Console(
+                file=written,
+                width=width,
+                height=height,
+                force_terminal=True,
+                markup=False,
+                highlight=False,
+                color_system=None,
+            ),
+        )
+        return written
+
+    return attach
+
+
+def drawn(screen: Screen) -> list[str]:
+    """The lines of the live display as they stand now."""
+    beside = Console(
+        file=io.StringIO(), width=screen.console.width, force_terminal=True, color_system=None, markup=False
+    )
+    with beside.capture() as capture:
+        beside.print(screen)
+    return [line.rstrip() for line in capture.get().splitlines()]
+
+
+def test_models_that_see_the_same_share_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    show_views(["teacher sees 96x96 px", "a sees 64x64 px", "b sees 64x64 px", "b: weights were resampled"])
+    assert capsys.readouterr().out.splitlines() == [
+        "  models    teacher sees 96x96 px",
+        "            a, b sees 64x64 px",
+        "            b: weights were resampled",
+    ]
+
+
+def a_screen(title: str = "a/run", names: tuple[str, ...] = ("alone", "kd")) -> Screen:
+    screen = Screen(title=title, students=list(names), teacher="teacher", total_steps=200, total_epochs=5, show=True)
+    first, *_, last = screen.rows.values()
+    first.loss, first.lr, first.top1, first.best, first.agreement = 2.34567, 0.05, 61.234, 62.0, 70.5
+    last.loss, last.top1, last.note = 9.9, 9.9, "stopped at step 12"
+    screen.teacher.top1 = 71.0
+    return screen
+
+
+# ---- on a terminal ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_the_display_fits_the_terminal(width: int, terminal: Terminal) -> None:
+    terminal(width)
+    screen = a_screen()
+    with screen:
+        screen.advance(50)
+        screen.trained(NOW)
+        lines = drawn(screen)
+        assert lines[0].startswith("a/run ")
+        assert lines[0].endswith("50/200 steps")
+        assert len(lines[0]) == width, "one bar, as wide as the terminal"
+        assert lines[1] == "epoch 1.25/5, 12,346 images/s, 3.0 GiB, 10:05 elapsed, 1:02:05 left"
+        assert lines[2].split() == ["loss", "lr", "top-1", "%", "best", "%", "agrees", "%"]
+        assert lines[3].split() == ["teacher", "71.00"]
+        assert lines[4].split() == ["alone", "2.3457", "5.00e-02", "61.23", "62.00", "70.50"]
+        assert lines[5].split() == ["kd", "9.9000", "9.90", "stopped", "at", "step", "12"]
+        assert len(lines) == 6
+        screen.doing("evaluating")
+        assert drawn(screen)[1].endswith("left; evaluating")
+        screen.advance(51)
+        assert drawn(screen)[1].endswith("left")
+
+
+def test_the_times_move_between_two_steps(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal(80)
+    time = Ticking()
+    monkeypatch.setattr("distill.screen.time", time)
+    screen = a_screen()
+    screen.advance(50)
+    screen.progress(NOW)
+    time.now += 60
+    assert screen.status().endswith("11:05 elapsed, 1:01:05 left")
+    time.now += 9999
+    assert screen.status().endswith(" 0:00 left"), "never below nothing"
+
+
+def test_long_names_and_many_students_keep_bar_pace_and_figures(terminal: Terminal) -> None:
+    terminal(80, height=24)
+    names = ("x" * 50, *(f"student-{i}" for i in range(40)))
+    with a_screen("imagenet1k/" + "long_" * 20, names) as screen:
+        screen.advance(50)
+        screen.trained(NOW)
+        lines = drawn(screen)
+    assert len(lines) <= 24
+    assert max(map(len, lines)) <= 80
+    assert lines[0].endswith("50/200 steps")
+    assert "━" in lines[0]
+    assert "2.3457" in "".join(lines)
+    assert "1:02:05 left" in lines[1]
+    assert "".join(lines).count("x") >= 50, "a long name is folded, not cut"
+    assert lines[-1].split()[0] == "and"
+    assert lines[-1].endswith("more")
+
+
+def test_the_bar_moves(terminal: Terminal) -> None:
+    terminal(80)
+    with a_screen() as screen:
+        filled = []
+        for step in (10, 100, 190):
+            screen.advance(step)
+            filled.append(drawn(screen)[0].count("━"))
+            assert f"{step}/200 steps" in drawn(screen)[0]
+        assert filled[0] < filled[1] < filled[2]  # without colours only what is done is drawn
+
+
+def test_before_the_first_step_it_says_what_it_does(terminal: Terminal) -> None:
+    terminal(80)
+    assert drawn(a_screen())[1] == "starting"
+
+
+def test_lines_go_above_the_display_and_nothing_of_it_stays(terminal: Terminal) -> None:
+    written = terminal(80)
+    with a_screen() as screen:
+        screen.say("a long line " * 10)
+    screen.console.print("after")
+    whole = written.getvalue()
+    assert "a long line " * 10 in whole, "wrapped: it could not be copied"
+    assert whole.index("a long line") < whole.index("after")
+    left = whole.rpartition("200 steps")[2]  # what came after the last drawing
+    assert left.count("\x1b[2K") >= 4, "the display was not taken away"
+    assert "step 0" not in whole
+
+
+def test_a_terminal_that_cannot_move_its_cursor_gets_lines(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = terminal(80)
+    monkeypatch.setenv("TERM", "dumb")
+    with a_screen() as screen:
+        screen.trained(NOW)
+    assert " step 50/200 epoch 1.25: loss alone 2.3457, kd stopped at step 12" in written.getvalue()
+    assert "\x1b" not in written.getvalue()
+
+
+def test_a_name_is_no_markup(terminal: Terminal) -> None:
+    terminal(80)
+    assert drawn(a_screen("[/x] [bold]run"))[0].startswith("[/x] [bold]run ")
+
+
+@contextmanager
+def real_terminal(monkeypatch: pytest.MonkeyPatch, width: int) -> Iterator[list[str]]:
+    """Inside, standard output is a terminal; afterwards the list holds what was written there."""
+    ours, theirs = pty.openpty()
+    chunks: list[bytes] = []
+
+    def collect() -> None:
+        with suppress(OSError):  # its other end is closed
+            while chunk := os.read(ours, 65536):
+                chunks.append(chunk)
+
+    reader = threading.Thread(target=collect)
+    reader.start()
+    written: list[str] = []
+    with monkeypatch.context() as patch, os.fdopen(theirs, "w", encoding="utf-8") as stream:
+        patch.setattr("sys.stdout", stream)
+        patch.setenv("COLUMNS", str(width))
+        patch.setenv("LINES", "24")
+        yield written
+    reader.join()
+    os.close(ours)
+    written.append(b"".join(chunks).decode())
+
+
+@pytest.mark.parametrize("kind", ["xterm-256color", "NO_COLOR", "dumb"])
+@pytest.mark.parametrize("width", [80, 160])
+def test_in_a_real_terminal(kind: str, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "dumb" if kind == "dumb" else "xterm-256color")
+    if kind == "NO_COLOR":
+        monkeypatch.setenv("NO_COLOR", "1")
+    with real_terminal(monkeypatch, width) as written, a_screen("[red]a/run") as screen:
+        screen.advance(50)
+        screen.trained(NOW)
+        screen.say("a message")
+    (text,) = written
+    assert "a message" in text
+    assert ("[red]a/run" in text) == (kind != "dumb")
+    assert ("50/200 steps" in text) == (kind != "dumb")
+    assert ("\x1b" in text) == (kind != "dumb")
+    colours = [code for codes in re.findall(r"\x1b\[([\d;]*)m", text) for code in codes.split(";")]
+    assert any(code.startswith("3") and code != "3" for code in colours) == (kind == "xterm-256color")
+    lines = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", text).splitlines()
+    assert kind == "dumb" or max(map(len, lines)) <= width
+
+
+# ---- elsewhere -------------------------------------------------------------------------------------------------------
+
+
+def test_without_a_terminal_there_are_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    with a_screen() as screen:
+        screen.advance(50)
+        screen.trained(NOW)
+        screen.rows["kd"].note, screen.rows["kd"].lr, screen.rows["kd"].loss = "", 0.1, 1.0
+        screen.trained(NOW)
+        screen.evaluated(NOW)
+        screen.say("[red]as it is[/red] " * 20)
+    lines = capsys.readouterr().out.splitlines()
+    when = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d step 50/200 epoch 1\.25: "
+    pace = "12,346 images/s, 3.0 GiB, 10:05 elapsed, 1:02:05 left"
+    assert [re.sub(f"^{when}", "", line) for line in lines] == [
+        f"loss alone 2.3457, kd stopped at step 12; lr 5.00e-02; {pace}",
+        f"loss alone 2.3457, kd 1.0000; lr alone 5.00e-02, kd 1.00e-01; {pace}",
+        "top-1 % teacher 71.00, alone 61.23, kd 9.90; agrees with teacher % alone 70.50",
+        "[red]as it is[/red] " * 20,
+    ]
+    assert all(re.match(when, line) for line in lines[:3])
+
+
+def test_other_processes_say_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    screen = Screen(title="run", students=["alone"], teacher=None, total_steps=2, total_epochs=1, show=False)
+    with screen:
+        screen.say("something")
+        screen.trained(NOW)
+        screen.evaluated(NOW)
+    assert capsys.readouterr().out == ""
+
+
+# ---- pace and losses -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ticking(monkeypatch: pytest.MonkeyPatch) -> Ticking:
+    time = Ticking()
+    monkeypatch.setattr("distill.clock.time", time)
+    monkeypatch.setattr("distill.live.time", time)
+    return time
+
+
+def test_the_time_left_follows_recent_steps_and_counts_evaluations_to_come(ticking: Ticking) -> None:
+    clock = Clock(1)
+    clock.go(10)
+    assert clock.left_s(90, {"evaluating": 3}) is None
+    ticking.now += 20  # workers start
+    clock.stepped(11)
+    assert clock.step_s == 20
+    for step in range(12, 15):
+        ticking.now += 2
+        clock.stepped(step)
+    assert clock.step_s == 2, "the first step is left out as soon as there is another"
+    assert clock.left_s(86, {"evaluating": 3}) == 172
+    with clock.paused("evaluating"):
+        ticking.now += 7
+    assert clock.step_s == 2, "an evaluation does not make steps slower"
+    assert clock.left_s(86, {"evaluating": 3, "saving": 5}) == 172 + 3 * 7
+    for step in range(15, 200):
+        ticking.now += 1
+        clock.stepped(step)
+    assert clock.step_s == 1, "the last half minute counts"
+    assert clock.trained_s == 20 + 6 + 185
+
+
+@pytest.mark.parametrize("every", [1, 3, 4, 10, 99])
+def test_what_is_still_due_is_counted(every: int) -> None:
+    stage: Any = SimpleNamespace(first_step=5, last_step=15)
+    for step in range(20):
+        later = [other for other in range(step + 1, 20) if other <= 15 and StagePlan.due(stage, every, other)]
+        assert StagePlan.num_due(stage, every, step) == len(later), step
+
+
+class SumOfLosses:
+    """A student as far as its losses go."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.take()
+
+    def take(self) -> None:
+        self.losses = SimpleNamespace(sums=torch.zeros(5), steps=0)
+
+    def learn(self, loss: float) -> None:
+        self.losses.sums[0] += loss
+        self.losses.steps += 1
+
+
+def test_losses_are_shown_from_the_first_step_as_the_mean_since_the_log(ticking: Ticking) -> None:
+    """Of two processes this one adds half of each global batch's loss; what a resume brought is not its own."""
+    engine: Any = SimpleNamespace(device=torch.device("cpu"), world_size=2)
+    a: Any = SumOfLosses("a")
+    b: Any = SumOfLosses("b")
+    a.learn(100)  # before the resume, of all processes
+    live = LiveLosses(engine, [a, b])
+    assert live.poll([a, b]) == {}
+    a.learn(0.5)
+    b.learn(1.5)
+    assert live.poll([a, b]) == {"a": 1.0, "b": 3.0}
+    a.learn(1.5)
+    assert live.poll([a]) == {}, "four times a second"
+    ticking.now += 1
+    assert live.poll([a]) == {"a": 2.0}
+    a.take()
+    a.learn(4.0)
+    ticking.now += 1
+    assert live.poll([a]) == {"a": 8.0}
+
+
+@pytest.mark.gpu
+def test_reading_losses_waits_for_no_device() -> None:
+    """A poll returns while the device is busy, and what it asked for is there when the device has come to it."""
+    device = torch.device("cuda")
+    engine: Any = SimpleNamespace(device=device, world_size=1)
+    student: Any = SumOfLosses("a")
+    student.losses.sums = student.losses.sums.to(device)
+    live = LiveLosses(engine, [student])
+    matrix = torch.rand(4096, 4096, device=device)
+    torch.cuda.synchronize()
+    with torch.cuda.stream(torch.cuda.current_stream()):
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            student.losses.sums += 2.0
+            student.losses.steps += 1
+            for _ in range(50):
+                matrix = matrix @ matrix
+            student.losses.sums += matrix[0, 0] * 0
+            assert live.poll([student]) == {}
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    torch.cuda.synchronize()
+    assert "a" in live.poll([student])
