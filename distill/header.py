@@ -4,6 +4,7 @@ torch and timm take seconds to import, so the lines of the recipe need neither.
 """
 
 import os
+import textwrap
 from collections.abc import Sequence
 
 from distill.console import make_console
@@ -31,7 +32,19 @@ def show_recipe(recipe: Recipe) -> None:
 
 def show(label: str, text: str) -> None:
     """Print a line of the header. The main process alone prints."""
-    _print(f"  {label:{_LABEL_WIDTH}}{text}")
+    line, console = f"  {label:{_LABEL_WIDTH}}{text}", make_console()
+    if console.is_terminal:
+        indent = " " * (_LABEL_WIDTH + 2)
+        width = max(console.width, 2 * len(indent))
+        line = textwrap.fill(
+            line,
+            width,
+            subsequent_indent=indent,
+            break_long_words=False,
+            break_on_hyphens=False,
+            replace_whitespace=False,
+        )
+    _print(line)
 
 
 def show_views(lines: Sequence[str]) -> None:
