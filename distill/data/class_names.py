@@ -30,12 +30,12 @@ def class_numbers(names: Sequence[str]) -> list[int] | None:
 
 
 def order_classes(names: Sequence[str], where: str) -> tuple[str, ...]:
-    """The order in which the classes of a source without a class list are numbered. Every kind of source asks here.
+    """Return the order in which the classes of a source without a class list are numbered. Every kind of source asks here.
 
-    Names that are all numbers are sorted by value: a folder named 10 is written by somebody who means class 10, which as
-    text stands before 2. Every other list, mixed ones too, is sorted by code points, as torchvision's ImageFolder sorts folders and as runs and
-    exports of earlier versions have it. timm's reader sorts "class2" before "class10", and capitals as small letters: where
-    the two orders differ and a model does not name its classes, `distill.models.labels` asks for a list instead of guessing.
+    Names that are all numbers are sorted by value: a folder named 10 means class 10, and as text it stands before 2.
+    Every other list, mixed ones too, is sorted by code points, as torchvision's ImageFolder sorts folders and as runs
+    and exports of earlier versions have it. timm's reader sorts "class2" before "class10", and ignores capitals: where
+    the two orders differ and a model does not name its classes, `distill.models.labels` asks for a list.
 
     Args:
         where: names the data in messages.

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from distill.data.class_names import meaning
 from distill.data.label_sets import mismatch, overlap, same_space
 from distill.data.labels import stratified_subset
 from distill.data.records import Source
@@ -62,10 +63,22 @@ def same_classes(train: tuple[str, ...], other: tuple[str, ...], key: str, other
     if same_space(train, other):
         return
     how = mismatch(train, other, key, other_key)
+    absent = _only_there(train, other, key, other_key) or _only_there(other, train, other_key, key)
     reader = f", and {why} reads its labels" if why else ""
     raise InputError(
-        f"{how}{reader}. Give both the same list with {key}.classes and {other_key}.classes, or teach soft labels alone (objective.hard: null)"
+        f"{how}{reader}. {absent}Give both the same list, a file with a class name a line, with {key}.classes and "
+        f"{other_key}.classes, or teach soft labels alone (objective.hard: null)"
     )
+
+
+def _only_there(classes: tuple[str, ...], others: tuple[str, ...], key: str, other_key: str) -> str:
+    """Return which classes one list has beyond all of the other's; empty where each has some of its own, or neither."""
+    own, theirs = {meaning(name): name for name in classes}, set(map(meaning, others))
+    more = [name for said, name in own.items() if said not in theirs]
+    if not more or not theirs <= own.keys():
+        return ""
+    shown = ", ".join(map(repr, more[:5])) + (f" and {len(more) - 5} more" if len(more) > 5 else "")
+    return f"{other_key} lacks {shown} of {key}. "
 
 
 def chosen_samples(

@@ -84,7 +84,7 @@ def class_folders(root: Path, has_list: bool, key: str) -> tuple[str, ...]:
     try:
         found = [entry.name for entry in os.scandir(root) if entry.is_dir() and not is_leftover(entry.name)]
     except OSError as error:
-        raise InputError(f"{key}.path: {root} cannot be read ({error.strerror}): mend its permissions") from error
+        raise InputError(f"{key}.path: {root} cannot be read ({error.strerror}): correct its permissions") from error
     if not found:
         raise InputError(
             f"{key}.path: {root} has no class folders: put the images of each class into a folder of its own"

@@ -8,6 +8,7 @@ import numpy as np
 
 from distill.data.records import Source, at
 from distill.data.sources import open_source
+from distill.data.splits import same_split
 from distill.errors import InputError
 from distill.recipe import schema
 from distill.rng import hash64, hash64_array
@@ -114,10 +115,9 @@ def _refuse_overlap(spec: schema.Source, train: schema.Source, root: Path, key: 
     if isinstance(spec, schema.Stream):
         return  # its images lie in shards, and data.train is none
     splits = (schema.SavedDataset, schema.FashionMnist)
-    if isinstance(spec, splits) and isinstance(train, splits):
-        named = {spec.split, train.split}
-        if len(named) == 2 and None not in named:
-            return
+    named = [each.split for each in (spec, train) if isinstance(each, splits) and each.split]
+    if len(named) == 2 and not same_split(*named):
+        return
     assert not isinstance(train, schema.Stream), "the schema refuses it"
     if (spec.path is None) != (train.path is None):
         return  # one of them is the Fashion-MNIST that comes with the package

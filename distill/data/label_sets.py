@@ -63,12 +63,13 @@ def space_of_size(num_classes: int) -> str | None:
     return next((name for name, (count, _) in _SPACES.items() if count == num_classes), None)
 
 
-def class_list(name_or_path: str, root: Path, key: str) -> tuple[str, ...]:
+def class_list(name_or_path: str, root: Path, key: str, distinct: bool = True) -> tuple[str, ...]:
     """Class names by the name of a label space, or from a text file, one a line; blank lines at the end do not count.
 
     Args:
         name_or_path: a name of the registry, or a file relative to `root`; a file of that name comes first.
         key: the recipe's section that has `classes`, for messages.
+        distinct: refuse names that stand for two classes; a model's list may have them ("crane" of ImageNet).
 
     Raises:
         InputError: neither a name nor a file; an empty file, or one that names a class twice.
@@ -87,6 +88,8 @@ def class_list(name_or_path: str, root: Path, key: str) -> tuple[str, ...]:
         raise InputError(
             f"{key}.classes: {path} has {'an empty line' if lines else 'no lines'}: give a class name a line"
         )
+    if not distinct:
+        return tuple(lines)
     if len(set(lines)) != len(lines):
         twice = next(name for i, name in enumerate(lines) if name in lines[:i])
         raise InputError(f"{key}.classes: {path} names {twice!r} twice: each line is one class")
@@ -137,11 +140,11 @@ def mismatch(
     own: Sequence[str], others: Sequence[str], who: str = "the teacher", whose: str = "the data"
 ) -> str | None:
     """How two class lists differ: both spaces and the first class that is another. None where they agree, name by name."""
-    if tuple(own) == tuple(others):
+    if list(map(meaning, own)) == list(map(meaning, others)):
         return None
     spaces = f"{who} has {describe_space(own)}, {whose} {describe_space(others)}"
     for index, (left, right) in enumerate(zip(own, others, strict=False)):
-        if left != right:
+        if meaning(left) != meaning(right):
             return f"{spaces}; class {index} is {left!r} for {who} and {right!r} in {whose}"
     index, longer = min(len(own), len(others)), own if len(own) > len(others) else others
     return f"{spaces}; from class {index} ({longer[index]!r}) on only {who if longer is own else whose} has names"
@@ -166,8 +169,8 @@ def overlap(classes: Sequence[str], others: Sequence[str]) -> np.ndarray:
             )
     left, right = _synsets_of(classes), _synsets_of(others)
     if left is None and right is None:
-        have = set(others)
-        return np.array([name in have for name in classes])
+        have = set(map(meaning, others))
+        return np.array([meaning(name) in have for name in classes])
     left, right = left or _by_words(classes), right or _by_words(others)
     if left is None or right is None:
         strange = classes if left is None else others

@@ -35,18 +35,23 @@ def split_named(folder: str) -> str | None:
     return _SPLIT_OF.get(folder.lower())
 
 
-def refuse_several(paths: Iterable[str], where: str, key: str, mend: str) -> None:
+def same_split(split: str, other: str) -> bool:
+    """Return whether two names mean one split: "val" and "validation" do."""
+    return split == other or (split_named(split) or split) == (split_named(other) or other)
+
+
+def refuse_several(paths: Iterable[str], where: str, key: str, fix: str) -> None:
     """Raises InputError when the paths are of more than one split, listing them.
 
     Args:
         paths: below the data's root.
         where: what they were found in, for messages.
         key: the recipe key that is at fault.
-        mend: how to name one of them.
+        fix: how to name one of them.
     """
     found = sorted({split for path in paths if (split := split_of(path)) is not None}, key=_rank)
     if len(found) > 1:
-        raise InputError(f"{key}: {where} has files of {len(found)} splits side by side, {', '.join(found)}: {mend}")
+        raise InputError(f"{key}: {where} has files of {len(found)} splits side by side, {', '.join(found)}: {fix}")
 
 
 def files_of_split(paths: Sequence[str], root: str, split: str | None, where: str, key: str) -> list[str]:
@@ -82,13 +87,16 @@ def files_of_split(paths: Sequence[str], root: str, split: str | None, where: st
 
 
 def choose_split(split: str | None, known: Sequence[str], where: str, key: str) -> str:
-    """The split asked for, or the only one.
+    """Return the split that is asked for, or the only one. "val" chooses "validation", and so on.
 
     Raises:
         InputError: there is no such split, or there are several and none is asked for.
     """
     if split is None and len(known) == 1:
         return known[0]
+    alike = [name for name in known if split is not None and same_split(name, split)]
+    if split not in known and len(alike) == 1:
+        return alike[0]
     if split is None or split not in known:
         have = ", ".join(map(repr, known))
         asked = (

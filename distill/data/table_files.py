@@ -43,7 +43,7 @@ def table_files(path: Path, kind: str, split: str | None, key: str) -> list[str]
             f"{key}.path: {path} has no *.{kind} files: give their folder, or a pattern such as {path}/train-*.{kind}"
         )
     if not files:
-        raise InputError(f"{key}.path: no file matches {path}: mend the pattern")
+        raise InputError(f"{key}.path: no file matches {path}: correct the pattern")
     if kind == "arrow" and path.is_dir() and (path / "dataset_dict.json").is_file():
         return _of_saved_split(files, path, split, key)
     return files_of_split(files, folder, split, str(path), key)

@@ -11,9 +11,13 @@ from distill.data.fingerprint import fingerprint
 from distill.data.label_sets import class_list, same_space
 from distill.data.labels import index_names
 from distill.data.records import Source, at, first_line, missing
+from distill.data.splits import choose_split
 from distill.data.table_files import table_files
 from distill.errors import InputError, nearest
 from distill.recipe import schema
+
+# Larger labels than this and than the number of rows are identifiers: a class list up to them could fill the memory.
+_MOST_CLASSES = 100_000
 
 
 def open_table(spec: schema.Table | schema.SavedDataset, root: Path, key: str = "data.train") -> Source:
@@ -56,7 +60,7 @@ def _open_files(files: list[str], kind: str, key: str) -> Any:
         if isinstance(error, InputError):
             raise
         reason = first_line(error)
-        raise InputError(f"{key}.path: cannot open {file} as {kind}: {reason}: mend or remove the file") from error
+        raise InputError(f"{key}.path: cannot open {file} as {kind}: {reason}: repair or remove the file") from error
 
 
 def _open_saved(path: Path, split: str | None, key: str) -> Any:
@@ -72,12 +76,7 @@ def _open_saved(path: Path, split: str | None, key: str) -> Any:
             f"{key}.path: {path} cannot be loaded as what save_to_disk writes ({first_line(error)})"
         ) from error
     if isinstance(data, datasets.DatasetDict):
-        if split not in data:
-            have = ", ".join(map(repr, data))
-            raise InputError(
-                f"{key}.split: {path} has no split {split!r}{nearest(split or '', data)}: choose one of {have}"
-            )
-        return data[split]
+        return data[choose_split(split, list(data), str(path), key)]
     if split is not None:
         raise InputError(f"{key}.split: {path} is one data set without splits: set split to null")
     return data
@@ -200,7 +199,12 @@ def _labels(data: Any, column: str, classes: tuple[str, ...] | None, where: str)
         if isinstance(feature, datasets.ClassLabel) and feature.names:
             return _renumbered(labels, tuple(feature.names), classes, where)
         if classes is None:
-            classes = tuple(str(i) for i in range(int(labels.max(initial=-1)) + 1))
+            if (most := int(labels.max(initial=-1))) >= max(_MOST_CLASSES, len(labels)):
+                raise InputError(
+                    f"{where} has numbers up to {most:,} in {len(labels):,} rows, which are no class numbers: "
+                    "choose the column that has them, or number the classes from 0 on"
+                )
+            classes = tuple(str(i) for i in range(most + 1))
         return labels, classes
     if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
         encoded = values.combine_chunks().dictionary_encode()

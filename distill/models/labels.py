@@ -1,4 +1,4 @@
-"""Which of a model's logits is which class of the data? Class lists are compared by what they say, and an assumption is told."""
+"""Which of a model's logits is which class of the data? Class lists are compared by what they say, and an assumption is printed."""
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -224,7 +224,7 @@ def _spaces(own: Sequence[str], data: Sequence[str], who: str) -> str:
 
 def _different(own: Sequence[str] | None, num_logits: int, data: Sequence[str], who: str) -> str:
     if num_logits != len(data):
-        mend = (
+        fix = (
             "a teacher speaks of its own classes only; choose one trained on this data's classes, or fine-tune it on them first; where "
             "the data hold only some of its classes, give the whole list with `classes`"
             if who == "the teacher"
@@ -237,7 +237,7 @@ def _different(own: Sequence[str] | None, num_logits: int, data: Sequence[str], 
         missing = "" if absent is None else f" (class {absent!r} is none of the model's)"
         return (
             f"{who}'s head has {num_logits} classes{f' (as {model} has)' if model else ''}, the data {len(data)}"
-            f"{f' ({theirs})' if theirs else ''}: {mend}{missing}"
+            f"{f' ({theirs})' if theirs else ''}: {fix}{missing}"
         )
     assert own is not None
     names = " (teacher.classes names a list)" if who == "the teacher" else ""

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from distill import rng
-from distill.data.label_sets import NAMES, named_list
-from distill.errors import InputError, nearest
+from distill.data.label_sets import class_list
+from distill.errors import InputError
 from distill.models.build import create
 from distill.models.fitting import fitted, head_classes
 from distill.models.labels import Match, match_teacher
@@ -240,11 +240,4 @@ def load_teacher(
 def _recorded_classes(spec: schema.Teacher, origin: Origin, root: Path) -> tuple[str, ...] | None:
     if spec.classes is None:
         return origin.classes
-    path = root / Path(spec.classes).expanduser()
-    if path.is_file():
-        return tuple(line for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
-    known = named_list(spec.classes)
-    if known is None:
-        near = nearest(spec.classes, NAMES)
-        raise InputError(f"teacher.classes: no such file: {path}, nor a list of that name{near}: {', '.join(NAMES)}")
-    return known
+    return class_list(spec.classes, root, "teacher", distinct=False)

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from distill.data.holdout import held_out, open_eval
+from distill.data.holdout import held_out, open_eval, open_train
 from distill.errors import InputError
 from distill.judge import judge
 from distill.plan import CONTENTS, Plan, make_plan
-from distill.recipe import load_recipe
+from distill.recipe import load_recipe, schema
 
 SIZES = {"ant": 10, "bee": 7, "cow": 2, "dog": 1}
 
@@ -176,6 +176,16 @@ def test_a_stage_may_not_read_the_same_images_under_other_settings(folder: Path,
     recipe = load_recipe(recipe_of(folder, tmp_path, {"train": {"budget": None}, "stages": stages}))
     with pytest.raises(InputError, match=r"stages.two.data.train: reads .*images with other settings than data.train"):
         make_plan(recipe)
+
+
+def test_two_words_for_one_split_are_the_same_images(folder: Path, tmp_path: Path) -> None:
+    data = load_recipe(recipe_of(folder, tmp_path)).data
+    saved = schema.SavedDataset(kind="saved", path="saved", split="validation")
+    data = data.model_copy(update={"train": saved})
+    with pytest.raises(InputError, match=r"stages.two.data.train: reads .*with other settings than data.train"):
+        open_train(data, saved.model_copy(update={"split": "val"}), tmp_path, "stages.two.data.train")
+    with pytest.raises(InputError, match="saved does not exist"):  # another split: opened, if it were there
+        open_train(data, saved.model_copy(update={"split": "test"}), tmp_path, "stages.two.data.train")
 
 
 def test_single_images_cannot_be_held_out(folder: Path, tmp_path: Path) -> None:

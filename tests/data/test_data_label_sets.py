@@ -8,6 +8,7 @@ import pytest
 from timm.data import ImageNetInfo
 from timm.data.imagenet_info import _NUM_CLASSES_TO_SUBSET
 
+from distill.data.classes import same_classes
 from distill.data.label_sets import (
     NAMES,
     class_list,
@@ -195,6 +196,22 @@ def test_overlap_by_words_alone() -> None:
     classes = ["tench, Tinca tinca", "crane", "goldfish, Carassius auratus"]
     assert overlap(classes, ["n01440764", "n03126707"]).tolist() == [True, True, False]
     assert overlap(["n02012849", "n03126707", "n01440764"], ["crane"]).tolist() == [True, True, False]
+
+
+def test_names_are_compared_by_what_they_say() -> None:
+    assert mismatch(["01", "2"], ["1", "2"]) is None
+    assert str(mismatch(["01", "2"], ["1", "3"])).endswith("class 1 is '2' for the teacher and '3' in the data")
+    assert overlap(["caf\u00e9", "tea", "7"], ["cafe\u0301", "07"]).tolist() == [True, False, True]
+
+
+def test_a_list_that_lacks_classes_of_the_other_is_said_to_lack_them() -> None:
+    with pytest.raises(InputError, match=r"Give both") as refused:
+        same_classes(("a", "b", "c", "d"), ("a", "c"), "data.train", "data.eval")
+    assert ". data.eval lacks 'b', 'd' of data.train. Give both the same list" in str(refused.value)
+    with pytest.raises(InputError, match=r"\. data\.train lacks '01' of data\.eval\. Give"):
+        same_classes(("2", "3"), ("01", "2", "3"), "data.train", "data.eval")
+    with pytest.raises(InputError, match=r"'b' for data\.train and 'c' in data\.eval\. Give both"):
+        same_classes(("a", "b"), ("a", "c"), "data.train", "data.eval")
 
 
 def test_overlap_by_names_of_ones_own() -> None:

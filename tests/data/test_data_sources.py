@@ -90,6 +90,16 @@ def test_bad_image_folders(folder):
 # ---- tables ----------------------------------------------------------------------------------------------------------
 
 
+def test_numbers_that_are_no_class_numbers(tmp_path, colours):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    labels = [10**12, *range(len(colours) - 1)]
+    pq.write_table(pa.table({"image": colours, "label": labels}), tmp_path / "ids.parquet")
+    with pytest.raises(InputError, match=r"has numbers up to 1,000,000,000,000 in 9 rows, which are no class numbers"):
+        open_source(Table(kind="parquet", path="ids.parquet"), tmp_path)
+
+
 def make_dataset(colours, kind):
     import datasets
 
@@ -189,9 +199,9 @@ def test_saved_splits(tmp_path, colours):
     datasets.DatasetDict({"train": data, "validation": data.select(range(3))}).save_to_disk(tmp_path / "d")
     assert len(open_source(SavedDataset(kind="saved", path="d", split="validation"), tmp_path)) == 3
     with pytest.raises(
-        InputError, match=r"no split 'valid' \(did you mean 'validation'\?\): choose one of 'train', 'validation'"
+        InputError, match=r"no split 'validate' \(did you mean 'validation'\?\): choose one of 'train', 'validation'"
     ):
-        open_source(SavedDataset(kind="saved", path="d", split="valid"), tmp_path)
+        open_source(SavedDataset(kind="saved", path="d", split="validate"), tmp_path)
     with pytest.raises(InputError, match="choose one of"):
         open_source(SavedDataset(kind="saved", path="d"), tmp_path)
     with pytest.raises(InputError, match="without splits"):

@@ -142,6 +142,23 @@ def test_names_with_a_prefix_and_other_words_for_a_split(tmp_path: Path) -> None
         open_source(table("test/part-0.parquet", split="test"), tmp_path)
 
 
+@pytest.mark.parametrize("name", ["arrow folder of a DatasetDict", "saved"])
+def test_other_words_for_a_split_of_a_saved_data_set(name: str, tmp_path: Path) -> None:
+    make, spec, _ = SPECS[name]
+    make(tmp_path / "d", **SIZES)
+    for split, size in (("val", 2), ("dev", 2), ("Training", 6), ("testing", 3)):
+        assert len(open_source(spec().model_copy(update={"split": split}), tmp_path)) == size
+    with pytest.raises(InputError, match=r"d has no split 'trian' \(did you mean 'train'\?\): choose one of '"):
+        open_source(spec().model_copy(update={"split": "trian"}), tmp_path)
+    with pytest.raises(InputError, match=r"d has several splits: choose one of '"):
+        open_source(spec(), tmp_path)
+
+
+def test_the_only_split_of_a_saved_data_set_needs_no_name(tmp_path: Path) -> None:
+    saved(tmp_path / "d", train=6)
+    assert len(open_source(schema.SavedDataset(kind="saved", path="d"), tmp_path)) == 6
+
+
 def test_what_map_and_filter_left_is_no_data(tmp_path: Path) -> None:
     import datasets
 

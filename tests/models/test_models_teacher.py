@@ -11,7 +11,7 @@ from timm.models import save_for_hf
 from tiny import sees
 from torch import nn
 
-from distill.data.label_sets import named_list
+from distill.data.label_sets import class_list, named_list
 from distill.errors import InputError
 from distill.models.teacher import Teacher, build_teacher
 from distill.recipe.schema import Teacher as Spec
@@ -246,14 +246,20 @@ def test_the_head_of_the_file_counts_not_the_default(tmp_path: Path) -> None:
 
 def test_a_file_of_names_is_compared(tmp_path: Path) -> None:
     torch.save(trained().state_dict(), tmp_path / "w.pth")
-    (tmp_path / "names.txt").write_text("ant\nbee\ncat\ndog\n\n")
+    names = tmp_path / "names.txt"
+    names.write_bytes(b"\xef\xbb\xbf" + b"".join(name.encode() + b" \r\n" for name in CLASSES) + b"\r\n")
     spec = Spec(model="cifar_resnet8", weights="w.pth", classes="names.txt")
     teacher = build_teacher(spec, classes=CLASSES, root=tmp_path, device="cpu", data_image_size=32)
     assert teacher.classes == CLASSES
     with pytest.raises(InputError, match="class 0 is 'ant' for the teacher and 'bee'"):
         build_teacher(spec, classes=("bee", "ant", "cat", "dog"), root=tmp_path, device="cpu", data_image_size=32)
+    names.write_text("ant\n\nbee\ncat\ndog\n")  # a class without a name, or a line too many?
+    with pytest.raises(InputError, match=r"teacher\.classes: .*names\.txt has an empty line"):
+        build_teacher(spec, classes=CLASSES, root=tmp_path, device="cpu", data_image_size=32)
+    names.write_text("crane\ncrane\n")  # a bird and a machine: a model may name both so
+    assert class_list("names.txt", tmp_path, "teacher", distinct=False) == ("crane", "crane")
     absent = Spec(model="cifar_resnet8", weights="w.pth", classes="absent.txt")
-    with pytest.raises(InputError, match=r"teacher\.classes: no such file"):
+    with pytest.raises(InputError, match=r"teacher\.classes: cannot read .*absent\.txt"):
         build_teacher(absent, classes=CLASSES, root=tmp_path, device="cpu", data_image_size=32)
 
 
@@ -268,7 +274,7 @@ def test_a_label_space_is_a_list_of_names_too(tmp_path: Path) -> None:
     ):
         build_teacher(spec, classes=swapped, root=tmp_path, device="cpu", data_image_size=32)
     misspelt = Spec(model="cifar_resnet8", weights="w.pth", classes="imagenet-1K")
-    with pytest.raises(InputError, match=r"teacher\.classes: no such file.*did you mean 'imagenet-1k'"):
+    with pytest.raises(InputError, match=r"teacher\.classes: cannot read .*did you mean 'imagenet-1k'"):
         build_teacher(misspelt, classes=imagenet, root=tmp_path, device="cpu", data_image_size=32)
 
 
