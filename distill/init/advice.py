@@ -68,9 +68,7 @@ def advise(
     )
     put("student.optimizer.weight_decay", 0.05, "usual for AdamW")
     put("student.optimizer.clip_grad_norm", 1.0, "a rare wild batch does no harm")
-    warmup = max(1, round(epochs / 20))
-    if warmup < epochs:
-        put("student.schedule.warmup", f"{warmup} epochs", "a twentieth of the epochs")
+    put("student.schedule.warmup", "5%", "of the budget, whatever it is")
     if has_teacher:
         put("student.objective.hard", {"loss": "ce", "weight": 0.5}, "half from the labels")
         put(

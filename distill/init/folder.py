@@ -1,6 +1,7 @@
 """What a folder of images holds: layout, classes, number and sizes."""
 
 import io
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,8 @@ from PIL import Image
 from distill.data.guess import guess_source
 from distill.data.records import is_leftover
 from distill.data.sources import Source, open_source
-from distill.data.splits import split_named
+from distill.data.splits import split_named, split_of
+from distill.data.walk import files_below
 from distill.errors import InputError
 from distill.recipe import schema
 
@@ -106,8 +108,9 @@ def _layout(root: Path) -> tuple[dict[str, Any], dict[str, Any] | None, tuple[st
     # A class may be called train: then its images lie in it, and not folders of classes.
     splits = {split: name for name in folders if (split := split_named(name)) and _holds_folders(root / name)}
     if "train" not in splits:
-        spec = guess_source(str(root), default_split="train", option="FOLDER")
-        return {**spec.model_dump(exclude_defaults=True, exclude={"classes"}), "path": "."}, None, ()
+        guessed = guess_source(str(root), default_split="train", option="FOLDER")
+        spec = {**guessed.model_dump(exclude_defaults=True, exclude={"classes"}), "path": "."}
+        return _table_layout(spec, _table_splits(root, guessed.kind), root)
     train = splits["train"]
     evaluation = next((splits[split] for split in _EVAL if split in splits), None)
     notes = [f"{name} beside {train} is not read" for name in folders if name not in splits.values()]
@@ -116,6 +119,37 @@ def _layout(root: Path) -> tuple[dict[str, Any], dict[str, Any] | None, tuple[st
             notes.append(f"{splits[split]} is left for the end: distill evaluate RUN --data {root / splits[split]}")
     eval_spec = {"kind": "image_folder", "path": evaluation} if evaluation else None
     return {"kind": "image_folder", "path": train}, eval_spec, tuple(notes)
+
+
+def _table_layout(
+    spec: dict[str, Any], splits: dict[str, str], root: Path
+) -> tuple[dict[str, Any], dict[str, Any] | None, tuple[str, ...]]:
+    """As `_layout`, of a source whose splits lie side by side.
+
+    Several splits without one for training are refused when the source is opened.
+    """
+    if "train" not in splits:
+        return spec, None, ()
+    chosen = next((split for split in _EVAL if split in splits), None)
+    others = [name for split, name in splits.items() if split not in ("train", chosen)]
+    notes = [f"{name} is left for the end: distill evaluate RUN --data {root} --split {name}" for name in others]
+    evaluation = {**spec, "split": splits[chosen]} if chosen else None
+    return {**spec, "split": splits["train"]}, evaluation, tuple(notes)
+
+
+def _table_splits(root: Path, kind: str) -> dict[str, str]:
+    """Splits of the tables in a folder, each with its name in a recipe."""
+    if kind in ("parquet", "arrow"):
+        files = files_below(root, (f".{kind}",), "FOLDER")
+        return {split: split for file in files if (split := split_of(os.fsdecode(file)))}
+    saved = root / "dataset_dict.json"
+    if kind != "saved" or not saved.is_file():
+        return {}
+    try:
+        names = json.loads(saved.read_bytes())["splits"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return {}  # refused when it is opened
+    return {split: name for name in names if (split := split_named(name))}
 
 
 def _holds_folders(folder: Path) -> bool:

@@ -10,6 +10,7 @@ _DURATION = {
     "type": "string",
     "pattern": rf"^\s*(\d+(\.\d*)?|\.\d+)\s*[kmgKMG]?\s*({'|'.join(UNIT_NAMES)})\s*$",
 }
+_SHARE = r"^\s*\d{1,2}(\.\d*)?\s*%\s*$"
 
 
 def json_schema() -> dict[str, Any]:
@@ -21,6 +22,12 @@ def json_schema() -> dict[str, Any]:
     schema = _as_written(Recipe.model_json_schema())
     parts = schema["$defs"]
     parts["DurationValue"] = _DURATION
+    warmup = parts["Schedule"]["properties"]["warmup"]
+    parts["Schedule"]["properties"]["warmup"] = {
+        "description": warmup["description"],
+        "anyOf": [{"$ref": "#/$defs/DurationValue"}, {"type": "string", "pattern": _SHARE}],
+        "default": warmup["default"],
+    }
     text = {"type": "string"}
     schema["properties"] = {
         "extends": {"description": EXTENDS, "anyOf": [text, {"type": "array", "items": text}]},

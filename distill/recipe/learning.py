@@ -101,7 +101,7 @@ class Schedule(Section):
     name: Literal["cosine", "linear", "polynomial", "step", "constant"] = "cosine"
     """How the learning rate falls."""
     warmup: Duration = DurationValue(0, "iterations")
-    """How long the learning rate rises first."""
+    """How long the learning rate rises first; in a file also a share of the budget that the schedule spans, such as 5%."""
     warmup_lr: NonNegative = 0.0
     """The learning rate that warm-up starts at."""
     min_lr: NonNegative = 0.0

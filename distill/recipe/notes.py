@@ -18,6 +18,8 @@ def rate_notes(recipe: Recipe, shipped: Mapping[str, Any]) -> list[str]:
     notes: dict[str, list[str]] = {}
     for key, optimizer in _optimizers(recipe):
         scaling = optimizer.lr_scaling
+        if scaling is not None and scaling.batch_size == batch:
+            continue  # as it is written
         if scaling is not None:
             scaled = optimizer.at_batch(batch).lr
             root = "sqrt" if scaling.rule == "sqrt" else ""

@@ -1,5 +1,6 @@
 """From what files and overrides say to a complete tree: shared students and stages laid under each, inherited warm-ups that fit."""
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,6 +14,8 @@ Tree = dict[str, Any]
 # What an inherited warm-up becomes that is not shorter than the budget. Strategies of the paper have 1.7 % (A2) to 6.7 % (B).
 WARMUP_SHARE = 0.05
 _LONG_WARMUP = 1 / 3  # of the budget: more than this is said
+_SHARE = re.compile(r"\s*(\d{1,2}(?:\.\d{0,9})?)\s*%\s*")
+_ALL_STAGES = "the budget of all stages"
 
 
 class ShippedText(str):
@@ -134,20 +137,33 @@ def mark_shipped(node: Any, origin: str) -> Any:
 
 
 def fit_warmups(tree: Tree) -> list[str]:
-    """Shorten, in place, each inherited warm-up that is not shorter than its budget to WARMUP_SHARE of the budget.
+    """Turn each warm-up that is a share of the budget into a duration, in place, and shorten what does not fit.
 
-    What the user wrote stays, and is refused where the budget is known.
+    An inherited warm-up that is not shorter than its budget becomes WARMUP_SHARE of the budget. What the user wrote stays,
+    and is refused where the budget is known.
 
     Args:
         tree: complete, with students and stages resolved.
 
     Returns:
-        A note for each change.
+        A note for each warm-up that was shortened or is long.
+
+    Raises:
+        InputError: a share of stages whose budgets are in different units.
     """
     changes: dict[tuple[str, str, str, str], list[str]] = {}
     advice: dict[tuple[str, str, str, str], list[str]] = {}
     for key, student, budget_key, budget in _schedules(tree):
         written = student["schedule"].get("warmup")
+        if (share := _share(written)) is not None:
+            if budget is not None:
+                _set_warmup(student, str(share_of(budget, share)))
+            elif budget_key == _ALL_STAGES:
+                raise InputError(
+                    f"{key}.schedule.warmup: {written} of all stages, whose budgets are not durations of one unit: "
+                    "write a duration, such as '500 iterations'"
+                )
+            continue
         if not isinstance(written, ShippedText) or budget is None:
             continue
         warmup = _duration(written)
@@ -159,12 +175,10 @@ def fit_warmups(tree: Tree) -> list[str]:
                 advice.setdefault((written, written.origin, f"{budget_key}, {budget}", f"{share:.0%}"), []).append(key)
             continue
         now = str(share_of(budget))
-        student["schedule"] = {
-            **student["schedule"],
-            "warmup": now,
-        }  # the schedule itself may be that of other students too
+        _set_warmup(student, now)
         at = f"{budget_key}, {budget}"
         changes.setdefault((written, written.origin, at, now), []).append(f"{key}.schedule.warmup")
+    _replace_shared_shares(tree)
     return [
         f"{', '.join(keys)}: {written} of {origin} is not shorter than {budget}: shortened to {WARMUP_SHARE:.0%} of it, {now}"
         for (written, origin, budget, now), keys in changes.items()
@@ -175,15 +189,35 @@ def fit_warmups(tree: Tree) -> list[str]:
     ]
 
 
+def _set_warmup(student: Tree, warmup: str) -> None:
+    student["schedule"] = {
+        **student["schedule"],
+        "warmup": warmup,
+    }  # the schedule itself may be that of other students too
+
+
+def _replace_shared_shares(tree: Tree) -> None:
+    """A run in stages has no budget of its own: a share in a student's own schedule becomes what the first stage has."""
+    stages, students = tree.get("stages"), tree.get("students")
+    if not isinstance(stages, list) or not isinstance(students, Mapping):
+        return
+    warmups = {
+        key.rpartition(".")[2]: student["schedule"].get("warmup") for key, student, *_ in reversed([*_schedules(tree)])
+    }
+    for name, student, *_ in _schedules_of("", tree, "", None):
+        if _share(student["schedule"].get("warmup")) is not None:
+            _set_warmup(student, warmups.get(name.rpartition(".")[2], student["schedule"]["warmup"]))
+
+
 def budget_of(tree: Tree) -> DurationValue | None:
     """`train.budget`, where it is a duration."""
     train = tree.get("train")
     return _duration(train.get("budget")) if isinstance(train, Mapping) else None
 
 
-def share_of(budget: DurationValue) -> DurationValue:
-    """WARMUP_SHARE of a budget, in its unit."""
-    amount = WARMUP_SHARE * budget.amount
+def share_of(budget: DurationValue, share: float = WARMUP_SHARE) -> DurationValue:
+    """A share of a budget, in its unit."""
+    amount = share * budget.amount
     return budget._replace(amount=float(f"{amount:.6g}") if budget.unit == "epochs" else int(amount))
 
 
@@ -204,7 +238,7 @@ def _schedules(tree: Tree) -> Iterator[tuple[str, Tree, str, DurationValue | Non
             prefix = f"stages.{stage.get('name')}."
             for key, student, budget_key, own in _schedules_of(prefix, stage, f"{prefix}budget", budget):
                 if student["schedule"].get("over") == "run":
-                    yield key, student, "the budget of all stages", total
+                    yield key, student, _ALL_STAGES, total
                 else:
                     yield key, student, budget_key, own
 
@@ -216,6 +250,12 @@ def _schedules_of(
     for name, student in students.items() if isinstance(students, Mapping) else ():
         if isinstance(student, dict) and isinstance(student.get("schedule"), Mapping):
             yield f"{prefix}students.{name}", student, budget_key, budget
+
+
+def _share(value: Any) -> float | None:
+    """What "5%" is; None for all else."""
+    match = _SHARE.fullmatch(value) if isinstance(value, str) else None
+    return None if match is None else float(match[1]) / 100
 
 
 def _duration(value: Any) -> DurationValue | None:

@@ -61,6 +61,14 @@ def test_a_class_called_train_is_a_class(cli: Cli, tmp_path: Path) -> None:
     assert make_plan(load_recipe("signs.yaml")).classes == ("bus", "train", "tram")
 
 
+def test_what_it_writes_fits_a_budget_of_an_epoch(cli: Cli, tmp_path: Path) -> None:
+    written(cli, tiny_photos(tmp_path / "pets", "cat", "dog", count=8))
+    for budget, warmup in (("1 epochs", "0.05 epochs"), ("150 epochs", "7.5 epochs")):
+        recipe = load_recipe("pets.yaml", [f"train.budget={budget}"])
+        assert str(recipe.students["student"].schedule.warmup) == warmup
+        make_plan(recipe)
+
+
 def test_a_train_folder_alone_holds_out_of_it(cli: Cli, tmp_path: Path) -> None:
     tiny_photos(tmp_path / "pets/train", "cat", "dog", count=8)
     tree = written(cli, tmp_path / "pets", "--holdout", 0.25)
@@ -68,19 +76,44 @@ def test_a_train_folder_alone_holds_out_of_it(cli: Cli, tmp_path: Path) -> None:
     assert tree["data"]["eval"] == {"kind": "holdout", "fraction": 0.25}
 
 
-def test_a_table_is_read_as_one(cli: Cli, tmp_path: Path) -> None:
+def cats_and_dogs(count: int) -> Any:
+    """Rows of a table, of a `datasets.Dataset`."""
     import datasets
 
     buffer = io.BytesIO()
     Image.new("RGB", (40, 40)).save(buffer, "PNG")
     image = {"bytes": buffer.getvalue(), "path": "x.png"}
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
-    table = datasets.Dataset.from_dict({"image": [image] * 20, "label": [0, 1] * 10}, features=features)
+    return datasets.Dataset.from_dict({"image": [image] * count, "label": [0, 1] * (count // 2)}, features=features)
+
+
+def test_a_table_is_read_as_one(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "table").mkdir()
-    table.to_parquet(tmp_path / "table/all.parquet")
+    cats_and_dogs(20).to_parquet(tmp_path / "table/all.parquet")
     tree = written(cli, tmp_path / "table")
     assert tree["data"]["train"] == {"kind": "parquet", "path": "."}
     assert make_plan(load_recipe("table.yaml")).classes == ("cat", "dog")
+
+
+@pytest.mark.parametrize("kind", ["parquet", "saved"])
+def test_splits_of_tables_train_and_evaluate(kind: str, cli: Cli, tmp_path: Path) -> None:
+    import datasets
+
+    tables = {"train": cats_and_dogs(20), "validation": cats_and_dogs(6), "test": cats_and_dogs(8)}
+    root = tmp_path / "pets"
+    if kind == "saved":
+        datasets.DatasetDict(tables).save_to_disk(root)
+    else:
+        root.mkdir()
+        for split, table in tables.items():
+            table.to_parquet(root / f"{split}-00000-of-00001.parquet")
+    outcome = cli("init", root, "--student", "test_efficientnet", "--yes")
+    assert outcome.code == 0, outcome.err
+    assert f"test is left for the end: distill evaluate RUN --data {root} --split test" in outcome.out
+    tree = yaml.safe_load(Path("pets.yaml").read_text())
+    assert tree["data"]["train"] == {"kind": kind, "path": ".", "split": "train"}
+    assert tree["data"]["eval"] == {"kind": kind, "path": ".", "split": "validation"}
+    assert len(make_plan(load_recipe("pets.yaml")).stages[0].source) == 20
 
 
 def test_the_teacher_says_what_everybody_sees(cli: Cli, photos: Path, teacher: Path) -> None:

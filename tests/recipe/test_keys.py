@@ -113,6 +113,7 @@ def test_shipped_files_are_valid(path: Path) -> None:
     [
         ("train: {buget: 3 epochs}", ".train.buget"),
         ("train: {budget: 300}", ".train.budget"),
+        ("student: {schedule: {warmup: 100%}}", ".student.schedule.warmup"),
         ("student: {optimizer: {lr: -1}}", ".student.optimizer.lr"),
         ("students: {kd: {objective: {soft: {loss: kl, temprature: 2}}}}", ".students.kd.objective.soft.temprature"),
         ("students: {a b: {}}", ".students.a b"),
@@ -126,5 +127,6 @@ def test_a_typo_is_not(text: str, at: str) -> None:
 
 
 def test_what_a_file_may_leave_out_or_set_to_null() -> None:
+    assert faults(parse("student: {schedule: {warmup: 5%}}"), SCHEMA, SCHEMA) == []
     text = "students: {kd: null, dkd: {}}\ntrain: {budget: null}\nstages: [{students: {dkd: {objective: {hard: null}}}}]\nteacher: null"
     assert faults(parse(text), SCHEMA, SCHEMA) == []

@@ -33,6 +33,13 @@ def on_a2(tmp_path: Path) -> Path:
     return path
 
 
+def test_a_rate_at_its_own_batch_needs_no_note(on_a2: Path) -> None:
+    scaling = "student.optimizer.lr_scaling={rule: linear, batch_size: 256}"
+    recipe, notes = read_recipe(on_a2, ["train.batch_size_global=256", scaling])
+    assert notes == []
+    assert recipe.at_stage(0).students["one"].optimizer.lr == 5e-3
+
+
 @pytest.mark.parametrize(
     ("rule", "lr"), [("linear", 5e-3 * 256 / 2048), ("sqrt", 5e-3 * math.sqrt(256 / 2048)), (None, 5e-3)]
 )
@@ -97,6 +104,40 @@ def test_an_inherited_warmup_fits_the_budget(budget: str, warmup: str, on_a2: Pa
             f"students.one.schedule.warmup: 5 epochs of strategies/a2 is not shorter than train.budget, {budget}: "
             f"shortened to 5% of it, {warmup}"
         ]
+
+
+@pytest.mark.parametrize(
+    ("budget", "share", "warmup"),
+    [
+        ("10 epochs", "5%", "0.5 epochs"),
+        ("1 epochs", "12.5 %", "0.125 epochs"),
+        ("100 iterations", "5%", "5 iterations"),
+        ("10 iterations", "5%", "0 iterations"),
+        ("64k samples", "0%", "0 samples"),
+    ],
+)
+def test_a_share_of_the_budget_is_a_duration(budget: str, share: str, warmup: str, on_a2: Path) -> None:
+    overrides = [f"train.budget={budget}", f"student.schedule.warmup={share}"]
+    recipe, notes = read_recipe(on_a2, overrides)
+    assert (str(recipe.students["one"].schedule.warmup), notes) == (warmup, [])
+
+
+def test_a_share_in_stages_is_of_what_the_schedule_spans(on_a2: Path, tmp_path: Path) -> None:
+    stages = "stages=[{name: a, budget: 4 epochs}, {name: b, budget: 40 epochs}]"
+    shared = ["train.budget=null", stages, "student.schedule.warmup=10%"]
+    for over, spans in (("stage", ["0.4 epochs", "4 epochs"]), ("run", ["4.4 epochs", "4.4 epochs"])):
+        recipe = load_recipe(on_a2, [*shared, f"student.schedule.over={over}"])
+        assert [str(stage.students["one"].schedule.warmup) for stage in recipe.stages] == spans
+        (tmp_path / "saved.yaml").write_text(dump_recipe(recipe))
+        assert load_recipe(tmp_path / "saved.yaml") == recipe
+    with pytest.raises(InputError, match=r"10% of all stages.*'500 iterations'"):
+        load_recipe(on_a2, [*shared, "student.schedule.over=run", "stages.a.budget=9 iterations"])
+
+
+@pytest.mark.parametrize("share", ["100%", "-5%", "%", "5 %%"])
+def test_what_is_no_share_is_refused(share: str, on_a2: Path) -> None:
+    with pytest.raises(InputError, match=r"students\.one\.schedule\.warmup: .* is no duration"):
+        load_recipe(on_a2, [f"student.schedule.warmup='{share}'"])
 
 
 def test_a_written_warmup_is_refused_with_the_override(on_a2: Path) -> None:
