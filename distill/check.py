@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 
 from distill.build import refuse_image_size, refuse_scalars
-from distill.data.records import at, matching_files
+from distill.data.records import at
+from distill.data.walk import matching_files
 from distill.errors import InputError, naming
 from distill.models.build import checkpoint_activations, config, create, student_without_memory
 from distill.models.student import student_notes, student_view
@@ -155,8 +156,8 @@ def _not_here(recipe: Recipe) -> list[str]:
             continue  # a part of data.train
         if source is not None and source.path is not None and not _REMOTE_OR_MANY.search(source.path):
             files[key] = at(Path(recipe.data.root).expanduser(), source.path, f"{key}.path")
-    return [f"{key}: {path} is not here" for key, path in files.items() if not _exists(path.expanduser())]
+    return [f"{key}: {path} is not here" for key, path in files.items() if not _exists(path.expanduser(), key)]
 
 
-def _exists(path: Path) -> bool:
-    return path.exists() or (glob.has_magic(str(path)) and bool(matching_files(str(path))[0]))
+def _exists(path: Path, key: str) -> bool:
+    return path.exists() or (glob.has_magic(str(path)) and bool(matching_files(str(path), key)[0]))

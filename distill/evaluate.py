@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from distill.data.loader import EvalBatch
 from distill.engine import Engine
+from distill.errors import InputError
 from distill.losses.kl import divergence
 
 Model = Callable[[torch.Tensor], torch.Tensor]
@@ -96,6 +97,9 @@ def evaluate(
         engine: processes and precision.
         teacher: adds agreement with it and KL to it.
         heed: called every few batches, at the same ones on every rank; what it raises abandons the evaluation.
+
+    Raises:
+        InputError: all images were unreadable and skipped, on every rank.
     """
     names = [*models, *([TEACHER] if teacher else [])]
     # columns: top-1, top-5, cross-entropy, agreement, KL to the teacher
@@ -117,6 +121,11 @@ def evaluate(
     engine.sum_(sums)
     engine.sum_(counts)
     num_samples, num_skipped = (round(value) for value in counts.tolist())
+    if num_skipped and not num_samples:
+        raise InputError(
+            f"all {num_skipped} images to evaluate on are unreadable: where unreadable is error "
+            "(data.unreadable, --unreadable), the first is named"
+        )
     results = {}
     for name, row_sums in zip(names, sums.tolist(), strict=True):
         correct1, correct5, loss, agreed, divergence = row_sums

@@ -4,6 +4,7 @@ A run replaces its recipe, its metrics and its best weights there, and deletes o
 so that a wrong folder is refused at once.
 """
 
+import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -64,7 +65,7 @@ def refuse_foreign_output(recipe: Recipe) -> None:
     if output.is_file():
         raise InputError(f"{output}: is a file; {_CHOOSE}")
     place = output.resolve()
-    for what, kept in (("your home folder", Path.home()), ("the root of the file system", Path("/"))):
+    for what, kept in (("your home folder", Path(os.path.expanduser("~"))), ("the root of the file system", Path("/"))):
         if place == kept.resolve():
             raise InputError(f"{output}: is {what}, not the folder of a run; {_CHOOSE}")
     for key, path in _data_folders(recipe):

@@ -10,9 +10,10 @@ from torch import nn
 
 from distill.data.augment import EvalTransform
 from distill.data.decode import read_image
-from distill.data.loader import EvalLoader
+from distill.data.loader import EvalBatch, EvalLoader
 from distill.data.sources import Source, open_source
 from distill.engine import Engine
+from distill.errors import InputError
 from distill.evaluate import TEACHER, EvaluationAbandoned, TeacherAnswers, evaluate
 from distill.recipe.schema import FashionMnist
 
@@ -108,6 +109,19 @@ def test_the_teacher_answers_a_set_once(source: Source, engine: Engine) -> None:
     second = evaluate({"student": classifier(0)}, loader, engine, answers)
     assert calls == len(loader) == 3
     assert first == second
+
+
+def test_a_set_without_a_readable_image_gives_no_figure(engine: Engine) -> None:
+    class NothingReadable:
+        def __iter__(self) -> Iterator[EvalBatch]:
+            labels = torch.zeros(4, dtype=torch.long)
+            yield EvalBatch(torch.zeros(4, 3, IMAGE_SIZE, IMAGE_SIZE), labels, labels < 0, labels, num_skipped=4)
+
+        def __len__(self) -> int:
+            return 1
+
+    with pytest.raises(InputError, match="all 4 images to evaluate on are unreadable"):
+        evaluate({"a": classifier(0)}, NothingReadable(), engine)
 
 
 def test_an_evaluation_can_be_abandoned_and_repeated(source: Source, engine: Engine) -> None:

@@ -72,6 +72,18 @@ def test_a_resolved_recipe_alone_makes_no_run(tmp_path: Path) -> None:
         refuse_foreign_output(recipe)
 
 
+def test_a_user_without_a_home_has_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that is started with a number for its user."""
+
+    def unknown(uid: int) -> object:
+        raise KeyError(uid)
+
+    recipe = recipe_into(tmp_path, tmp_path / "run")
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    monkeypatch.delenv("HOME")
+    refuse_foreign_output(recipe)
+
+
 @pytest.mark.parametrize("names", [(), (".lock",), ("job-17.log", "job-17.err"), (".tmp-recipe.yaml-12",)])
 def test_an_empty_folder_and_the_log_of_a_job_are_fine(names: tuple[str, ...], tmp_path: Path) -> None:
     output = tmp_path / "new"

@@ -34,14 +34,15 @@ def arrow_file(path: Path) -> Path:
 
     Raises:
         OSError, pyarrow.ArrowException: the file cannot be read, or is another format.
-        InputError: there is no place for it.
+        InputError: there is no place for it, or the file changes while it is read.
     """
     folder = _folder()
-    target = folder / f"{_checksum(path, folder)}.arrow"
+    state = _state(path)
+    target = folder / f"{_checksum(path, state, folder)}.arrow"
     if not target.is_file():
         with _locked(target.with_suffix(".lock")):
             if not target.is_file():  # another process of this machine has made it
-                _convert(path, target)
+                _convert(path, state, target)
     return target
 
 
@@ -62,10 +63,14 @@ def _folder() -> Path:
     )
 
 
-def _checksum(path: Path, folder: Path) -> str:
-    """Of all bytes of a file; remembered as long as nothing about it changes that a write must change: a ctime cannot be set."""
+def _state(path: Path) -> list[int]:
+    """What a write to a file, or another file in its place, must change: a ctime cannot be set."""
     status = path.stat()
-    state = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_dev, status.st_ino]
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_dev, status.st_ino]
+
+
+def _checksum(path: Path, state: list[int], folder: Path) -> str:
+    """The checksum of all bytes of a file; remembered as long as its state is the same."""
     known = folder / f"{xxhash.xxh3_128_hexdigest(os.fsencode(path.absolute()))}.json"
     try:
         said = json.loads(known.read_text())
@@ -77,12 +82,13 @@ def _checksum(path: Path, folder: Path) -> str:
     with path.open("rb") as file:
         while block := file.read(_BLOCK_BYTES):
             digest.update(block)
-    if time.time() - status.st_ctime > _SETTLED_S:
+    if time.time() - state[2] / 1e9 > _SETTLED_S:
         _write(known, json.dumps({"state": state, "checksum": digest.hexdigest()}).encode())
     return str(digest.hexdigest())
 
 
-def _convert(path: Path, target: Path) -> None:
+def _convert(path: Path, state: list[int], target: Path) -> None:
+    """Write the Arrow file `target` of a file whose checksum was taken in `state`."""
     import pyarrow as pa
 
     part = target.with_suffix(f".part-{os.getpid()}")
@@ -94,6 +100,8 @@ def _convert(path: Path, target: Path) -> None:
                 writer.write_batch(batch)
             assert writer is not None
             writer.close()
+        if _state(path) != state:  # else other rows would be kept under this checksum
+            raise InputError(f"{path} changes while it is read: wait until it is written, then start again")
         part.replace(target)
     finally:
         part.unlink(missing_ok=True)

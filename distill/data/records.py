@@ -1,6 +1,5 @@
 """What a source of records is, and the error for a path that is not there."""
 
-import glob
 import os
 import stat
 from pathlib import Path
@@ -68,7 +67,7 @@ def is_leftover(name: str) -> bool:
 
 
 def at(root: Path, path: str, key: str) -> Path:
-    """Where a recipe's path lies: relative to `root`, absolute, or from somebody's home (~).
+    """Where a recipe's path lies: relative to `root`, absolute, or from a home folder (~).
 
     Raises:
         InputError: there is no such home, or the path has a NUL.
@@ -108,18 +107,6 @@ def literal_start(path: str) -> tuple[str, str]:
             return str(start), "/".join(parts[i:])
         start /= part
     return str(start), ""
-
-
-def matching_files(path: str) -> tuple[list[str], str]:
-    """The files that a local pattern matches, sorted, without what is hidden or left by a file server; and the folder that they lie below."""
-    start, rest = literal_start(path)
-    found = glob.glob(os.path.join(glob.escape(start), rest), recursive=True)
-    return sorted(name for name in found if Path(name).is_file() and not has_leftover(name, start)), start
-
-
-def has_leftover(path: str, below: str) -> bool:
-    """Whether a file, or a folder above it and below `below`, is no part of a data set."""
-    return any(map(is_leftover, Path(os.path.relpath(path, below)).parts))
 
 
 def missing(path: Path, key: str) -> InputError:

@@ -6,9 +6,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from distill.data.records import kind_of, matching_files, missing
+from distill.data.records import kind_of, missing
 from distill.data.splits import choose_split, files_of_split
-from distill.data.walk import files_below
+from distill.data.walk import files_below, matching_files
 from distill.errors import InputError
 
 
@@ -34,7 +34,7 @@ def table_files(path: Path, kind: str, split: str | None, key: str) -> list[str]
             raise InputError(f"{key}.split: {path} is one file, which has no splits: set split to null")
         return [str(path)]
     elif glob.has_magic(str(path)):
-        found, folder = matching_files(str(path))
+        found, folder = matching_files(str(path), key)
     else:
         raise missing(path, key)
     files = _saved_files([file for file in found if not _is_cache(file)])

@@ -1,10 +1,13 @@
 """Files in a folder and below, in an order of their own, found in bounded time whatever the links there."""
 
+import fnmatch
+import glob
 import os
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
-from distill.data.records import is_leftover
+from distill.data.records import is_leftover, literal_start
 from distill.errors import InputError, printable
 
 # Ways that may lead to one folder. Links that double at every level lead to its end by 2^levels of them.
@@ -60,6 +63,47 @@ def files_below(folder: Path, endings: tuple[str, ...], key: str) -> list[bytes]
             elif name.lower().endswith(endings):
                 found.append(os.path.join(prefix, entry.name))
     return sorted(found)
+
+
+def matching_files(path: str, key: str) -> tuple[list[str], str]:
+    """The files that a local pattern matches, without what is hidden or left by a file server.
+
+    Below a folder that ** stands for, files are found as by `files_below`: Python's glob follows links in a ring
+    forty levels deep, by every way.
+
+    Returns:
+        Their paths, sorted, and the folder that all of them lie below.
+
+    Raises:
+        InputError: as `files_below`, where the pattern has **.
+    """
+    start, rest = literal_start(path)
+    parts = rest.split("/")
+    fixed = parts.index("**") if "**" in parts else len(parts)
+    found = glob.glob(os.path.join(glob.escape(start), *parts[:fixed]))
+    if fixed < len(parts):
+        found = [
+            os.path.join(folder, os.fsdecode(name))
+            for folder in found
+            if os.path.isdir(folder)
+            for name in files_below(Path(folder), ("",), key)
+            if _match(os.fsdecode(name).split("/"), parts[fixed:])
+        ]
+    return sorted(name for name in found if Path(name).is_file() and not _has_leftover(name, start)), start
+
+
+def _match(names: Sequence[str], parts: Sequence[str]) -> bool:
+    """Whether the names of a path match the parts of a pattern, in which ** stands for any number of folders."""
+    if not parts:
+        return not names
+    if parts[0] == "**":
+        return any(_match(names[i:], parts[1:]) for i in range(len(names) + 1))
+    return bool(names) and fnmatch.fnmatchcase(names[0], parts[0]) and _match(names[1:], parts[1:])
+
+
+def _has_leftover(path: str, below: str) -> bool:
+    """Whether a file, or a folder above it and below `below`, is no part of a data set."""
+    return any(map(is_leftover, Path(os.path.relpath(path, below)).parts))
 
 
 def _is_folder(entry: "os.DirEntry[bytes]") -> bool:

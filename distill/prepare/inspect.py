@@ -113,6 +113,7 @@ def _looked_at(source: Source, choice: Choice, seen: list[Seen]) -> dict[str, An
         "pixels": pixels or None,
         "formats": kinds_of(seen),
         "pixel_formats": pixels_of(seen),
+        "brightest_of_deep": max((each.brightest for each in seen if each.brightest is not None), default=None),
         "unreadable": [
             {"where": source.describe(each.number), "why": each.fault} for each in seen if each.fault is not None
         ],
@@ -173,6 +174,12 @@ def _lines(report: dict[str, Any]) -> list[tuple[str, list[str]]]:
     if unusual := {name: count for name, count in seen["pixel_formats"].items() if name not in _USUAL_PIXELS}:
         looked_at.append("pixels: " + ", ".join(f"{count:,} {name}" for name, count in unusual.items()))
     lines.append(("looked at", looked_at))
+    brightest = seen["brightest_of_deep"]
+    if brightest is not None and brightest < 128:  # half of what the bits allow
+        looked_at.append(
+            f"the brightest pixel of those with more than 8 bits becomes {brightest} of 255: they may have fewer bits "
+            "than their files say; if so, store 8-bit pixels"
+        )
     faults = [f"{fault['where']}: {fault['why']}" for fault in seen["unreadable"]]
     if len(faults) > _NAMED_FAULTS:
         faults[_NAMED_FAULTS:] = [f"and {len(faults) - _NAMED_FAULTS} more"]

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from distill.data.decode import RefusedPixels, decode, open_image, pixel_format
+from distill.data.depth import hidden_bits, is_deep
 from distill.data.order import permute
 from distill.data.records import Source, UnreadableShard, first_line
 from distill.errors import InputError
@@ -24,7 +25,8 @@ _SPEED_S = 2.0
 class Seen(NamedTuple):
     """One image; `number`: its index. `fault`: why it cannot be read, and then the rest is nothing but `pixels`.
 
-    `kind`: its format, "pixels" where it has none. `pixels`: how it stores them, as "L" or "RGB of 16 bits". `refused`: the file is whole,
+    `kind`: its format, "pixels" where it has none. `pixels`: how it stores them, as "L" or "RGB of 16 bits".
+    `brightest`: of more than 8 bits a channel, the greatest value after decoding, None for others. `refused`: the file is whole,
     and what its values mean is not known.
     """
 
@@ -36,6 +38,7 @@ class Seen(NamedTuple):
     pixels: str
     fault: str | None
     refused: bool = False
+    brightest: int | None = None
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,7 @@ def look(source: Source, indices: Sequence[int], num_workers: int) -> list[Seen]
 
 def _seen(source: Source, index: int) -> Seen:
     kind = pixels = ""
+    deep = False
     try:
         record = source.read(index)
         if isinstance(record, np.ndarray):
@@ -106,9 +110,11 @@ def _seen(source: Source, index: int) -> Seen:
         else:
             with open_image(record) as header:
                 kind, pixels = header.format or "unknown", pixel_format(header)
-        width, height = decode(record).size
+                deep = is_deep(header) or hidden_bits(header) is not None
+        image = decode(record)
+        brightest = np.asarray(image).max().item() if deep else None
         size = record.nbytes if isinstance(record, np.ndarray) else len(record)
-        return Seen(index, size, width, height, kind, pixels, None)
+        return Seen(index, size, *image.size, kind, pixels, None, brightest=brightest)
     except InputError:
         raise
     except UnreadableShard as error:

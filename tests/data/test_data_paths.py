@@ -92,6 +92,26 @@ def test_a_converted_table_is_read_after_a_fork_and_by_processes_that_start_toge
         assert pool.map(source.read, [249, 0, 100]) == [b"249", b"0", b"100"]
 
 
+def test_a_table_that_changes_between_its_checksum_and_its_rows_is_refused(
+    tmp_path: Path, table_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the rows of one file would be kept under the checksum of another."""
+    file = parquet(tmp_path / "t.parquet", [b"old 1"])
+    taken, other = converted._checksum, parquet(tmp_path / "other", [b"new 1"])
+
+    def then_replaced(path: Path, state: list[int], folder: Path) -> str:
+        checksum = taken(path, state, folder)
+        other.replace(file)
+        return checksum
+
+    with monkeypatch.context() as patched:
+        patched.setattr(converted, "_checksum", then_replaced)
+        with pytest.raises(InputError, match=r"t\.parquet changes while it is read"):
+            contents(Table(kind="parquet", path="t.parquet"), tmp_path)
+    assert not list(table_cache.glob("*.arrow"))
+    assert contents(Table(kind="parquet", path="t.parquet"), tmp_path) == [b"new 1"]
+
+
 def test_a_home_that_cannot_be_written_is_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 

@@ -19,6 +19,7 @@ from distill.data.guess import guess_source
 from distill.data.label_sets import class_list
 from distill.data.sources import open_source
 from distill.data.stream import transport
+from distill.data.stream.names import expand_braces
 from distill.data.stream.tar import index_tar
 from distill.errors import InputError
 from distill.recipe import schema
@@ -86,6 +87,17 @@ def test_pages_for_unknown_paths_are_no_manifest(server: Server, tmp_path: Path)
     with pytest.raises(InputError, match="nothing says how many samples"):
         opened(server, tmp_path)
     server.files["/d/info.json"] = json.dumps(counts).encode()  # while manifest.json and _info.json are pages
+    source = opened(server, tmp_path)
+    assert [source.read(i) for i in range(6)] == IMAGES  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("answer", [b"Not Found", b'{"error": "no such file"}', b"[]", b""])
+def test_other_answers_for_unknown_paths_are_no_manifest(server: Server, tmp_path: Path, answer: bytes) -> None:
+    server.pages = answer
+    with pytest.raises(InputError, match="nothing says how many samples"):
+        opened(server, tmp_path)
+    counts = {"splits": {"train": {"filenames": ["shard-00000.tar", "shard-00001.tar"], "shard_lengths": [3, 3]}}}
+    server.files["/d/info.json"] = json.dumps(counts).encode()
     source = opened(server, tmp_path)
     assert [source.read(i) for i in range(6)] == IMAGES  # type: ignore[attr-defined]
 
@@ -181,6 +193,41 @@ def test_links_in_a_ring_end_and_two_ways_count_twice(tmp_path: Path) -> None:
     for name in ("one", "two"):
         (folder / name).symlink_to(shared)
     assert walk.files_below(folder, (".png",), "k") == [b"one/x.PNG", b"self.png", b"two/x.PNG"]
+
+
+def test_two_stars_do_not_run_in_a_ring(tmp_path: Path) -> None:
+    """Two links back in one folder are 2^40 ways for Python's glob."""
+    deep = tmp_path / "root" / "x" / "train"
+    deep.mkdir(parents=True)
+    write_tars(deep, IMAGES, 3)
+    for name in ("one", "two"):
+        (deep / name).symlink_to(tmp_path / "root")
+    (deep / ".hidden").mkdir()
+    (deep / ".hidden" / "shard-00000.tar").write_bytes(b"")
+    root = tmp_path / "root"
+    both = [str(deep / f"shard-0000{i}.tar") for i in range(2)]
+    for pattern in (
+        "**/*.tar",
+        "x/**/*.tar",
+        "**/train/*.tar",
+        "*/**/shard-*[01].tar",
+        "**/x/**/**/*",
+        "x/../**/*.tar",
+    ):
+        found, below = walk.matching_files(f"{root}/{pattern}", "data.train")
+        assert [os.path.normpath(file) for file in found] == both, pattern
+        assert all(file.startswith(below) for file in found)
+    assert walk.matching_files(f"{root}/**/val/*.tar", "data.train")[0] == []
+    assert walk.matching_files(f"{root}/**/*.TAR", "data.train")[0] == []
+    spec = schema.Stream(kind="stream", path=f"{root}/**/*.tar", labelled=False)
+    assert open_source(spec, Path()).read(5) == IMAGES[5]
+
+
+@pytest.mark.parametrize("braces", ["{0..99999999999}", "{0..9999}{0..9999}", "{1,2,3,4,5,6,7,8,9,10}" * 8])
+def test_braces_of_more_files_than_there_are_are_refused(braces: str) -> None:
+    with pytest.raises(InputError, match="stand for more than 10,000,000 files"):
+        expand_braces(f"x-{braces}.tar")
+    assert expand_braces("x-{0..99999999999999999999}.tar") == ["x-0..99999999999999999999.tar"]
 
 
 def test_endings_in_capitals_name_shards(tmp_path: Path) -> None:

@@ -98,6 +98,19 @@ def test_unusual_pixels_and_refused_images_are_counted(tmp_path: Path, cli: Cli)
     assert "unreadable  2 of them, 2 for the range of their values\n" in out
 
 
+@pytest.mark.parametrize(("bits", "brightest"), [(14, 63), (15, 127), (16, 255)])
+def test_bits_that_no_image_uses_are_said(bits: int, brightest: int, tmp_path: Path, cli: Cli) -> None:
+    for name in ("a", "b"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        Image.fromarray(np.linspace(0, 2**bits - 1, 64).reshape(8, 8).astype("u2")).save(f"set/{name}/1.png")
+        Image.new("L", (8, 8), 255).save(f"set/{name}/2.png")
+    said = json.loads(cli("data", "inspect", "set", "--workers", 0, "--no-sheet", "--json").out)["looked_at"]
+    assert said["brightest_of_deep"] == brightest
+    out = cli("data", "inspect", "set", "--workers", 0, "--no-sheet").out
+    line = f"the brightest pixel of those with more than 8 bits becomes {brightest} of 255"
+    assert (line in " ".join(out.split())) == (bits < 16)
+
+
 def test_a_root_of_splits_lists_them_and_how_to_name_each(make_picture: Callable[..., bytes], cli: Cli) -> None:
     for split in ("train", "val"):
         folder_of(Path("root") / split, ["cat", "dog"], make_picture(0, (40, 30), "PNG"))

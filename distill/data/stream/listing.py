@@ -99,7 +99,7 @@ def _from_names(spec: schema.Stream, files: Sequence[str], key: str, transport: 
         container_of(spec, plain, key), tuple(ListedShard(url, name) for url, name in zip(files, names, strict=True))
     )
     beside = re.sub(r"^([a-z0-9+]+):/(?!/)", r"\1://", folder)
-    manifest = _manifest_of(beside, transport) if beside else None
+    manifest = _manifest_of(beside, transport, of_folder=False) if beside else None
     if manifest is not None and {each.file for each in manifest.shards} >= set(names):
         return _from_manifest(beside, manifest, spec, key, transport, names)
     return _with_info(listing, beside, transport) if beside else listing
@@ -112,7 +112,7 @@ def _from_folder(spec: schema.Stream, folder: str, key: str, transport: Transpor
     local = "://" not in folder
     if local and not Path(folder).is_dir():
         raise missing(Path(folder), key)
-    manifest = _manifest_of(folder, transport)
+    manifest = _manifest_of(folder, transport, of_folder=True)
     if manifest is not None:
         if spec.split is not None:
             raise InputError(f"{key}.split: the manifest in {shown(folder)} knows no splits: set split to null")
@@ -193,9 +193,16 @@ def _beside(folder: str, name: str, transport: Transport) -> bytes | None:
     return None if is_web_page(content) else content
 
 
-def _manifest_of(folder: str, transport: Transport) -> Manifest | None:
+def _manifest_of(folder: str, transport: Transport, *, of_folder: bool) -> Manifest | None:
+    """The manifest of a folder, None where there is none.
+
+    Args:
+        of_folder: the path names the folder; where it names files, a manifest.json of another program is passed over.
+    """
     content = _beside(folder, MANIFEST_FILE, transport)
-    return None if content is None else read_manifest(content, f"{shown(folder)}/{MANIFEST_FILE}")
+    if content is None or not (of_folder or b'"format"' in content):
+        return None
+    return read_manifest(content, f"{shown(folder)}/{MANIFEST_FILE}")
 
 
 def _from_manifest(

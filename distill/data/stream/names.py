@@ -5,13 +5,14 @@ import itertools
 import os
 import posixpath
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from distill.data.records import first_line, kind_of, literal_start, matching_files, missing
+from distill.data.records import first_line, kind_of, literal_start, missing
 from distill.data.splits import refuse_several
+from distill.data.walk import matching_files
 from distill.errors import InputError
 from distill.recipe import schema
 
@@ -19,6 +20,8 @@ Container = Literal["tar", "parquet"]
 
 EXTENSIONS: dict[Container, str] = {"tar": ".tar", "parquet": ".parquet"}
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tar.zstd", ".tar.lz4")
+# Of what braces stand for: ImageNet-21k has 2,048 shards, LAION-5B 232,000.
+_MOST_NAMES = 10_000_000
 # What signs a URL: of S3 and what speaks like it, Google, CloudFront, Azure. Another signature is no other file.
 _SIGNATURE = re.compile(
     r"(X-(Amz|Goog|Ms)-[^=]*|Expires|Signature|Policy|Key-Pair-Id|AWSAccessKeyId|GoogleAccessId|"
@@ -65,18 +68,29 @@ def check_url(url: str, key: str) -> None:
 
 
 def expand_braces(path: str) -> list[str]:
-    """Names in braces written out: train-{0000..0127}.tar, {train,extra}.tar, and several of them in one path."""
-    parts: list[list[str]] = []
+    """Names in braces written out: train-{0000..0127}.tar, {train,extra}.tar, and several of them in one path.
+
+    Raises:
+        InputError: more names than a data set has files.
+    """
+    parts: list[Iterable[str]] = []
+    count = 1
     for i, part in enumerate(re.split(r"\{([^{}]*)\}", path)):
-        numbers = re.fullmatch(r"(\d+)\.\.(\d+)", part)
+        numbers = re.fullmatch(r"(\d{1,18})\.\.(\d{1,18})", part)
         if i % 2 == 0:
             parts.append([part])
         elif numbers:
             first, last = numbers.groups()
             width = len(first) if first.startswith("0") or len(first) == len(last) else 0
-            parts.append([f"{n:0{width}d}" for n in range(int(first), int(last) + 1)])
+            numbered = range(int(first), int(last) + 1)
+            count *= len(numbered)
+            parts.append(map(f"{{:0{width}d}}".format, numbered))
         else:
-            parts.append(part.split(","))
+            words = part.split(",")
+            count *= len(words)
+            parts.append(words)
+    if count > _MOST_NAMES:
+        raise InputError(f"{shown(path)}: its braces stand for more than {_MOST_NAMES:,} files: narrow them")
     return ["".join(chosen) for chosen in itertools.product(*parts)]
 
 
@@ -136,7 +150,7 @@ def below_common(files: Sequence[str]) -> list[str]:
 def matching(pattern: str, key: str) -> list[str]:
     scheme, separator, _ = pattern.partition("://")
     if not separator:
-        return matching_files(pattern)[0]
+        return matching_files(pattern, key)[0]
     import fsspec  # type: ignore[import-untyped]
 
     try:
