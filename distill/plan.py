@@ -12,7 +12,7 @@ import numpy as np
 
 from distill.data.augment import TrainTransform
 from distill.data.classes import Named, chosen_samples, run_classes
-from distill.data.holdout import open_eval, open_train
+from distill.data.holdout import open_eval, open_train, open_whole
 from distill.data.label_sets import same_space
 from distill.data.lanes import LaneOrder, default_block, default_lanes, fitting_lanes, lanes_fit
 from distill.data.order import Order, TrainOrder
@@ -275,8 +275,11 @@ def make_plan(recipe: Recipe) -> Plan:
     recipes = [recipe.at_stage(index) for index in range(recipe.num_stages)]
     prefixes = recipe.stage_keys
     keys = [f"{prefix}data.train" for prefix in prefixes]
-    sources = [open_train(recipe.data, own.data.train, root, key) for own, key in zip(recipes, keys, strict=True)]
-    eval_source = open_eval(recipe.data, root)
+    whole = open_whole(recipe.data, root)
+    sources = [
+        open_train(recipe.data, own.data.train, root, key, whole) for own, key in zip(recipes, keys, strict=True)
+    ]
+    eval_source = open_eval(recipe.data, root, whole=whole)
     readers = [reader_of_labels(own, prefix) for own, prefix in zip(recipes, prefixes, strict=True)]
     named = [Named(key, source, bool(why), why) for key, source, why in zip(keys, sources, readers, strict=True)]
     classes = run_classes(named, eval_source)

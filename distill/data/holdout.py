@@ -14,7 +14,16 @@ from distill.recipe import schema
 from distill.rng import hash64, hash64_array
 
 
-def open_train(data: schema.Data, spec: schema.Source, root: Path, key: str) -> Source:
+def open_whole(data: schema.Data, root: Path) -> Source | None:
+    """Open the data set that a run holds images out of; None for a run that holds none out.
+
+    Raises:
+        InputError: as `open_source`.
+    """
+    return open_source(data.train, root, "data.train", data.shards) if isinstance(data.eval, schema.HoldOut) else None
+
+
+def open_train(data: schema.Data, spec: schema.Source, root: Path, key: str, whole: Source | None = None) -> Source:
     """Open what a run or a stage trains on: without the images that the run holds out.
 
     Args:
@@ -22,19 +31,20 @@ def open_train(data: schema.Data, spec: schema.Source, root: Path, key: str) -> 
         spec: data.train of the run or of a stage.
         root: what relative paths are relative to.
         key: the recipe key of `spec`, for messages.
+        whole: what `open_whole` gave, where it is open already.
 
     Raises:
         InputError: as `open_source`; held-out images might be trained on through another source.
     """
     if isinstance(data.eval, schema.HoldOut) and spec != data.train:
         _refuse_overlap(spec, data.train, root, key)
-    source = open_source(spec, root, key, data.shards)
     if not isinstance(data.eval, schema.HoldOut) or spec != data.train:
-        return source
+        return open_source(spec, root, key, data.shards)
+    source = whole or open_source(spec, root, key, data.shards)
     return Part(source, ~held_out(source, data.eval.fraction))
 
 
-def open_eval(data: schema.Data, root: Path, key: str = "data.eval") -> Source | None:
+def open_eval(data: schema.Data, root: Path, key: str = "data.eval", whole: Source | None = None) -> Source | None:
     """Open what a run evaluates on; None where the recipe has no evaluation.
 
     Raises:
@@ -42,7 +52,7 @@ def open_eval(data: schema.Data, root: Path, key: str = "data.eval") -> Source |
     """
     if not isinstance(data.eval, schema.HoldOut):
         return None if data.eval is None else open_source(data.eval, root, key, data.shards)
-    source = open_source(data.train, root, "data.train", data.shards)
+    source = whole or open_source(data.train, root, "data.train", data.shards)
     chosen = held_out(source, data.eval.fraction)
     if not chosen.any():
         raise InputError(

@@ -8,7 +8,7 @@ import posixpath
 import re
 from collections.abc import Iterable, Sequence
 
-from distill.errors import InputError, nearest
+from distill.errors import InputError, nearest, printable
 
 # What each split is called. Two names of one line are one split.
 _NAMES = (
@@ -41,7 +41,9 @@ def same_split(split: str, other: str) -> bool:
 
 
 def refuse_several(paths: Iterable[str], where: str, key: str, fix: str) -> None:
-    """Raises InputError when the paths are of more than one split, listing them.
+    """Raises InputError when the paths are of several splits, listing them.
+
+    Files of a split to evaluate on beside files whose names say no split are two sets as well (cifar.tar, cifar_test.tar).
 
     Args:
         paths: below the data's root.
@@ -49,7 +51,13 @@ def refuse_several(paths: Iterable[str], where: str, key: str, fix: str) -> None
         key: the recipe key that is at fault.
         fix: how to name one of them.
     """
-    found = sorted({split for path in paths if (split := split_of(path)) is not None}, key=_rank)
+    names = {split_of(path): path for path in reversed([*paths])}
+    found = sorted((split for split in names if split is not None), key=_rank)
+    if len(found) == 1 and found != ["train"] and None in names:
+        raise InputError(
+            f"{key}: {where} has files of split {found[0]} ({printable(names[found[0]])}) beside others that name none "
+            f"({printable(names[None])}): {fix}"
+        )
     if len(found) > 1:
         raise InputError(f"{key}: {where} has files of {len(found)} splits side by side, {', '.join(found)}: {fix}")
 

@@ -13,7 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from distill.data import holdout
 from distill.data.holdout import held_out, open_eval, open_train
+from distill.data.sources import Source, open_source
 from distill.errors import InputError
 from distill.judge import judge
 from distill.plan import CONTENTS, Plan, make_plan
@@ -176,6 +178,22 @@ def test_a_stage_may_not_read_the_same_images_under_other_settings(folder: Path,
     recipe = load_recipe(recipe_of(folder, tmp_path, {"train": {"budget": None}, "stages": stages}))
     with pytest.raises(InputError, match=r"stages.two.data.train: reads .*images with other settings than data.train"):
         make_plan(recipe)
+
+
+def test_the_data_are_opened_once(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+
+    def opening(spec: Any, root: Path, key: str, *args: Any) -> Source:
+        opened.append(key)
+        return open_source(spec, root, key, *args)
+
+    monkeypatch.setattr(holdout, "open_source", opening)
+    stages = [STAGE, {**STAGE, "name": "two"}]
+    plan = make_plan(load_recipe(recipe_of(folder, tmp_path, {"train": {"budget": None}, "stages": stages})))
+    assert opened == ["data.train"]
+    assert plan.eval_source is not None
+    assert [len(stage.source) for stage in plan.stages] == [14, 14]
+    assert len(plan.eval_source) == 6
 
 
 def test_two_words_for_one_split_are_the_same_images(folder: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import io
 import json
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -140,6 +141,17 @@ def test_names_with_a_prefix_and_other_words_for_a_split(tmp_path: Path) -> None
     assert len(open_source(table("test"), tmp_path)) == 3
     with pytest.raises(InputError, match=r"split: .* is one file"):
         open_source(table("test/part-0.parquet", split="test"), tmp_path)
+
+
+@pytest.mark.parametrize(("make", "spec"), [(parquet, table), (parquet, stream), (tars, stream)])
+def test_a_test_set_beside_files_that_name_no_split(make: Any, spec: Any, tmp_path: Path) -> None:
+    make(tmp_path / "d", cifar_1=6, cifar_2=4, cifar_test=3)
+    with pytest.raises(InputError, match=r"of split test \(cifar_test\..*\) beside others that name none \(cifar_1\."):
+        open_source(spec("d"), tmp_path)
+    assert len(open_source(spec("d", split="test"), tmp_path)) == 3
+    assert len(open_source(spec("d/cifar_[0-9].*"), tmp_path)) == 10
+    make(tmp_path / "more", train_1=6, extra=4)  # more to train on
+    assert len(open_source(spec("more"), tmp_path)) == 10
 
 
 @pytest.mark.parametrize("name", ["arrow folder of a DatasetDict", "saved"])
