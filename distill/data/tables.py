@@ -9,7 +9,7 @@ from distill.data.class_names import check_names, listed_order, order_classes
 from distill.data.converted import arrow_file
 from distill.data.fingerprint import fingerprint
 from distill.data.label_sets import class_list, same_space
-from distill.data.labels import index_names
+from distill.data.labels import check_labels, index_names
 from distill.data.records import Source, at, first_line, missing
 from distill.data.splits import choose_split
 from distill.data.table_files import table_files
@@ -223,5 +223,5 @@ def _renumbered(
     classes = in_order if classes is None else classes
     if same_space(names, classes):
         return labels, classes
-    known = (labels >= 0) & (labels < len(names))
-    return np.where(known, index_names(names, classes, where)[np.where(known, labels, 0)], labels), classes
+    check_labels(labels, len(names), where)  # in a longer list a wrong label might be another class
+    return index_names(names, classes, where)[labels], classes

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from distill.data import converted
 from distill.data.decode import read_image
 from distill.data.sources import open_source
 from distill.errors import InputError
@@ -98,6 +99,18 @@ def test_numbers_that_are_no_class_numbers(tmp_path, colours):
     pq.write_table(pa.table({"image": colours, "label": labels}), tmp_path / "ids.parquet")
     with pytest.raises(InputError, match=r"has numbers up to 1,000,000,000,000 in 9 rows, which are no class numbers"):
         open_source(Table(kind="parquet", path="ids.parquet"), tmp_path)
+
+
+def test_a_label_that_its_names_do_not_have(tmp_path, colours):
+    data = make_dataset(colours, "class_label")
+    table = data.data.table.set_column(1, data.data.table.schema.field(1), [[0, 2, 3] * 3])  # 3 of 3 names
+    import pyarrow.parquet as pq
+
+    pq.write_table(table, tmp_path / "d.parquet")
+    (tmp_path / "names").write_text("asp\nox\nyak\nzebra\n")  # a list in which 3 is zebra
+    for classes in ("names", None):
+        with pytest.raises(InputError, match=r"row 2 has label 3, and labels go from 0 to 2; 3 of 9 rows"):
+            open_source(Table(kind="parquet", path="d.parquet", classes=classes), tmp_path)
 
 
 def make_dataset(colours, kind):
@@ -270,3 +283,12 @@ def test_images_kept_as_paths(tmp_path, colours):
     pq.write_table(pa.table({"image": images, "label": [0]}), tmp_path / "d.parquet")
     source = open_source(Table(kind="parquet", path=str(tmp_path / "d.parquet")), Path("/nowhere"))
     assert source.read(0) == colours[3]
+
+
+def test_machines_that_share_a_cache_write_apart(tmp_path, monkeypatch):
+    parts = set()
+    for host in ("one.example", "two.example"):
+        monkeypatch.setattr("socket.gethostname", lambda host=host: host)
+        parts.add(converted._part_of(tmp_path / "x.arrow"))
+    assert len(parts) == 2
+    assert {part.parent for part in parts} == {tmp_path}
