@@ -1,6 +1,6 @@
 """In CI a test may be skipped for a reason of this list alone: a skip that nobody expected would hide what is no longer tested.
 
-A pytest plugin, registered by conftest.py where the variable CI is set. Whoever runs the tests elsewhere may lack what they need.
+A pytest plugin, registered by conftest.py where the variable CI is set. Elsewhere a machine may lack what tests need.
 """
 
 import re

@@ -19,7 +19,7 @@ class BrokenOff(BaseException):
 class Signals:
     """Context manager that notes a stop signal instead of dying of it; the loop looks at `received` between steps.
 
-    A second Ctrl-C raises KeyboardInterrupt, for whoever cannot wait. A SIGINT that was ignored stays ignored: shells start what runs in
+    A second Ctrl-C raises KeyboardInterrupt, for a user who cannot wait. A SIGINT that was ignored stays ignored: shells start what runs in
     the background so, and Ctrl-C at their terminal is not meant for it. Old handlers return on exit, but for one of several processes
     that ends by an error: its launcher sends SIGTERM as soon as another one has died, and this one must live to say what it saw.
     Main thread only (Python delivers signals nowhere else).

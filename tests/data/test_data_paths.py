@@ -44,7 +44,7 @@ def table_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("in_place", [True, False])
-def test_a_table_replaced_under_the_same_name_size_and_time_is_read_anew(
+def test_a_table_replaced_under_the_same_name_size_and_time_is_read_again(
     in_place: bool, tmp_path: Path, table_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(converted, "_SETTLED_S", 0.0)  # remember a checksum at once
