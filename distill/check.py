@@ -4,6 +4,7 @@ import glob
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from distill.data.walk import matching_files
 from distill.errors import InputError, naming
 from distill.models.build import checkpoint_activations, config, create, student_without_memory
 from distill.models.student import student_notes, student_view
-from distill.models.teacher import Loaded, load_teacher
+from distill.models.teacher import load_teacher
 from distill.optim import build_optimizer
 from distill.output_folder import refuse_foreign_output
 from distill.plan import setting_problems, share_of_process
@@ -26,19 +27,30 @@ _SOME_CLASSES = 10
 _REMOTE_OR_MANY = re.compile(r"://|\{")
 
 
-def check_recipe(recipe: Recipe, num_processes: int | None = None) -> list[str]:
+@dataclass(frozen=True)
+class Checked:
+    """What is known of a sound recipe, a line each.
+
+    Attributes:
+        not_here: what cannot be known yet: data and weights that are not on this machine.
+        seen: what each model sees and what is adapted of its weights, as far as these are on this machine.
+    """
+
+    not_here: list[str]
+    seen: list[str]
+
+
+def check_recipe(recipe: Recipe, num_processes: int | None = None) -> Checked:
     """Try everything that needs neither data nor a device: models are built without memory, optimizers and policies made.
 
     Args:
         num_processes: also check that the batch divides on so many.
 
-    Returns:
-        Notes on what cannot be known yet (data, weights that are not here).
-
     Raises:
         InputError: every problem found, a line each.
     """
     problems = setting_problems(recipe)
+    seen: list[str] = []
 
     @contextmanager
     def collecting(key: str) -> Iterator[None]:
@@ -53,19 +65,19 @@ def check_recipe(recipe: Recipe, num_processes: int | None = None) -> list[str]:
             share_of_process(recipe.train.batch_size_global, recipe.train.micro_batch_size, num_processes)
     for name, spec in recipe.students.items():
         with collecting(f"students.{name}"):
-            _check_student(spec, recipe, name)
+            seen += _check_student(spec, recipe, name)
     if recipe.teacher is not None:
         with collecting("teacher"):
-            _check_teacher(recipe.teacher, recipe.data.image_size)
+            seen = [*_check_teacher(recipe.teacher, recipe.data.image_size), *seen]
     with collecting("output"):
         refuse_foreign_output(recipe)
     if problems:
         raise InputError("\n".join(dict.fromkeys(problems)))
-    return _not_here(recipe)
+    return Checked(_not_here(recipe), seen)
 
 
-def _check_student(spec: schema.Student, recipe: Recipe, name: str) -> None:
-    """A student's model, and how it learns in each stage."""
+def _check_student(spec: schema.Student, recipe: Recipe, name: str) -> list[str]:
+    """Check a student's model, and how it learns in each stage. Returns what it sees and what is adapted of its weights."""
     image_size, key = recipe.data.image_size, f"students.{name}"
     net = student_without_memory(spec, num_classes=_SOME_CLASSES, image_size=image_size)
     with torch.device("meta"):
@@ -74,12 +86,13 @@ def _check_student(spec: schema.Student, recipe: Recipe, name: str) -> None:
             checkpoint_activations(net, spec.model)
         if recipe.train.zero_stage:
             refuse_scalars(net, recipe.train.zero_stage, f"{key}.model {spec.model}")
-    student_view(spec, Path(), recipe.data, key)
-    student_notes(spec, num_classes=None, image_size=image_size, root=Path())
+    view = student_view(spec, Path(), recipe.data, key)
+    adapted = student_notes(spec, num_classes=None, image_size=image_size, root=Path())
     for index, prefix in enumerate(recipe.stage_keys):
         own = recipe.at_stage(index)
         budget_key = f"{prefix}budget" if prefix else "train.budget"
         _check_learning(net, own.students[name], own.train.budget, f"{prefix}{key}", budget_key)
+    return [f"{name} sees {view.describe()}", *(f"{name}: {note}" for note in adapted)]
 
 
 def _check_learning(
@@ -98,20 +111,8 @@ def _check_learning(
             _shorter(milestone, budget, f"{key}.schedule.milestones", budget_key)
 
 
-def models_seen(recipe: Recipe) -> list[str]:
-    """What each model of a sound recipe sees, and what is adapted of its weights, a line each; of those that can be known here."""
-    lines = []
-    if recipe.teacher is not None and (teacher := _check_teacher(recipe.teacher, recipe.data.image_size)) is not None:
-        lines += [f"teacher sees {teacher.view.describe()}", *teacher.notes]
-    for name, spec in recipe.students.items():
-        lines.append(f"{name} sees {student_view(spec, Path(), recipe.data, f'students.{name}').describe()}")
-        adapted = student_notes(spec, num_classes=None, image_size=recipe.data.image_size, root=Path())
-        lines += [f"{name}: {note}" for note in adapted]
-    return lines
-
-
-def _check_teacher(spec: schema.Teacher, data_image_size: int) -> Loaded | None:
-    """The teacher without its memory; None where its weights are not here and would name it.
+def _check_teacher(spec: schema.Teacher, data_image_size: int) -> list[str]:
+    """Build the teacher without its memory. Returns what it sees and what is adapted of its weights, if these are here.
 
     A file of weights is read, so that what `train` would refuse of it is refused here.
     """
@@ -119,10 +120,11 @@ def _check_teacher(spec: schema.Teacher, data_image_size: int) -> Loaded | None:
         if spec.model is not None:
             with torch.device("meta"):
                 create(spec.model, num_classes=None, image_size=spec.image_size, model_args=spec.model_args)
-        return None
+        return []
     if spec.weights == "pretrained" and spec.model is not None and not _has_weights(config(spec.model)):
         raise InputError(f"teacher.weights: timm has no pretrained weights of {spec.model}: give a file")
-    return load_teacher(spec, Path(), data_image_size, _SOME_CLASSES, shapes_only=True)
+    loaded = load_teacher(spec, Path(), data_image_size, _SOME_CLASSES, shapes_only=True)
+    return [f"teacher sees {loaded.view.describe()}", *loaded.notes]
 
 
 def _holds_weights(path: Path) -> bool:

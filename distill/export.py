@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from distill.checkpoint import atomic_directory, storable
 from distill.errors import InputError
+from distill.models.origin import CONFIG_FILE, WEIGHTS_FILES
 from distill.models.view import ModelView
 
 WEIGHTS_FILE = "model.safetensors"
-CONFIG_FILE = "config.json"
 RECORD_FILE = "distill.json"
 # Of the weights that timm publishes under the architecture's name; those of a run have no licence or paper but what their owner gives.
 _OF_OTHER_WEIGHTS = ("tag", "license", "description", "origin_url", "paper_name", "paper_ids", "notes")
@@ -105,7 +105,7 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 def is_export(folder: Path) -> bool:
     """Whether a folder holds a model that timm can load."""
-    return (folder / CONFIG_FILE).is_file() and (folder / WEIGHTS_FILE).is_file()
+    return (folder / CONFIG_FILE).is_file() and any((folder / name).is_file() for name in WEIGHTS_FILES)
 
 
 def class_names(folder: Path) -> tuple[str, ...]:

@@ -8,6 +8,8 @@ import torch
 
 from distill.check import check_recipe
 from distill.errors import InputError
+from distill.models import weights
+from distill.models.build import create
 from distill.recipe import load_recipe, shipped_recipes
 
 # One of each kind: model family, strategy, teacher. The rest are under the mark `slow`.
@@ -27,14 +29,14 @@ SAMPLE = (
 
 @pytest.mark.parametrize("name", SAMPLE)
 def test_shipped_recipes_are_sound(name: str) -> None:
-    for note in check_recipe(load_recipe(name), num_processes=1):
+    for note in check_recipe(load_recipe(name), num_processes=1).not_here:
         assert note.endswith("is not here")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(shipped_recipes()) - set(SAMPLE)))
 def test_all_shipped_recipes_are_sound(name: str) -> None:
-    for note in check_recipe(load_recipe(name), num_processes=1):
+    for note in check_recipe(load_recipe(name), num_processes=1).not_here:
         assert note.endswith("is not here")
 
 
@@ -92,7 +94,7 @@ def test_what_is_not_here_is_noted(tiny_recipe: Any, tmp_path: Path, monkeypatch
         "data.train={kind: image_folder, path: train}",
         "data.eval={kind: parquet, path: val/*.parquet}",
     ]
-    notes = check_recipe(load_recipe(recipe, overrides))
+    notes = check_recipe(load_recipe(recipe, overrides)).not_here
     assert notes == [
         "students.alone.weights: start.safetensors is not here",
         "teacher.weights: runs/teacher is not here",
@@ -102,7 +104,7 @@ def test_what_is_not_here_is_noted(tiny_recipe: Any, tmp_path: Path, monkeypatch
     (tmp_path / "runs/teacher").mkdir(parents=True)
     (tmp_path / "nowhere/val").mkdir(parents=True)
     (tmp_path / "nowhere/val/1.parquet").touch()
-    left = check_recipe(load_recipe(recipe, overrides))
+    left = check_recipe(load_recipe(recipe, overrides)).not_here
     assert [note.split(":")[0] for note in left] == ["students.alone.weights", "data.train"]
 
 
@@ -117,3 +119,22 @@ def test_a_check_takes_no_memory_and_draws_nothing(tiny_recipe: Any) -> None:
 
 def resident_bytes() -> float:
     return float(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+def test_each_model_s_view_is_said_and_weights_are_read_once(
+    tiny_recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [tmp_path / "teacher.pth", tmp_path / "student.pth"]
+    for file in files:
+        torch.save(create("cifar_resnet8", num_classes=10).state_dict(), file)
+    read: list[Path] = []
+    whole = weights._read_torch
+    monkeypatch.setattr(weights, "_read_torch", lambda path: read.append(path) or whole(path))
+    teacher = f"teacher={{model: cifar_resnet8, weights: {files[0]}, image_size: 24}}"
+    found = check_recipe(load_recipe(tiny_recipe(), [teacher, f"student.weights={files[1]}"]))
+    assert sorted(read) == sorted(files)
+    starts = [line.partition(",")[0] for line in found.seen]
+    assert starts == [
+        "teacher sees 24x24 px (teacher.image_size); center crop 1",
+        "alone sees 16x16 px (data.image_size); center crop 1",
+    ]

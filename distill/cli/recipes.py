@@ -90,12 +90,13 @@ def check(
     Example:
       distill recipe check imagenet1k/res50_beitv2b_a1_600ep --processes 8
     """
-    from distill.check import check_recipe, models_seen
+    from distill.check import check_recipe
 
     loaded, notes = read_recipe(recipe, overrides or [])
     console = make_console()
-    _show_notes(console, [*notes, *check_recipe(loaded, processes)])
-    for line in models_seen(loaded):
+    checked = check_recipe(loaded, processes)
+    _show_notes(console, [*notes, *checked.not_here])
+    for line in checked.seen:
         console.print(line, markup=False, soft_wrap=True)
     console.print(f"{recipe}: sound ({', '.join(loaded.students)}; {loaded.budgets})", markup=False, soft_wrap=True)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from distill.check import check_recipe, models_seen
+from distill.check import check_recipe
 from distill.doctor.findings import Diagnosis, Section
 from distill.doctor.forecast import forecast
 from distill.doctor.hardware import GPUS, Gpu, find_gpu, recognise
@@ -110,19 +110,17 @@ def _examine_recipe(
     section.add("name", recipe.name, recipe.description)
     diagnosis.sections.append(section)
     try:
-        notes = check_recipe(recipe, num_gpus)
+        checked = check_recipe(recipe, num_gpus)
     except InputError as error:
         for line in str(error).splitlines():
             diagnosis.find("problem", "recipe", line)
-        notes = []
     else:
         diagnosis.find("ok", "recipe", f"sound, and its batch divides on {num_gpus} processes")
-        for line in models_seen(recipe):
+        for line in checked.seen:
             diagnosis.find("ok", "pixels", line)
-    for note in notes:
-        if note.startswith("data."):  # examine_data says it
-            continue
-        diagnosis.find("unknown", "recipe", note)
+        for note in checked.not_here:
+            if not note.startswith("data."):  # examine_data says it
+                diagnosis.find("unknown", "recipe", note)
 
     here = torch.cuda.get_device_name(0) if torch.cuda.is_available() else ""
     found = recognise(here)

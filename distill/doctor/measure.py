@@ -10,10 +10,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from distill.doctor.meter import fake, forward_pass, held, training_pass
 from distill.doctor.profiles import StudentProfile, TeacherProfile
-from distill.errors import InputError
-from distill.models.build import checkpoint_activations, config, create, student_without_memory
+from distill.models.build import checkpoint_activations, create, student_without_memory
 from distill.models.fitting import head_classes
-from distill.models.origin import Origin, origin_of_teacher
+from distill.models.origin import Origin, teacher_known_here
 from distill.models.pixels import Network, Pixels
 from distill.models.sizes import teacher_view
 from distill.models.teacher import DTYPES
@@ -51,7 +50,7 @@ def measure(recipe: Recipe, num_classes: int) -> Profiles:
     unknown = []
     teacher = None
     if recipe.teacher is not None:
-        origin = teacher_origin(recipe.teacher)
+        origin = teacher_known_here(recipe.teacher, Path())
         if origin is None:
             unknown.append(
                 f"teacher: its weights {recipe.teacher.weights} are not here and would name the model: it is left out of what follows; "
@@ -96,19 +95,11 @@ def _measure_students(recipe: Recipe, num_classes: int) -> tuple[tuple[StudentPr
     return shown, recipe.stages[largest].name if len(set(state_bytes)) > 1 else None
 
 
-def teacher_origin(spec: schema.Teacher) -> Origin | None:
-    """A recipe's teacher: its weights where they lie here, else its timm name alone; None where neither is known."""
-    try:
-        return origin_of_teacher(spec, Path())
-    except InputError:  # distill.check says it
-        return None if spec.model is None else Origin(spec.model, config(spec.model), None, assumed=True)
-
-
 def expected_classes(recipe: Recipe) -> int | None:
     """Classes of the data as the recipe's models tell them, when the data is not here; None when they tell nothing."""
     if recipe.teacher is None or recipe.teacher.weights == "random":
         return None
-    origin = teacher_origin(recipe.teacher)
+    origin = teacher_known_here(recipe.teacher, Path())
     if origin is None:
         return None
     if origin.file is None:

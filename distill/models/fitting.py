@@ -91,7 +91,7 @@ def fitted(model: nn.Module, state_dict: Mapping[str, Tensor], what: str) -> Fit
     converted = _converted(model, nested) if _mismatch(model, nested) else nested
     if mismatch := _mismatch(model, converted):
         raise InputError(f"{what}: {mismatch}")
-    return Fitted(_with_counters(model, converted), _adapted(nested, converted, what), left_out)
+    return Fitted(_with_counters(model, converted), resampled(nested, converted, what), left_out)
 
 
 def _without_prefix(model: nn.Module, state_dict: dict[str, Tensor], what: str) -> tuple[dict[str, Tensor], str]:
@@ -159,7 +159,7 @@ def _listed(names: list[str]) -> str:
 # ---- what a converter adapted ----------------------------------------------------------------------------------------
 
 
-def _adapted(before: Mapping[str, Tensor], after: Mapping[str, Tensor], what: str) -> tuple[str, ...]:
+def resampled(before: Mapping[str, Tensor], after: Mapping[str, Tensor], what: str) -> tuple[str, ...]:
     """A note on each kind of tensor that was resampled: no tensor of the file has its number of elements.
 
     Raises:

@@ -73,6 +73,14 @@ def origin_of_teacher(spec: schema.Teacher, root: Path) -> Origin:
     return origin_of_folder(path, spec.model, "teacher.model")
 
 
+def teacher_known_here(spec: schema.Teacher, root: Path) -> Origin | None:
+    """A recipe's teacher: its weights where they lie here, else its timm name alone; None where neither is known."""
+    try:
+        return origin_of_teacher(spec, root)
+    except InputError:  # distill.check says it
+        return None if spec.model is None else Origin(spec.model, config(spec.model), None, assumed=True)
+
+
 def origin_of_student(spec: schema.Student, root: Path) -> Origin:
     """What a recipe's student starts from. Its model is always the recipe's: a config beside its weights must agree with it.
 

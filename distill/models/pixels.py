@@ -11,6 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+def device_mode(interpolation: str) -> str:
+    """Return how torch resizes with antialiasing in place of one of Pillow's interpolations."""
+    return "bilinear" if interpolation == "bilinear" else "bicubic"
+
+
 class Pixels(nn.Module):
     """Images [B, 3, H, W] in [0, 1] to the model's pixels [B, 3, S, S] in `dtype`. No parameters, nothing in the state dict.
 
@@ -37,7 +42,7 @@ class Pixels(nn.Module):
         super().__init__()
         self.mean, self.std = tuple(mean), tuple(std)
         self.image_size = image_size
-        self.mode = "bilinear" if interpolation == "bilinear" else "bicubic"
+        self.mode = device_mode(interpolation)
         self.dtype = dtype
         mean64, std64 = torch.tensor(self.mean, dtype=torch.float64), torch.tensor(self.std, dtype=torch.float64)
         self.register_buffer("scale", (1 / std64).float().view(1, -1, 1, 1), persistent=False)

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from distill.errors import InputError
 from distill.models.build import create, takes_image_size
-from distill.models.fitting import Fitted, fitted, head_classes, size_in
+from distill.models.fitting import Fitted, fitted, head_classes, resampled, size_in
 from distill.models.origin import Origin
+from distill.models.pixels import device_mode
 from distill.models.view import ModelView, view_of_config
 from distill.models.weights import load_state_dict
 from distill.recipe import schema
@@ -49,11 +50,31 @@ def teacher_view(
 
 
 def resampled_by_timm(origin: Origin, model_args: Mapping[str, Any], image_size: int, source: str) -> tuple[str, ...]:
-    """A note where timm resamples its own pretrained weights to another image size while it loads them."""
+    """Notes on what timm resamples of its own pretrained weights to another image size while it loads them.
+
+    Args:
+        source: the key that says `image_size`.
+    """
     usual = view_of_config(origin.config, origin.source).image_size
     if usual == image_size or not takes_image_size(origin.name, model_args):
         return ()
-    return (f"trained at {usual} px, used at {image_size} ({source}): timm resamples what depends on the size",)
+    with torch.device("meta"):
+        before, after = (
+            create(origin.name, num_classes=None, image_size=size, model_args=model_args).state_dict()
+            for size in (usual, image_size)
+        )
+    return tuple(f"{note} ({source})" for note in resampled(before, after, origin.name))
+
+
+def resized_on_device(view: ModelView, data_image_size: int) -> tuple[str, ...]:
+    """A note where training resizes a run's images for the teacher in another way than its view says."""
+    mode = device_mode(view.interpolation)
+    if view.image_size == data_image_size or view.interpolation == mode:
+        return ()
+    return (
+        f"its own evaluation resizes with {view.interpolation}; in training and for agreement with it, the run's images of "
+        f"{data_image_size} px become {view.image_size} px on the device, which has no {view.interpolation}: {mode} there",
+    )
 
 
 def refuse_unsaid_size(origin: Origin, found: Fitted, view: ModelView, option: str) -> None:

@@ -20,7 +20,13 @@ from distill.models.labels import Match, match_teacher
 from distill.models.origin import Origin, origin_of_teacher
 from distill.models.pixels import Pixels
 from distill.models.plausible import Promise, promise_beside
-from distill.models.sizes import refuse_other_head, refuse_unsaid_size, resampled_by_timm, teacher_view
+from distill.models.sizes import (
+    refuse_other_head,
+    refuse_unsaid_size,
+    resampled_by_timm,
+    resized_on_device,
+    teacher_view,
+)
 from distill.models.taps import Taps
 from distill.models.view import ModelView
 from distill.models.weights import load_state_dict
@@ -234,6 +240,7 @@ def load_teacher(
         notes = found.notes
         if not shapes_only:
             model.load_state_dict(found.state_dict)
+    notes += resized_on_device(view, data_image_size)
     return Loaded(model, origin, view, f"{origin.name}, {which}", tuple(f"teacher: {note}" for note in notes))
 
 

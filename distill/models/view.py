@@ -95,7 +95,8 @@ class ModelView:
 def view_of_config(config: Mapping[str, Any], source: str) -> ModelView:
     """The view of a timm pretrained config, with timm's own defaults for what it leaves out.
 
-    As in timm's validate.py, `test_input_size` and `test_crop_pct` are not used.
+    As in `timm.data.resolve_model_data_config`, `test_input_size` and `test_crop_pct` are not used; timm's validate.py
+    takes them unless it gets --use-train-size.
 
     Args:
         config: as `distill.models.build.config` returns it.

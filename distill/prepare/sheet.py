@@ -13,8 +13,9 @@ from distill.data.decode import UnreadableImage, read_image
 from distill.data.label_sets import words_of
 from distill.data.records import Source
 from distill.errors import InputError, printable
-from distill.models.build import config
+from distill.models.origin import teacher_known_here
 from distill.models.pixels import Pixels
+from distill.models.sizes import teacher_view as resolved_view
 from distill.prepare.named import in_stage
 from distill.recipe import Recipe, schema
 from distill.recipe.load import read_tree, recipes_dir
@@ -31,13 +32,17 @@ _LEAST = 112
 
 @dataclass(frozen=True)
 class View:
-    """How images are seen. `augment_of`: whose augmentation it is. `teacher_of`: why the teacher's size is that one."""
+    """How images are seen. `augment_of`: whose augmentation it is. `teacher_of`: why the teacher's size is that one.
+
+    `interpolation`: of the teacher's view, from the student's size to its own.
+    """
 
     augment: schema.Augment
     image_size: int
     teacher_size: int
     augment_of: str
     teacher_of: str
+    interpolation: str = "bicubic"
 
 
 def view_of(recipe: Recipe | None, name: str, teacher_size: int | None = None, stage: str | None = None) -> View:
@@ -60,31 +65,25 @@ def view_of(recipe: Recipe | None, name: str, teacher_size: int | None = None, s
         stage = recipe.stages[0].name
     if stage is not None:
         recipe, name = in_stage(recipe, stage, f"--stage {stage}"), f"{name}, stage {stage}"
-    size, of = _teacher_size(recipe) if teacher_size is None else (teacher_size, "--teacher-size")
-    return View(recipe.data.augment, recipe.data.image_size, size, name, of)
+    size, of, interpolation = _teacher_size(recipe)
+    if teacher_size is not None:
+        size, of = teacher_size, "--teacher-size"
+    return View(recipe.data.augment, recipe.data.image_size, size, name, of, interpolation)
 
 
-def _teacher_size(recipe: Recipe) -> tuple[int, str]:
-    """The pixels that a recipe's teacher sees, as far as they are known without its weights, and where from."""
-    spec = recipe.teacher
+def _teacher_size(recipe: Recipe) -> tuple[int, str, str]:
+    """Return the pixels that a recipe's teacher sees, where they are from, and how it resizes, as a run resolves them."""
+    spec, size = recipe.teacher, recipe.data.image_size
     if spec is None:
-        return recipe.data.image_size, "as the student's: no teacher"
-    if spec.image_size is not None:
-        return spec.image_size, "teacher.image_size"
-    built_for = spec.model_args.get("img_size")
-    if built_for is not None:
-        return int(built_for if isinstance(built_for, int) else built_for[0]), "teacher.model_args.img_size"
-    name = spec.model
-    if name is None:  # an export, or a run, whose best weights lie as exports do
-        weights = Path(spec.weights).expanduser()
-        folders = [weights, *sorted((weights / "best").glob(spec.student or "*"))]
-        name = next((f"local-dir:{folder}" for folder in folders if (folder / "config.json").is_file()), None)
-    if name is None:
-        return recipe.data.image_size, f"as the student's: {spec.weights} is not here to say"
+        return size, "as the student's: no teacher", "bicubic"
     try:
-        return int(config(name)["input_size"][-1]), name
-    except InputError:
-        return recipe.data.image_size, f"as the student's: {name} is not here to say"
+        origin = teacher_known_here(spec, Path())
+        view = None if origin is None else resolved_view(spec, origin, size)
+    except InputError:  # distill.check says it
+        view = None
+    if view is None:
+        return size, f"as the student's: {spec.model or spec.weights} is not here to say", "bicubic"
+    return view.image_size, view.sources["image_size"], view.interpolation
 
 
 def student_view(source: Source, index: int, view: View, seed: int) -> np.ndarray:
@@ -98,10 +97,10 @@ def student_view(source: Source, index: int, view: View, seed: int) -> np.ndarra
         return np.array(transform(read_image(source, index)))
 
 
-def teacher_view(pixels: np.ndarray, size: int) -> np.ndarray:
+def teacher_view(pixels: np.ndarray, size: int, interpolation: str = "bicubic") -> np.ndarray:
     """uint8 [size, size, 3]: the student's view [S, S, 3] as the teacher resizes it, without its mean and std."""
     images = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255
-    resized = Pixels((0.0,) * 3, (1.0,) * 3, size)(images)[0].permute(1, 2, 0)
+    resized = Pixels((0.0,) * 3, (1.0,) * 3, size, interpolation)(images)[0].permute(1, 2, 0)
     return np.asarray((resized * 255).round().clamp(0, 255).byte().numpy())
 
 
@@ -117,7 +116,7 @@ def draw_sheet(source: Source, indices: Sequence[int], view: View, seed: int, ti
             student = student_view(source, index, view, seed)
         except UnreadableImage:
             continue
-        pairs.append((index, student, teacher_view(student, view.teacher_size)))
+        pairs.append((index, student, teacher_view(student, view.teacher_size, view.interpolation)))
         if len(pairs) == PAIRS_IN_A_ROW * ROWS:
             break
     times = -(-_LEAST // min(view.image_size, view.teacher_size))

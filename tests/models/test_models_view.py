@@ -120,7 +120,24 @@ def test_a_vit_is_built_for_the_size_of_its_position_embeddings(tmp_path: Path) 
     with pytest.raises(InputError, match=r"teacher\.image_size 64 and teacher\.model_args\.img_size 160 contradict"):
         load(tmp_path, model="test_vit", weights="w.pth", image_size=64, model_args={"img_size": 160})
     (note,) = load(tmp_path, model="vit_tiny_patch16_384", weights="pretrained", image_size=224).notes
-    assert note.startswith("teacher: trained at 384 px, used at 224 (teacher.image_size)")
+    assert note == "teacher: pos_embed 24x24 -> 14x14: trained at 384, used at 224 (teacher.image_size)"
+    swin = {"model": "swin_tiny_patch4_window7_224", "weights": "pretrained"}
+    assert load(tmp_path, **swin, image_size=448).notes == ()  # the same windows of 7: nothing is resampled
+
+
+@pytest.mark.parametrize("interpolation", ["lanczos", "nearest", "box", "hamming", "bicubic", "bilinear"])
+def test_a_resize_that_the_device_lacks_is_said(tmp_path: Path, interpolation: str) -> None:
+    torch.save(timm.create_model("test_resnet", num_classes=6).state_dict(), tmp_path / "model.bin")
+    view = {"input_size": [3, 64, 64], "interpolation": interpolation}
+    content = {"architecture": "test_resnet", "num_classes": 6, "pretrained_cfg": view}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    notes = load(tmp_path, weights="model.bin").notes
+    known = interpolation in ("bicubic", "bilinear")
+    assert len(notes) == (not known)
+    assert (
+        known or f"{DATA_SIZE} px become 64 px on the device, which has no {interpolation}: bicubic there" in notes[0]
+    )
+    assert load(tmp_path, weights="model.bin", image_size=DATA_SIZE).notes == (), "the size is the same: no resize"
 
 
 def test_weights_of_other_patches_or_tokens_are_refused(tmp_path: Path) -> None:

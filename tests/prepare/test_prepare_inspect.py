@@ -12,6 +12,7 @@ import torch
 from command import Cli
 from PIL import Image
 from servers import FolderServer
+from timm import create_model
 
 from distill.data.augment import TrainTransform
 from distill.data.decode import read_image
@@ -263,7 +264,11 @@ def test_the_view_is_the_recipe_s(tiny_recipe: Callable[..., Path], tiny_run: Pa
     config = json.loads((tiny_run / "best/alone/config.json").read_text())
     found = view_of(load_recipe(tiny_recipe({"teacher": ours}, name="c")), "tiny")
     assert found.teacher_size == config["pretrained_cfg"]["input_size"][-1]
-    assert found.teacher_of.endswith("best/alone")
+    assert found.teacher_of.endswith("best/alone/config.json")
+    torch.save(create_model("test_resnet").state_dict(), "plain.pth")
+    plain = {"image_size": None, "model": "test_resnet", "weights": "plain.pth"}
+    bare = view_of(load_recipe(tiny_recipe({"teacher": plain}, name="e")), "tiny")
+    assert (bare.teacher_size, bare.teacher_of) == (16, "data.image_size"), "as the run feeds it, not timm's 160"
     gone = load_recipe(tiny_recipe({"teacher": {**ours, "weights": "nowhere"}}, name="d"))
     assert view_of(gone, "tiny").teacher_of == "as the student's: nowhere is not here to say"
 
