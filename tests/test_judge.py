@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,16 @@ def test_an_export_is_judged_as_in_its_run(name: str, tiny_run: Path) -> None:
     expected = scores(tiny_run)[name]
     assert (results[name].top1, results[name].top5, results[name].loss) == (expected.top1, expected.top5, expected.loss)
     assert results[name].agreement is None, "without the run nobody knows its teacher"
+
+
+def test_an_export_may_hold_a_pickle_as_a_teacher_may(tiny_run: Path, tmp_path: Path) -> None:
+    export = tiny_run / "best" / "alone"
+    shutil.copy(export / "config.json", tmp_path)
+    weights = load_file(export / "model.safetensors")
+    torch.save(weights, tmp_path / "pytorch_model.bin")
+    (found,) = find_models(tmp_path, model=None, student=None, weights="best", image_size=None)
+    assert found.view == find_models(export, model=None, student=None, weights="best", image_size=None)[0].view
+    assert all(torch.equal(found.net.state_dict()[name], tensor) for name, tensor in weights.items())
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "pth", "averaged"])
