@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
+from distill.recipe.text import dump
 
 _WIDTH = 100
 
@@ -72,5 +72,4 @@ def _plain(text: str) -> str:
 
 def _scalar(value: Any) -> str:
     """In one line, as YAML reads it back."""
-    dumped = yaml.safe_dump(value, default_flow_style=True, width=10**9, allow_unicode=True, sort_keys=False)
-    return dumped.removesuffix("\n...\n").removesuffix("\n")
+    return dump(value, in_a_line=True).removesuffix("\n...\n").removesuffix("\n")

@@ -1,7 +1,8 @@
 """timm models by name: what timm would refuse late, silently or in its own words is refused here in the recipe's words."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from timm.models import PretrainedCfg, get_pretrained_cfg, load_model_config_fro
 from timm.models._hub import load_model_config_from_path
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from distill.errors import InputError, nearest
 from distill.models import cifar as cifar  # registers its models
@@ -27,6 +29,8 @@ RESERVED = {
     "drop_rate": "use drop_rate beside model_args",
     "features_only": "the model must return logits",
 }
+
+_MOST_TENSORS = 20_000  # timm's largest models have 2,000 parameter tensors; building 20,000 takes a minute
 
 
 def create(
@@ -66,12 +70,33 @@ def create(
         arguments["num_classes"] = num_classes
     config(name)
     try:
-        model: nn.Module = timm.create_model(name, pretrained=pretrained, **arguments)
+        with _bounded(name):
+            model: nn.Module = timm.create_model(name, pretrained=pretrained, **arguments)
+    except InputError:
+        raise
     except Exception as error:  # constructors and downloads fail in too many ways to list
         if pretrained and _builds(name, arguments):
             raise _unavailable(name, error) from error
         raise _refused(name, error, arguments) from error
     return model
+
+
+@contextmanager
+def _bounded(name: str) -> Iterator[None]:
+    """Raises InputError, while a model is built, once it has more parameter tensors than any that is of use."""
+    count = 0
+
+    def counted(module: nn.Module, parameter_name: str, parameter: nn.Parameter) -> None:
+        nonlocal count
+        count += 1
+        if count > _MOST_TENSORS:
+            raise InputError(f"model_args of {name}: more than {_MOST_TENSORS:,} parameter tensors: lower its depth")
+
+    handle = register_module_parameter_registration_hook(counted)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _builds(name: str, arguments: Mapping[str, Any]) -> bool:

@@ -7,7 +7,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from distill.recipe.duration import Duration, DurationValue
 from distill.recipe.objective import Objective
-from distill.recipe.values import NonNegative, Pixels, Positive, Section, Seed, Std, Triple, Within, as_tuple
+from distill.recipe.values import ModelArgs, NonNegative, Pixels, Positive, Section, Seed, Std, Triple, Within, as_tuple
 
 
 class Teacher(Section):
@@ -19,7 +19,7 @@ class Teacher(Section):
     """`pretrained` (timm's own), `random`, a .safetensors or .pth file, or the folder of a run or export of ours."""
     student: str | None = None
     """The student to take from a run of several; null is its best."""
-    model_args: dict[str, Any] = Field(default_factory=dict)
+    model_args: ModelArgs = Field(default_factory=dict)
     """Arguments of the timm model by name."""
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     """What the teacher computes in."""
@@ -150,7 +150,7 @@ class Student(Section):
     """The timm name of the model."""
     weights: str | None = None
     """What it starts from: `pretrained` (timm's own), a .safetensors or .pth file; null starts from scratch."""
-    model_args: dict[str, Any] = Field(default_factory=dict)
+    model_args: ModelArgs = Field(default_factory=dict)
     """Arguments of the timm model by name."""
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Stochastic depth: the probability that a sample skips the last block; earlier blocks have less."""

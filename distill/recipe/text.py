@@ -205,7 +205,14 @@ def read_text(path: Path) -> str:
         ) from error
 
 
-def dump(tree: Any, *, ascii_only: bool = False) -> str:
+def dump(tree: Any, *, ascii_only: bool = False, in_a_line: bool = False) -> str:
     """A tree as YAML that `parse` reads back to an equal one."""
-    text: str = yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=not ascii_only, width=120)
+    text: str = yaml.dump(
+        tree,
+        Dumper=_Dumper,
+        sort_keys=False,
+        allow_unicode=not ascii_only,
+        width=10**9 if in_a_line else 120,
+        default_flow_style=in_a_line,
+    )
     return text

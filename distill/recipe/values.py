@@ -70,6 +70,24 @@ Std = Annotated[tuple[_Spread, _Spread, _Spread], BeforeValidator(as_tuple)]
 Names = Annotated[tuple[str, ...], BeforeValidator(as_tuple)]
 
 
+def _countable(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Raises ValueError for a whole number, at any depth, that no count or size of a model comes to."""
+    waiting: list[tuple[str, Any]] = list(arguments.items())
+    while waiting:
+        key, value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += [(f"{key}.{name}", inner) for name, inner in value.items()]
+        elif isinstance(value, list):
+            waiting += [(key, inner) for inner in value]
+        elif isinstance(value, int) and abs(value) > _LARGEST_ARGUMENT:
+            raise ValueError(f"{key}: should be at most {_LARGEST_ARGUMENT:,}, not {value}: no model is so large")
+    return arguments
+
+
+_LARGEST_ARGUMENT = 10**5  # of a depth: ten seconds until its parameters are counted
+ModelArgs = Annotated[dict[str, Any], AfterValidator(_countable)]
+
+
 class Section(BaseModel):
     """A mapping of a recipe: frozen, strict, without unknown keys. Each field's docstring is its description."""
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from command import Cli
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from timm_loop import CLASSES, MODEL, SIZE
@@ -18,6 +19,7 @@ from distill.init.advice import advise, batch_size, num_epochs
 from distill.init.page import Line, page
 from distill.plan import make_plan
 from distill.recipe import load_recipe
+from distill.recipe.text import parse
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +38,7 @@ def tiny_photos(root: Path, *names: str, count: int = 3) -> Path:
 def written(cli: Cli, *arguments: Any) -> dict[str, Any]:
     outcome = cli("init", *arguments, "--student", "test_efficientnet", "--yes")
     assert outcome.code == 0, outcome.err
-    file = Path(outcome.out.splitlines()[-2].split()[-1])
+    file = Path(shlex.split(outcome.out.splitlines()[-2])[-1])
     return dict(yaml.safe_load(file.read_text()))
 
 
@@ -241,12 +243,25 @@ def test_more_images_mean_larger_batches_and_fewer_epochs() -> None:
     assert epochs == sorted(epochs, reverse=True)
 
 
+_PRINTED = st.text(st.characters(exclude_categories=("Cc", "Cs")), max_size=40)
+
+
 @settings(max_examples=60, deadline=None, derandomize=True)
-@given(
-    value=st.text(max_size=40) | st.floats(allow_nan=False, allow_infinity=False) | st.none(), why=st.text(max_size=150)
-)
+@example(value="1e3", why="")
+@example(value="None", why="")
+@example(value="010", why="# a: b")
+@given(value=_PRINTED | st.floats(allow_nan=False, allow_infinity=False) | st.none(), why=st.text(max_size=150))
 def test_a_page_reads_back_whatever_names_it_holds(value: Any, why: str) -> None:
-    assert yaml.safe_load(page([why], [Line("a.b", value, why), Line("a.c", 1)])) == {"a": {"b": value, "c": 1}}
+    assert parse(page([why], [Line("a.b", value, why), Line("a.c", 1)])) == {"a": {"b": value, "c": 1}}
+
+
+@pytest.mark.parametrize("name", ["1e3", "None", "0o7", "2024-01-01", "[a] {b}", "über uns"])
+def test_a_folder_of_any_name(name: str, cli: Cli, tmp_path: Path) -> None:
+    tree = written(cli, tiny_photos(tmp_path / name, "cat", "dog"), "-o", f"{name}.yaml")
+    recipe = load_recipe(f"{name}.yaml")
+    assert recipe.name == tree["name"]
+    assert recipe.data.root == str(tmp_path / name)
+    assert len(make_plan(recipe).stages[0].source) == 4
 
 
 def test_class_names_of_the_fixture(photos: Path) -> None:

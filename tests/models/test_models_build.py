@@ -57,6 +57,17 @@ def test_arguments_that_timm_refuses_are_named() -> None:
         create("vgg11", num_classes=10, drop_path=0.1)
 
 
+@pytest.mark.parametrize("device", ["meta", "cpu"])
+def test_a_model_without_end_is_refused(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("distill.models.build._MOST_TENSORS", 200)
+    with (
+        torch.device(device),
+        pytest.raises(InputError, match=r"model_args of test_vit: more than 200 parameter tensors"),
+    ):
+        create("test_vit", num_classes=3, image_size=32, model_args={"depth": 300})
+    assert create("test_vit", num_classes=3, image_size=32, model_args={"depth": 3}).blocks[2] is not None
+
+
 def test_model_args_and_rates_arrive() -> None:
     model = create("cifar_resnet8", num_classes=10, drop_path=0.2, drop_rate=0.3, model_args={"in_chans": 1})
     assert model.layer3[0].drop_path.drop_prob == pytest.approx(0.2)

@@ -267,6 +267,8 @@ def test_what_yaml_would_read_otherwise_is_refused(text: str, says: str) -> None
             "students.a.optimizer.lr: should be at most 1e+30, not 1e+31: weights are float32",
         ),
         ("data.augment.auto_augment=rand-m9-n99", "data.augment.auto_augment: section 'n99'"),
+        ("student.model_args={depth: 1000000000}", "students.a.model_args: depth: should be at most 100,000"),
+        ("student.model_args={a: [1, {b: [9999999]}]}", "students.a.model_args: a.b: should be at most 100,000"),
         ("student.ema.decays=[0.9, 0.9]", "students.a.ema.decays: two decays are the same"),
         ("students." + "x" * 200 + "={}", ": should have at most 100 characters"),
         ("data.augment={crop: padded, padding: 17}", "data: augment.padding 17 is more than image_size 16"),
