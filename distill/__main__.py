@@ -85,7 +85,8 @@ def evaluate(
     model: Annotated[str | None, typer.Option(help="timm name of the model, for a file of weights.")] = None,
     student: Annotated[str | None, typer.Option(help="Only this student of a run.")] = None,
     weights: Annotated[
-        str, typer.Option(help="Of a run: best, or last, or an average such as ema-0.999 from the newest checkpoint.")
+        str,
+        typer.Option(help="Of a run: best; or of its newest checkpoint raw (not averaged), or an average: ema-0.999."),
     ] = "best",
     data: Annotated[
         str | None,
@@ -115,7 +116,7 @@ def evaluate(
 
     Examples:
       distill evaluate runs/quickstart/students
-      distill evaluate runs/quickstart/students --student kd --weights last
+      distill evaluate runs/quickstart/students --student kd --weights raw
       distill evaluate exports/quickstart --data fashion_mnist
       distill evaluate resnet50.pth --model resnet50 --data val/ \\
           --classes imagenet-1k
@@ -144,7 +145,7 @@ def export(
     output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="The folder to write.")],
     student: Annotated[str | None, typer.Option(help="The student; the best one of the run if left out.")] = None,
     weights: Annotated[
-        str, typer.Option(help="best, or last, or an average such as ema-0.999 from the newest checkpoint.")
+        str, typer.Option(help="best; or of the newest checkpoint raw (not averaged), or an average: ema-0.999.")
     ] = "best",
 ) -> None:
     """Write a student as timm loads it: safetensors, config.json, class names.

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -43,6 +44,25 @@ def visible(message: str, encoding: str = "utf-8") -> Text:
     """A message of one or more lines whose other control characters, and those that `encoding` lacks, are written out."""
     lines = "\n".join(map(printable, message.split("\n")))
     return Text(lines.encode(encoding, "backslashreplace").decode(encoding))
+
+
+def wrapped(console: Console, text: str, indent: int = 0) -> str:
+    """Return a text for a terminal broken between words, never in a path or a long name; elsewhere as it is."""
+    if not console.is_terminal or console.is_dumb_terminal:
+        return text
+    width = max(console.width, 2 * indent)
+    lines = text.split("\n")
+    return "\n".join(
+        textwrap.fill(
+            line,
+            width,
+            subsequent_indent=" " * indent,
+            break_long_words=False,
+            break_on_hyphens=False,
+            replace_whitespace=False,
+        )
+        for line in lines
+    )
 
 
 def show_table(console: Console, table: Table) -> None:

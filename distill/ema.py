@@ -8,6 +8,10 @@ from torch import Tensor
 
 COUNTER = "ema/num_updates"
 """The one name in `Ema.state_dict` that is no tensor of the module."""
+RAW = "raw"
+"""Names the weights that training moves, beside the averages of them."""
+RAW_BEFORE = "last"
+"""What RAW was called in records and options of earlier versions; "last" now means the newest only."""
 
 
 class Averaged(Protocol):

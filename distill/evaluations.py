@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from distill.checkpoint import Signals
+from distill.ema import RAW
 from distill.engine import Engine
 from distill.evaluate import TEACHER, Accuracy
 from distill.evaluation_views import EvaluationSet, teacher_doubts
@@ -82,14 +83,14 @@ class Evaluations:
         """Keep the weights of the last step where there is no evaluation set. Collective: every rank."""
         for student in students:
             student.average_statistics()
-            student.best = Best(None, step, "last")
+            student.best = Best(None, step, RAW)
             self._write_best(student)
 
     def _write_best(self, student: Student) -> None:
         """Export what `student.best` names to the run's folder. Collective: every rank."""
         assert student.best
         recipe = self._plan.recipe
-        judged = student.name if student.best.weights == "last" else f"{student.name}/{student.best.weights}"
+        judged = student.name if student.best.weights == RAW else f"{student.name}/{student.best.weights}"
         record = self.accuracies[judged].as_dict() if student.best.top1 is not None else {}
         weights = student.best_weights()
         self._engine.on_main(

@@ -14,6 +14,7 @@ from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
 
 from distill.checkpoint import atomic_directory, storable
+from distill.ema import RAW, RAW_BEFORE
 from distill.errors import InputError
 from distill.models.origin import CONFIG_FILE, WEIGHTS_FILES
 from distill.models.view import ModelView
@@ -98,9 +99,12 @@ def read_record(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        return dict(json.loads(file.read_text()))
+        record = dict(json.loads(file.read_text()))
     except (OSError, ValueError) as error:
         raise InputError(f"{file}: cannot be read: {error}") from error
+    if record.get("weights") == RAW_BEFORE:
+        record["weights"] = RAW
+    return record
 
 
 def is_export(folder: Path) -> bool:

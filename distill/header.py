@@ -4,10 +4,9 @@ torch and timm take seconds to import, so the lines of the recipe need neither.
 """
 
 import os
-import textwrap
 from collections.abc import Sequence
 
-from distill.console import make_console
+from distill.console import make_console, wrapped
 from distill.errors import printable
 from distill.recipe import Recipe, schema
 
@@ -32,29 +31,18 @@ def show_recipe(recipe: Recipe) -> None:
 
 def show(label: str, text: str) -> None:
     """Print a line of the header. The main process alone prints."""
-    line, console = f"  {label:{_LABEL_WIDTH}}{text}", make_console()
-    if console.is_terminal:
-        indent = " " * (_LABEL_WIDTH + 2)
-        width = max(console.width, 2 * len(indent))
-        line = textwrap.fill(
-            line,
-            width,
-            subsequent_indent=indent,
-            break_long_words=False,
-            break_on_hyphens=False,
-            replace_whitespace=False,
-        )
-    _print(line)
+    _print(f"  {label:{_LABEL_WIDTH}}{text}", indent=_LABEL_WIDTH + 2)
 
 
 def show_views(lines: Sequence[str]) -> None:
-    """Print "NAME sees ..." of each model, those that see the same in one line, and what else is said of models."""
+    """Print "NAME sees ..." of each model, or "NAME, NAME see ..." of several, and what else is said of models."""
     names: dict[str, list[str]] = {}
     for line in lines:
         name, sees, view = line.partition(" sees ")
-        names.setdefault(f"sees {view}" if sees else line, []).append(name)
+        names.setdefault(view if sees else line, []).append(name if sees else "")
     for number, (text, who) in enumerate(names.items()):
-        show("" if number else "models", f"{_some(who)} {text}" if text.startswith("sees ") else text)
+        verb = "see" if len(who) > 1 else "sees"
+        show("" if number else "models", f"{_some(who)} {verb} {text}" if who[0] else text)
 
 
 def class_names(classes: Sequence[str]) -> str:
@@ -64,9 +52,11 @@ def class_names(classes: Sequence[str]) -> str:
     return f"{len(classes)}: {few}{rest}"
 
 
-def _print(line: str) -> None:
-    if os.environ.get("RANK", "0") == "0":
-        make_console().print(line, soft_wrap=True)
+def _print(line: str, indent: int = 0) -> None:
+    if os.environ.get("RANK", "0") != "0":
+        return
+    console = make_console()
+    console.print(wrapped(console, line, indent), soft_wrap=True)
 
 
 def _source(source: schema.Source | schema.HoldOut | None) -> str:

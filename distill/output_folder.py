@@ -68,10 +68,11 @@ def refuse_foreign_output(recipe: Recipe) -> None:
     for what, kept in (("your home folder", Path(os.path.expanduser("~"))), ("the root of the file system", Path("/"))):
         if place == kept.resolve():
             raise InputError(f"{output}: is {what}, not the folder of a run; {_CHOOSE}")
-    for key, path in _data_folders(recipe):
+    for key, path in _data_folders(recipe, schema.ImageFolder):
         if place.is_relative_to(path):
             raise InputError(
-                f"{output}: lies in {key} {path}, whose images the run would mix with its files; {_CHOOSE}"
+                f"{output}: lies in {key} {path}, where each folder is a class of images, so that of the run would "
+                f"be one too; {_CHOOSE}, or move the images into a folder of their own and name it in {key}"
             )
     if not output.is_dir():
         return
@@ -119,12 +120,14 @@ def _some(names: list[str]) -> str:
     return ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _data_folders(recipe: Recipe) -> Iterator[tuple[str, Path]]:
-    """The local folders that images are read from, with their keys."""
+def _data_folders(recipe: Recipe, *kinds: type) -> Iterator[tuple[str, Path]]:
+    """The local folders that images are read from, with their keys; `kinds` of sources alone where there are any."""
     root = Path(recipe.data.root).expanduser()
     sources = [(f"{prefix}data.train", recipe.at_stage(i).data.train) for i, prefix in enumerate(recipe.stage_keys)]
     for key, source in (*sources, ("data.eval", recipe.data.eval)):
         if source is None or isinstance(source, schema.HoldOut):  # a part of data.train
+            continue
+        if kinds and not isinstance(source, kinds):
             continue
         if source.path is not None and "://" not in source.path:
             yield from _folder(key, root / Path(source.path).expanduser())

@@ -130,7 +130,8 @@ class Screen:
         """Return what is known of the run's pace. Times move between two calls of `progress`."""
         if (now := self._progressed) is None:
             return self._doing
-        epoch = f"epoch {now.epoch:.2f}/{self._total_epochs:.4g}"
+        total = f"{self._total_epochs:.2f}".rstrip("0").rstrip(".")
+        epoch = f"epoch {now.epoch:.2f}/{total}"
         pace = f"{epoch}, {_pace(now, time.monotonic() - self._progressed_at)}"
         return f"{pace}; {self._doing}" if self._doing else pace
 
@@ -167,7 +168,7 @@ class Screen:
     def say(self, message: str) -> None:
         """Print a line above the display."""
         if self._show:
-            self.console.print(message, markup=False, soft_wrap=True)
+            self.console.print(console.wrapped(self.console, message), markup=False, soft_wrap=True)
 
     def advance(self, step: int) -> None:
         """Move the bar; cheap enough for every step."""

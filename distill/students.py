@@ -16,6 +16,7 @@ from torch import nn
 
 from distill.checkpoint import current_directory
 from distill.data.loader import Batch
+from distill.ema import RAW
 from distill.engine import Engine
 from distill.evaluate import Accuracy
 from distill.export import read_record, write_model
@@ -54,7 +55,7 @@ class Losses:
 
 @dataclass
 class Best:
-    """The best evaluation so far: its top-1 in percent (None without an evaluation set), its step, and which weights it judged."""
+    """The best evaluation so far: its top-1 in percent (None without an evaluation set), its step, and which weights it judged: RAW or an average."""
 
     top1: float | None
     step: int
@@ -197,19 +198,19 @@ class Student:
         return {self._judged_name(which): model for which, model in self.placement.judged().items()}
 
     def _judged_name(self, which: str) -> str:
-        return self.name if which == "last" else f"{self.name}/{which}"
+        return self.name if which == RAW else f"{self.name}/{which}"
 
     def improved(self, accuracies: Mapping[str, Accuracy], step: int) -> bool:
         """Whether an evaluation found better weights than any before; `best` then names them.
 
         Weights that give no finite loss are never the best: their top-1 is how often the first class comes.
         """
-        names = [self._judged_name(which) for which in ("last", *self.averages)]
+        names = [self._judged_name(which) for which in (RAW, *self.averages)]
         scores = {name: accuracies[name].top1 for name in names if math.isfinite(accuracies[name].loss)}
         name = max(scores, key=lambda key: scores[key], default=None)
         if name is None or (self.best and self.best.top1 is not None and scores[name] <= self.best.top1):
             return False
-        self.best = Best(scores[name], step, name.partition("/")[2] or "last")
+        self.best = Best(scores[name], step, name.partition("/")[2] or RAW)
         return True
 
     def best_weights(self) -> Tensors:

@@ -81,10 +81,10 @@ def _train(recipe: Recipe, signals: Signals) -> int:
 
 def show_data(plan: Plan) -> None:
     """Print how many images and which classes the data came to."""
-    for stage in plan.stages:
+    for number, stage in enumerate(plan.stages):
         name = f"stage {stage.name}: " if plan.recipe.stages else ""
         steps = f"{stage.last_step - stage.first_step:,} steps, {stage.order.steps_per_epoch:,} an epoch"
-        header.show("images", f"{name}{stage.order.num_samples:,} for training ({steps})")
+        header.show("" if number else "images", f"{name}{stage.order.num_samples:,} for training ({steps})")
     if plan.eval_source:
         header.show("", f"{len(plan.eval_source):,} for evaluation")
     header.show("classes", header.class_names(plan.classes))

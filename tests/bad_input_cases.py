@@ -133,7 +133,7 @@ MACHINE = {
 FINISHED = {
     "nothing there": Case(["evaluate", "gone"], ["gone: there is no such run"]),
     "no run": Case(["evaluate", "good"], ["good: neither a run (recipe.yaml), a checkpoint"]),
-    "not judged yet": Case(["evaluate", "stopped_early"], ["no best weights", "--weights last"]),
+    "not judged yet": Case(["evaluate", "stopped_early"], ["no best weights", "--weights raw"]),
     "no checkpoint yet": Case(["evaluate", "stopped_early", "--weights", "last"], ["this run has no checkpoint"]),
     "no model named": Case(["evaluate", "junk.pth"], ["junk.pth: a file of weights does not name its architecture", "--model"]),
     "model for a run": Case(["evaluate", "run", "--model", "resnet18"], ["--model", "run is a folder"]),
@@ -142,7 +142,7 @@ FINISHED = {
     "not weights": Case(["evaluate", "file", "--model", "cifar_resnet8"], ["file: weights are read from .safetensors"]),
     "unknown model": Case(["evaluate", "junk.pth", "--model", "resnet51"], ["no model 'resnet51'", "'resnet50'"]),
     "no such student": Case(["evaluate", "run", "--student", "knd"], ["no student 'knd'", "'kd'", "alone, kd, vit"]),
-    "no such average": Case(["evaluate", "run", "--weights", "ema-0.55"], ["no weights 'ema-0.55'", "'ema-0.5'", "best", "last"]),
+    "no such average": Case(["evaluate", "run", "--weights", "ema-0.55"], ["no weights 'ema-0.55'", "'ema-0.5'", "best", "raw"]),
     "weights of an export": Case(["evaluate", "run/best/kd", "--weights", "last"], ["--weights last picks among what a run holds"]),
     "student of an export": Case(["evaluate", "run/best/kd", "--student", "kd"], ["--student kd picks among what a run holds"]),
     "no data named": Case(["evaluate", "run/best/kd"], ["run/best/kd does not say what to judge it on: give --data"]),

@@ -242,13 +242,16 @@ def test_exit_code_when_every_student_stopped(cli: Cli, tiny_recipe: Any) -> Non
 def test_evaluate_prints_a_row_a_model(cli: Cli, tiny_run: Path) -> None:
     outcome = cli("evaluate", tiny_run, "--num-workers", "0")
     assert outcome.code == 0
-    first, _, *rows = outcome.out.splitlines()
+    first, *lines = outcome.out.splitlines()
     assert first == f"{tiny_run}: 53 images"
+    table = next(index for index, line in enumerate(lines) if line.split()[:2] == ["weights", "top-1"])
+    rows = lines[table + 1 : table + 5]
     assert [row.split()[0] for row in rows] == ["alone", "kd", "vit", "teacher"]
     report = json.loads((tiny_run / "report.json").read_text())
     for row in rows[:3]:
-        name, _, top1, *_ = row.split()
-        assert float(top1) == round(report["students"][name]["best"]["top1"], 2)
+        name, weights, top1, *_ = row.split()
+        best = report["students"][name]["best"]
+        assert (weights, float(top1)) == (best["weights"], round(best["top1"], 2))
 
 
 def test_evaluate_without_the_teacher_says_so(cli: Cli, tiny_recipe: Any, tmp_path: Path) -> None:
@@ -275,7 +278,9 @@ def test_evaluate_without_the_teacher_says_so(cli: Cli, tiny_recipe: Any, tmp_pa
 def test_what_export_prints_loads_the_model(cli: Cli, tiny_run: Path, tmp_path: Path) -> None:
     outcome = cli("export", tiny_run, tmp_path / "out", "--student", "kd")
     assert outcome.code == 0
-    assert re.search(rf"^{tmp_path}/out: kd, (last|ema-0\.5) weights, top-1 [\d.]+ %$", outcome.out, re.MULTILINE)
+    assert re.search(
+        rf"^{tmp_path}/out: kd, best weights \((raw|ema-0\.5), step \d\), top-1 [\d.]+ %$", outcome.out, re.MULTILINE
+    )
     code = re.search(r'^load it: python -c "(.*)"$', outcome.out, re.MULTILINE)
     assert code
     assert code[1].startswith("import distill.models; ")  # cifar_resnet8 is ours, and registered by this import

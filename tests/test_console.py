@@ -91,7 +91,7 @@ def a_student(name: str, model: str, *, stopped_at: int | None = None, best: flo
         num_parameters=1_001_000,
         running=stopped_at is None,
         stopped_at=stopped_at,
-        best=None if best is None else Best(best, 4, "last"),
+        best=None if best is None else Best(best, 4, "raw"),
         averages=("ema-0.9999",),
     )
 
@@ -117,6 +117,7 @@ def a_summary(tmp_path: Path, *, teacher: bool = True) -> Summary:
             a_student("kd", "resnet50", best=63.0),
             a_student("lost", "resnet50", stopped_at=7, best=None),
         ],
+        views={},
         accuracies={**models, **({"teacher": Accuracy(80.0, 95.0, 0.9, 100)} if teacher else {})},
         data={},
         throughput={},

@@ -37,7 +37,7 @@ def trained(run: Path, student: str, weights: str) -> nn.Module:
     """The student by hand: a fresh timm model with the tensors of the newest checkpoint."""
     model, arguments = STUDENTS[student]
     net = timm.create_model(model, num_classes=len(CLASSES), **arguments)
-    tensors = load_file(checkpoint(run) / f"{student}.{'model' if weights == 'last' else weights}.safetensors")
+    tensors = load_file(checkpoint(run) / f"{student}.{'model' if weights == 'raw' else weights}.safetensors")
     net.load_state_dict({key: value for key, value in tensors.items() if not key.startswith("ema/")})
     return net
 
@@ -49,13 +49,13 @@ def contents(folder: Path) -> dict[str, bytes]:
 # ---- the same model --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("weights", ["last", "ema-0.5"])
+@pytest.mark.parametrize("weights", ["raw", "ema-0.5"])
 @pytest.mark.parametrize("student", STUDENTS)
 def test_timm_loads_the_same_logits(student: str, weights: str, tiny_run: Path, tmp_path: Path) -> None:
     export_student(tiny_run, tmp_path / "out", student=student, weights=weights)
     loaded = timm.create_model(f"local-dir:{tmp_path}/out", pretrained=True)
     torch.testing.assert_close(logits(loaded), logits(trained(tiny_run, student, weights)), rtol=0, atol=1e-6)
-    other = trained(tiny_run, student, "last" if weights != "last" else "ema-0.5")
+    other = trained(tiny_run, student, "raw" if weights != "raw" else "ema-0.5")
     assert not torch.allclose(logits(loaded), logits(other), rtol=0, atol=1e-6), "both weights give these logits"
 
 
@@ -75,7 +75,7 @@ def test_the_best_weights_are_exported_as_the_run_kept_them(student: str, tiny_r
 def test_a_checkpoint_and_an_export_can_be_exported(tiny_run: Path, tmp_path: Path) -> None:
     export_student(checkpoint(tiny_run), tmp_path / "one", student="kd")
     export_student(tmp_path / "one", tmp_path / "two")
-    expected = logits(trained(tiny_run, "kd", "last"))
+    expected = logits(trained(tiny_run, "kd", "raw"))
     for name in ("one", "two"):
         assert torch.equal(logits(timm.create_model(f"local-dir:{tmp_path}/{name}", pretrained=True)), expected)
         assert class_names(tmp_path / name) == CLASSES
@@ -83,10 +83,10 @@ def test_a_checkpoint_and_an_export_can_be_exported(tiny_run: Path, tmp_path: Pa
 
 def test_another_number_of_classes_gets_a_fresh_head(tiny_run: Path, tmp_path: Path) -> None:
     """What people do with a released model: fine-tune it on their own classes."""
-    export_student(tiny_run, tmp_path / "out", student="kd", weights="last")
+    export_student(tiny_run, tmp_path / "out", student="kd", weights="raw")
     tuned = timm.create_model(f"local-dir:{tmp_path}/out", pretrained=True, num_classes=3)
     assert logits(tuned).shape == (8, 3)
-    assert torch.equal(tuned.state_dict()["conv1.weight"], trained(tiny_run, "kd", "last").state_dict()["conv1.weight"])
+    assert torch.equal(tuned.state_dict()["conv1.weight"], trained(tiny_run, "kd", "raw").state_dict()["conv1.weight"])
 
 
 # ---- what it says of itself ------------------------------------------------------------------------------------------
@@ -100,7 +100,7 @@ def test_the_config_says_how_to_use_it(student: str, tiny_run: Path, tmp_path: P
     assert config["num_classes"] == len(CLASSES)
     assert config["label_names"] == list(CLASSES)
     view = config["pretrained_cfg"]
-    (found,) = find_models(tiny_run, model=None, student=student, weights="last", image_size=None)
+    (found,) = find_models(tiny_run, model=None, student=student, weights="raw", image_size=None)
     assert (tuple(view["mean"]), tuple(view["std"])) == (found.pixels.mean, found.pixels.std)
     assert view["crop_pct"] == 1.0  # the recipe's data.eval_view
     assert view["interpolation"] == "bicubic"
@@ -176,10 +176,10 @@ def test_the_best_of_an_unfinished_run_is_known_by_its_scores(tiny_run: Path, tm
 def test_an_export_replaces_an_earlier_one_whole(tiny_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     export_student(tiny_run, out, student="vit")
-    export_student(tiny_run, out, student="kd", weights="last")
+    export_student(tiny_run, out, student="kd", weights="raw")
     assert sorted(contents(out)) == FILES
     assert torch.equal(
-        logits(timm.create_model(f"local-dir:{out}", pretrained=True)), logits(trained(tiny_run, "kd", "last"))
+        logits(timm.create_model(f"local-dir:{out}", pretrained=True)), logits(trained(tiny_run, "kd", "raw"))
     )
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 

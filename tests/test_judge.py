@@ -20,7 +20,9 @@ from distill.data.fashion import CLASSES, read_idx
 from distill.data.guess import guess_source
 from distill.errors import InputError
 from distill.evaluate import Accuracy
+from distill.export import read_record
 from distill.judge import find_models, judge
+from distill.judge.find import which_weights
 from distill.models import cifar as cifar  # registers its models
 
 STUDENTS = ("alone", "kd", "vit")
@@ -74,25 +76,52 @@ def test_a_run_is_judged_by_its_best_weights(tiny_run: Path) -> None:
         assert results[name].agreement is not None
 
 
-def test_last_weights_and_averages_are_those_of_the_newest_checkpoint(tiny_run: Path) -> None:
+def test_raw_weights_and_averages_are_those_of_the_newest_checkpoint(tiny_run: Path) -> None:
     report = json.loads((tiny_run / "report.json").read_text())["students"]
-    last, average = scores(tiny_run, weights="last"), scores(tiny_run, weights="ema-0.5")
+    raw, average = scores(tiny_run, weights="raw"), scores(tiny_run, weights="ema-0.5")
     for name in STUDENTS:
-        for result, said in ((last, report[name]["last"]), (average, report[name]["averages"]["ema-0.5"])):
+        for result, said in ((raw, report[name]["last"]), (average, report[name]["averages"]["ema-0.5"])):
             for key, value in said.items():
                 assert getattr(result[name], key) == pytest.approx(value, abs=1e-6), (name, key)
-    assert last["kd"].loss != average["kd"].loss
+    assert raw["kd"].loss != average["kd"].loss
     net = timm.create_model("cifar_resnet8", num_classes=10)
     net.load_state_dict(load_file(checkpoint(tiny_run) / "kd.model.safetensors"))
-    same(last["kd"], by_hand(net, tiny_run))
+    same(raw["kd"], by_hand(net, tiny_run))
     shadow = load_file(checkpoint(tiny_run) / "kd.ema-0.5.safetensors")
     net.load_state_dict({key: value for key, value in shadow.items() if not key.startswith("ema/")})
     same(average["kd"], by_hand(net, tiny_run))
 
 
+def test_the_word_of_earlier_versions_for_raw_weights_is_still_read(tiny_run: Path, tmp_path: Path) -> None:
+    assert scores(tiny_run, weights="last", student="kd") == scores(tiny_run, weights="raw", student="kd")
+    (found,) = find_models(tiny_run, model=None, student="kd", weights="last", image_size=None)
+    assert found.record["weights"] == "raw"
+    old = tmp_path / "old"
+    shutil.copytree((tiny_run / "best/kd").resolve(), old)
+    record = json.loads((old / "distill.json").read_text())
+    (old / "distill.json").write_text(json.dumps({**record, "weights": "last"}))
+    assert read_record(old) == {**record, "weights": "raw"}
+    (old / "distill.json").write_text(json.dumps({**record, "weights": "ema-0.5"}))
+    assert read_record(old)["weights"] == "ema-0.5"
+
+
+def test_weights_are_called_best_only_where_a_run_kept_them_as_the_best(tiny_run: Path) -> None:
+    report = json.loads((tiny_run / "report.json").read_text())["students"]["kd"]["best"]
+    newest = checkpoint(tiny_run)
+
+    def words(path: Path, weights: str) -> str:
+        (found,) = find_models(path, model=None, student="kd", weights=weights, image_size=None)
+        return which_weights(found)
+
+    assert words(tiny_run, "best") == f"best weights ({report['weights']}, step {report['step']})"
+    step = int(newest.name.removeprefix("step-"))
+    assert words(tiny_run, "raw") == words(newest, "best") == f"raw weights of step {step}"
+    assert words(tiny_run, "ema-0.5") == f"ema-0.5 weights of step {step}"
+
+
 def test_a_checkpoint_is_judged_by_its_own_weights(tiny_run: Path) -> None:
     older, newest = sorted((tiny_run / "checkpoints").iterdir())
-    assert scores(newest) == scores(tiny_run, weights="last")
+    assert scores(newest) == scores(tiny_run, weights="raw")
     assert scores(older)["alone"].loss != scores(newest)["alone"].loss
     (found,) = find_models(older, model=None, student="kd", weights="ema-0.5", image_size=None)
     assert found.record["step"] == 3
@@ -173,8 +202,8 @@ def test_precision_and_image_size_are_used(tiny_run: Path) -> None:
     larger = scores(tiny_run, student="kd", image_size=24)["kd"]
     assert larger.loss != plain.loss
     assert larger.num_samples == NUM_JUDGED
-    last = scores(tiny_run, student="vit", weights="last", image_size=24)["vit"]
-    assert last.num_samples == NUM_JUDGED
+    raw = scores(tiny_run, student="vit", weights="raw", image_size=24)["vit"]
+    assert raw.num_samples == NUM_JUDGED
 
 
 # ---- class lists -----------------------------------------------------------------------------------------------------

@@ -155,9 +155,35 @@ def test_an_output_within_the_images_is_refused(tmp_path: Path) -> None:
     write(images / "train" / "cat" / "1.png")
     data = {"train": {"kind": "image_folder", "path": "train"}, "root": str(images)}
     for output in (images / "train" / "run", images / "train"):
-        with pytest.raises(InputError, match=r"lies in data\.train\.path .*images/train"):
+        with pytest.raises(InputError, match=r"lies in data\.train\.path .*images/train, where each folder is a class"):
             refuse_foreign_output(recipe_into(tmp_path, output, {"data": data}))
     refuse_foreign_output(recipe_into(tmp_path, images / "run", {"data": data}))
+
+
+def test_class_folders_where_the_command_runs_are_refused_with_the_fix(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "cat" / "1.png")
+    monkeypatch.chdir(tmp_path)
+    data = {"train": {"kind": "image_folder", "path": "."}, "root": "."}
+    with pytest.raises(InputError) as refused:
+        refuse_foreign_output(recipe_into(tmp_path, Path("runs/mine"), {"data": data}))
+    assert "runs/mine: lies in data.train.path" in str(refused.value)
+    assert "choose another folder with output=" in str(refused.value)
+    assert "move the images into a folder of their own and name it in data.train.path" in str(refused.value)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow", "saved", "stream"])
+def test_beside_files_that_are_read_by_their_endings_a_run_is_fine(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run leaves no tables or shards, and none of these kinds takes a folder for a class."""
+    monkeypatch.chdir(tmp_path)
+    data = {"train": {"kind": kind, "path": "."}, "root": "."}
+    refuse_foreign_output(recipe_into(tmp_path, Path("runs/mine"), {"data": data}))
+    write(tmp_path / "train-0.parquet")
+    with pytest.raises(InputError, match="is not the folder of a run: it holds"):
+        refuse_foreign_output(recipe_into(tmp_path, Path("."), {"data": data}))
 
 
 def test_resume_never_does_not_move_away_what_the_run_reads(tmp_path: Path) -> None:

@@ -164,7 +164,7 @@ def test_a_better_export_than_the_checkpoint_knows_stays(tmp_path: Path, monkeyp
     record.write_text(json.dumps({**json.loads(record.read_text()), "top1": 99.0, "step": 6}))
     weights = record.with_name("model.safetensors").read_bytes()
     assert run(recipe) == DONE
-    assert report(tmp_path / "run")["students"]["alone"]["best"] == {"top1": 99.0, "step": 6, "weights": "last"}
+    assert report(tmp_path / "run")["students"]["alone"]["best"] == {"top1": 99.0, "step": 6, "weights": "raw"}
     assert record.with_name("model.safetensors").read_bytes() == weights
 
 

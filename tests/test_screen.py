@@ -16,7 +16,7 @@ from rich.console import Console
 
 import distill.console
 from distill.clock import Clock
-from distill.header import show_views
+from distill.header import show, show_views
 from distill.live import LiveLosses
 from distill.plan import StagePlan
 from distill.screen import Progressed, Screen
@@ -74,9 +74,26 @@ def test_models_that_see_the_same_share_a_line(capsys: pytest.CaptureFixture[str
     show_views(["teacher sees 96x96 px", "a sees 64x64 px", "b sees 64x64 px", "b: weights were resampled"])
     assert capsys.readouterr().out.splitlines() == [
         "  models    teacher sees 96x96 px",
-        "            a, b sees 64x64 px",
+        "            a, b see 64x64 px",
         "            b: weights were resampled",
     ]
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_the_header_of_a_terminal_breaks_between_words(
+    width: int, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = terminal(width)
+    monkeypatch.setattr("distill.header.make_console", distill.console.make_console)
+    place = "/a/path/that/is/longer/than/any/terminal/is/wide" * 2
+    show("models", "teacher sees 96x96 px " * 8 + place)
+    first, *lines, path = written.getvalue().splitlines()
+    assert path == " " * 12 + place
+    assert first.startswith("  models    teacher sees 96x96 px")
+    assert all(len(line) <= width for line in (first, *lines))
+    assert all(line[:12].isspace() and not line[12].isspace() for line in lines)
+    words = " ".join([first, *lines]).split()
+    assert words == ["models", *["teacher", "sees", "96x96", "px"] * 8]
 
 
 def a_screen(title: str = "a/run", names: tuple[str, ...] = ("alone", "kd")) -> Screen:
@@ -164,11 +181,13 @@ def test_before_the_first_step_it_says_what_it_does(terminal: Terminal) -> None:
 def test_lines_go_above_the_display_and_nothing_of_it_stays(terminal: Terminal) -> None:
     written = terminal(80)
     with a_screen() as screen:
-        screen.say("a long line " * 10)
+        screen.say("saved in " + "/a-long/folder" * 10 + "; the same command resumes it " + "whenever you like " * 5)
     screen.console.print("after")
     whole = written.getvalue()
-    assert "a long line " * 10 in whole, "wrapped: it could not be copied"
-    assert whole.index("a long line") < whole.index("after")
+    assert "/a-long/folder" * 10 in whole, "wrapped: it could not be copied"
+    (prose,) = [line for line in whole.splitlines() if line.startswith("the same command")]
+    assert prose == "the same command resumes it whenever you like whenever you like whenever you"
+    assert whole.index("saved in") < whole.index("after")
     left = whole.rpartition("200 steps")[2]  # what came after the last drawing
     assert left.count("\x1b[2K") >= 4, "the display was not taken away"
     assert "step 0" not in whole

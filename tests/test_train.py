@@ -210,8 +210,8 @@ def test_half_precision_trains_and_averages_stay_float32(precision: str, tmp_pat
 
 
 def test_an_overflow_under_fp16_leaves_the_scale_of_the_others_alone(tmp_path: Path) -> None:
-    """The loud student's gradients overflow in fp16 while its loss, 1e7, is finite: its scale falls, no student stops."""
-    loud = {"objective": {"hard": {"loss": "ce", "weight": 5e6}}}
+    """The loud student's gradients overflow in fp16 while its loss, 2e6, is finite: its scale falls, no student stops."""
+    loud = {"objective": {"hard": {"loss": "ce", "weight": 1e6}}}
     changes = {"train": {"precision": "fp16", "budget": "3 iterations"}, "students": {"quiet": {}, "loud": loud}}
     assert run(write_recipe(tmp_path, changes)) == 0
     assert scales(tmp_path / "run")["quiet"] == 2**16

@@ -186,7 +186,7 @@ def records(output: Path) -> list[dict[str, Any]]:
 def report(output: Path) -> dict[str, Any]:
     """report.json without what a clock or a path says."""
     whole = json.loads((output / "report.json").read_text())
-    of_one_machine = ("seconds", "device_hours", "num_processes", "throughput", "data")
+    of_one_machine = ("seconds", "device_hours", "num_processes", "throughput", "data", "versions")
     return {key: value for key, value in whole.items() if key not in of_one_machine}
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from distill.checkpoint import Checkpoint, current_directory, load
+from distill.ema import RAW, RAW_BEFORE
 from distill.errors import InputError, nearest
 from distill.export import WEIGHTS_FILE, is_export, read_record
 from distill.models.build import create
@@ -57,7 +58,7 @@ def find_models(
     Args:
         model: timm name, for a file of weights.
         student: one of a run; None for all that have such weights.
-        weights: of a run: "best", "last", or an average such as "ema-0.999".
+        weights: of a run: "best", or "raw" or an average such as "ema-0.999" of the newest checkpoint.
         image_size: None for the model's own.
 
     Raises:
@@ -84,18 +85,28 @@ def find_models(
         raise InputError(
             f"{path}: no student {student!r}{nearest(student, recipe.students)}; it has {', '.join(recipe.students)}"
         )
+    weights = RAW if weights == RAW_BEFORE else weights
     names = [student] if student else list(recipe.students)
     if is_checkpoint(path):
-        return _from_checkpoint(load(path), recipe, names, "last" if weights == "best" else weights, image_size)
+        return _from_checkpoint(load(path), recipe, names, RAW if weights == "best" else weights, image_size)
     if weights != "best":
         return _from_checkpoint(newest_checkpoint(path), recipe, names, weights, image_size)
     folders = {name: current_directory(best_dir(path, name)) for name in names}
     found = [_from_export(folder, name, image_size) for name, folder in folders.items() if folder is not None]
     if not found:
         raise InputError(
-            f"{path}: nothing was judged here yet, so there are no best weights; --weights last takes its newest checkpoint"
+            f"{path}: nothing was judged here yet, so there are no best weights; --weights raw takes those of its newest checkpoint"
         )
     return found
+
+
+def which_weights(found: Found) -> str:
+    """Return in words which weights of a run these are; of other weights what their record says."""
+    if "step" not in found.record:
+        return str(found.record.get("weights", ""))
+    kind, step = found.record["weights"], found.record["step"]
+    best = found.record.get("top1") is not None  # only what was kept as the best says what it scored
+    return f"best weights ({kind}, step {step})" if best else f"{kind} weights of step {step}"
 
 
 def is_checkpoint(path: Path) -> bool:
@@ -157,9 +168,9 @@ def _from_checkpoint(
         ]
         if not held:
             continue  # it had stopped: a checkpoint keeps only its record
-        which = "model" if weights == "last" else weights
+        which = "model" if weights == RAW else weights
         if which not in held:
-            known = ["best", *("last" if stem == "model" else stem for stem in held)]
+            known = ["best", *(RAW if stem == "model" else stem for stem in held)]
             raise InputError(
                 f"{checkpoint.path}: no weights {weights!r} of {name}{nearest(weights, known)}; there are {', '.join(known)}"
             )

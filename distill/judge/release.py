@@ -6,7 +6,7 @@ from distill.checkpoint import current_directory
 from distill.console import make_console
 from distill.errors import InputError
 from distill.export import is_export, read_record, refuse_overwrite, write_model
-from distill.judge.find import find_models, is_checkpoint
+from distill.judge.find import find_models, is_checkpoint, which_weights
 from distill.recipe import load_recipe
 from distill.rundir import RECIPE_FILE, best_dir, best_student
 
@@ -33,10 +33,9 @@ def export_student(run: Path, output: Path, *, student: str | None = None, weigh
     )
     console = make_console()
     score = found.record.get("top1")
-    what = f"{found.record.get('student', found.name)}, {found.record.get('weights', weights)} weights" + (
-        f", top-1 {score:.2f} %" if score is not None else ""
-    )
-    console.print(f"{output}: {what}", markup=False, soft_wrap=True)
+    top1 = "" if score is None else f", top-1 {score:.2f} %"
+    name = found.record.get("student", found.name)
+    console.print(f"{output}: {name}, {which_weights(found)}{top1}", markup=False, soft_wrap=True)
     needs = "import distill.models; " if str(found.record.get("model", "")).startswith("cifar_") else ""
     console.print(
         f"load it: python -c \"{needs}import timm; timm.create_model('local-dir:{output}', pretrained=True)\"",

@@ -60,10 +60,10 @@ class Placement(Protocol):
         """Named tensors that hold BatchNorm's running statistics: the model's and each average's. They alias."""
 
     def judged(self) -> dict[str, Judged]:
-        """What an evaluation looks at: "last" and each average. Collective: every rank. Holds what it gathered."""
+        """What an evaluation looks at: RAW and each average. Collective: every rank. Holds what it gathered."""
 
     def weights(self, which: str) -> Tensors:
-        """State dict of the timm model, whole: "last", or an average. On every rank. Collective: every rank."""
+        """State dict of the timm model, whole: RAW, or an average. On every rank. Collective: every rank."""
 
     def state(self) -> tuple[dict[str, Tensors], dict[str, Any]]:
         """Whole tensors by file, and plain values. Tensors on the main process alone may be had. Collective: every rank."""

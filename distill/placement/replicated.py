@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from distill.ema import Ema
+from distill.ema import RAW, Ema
 from distill.engine import Engine
 from distill.models.pixels import Network
 from distill.models.stand_in import call_with
@@ -84,14 +84,14 @@ class Replicated:
 
             return forward
 
-        return {"last": self._network, **{name: by_average(ema) for name, ema in self._emas.items()}}
+        return {RAW: self._network, **{name: by_average(ema) for name, ema in self._emas.items()}}
 
     def weights(self, which: str) -> Tensors:
-        return dict(self._net.state_dict()) if which == "last" else self._emas[which].weights()
+        return dict(self._net.state_dict()) if which == RAW else self._emas[which].weights()
 
     def state(self) -> tuple[dict[str, Tensors], dict[str, Any]]:
         values: dict[str, Any] = {}
-        tensors = {"model": self.weights("last")}
+        tensors = {"model": self.weights(RAW)}
         tensors["optimizer"], values["optimizer"] = split_state(self._optimizer, self._net)
         for name, ema in self._emas.items():
             tensors[name] = ema.state_dict()

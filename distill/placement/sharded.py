@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distill.ema import COUNTER
+from distill.ema import COUNTER, RAW
 from distill.engine import Engine
 from distill.engine.zero import Shards
 from distill.models.pixels import Network
@@ -145,10 +145,10 @@ class Sharded:
 
             return forward
 
-        return {which: of(self.weights(which)) for which in ("last", *self._emas)}
+        return {which: of(self.weights(which)) for which in (RAW, *self._emas)}
 
     def weights(self, which: str) -> Tensors:
-        state = self._masters.state_dict() if which == "last" else self._emas[which].weights()
+        state = self._masters.state_dict() if which == RAW else self._emas[which].weights()
         return self._whole(state)
 
     def _whole(self, state: Mapping[str, Tensor], *, to_save: bool = False) -> Tensors:
