@@ -13,7 +13,8 @@ import pytest
 from servers import FolderServer
 from shards import describe, write_tars
 
-from distill.data.stream.names import choose_split, container_of, matching, named_files, names_files, shown, unsigned
+from distill.data.splits import choose_split
+from distill.data.stream.names import container_of, matching, named_files, names_files, shown, unsigned
 from distill.data.stream.opening import count_samples, open_stream
 from distill.data.stream.source import StreamSource
 from distill.data.stream.transport import Transport
@@ -90,7 +91,7 @@ def test_secrets_stay_out_of_what_is_refused(tmp_path: Path, served: FolderServe
     refused(uncounted, "names its classes", labelled=True)
     describe(tmp_path / "served")
     refused(uncounted, "were made without labels", labelled=True)
-    (tmp_path / "served/manifest.json").write_text("{")
+    (tmp_path / "served/manifest.json").write_text('{"format": ')
     refused(uncounted, "manifest.json: damaged")
 
 
