@@ -107,8 +107,10 @@ def _check_learning(
     if budget is not None and spec.schedule.over == "stage":
         shorter = f": write {key}.schedule.warmup='{share_of(budget)}', or lengthen {budget_key}"
         _shorter(spec.schedule.warmup, budget, f"{key}.schedule.warmup", budget_key, shorter)
+        near = f"[{share_of(budget, 0.5)}, {share_of(budget, 0.75)}]"
+        earlier = f": write {key}.schedule.milestones='{near}', or lengthen {budget_key}"
         for milestone in spec.schedule.milestones:
-            _shorter(milestone, budget, f"{key}.schedule.milestones", budget_key)
+            _shorter(milestone, budget, f"{key}.schedule.milestones", budget_key, earlier)
 
 
 def _check_teacher(spec: schema.Teacher, data_image_size: int) -> list[str]:

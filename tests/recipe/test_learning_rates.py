@@ -150,6 +150,14 @@ def test_a_written_warmup_is_refused_with_the_override(on_a2: Path) -> None:
     check_recipe(load_recipe(on_a2, ["train.budget=2 epochs", "students.one.schedule.warmup=0.1 epochs"]))
 
 
+def test_inherited_milestones_beyond_a_short_budget_say_which_fit() -> None:
+    name, short = "cifar100/res8x4_res32x4_previous_240ep", "train.budget=4 epochs"
+    with pytest.raises(InputError) as info:
+        check_recipe(load_recipe(name, [short]))
+    says = "schedule.milestones='[2 epochs, 3 epochs]', or lengthen train.budget"
+    assert f"150 epochs is not shorter than train.budget, 4 epochs: write students.kd.{says}" in str(info.value)
+
+
 def test_students_and_stages_are_shortened_each_for_itself(on_a2: Path) -> None:
     """Students share one mapping before they are resolved: none may change another's."""
     students = ["students.two={}", "students.three={schedule: {warmup: 1 epochs}}"]
