@@ -52,7 +52,11 @@ def advise(
     else:
         why = f"--epochs: {epochs * steps:,} steps"
     put("train.budget", f"{epochs} epochs", why)
-    put("train.batch_size_global", batch, f"near the square root of {num_images:,} images: {steps} steps an epoch")
+    put(
+        "train.batch_size_global",
+        batch,
+        f"near the square root of {num_images:,} images: {steps} step{'s' * (steps != 1)} an epoch",
+    )
     if has_bf16:
         put("train.precision", "bf16", "this machine's GPU has it; a CPU wants fp32")
     else:

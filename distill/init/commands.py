@@ -1,5 +1,6 @@
 """distill init and distill launchers, as the command line has them: flags, questions, and what they say."""
 
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -21,7 +22,9 @@ def init(
     teacher_image_size: Annotated[
         int | None, typer.Option(min=8, help="Pixels it was trained at, for a file of weights.")
     ] = None,
-    teacher_classes: Annotated[str | None, typer.Option(help="File of its class names, a name a line.")] = None,
+    teacher_classes: Annotated[
+        str | None, typer.Option(help="File of class names, a line for each of its logits.")
+    ] = None,
     student: Annotated[str | None, typer.Option(help="timm name; a small model if left out.")] = None,
     image_size: Annotated[int | None, typer.Option(min=8, help="Pixels; the teacher's if left out.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="By the number of images if left out.")] = None,
@@ -58,7 +61,9 @@ def init(
 
     if folder is None:
         folder = Path(typer.prompt("Folder of images", default=".") if asks else ".")
-    facts = look_at(folder.expanduser())
+    if teacher_classes is not None and Path(teacher_classes).expanduser().exists():
+        teacher_classes = os.path.abspath(Path(teacher_classes).expanduser())
+    facts = look_at(folder.expanduser(), teacher_classes)
     fewest, most = facts.images_a_class
     say(
         f"{folder}: {facts.num_images:,} images in {facts.num_classes} classes, {fewest:,} to {most:,} a class, "

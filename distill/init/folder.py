@@ -64,8 +64,11 @@ class FolderFacts:
         return int(counts.min()), int(counts.max())
 
 
-def look_at(folder: Path) -> FolderFacts:
+def look_at(folder: Path, class_file: str | None = None) -> FolderFacts:
     """Find out what a folder holds.
+
+    Args:
+        class_file: a class list, whose order the labels take; None: the usual order of the names.
 
     Raises:
         InputError: it is no folder, holds no labelled images, or a single class.
@@ -79,6 +82,9 @@ def look_at(folder: Path) -> FolderFacts:
     except UnicodeEncodeError:
         raise InputError(f"{root!r}: the name is not UTF-8, and a recipe is: rename the folder") from None
     train, evaluation, notes = _layout(root)
+    if class_file is not None:
+        train = {**train, "classes": class_file}
+        evaluation = None if evaluation is None else {**evaluation, "classes": class_file}
     source = _open(train, root, "data.train")
     if len(source.classes) < 2:
         raise InputError(

@@ -58,7 +58,7 @@ def look_at_teacher(
         teacher: a timm name, a file of weights, a run or an export.
         model: timm name of the architecture, for a file of weights.
         image_size: pixels that it was trained at; None: as its config says.
-        class_file: its class names, a name a line.
+        class_file: its class list, an absolute path or the name of a label set.
 
     Raises:
         InputError: no such model or file, what is missing to know what it sees, or other classes than the data's.
@@ -80,8 +80,7 @@ def look_at_teacher(
     if image_size is not None:
         spec["image_size"] = image_size
     if class_file is not None:
-        file = Path(class_file).expanduser()
-        spec["classes"] = os.path.abspath(file) if file.exists() else class_file
+        spec["classes"] = class_file
     built = build_teacher(
         schema.Teacher.model_validate(spec),
         classes=classes,

@@ -22,7 +22,8 @@ from distill.errors import InputError
 How = Literal["names", "synsets", "numbers", "order"]
 _SHOWN = 5
 _FIX = (
-    "name the classes in the order of the model's logits, by a file or a label set such as imagenet-1k: --classes of distill evaluate, "
+    "name the classes in the order of the model's logits, by a file or a label set such as "
+    "imagenet-1k: --classes of distill evaluate, --teacher-classes of distill init, "
     "data.train.classes and data.eval.classes in a recipe"
 )
 

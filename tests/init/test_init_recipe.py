@@ -147,6 +147,21 @@ def test_a_config_beside_the_weights_says_model_and_size(cli: Cli, photos: Path,
     assert (recipe.data.image_size, recipe.data.eval_view.crop_mode) == (80, "squash")
 
 
+def test_a_class_list_gives_the_order_of_the_teacher(cli: Cli, tmp_path: Path, teacher: Path) -> None:
+    """Six folders with two usual orders; the teacher's is neither of them."""
+    names = ("a10", "a2", "B", "c", "d", "e")
+    photos, classes = tiny_photos(tmp_path / "photos", *names), tmp_path / "classes.txt"
+    flags = ("--teacher", teacher, "--teacher-model", MODEL, "--teacher-image-size", SIZE, "--yes")
+    refused = cli("init", photos, *flags)
+    assert refused.code == 2
+    assert "--teacher-classes" in refused.err
+    classes.write_text("\n".join(reversed(names)))
+    tree = written(cli, photos, *flags[:-1], "--teacher-classes", "classes.txt")
+    assert tree["teacher"]["classes"] == tree["data"]["train"]["classes"] == str(classes)
+    recipe = load_recipe(tmp_path / "photos.yaml")
+    assert make_plan(recipe).classes == tuple(reversed(names))
+
+
 def test_nothing_is_overwritten_and_a_run_is_not_joined(cli: Cli, tmp_path: Path) -> None:
     folder = tiny_photos(tmp_path / "pets", "cat", "dog", count=8)
     assert written(cli, folder)["name"] == "pets"
