@@ -116,7 +116,11 @@ def _parts(model: type[BaseModel], path: str, kind: str = "") -> Iterator[Part]:
 
 
 def _key(path: str, field: FieldInfo) -> Key:
-    default = field.get_default(call_default_factory=True) if not field.is_required() else PydanticUndefined
+    default = (
+        field.get_default(call_default_factory=True, validated_data={})
+        if not field.is_required()
+        else PydanticUndefined
+    )
     if path in FILLED:
         shown = FILLED[path]
     elif default is PydanticUndefined:
