@@ -20,11 +20,11 @@ Model = Callable[[torch.Tensor], torch.Tensor]
 TEACHER = "teacher"
 _CACHE_LIMIT_BYTES = 1 << 30
 # Batches between two looks at whether to stop: a few seconds of a large teacher, and a message of some bytes.
-_HEED_EVERY = 4
+_CHECK_STOP_EVERY = 4
 
 
 class EvaluationAbandoned(Exception):  # noqa: N818 - not an error: the processes agreed to stop within an evaluation
-    """Raised by `heed`, on every rank at the same batch."""
+    """Raised by `check_stop`, on every rank at the same batch."""
 
 
 class EvalBatches(Protocol):
@@ -87,7 +87,7 @@ def evaluate(
     batches: EvalBatches,
     engine: Engine,
     teacher: TeacherAnswers | None = None,
-    heed: Callable[[], None] | None = None,
+    check_stop: Callable[[], None] | None = None,
 ) -> dict[str, Accuracy]:
     """Judge every model, and the teacher under the name "teacher", in one pass. Collective: every rank.
 
@@ -96,7 +96,7 @@ def evaluate(
         batches: the set; yields the same number of batches on every rank.
         engine: processes and precision.
         teacher: adds agreement with it and KL to it.
-        heed: called every few batches, at the same ones on every rank; what it raises abandons the evaluation.
+        check_stop: called every few batches, at the same ones on every rank; what it raises abandons the evaluation.
 
     Raises:
         InputError: all images were unreadable and skipped, on every rank.
@@ -106,8 +106,8 @@ def evaluate(
     sums = torch.zeros(len(names), 5, dtype=torch.float64, device=engine.device)
     counts = torch.zeros(2, dtype=torch.float64, device=engine.device)
     for index, batch in enumerate(batches):
-        if heed and index % _HEED_EVERY == 0:
-            heed()
+        if check_stop and index % _CHECK_STOP_EVERY == 0:
+            check_stop()
         counts[0] += batch.valid.sum()
         counts[1] += batch.num_skipped
         teacher_logits = teacher.answers(index, batch, len(batches)).float() if teacher else None

@@ -87,7 +87,7 @@ class EvaluationSet:
 
     def _of_teacher(self, teacher: Teacher, frame: Frame, stop_if_asked: Callable[[], None]) -> Accuracy:
         with self._loader(frame) as loader:
-            return evaluate({TEACHER: teacher}, self._gated(loader), self._engine, heed=stop_if_asked)[TEACHER]
+            return evaluate({TEACHER: teacher}, self._gated(loader), self._engine, check_stop=stop_if_asked)[TEACHER]
 
     def _gated(self, loader: EvalLoader) -> GatedBatches:
         may_wait = isinstance(self._source, StreamSource)

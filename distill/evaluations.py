@@ -52,11 +52,11 @@ class Evaluations:
         """Whether a step wants an evaluation and has not had it."""
         return self.possible and stage.due(stage.evaluate_every, step) and step > self.last_step
 
-    def run(self, step: int, stage: StagePlan, students: Sequence[Student], heed: Callable[[], None]) -> None:
+    def run(self, step: int, stage: StagePlan, students: Sequence[Student], check_stop: Callable[[], None]) -> None:
         """Evaluate the teacher and the students, keep their best weights. Collective: every rank.
 
         Args:
-            heed: called every few batches; what it raises abandons the evaluation.
+            check_stop: called every few batches; what it raises abandons the evaluation.
         """
         assert self._set is not None
         judged = {}
@@ -65,7 +65,7 @@ class Evaluations:
             student.net.eval()
             judged.update(student.judged())
         known = self.accuracies.get(TEACHER)
-        self.accuracies |= self._set.evaluate(judged, known, heed)
+        self.accuracies |= self._set.evaluate(judged, known, check_stop)
         for doubt in teacher_doubts(self._teacher, self.accuracies.get(TEACHER)) if known is None else ():
             self._journal.warn(doubt)
         self.last_step = step

@@ -151,23 +151,25 @@ class Run:
         self.journal.go(self.step, self.running)
         self.evaluations.connect(signals)
 
-        def heed() -> None:
+        def check_stop() -> None:
             if verdicts.agree_to_stop(self.step, signals.received is not None):
                 raise EvaluationAbandoned
 
         if self._evaluation_due:  # the signal that ended the last sitting came before its end
-            self._evaluate(heed)
+            self._evaluate(check_stop)
             self._save()
         while self.step < plan.total_steps and self.running:
             if self.step == self.stage.last_step:
                 self._enter(plan.stage_at(self.step))
             with train_loader(plan, self.stage, self.share, self.engine, self.step) as loader:
                 gate = Gate(loader, self.engine, signals, may_wait=isinstance(self.stage.source, StreamSource))
-                if self._loop(iter(loader), gate, verdicts, signals, heed):
+                if self._loop(iter(loader), gate, verdicts, signals, check_stop):
                     return self._interrupted(signals)
         return self._finish()
 
-    def _loop(self, batches: Any, gate: Gate, verdicts: Verdicts, signals: Signals, heed: Callable[[], None]) -> bool:
+    def _loop(
+        self, batches: Any, gate: Gate, verdicts: Verdicts, signals: Signals, check_stop: Callable[[], None]
+    ) -> bool:
         """To the end of the stage; True when all agreed to stop before it."""
         stage = self.stage
         while self.step < stage.last_step and self.running:
@@ -186,7 +188,7 @@ class Run:
                 return True
             if self._evaluation_due:
                 self._stop_students(verdicts.drain())
-                self._evaluate(heed)
+                self._evaluate(check_stop)
             if stage.due(stage.checkpoint_every, self.step):
                 self._stop_students(verdicts.drain())
                 self._save()
@@ -285,10 +287,10 @@ class Run:
             {student.name: (student.take_losses(), student.lr_at(self.step - 1)) for student in self.running},
         )
 
-    def _evaluate(self, heed: Callable[[], None]) -> None:
-        """Evaluate at this step. `heed` may abandon it. Collective: every rank."""
+    def _evaluate(self, check_stop: Callable[[], None]) -> None:
+        """Evaluate at this step. `check_stop` may abandon it. Collective: every rank."""
         with self.journal.pausing("evaluating"):
-            self.evaluations.run(self.step, self.stage, self.running, heed)
+            self.evaluations.run(self.step, self.stage, self.running, check_stop)
 
     def _finish(self) -> int:
         """Write the report and show the final table. Collective: every rank."""

@@ -128,7 +128,7 @@ def test_an_evaluation_can_be_abandoned_and_repeated(source: Source, engine: Eng
     """Whether to stop is asked every few batches; what was seen before counts for nothing."""
     asked = 0
 
-    def heed() -> None:
+    def check_stop() -> None:
         nonlocal asked
         asked += 1
         if asked == 3:
@@ -136,8 +136,8 @@ def test_an_evaluation_can_be_abandoned_and_repeated(source: Source, engine: Eng
 
     models, loader, answers = {"student": classifier(0)}, batches(source, 5), TeacherAnswers(classifier(1))
     with pytest.raises(EvaluationAbandoned):
-        evaluate(models, loader, engine, answers, heed)
-    assert evaluate(models, loader, engine, answers, heed) == evaluate(
+        evaluate(models, loader, engine, answers, check_stop)
+    assert evaluate(models, loader, engine, answers, check_stop) == evaluate(
         models, loader, engine, TeacherAnswers(classifier(1))
     )
     assert asked == 3 + 3, "at batches 0, 4 and 8 of 11"

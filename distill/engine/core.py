@@ -291,7 +291,7 @@ class Engine:
         except Exception as error:  # each library fails in its own ways
             reason = " ".join(str(error).split()) or type(error).__name__
             raise InputError(
-                f"log.trackers: {', '.join(tracking.names)} did not start ({reason}): mend that, or leave it out"
+                f"log.trackers: {', '.join(tracking.names)} did not start ({reason}): fix that, or leave it out"
             ) from error
 
     def track(self, values: dict[str, float], step: int) -> None:

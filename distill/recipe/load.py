@@ -1,4 +1,4 @@
-"""Recipe files: `extends`, overrides, validation; errors name the key and the mend."""
+"""Recipe files: `extends`, overrides, validation; errors name the key and the fix."""
 
 from collections.abc import Iterable
 from importlib import resources
