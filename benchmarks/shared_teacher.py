@@ -7,13 +7,15 @@ one would pay no T. Images are decoded in the training process, so that D is see
 
 Memory: the peak of a run of 1, 2 and 4 students, each in a fresh process: of the allocator on CUDA, on the CPU (Linux) of the resident
 set, less what was resident after a tiny run had loaded whatever loads late. What a further student adds should be its own weights,
-gradients, momentum and buffers, which are counted beside it: batch, teacher, targets and activations are held once.
+gradients, momentum and buffers, which are counted beside it: batch, teacher, targets and activations are held once. The tensors
+that are alive after the last step are counted as well: unlike the resident set, that number is the same on every machine.
 
     python -m benchmarks.shared_teacher
     python -m benchmarks.shared_teacher --model resnet50 --teacher beitv2_large_patch16_224 --image-size 224 --batch-size 256 --device cuda
 """
 
 import argparse
+import gc
 import json
 import os
 import subprocess
@@ -156,8 +158,20 @@ def own_bytes(student: Student) -> int:
     return sum(t.nbytes for t in (*weights, *weights, *state, *student.net.buffers()))
 
 
+def live_bytes() -> int:
+    """Bytes of all tensors in this process, each storage once."""
+    storages = {}
+    for found in gc.get_objects():
+        if issubclass(type(found), torch.Tensor):  # isinstance would ask proxies of libraries for their class
+            for tensor in (found, found.grad) if found.is_leaf else (found,):
+                if tensor is not None:
+                    storage = tensor.untyped_storage()
+                    storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
+
+
 def memory_of(num_students: int, start: Starter) -> dict[str, int]:
-    """Peak bytes of a run, above what this process held before. Call in a fresh process."""
+    """Bytes of a run above what this process held before: at the peak, and after the last step. Call in a fresh process."""
     tiny = start(["kd"], 2, model="cifar_resnet8", teacher="cifar_resnet8", batch_size=2, image_size=28)
     tiny.step(tiny.loader)
     tiny.close()
@@ -174,7 +188,8 @@ def memory_of(num_students: int, start: Starter) -> dict[str, int]:
         stepped.step(stepped.loader)
     stepped.close()
     peak = torch.cuda.max_memory_allocated() if on_cuda else resident_bytes("VmHWM")
-    return {"peak": peak - before, "own": own_bytes(stepped.run.students[0])}
+    gc.collect()
+    return {"peak": peak - before, "live": live_bytes(), "own": own_bytes(stepped.run.students[0])}
 
 
 def measure_memory(arguments: Sequence[str]) -> dict[str, Any]:
@@ -191,9 +206,11 @@ def measure_memory(arguments: Sequence[str]) -> dict[str, Any]:
         found[count] = json.loads(output.splitlines()[-1])
     one, two, all_ = (found[count]["peak"] for count in COMPANIES)
     step = (all_ - two) / (COMPANIES[2] - COMPANIES[1])
+    live = (found[COMPANIES[2]]["live"] - found[COMPANIES[1]]["live"]) / (COMPANIES[2] - COMPANIES[1])
     figures = {
         "peak_bytes": {count: values["peak"] for count, values in found.items()},
         "further_student_bytes": step,
+        "further_student_live_bytes": live,
         "own_bytes": found[1]["own"],
         "shared_bytes": one - step,
         "memory_ratio": all_ / (COMPANIES[2] * one),

@@ -78,8 +78,10 @@ def test_students_share_a_teacher(measured: Measure) -> None:
     ideal = (data + teacher + 4 * student) / (4 * (data + teacher + student))
     assert figures["ideal_time_ratio"]["median"] == pytest.approx(ideal)
     assert is_spread(figures["time_ratio"])
-    # A student of 43 MiB holds its weights three times over. Were it to hold a teacher too, 81 MiB would come on top.
-    assert figures["further_student_bytes"] == pytest.approx(figures["own_bytes"], rel=0.2)
+    # A student of 43 MiB holds its weights three times over. Were it to hold a teacher too, 81 MiB would come on top. Live tensors are
+    # counted: what the resident set shows depends on the machine's allocator. Gradients are freed at the end of a step.
+    assert figures["further_student_live_bytes"] == pytest.approx(figures["own_bytes"] * 2 / 3, rel=0.01)
+    assert set(figures["peak_bytes"]) == {"1", "2", "4"}
     assert figures["own_bytes"] == pytest.approx(3 * 4 * 11.18e6, rel=0.01)
 
 

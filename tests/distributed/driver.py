@@ -61,6 +61,9 @@ def run_all(folder: Path) -> None:
             else:
                 result["code"], result["shown"] = execute(command["arguments"])
         (folder / f"{command['name']}.{rank}.json").write_text(json.dumps(result))
+        if "Traceback (most recent call last)" in result["shown"]:
+            # A crash ends the launch at once: the other process would wait long for this one.
+            raise SystemExit(f"{command['name']} crashed on rank {rank}:\n{result['shown'][-4000:]}")
 
 
 if __name__ == "__main__":

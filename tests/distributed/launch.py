@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from ports import free_ports
 from tiny import tensors
 
 from distill.build import build_models
@@ -83,14 +83,6 @@ class Launch:
 
     def _result(self, name: str, rank: int) -> dict[str, Any]:
         return dict(json.loads((self.folder / f"{name}.{rank}.json").read_text()))
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [int(held.getsockname()[1]) for held in sockets]
-    for held in sockets:
-        held.close()
-    return ports
 
 
 def deviation(one: Path, two: Path, recipe: Path) -> dict[str, float]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch.distributed as dist
+from ports import free_ports
 
 from distill.__main__ import explained
 from distill.checkpoint import Signals
@@ -125,8 +126,9 @@ def test_tasks_that_do_not_know_of_each_other(variable: str, starter: str) -> No
 
 
 def test_the_master_is_waited_for() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        where = {**WHOLE, "MASTER_PORT": str(free.getsockname()[1])}
+    (port,) = free_ports(1)
+    where = {**WHOLE, "MASTER_PORT": str(port)}
+    with socket.create_server(("127.0.0.1", port)):
         reach_master(where, 5)
     start = time.monotonic()
     with pytest.raises(InputError, match=r"no process answers at MASTER_ADDR=127\.0\.0\.1.*refused; waited 0\.5 s"):

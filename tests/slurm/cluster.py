@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from ports import free_ports
 
 NODES = ("node1", "node2")
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "srun", "scancel", "scontrol")
@@ -126,10 +127,7 @@ class Cluster:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
-        ports = [held.getsockname()[1] for held in sockets]
-        for held in sockets:
-            held.close()
+        ports = free_ports(3)
         (folder / "state").mkdir()
         for node in NODES:
             (folder / "spool" / node).mkdir(parents=True)
