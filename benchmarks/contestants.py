@@ -18,7 +18,9 @@ _ROOT = Path(__file__).resolve().parents[1]
 
 
 def taking_part(places: Sequence[str]) -> dict[str, list[str]]:
-    """place -> the contestants that can read from there; says what the others lack, and how to get it."""
+    """place -> the contestants that can read from there; says what the others lack, and how to get
+    it.
+    """
     return {place: [name for name in NAMES if _can_read(name, place)] for place in places}
 
 
@@ -26,13 +28,18 @@ def _can_read(name: str, place: str) -> bool:
     if name == "webdataset_cached" and place == "disk":  # there is nothing to keep
         return False
     packages = {"ours": [], "datasets": ["aiohttp", "requests"] if place == "http" else []}
-    lacking = [package for package in packages.get(name, ["webdataset"]) if importlib.util.find_spec(package) is None]
+    lacking = [
+        package
+        for package in packages.get(name, ["webdataset"])
+        if importlib.util.find_spec(package) is None
+    ]
     if name.startswith("webdataset") and place == "http" and shutil.which("curl") is None:
         lacking.append("curl (the program)")
     if lacking:
         print(
-            f"{place}: {name} is left out, for want of {', '.join(lacking)}: `pip install -e '.[bench]'`, or beside the environment "
-            "`uv pip install --target PEERS webdataset aiohttp requests`, then run with PYTHONPATH=PEERS"
+            f"{place}: {name} is left out, for want of {', '.join(lacking)}: `pip install -e"
+            " '.[bench]'`, or beside the environment `uv pip install --target PEERS webdataset"
+            " aiohttp requests`, then run with PYTHONPATH=PEERS"
         )
     return not lacking
 
@@ -45,8 +52,15 @@ class Contestant:
     """
 
     def __init__(self, name: str, home: Path) -> None:
-        environment = {**os.environ, "HF_HOME": str(home), "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
-        environment["PYTHONPATH"] = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        environment = {
+            **os.environ,
+            "HF_HOME": str(home),
+            "NO_PROXY": "127.0.0.1",
+            "no_proxy": "127.0.0.1",
+        }
+        environment["PYTHONPATH"] = os.pathsep.join(
+            [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        )
         self.name = name
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.streams", name],

@@ -14,7 +14,9 @@ _SEED = 0
 
 @dataclass(frozen=True)
 class Scale:
-    """A data set. skew: standard deviation of the logarithm of class sizes. sample_bytes: of a file, with its place in a tar."""
+    """A data set. skew: standard deviation of the logarithm of class sizes. sample_bytes: of a
+    file, with its place in a tar.
+    """
 
     num_samples: int
     num_classes: int
@@ -31,7 +33,7 @@ SCALES = {
 QUICK = Scale(60_000, 50, 60, 256, 0.3, 1e3)
 
 
-# ---- data ------------------------------------------------------------------------------------------------------------
+# ---- data ----------------------------------------------------------------------------------------
 
 
 def class_sizes(scale: Scale) -> np.ndarray:
@@ -48,7 +50,9 @@ def shard_sizes(scale: Scale, num_shards: int) -> np.ndarray:
 
 
 def labels_of(scale: Scale, kind: str, sizes: np.ndarray, window: int) -> np.ndarray:
-    """[N] int32 labels in the order of the shards. window: shards that are mixed among themselves."""
+    """[N] int32 labels in the order of the shards. window: shards that are mixed among
+    themselves.
+    """
     labels = np.repeat(np.arange(scale.num_classes, dtype=np.int32), class_sizes(scale))
     generator = np.random.default_rng(_SEED + 1)
     if kind == "shuffled":
@@ -57,14 +61,16 @@ def labels_of(scale: Scale, kind: str, sizes: np.ndarray, window: int) -> np.nda
         starts = np.concatenate([[0], np.cumsum(sizes)])
         shards = generator.permutation(len(sizes))
         grouped = [shards[i : i + window] for i in range(0, len(shards), window)]
-        mixed = [np.concatenate([labels[starts[s] : starts[s + 1]] for s in group]) for group in grouped]
+        mixed = [
+            np.concatenate([labels[starts[s] : starts[s + 1]] for s in group]) for group in grouped
+        ]
         for group in mixed:
             generator.shuffle(group)
         labels = np.concatenate(mixed)
     return labels
 
 
-# ---- orders ----------------------------------------------------------------------------------------------------------
+# ---- orders --------------------------------------------------------------------------------------
 
 Batches = Callable[[Sequence[int]], np.ndarray]  # steps in pairs -> [T, B] indices
 
@@ -74,9 +80,11 @@ def batches_of(order: TrainOrder) -> Batches:
 
 
 def buffered(scale: Scale, sizes: np.ndarray, buffer: int) -> Batches:
-    """What the peers do: shuffled shards dealt to the processes, each read from one end to the other through a buffer.
+    """What the peers do: shuffled shards dealt to the processes, each read from one end to the
+    other through a buffer.
 
-    Of a batch each process takes its part out of one buffer. A pair of steps begins at a random place, with the buffer full.
+    Of a batch each process takes its part out of one buffer. A pair of steps begins at a random
+    place, with the buffer full.
     """
     starts = np.concatenate([[0], np.cumsum(sizes)])
 
@@ -101,11 +109,15 @@ def buffered(scale: Scale, sizes: np.ndarray, buffer: int) -> Batches:
     return batches
 
 
-def _through_buffer(stream: np.ndarray, buffer: int, count: int, generator: np.random.Generator) -> np.ndarray:
+def _through_buffer(
+    stream: np.ndarray, buffer: int, count: int, generator: np.random.Generator
+) -> np.ndarray:
     held = stream[:buffer].copy()
     places = generator.integers(0, len(held), count)
     taken = np.empty(count, dtype=np.int64)
-    for i, (place, new) in enumerate(zip(places.tolist(), stream[buffer : buffer + count].tolist(), strict=True)):
+    for i, (place, new) in enumerate(
+        zip(places.tolist(), stream[buffer : buffer + count].tolist(), strict=True)
+    ):
         taken[i] = held[place]
         held[place] = new
     return taken

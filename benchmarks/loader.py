@@ -1,13 +1,16 @@
-"""images/s of our TrainLoader against timm's `create_loader`: the same JPEG folder, strategy A2 at 224 px, one training process.
+"""images/s of our TrainLoader against timm's `create_loader`: the same JPEG folder, strategy A2 at
+224 px, one training process.
 
-Both decode, augment (random resized crop, flip, RandAugment), mix, and hand over normalised float32 batches on the device. timm mixes in
-its FastCollateMixup and repeats by its RepeatAugSampler, which takes a process group (of one). Of the three views of repeated
-augmentation ours decodes the image once and timm three times; `--repeats 1` compares without them. Ours mixes on the device: without a
+Both decode, augment (random resized crop, flip, RandAugment), mix, and hand over normalised float32
+batches on the device. timm mixes in its FastCollateMixup and repeats by its RepeatAugSampler, which
+takes a process group (of one). Of the three views of repeated augmentation ours decodes the image
+once and timm three times; `--repeats 1` compares without them. Ours mixes on the device: without a
 GPU that is this process's own time, in 32 bits, where timm's takes a worker's, in 8.
 
-A round starts a loader afresh, takes untimed batches until every worker has delivered one, and counts from there: nobody starts with a
-full queue, and one loader's workers never run beside the other's. The photographs are made up: gradients and noise of many scales under a
-grain, 500x375 at quality 95, of about the 110 kB of an ImageNet file.
+A round starts a loader afresh, takes untimed batches until every worker has delivered one, and
+counts from there: nobody starts with a full queue, and one loader's workers never run beside the
+other's. The photographs are made up: gradients and noise of many scales under a grain, 500x375 at
+quality 95, of about the 110 kB of an ImageNet file.
 
     python -m benchmarks.loader
     python -m benchmarks.loader --repeats 1 --workers 0 --clock cpu
@@ -31,7 +34,16 @@ from PIL import Image
 from timm.data import FastCollateMixup, create_dataset, create_loader
 
 from benchmarks.runs import engine_on
-from benchmarks.timing import CLOCKS, Stopwatch, common_arguments, finish, interleaved, median, ratio, show
+from benchmarks.timing import (
+    CLOCKS,
+    Stopwatch,
+    common_arguments,
+    finish,
+    interleaved,
+    median,
+    ratio,
+    show,
+)
 from distill.build import train_loader
 from distill.data.augment import IMAGENET_MEAN, IMAGENET_STD
 from distill.engine import Engine
@@ -46,11 +58,13 @@ _WIDTH, _HEIGHT = 500, 375
 _GRAIN = 12.0  # of 255; sets the size of the files
 
 
-# ---- the photographs -------------------------------------------------------------------------------------------------
+# ---- the photographs -----------------------------------------------------------------------------
 
 
 def photograph(seed: int) -> Image.Image:
-    """Noise of falling amplitude at doubling scales, colour smoother than brightness, grain on top; every other one upright."""
+    """Noise of falling amplitude at doubling scales, colour smoother than brightness, grain on top;
+    every other one upright.
+    """
     generator = torch.Generator().manual_seed(seed)
     size = (_HEIGHT, _WIDTH) if seed % 2 else (_WIDTH, _HEIGHT)
     picture = torch.zeros(1, 3, *size)
@@ -64,7 +78,9 @@ def photograph(seed: int) -> Image.Image:
 
 
 def write_photographs(root: Path, num_images: int, num_files: int) -> int:
-    """Fill a class folder each; further files are links to the same images. Returns the mean size of an image in bytes."""
+    """Fill a class folder each; further files are links to the same images. Returns the mean size
+    of an image in bytes.
+    """
     originals = []
     for number in range(num_files):
         path = root / f"class{number % NUM_CLASSES}" / f"{number:06d}.jpg"
@@ -77,10 +93,12 @@ def write_photographs(root: Path, num_images: int, num_files: int) -> int:
     return sum(path.stat().st_size for path in originals) // len(originals)
 
 
-# ---- the loaders -----------------------------------------------------------------------------------------------------
+# ---- the loaders ---------------------------------------------------------------------------------
 
 
-def a2_recipe(root: Path, settings: argparse.Namespace, total_steps: int, num_workers: int) -> Recipe:
+def a2_recipe(
+    root: Path, settings: argparse.Namespace, total_steps: int, num_workers: int
+) -> Recipe:
     """Strategy A2 as it is shipped, on the photographs."""
     supervised = {
         "model": "resnet18",
@@ -101,7 +119,11 @@ def a2_recipe(root: Path, settings: argparse.Namespace, total_steps: int, num_wo
             },
         },
     )
-    asked = {"image_size": settings.image_size, "augment": {"repeats": settings.repeats}, "num_workers": num_workers}
+    asked = {
+        "image_size": settings.image_size,
+        "augment": {"repeats": settings.repeats},
+        "num_workers": num_workers,
+    }
     return Recipe.model_validate(resolve_students(merge(tree, {"data": asked})))
 
 
@@ -116,7 +138,9 @@ def our_batches(plan: Plan, engine: Engine) -> Iterator[Iterable[torch.Tensor]]:
 
 
 @contextmanager
-def timm_batches(dataset: Any, recipe: Recipe, device: torch.device) -> Iterator[Iterable[torch.Tensor]]:
+def timm_batches(
+    dataset: Any, recipe: Recipe, device: torch.device
+) -> Iterator[Iterable[torch.Tensor]]:
     """timm's loader with the same settings."""
     data, batch_size = recipe.data, recipe.train.batch_size_global
     mixing = FastCollateMixup(
@@ -162,14 +186,18 @@ def timm_batches(dataset: Any, recipe: Recipe, device: torch.device) -> Iterator
 
 @dataclass(frozen=True)
 class Contest:
-    """How a loader is timed: `num_untimed` batches, then `num_batches` of `shape` under the stopwatch."""
+    """How a loader is timed: `num_untimed` batches, then `num_batches` of `shape` under the
+    stopwatch.
+    """
 
     seconds_of: Stopwatch
     num_untimed: int
     num_batches: int
     shape: tuple[int, ...]
 
-    def seconds(self, opened: Callable[[], AbstractContextManager[Iterable[torch.Tensor]]]) -> float:
+    def seconds(
+        self, opened: Callable[[], AbstractContextManager[Iterable[torch.Tensor]]]
+    ) -> float:
         """Seconds of a loader that is opened afresh."""
         with opened() as batches:
             stream = iter(batches)
@@ -181,19 +209,22 @@ class Contest:
             assert next(stream).shape == self.shape
 
 
-# ---- measure ---------------------------------------------------------------------------------------------------------
+# ---- measure -------------------------------------------------------------------------------------
 
 
 def measure(settings: argparse.Namespace, root: Path, engine: Engine) -> None:
     """Interleave for each number of workers, print, write."""
     batch_size, num_batches = settings.batch_size, settings.batches_per_round
-    needed = (max(*settings.workers, 1) * 3 + num_batches) * batch_size  # prefetched ones included: an epoch never ends
+    needed = (
+        max(*settings.workers, 1) * 3 + num_batches
+    ) * batch_size  # prefetched ones included: an epoch never ends
     num_files = -(-max(needed, settings.images) // 256) * 256  # RepeatAugSampler takes whole 256s
     size = write_photographs(root, settings.images, num_files)
     dataset = create_dataset("", root=str(root))
     print(
-        f"A2, {settings.image_size} px, {settings.repeats} views an image, batch {batch_size}; {settings.images} JPEGs of {size / 1e3:.0f} kB; "
-        f"{settings.rounds} rounds of {num_batches} batches, {settings.clock} clock"
+        f"A2, {settings.image_size} px, {settings.repeats} views an image, batch {batch_size};"
+        f" {settings.images} JPEGs of {size / 1e3:.0f} kB; {settings.rounds} rounds of"
+        f" {num_batches} batches, {settings.clock} clock"
     )
     print(f"{'workers':>8}{'ours':>10}{'timm':>10}  images/s; ratio (95 % interval)")
     figures: dict[str, Any] = {"jpeg_bytes": size, "workers": {}}
@@ -207,9 +238,15 @@ def measure(settings: argparse.Namespace, root: Path, engine: Engine) -> None:
             "timm": partial(contest.seconds, partial(timm_batches, dataset, recipe, engine.device)),
         }
         seconds = interleaved(contestants, settings.rounds)
-        speed = {name: median([num_batches * batch_size / s for s in rounds]) for name, rounds in seconds.items()}
+        speed = {
+            name: median([num_batches * batch_size / s for s in rounds])
+            for name, rounds in seconds.items()
+        }
         against = ratio(seconds["timm"], seconds["ours"])
-        print(f"{num_workers:>8}{speed['ours'].median:>10.1f}{speed['timm'].median:>10.1f}  {show(against)}")
+        print(
+            f"{num_workers:>8}{speed['ours'].median:>10.1f}{speed['timm'].median:>10.1f} "
+            f" {show(against)}"
+        )
         figures["workers"][num_workers] = {
             "images_per_s": {name: spread._asdict() for name, spread in speed.items()},
             "ratio": against._asdict(),
@@ -220,24 +257,37 @@ def measure(settings: argparse.Namespace, root: Path, engine: Engine) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
-        "--workers", type=int, nargs="+", default=[0, 2], help="decoding processes, each number in turn"
+        "--workers",
+        type=int,
+        nargs="+",
+        default=[0, 2],
+        help="decoding processes, each number in turn",
     )
     parser.add_argument("--repeats", type=int, default=3, help="views of an image in a batch")
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--batch-size", type=int, default=48)
-    parser.add_argument("--batches-per-round", type=int, default=4, help="a multiple of the workers")
+    parser.add_argument(
+        "--batches-per-round", type=int, default=4, help="a multiple of the workers"
+    )
     parser.add_argument("--images", type=int, default=200, help="different photographs")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall", help="cpu: for a CPU that others share")
+    parser.add_argument(
+        "--clock", choices=tuple(CLOCKS), default="wall", help="cpu: for a CPU that others share"
+    )
     common_arguments(parser, rounds=15)
     settings = parser.parse_args(arguments)
     if settings.clock == "cpu" and any(settings.workers):
         parser.error("--clock cpu sees this process alone: it goes with --workers 0")
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    with tempfile.TemporaryDirectory() as folder, engine_on(settings.device, precision="fp32", compile=False) as engine:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        engine_on(settings.device, precision="fp32", compile=False) as engine,
+    ):
         measure(settings, Path(folder), engine)
     return 0
 

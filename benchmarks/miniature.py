@@ -1,4 +1,6 @@
-"""Runs of the miniature (recipes/miniature): started as a person would, behind a server that fails, stopped by signals; and the memory of its stream."""
+"""Runs of the miniature (recipes/miniature): started as a person would, behind a server that fails,
+stopped by signals; and the memory of its stream.
+"""
 
 import argparse
 import json
@@ -32,7 +34,13 @@ class Server:
     """The server of the tests, a process of its own. `counts`: requests and body bytes by path."""
 
     def __init__(self, folder: Path, faults: Sequence[dict[str, Any]] = ()) -> None:
-        command = [sys.executable, str(_ROOT / "tests" / "servers.py"), str(folder), "--faults", json.dumps(faults)]
+        command = [
+            sys.executable,
+            str(_ROOT / "tests" / "servers.py"),
+            str(folder),
+            "--faults",
+            json.dumps(faults),
+        ]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self._process.stdout
         self.url = self._process.stdout.readline().strip()
@@ -47,8 +55,12 @@ class Server:
         """Requests by shard, and bytes of them all."""
         with urllib.request.urlopen(f"{self.url}/.server/counts", timeout=30) as answer:
             counts = json.load(answer)
-        requests = {path: count for path, count in counts["requests"].items() if path.endswith(".tar")}
-        return requests, sum(size for path, size in counts["bytes_served"].items() if path.endswith(".tar"))
+        requests = {
+            path: count for path, count in counts["requests"].items() if path.endswith(".tar")
+        }
+        return requests, sum(
+            size for path, size in counts["bytes_served"].items() if path.endswith(".tar")
+        )
 
 
 @contextmanager
@@ -61,7 +73,7 @@ def served(folder: Path, faults: Sequence[dict[str, Any]] = ()) -> Iterator[Serv
         server.close()
 
 
-# ---- runs ------------------------------------------------------------------------------------------------------------
+# ---- runs ----------------------------------------------------------------------------------------
 
 
 class Runs:
@@ -80,23 +92,40 @@ class Runs:
         half = self.iterations // 2
         budgets = {
             "teacher": [self._teacher_budget],
-            "one_stage": [f"train.budget={2 * self.iterations} iterations", f"evaluate.every={half} iterations"],
+            "one_stage": [
+                f"train.budget={2 * self.iterations} iterations",
+                f"evaluate.every={half} iterations",
+            ],
             "two_stages": [
-                *(f"stages.{stage}.budget={self.iterations} iterations" for stage in ("unlabelled", "labelled")),
+                *(
+                    f"stages.{stage}.budget={self.iterations} iterations"
+                    for stage in ("unlabelled", "labelled")
+                ),
                 f"evaluate.every={half} iterations",
             ],
         }
         teacher = [] if recipe == "teacher" else [f"teacher.weights={self.output('teacher', seed)}"]
         return [
-            "train", f"miniature/{recipe}", f"seed={seed}", f"output={self.output(name, seed)}", *self._paths, *budgets[recipe],
-            *teacher, *overrides,
-        ]  # fmt: skip
+            "train",
+            f"miniature/{recipe}",
+            f"seed={seed}",
+            f"output={self.output(name, seed)}",
+            *self._paths,
+            *budgets[recipe],
+            *teacher,
+            *overrides,
+        ]
 
-    def start(self, command: Sequence[str], log: Path, launcher: Sequence[str] = ()) -> subprocess.Popen[bytes]:
+    def start(
+        self, command: Sequence[str], log: Path, launcher: Sequence[str] = ()
+    ) -> subprocess.Popen[bytes]:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
         with log.open("a") as file:
             return subprocess.Popen(
-                [sys.executable, *launcher, "-m", "distill", *command], env=environment, stdout=file, stderr=file
+                [sys.executable, *launcher, "-m", "distill", *command],
+                env=environment,
+                stdout=file,
+                stderr=file,
             )
 
     def complete(self, name: str, recipe: str, seed: int, *overrides: str) -> None:
@@ -120,16 +149,32 @@ def trained(output: Path, after: float) -> list[dict[str, Any]]:
 
 
 def sitting(
-    runs: Runs, name: str, seed: int, server: Server, cache: Path, *, until_step: int, processes: int
+    runs: Runs,
+    name: str,
+    seed: int,
+    server: Server,
+    cache: Path,
+    *,
+    until_step: int,
+    processes: int,
 ) -> dict[str, Any]:
-    """Train until a step, then send SIGTERM; or to the end, where no step comes so late. What the start cost."""
+    """Train until a step, then send SIGTERM; or to the end, where no step comes so late. What the
+    start cost.
+    """
     before_requests, before_bytes = server.shard_counts()
     command = runs.command(
-        name, "two_stages", seed, f"stages.unlabelled.data.train.path={server.url}", f"data.shards.cache={cache}", "data.shards.timeout_s=3",
+        name,
+        "two_stages",
+        seed,
+        f"stages.unlabelled.data.train.path={server.url}",
+        f"data.shards.cache={cache}",
+        "data.shards.timeout_s=3",
         "log.every=1 iterations",
-    )  # fmt: skip
+    )
     begun = time.time()
-    process = runs.start(command, runs.folder / f"{name}-{seed}.log", _TWO_PROCESSES if processes == 2 else ())
+    process = runs.start(
+        command, runs.folder / f"{name}-{seed}.log", _TWO_PROCESSES if processes == 2 else ()
+    )
     output, first = runs.output(name, seed), None
     while process.poll() is None:
         records = trained(output, begun)
@@ -154,11 +199,13 @@ def sitting(
     return {"processes": processes, "start": first}
 
 
-# ---- memory ----------------------------------------------------------------------------------------------------------
+# ---- memory --------------------------------------------------------------------------------------
 
 
 def stream_memory(url: str, folder: Path, data: str, num_epochs: int) -> list[float]:
-    """Resident MiB of a process that streams and decodes by itself, after each quarter of an epoch. In a process of its own."""
+    """Resident MiB of a process that streams and decodes by itself, after each quarter of an epoch.
+    In a process of its own.
+    """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(_stream, url, folder, data, num_epochs).result()
 
@@ -168,10 +215,14 @@ def _stream(url: str, folder: Path, data: str, num_epochs: int) -> list[float]:
     recipe = load_recipe(
         "miniature/two_stages",
         [
-            f"stages.unlabelled.data.train.path={url}", f"stages.unlabelled.budget={num_epochs} epochs", "data.num_workers=0",
-            f"data.train.path={data}", f"data.eval.path={data}", f"data.shards.cache={folder}",
+            f"stages.unlabelled.data.train.path={url}",
+            f"stages.unlabelled.budget={num_epochs} epochs",
+            "data.num_workers=0",
+            f"data.train.path={data}",
+            f"data.eval.path={data}",
+            f"data.shards.cache={folder}",
         ],
-    )  # fmt: skip
+    )
     with engine_on("cpu", precision="fp32", compile=False) as engine:
         plan = make_plan(recipe)
         stage = plan.stages[0]

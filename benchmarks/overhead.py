@@ -1,11 +1,14 @@
 """images/s of our training step against a minimal PyTorch loop written by hand for the same maths.
 
-Ours: `Run._step` of a run that the functions of `train` built, one student, CE + KL. Theirs: the same student and teacher networks,
-optimizer and batches, and nothing a first draft would not have: pixels are normalised once for both models, and there is no
-accumulation, guard against NaN, loss bookkeeping or learning rate to set. Both take the same batches, already on the device, so no
-data loading is timed; the two interleave round by round and end with the same weights, bit for bit on the CPU.
+Ours: `Run._step` of a run that the functions of `train` built, one student, CE + KL. Theirs: the
+same student and teacher networks, optimizer and batches, and nothing a first draft would not have:
+pixels are normalised once for both models, and there is no accumulation, guard against NaN, loss
+bookkeeping or learning rate to set. Both take the same batches, already on the device, so no data
+loading is timed; the two interleave round by round and end with the same weights, bit for bit on
+the CPU.
 
-The default is the pair of `make demo`, whose steps are the shortest we ship: an overhead of fixed length shows most there.
+The default is the pair of `make demo`, whose steps are the shortest we ship: an overhead of fixed
+length shows most there.
 
     python -m benchmarks.overhead
     python -m benchmarks.overhead --model resnet50 --teacher resnet152 --image-size 224 --batch-size 256 --precision bf16 --device cuda
@@ -23,8 +26,25 @@ import torch.nn.functional as F
 from timm.optim import create_optimizer_v2
 from torch import nn
 
-from benchmarks.runs import LR, MOMENTUM, WEIGHT_DECAY, SteppedRun, engine_on, kd_recipe, plan_and_models
-from benchmarks.timing import CLOCKS, Stopwatch, common_arguments, finish, interleaved, median, ratio, show
+from benchmarks.runs import (
+    LR,
+    MOMENTUM,
+    WEIGHT_DECAY,
+    SteppedRun,
+    engine_on,
+    kd_recipe,
+    plan_and_models,
+)
+from benchmarks.timing import (
+    CLOCKS,
+    Stopwatch,
+    common_arguments,
+    finish,
+    interleaved,
+    median,
+    ratio,
+    show,
+)
 from distill.data.loader import Batch
 from distill.engine import Engine
 from distill.models.pixels import Pixels
@@ -50,7 +70,9 @@ class MinimalLoop:
         )
         self.device_type = engine.device.type
         self.dtype = _AUTOCAST[engine.precision]
-        self.scaler = torch.amp.GradScaler(self.device_type) if self.dtype == torch.float16 else None
+        self.scaler = (
+            torch.amp.GradScaler(self.device_type) if self.dtype == torch.float16 else None
+        )
         if compile:
             self.net.compile()
 
@@ -58,11 +80,14 @@ class MinimalLoop:
         """One step of the student."""
         images = self.pixels(batch.images)
         with torch.no_grad():
-            teacher_logits = self.teacher(self.teacher_pixels(batch.images) if self.teacher_pixels else images)
+            teacher_logits = self.teacher(
+                self.teacher_pixels(batch.images) if self.teacher_pixels else images
+            )
         with torch.autocast(self.device_type, self.dtype, enabled=self.dtype is not None):
             logits = self.net(images)
         logits = logits.float()
-        # Each term is written as ours is reduced, sum over classes and then mean, so that the bits can agree.
+        # Each term is written as ours is reduced, sum over classes and then mean, so that the bits
+        # can agree.
         hard = -(batch.targets * F.log_softmax(logits, -1)).sum(-1).mean()
         log_teacher = F.log_softmax(teacher_logits, -1)
         soft = (log_teacher.exp() * (log_teacher - F.log_softmax(logits, -1))).sum(-1).mean()
@@ -78,7 +103,9 @@ class MinimalLoop:
 
 
 def largest_difference(ours: nn.Module, theirs: nn.Module) -> float:
-    """Largest absolute difference of weights and buffers; 0.0 means the same bits, but for the sign of a zero."""
+    """Largest absolute difference of weights and buffers; 0.0 means the same bits, but for the sign
+    of a zero.
+    """
     pairs = zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True)
     return max(float((a.double() - b.double()).abs().max()) for a, b in pairs)
 
@@ -117,7 +144,8 @@ def measure(settings: argparse.Namespace, output: Path, engine: Engine) -> int:
         for batch in batches:
             theirs.step(batch)
 
-    # Rounding that differs anywhere, as it may in compiled kernels, grows step by step: the first step tells it from other maths.
+    # Rounding that differs anywhere, as it may in compiled kernels, grows step by step: the first
+    # step tells it from other maths.
     ours.step(iter(batches))
     theirs.step(batches[0])
     student = ours.run.students[0].net
@@ -132,19 +160,27 @@ def measure(settings: argparse.Namespace, output: Path, engine: Engine) -> int:
     ours.close()
 
     speed = {
-        name: median([count * settings.batch_size / second for second in rounds]) for name, rounds in seconds.items()
+        name: median([count * settings.batch_size / second for second in rounds])
+        for name, rounds in seconds.items()
     }
     against = ratio(seconds["minimal"], seconds["ours"])
     differences[total_steps] = largest_difference(student, theirs.net)
     print(
-        f"{settings.model} <- {settings.teacher}, {settings.image_size} px, batch {settings.batch_size}, {settings.precision}"
-        f"{', compiled' if settings.compile else ''}; {settings.rounds} rounds of {count} steps, {settings.clock} clock"
+        f"{settings.model} <- {settings.teacher}, {settings.image_size} px, batch"
+        f" {settings.batch_size}, {settings.precision}{', compiled' if settings.compile else ''};"
+        f" {settings.rounds} rounds of {count} steps, {settings.clock} clock"
     )
     print(f"{'':14}{'images/s':>10}{'ms/step':>10}")
     for name, label in (("ours", "our step"), ("minimal", "minimal loop")):
-        print(f"{label:14}{speed[name].median:>10.1f}{1e3 * settings.batch_size / speed[name].median:>10.2f}")
-    extra = median([1e3 * (a - b) / count for a, b in zip(seconds["ours"], seconds["minimal"], strict=True)])
-    print(f"ratio {show(against)}, target at least {TARGET}; our step takes {show(extra, 2)} ms more")
+        print(
+            f"{label:14}{speed[name].median:>10.1f}{1e3 * settings.batch_size / speed[name].median:>10.2f}"
+        )
+    extra = median(
+        [1e3 * (a - b) / count for a, b in zip(seconds["ours"], seconds["minimal"], strict=True)]
+    )
+    print(
+        f"ratio {show(against)}, target at least {TARGET}; our step takes {show(extra, 2)} ms more"
+    )
     for steps, difference in differences.items():
         same = "the same bits" if difference == 0 else f"largest difference {difference:.2g}"
         print(f"weights after {steps} steps of each: {same}")
@@ -167,23 +203,33 @@ def measure(settings: argparse.Namespace, output: Path, engine: Engine) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="cifar_resnet8", help="timm name of the student")
-    parser.add_argument("--teacher", default="cifar_resnet20", help="timm name of the teacher; its weights are random")
+    parser.add_argument(
+        "--teacher",
+        default="cifar_resnet20",
+        help="timm name of the teacher; its weights are random",
+    )
     parser.add_argument("--image-size", type=int, default=28)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--steps-per-round", type=int, default=5)
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall", help="cpu: for a CPU that others share")
+    parser.add_argument(
+        "--clock", choices=tuple(CLOCKS), default="wall", help="cpu: for a CPU that others share"
+    )
     common_arguments(parser, rounds=100)
     settings = parser.parse_args(arguments)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     with (
         tempfile.TemporaryDirectory() as folder,
-        engine_on(settings.device, precision=settings.precision, compile=settings.compile) as engine,
+        engine_on(
+            settings.device, precision=settings.precision, compile=settings.compile
+        ) as engine,
     ):
         return measure(settings, Path(folder) / "overhead", engine)
 

@@ -1,4 +1,6 @@
-"""Runs to be measured: built by the functions that `train` calls, on the images that come with the package, stepped from outside."""
+"""Runs to be measured: built by the functions that `train` calls, on the images that come with the
+package, stepped from outside.
+"""
 
 import itertools
 import os
@@ -32,10 +34,17 @@ def kd_recipe(
     precision: str,
     compile: bool,
 ) -> Recipe:
-    """Students of one model, CE + the soft term of each, behind one teacher with random weights; mixed labels, decoding in this process."""
+    """Students of one model, CE + the soft term of each, behind one teacher with random weights;
+    mixed labels, decoding in this process.
+    """
     student = {
         "model": model,
-        "optimizer": {"name": "momentum", "lr": LR, "weight_decay": WEIGHT_DECAY, "momentum": MOMENTUM},
+        "optimizer": {
+            "name": "momentum",
+            "lr": LR,
+            "weight_decay": WEIGHT_DECAY,
+            "momentum": MOMENTUM,
+        },
         "schedule": {"name": "constant"},
     }
     return Recipe.model_validate(
@@ -91,7 +100,9 @@ def plan_and_models(recipe: Recipe) -> tuple[Plan, Models]:
 
 
 class SteppedRun:
-    """A run that takes a step when it is told to, with what a step of `Run._loop` does between logs, evaluations and saves."""
+    """A run that takes a step when it is told to, with what a step of `Run._loop` does between
+    logs, evaluations and saves.
+    """
 
     def __init__(self, plan: Plan, models: Models, engine: Engine) -> None:
         train = plan.recipe.train
@@ -116,7 +127,8 @@ class SteppedRun:
         """Read the last verdicts, and end the loader.
 
         Raises:
-            SystemExit: a student's loss was not finite, so that the times are not those of its training.
+            SystemExit: a student's loss was not finite, so that the times are not those of its
+                training.
         """
         self.run._stop_students(self._verdicts.drain())
         self.loader.close()

@@ -1,7 +1,8 @@
 """The tables of docs/scaling.md: what a step counts, and what it takes on 1 to 512 GPUs.
 
-Nothing is timed. FLOPs, bytes and kernels are counted from the real models, built without memory; GPUs are those of their vendors' data
-sheets; what is assumed is printed. The arithmetic is distill/doctor/model.py, that of `distill doctor`.
+Nothing is timed. FLOPs, bytes and kernels are counted from the real models, built without memory;
+GPUs are those of their vendors' data sheets; what is assumed is printed. The arithmetic is
+distill/doctor/model.py, that of `distill doctor`.
 
     python -m benchmarks.scaling
     python -m benchmarks.scaling --write docs/scaling.md
@@ -50,13 +51,17 @@ PAIRS = {
 
 @cache
 def profile(name: str, half: str = "bf16") -> Profiles:
-    """A pair with teacher and student in half precision, one student. Both halves have the same bytes, FLOPs and kernels."""
+    """A pair with teacher and student in half precision, one student. Both halves have the same
+    bytes, FLOPs and kernels.
+    """
     if half != "bf16":
         found = profile(name)
         assert found.teacher is not None
         students = tuple(dataclasses.replace(student, precision=half) for student in found.students)
         return Profiles(dataclasses.replace(found.teacher, dtype=half), students)
-    found = measure(load_recipe(PAIRS[name], ["train.precision=bf16", "teacher.dtype=bf16"]), CLASSES)
+    found = measure(
+        load_recipe(PAIRS[name], ["train.precision=bf16", "teacher.dtype=bf16"]), CLASSES
+    )
     return dataclasses.replace(found, students=found.students[:1])
 
 
@@ -123,22 +128,56 @@ def assumed() -> str:
     """Every number that was not counted."""
     cluster = Cluster(GPUS["h100"], 8)
     rows = [
-        ["fraction of the data sheet's FLOP/s in products", f"{ASSUMED.product_fraction}", "assumed"],
-        ["fraction of the data sheet's memory bandwidth elsewhere", f"{ASSUMED.traffic_fraction}", "assumed"],
+        [
+            "fraction of the data sheet's FLOP/s in products",
+            f"{ASSUMED.product_fraction}",
+            "assumed",
+        ],
+        [
+            "fraction of the data sheet's memory bandwidth elsewhere",
+            f"{ASSUMED.traffic_fraction}",
+            "assumed",
+        ],
         ["fraction of a link's rate that collectives reach", f"{ASSUMED.link_fraction}", "assumed"],
         ["a hop of a message", f"{ASSUMED.hop_s * 1e6:.0f} us", "assumed"],
         ["part of a pass that can hide communication", f"{ASSUMED.overlap}", "assumed"],
-        ["Python and launch of a kernel, eager mode", f"{ASSUMED.host_s_per_kernel * 1e6:.0f} us", "assumed"],
-        ["between nodes, one direction", f"{cluster.network_bytes_s / 1e9:.0f} GB/s a node of 8", "assumed: one 400 Gb/s card"],
-        ["reading, decoding, augmenting", f"{cluster.decode_images_s:.0f} images/s a core", "`python -m benchmarks.loader --workers 0 --repeats 1 --clock cpu`, an AMD EPYC core: 261.5"],
-        ["decoding processes", f"{cluster.decoders} a GPU", "assumed: what `data.num_workers: null` takes at most"],
-    ]  # fmt: skip
+        [
+            "Python and launch of a kernel, eager mode",
+            f"{ASSUMED.host_s_per_kernel * 1e6:.0f} us",
+            "assumed",
+        ],
+        [
+            "between nodes, one direction",
+            f"{cluster.network_bytes_s / 1e9:.0f} GB/s a node of 8",
+            "assumed: one 400 Gb/s card",
+        ],
+        [
+            "reading, decoding, augmenting",
+            f"{cluster.decode_images_s:.0f} images/s a core",
+            (
+                "`python -m benchmarks.loader --workers 0 --repeats 1 --clock cpu`, an AMD EPYC"
+                " core: 261.5"
+            ),
+        ],
+        [
+            "decoding processes",
+            f"{cluster.decoders} a GPU",
+            "assumed: what `data.num_workers: null` takes at most",
+        ],
+    ]
     for name in ("v100", "a100-80", "h100"):
         gpu = GPUS[name]
         half = "fp16" if name == "v100" else "bf16"
         rows.append(
-            [gpu.label, f"{gpu.peak(half) / 1e12:,.0f} TFLOP/s {half}, {gpu.memory_bytes_s / 1e12:.2f} TB/s, {gpu.link_bytes_s / 1e9:.0f} GB/s a direction", "vendor data sheet, dense"]
-        )  # fmt: skip
+            [
+                gpu.label,
+                (
+                    f"{gpu.peak(half) / 1e12:,.0f} TFLOP/s {half}, {gpu.memory_bytes_s / 1e12:.2f}"
+                    f" TB/s, {gpu.link_bytes_s / 1e9:.0f} GB/s a direction"
+                ),
+                "vendor data sheet, dense",
+            ]
+        )
     return markdown(("what", "value", "source"), rows)
 
 
@@ -170,9 +209,20 @@ def weak(pair: Profiles) -> str:
             ]
         )
     columns = (
-        "GPUs", "teacher, ms", "student, ms", "all-reduce, MB", "of it exposed, ms", "gather if zero3, MB", "of it exposed, ms", "step, ms", "images/s",
-        "efficiency", "images/s if zero3", "decoding cores a GPU", "pixels to a GPU, MB/s",
-    )  # fmt: skip
+        "GPUs",
+        "teacher, ms",
+        "student, ms",
+        "all-reduce, MB",
+        "of it exposed, ms",
+        "gather if zero3, MB",
+        "of it exposed, ms",
+        "step, ms",
+        "images/s",
+        "efficiency",
+        "images/s if zero3",
+        "decoding cores a GPU",
+        "pixels to a GPU, MB/s",
+    )
     return markdown(columns, rows)
 
 
@@ -186,7 +236,9 @@ _LINKS = {
 
 
 def crossover(pairs: dict[str, Profiles]) -> str:
-    """From how many images a forward hides the gather of its weights, and what zero3 costs below."""
+    """From how many images a forward hides the gather of its weights, and what zero3
+    costs below.
+    """
     rows = []
     for where, (count, gpu, network) in _LINKS.items():
         for name in ("BEiTv2-B -> ResNet-50", "BEiTv2-L -> ResNet-50", "ConvNeXt-XL -> ResNet-50"):
@@ -195,10 +247,17 @@ def crossover(pairs: dict[str, Profiles]) -> str:
             cluster = Cluster(GPUS[gpu], count, network_bytes_s=network)
             size = gather_bytes(teacher.weight_bytes, count)
             wire = wire_seconds(size, len(teacher.forward.products), cluster, ASSUMED, ways=1)
-            forwards = [pass_seconds(teacher.forward, b, cluster.gpu, "bf16", ASSUMED) for b in (16, 256)]
+            forwards = [
+                pass_seconds(teacher.forward, b, cluster.gpu, "bf16", ASSUMED) for b in (16, 256)
+            ]
             first = crossover_images(teacher, cluster, ASSUMED)
-            layouts = [Layout(count, 16, teacher_placement=placement) for placement in ("replicated", "zero3")]
-            slow, fast = (one_step(pairs[name], cluster, layout).device_s for layout in reversed(layouts))
+            layouts = [
+                Layout(count, 16, teacher_placement=placement)
+                for placement in ("replicated", "zero3")
+            ]
+            slow, fast = (
+                one_step(pairs[name], cluster, layout).device_s for layout in reversed(layouts)
+            )
             rows.append(
                 [
                     where,
@@ -231,13 +290,20 @@ def saved(pair: Profiles, count: int) -> float:
     totals = []
     for placement in ("replicated", "zero3"):
         layout = Layout(count, 16, teacher_placement=placement)
-        memory = estimate(pair.teacher, pair.students, layout, image_size=224, num_classes=CLASSES, reserve=Reserve())
+        memory = estimate(
+            pair.teacher,
+            pair.students,
+            layout,
+            image_size=224,
+            num_classes=CLASSES,
+            reserve=Reserve(),
+        )
         totals.append(memory.device[TEACHER] + memory.device.get("gathered layers", 0.0))
     return (totals[0] - totals[1]) / 1e9
 
 
-# What the paper trained at batch 2048: steps of 4,800 epochs, and of its two-stage runs (Table 14). The 21K stage learns the 1K teacher's
-# soft labels, so its step is that of the 1K stage.
+# What the paper trained at batch 2048: steps of 4,800 epochs, and of its two-stage runs (Table 14).
+# The 21K stage learns the 1K teacher's soft labels, so its step is that of the 1K stage.
 RUNS = {
     "4,800 epochs on ImageNet-1K": 4800 * (1_281_167 // 2048),
     "21K -> 1K, 375K iterations": 375_000,
@@ -294,7 +360,9 @@ def tables() -> dict[str, str]:
 
 
 def filled(text: str, found: dict[str, str]) -> str:
-    """A document with each table in its place: between <!-- table NAME --> and <!-- end NAME -->."""
+    """A document with each table in its place: between <!-- table NAME --> and <!-- end
+    NAME -->.
+    """
     for name, table in found.items():
         mark = re.compile(rf"(<!-- table {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
         text, places = mark.subn(lambda match, table=table: f"{match[1]}{table}\n{match[2]}", text)  # type: ignore[misc]
@@ -304,9 +372,13 @@ def filled(text: str, found: dict[str, str]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.scaling", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.scaling",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--write", type=Path, metavar="FILE", help="put the tables into this document")
+    parser.add_argument(
+        "--write", type=Path, metavar="FILE", help="put the tables into this document"
+    )
     settings = parser.parse_args(arguments)
     found = tables()
     for name, table in found.items():

@@ -1,8 +1,10 @@
-"""The shards that streams are timed on: webdataset tars with timm's _info.json beside them, and a server for them on loopback.
+"""The shards that streams are timed on: webdataset tars with timm's _info.json beside them, and a
+server for them on loopback.
 
-JPEGs: crops of the 20 ImageNet photographs inside PyPI's `foolbox`, every one different, 500 pixels long at quality 95, which makes the 105 kB of
-an ImageNet file; without foolbox the made-up ones of `benchmarks.loader`. PNGs: Fashion-MNIST's, 500 bytes each, where what a sample costs
-beside its pixels shows.
+JPEGs: crops of the 20 ImageNet photographs inside PyPI's `foolbox`, every one different, 500 pixels
+long at quality 95, which makes the 105 kB of an ImageNet file; without foolbox the made-up ones of
+`benchmarks.loader`. PNGs: Fashion-MNIST's, 500 bytes each, where what a sample costs beside its
+pixels shows.
 """
 
 import importlib.util
@@ -31,7 +33,9 @@ _ROOT = Path(__file__).resolve().parents[1]
 
 @dataclass(frozen=True)
 class ShardSet:
-    """folder: where they lie. names: the tars. extension: of the image members. A sample's label is its number, modulo num_classes."""
+    """folder: where they lie. names: the tars. extension: of the image members. A sample's label is
+    its number, modulo num_classes.
+    """
 
     folder: Path
     names: tuple[str, ...]
@@ -43,10 +47,14 @@ class ShardSet:
 
 
 def write_shards(folder: Path, kind: str, num_samples: int, num_shards: int) -> ShardSet:
-    """Evenly sized shards, KEY.jpg or KEY.png and KEY.cls in each. Labels of JPEGs are unique, so that what was lost or read twice shows."""
+    """Evenly sized shards, KEY.jpg or KEY.png and KEY.cls in each. Labels of JPEGs are unique, so
+    that what was lost or read twice shows.
+    """
     folder.mkdir(parents=True)
     num_classes = num_samples if kind == "jpeg" else 10
-    records, made_of = (_crops(num_samples), _photographs()[1]) if kind == "jpeg" else _small(num_samples)
+    records, made_of = (
+        (_crops(num_samples), _photographs()[1]) if kind == "jpeg" else _small(num_samples)
+    )
     extension = "jpg" if kind == "jpeg" else "png"
     per_shard = num_samples // num_shards
     assert per_shard * num_shards == num_samples, (num_samples, num_shards)
@@ -58,14 +66,25 @@ def write_shards(folder: Path, kind: str, num_samples: int, num_shards: int) -> 
             for number in range(first, first + per_shard):
                 record = next(records)
                 total_bytes += len(record)
-                for suffix, content in ((extension, record), ("cls", str(number % num_classes).encode())):
+                for suffix, content in (
+                    (extension, record),
+                    ("cls", str(number % num_classes).encode()),
+                ):
                     member = tarfile.TarInfo(f"{number:08d}.{suffix}")
                     member.size = len(content)
                     tar.addfile(member, io.BytesIO(content))
     lengths = {"filenames": names, "shard_lengths": [per_shard] * num_shards}
     (folder / "_info.json").write_text(json.dumps({"splits": {"train": lengths}}))
     (folder / "classes.txt").write_text("".join(f"class {i}\n" for i in range(num_classes)))
-    return ShardSet(folder, tuple(names), num_samples, num_classes, extension, total_bytes / num_samples, made_of)
+    return ShardSet(
+        folder,
+        tuple(names),
+        num_samples,
+        num_classes,
+        extension,
+        total_bytes / num_samples,
+        made_of,
+    )
 
 
 def _photographs() -> tuple[list[Image.Image], str]:
@@ -73,8 +92,12 @@ def _photographs() -> tuple[list[Image.Image], str]:
     places = list(found.submodule_search_locations or ()) if found else []
     files = sorted(file for place in places for file in Path(place, "data").glob("imagenet_*.jpg"))
     if files:
-        return [Image.open(file).convert("RGB") for file in files], f"{len(files)} ImageNet photographs of foolbox"
-    return [photograph(number) for number in range(_MADE_UP)], f"{_MADE_UP} made-up photographs (foolbox is not there)"
+        return [
+            Image.open(file).convert("RGB") for file in files
+        ], f"{len(files)} ImageNet photographs of foolbox"
+    return [
+        photograph(number) for number in range(_MADE_UP)
+    ], f"{_MADE_UP} made-up photographs (foolbox is not there)"
 
 
 def _crops(count: int) -> Iterator[bytes]:
@@ -84,10 +107,15 @@ def _crops(count: int) -> Iterator[bytes]:
         image = photographs[number % len(photographs)]
         scale = random.uniform(0.7, 1.0)
         width, height = int(image.width * scale), int(image.height * scale)
-        left, top = random.randrange(image.width - width + 1), random.randrange(image.height - height + 1)
+        left, top = (
+            random.randrange(image.width - width + 1),
+            random.randrange(image.height - height + 1),
+        )
         zoom = _LONGER_SIDE / max(width, height)
         size = (round(width * zoom), round(height * zoom))
-        cropped = image.resize(size, Image.Resampling.BICUBIC, (left, top, left + width, top + height))
+        cropped = image.resize(
+            size, Image.Resampling.BICUBIC, (left, top, left + width, top + height)
+        )
         buffer = io.BytesIO()
         cropped.save(buffer, "JPEG", quality=_QUALITY)
         yield buffer.getvalue()
@@ -95,12 +123,16 @@ def _crops(count: int) -> Iterator[bytes]:
 
 def _small(count: int) -> tuple[Iterator[bytes], str]:
     source = EmbeddedFashionMnist("train")
-    return (source.read(number % len(source)) for number in range(count)), f"{len(source)} images of Fashion-MNIST"
+    return (
+        source.read(number % len(source)) for number in range(count)
+    ), f"{len(source)} images of Fashion-MNIST"
 
 
 @contextmanager
 def served(folder: Path) -> Iterator[str]:
-    """The URL of a folder. The server is that of the tests, a process of its own that sends files by sendfile and knows ranges."""
+    """The URL of a folder. The server is that of the tests, a process of its own that sends files
+    by sendfile and knows ranges.
+    """
     command = [sys.executable, str(_ROOT / "tests" / "servers.py"), str(folder)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout

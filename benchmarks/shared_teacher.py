@@ -1,14 +1,18 @@
 """One teacher forward for four students, against a run for each of them.
 
-Time: a step of one run of N students, against the sum of a step of N runs of one student each, interleaved round by round; and the
-parts of which both consist, timed in the same rounds: data D, teacher forward T, a student S on average. They give the ideal,
-(D + T + N S) / (N (D + T + S)). All students learn from the teacher (CE with KL at two temperatures, DKD, DIST): a run without
-one would pay no T. Images are decoded in the training process, so that D is seen; workers on idle cores would hide it on both sides.
+Time: a step of one run of N students, against the sum of a step of N runs of one student each,
+interleaved round by round; and the parts of which both consist, timed in the same rounds: data D,
+teacher forward T, a student S on average. They give the ideal, (D + T + N S) / (N (D + T + S)). All
+students learn from the teacher (CE with KL at two temperatures, DKD, DIST): a run without one would
+pay no T. Images are decoded in the training process, so that D is seen; workers on idle cores would
+hide it on both sides.
 
-Memory: the peak of a run of 1, 2 and 4 students, each in a fresh process: of the allocator on CUDA, on the CPU (Linux) of the resident
-set, less what was resident after a tiny run had loaded whatever loads late. What a further student adds should be its own weights,
-gradients, momentum and buffers, which are counted beside it: batch, teacher, targets and activations are held once. The tensors
-that are alive after the last step are counted as well: unlike the resident set, that number is the same on every machine.
+Memory: the peak of a run of 1, 2 and 4 students, each in a fresh process: of the allocator on CUDA,
+on the CPU (Linux) of the resident set, less what was resident after a tiny run had loaded whatever
+loads late. What a further student adds should be its own weights, gradients, momentum and buffers,
+which are counted beside it: batch, teacher, targets and activations are held once. The tensors that
+are alive after the last step are counted as well: unlike the resident set, that number is the same
+on every machine.
 
     python -m benchmarks.shared_teacher
     python -m benchmarks.shared_teacher --model resnet50 --teacher beitv2_large_patch16_224 --image-size 224 --batch-size 256 --device cuda
@@ -29,7 +33,16 @@ from typing import Any
 import torch
 
 from benchmarks.runs import SteppedRun, engine_on, kd_recipe, plan_and_models
-from benchmarks.timing import CLOCKS, Stopwatch, common_arguments, finish, interleaved, median, ratio, show
+from benchmarks.timing import (
+    CLOCKS,
+    Stopwatch,
+    common_arguments,
+    finish,
+    interleaved,
+    median,
+    ratio,
+    show,
+)
 from distill.engine import Engine
 from distill.students import Student
 
@@ -62,15 +75,19 @@ class Starter:
     def __call__(self, names: Iterable[str], total_steps: int, **other: Any) -> SteppedRun:
         terms = {name: SOFT_TERMS[name] for name in names}
         folder = Path(tempfile.mkdtemp(dir=self._folder))
-        recipe = kd_recipe(folder, soft_terms=terms, total_steps=total_steps, **self._values | other)
+        recipe = kd_recipe(
+            folder, soft_terms=terms, total_steps=total_steps, **self._values | other
+        )
         return SteppedRun(*plan_and_models(recipe), self.engine)
 
 
-# ---- time ------------------------------------------------------------------------------------------------------------
+# ---- time ----------------------------------------------------------------------------------------
 
 
 class Parts:
-    """Takes steps of a run apart. `seconds`: of data, teacher and a student on average, an entry a round."""
+    """Takes steps of a run apart. `seconds`: of data, teacher and a student on average, an entry a
+    round.
+    """
 
     def __init__(self, stepped: SteppedRun, seconds_of: Stopwatch, count: int) -> None:
         self._stepped, self._seconds_of, self._count = stepped, seconds_of, count
@@ -83,7 +100,9 @@ class Parts:
         for _ in range(self._count):
             self.seconds["data"][-1] += self._seconds_of(self._load)
             self.seconds["teacher"][-1] += self._seconds_of(self._ask)
-            self.seconds["student"][-1] += self._seconds_of(self._learn) / len(self._stepped.run.students)
+            self.seconds["student"][-1] += self._seconds_of(self._learn) / len(
+                self._stepped.run.students
+            )
         return 0.0
 
     def _load(self) -> None:
@@ -101,9 +120,13 @@ class Parts:
 
 
 def measure_time(settings: argparse.Namespace, start: Starter) -> dict[str, Any]:
-    """Interleave one run of all students, a run for each, and the parts; print and return the figures."""
+    """Interleave one run of all students, a run for each, and the parts; print and return the
+    figures.
+    """
     count, num_students = settings.steps_per_round, len(SOFT_TERMS)
-    total_steps = 2 * count * (settings.rounds + 1)  # twice: the run of all is also the one that is taken apart
+    total_steps = (
+        2 * count * (settings.rounds + 1)
+    )  # twice: the run of all is also the one that is taken apart
     together = start(SOFT_TERMS, total_steps)
     alone = {name: start([name], total_steps) for name in SOFT_TERMS}
     seconds_of = Stopwatch(start.engine.device, settings.clock)
@@ -113,7 +136,8 @@ def measure_time(settings: argparse.Namespace, start: Starter) -> dict[str, Any]
             stepped.step(stepped.loader)
 
     contestants = {
-        name: partial(seconds_of, partial(steps, stepped)) for name, stepped in {"together": together, **alone}.items()
+        name: partial(seconds_of, partial(steps, stepped))
+        for name, stepped in {"together": together, **alone}.items()
     }
     parts = Parts(together, seconds_of, count)
     interleaved({**contestants, "parts": parts.round}, 1)
@@ -124,15 +148,25 @@ def measure_time(settings: argparse.Namespace, start: Starter) -> dict[str, Any]
 
     separate = [sum(rounds) for rounds in zip(*(seconds[name] for name in alone), strict=True)]
     measured = ratio(seconds["together"], separate)
-    by_round = zip(parts.seconds["data"], parts.seconds["teacher"], parts.seconds["student"], strict=True)
-    ideal = median([(d + t + num_students * s) / (num_students * (d + t + s)) for d, t, s in by_round])
+    by_round = zip(
+        parts.seconds["data"], parts.seconds["teacher"], parts.seconds["student"], strict=True
+    )
+    ideal = median(
+        [(d + t + num_students * s) / (num_students * (d + t + s)) for d, t, s in by_round]
+    )
     milliseconds = {
         name: median([1e3 * second / count for second in rounds])
-        for name, rounds in {"together": seconds["together"], "separate": separate, **parts.seconds}.items()
+        for name, rounds in {
+            "together": seconds["together"],
+            "separate": separate,
+            **parts.seconds,
+        }.items()
     }
     print(f"one run of {num_students}: {show(milliseconds['together'], 1)} ms a step")
     print(f"{num_students} runs of one: {show(milliseconds['separate'], 1)} ms a step of each")
-    print("parts, ms: " + ", ".join(f"{name} {show(milliseconds[name], 1)}" for name in parts.seconds))
+    print(
+        "parts, ms: " + ", ".join(f"{name} {show(milliseconds[name], 1)}" for name in parts.seconds)
+    )
     print(f"time ratio {show(measured)}, ideal from the parts {show(ideal)}")
     return {
         "ms": {name: spread._asdict() for name, spread in milliseconds.items()},
@@ -142,7 +176,7 @@ def measure_time(settings: argparse.Namespace, start: Starter) -> dict[str, Any]
     }
 
 
-# ---- memory ----------------------------------------------------------------------------------------------------------
+# ---- memory --------------------------------------------------------------------------------------
 
 
 def resident_bytes(field: str) -> int:
@@ -162,7 +196,9 @@ def live_bytes() -> int:
     """Bytes of all tensors in this process, each storage once."""
     storages = {}
     for found in gc.get_objects():
-        if issubclass(type(found), torch.Tensor):  # isinstance would ask proxies of libraries for their class
+        if issubclass(
+            type(found), torch.Tensor
+        ):  # isinstance would ask proxies of libraries for their class
             for tensor in (found, found.grad) if found.is_leaf else (found,):
                 if tensor is not None:
                     storage = tensor.untyped_storage()
@@ -171,8 +207,12 @@ def live_bytes() -> int:
 
 
 def memory_of(num_students: int, start: Starter) -> dict[str, int]:
-    """Bytes of a run above what this process held before: at the peak, and after the last step. Call in a fresh process."""
-    tiny = start(["kd"], 2, model="cifar_resnet8", teacher="cifar_resnet8", batch_size=2, image_size=28)
+    """Bytes of a run above what this process held before: at the peak, and after the last step.
+    Call in a fresh process.
+    """
+    tiny = start(
+        ["kd"], 2, model="cifar_resnet8", teacher="cifar_resnet8", batch_size=2, image_size=28
+    )
     tiny.step(tiny.loader)
     tiny.close()
     del tiny
@@ -194,11 +234,19 @@ def memory_of(num_students: int, start: Starter) -> dict[str, int]:
 
 def measure_memory(arguments: Sequence[str]) -> dict[str, Any]:
     """Run each size of company in a process of its own; print and return the figures."""
-    # Large blocks go back to the system when freed, so that the resident set is what is in use: by default glibc keeps ever larger ones.
+    # Large blocks go back to the system when freed, so that the resident set is what is in use: by
+    # default glibc keeps ever larger ones.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
     found = {}
     for count in COMPANIES:
-        command = [sys.executable, "-m", "benchmarks.shared_teacher", *arguments, "--memory-of", str(count)]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.shared_teacher",
+            *arguments,
+            "--memory-of",
+            str(count),
+        ]
         root = Path(__file__).resolve().parents[1]
         output = subprocess.run(
             command, env=environment, cwd=root, stdout=subprocess.PIPE, text=True, check=True
@@ -206,7 +254,9 @@ def measure_memory(arguments: Sequence[str]) -> dict[str, Any]:
         found[count] = json.loads(output.splitlines()[-1])
     one, two, all_ = (found[count]["peak"] for count in COMPANIES)
     step = (all_ - two) / (COMPANIES[2] - COMPANIES[1])
-    live = (found[COMPANIES[2]]["live"] - found[COMPANIES[1]]["live"]) / (COMPANIES[2] - COMPANIES[1])
+    live = (found[COMPANIES[2]]["live"] - found[COMPANIES[1]]["live"]) / (
+        COMPANIES[2] - COMPANIES[1]
+    )
     figures = {
         "peak_bytes": {count: values["peak"] for count, values in found.items()},
         "further_student_bytes": step,
@@ -215,10 +265,14 @@ def measure_memory(arguments: Sequence[str]) -> dict[str, Any]:
         "shared_bytes": one - step,
         "memory_ratio": all_ / (COMPANIES[2] * one),
     }
-    print("peak memory, MiB: " + ", ".join(f"{n} students {v['peak'] / _MIB:.0f}" for n, v in found.items()))
     print(
-        f"a further student takes {step / _MIB:.1f} MiB, its weights, gradients, momentum and buffers are {found[1]['own'] / _MIB:.1f}; "
-        f"held once: {(one - step) / _MIB:.0f}; {figures['memory_ratio']:.2f} of {COMPANIES[2]} runs of one"
+        "peak memory, MiB: "
+        + ", ".join(f"{n} students {v['peak'] / _MIB:.0f}" for n, v in found.items())
+    )
+    print(
+        f"a further student takes {step / _MIB:.1f} MiB, its weights, gradients, momentum and"
+        f" buffers are {found[1]['own'] / _MIB:.1f}; held once: {(one - step) / _MIB:.0f};"
+        f" {figures['memory_ratio']:.2f} of {COMPANIES[2]} runs of one"
     )
     return figures
 
@@ -226,15 +280,21 @@ def measure_memory(arguments: Sequence[str]) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="resnet18", help="timm name of the students")
-    parser.add_argument("--teacher", default="resnet50", help="timm name of the teacher; its weights are random")
+    parser.add_argument(
+        "--teacher", default="resnet50", help="timm name of the teacher; its weights are random"
+    )
     parser.add_argument("--image-size", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--steps-per-round", type=int, default=1)
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall", help="cpu: for a CPU that others share")
+    parser.add_argument(
+        "--clock", choices=tuple(CLOCKS), default="wall", help="cpu: for a CPU that others share"
+    )
     parser.add_argument("--memory-of", type=int, choices=COMPANIES, help=argparse.SUPPRESS)
     common_arguments(parser, rounds=15)
     settings = parser.parse_args(arguments)
@@ -249,8 +309,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(json.dumps(memory_of(settings.memory_of, start)))
             return 0
         print(
-            f"{len(SOFT_TERMS)} x {settings.model} <- {settings.teacher}, {settings.image_size} px, batch {settings.batch_size}, "
-            f"{settings.precision}; {settings.rounds} rounds of {settings.steps_per_round} steps, {settings.clock} clock"
+            f"{len(SOFT_TERMS)} x {settings.model} <- {settings.teacher}, {settings.image_size} px,"
+            f" batch {settings.batch_size}, {settings.precision}; {settings.rounds} rounds of"
+            f" {settings.steps_per_round} steps, {settings.clock} clock"
         )
         figures = measure_time(settings, start) | measure_memory(arguments)
         finish("shared_teacher", settings, engine.device, figures)

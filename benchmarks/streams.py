@@ -1,9 +1,11 @@
-"""The contestants of `benchmarks.streaming`, each in a process of its own: one JSON order a line on stdin, one JSON answer a line on stdout.
+"""The contestants of `benchmarks.streaming`, each in a process of its own: one JSON order a line on
+stdin, one JSON answer a line on stdout.
 
 The process imports, and forks for every order: so each starts afresh, and no clock sees imports.
 
-All read the same tars, decode with `decode` and augment with `TrainTransform` in as many workers, one thread each, and hand over float32 batches. The
-peers decode while a worker puts its batch together, and stack into one uint8 array, as ours does: the quickest way of several.
+All read the same tars, decode with `decode` and augment with `TrainTransform` in as many workers,
+one thread each, and hand over float32 batches. The peers decode while a worker puts its batch
+together, and stack into one uint8 array, as ours does: the quickest way of several.
 
     python -m benchmarks.streams NAME
 """
@@ -45,7 +47,9 @@ WAYS = {
 
 @dataclass(frozen=True)
 class Task:
-    """place: the folder or URL of the shards. cache: of ours, and of webdataset with one. buffer: samples that the peers shuffle among."""
+    """place: the folder or URL of the shards. cache: of ours, and of webdataset with one. buffer:
+    samples that the peers shuffle among.
+    """
 
     place: str
     names: tuple[str, ...]
@@ -91,7 +95,7 @@ class Stopped(NamedTuple):
     state: Any
 
 
-# ---- ours ------------------------------------------------------------------------------------------------------------
+# ---- ours ----------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -102,7 +106,11 @@ def open_ours(task: Task, stopped: Stopped | None, num_epochs: int) -> Iterator[
     from distill.plan import make_plan, share_of_process
     from distill.recipe import Recipe
 
-    student = {"model": "resnet18", "objective": {"hard": {"loss": "ce"}}, "optimizer": {"name": "momentum", "lr": 0.1}}
+    student = {
+        "model": "resnet18",
+        "objective": {"hard": {"loss": "ce"}},
+        "optimizer": {"name": "momentum", "lr": 0.1},
+    }
     recipe = Recipe.model_validate(
         {
             "name": "stream",
@@ -115,7 +123,8 @@ def open_ours(task: Task, stopped: Stopped | None, num_epochs: int) -> Iterator[
             },
             "students": {"any": student},
             "train": {
-                # One epoch more than is taken: workers that read ahead into it take their time from the last one as from the others.
+                # One epoch more than is taken: workers that read ahead into it take their time from
+                # the last one as from the others.
                 "budget": f"{task.steps_per_epoch * (num_epochs + 1)} iterations",
                 "batch_size_global": task.batch_size,
                 "micro_batch_size": task.batch_size,
@@ -137,7 +146,7 @@ def open_ours(task: Task, stopped: Stopped | None, num_epochs: int) -> Iterator[
             yield epoch
 
 
-# ---- the peers -------------------------------------------------------------------------------------------------------
+# ---- the peers -----------------------------------------------------------------------------------
 
 
 class Collate:
@@ -178,7 +187,9 @@ def datasets_stream(task: Task) -> Any:
     import datasets
 
     datasets.disable_progress_bars()
-    builder = datasets.load_dataset("webdataset", data_files={"train": task.urls()}, split="train", streaming=True)
+    builder = datasets.load_dataset(
+        "webdataset", data_files={"train": task.urls()}, split="train", streaming=True
+    )
     return builder.decode(False).shuffle(seed=task.seed, buffer_size=task.buffer)
 
 
@@ -198,8 +209,11 @@ def _datasets_epochs(task: Task, stream: Any) -> Epoch:
     from accelerate.utils import DataLoaderConfiguration
 
     collate = Collate(task)
-    loader: Any = DataLoader(stream, task.batch_size, collate_fn=collate.of_dicts, drop_last=True, **_workers(task))
-    # By default Accelerate reads on one process and sends to the others; reading in each is quicker.
+    loader: Any = DataLoader(
+        stream, task.batch_size, collate_fn=collate.of_dicts, drop_last=True, **_workers(task)
+    )
+    # By default Accelerate reads on one process and sends to the others; reading in each is
+    # quicker.
     config = DataLoaderConfiguration(dispatch_batches=False)
     loader = Accelerator(cpu=True, dataloader_config=config).prepare(loader)
 
@@ -211,8 +225,12 @@ def _datasets_epochs(task: Task, stream: Any) -> Epoch:
 
 
 @contextmanager
-def open_webdataset(task: Task, stopped: Stopped | None, num_epochs: int, cached: bool = False) -> Iterator[Epoch]:
-    """WebDataset, shuffled by shards and through a buffer, batched in the worker, behind a WebLoader."""
+def open_webdataset(
+    task: Task, stopped: Stopped | None, num_epochs: int, cached: bool = False
+) -> Iterator[Epoch]:
+    """WebDataset, shuffled by shards and through a buffer, batched in the worker, behind a
+    WebLoader.
+    """
     wds: Any = import_module("webdataset")
     if cached:
         Path(task.cache).mkdir(parents=True, exist_ok=True)
@@ -226,7 +244,9 @@ def open_webdataset(task: Task, stopped: Stopped | None, num_epochs: int, cached
     ).compose(wds.detshuffle(task.buffer, seed=task.seed))
     if stopped:
         stages = stages.slice(stopped.num_batches * task.batch_size, None)
-    stages = stages.to_tuple(task.extension, "cls").batched(task.batch_size, collation_fn=Collate(task), partial=False)
+    stages = stages.to_tuple(task.extension, "cls").batched(
+        task.batch_size, collation_fn=Collate(task), partial=False
+    )
     loader = wds.WebLoader(stages, batch_size=None, **_workers(task))
     yield lambda number: _unit(iter(loader))
 
@@ -246,11 +266,13 @@ _OPEN: dict[str, Callable[[Task, Stopped | None, int], AbstractContextManager[Ep
 }
 
 
-# ---- orders ----------------------------------------------------------------------------------------------------------
+# ---- orders --------------------------------------------------------------------------------------
 
 
 def run_epochs(name: str, task: Task, num_epochs: int) -> dict[str, Any]:
-    """Epochs from opening on. images, wall_s, cpu_s (of all processes): of each. first_batch_s: from opening to the first batch."""
+    """Epochs from opening on. images, wall_s, cpu_s (of all processes): of each. first_batch_s:
+    from opening to the first batch.
+    """
     images, seconds = [0] * num_epochs, []
     first_batch_s = None
     start = time.perf_counter()
@@ -258,7 +280,11 @@ def run_epochs(name: str, task: Task, num_epochs: int) -> dict[str, Any]:
     with _OPEN[name](task, None, num_epochs) as epoch:
         for number in range(num_epochs):
             for batch in epoch(number):
-                assert batch.images.shape[1:] == (3, task.image_size, task.image_size), batch.images.shape
+                assert batch.images.shape[1:] == (
+                    3,
+                    task.image_size,
+                    task.image_size,
+                ), batch.images.shape
                 assert batch.images.dtype == torch.float32
                 images[number] += len(batch.labels)
                 first_batch_s = first_batch_s or time.perf_counter() - start
@@ -270,7 +296,9 @@ def run_epochs(name: str, task: Task, num_epochs: int) -> dict[str, Any]:
 
 
 def run_and_stop(name: str, task: Task, num_batches: int) -> dict[str, Any]:
-    """The first batches of an epoch. labels: what they held. state: what `datasets` keeps for later."""
+    """The first batches of an epoch. labels: what they held. state: what `datasets` keeps for
+    later.
+    """
     if name == "datasets":
         stream = datasets_stream(task)
         batches = itertools.islice(_datasets_epochs(task, stream)(0), num_batches)
@@ -278,11 +306,16 @@ def run_and_stop(name: str, task: Task, num_batches: int) -> dict[str, Any]:
         return {"labels": labels, "state": stream.state_dict()}
     with _OPEN[name](task, None, 1) as epoch:
         batches = itertools.islice(epoch(0), num_batches)
-        return {"labels": [label for batch in batches for label in batch.labels.tolist()], "state": None}
+        return {
+            "labels": [label for batch in batches for label in batch.labels.tolist()],
+            "state": None,
+        }
 
 
 def resume(name: str, task: Task, stopped: Stopped) -> dict[str, Any]:
-    """The rest of that epoch. seconds: from opening to its first batch, or to its end where none came."""
+    """The rest of that epoch. seconds: from opening to its first batch, or to its end where none
+    came.
+    """
     start = time.perf_counter()
     labels: list[int] = []
     seconds = 0.0
@@ -307,7 +340,9 @@ def obey(name: str, order: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("name", choices=NAMES)
     name = parser.parse_args().name
     torch.set_num_threads(1)

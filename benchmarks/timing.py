@@ -1,6 +1,8 @@
-"""Timing on machines that are not quiet: contestants take turns, round by round, and are compared within each round.
+"""Timing on machines that are not quiet: contestants take turns, round by round, and are compared
+within each round.
 
-A ratio is the median over rounds of the paired ratios, with a bootstrap interval: what slows the machine for seconds slows both.
+A ratio is the median over rounds of the paired ratios, with a bootstrap interval: what slows the
+machine for seconds slows both.
 """
 
 import argparse
@@ -31,15 +33,19 @@ class Stopwatch:
     """Seconds that an act takes, the device's queue emptied before and after it.
 
     Args:
-        clock: "wall", or "cpu" for the processor time of this process, which other processes disturb less. A device that works
-            by itself has wall time only.
+        clock: "wall", or "cpu" for the processor time of this process, which other processes
+            disturb less. A device that works by itself has wall time only.
     """
 
     def __init__(self, device: torch.device, clock: str) -> None:
         if clock == "cpu" and device.type != "cpu":
-            raise SystemExit(f"--clock cpu does not see the work of {device.type}: use --clock wall")
+            raise SystemExit(
+                f"--clock cpu does not see the work of {device.type}: use --clock wall"
+            )
         self._clock = CLOCKS[clock]
-        self._synchronise: Callable[[], None] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+        self._synchronise: Callable[[], None] = (
+            torch.cuda.synchronize if device.type == "cuda" else lambda: None
+        )
 
     def __call__(self, act: Callable[[], object]) -> float:
         self._synchronise()
@@ -50,7 +56,9 @@ class Stopwatch:
 
 
 def interleaved(
-    contestants: Mapping[str, Callable[[], float]], num_rounds: int, prepare: Callable[[], None] = lambda: None
+    contestants: Mapping[str, Callable[[], float]],
+    num_rounds: int,
+    prepare: Callable[[], None] = lambda: None,
 ) -> dict[str, list[float]]:
     """Seconds of each contestant in each round; who goes first changes from round to round.
 
@@ -71,7 +79,9 @@ def interleaved(
 def median(values: Sequence[float]) -> Spread:
     """The median of the rounds' values."""
     rounds = np.asarray(values)
-    resamples = rounds[np.random.default_rng(0).integers(0, len(rounds), (_NUM_RESAMPLES, len(rounds)))]
+    resamples = rounds[
+        np.random.default_rng(0).integers(0, len(rounds), (_NUM_RESAMPLES, len(rounds)))
+    ]
     low, high = np.percentile(np.median(resamples, axis=1), [2.5, 97.5])
     return Spread(float(np.median(rounds)), float(low), float(high))
 
@@ -88,15 +98,23 @@ def show(spread: Spread, digits: int = 3) -> str:
 
 def common_arguments(parser: argparse.ArgumentParser, *, rounds: int) -> None:
     """What every script takes."""
-    parser.add_argument("--rounds", type=int, default=rounds, help="timed rounds of each contestant")
-    parser.add_argument("--threads", type=int, help="torch threads on the CPU; default: torch's own")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file too")
+    parser.add_argument(
+        "--rounds", type=int, default=rounds, help="timed rounds of each contestant"
+    )
+    parser.add_argument(
+        "--threads", type=int, help="torch threads on the CPU; default: torch's own"
+    )
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the figures to this file too"
+    )
 
 
 def machine(device: torch.device) -> dict[str, Any]:
     """What a figure was measured on, and how busy it was by then."""
     return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+        "device": (
+            torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+        ),
         "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
         "load_average": [round(load, 1) for load in os.getloadavg()],
@@ -105,11 +123,16 @@ def machine(device: torch.device) -> dict[str, Any]:
     }
 
 
-def finish(title: str, settings: argparse.Namespace, device: torch.device, figures: dict[str, Any]) -> None:
+def finish(
+    title: str, settings: argparse.Namespace, device: torch.device, figures: dict[str, Any]
+) -> None:
     """Say what it ran on, and write the figures if a file was asked for."""
     ran_on = machine(device)
     print(", ".join(f"{key.replace('_', ' ')} {value}" for key, value in ran_on.items()))
     if settings.json:
-        asked = {key: str(value) if isinstance(value, Path) else value for key, value in vars(settings).items()}
+        asked = {
+            key: str(value) if isinstance(value, Path) else value
+            for key, value in vars(settings).items()
+        }
         record = {"benchmark": title, "settings": asked, "machine": ran_on, **figures}
         settings.json.write_text(json.dumps(record, indent=1) + "\n")

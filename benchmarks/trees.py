@@ -17,7 +17,9 @@ def tree(pid: int) -> Iterator[Path]:
         process = waiting.pop()
         try:
             for thread in (process / "task").iterdir():
-                waiting += [Path(f"/proc/{child}") for child in (thread / "children").read_text().split()]
+                waiting += [
+                    Path(f"/proc/{child}") for child in (thread / "children").read_text().split()
+                ]
         except (FileNotFoundError, ProcessLookupError):
             continue
         yield process
@@ -36,7 +38,9 @@ def tree_bytes(pid: int) -> int:
 
 
 def tree_cpu_s(pid: int) -> float:
-    """Processor time so far, to 10 ms; that of descendants that have ended included, once their parent has waited for them."""
+    """Processor time so far, to 10 ms; that of descendants that have ended included, once their
+    parent has waited for them.
+    """
     ticks = 0
     for process in tree(pid):
         try:

@@ -1,14 +1,20 @@
-"""Two stages against one, in miniature, as the paper's Table 14 compares them; stopped twice and moved between numbers of processes on the way.
+"""Two stages against one, in miniature, as the paper's Table 14 compares them; stopped twice and
+moved between numbers of processes on the way.
 
-All 60,000 images of Fashion-MNIST without labels stream over loopback HTTP and are learnt from a teacher alone; then the tenth with labels
-(`recipes/miniature/two_stages.yaml`). Beside it, as many iterations on that tenth alone, with and without the teacher (`one_stage.yaml`), behind the
-same teacher (`teacher.yaml`). Recipes and seeds are as they are shipped; nothing here was chosen after a result.
+All 60,000 images of Fashion-MNIST without labels stream over loopback HTTP and are learnt from a
+teacher alone; then the tenth with labels (`recipes/miniature/two_stages.yaml`). Beside it, as many
+iterations on that tenth alone, with and without the teacher (`one_stage.yaml`), behind the same
+teacher (`teacher.yaml`). Recipes and seeds are as they are shipped; nothing here was chosen after a
+result.
 
-The first seed's two-stage run is made twice: undisturbed; and with a server that fails (503, resets and truncations in mid-shard, a stall, a
-corrupt byte), stopped by a signal in each stage, on one process, then on two with an empty cache as on another machine, then on one again.
-Both must end alike. On the way it says what a resume deep in the stream costs, and how much memory a long stream takes.
+The first seed's two-stage run is made twice: undisturbed; and with a server that fails (503, resets
+and truncations in mid-shard, a stall, a corrupt byte), stopped by a signal in each stage, on one
+process, then on two with an empty cache as on another machine, then on one again. Both must end
+alike. On the way it says what a resume deep in the stream costs, and how much memory a long stream
+takes.
 
-Wants Debian's dataset-fashion-mnist (or --data FOLDER with the four IDX files). Every process has one thread, beside one that decodes.
+Wants Debian's dataset-fashion-mnist (or --data FOLDER with the four IDX files). Every process has
+one thread, beside one that decodes.
 
     python -m benchmarks.two_stages
     python -m benchmarks.two_stages --seeds 0 1 2 --folder runs/two_stages
@@ -31,7 +37,8 @@ from benchmarks.timing import finish
 
 _DATA = "/usr/share/datasets/fashion-mnist"
 _PER_SHARD = 1000
-# Each strikes the first request of a cache; the cache of the second sitting is new, and the request between them is the retry.
+# Each strikes the first request of a cache; the cache of the second sitting is new, and the request
+# between them is the retry.
 _FAULTS = [
     {"path": f"shard-{number:05d}.tar", "on": [1, 3], **how}
     for number, how in {
@@ -46,7 +53,7 @@ _FAULTS = [
 ]
 
 
-# ---- how runs compare ------------------------------------------------------------------------------------------------
+# ---- how runs compare ----------------------------------------------------------------------------
 
 
 def newest(output: Path) -> dict[str, torch.Tensor]:
@@ -60,12 +67,15 @@ def newest(output: Path) -> dict[str, torch.Tensor]:
 
 
 def compare(one: Path, other: Path) -> dict[str, Any]:
-    """How far two runs ended from each other: tensors that differ, and by how much of their largest entry."""
+    """How far two runs ended from each other: tensors that differ, and by how much of their largest
+    entry.
+    """
     tensors, others = newest(one), newest(other)
     assert tensors.keys() == others.keys()
     apart = {
         name: float(
-            (tensor.double() - others[name].double()).abs().max() / tensor.double().abs().max().clamp(min=1e-12)
+            (tensor.double() - others[name].double()).abs().max()
+            / tensor.double().abs().max().clamp(min=1e-12)
         )
         for name, tensor in tensors.items()
         if not torch.equal(tensor, others[name])
@@ -116,11 +126,13 @@ def table(by_seed: Sequence[dict[str, float]], iterations: int) -> str:
     return "\n".join(lines)
 
 
-# ---- the whole -------------------------------------------------------------------------------------------------------
+# ---- the whole -----------------------------------------------------------------------------------
 
 
 def disturbed_run(runs: Runs, seed: int, shards: Path) -> dict[str, Any]:
-    """The two-stage run in three sittings, of 1, 2 and 1 processes; the second and third have a cache of their own."""
+    """The two-stage run in three sittings, of 1, 2 and 1 processes; the second and third have a
+    cache of their own.
+    """
     third = runs.iterations // 3
     caches = [runs.folder / "cache-first", runs.folder / "cache-second"]
     plan = ((third, 1, caches[0]), (runs.iterations + third, 2, caches[1]), (10**9, 1, caches[1]))
@@ -144,28 +156,48 @@ def show_disturbed(disturbed: dict[str, Any]) -> None:
     for each in disturbed["sittings"]:
         start = each["start"]
         print(
-            f"{each['processes']} process(es), going on after step {start['step']}: {start['seconds']:.1f} s from the command to the end of its first step, "
-            f"{start['shards']} requests for shards and {start['bytes'] / 1e6:.1f} MB by then"
+            f"{each['processes']} process(es), going on after step {start['step']}:"
+            f" {start['seconds']:.1f} s from the command to the end of its first step,"
+            f" {start['shards']} requests for shards and {start['bytes'] / 1e6:.1f} MB by then"
         )
-    print(f"in all {disturbed['requests']} requests and {disturbed['bytes'] / 1e6:.1f} MB, into two caches")
-    print(f"disturbed against undisturbed: {disturbed['compared']}, top-1 {disturbed['top1']}", flush=True)
+    print(
+        f"in all {disturbed['requests']} requests and {disturbed['bytes'] / 1e6:.1f} MB, into two"
+        " caches"
+    )
+    print(
+        f"disturbed against undisturbed: {disturbed['compared']}, top-1 {disturbed['top1']}",
+        flush=True,
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """1 when the disturbed run does not end as the undisturbed one."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument(
-        "--folder", type=Path, help="where runs, logs and shards go, and stay; default: a temporary one"
+        "--folder",
+        type=Path,
+        help="where runs, logs and shards go, and stay; default: a temporary one",
     )
     parser.add_argument("--data", default=_DATA, help="the folder of the four IDX files")
-    parser.add_argument("--iterations", type=int, default=936, help="of each stage; the recipes say 936")
+    parser.add_argument(
+        "--iterations", type=int, default=936, help="of each stage; the recipes say 936"
+    )
     parser.add_argument("--teacher-epochs", type=int, default=16, help="the recipe says 16")
-    parser.add_argument("--memory-epochs", type=int, default=4, help="of the stream, for the memory that it takes")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file too")
+    parser.add_argument(
+        "--memory-epochs", type=int, default=4, help="of the stream, for the memory that it takes"
+    )
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the figures to this file too"
+    )
     settings = parser.parse_args(arguments)
     if not Path(settings.data).is_dir():
-        raise SystemExit(f"{settings.data} is not there: apt-get install dataset-fashion-mnist, or give --data FOLDER")
+        raise SystemExit(
+            f"{settings.data} is not there: apt-get install dataset-fashion-mnist, or give --data"
+            " FOLDER"
+        )
     with tempfile.TemporaryDirectory() as temporary:
         folder = (settings.folder or Path(temporary)).absolute()
         folder.mkdir(parents=True, exist_ok=True)
@@ -179,8 +211,18 @@ def measure(settings: argparse.Namespace, runs: Runs) -> dict[str, Any]:
     """Every run; prints as it goes."""
     shards = runs.folder / "shards"
     source = runs.folder / "source.yaml"
-    source.write_text(f"extends: miniature/teacher\ndata: {{train: {{path: {json.dumps(settings.data)}}}}}\n")
-    cut = ["data", "shard", f"{source}:data.train", str(shards), "--unlabelled", "--samples-per-shard", str(_PER_SHARD)]
+    source.write_text(
+        f"extends: miniature/teacher\ndata: {{train: {{path: {json.dumps(settings.data)}}}}}\n"
+    )
+    cut = [
+        "data",
+        "shard",
+        f"{source}:data.train",
+        str(shards),
+        "--unlabelled",
+        "--samples-per-shard",
+        str(_PER_SHARD),
+    ]
     code = runs.start(cut, runs.folder / "shards.log").wait()
     if code != 0:
         raise SystemExit(f"distill data shard: exit code {code}: see {runs.folder / 'shards.log'}")
@@ -194,20 +236,33 @@ def measure(settings: argparse.Namespace, runs: Runs) -> dict[str, Any]:
         runs.complete("teacher", "teacher", seed)
         with served(shards) as server:
             cache = runs.folder / f"cache-{seed}"
-            stream = [f"stages.unlabelled.data.train.path={server.url}", f"data.shards.cache={cache}"]
+            stream = [
+                f"stages.unlabelled.data.train.path={server.url}",
+                f"data.shards.cache={cache}",
+            ]
             runs.complete("two_stages", "two_stages", seed, *stream)
             requests, size = server.shard_counts()
-        print(f"seed {seed}: {sum(requests.values())} requests for shards, {size / 1e6:.1f} MB", flush=True)
+        print(
+            f"seed {seed}: {sum(requests.values())} requests for shards, {size / 1e6:.1f} MB",
+            flush=True,
+        )
         runs.complete("one_stage", "one_stage", seed)
         by_seed.append(rows_of(runs, seed))
-        seconds.append({name: runs.report(name, seed)["seconds"] for name in ("teacher", "two_stages", "one_stage")})
+        seconds.append(
+            {
+                name: runs.report(name, seed)["seconds"]
+                for name in ("teacher", "two_stages", "one_stage")
+            }
+        )
         print(f"seed {seed}: {by_seed[-1]}; seconds of training {seconds[-1]}", flush=True)
         if not disturbed:
             disturbed = disturbed_run(runs, seed, shards)
             show_disturbed(disturbed)
     print(table(by_seed, runs.iterations))
     with served(shards) as server:
-        resident = stream_memory(server.url, runs.folder / "cache-memory", settings.data, settings.memory_epochs)
+        resident = stream_memory(
+            server.url, runs.folder / "cache-memory", settings.data, settings.memory_epochs
+        )
     print(f"resident MiB over {settings.memory_epochs} epochs of the stream: {resident}")
     return {
         "by_seed": by_seed,

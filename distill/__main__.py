@@ -1,4 +1,6 @@
-"""The command line: distill init | train | evaluate | export | doctor | recipe | data | launchers. Also `accelerate launch -m distill ...`."""
+"""The command line: distill init | train | evaluate | export | doctor | recipe | data | launchers.
+Also `accelerate launch -m distill ...`.
+"""
 
 import io
 import os
@@ -32,7 +34,10 @@ state saved: the same command goes on.
 
 app = typer.Typer(
     name="distill",
-    help="Distil small image models from large ones.\n\nA run is what its recipe says, and nothing else.",
+    help=(
+        "Distil small image models from large ones.\n\nA run is what its recipe says, and nothing"
+        " else."
+    ),
     epilog=EPILOG,
     pretty_exceptions_enable=False,
 )
@@ -79,32 +84,57 @@ def evaluate(
         Path,
         typer.Argument(
             metavar="CHECKPOINT",
-            help="A run, one of its checkpoints, an export, or a file of weights (then with --model).",
+            help=(
+                "A run, one of its checkpoints, an export, or a file of weights (then with"
+                " --model)."
+            ),
         ),
     ],
-    model: Annotated[str | None, typer.Option(help="timm name of the model, for a file of weights.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="timm name of the model, for a file of weights.")
+    ] = None,
     student: Annotated[str | None, typer.Option(help="Only this student of a run.")] = None,
     weights: Annotated[
         str,
-        typer.Option(help="Of a run: best; or of its newest checkpoint raw (not averaged), or an average: ema-0.999."),
+        typer.Option(
+            help=(
+                "Of a run: best; or of its newest checkpoint raw (not averaged), or an average:"
+                " ema-0.999."
+            )
+        ),
     ] = "best",
     data: Annotated[
         str | None,
         typer.Option(
-            help="Images to judge on: an image folder, a parquet or Arrow file, a saved data set; or fashion_mnist."
+            help=(
+                "Images to judge on: an image folder, a parquet or Arrow file, a saved data set; or"
+                " fashion_mnist."
+            )
         ),
     ] = None,
-    split: Annotated[str | None, typer.Option(help="The split of --data, where it has several.")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="The split of --data, where it has several.")
+    ] = None,
     classes: Annotated[
         str | None,
-        typer.Option(help="File of class names, a name a line, where the folder holds only some; or imagenet-1k."),
+        typer.Option(
+            help=(
+                "File of class names, a name a line, where the folder holds only some; or"
+                " imagenet-1k."
+            )
+        ),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images a process judges at once.")] = 256,
     num_workers: Annotated[
-        int | None, typer.Option(min=0, help="Processes that decode; the cores of the machine if left out.")
+        int | None,
+        typer.Option(min=0, help="Processes that decode; the cores of the machine if left out."),
     ] = None,
-    precision: Annotated[Literal["fp32", "bf16", "fp16"], typer.Option(help="What the models compute in.")] = "fp32",
-    image_size: Annotated[int | None, typer.Option(min=8, help="Pixels; the model's own size if left out.")] = None,
+    precision: Annotated[
+        Literal["fp32", "bf16", "fp16"], typer.Option(help="What the models compute in.")
+    ] = "fp32",
+    image_size: Annotated[
+        int | None, typer.Option(min=8, help="Pixels; the model's own size if left out.")
+    ] = None,
     unreadable: Annotated[
         Literal["error", "skip"], typer.Option(help="What to do with an unreadable image.")
     ] = "error",
@@ -141,11 +171,18 @@ def evaluate(
 
 @app.command()
 def export(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, or one of its checkpoints.")],
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="The folder of a run, or one of its checkpoints.")
+    ],
     output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="The folder to write.")],
-    student: Annotated[str | None, typer.Option(help="The student; the best one of the run if left out.")] = None,
+    student: Annotated[
+        str | None, typer.Option(help="The student; the best one of the run if left out.")
+    ] = None,
     weights: Annotated[
-        str, typer.Option(help="best; or of the newest checkpoint raw (not averaged), or an average: ema-0.999.")
+        str,
+        typer.Option(
+            help="best; or of the newest checkpoint raw (not averaged), or an average: ema-0.999."
+        ),
     ] = "best",
 ) -> None:
     """Write a student as timm loads it: safetensors, config.json, class names.
@@ -166,29 +203,49 @@ def export(
 @app.command()
 def doctor(
     recipe: Annotated[
-        str | None, typer.Argument(metavar="RECIPE", help="As for train; without one, only the machine is looked at.")
+        str | None,
+        typer.Argument(
+            metavar="RECIPE", help="As for train; without one, only the machine is looked at."
+        ),
     ] = None,
     overrides: Overrides = None,
     gpus: Annotated[
-        int | None, typer.Option(min=1, help="Processes, one a GPU, to predict for; those here, or 8, if left out.")
+        int | None,
+        typer.Option(
+            min=1, help="Processes, one a GPU, to predict for; those here, or 8, if left out."
+        ),
     ] = None,
     nodes: Annotated[int | None, typer.Option(min=1, help="Machines, instead of --gpus.")] = None,
     gpus_per_node: Annotated[int, typer.Option(min=1, help="GPUs of a machine.")] = 8,
     gpu: Annotated[
         str | None,
-        typer.Option(help="h100, h200, b200, a100-80, a100-40, v100, l40s, rtx4090, ...; the one here, or h100."),
+        typer.Option(
+            help=(
+                "h100, h200, b200, a100-80, a100-40, v100, l40s, rtx4090, ...; the one here, or"
+                " h100."
+            )
+        ),
     ] = None,
     network: Annotated[
-        float | None, typer.Option(help="GB/s of a machine to others, one direction; 50 if left out.")
+        float | None,
+        typer.Option(help="GB/s of a machine to others, one direction; 50 if left out."),
     ] = None,
     decode: Annotated[
-        float | None, typer.Option(help="Images/s that a core decodes; measured where the data is here, else 260.")
+        float | None,
+        typer.Option(
+            help="Images/s that a core decodes; measured where the data is here, else 260."
+        ),
     ] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Decoding processes of each GPU's process.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Decoding processes of each GPU's process.")
+    ] = None,
     mfu: Annotated[
-        float | None, typer.Option(help="Fraction of the peak FLOP/s that your GPUs reach, once measured.")
+        float | None,
+        typer.Option(help="Fraction of the peak FLOP/s that your GPUs reach, once measured."),
     ] = None,
-    images: Annotated[int | None, typer.Option(min=1, help="Training images, where the data is not here.")] = None,
+    images: Annotated[
+        int | None, typer.Option(min=1, help="Training images, where the data is not here.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> None:
     """Look at this machine, and say whether a recipe fits and what will bound it.
@@ -219,7 +276,9 @@ app.command("launchers")(launchers)
 
 
 def whole_command() -> Any:
-    """The commands as they are run: with our help, and hints at the keys that unknown options mean."""
+    """The commands as they are run: with our help, and hints at the keys that unknown
+    options mean.
+    """
     whole = get_command(app)
     add_hints(whole)
     _with_help(whole)
@@ -234,16 +293,22 @@ def _with_help(command: Any) -> None:
 
 
 def main() -> None:
-    """Run a command: bad input is one panel and exit code 2, never a traceback (which DISTILL_TRACEBACK=1 shows).
+    """Run a command: bad input is one panel and exit code 2, never a traceback (which
+    DISTILL_TRACEBACK=1 shows).
 
-    Of several processes the first to fail says why, since the others follow from it; a fault of our own is named by each.
+    Of several processes the first to fail says why, since the others follow from it; a fault of our
+    own is named by each.
     """
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a class name in Greek must not end a run on an ASCII terminal
+        if isinstance(
+            stream, io.TextIOWrapper
+        ):  # a class name in Greek must not end a run on an ASCII terminal
             stream.reconfigure(errors="backslashreplace")
     try:
         whole_command()(prog_name="distill")
-    except KeyboardInterrupt:  # before training has begun, or for the second time: there is nothing to save
+    except (
+        KeyboardInterrupt
+    ):  # before training has begun, or for the second time: there is nothing to save
         sys.exit(130)
     except Exception as error:
         shown = None if os.environ.get("DISTILL_TRACEBACK") else explained(error)
@@ -257,7 +322,9 @@ def main() -> None:
 
 
 def command() -> None:
-    """Entry point of a process that is this command's own: main(), and then the end of the process."""
+    """Entry point of a process that is this command's own: main(), and then the end of
+    the process.
+    """
     end_with_launcher()
     code: object = 0
     try:

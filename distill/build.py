@@ -1,4 +1,6 @@
-"""From a plan to the things that run: teacher, students, loaders. Models are built on the CPU, before any GPU is taken."""
+"""From a plan to the things that run: teacher, students, loaders. Models are built on the CPU,
+before any GPU is taken.
+"""
 
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
@@ -26,7 +28,8 @@ from distill.optim import build_optimizer, resolve_schedule
 from distill.plan import Plan, Share, StagePlan
 from distill.students import Setting, Student
 
-# Paths to weights are relative to where the command runs, as paths on a command line are; data has its own root.
+# Paths to weights are relative to where the command runs, as paths on a command line are; data has
+# its own root.
 _HERE = Path()
 
 
@@ -47,14 +50,18 @@ class Models:
 
     def describe(self) -> list[str]:
         """What each model sees, and what was adapted of its weights: a line each."""
-        return [*(f"{name} sees {view.describe()}" for name, view in self.views.items()), *self.notes]
+        return [
+            *(f"{name} sees {view.describe()}" for name, view in self.views.items()),
+            *self.notes,
+        ]
 
 
 def build_models(plan: Plan) -> Models:
     """Build and check every model and schedule of a run.
 
     Raises:
-        InputError: unknown models, weights that do not fit, a teacher of other classes, impossible schedules.
+        InputError: unknown models, weights that do not fit, a teacher of other classes, impossible
+            schedules.
     """
     recipe = plan.recipe
     teacher = None
@@ -87,23 +94,28 @@ def build_models(plan: Plan) -> Models:
             if recipe.train.zero_stage:
                 refuse_scalars(nets[name], recipe.train.zero_stage, f"{key}.model {spec.model}")
         for stage in plan.stages:  # for their errors: the real ones follow
-            build_optimizer(nets[name], stage.recipe.students[name].optimizer, key=f"{stage.key}{key}.optimizer")
+            build_optimizer(
+                nets[name], stage.recipe.students[name].optimizer, key=f"{stage.key}{key}.optimizer"
+            )
         schedules[name] = run_schedule(plan, name)
     _refuse_frames(views)
-    return Models(teacher, nets, ({TEACHER: teacher.view} if teacher else {}) | views, notes, schedules)
+    return Models(
+        teacher, nets, ({TEACHER: teacher.view} if teacher else {}) | views, notes, schedules
+    )
 
 
 def _refuse_frames(views: Mapping[str, ModelView]) -> None:
     """Raises InputError where students cannot be evaluated on the same images."""
     if len({view.frame for view in views.values()}) > 1:
         raise InputError(
-            f"data.eval_view.crop_mode: border pads with a model's mean, and the means of {', '.join(views)} differ: give them one "
-            "mean, or use another crop_mode"
+            "data.eval_view.crop_mode: border pads with a model's mean, and the means of"
+            f" {', '.join(views)} differ: give them one mean, or use another crop_mode"
         )
 
 
 def run_schedule(plan: Plan, name: str) -> Callable[[int], float]:
-    """A student's learning rate as a function of the run's step: a schedule a stage, or one through all.
+    """A student's learning rate as a function of the run's step: a schedule a stage, or one through
+    all.
 
     Raises:
         InputError: a warm-up that fills a stage, and what else `resolve_schedule` refuses.
@@ -135,7 +147,8 @@ def run_schedule(plan: Plan, name: str) -> Callable[[int], float]:
 
 
 def refuse_image_size(net: nn.Module, image_size: int, what: str) -> None:
-    """Send one image through a model, in evaluation mode: some are built for any size and fail only in the forward.
+    """Send one image through a model, in evaluation mode: some are built for any size and fail only
+    in the forward.
 
     Raises:
         InputError: the model does not take images of this size, or returns no logits.
@@ -147,7 +160,9 @@ def refuse_image_size(net: nn.Module, image_size: int, what: str) -> None:
         return
     except (RuntimeError, AssertionError, ValueError, IndexError) as error:
         reason = str(error).strip().split("\n", 1)[0]
-        raise InputError(f"{what} does not take images of data.image_size {image_size}: {reason}") from error
+        raise InputError(
+            f"{what} does not take images of data.image_size {image_size}: {reason}"
+        ) from error
     finally:
         net.train()
     if not isinstance(logits, torch.Tensor) or logits.shape != (1, net.num_classes):
@@ -171,7 +186,9 @@ def refuse_teacher_size(teacher: Teacher) -> None:
         with torch.no_grad():
             call_with(teacher.net, tensors, image)
     except (RuntimeError, AssertionError, ValueError, IndexError) as error:
-        if isinstance(error, NotImplementedError) or "meta" in str(error):  # an operation that needs memory
+        if isinstance(error, NotImplementedError) or "meta" in str(
+            error
+        ):  # an operation that needs memory
             return
         reason = str(error).strip().split("\n", 1)[0]
         raise InputError(
@@ -183,7 +200,8 @@ def refuse_scalars(net: nn.Module, zero_stage: int, what: str) -> None:
     """Raises InputError for a parameter without dimensions: DeepSpeed cannot broadcast it."""
     if scalars := [name for name, parameter in net.named_parameters() if parameter.ndim == 0]:
         raise InputError(
-            f"{what} has a parameter that is a single number, {scalars[0]}, which train.zero_stage {zero_stage} cannot shard: use zero_stage: 0"
+            f"{what} has a parameter that is a single number, {scalars[0]}, which train.zero_stage"
+            f" {zero_stage} cannot shard: use zero_stage: 0"
         )
 
 
@@ -192,8 +210,12 @@ def setting_of(plan: Plan, stage: StagePlan, name: str) -> Setting:
     spec = stage.recipe.students[name]
     return Setting(
         spec=spec,
-        objective=build_objective(spec.objective, gather=plan.recipe.train.micro_batch_size is None),
-        build_optimizer=partial(build_optimizer, spec=spec.optimizer, key=f"{stage.key}students.{name}.optimizer"),
+        objective=build_objective(
+            spec.objective, gather=plan.recipe.train.micro_batch_size is None
+        ),
+        build_optimizer=partial(
+            build_optimizer, spec=spec.optimizer, key=f"{stage.key}students.{name}.optimizer"
+        ),
     )
 
 
@@ -217,7 +239,9 @@ def start_students(models: Models, plan: Plan, share: Share, engine: Engine) -> 
     ]
 
 
-def train_loader(plan: Plan, stage: StagePlan, share: Share, engine: Engine, first_step: int) -> TrainLoader:
+def train_loader(
+    plan: Plan, stage: StagePlan, share: Share, engine: Engine, first_step: int
+) -> TrainLoader:
     """Micro-batches of this process from `first_step` to the end of a stage."""
     data = stage.recipe.data
     return TrainLoader(
@@ -246,21 +270,28 @@ def train_loader(plan: Plan, stage: StagePlan, share: Share, engine: Engine, fir
 def place_teacher(
     teacher: Teacher | None, engine: Engine, *, placement: str = "replicated", offload: bool = False
 ) -> Teacher | None:
-    """The teacher where the recipe wants it, outside Accelerate's prepare, in its own dtype. Collective: every rank.
+    """The teacher where the recipe wants it, outside Accelerate's prepare, in its own dtype.
+    Collective: every rank.
 
     Raises:
         InputError: it does not fit on the device.
     """
     if teacher is None:
         return None
-    sharded = placement == "zero3" and (engine.world_size > 1 or offload)  # over one process alone nothing is sharded
+    sharded = placement == "zero3" and (
+        engine.world_size > 1 or offload
+    )  # over one process alone nothing is sharded
     if not offload:
         in_one = placement == "zero3" and engine.world_size == 1
         refuse_too_large(
             teacher,
             engine,
             engine.world_size if sharded else 1,
-            "teacher.offload: true" if sharded or in_one else "teacher.placement: zero3 on several processes",
+            (
+                "teacher.offload: true"
+                if sharded or in_one
+                else "teacher.placement: zero3 on several processes"
+            ),
         )
     if sharded:
         teacher.shard(partial(engine.shard_frozen, offload=offload, dtype=teacher.dtype))
@@ -272,13 +303,18 @@ def place_teacher(
 
 
 def refuse_too_large(teacher: Teacher, engine: Engine, num_shards: int, mend: str) -> None:
-    """Raises InputError when the weights alone outgrow what the device has free, naming what would make them fit."""
+    """Raises InputError when the weights alone outgrow what the device has free, naming what would
+    make them fit.
+    """
     free = engine.free_memory_bytes()
-    needed = sum(tensor.nbytes for tensor in (*teacher.parameters(), *teacher.buffers())) / num_shards
+    needed = (
+        sum(tensor.nbytes for tensor in (*teacher.parameters(), *teacher.buffers())) / num_shards
+    )
     if free is None or needed <= free:
         return
     mends = ["teacher.dtype: bf16"] if teacher.dtype == torch.float32 else []
     raise InputError(
-        f"teacher: {teacher.source} takes {needed / 2**30:.1f} GiB of {engine.device}, which has {free / 2**30:.1f} GiB free: set "
-        f"{' or '.join([*mends, mend])}; `distill doctor RECIPE` shows what fits"
+        f"teacher: {teacher.source} takes {needed / 2**30:.1f} GiB of {engine.device}, which has"
+        f" {free / 2**30:.1f} GiB free: set {' or '.join([*mends, mend])}; `distill doctor RECIPE`"
+        " shows what fits"
     )

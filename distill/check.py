@@ -1,4 +1,6 @@
-"""What can be known of a recipe without data and without a GPU, beyond its schema: names, arguments, packages, shapes."""
+"""What can be known of a recipe without data and without a GPU, beyond its schema: names,
+arguments, packages, shapes.
+"""
 
 import glob
 import re
@@ -33,7 +35,8 @@ class Checked:
 
     Attributes:
         not_here: what cannot be known yet: data and weights that are not on this machine.
-        seen: what each model sees and what is adapted of its weights, as far as these are on this machine.
+        seen: what each model sees and what is adapted of its weights, as far as these are on this
+            machine.
     """
 
     not_here: list[str]
@@ -41,7 +44,8 @@ class Checked:
 
 
 def check_recipe(recipe: Recipe, num_processes: int | None = None) -> Checked:
-    """Try everything that needs neither data nor a device: models are built without memory, optimizers and policies made.
+    """Try everything that needs neither data nor a device: models are built without memory,
+    optimizers and policies made.
 
     Args:
         num_processes: also check that the batch divides on so many.
@@ -62,7 +66,9 @@ def check_recipe(recipe: Recipe, num_processes: int | None = None) -> Checked:
 
     if num_processes is not None:
         with collecting("train.batch_size_global"):
-            share_of_process(recipe.train.batch_size_global, recipe.train.micro_batch_size, num_processes)
+            share_of_process(
+                recipe.train.batch_size_global, recipe.train.micro_batch_size, num_processes
+            )
     for name, spec in recipe.students.items():
         with collecting(f"students.{name}"):
             seen += _check_student(spec, recipe, name)
@@ -77,7 +83,9 @@ def check_recipe(recipe: Recipe, num_processes: int | None = None) -> Checked:
 
 
 def _check_student(spec: schema.Student, recipe: Recipe, name: str) -> list[str]:
-    """Check a student's model, and how it learns in each stage. Returns what it sees and what is adapted of its weights."""
+    """Check a student's model, and how it learns in each stage. Returns what it sees and what is
+    adapted of its weights.
+    """
     image_size, key = recipe.data.image_size, f"students.{name}"
     net = student_without_memory(spec, num_classes=_SOME_CLASSES, image_size=image_size)
     with torch.device("meta"):
@@ -96,13 +104,17 @@ def _check_student(spec: schema.Student, recipe: Recipe, name: str) -> list[str]
 
 
 def _check_learning(
-    net: torch.nn.Module, spec: schema.Student, budget: DurationValue | None, key: str, budget_key: str
+    net: torch.nn.Module,
+    spec: schema.Student,
+    budget: DurationValue | None,
+    key: str,
+    budget_key: str,
 ) -> None:
     build_optimizer(net, spec.optimizer, key=f"{key}.optimizer")
     if spec.schedule.min_lr > spec.optimizer.lr:
         raise InputError(
-            f"{key}.schedule.min_lr: {spec.schedule.min_lr:g} lies above optimizer.lr {spec.optimizer.lr:g} of this batch size: "
-            "lower one or raise the other"
+            f"{key}.schedule.min_lr: {spec.schedule.min_lr:g} lies above optimizer.lr"
+            f" {spec.optimizer.lr:g} of this batch size: lower one or raise the other"
         )
     if budget is not None and spec.schedule.over == "stage":
         shorter = f": write {key}.schedule.warmup='{share_of(budget)}', or lengthen {budget_key}"
@@ -114,17 +126,31 @@ def _check_learning(
 
 
 def _check_teacher(spec: schema.Teacher, data_image_size: int) -> list[str]:
-    """Build the teacher without its memory. Returns what it sees and what is adapted of its weights, if these are here.
+    """Build the teacher without its memory. Returns what it sees and what is adapted of its
+    weights, if these are here.
 
     A file of weights is read, so that what `train` would refuse of it is refused here.
     """
-    if spec.weights not in ("pretrained", "random") and not _holds_weights(Path(spec.weights).expanduser()):
+    if spec.weights not in ("pretrained", "random") and not _holds_weights(
+        Path(spec.weights).expanduser()
+    ):
         if spec.model is not None:
             with torch.device("meta"):
-                create(spec.model, num_classes=None, image_size=spec.image_size, model_args=spec.model_args)
+                create(
+                    spec.model,
+                    num_classes=None,
+                    image_size=spec.image_size,
+                    model_args=spec.model_args,
+                )
         return []
-    if spec.weights == "pretrained" and spec.model is not None and not _has_weights(config(spec.model)):
-        raise InputError(f"teacher.weights: timm has no pretrained weights of {spec.model}: give a file")
+    if (
+        spec.weights == "pretrained"
+        and spec.model is not None
+        and not _has_weights(config(spec.model))
+    ):
+        raise InputError(
+            f"teacher.weights: timm has no pretrained weights of {spec.model}: give a file"
+        )
     loaded = load_teacher(spec, Path(), data_image_size, _SOME_CLASSES, shapes_only=True)
     return [f"teacher sees {loaded.view.describe()}", *loaded.notes]
 
@@ -139,7 +165,9 @@ def _has_weights(known: dict[str, object]) -> bool:
     return any(known.get(key) for key in ("url", "file", "hf_hub_id", "state_dict", "source"))
 
 
-def _shorter(part: DurationValue, whole: DurationValue, key: str, whole_key: str, fix: str = "") -> None:
+def _shorter(
+    part: DurationValue, whole: DurationValue, key: str, whole_key: str, fix: str = ""
+) -> None:
     """Durations in different units can only be compared once the data is known."""
     if part.unit == whole.unit and part.amount >= whole.amount:
         raise InputError(f"{key}: {part} is not shorter than {whole_key}, {whole}{fix}")
@@ -154,13 +182,24 @@ def _not_here(recipe: Recipe) -> list[str]:
     }
     if recipe.teacher is not None and recipe.teacher.weights not in ("pretrained", "random"):
         files["teacher.weights"] = Path(recipe.teacher.weights)
-    trained = [(f"{prefix}data.train", recipe.at_stage(i).data.train) for i, prefix in enumerate(recipe.stage_keys)]
+    trained = [
+        (f"{prefix}data.train", recipe.at_stage(i).data.train)
+        for i, prefix in enumerate(recipe.stage_keys)
+    ]
     for key, source in (*trained, ("data.eval", recipe.data.eval)):
         if isinstance(source, schema.HoldOut):
             continue  # a part of data.train
-        if source is not None and source.path is not None and not _REMOTE_OR_MANY.search(source.path):
+        if (
+            source is not None
+            and source.path is not None
+            and not _REMOTE_OR_MANY.search(source.path)
+        ):
             files[key] = at(Path(recipe.data.root).expanduser(), source.path, f"{key}.path")
-    return [f"{key}: {path} is not here" for key, path in files.items() if not _exists(path.expanduser(), key)]
+    return [
+        f"{key}: {path} is not here"
+        for key, path in files.items()
+        if not _exists(path.expanduser(), key)
+    ]
 
 
 def _exists(path: Path, key: str) -> bool:

@@ -9,14 +9,20 @@ _WINDOW_S = 30.0  # of recent training, which the speed and the time left follow
 
 
 class Clock:
-    """Counts from its making. Seconds of earlier sittings are added on resume; `device_seconds` counts every process."""
+    """Counts from its making. Seconds of earlier sittings are added on resume; `device_seconds`
+    counts every process.
+    """
 
     def __init__(self, num_processes: int) -> None:
         self._num_processes = num_processes
         self._start = time.monotonic()
         self._earlier = 0.0
         self._earlier_device = 0.0
-        self._earlier_training: Mapping[str, float] = {"steps": 0, "seconds": 0.0, "data_wait_seconds": 0.0}
+        self._earlier_training: Mapping[str, float] = {
+            "steps": 0,
+            "seconds": 0.0,
+            "data_wait_seconds": 0.0,
+        }
         self._num_steps = 0  # of this session
         self._busy = 0.0  # seconds of training since the last lap, up to the mark
         self._mark = self._start
@@ -27,7 +33,9 @@ class Clock:
         self.data_wait_s = 0.0  # of this session: the host waited for a batch
         self._taken_data_wait_s = 0.0
 
-    def add_earlier(self, seconds: float, device_seconds: float, training: Mapping[str, float] | None) -> None:
+    def add_earlier(
+        self, seconds: float, device_seconds: float, training: Mapping[str, float] | None
+    ) -> None:
         """Add the time of the sessions before this one, with their own numbers of processes.
 
         Args:
@@ -37,7 +45,9 @@ class Clock:
         self._earlier_training = training or {"steps": 0, "seconds": 0.0, "data_wait_seconds": 0.0}
 
     def training(self) -> dict[str, float]:
-        """Return the steps, seconds and seconds of waiting for data of all sessions, evaluations and saves left out."""
+        """Return the steps, seconds and seconds of waiting for data of all sessions, evaluations
+        and saves left out.
+        """
         now = {
             "steps": self._num_steps,
             "seconds": self.trained_s if self._num_steps else 0.0,
@@ -107,7 +117,9 @@ class Clock:
         return self.data_wait_s - taken
 
     def stepped(self, step: int) -> None:
-        """Note that a step is done. The first one is slow (workers start, kernels are chosen) and is soon left out."""
+        """Note that a step is done. The first one is slow (workers start, kernels are chosen) and
+        is soon left out.
+        """
         now = self.trained_s
         self._num_steps += 1
         self._steps.append((now, step))
@@ -117,7 +129,9 @@ class Clock:
 
     @property
     def step_s(self) -> float | None:
-        """Seconds of training that a step takes, over the last half minute; None before the first step."""
+        """Seconds of training that a step takes, over the last half minute; None before the first
+        step.
+        """
         if len(self._steps) < 2:
             return None
         (start, first), (end, last) = self._steps[0], self._steps[-1]
@@ -128,9 +142,12 @@ class Clock:
 
         Args:
             num_steps: steps to do.
-            num_pauses: how often each kind of pause is still to come; one that was never seen counts nothing.
+            num_pauses: how often each kind of pause is still to come; one that was never seen
+                counts nothing.
         """
         if self.step_s is None:
             return None
         known = {what: sum(seen) / len(seen) for what, seen in self._pauses.items()}
-        return num_steps * self.step_s + sum(count * known.get(what, 0.0) for what, count in num_pauses.items())
+        return num_steps * self.step_s + sum(
+            count * known.get(what, 0.0) for what, count in num_pauses.items()
+        )

@@ -22,32 +22,47 @@ _PLAIN_WIDTH = 1000
 
 
 def make_console(stderr: bool = False) -> Console:
-    """The console that everything prints on: as wide as the terminal, or wide enough not to wrap plain lines."""
+    """The console that everything prints on: as wide as the terminal, or wide enough not to wrap
+    plain lines.
+    """
     console = _literal_console(stderr, None)
     return console if console.is_terminal else _literal_console(stderr, _PLAIN_WIDTH)
 
 
 def _literal_console(stderr: bool, width: int | None) -> Console:
-    """A console for which `[red]`, `:smile:` and escape codes in a str, also in a table's cell, are plain characters.
+    """A console for which `[red]`, `:smile:` and escape codes in a str, also in a table's cell, are
+    plain characters.
 
-    Names come from folders, archives and servers. A rich Text is printed as it is: make one of `visible(name)`.
+    Names come from folders, archives and servers. A rich Text is printed as it is: make one of
+    `visible(name)`.
     """
     encoding = (sys.stderr if stderr else sys.stdout).encoding or "utf-8"
 
     def highlighter(text: str | Text) -> Text:
         return visible(str(text), encoding)
 
-    return Console(stderr=stderr, markup=False, emoji=False, highlight=True, highlighter=highlighter, width=width)
+    return Console(
+        stderr=stderr,
+        markup=False,
+        emoji=False,
+        highlight=True,
+        highlighter=highlighter,
+        width=width,
+    )
 
 
 def visible(message: str, encoding: str = "utf-8") -> Text:
-    """A message of one or more lines whose other control characters, and those that `encoding` lacks, are written out."""
+    """A message of one or more lines whose other control characters, and those that `encoding`
+    lacks, are written out.
+    """
     lines = "\n".join(map(printable, message.split("\n")))
     return Text(lines.encode(encoding, "backslashreplace").decode(encoding))
 
 
 def wrapped(console: Console, text: str, indent: int = 0) -> str:
-    """Return a text for a terminal broken between words, never in a path or a long name; elsewhere as it is."""
+    """Return a text for a terminal broken between words, never in a path or a long name; elsewhere
+    as it is.
+    """
     if not console.is_terminal or console.is_dumb_terminal:
         return text
     width = max(console.width, 2 * indent)
@@ -77,13 +92,19 @@ def show_table(console: Console, table: Table) -> None:
 
 
 def error_panel(message: str) -> None:
-    """Show what was wrong with the input, on standard error. Under a launcher every process says its own, in a line."""
+    """Show what was wrong with the input, on standard error. Under a launcher every process says
+    its own, in a line.
+    """
     console = make_console(stderr=True)
     rank = os.environ.get("RANK", "0")
     if rank != "0":
-        console.print(f"distill (rank {rank}): {' '.join(message.split())}", markup=False, soft_wrap=True)
+        console.print(
+            f"distill (rank {rank}): {' '.join(message.split())}", markup=False, soft_wrap=True
+        )
     elif console.is_terminal:
-        console.print(Panel(visible(message), title="distill", title_align="left", border_style="red"))
+        console.print(
+            Panel(visible(message), title="distill", title_align="left", border_style="red")
+        )
     else:
         console.print(f"distill: {message}", markup=False, soft_wrap=True)
 
@@ -105,11 +126,13 @@ def _finite(value: Any) -> Any:
 class MetricsFile:
     """metrics.jsonl: one JSON object a line, with its step and its kind of event.
 
-    The main process writes it. A file that was deleted, moved or rotated during the run is replaced by a new
-    one at the same path, so that no later record is lost.
+    The main process writes it. A file that was deleted, moved or rotated during the run is replaced
+    by a new one at the same path, so that no later record is lost.
     """
 
-    def __init__(self, path: Path, write: bool, say: Callable[[str], None] = lambda message: None) -> None:
+    def __init__(
+        self, path: Path, write: bool, say: Callable[[str], None] = lambda message: None
+    ) -> None:
         self._path, self._say = path, say
         self._file: TextIO | None = path.open("a") if write else None
 
@@ -126,14 +149,15 @@ class MetricsFile:
                     self._file.close()
                     self._file = self._path.open("a")
                     self._say(
-                        f"{self._path}: was deleted or moved; records from step {step} on are in a new file there"
+                        f"{self._path}: was deleted or moved; records from step {step} on are in a"
+                        " new file there"
                     )
                 self._file.write(json.dumps(_finite(record)) + "\n")
                 self._file.flush()
             except OSError as error:
                 raise InputError(
-                    f"{self._path}: cannot be written: {error}; make room, or set output= to another folder. "
-                    "The run goes on from its last checkpoint"
+                    f"{self._path}: cannot be written: {error}; make room, or set output= to"
+                    " another folder. The run goes on from its last checkpoint"
                 ) from error
 
     def _is_at_its_path(self, file: TextIO) -> bool:

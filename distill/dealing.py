@@ -1,4 +1,6 @@
-"""How streams are dealt to processes: whose lanes, which shards come next, how much of them a machine holds."""
+"""How streams are dealt to processes: whose lanes, which shards come next, how much of them a
+machine holds.
+"""
 
 import os
 from collections.abc import Callable
@@ -17,7 +19,8 @@ from distill.recipe import schema
 
 
 def check_streams(plan: Plan, num_processes: int, processes_here: int) -> None:
-    """Refuse what cannot be dealt: processes that do not divide the lanes, a cache that cannot hold what they read at once.
+    """Refuse what cannot be dealt: processes that do not divide the lanes, a cache that cannot hold
+    what they read at once.
 
     Args:
         num_processes, processes_here: of the run, and of this machine.
@@ -36,8 +39,10 @@ def _check_lanes(key: str, order: LaneOrder, num_processes: int) -> None:
     if pairs % num_processes:
         good = [n for n in range(1, pairs + 1) if pairs % n == 0]
         raise InputError(
-            f"{key}.lanes: {order.lanes} lanes come in {pairs} pairs, which cannot be dealt evenly to {num_processes} processes: start "
-            f"{' or '.join(map(str, nearest_numbers(good, num_processes)))} processes, or set train.micro_batch_size or other lanes"
+            f"{key}.lanes: {order.lanes} lanes come in {pairs} pairs, which cannot be dealt evenly"
+            f" to {num_processes} processes: start"
+            f" {' or '.join(map(str, nearest_numbers(good, num_processes)))} processes, or set"
+            " train.micro_batch_size or other lanes"
         )
 
 
@@ -51,17 +56,28 @@ def _check_cache(stage: StagePlan, order: LaneOrder, source: StreamSource, share
     needed_gb, limit_gb = num_shards * size / 1e9, stage.recipe.data.shards.cache_gb
     if needed_gb > limit_gb:
         # Below half a shard a block saves little: one shard a lane there is at least.
-        smaller = f"a smaller {stage.key}data.train.block than {order.block:,}, " if num_shards > 2 * lanes else ""
+        smaller = (
+            f"a smaller {stage.key}data.train.block than {order.block:,}, "
+            if num_shards > 2 * lanes
+            else ""
+        )
         raise InputError(
-            f"data.shards.cache_gb: {limit_gb:g}, and the {lanes} lanes that this machine reads have about {num_shards} shards in use at once, "
-            f"{needed_gb:.3g} GB of {source.shards[0].shown} and its like: set it to {needed_gb * 1.2:.2g} or more, or take {smaller}"
-            "fewer lanes, more machines or smaller shards (distill data shard)"
+            f"data.shards.cache_gb: {limit_gb:g}, and the {lanes} lanes that this machine reads"
+            f" have about {num_shards} shards in use at once, {needed_gb:.3g} GB of"
+            f" {source.shards[0].shown} and its like: set it to {needed_gb * 1.2:.2g} or more, or"
+            f" take {smaller}fewer lanes, more machines or smaller shards (distill data shard)"
         )
 
 
 def _mean_cached_size(source: StreamSource, settings: schema.Shards) -> float | None:
-    """Bytes of a shard that passes through the cache, as listed or of the first one; None where none does, or nobody says."""
-    cached = [shard for shard in source.shards if not shard.is_local or shard.url.lower().endswith(".parquet")]
+    """Bytes of a shard that passes through the cache, as listed or of the first one; None where
+    none does, or nobody says.
+    """
+    cached = [
+        shard
+        for shard in source.shards
+        if not shard.is_local or shard.url.lower().endswith(".parquet")
+    ]
     sizes = [os.path.getsize(shard.url) if shard.is_local else shard.size_bytes for shard in cached]
     if known := [size for size in sizes if size]:
         return sum(known) / len(known)
@@ -73,12 +89,18 @@ def _mean_cached_size(source: StreamSource, settings: schema.Shards) -> float | 
         return None
 
 
-def fetch_ahead(source: Source, order: TrainOrder, end: int) -> Callable[[int, np.ndarray], None] | None:
-    """What tells a stream which shards come next, up to the step `end` of the order; None for records that are at hand."""
+def fetch_ahead(
+    source: Source, order: TrainOrder, end: int
+) -> Callable[[int, np.ndarray], None] | None:
+    """What tells a stream which shards come next, up to the step `end` of the order; None for
+    records that are at hand.
+    """
     if isinstance(source, StreamSource) and isinstance(order, LaneOrder):
         return partial(_fetch_ahead, source, order, end)
     return None
 
 
-def _fetch_ahead(source: StreamSource, order: LaneOrder, end: int, step: int, slots: np.ndarray) -> None:
+def _fetch_ahead(
+    source: StreamSource, order: LaneOrder, end: int, step: int, slots: np.ndarray
+) -> None:
     source.prepare(order.shards_ahead(step, slots, end).tolist())

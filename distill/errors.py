@@ -8,7 +8,8 @@ from difflib import get_close_matches
 class InputError(ValueError):
     """Something the user gave is wrong: a recipe key, a path, a checkpoint, the environment.
 
-    The message names the key or file and the mend. The command line prints it as one panel and exits with code 2.
+    The message names the key or file and the mend. The command line prints it as one panel and
+    exits with code 2.
     """
 
 
@@ -27,14 +28,18 @@ def _visible_character(character: str) -> str:
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
-    """A question "(did you mean 'a' or 'b'?)" with a leading space, or nothing when no known name is close."""
+    """A question "(did you mean 'a' or 'b'?)" with a leading space, or nothing when no known name
+    is close.
+    """
     matches = get_close_matches(name, list(known), n=count, cutoff=0.6)
     return f" (did you mean {' or '.join(repr(m) for m in matches)}?)" if matches else ""
 
 
 @contextmanager
 def naming(key: str) -> Iterator[None]:
-    """Put `key` before the message of an InputError that does not name it: rooms below know models and files, not whose."""
+    """Put `key` before the message of an InputError that does not name it: rooms below know models
+    and files, not whose.
+    """
     try:
         yield
     except InputError as error:

@@ -1,6 +1,8 @@
-"""Exact evaluation: every sample counted once, whatever the number of processes and the size of the set.
+"""Exact evaluation: every sample counted once, whatever the number of processes and the size of the
+set.
 
-Teacher, students and their averages are judged in one pass: each image is decoded once and the teacher runs once.
+Teacher, students and their averages are judged in one pass: each image is decoded once and the
+teacher runs once.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +21,8 @@ Model = Callable[[torch.Tensor], torch.Tensor]
 
 TEACHER = "teacher"
 _CACHE_LIMIT_BYTES = 1 << 30
-# Batches between two looks at whether to stop: a few seconds of a large teacher, and a message of some bytes.
+# Batches between two looks at whether to stop: a few seconds of a large teacher, and a message of
+# some bytes.
 _CHECK_STOP_EVERY = 4
 
 
@@ -61,7 +64,9 @@ class Accuracy:
 
 
 class TeacherAnswers:
-    """A frozen teacher's logits on an evaluation set: computed the first time, kept in host memory when they are small."""
+    """A frozen teacher's logits on an evaluation set: computed the first time, kept in host memory
+    when they are small.
+    """
 
     def __init__(self, teacher: Model) -> None:
         self._teacher = teacher
@@ -89,14 +94,16 @@ def evaluate(
     teacher: TeacherAnswers | None = None,
     check_stop: Callable[[], None] | None = None,
 ) -> dict[str, Accuracy]:
-    """Judge every model, and the teacher under the name "teacher", in one pass. Collective: every rank.
+    """Judge every model, and the teacher under the name "teacher", in one pass. Collective: every
+    rank.
 
     Args:
         models: name -> images [B, 3, H, W] in [0, 1] -> logits [B, K]; in evaluation mode.
         batches: the set; yields the same number of batches on every rank.
         engine: processes and precision.
         teacher: adds agreement with it and KL to it.
-        check_stop: called every few batches, at the same ones on every rank; what it raises abandons the evaluation.
+        check_stop: called every few batches, at the same ones on every rank; what it raises
+            abandons the evaluation.
 
     Raises:
         InputError: all images were unreadable and skipped, on every rank.
@@ -136,19 +143,28 @@ def evaluate(
             else {}
         )
         results[name] = Accuracy(
-            100 * correct1 / count, 100 * correct5 / count, loss / count, num_samples, num_skipped, **versus
+            100 * correct1 / count,
+            100 * correct5 / count,
+            loss / count,
+            num_samples,
+            num_skipped,
+            **versus,
         )
     return results
 
 
-def _score(logits: torch.Tensor, teacher_logits: torch.Tensor | None, batch: EvalBatch) -> torch.Tensor:
+def _score(
+    logits: torch.Tensor, teacher_logits: torch.Tensor | None, batch: EvalBatch
+) -> torch.Tensor:
     """[5] float64 sums over the valid samples of one batch."""
     place = _place(logits, batch.labels)
     loss = F.cross_entropy(logits, batch.labels, reduction="none")
     columns = [place < 1, place < 5, loss]
     if teacher_logits is not None:
         columns.append(_place(logits, teacher_logits.argmax(1)) < 1)
-        columns.append(divergence(F.log_softmax(teacher_logits, dim=1), F.log_softmax(logits, dim=1)))
+        columns.append(
+            divergence(F.log_softmax(teacher_logits, dim=1), F.log_softmax(logits, dim=1))
+        )
     else:
         columns += [torch.zeros_like(loss)] * 2
     stacked = torch.stack([column.double() for column in columns])
@@ -156,9 +172,11 @@ def _score(logits: torch.Tensor, teacher_logits: torch.Tensor | None, batch: Eva
 
 
 def _place(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """[B] int64: how many classes stand before the label. Of equal logits the lower index stands first; NaN stands before all.
+    """[B] int64: how many classes stand before the label. Of equal logits the lower index stands
+    first; NaN stands before all.
 
-    Half precision ties often: 1.4 % of rows of 1000 normal logits in bf16 tie at the top, and topk and argmax break ties apart.
+    Half precision ties often: 1.4 % of rows of 1000 normal logits in bf16 tie at the top, and topk
+      and argmax break ties apart.
     """
     own = logits.gather(1, labels[:, None])
     index = torch.arange(logits.shape[1], device=logits.device)

@@ -1,4 +1,6 @@
-"""Evaluation sets as models see them: the students' shared view, and once the teacher's own where it is another."""
+"""Evaluation sets as models see them: the students' shared view, and once the teacher's own where
+it is another.
+"""
 
 import os
 from collections.abc import Callable, Mapping
@@ -44,14 +46,20 @@ def decoders(num_workers: int | None) -> int:
     """Decoding processes of this process: as asked, or its share of the cores it may run on."""
     if num_workers is not None:
         return num_workers
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     return max(1, min(16, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 class EvaluationSet:
-    """A run's evaluation set, in the students' view, and once in the teacher's own where that is another."""
+    """A run's evaluation set, in the students' view, and once in the teacher's own where that is
+    another.
+    """
 
-    def __init__(self, source: Source, frame: Frame, teacher: Teacher | None, engine: Engine, recipe: Recipe) -> None:
+    def __init__(
+        self, source: Source, frame: Frame, teacher: Teacher | None, engine: Engine, recipe: Recipe
+    ) -> None:
         self._source, self._teacher, self._engine, self._recipe = source, teacher, engine, recipe
         self._own_frame = teacher.view.frame if teacher and teacher.view.frame != frame else None
         self._answers = TeacherAnswers(teacher) if teacher else None
@@ -69,12 +77,17 @@ class EvaluationSet:
         self._batches = self._gated(self._shared)
 
     def evaluate(
-        self, models: Mapping[str, Model], teacher: Accuracy | None, stop_if_asked: Callable[[], None]
+        self,
+        models: Mapping[str, Model],
+        teacher: Accuracy | None,
+        stop_if_asked: Callable[[], None],
     ) -> dict[str, Accuracy]:
-        """Accuracies by name, the teacher's in its own view, as timm evaluates it. Collective: every rank.
+        """Accuracies by name, the teacher's in its own view, as timm evaluates it. Collective:
+        every rank.
 
-        Agreement with the teacher and KL to it are measured on the images that all share, where the teacher gets the students'
-        view resized on the device. Its own accuracy would be another there, so that takes one pass more in a run.
+        Agreement with the teacher and KL to it are measured on the images that all share, where the
+        teacher gets the students' view resized on the device. Its own accuracy would be another
+        there, so that takes one pass more in a run.
 
         Args:
             teacher: its accuracy, where this run has measured it before.
@@ -82,12 +95,18 @@ class EvaluationSet:
         """
         own = {}
         if self._own_frame is not None and self._teacher is not None:
-            own = {TEACHER: teacher or self._of_teacher(self._teacher, self._own_frame, stop_if_asked)}
+            own = {
+                TEACHER: teacher or self._of_teacher(self._teacher, self._own_frame, stop_if_asked)
+            }
         return evaluate(models, self._batches, self._engine, self._answers, stop_if_asked) | own
 
-    def _of_teacher(self, teacher: Teacher, frame: Frame, stop_if_asked: Callable[[], None]) -> Accuracy:
+    def _of_teacher(
+        self, teacher: Teacher, frame: Frame, stop_if_asked: Callable[[], None]
+    ) -> Accuracy:
         with self._loader(frame) as loader:
-            return evaluate({TEACHER: teacher}, self._gated(loader), self._engine, check_stop=stop_if_asked)[TEACHER]
+            return evaluate(
+                {TEACHER: teacher}, self._gated(loader), self._engine, check_stop=stop_if_asked
+            )[TEACHER]
 
     def _gated(self, loader: EvalLoader) -> GatedBatches:
         may_wait = isinstance(self._source, StreamSource)

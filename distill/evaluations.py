@@ -1,4 +1,6 @@
-"""The evaluations of a run: when one is due, what the last one found, and the best weights that are kept."""
+"""The evaluations of a run: when one is due, what the last one found, and the best weights that are
+kept.
+"""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -26,7 +28,9 @@ class Evaluations:
         last_step: the step of the last evaluation.
     """
 
-    def __init__(self, plan: Plan, frame: Frame, engine: Engine, journal: Journal, teacher: Teacher | None) -> None:
+    def __init__(
+        self, plan: Plan, frame: Frame, engine: Engine, journal: Journal, teacher: Teacher | None
+    ) -> None:
         self._plan, self._engine, self._journal, self._teacher = plan, engine, journal, teacher
         self.accuracies: dict[str, Accuracy] = {}
         self.stage_ends: dict[str, dict[str, Any]] = {}
@@ -52,7 +56,13 @@ class Evaluations:
         """Whether a step wants an evaluation and has not had it."""
         return self.possible and stage.due(stage.evaluate_every, step) and step > self.last_step
 
-    def run(self, step: int, stage: StagePlan, students: Sequence[Student], check_stop: Callable[[], None]) -> None:
+    def run(
+        self,
+        step: int,
+        stage: StagePlan,
+        students: Sequence[Student],
+        check_stop: Callable[[], None],
+    ) -> None:
         """Evaluate the teacher and the students, keep their best weights. Collective: every rank.
 
         Args:
@@ -66,7 +76,9 @@ class Evaluations:
             judged.update(student.judged())
         known = self.accuracies.get(TEACHER)
         self.accuracies |= self._set.evaluate(judged, known, check_stop)
-        for doubt in teacher_doubts(self._teacher, self.accuracies.get(TEACHER)) if known is None else ():
+        for doubt in (
+            teacher_doubts(self._teacher, self.accuracies.get(TEACHER)) if known is None else ()
+        ):
             self._journal.warn(doubt)
         self.last_step = step
         for student in students:
@@ -80,7 +92,9 @@ class Evaluations:
             self.stage_ends[stage.name] = {name: self.accuracies[name].as_dict() for name in judged}
 
     def keep_last(self, step: int, students: Sequence[Student]) -> None:
-        """Keep the weights of the last step where there is no evaluation set. Collective: every rank."""
+        """Keep the weights of the last step where there is no evaluation set. Collective: every
+        rank.
+        """
         for student in students:
             student.average_statistics()
             student.best = Best(None, step, RAW)
@@ -90,7 +104,11 @@ class Evaluations:
         """Export what `student.best` names to the run's folder. Collective: every rank."""
         assert student.best
         recipe = self._plan.recipe
-        judged = student.name if student.best.weights == RAW else f"{student.name}/{student.best.weights}"
+        judged = (
+            student.name
+            if student.best.weights == RAW
+            else f"{student.name}/{student.best.weights}"
+        )
         record = self.accuracies[judged].as_dict() if student.best.top1 is not None else {}
         weights = student.best_weights()
         self._engine.on_main(
@@ -111,5 +129,7 @@ class Evaluations:
     def load(self, values: dict[str, Any]) -> None:
         """Take over what `state` returned."""
         self.last_step = values["judged_step"]
-        self.accuracies = {name: Accuracy(**fields) for name, fields in values["accuracies"].items()}
+        self.accuracies = {
+            name: Accuracy(**fields) for name, fields in values["accuracies"].items()
+        }
         self.stage_ends = values["stage_ends"] if self._plan.recipe.stages else {}

@@ -1,7 +1,8 @@
-"""A model as timm reads it: safetensors, config.json with the class names, and what we measured of it.
+"""A model as timm reads it: safetensors, config.json with the class names, and what we measured of
+it.
 
-`timm.create_model("local-dir:FOLDER", pretrained=True)` gives the same logits. The best weights of a run are kept in this very
-form, so an export is a copy.
+`timm.create_model("local-dir:FOLDER", pretrained=True)` gives the same logits. The best weights of
+a run are kept in this very form, so an export is a copy.
 """
 
 import json
@@ -21,8 +22,17 @@ from distill.models.view import ModelView
 
 WEIGHTS_FILE = "model.safetensors"
 RECORD_FILE = "distill.json"
-# Of the weights that timm publishes under the architecture's name; those of a run have no licence or paper but what their owner gives.
-_OF_OTHER_WEIGHTS = ("tag", "license", "description", "origin_url", "paper_name", "paper_ids", "notes")
+# Of the weights that timm publishes under the architecture's name; those of a run have no licence
+# or paper but what their owner gives.
+_OF_OTHER_WEIGHTS = (
+    "tag",
+    "license",
+    "description",
+    "origin_url",
+    "paper_name",
+    "paper_ids",
+    "notes",
+)
 
 
 def write_model(
@@ -34,7 +44,8 @@ def write_model(
     view: ModelView,
     record: Mapping[str, Any],
 ) -> None:
-    """Write an export to `folder`, whole or not at all, replacing what is there (see `refuse_overwrite`).
+    """Write an export to `folder`, whole or not at all, replacing what is there (see
+    `refuse_overwrite`).
 
     Args:
         net: the timm model, for its architecture and arguments.
@@ -56,14 +67,19 @@ def write_model(
     with atomic_directory(folder) as directory:
         save_file(storable(weights), directory / WEIGHTS_FILE, metadata={"format": "pt"})
         save_config_for_hf(
-            net, str(directory / CONFIG_FILE), model_config={"label_names": list(classes)}, data_config=data_config
+            net,
+            str(directory / CONFIG_FILE),
+            model_config={"label_names": list(classes)},
+            data_config=data_config,
         )
         _forget_origin(directory / CONFIG_FILE)
         (directory / RECORD_FILE).write_text(json.dumps(dict(record), indent=1))
 
 
 def _forget_origin(file: Path) -> None:
-    """Take out of a config what timm says of its own weights of this architecture: these are other weights."""
+    """Take out of a config what timm says of its own weights of this architecture: these are other
+    weights.
+    """
     config = json.loads(file.read_text(encoding="utf-8"))
     for key in _OF_OTHER_WEIGHTS:
         config["pretrained_cfg"].pop(key, None)
@@ -80,12 +96,13 @@ def refuse_overwrite(folder: Path) -> None:
     known = {WEIGHTS_FILE, CONFIG_FILE, RECORD_FILE}
     if other := sorted(entry.name for entry in folder.iterdir() if entry.name not in known):
         raise InputError(
-            f"{folder}: holds {other[0]!r}, which is no part of an export and would be lost: choose another folder, or move it away"
+            f"{folder}: holds {other[0]!r}, which is no part of an export and would be lost: choose"
+            " another folder, or move it away"
         )
     if any(folder.iterdir()) and not (folder / RECORD_FILE).is_file():
         raise InputError(
-            f"{folder}: holds a model that distill did not export (it has no {RECORD_FILE}) and that would be lost: "
-            "choose another folder, or move it away"
+            f"{folder}: holds a model that distill did not export (it has no {RECORD_FILE}) and"
+            " that would be lost: choose another folder, or move it away"
         )
 
 
@@ -109,7 +126,9 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 def is_export(folder: Path) -> bool:
     """Whether a folder holds a model that timm can load."""
-    return (folder / CONFIG_FILE).is_file() and any((folder / name).is_file() for name in WEIGHTS_FILES)
+    return (folder / CONFIG_FILE).is_file() and any(
+        (folder / name).is_file() for name in WEIGHTS_FILES
+    )
 
 
 def class_names(folder: Path) -> tuple[str, ...]:

@@ -1,4 +1,5 @@
-"""What a run is, in a few lines before it starts: at first what the recipe says, then what data, teacher and device came to.
+"""What a run is, in a few lines before it starts: at first what the recipe says, then what data,
+teacher and device came to.
 
 torch and timm take seconds to import, so the lines of the recipe need neither.
 """
@@ -16,13 +17,20 @@ _NAMES_SHOWN = 8
 
 
 def show_recipe(recipe: Recipe) -> None:
-    """Print what the recipe says of data, teacher, students and output. The main process alone prints."""
+    """Print what the recipe says of data, teacher, students and output. The main process alone
+    prints.
+    """
     _print(f"{recipe.name}: {recipe.description}" if recipe.description else recipe.name)
     batch = recipe.train.batch_size_global
     show("budget", f"{recipe.budgets}, batches of {batch}, {recipe.train.precision}")
     trained = [_source(recipe.at_stage(i).data.train) for i in range(recipe.num_stages)]
-    evaluated = f"evaluated on {_source(recipe.data.eval)}" if recipe.data.eval else "no evaluation set"
-    show("data", f"{', then '.join(dict.fromkeys(trained))}; {evaluated}; {recipe.data.image_size} px")
+    evaluated = (
+        f"evaluated on {_source(recipe.data.eval)}" if recipe.data.eval else "no evaluation set"
+    )
+    show(
+        "data",
+        f"{', then '.join(dict.fromkeys(trained))}; {evaluated}; {recipe.data.image_size} px",
+    )
     if recipe.teacher:
         show("teacher", _teacher(recipe.teacher))
     show("students", _students(recipe))
@@ -35,7 +43,9 @@ def show(label: str, text: str) -> None:
 
 
 def show_views(lines: Sequence[str]) -> None:
-    """Print "NAME sees ..." of each model, or "NAME, NAME see ..." of several, and what else is said of models."""
+    """Print "NAME sees ..." of each model, or "NAME, NAME see ..." of several, and what else is
+    said of models.
+    """
     names: dict[str, list[str]] = {}
     for line in lines:
         name, sees, view = line.partition(" sees ")
@@ -64,7 +74,11 @@ def _source(source: schema.Source | schema.HoldOut | None) -> str:
     assert source is not None
     if isinstance(source, schema.HoldOut):
         return "a part of the training images that training never sees"
-    split = "" if isinstance(source, schema.ImageFolder | schema.Table) or source.split is None else f" {source.split}"
+    split = (
+        ""
+        if isinstance(source, schema.ImageFolder | schema.Table) or source.split is None
+        else f" {source.split}"
+    )
     return f"{source.kind}{split}" + (f" {source.path}" if source.path else "")
 
 

@@ -1,4 +1,6 @@
-"""What a run tells: the screen for people, metrics.jsonl and trackers for programs, and the time it took."""
+"""What a run tells: the screen for people, metrics.jsonl and trackers for programs, and the time it
+took.
+"""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -43,7 +45,9 @@ class Journal:
         self._next_shown_s = 0.0
 
     def open(self, metrics: Path, step: int) -> None:
-        """Open metrics.jsonl and start the trackers, with `step` steps done. Collective: every rank."""
+        """Open metrics.jsonl and start the trackers, with `step` steps done. Collective: every
+        rank.
+        """
         self._metrics = MetricsFile(metrics, self._engine.is_main, self.warn)
         config = self._recipe.model_dump(mode="json")
         self._engine.start_trackers(self._recipe.name, self._plan.output, config, step)
@@ -66,7 +70,9 @@ class Journal:
         self.screen.say(f"warning: {message}")
 
     def record(self, event: str, step: int, values: dict[str, Any]) -> None:
-        """Write a line of metrics.jsonl. Collective: every rank, so that all end together when the disk is full."""
+        """Write a line of metrics.jsonl. Collective: every rank, so that all end together when the
+        disk is full.
+        """
         self._engine.on_main(lambda: self._metrics.write(event, step, values))
 
     @contextmanager
@@ -88,7 +94,9 @@ class Journal:
         for student in students:
             self.screen.rows[student.name].lr = student.lr_at(step - 1)
         step_s = self.clock.step_s
-        self.screen.progress(self._progressed(step, self._images_per_s(1, step_s) if step_s else None))
+        self.screen.progress(
+            self._progressed(step, self._images_per_s(1, step_s) if step_s else None)
+        )
 
     def _images_per_s(self, num_steps: int, seconds: float) -> float:
         return num_steps * self._recipe.train.batch_size_global / max(seconds, 1e-9)
@@ -104,7 +112,10 @@ class Journal:
         )
 
     def trained(
-        self, step: int, general: dict[str, Any], students: Mapping[str, tuple[dict[str, float], float]]
+        self,
+        step: int,
+        general: dict[str, Any],
+        students: Mapping[str, tuple[dict[str, float], float]],
     ) -> None:
         """A log interval has passed. Collective: every rank.
 
@@ -128,11 +139,15 @@ class Journal:
             "seconds": now.elapsed_s,
         }
         self.record("train", step, {**general, "students": records})
-        scalars = {f"run/{key}": value for key, value in general.items() if not isinstance(value, str)}
+        scalars = {
+            f"run/{key}": value for key, value in general.items() if not isinstance(value, str)
+        }
         self._engine.track({**_by_metric(records), **scalars}, step)
         self.screen.trained(now)
 
-    def judged(self, step: int, accuracies: Mapping[str, Accuracy], best: Mapping[str, float | None]) -> None:
+    def judged(
+        self, step: int, accuracies: Mapping[str, Accuracy], best: Mapping[str, float | None]
+    ) -> None:
         """An evaluation has passed. Collective: every rank.
 
         Args:
@@ -143,9 +158,13 @@ class Journal:
         self.record("evaluate", step, {"models": records})
         self._engine.track(_by_metric(records), step)
         step_s = self.clock.step_s
-        self.screen.evaluated(self._progressed(step, self._images_per_s(1, step_s) if step_s else None))
+        self.screen.evaluated(
+            self._progressed(step, self._images_per_s(1, step_s) if step_s else None)
+        )
 
-    def show_accuracies(self, accuracies: Mapping[str, Accuracy], best: Mapping[str, float | None]) -> None:
+    def show_accuracies(
+        self, accuracies: Mapping[str, Accuracy], best: Mapping[str, float | None]
+    ) -> None:
         """Put the last evaluation into the rows of teacher and students."""
         if TEACHER in accuracies:
             self.screen.teacher.top1 = accuracies[TEACHER].top1
@@ -158,4 +177,6 @@ class Journal:
 
 def _by_metric(records: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """Tags "METRIC/MODEL", so that trackers put the models of one metric beside each other."""
-    return {f"{key}/{name}": value for name, values in records.items() for key, value in values.items()}
+    return {
+        f"{key}/{name}": value for name, values in records.items() for key, value in values.items()
+    }

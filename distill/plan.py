@@ -1,4 +1,6 @@
-"""What a recipe comes to on given data and processes: sources, steps, intervals, the share of a process. No device is touched."""
+"""What a recipe comes to on given data and processes: sources, steps, intervals, the share of a
+process. No device is touched.
+"""
 
 import hashlib
 import importlib.util
@@ -26,19 +28,24 @@ from distill.rng import hash64
 _MOST_STEPS = 10**10  # longer than any machine lasts; step x batch stays far below 2^63
 
 
-# What `Plan.inputs` says of contents: checkpoints of earlier versions lack it, and are compared without.
+# What `Plan.inputs` says of contents: checkpoints of earlier versions lack it, and are compared
+# without.
 CONTENTS = "names, sizes and contents (SHA-256)"
 
 
 @dataclass(frozen=True)
 class Share:
-    """How one global batch is spread: `num_forwards` micro-batches of `micro_batch_size` samples on each process."""
+    """How one global batch is spread: `num_forwards` micro-batches of `micro_batch_size` samples on
+    each process.
+    """
 
     micro_batch_size: int
     num_forwards: int
 
 
-def share_of_process(batch_size_global: int, micro_batch_size: int | None, num_processes: int) -> Share:
+def share_of_process(
+    batch_size_global: int, micro_batch_size: int | None, num_processes: int
+) -> Share:
     """The micro-batches of each process.
 
     Raises:
@@ -46,12 +53,17 @@ def share_of_process(batch_size_global: int, micro_batch_size: int | None, num_p
     """
     unit = micro_batch_size or 2
     if batch_size_global % (unit * num_processes):
-        good = [n for n in range(1, batch_size_global // unit + 1) if batch_size_global % (unit * n) == 0]
+        good = [
+            n
+            for n in range(1, batch_size_global // unit + 1)
+            if batch_size_global % (unit * n) == 0
+        ]
         around = nearest_numbers(good, num_processes)
         what = f"micro-batches of {unit}" if micro_batch_size else "an even share for each"
         raise InputError(
-            f"train.batch_size_global {batch_size_global} does not divide into {what} on {num_processes} processes: "
-            f"start {' or '.join(map(str, around))} processes, or change the batch size"
+            f"train.batch_size_global {batch_size_global} does not divide into {what} on"
+            f" {num_processes} processes: start {' or '.join(map(str, around))} processes, or"
+            " change the batch size"
         )
     share = batch_size_global // num_processes
     size = micro_batch_size or share
@@ -64,19 +76,27 @@ def nearest_numbers(good: Sequence[int], wanted: int) -> list[int]:
 
 
 def setting_problems(recipe: Recipe) -> list[str]:
-    """What this version or this machine cannot do of a recipe, beyond its schema: known before data and models are touched."""
+    """What this version or this machine cannot do of a recipe, beyond its schema: known before data
+    and models are touched.
+    """
     problems = []
     for name in recipe.log.trackers:
         if name not in TRACKERS:
             problems.append(
-                f"log.trackers: no tracker {name!r}{nearest(name, TRACKERS)}; known are {', '.join(TRACKERS)}"
+                f"log.trackers: no tracker {name!r}{nearest(name, TRACKERS)}; known are"
+                f" {', '.join(TRACKERS)}"
             )
         elif importlib.util.find_spec(name) is None:
-            problems.append(f"log.trackers: the package {name} is not installed: pip install {name}, or leave it out")
+            problems.append(
+                f"log.trackers: the package {name} is not installed: pip install {name}, or leave"
+                " it out"
+            )
     for index, prefix in enumerate(recipe.stage_keys):
         data = recipe.at_stage(index).data
         try:
-            TrainTransform(image_size=data.image_size, **data.augment.model_dump(exclude={"repeats"}))
+            TrainTransform(
+                image_size=data.image_size, **data.augment.model_dump(exclude={"repeats"})
+            )
         except InputError as error:
             problems.append(f"{prefix}{error}")
         if isinstance(data.train, schema.Stream) and data.train.lanes:
@@ -96,22 +116,25 @@ def setting_problems(recipe: Recipe) -> list[str]:
     if any(uses.values()) and importlib.util.find_spec("deepspeed") is None:
         keys = " and ".join(key for key, used in uses.items() if used)
         problems.append(
-            f"{keys}: the package deepspeed is not installed: pip install 'vanillakd[deepspeed]', or set "
-            "train.zero_stage: 0 and teacher.placement: replicated"
+            f"{keys}: the package deepspeed is not installed: pip install 'vanillakd[deepspeed]',"
+            " or set train.zero_stage: 0 and teacher.placement: replicated"
         )
     return problems
 
 
 @dataclass(frozen=True)
 class StagePlan:
-    """A stage of a run on given data, all in steps of the run; a run without stages is one of its own.
+    """A stage of a run on given data, all in steps of the run; a run without stages is one of its
+    own.
 
     Attributes:
         key: what stands before its keys in the recipe: "stages.NAME.", or nothing.
         recipe: what holds in this stage, itself without stages.
-        labelled: its labels stand in the run's class list; else they are of another space, and nothing reads them.
-        first_step, last_step: the stage does the steps from the first up to, not including, the last.
-        evaluate_every, checkpoint_every, log_every: intervals from `first_step` on, at least 1.
+        labelled: its labels stand in the run's class list; else they are of another space, and
+            nothing reads them.
+        first_step, last_step: the stage does the steps from the first up to, not including, the
+        last. evaluate_every, checkpoint_every, log_every: intervals from `first_step` on, at least
+        1.
     """
 
     name: str
@@ -127,8 +150,12 @@ class StagePlan:
     log_every: int
 
     def due(self, every: int, step: int) -> bool:
-        """Whether an interval ends when `step` steps of the run are done; the stage's end is the end of each."""
-        return step == self.last_step or (step > self.first_step and (step - self.first_step) % every == 0)
+        """Whether an interval ends when `step` steps of the run are done; the stage's end is the
+        end of each.
+        """
+        return step == self.last_step or (
+            step > self.first_step and (step - self.first_step) % every == 0
+        )
 
     def num_due(self, every: int, step: int) -> int:
         """Return how many steps after `step` are `due`."""
@@ -137,7 +164,11 @@ class StagePlan:
 
     def inputs(self) -> dict[str, str | int]:
         """What its data came to, for a continuation to compare."""
-        kept = {"training images kept": self.order.num_samples} if self.recipe.data.keep_classes != "all" else {}
+        kept = (
+            {"training images kept": self.order.num_samples}
+            if self.recipe.data.keep_classes != "all"
+            else {}
+        )
         return {
             "training images": len(self.source),
             **_labels_of(self.source),
@@ -151,7 +182,9 @@ class StagePlan:
         return contents_of(self.source, "training")
 
     def _resolved(self) -> dict[str, str | int]:
-        """What the order of a stream rests on: null or said, it is the number that must be the same."""
+        """What the order of a stream rests on: null or said, it is the number that must be the
+        same.
+        """
         if not isinstance(self.order, LaneOrder):
             return {}
         return {"data.train.lanes": self.order.lanes, "data.train.block": self.order.block}
@@ -163,7 +196,8 @@ class Plan:
 
     Attributes:
         classes: what the students' and the teacher's logits stand for.
-        order_given: the recipe says their order; else it follows from the names of folders or labels.
+        order_given: the recipe says their order; else it follows from the names of folders or
+            labels.
     """
 
     recipe: Recipe
@@ -196,7 +230,9 @@ class Plan:
         )
 
     def inputs(self) -> dict[str, str | int]:
-        """What the data came to, for a continuation to compare: another root, or other places of shards, must hold the same data."""
+        """What the data came to, for a continuation to compare: another root, or other places of
+        shards, must hold the same data.
+        """
         stages: dict[str, str | int] = {}
         for stage in self.stages:
             prefix = f"{stage.name}: " if self.recipe.stages else ""
@@ -244,7 +280,9 @@ def _described(spec: schema.Source | schema.HoldOut, root: Path) -> dict[str, An
 
 
 def _labels_of(source: Source) -> dict[str, str | int]:
-    """What tells two data sets of one size apart, as far as it is known before any record is read."""
+    """What tells two data sets of one size apart, as far as it is known before any
+    record is read.
+    """
     if shards := _shards_of(source, "training"):
         return shards
     assert isinstance(source.labels, np.ndarray)
@@ -253,11 +291,17 @@ def _labels_of(source: Source) -> dict[str, str | int]:
 
 def _shards_of(source: Source | None, what: str) -> dict[str, str | int]:
     """A stream's shards, wherever they lie; nothing of other sources."""
-    return {f"{what} shards (SHA-256)": source.fingerprint()} if isinstance(source, StreamSource) else {}
+    return (
+        {f"{what} shards (SHA-256)": source.fingerprint()}
+        if isinstance(source, StreamSource)
+        else {}
+    )
 
 
 def contents_of(source: Source | None, what: str) -> dict[str, str | int]:
-    """What the images themselves are, of records at hand. Files are read, so one process asks, once, before it trains."""
+    """What the images themselves are, of records at hand. Files are read, so one process asks,
+    once, before it trains.
+    """
     if source is None or isinstance(source, StreamSource):
         return {}
     return {f"{what} {CONTENTS}": source.fingerprint()}
@@ -267,7 +311,8 @@ def make_plan(recipe: Recipe) -> Plan:
     """Open the sources and turn every duration into steps.
 
     Raises:
-        InputError: data that is missing or does not fit, with the key or path; settings that cannot be had here.
+        InputError: data that is missing or does not fit, with the key or path; settings that cannot
+            be had here.
     """
     if problems := setting_problems(recipe):
         raise InputError("\n".join(problems))
@@ -277,11 +322,15 @@ def make_plan(recipe: Recipe) -> Plan:
     keys = [f"{prefix}data.train" for prefix in prefixes]
     whole = open_whole(recipe.data, root)
     sources = [
-        open_train(recipe.data, own.data.train, root, key, whole) for own, key in zip(recipes, keys, strict=True)
+        open_train(recipe.data, own.data.train, root, key, whole)
+        for own, key in zip(recipes, keys, strict=True)
     ]
     eval_source = open_eval(recipe.data, root, whole=whole)
     readers = [reader_of_labels(own, prefix) for own, prefix in zip(recipes, prefixes, strict=True)]
-    named = [Named(key, source, bool(why), why) for key, source, why in zip(keys, sources, readers, strict=True)]
+    named = [
+        Named(key, source, bool(why), why)
+        for key, source, why in zip(keys, sources, readers, strict=True)
+    ]
     classes = run_classes(named, eval_source)
     stages: list[StagePlan] = []
     for index, (own, key, source) in enumerate(zip(recipes, keys, sources, strict=True)):
@@ -289,7 +338,12 @@ def make_plan(recipe: Recipe) -> Plan:
         first_step = stages[-1].last_step if stages else 0
         data = own.data
         subset = chosen_samples(
-            source, classes, fraction=data.fraction, keep=data.keep_classes, seed=recipe.seed, key=key
+            source,
+            classes,
+            fraction=data.fraction,
+            keep=data.keep_classes,
+            seed=recipe.seed,
+            key=key,
         )
         # Stages over the same data each have an order of their own.
         seed = hash64(recipe.seed, "stage", index) if index else recipe.seed
@@ -298,26 +352,37 @@ def make_plan(recipe: Recipe) -> Plan:
         stages.append(_plan_stage(name, prefixes[index], own, source, labelled, order, first_step))
     named_by = recipe.data.eval
     if named_by is None or isinstance(named_by, schema.HoldOut):
-        named_by = next(own.data.train for own, source in zip(recipes, sources, strict=True) if source.classes)
+        named_by = next(
+            own.data.train for own, source in zip(recipes, sources, strict=True) if source.classes
+        )
     return Plan(recipe, tuple(stages), eval_source, classes, says_order(named_by))
 
 
 def _plan_stage(
-    name: str, key: str, recipe: Recipe, source: Source, labelled: bool, order: TrainOrder, first_step: int
+    name: str,
+    key: str,
+    recipe: Recipe,
+    source: Source,
+    labelled: bool,
+    order: TrainOrder,
+    first_step: int,
 ) -> StagePlan:
     def steps(duration: DurationValue) -> int:
-        return duration.steps(steps_per_epoch=order.steps_per_epoch, batch_size_global=recipe.train.batch_size_global)
+        return duration.steps(
+            steps_per_epoch=order.steps_per_epoch, batch_size_global=recipe.train.batch_size_global
+        )
 
     assert recipe.train.budget
     num_steps = steps(recipe.train.budget)
     if num_steps < 1:
         raise InputError(
-            f"{key + 'budget' if key else 'train.budget'} {recipe.train.budget} comes to no step at all on {order.num_samples} images"
+            f"{key + 'budget' if key else 'train.budget'} {recipe.train.budget} comes to no step at"
+            f" all on {order.num_samples} images"
         )
     if num_steps > _MOST_STEPS:
         raise InputError(
-            f"{key + 'budget' if key else 'train.budget'} {recipe.train.budget} comes to {num_steps:,} steps on "
-            f"{order.num_samples} images; should be at most {_MOST_STEPS:,}"
+            f"{key + 'budget' if key else 'train.budget'} {recipe.train.budget} comes to"
+            f" {num_steps:,} steps on {order.num_samples} images; should be at most {_MOST_STEPS:,}"
         )
     return StagePlan(
         name=name,
@@ -334,8 +399,11 @@ def _plan_stage(
     )
 
 
-def make_order(recipe: Recipe, source: Source, subset: np.ndarray | None, seed: int, key: str) -> TrainOrder:
-    """Who comes when in a stage: any order over records that are at hand, lanes over shards of a stream.
+def make_order(
+    recipe: Recipe, source: Source, subset: np.ndarray | None, seed: int, key: str
+) -> TrainOrder:
+    """Who comes when in a stage: any order over records that are at hand, lanes over shards of a
+    stream.
 
     Raises:
         InputError: the batch is larger than the data, or does not divide into the lanes.
@@ -349,22 +417,36 @@ def make_order(recipe: Recipe, source: Source, subset: np.ndarray | None, seed: 
     lanes = spec.lanes or default_lanes(size, micro)
     refuse_lanes(lanes, size, micro, key)
     block = spec.block or default_block(source.shard_sizes, subset)
-    return LaneOrder(source.shard_sizes, size, seed, lanes=lanes, block=block, repeats=repeats, subset=subset)
+    return LaneOrder(
+        source.shard_sizes, size, seed, lanes=lanes, block=block, repeats=repeats, subset=subset
+    )
 
 
-def refuse_lanes(lanes: int, batch_size_global: int, micro_batch_size: int | None, key: str) -> None:
-    """Raises InputError when a batch cannot be taken evenly from so many lanes, naming the nearest numbers that do."""
+def refuse_lanes(
+    lanes: int, batch_size_global: int, micro_batch_size: int | None, key: str
+) -> None:
+    """Raises InputError when a batch cannot be taken evenly from so many lanes, naming the nearest
+    numbers that do.
+    """
     if lanes_fit(lanes, batch_size_global, micro_batch_size):
         return
     good = nearest_numbers(fitting_lanes(batch_size_global, micro_batch_size), lanes)
-    what = f"batches of {batch_size_global}" + (f" in micro-batches of {micro_batch_size}" if micro_batch_size else "")
-    raise InputError(f"{key}.lanes: {what} do not divide into {lanes} lanes: use {' or '.join(map(str, good))}")
+    what = f"batches of {batch_size_global}" + (
+        f" in micro-batches of {micro_batch_size}" if micro_batch_size else ""
+    )
+    raise InputError(
+        f"{key}.lanes: {what} do not divide into {lanes} lanes: use {' or '.join(map(str, good))}"
+    )
 
 
 def reader_of_labels(recipe: Recipe, key: str) -> str:
     """The first key of an objective that reads labels; empty where soft labels alone are taught."""
     for name, student in recipe.students.items():
         if student.objective.reads_labels:
-            term = "hard" if student.objective.hard is not None else "soft dkd (target: teacher would not)"
+            term = (
+                "hard"
+                if student.objective.hard is not None
+                else "soft dkd (target: teacher would not)"
+            )
             return f"{key}students.{name}.objective.{term}"
     return ""

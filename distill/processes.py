@@ -1,4 +1,5 @@
-"""One process among those of a launch: it ends with its launcher, one speaks for all, and none waits for the others to leave.
+"""One process among those of a launch: it ends with its launcher, one speaks for all, and none
+waits for the others to leave.
 
 No torch: a process must hear of its launcher's death while it still imports.
 """
@@ -22,7 +23,9 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def is_launcher(command: list[str]) -> bool:
-    """Whether a command line is torchrun's or Accelerate's: by its first words, since what it launches has words of its own."""
+    """Whether a command line is torchrun's or Accelerate's: by its first words, since what it
+    launches has words of its own.
+    """
     first, *rest = [*command[:6], ""]
     if Path(first).name.startswith("python"):
         while rest and rest[0].startswith("-") and rest[0] != "-m":  # the interpreter's own options
@@ -34,10 +37,12 @@ def is_launcher(command: list[str]) -> bool:
 
 
 def end_with_launcher() -> None:
-    """Let the launcher's death ask this process to stop (SIGTERM: it saves and ends), since nobody else would.
+    """Let the launcher's death ask this process to stop (SIGTERM: it saves and ends), since nobody
+    else would.
 
-    Accelerate's launcher of one process dies of a SIGTERM without a word to its child, and a launcher that is killed with -9 takes no
-    rank with it. Only where the parent is a launcher: a run that a shell started with nohup shall outlive the shell.
+    Accelerate's launcher of one process dies of a SIGTERM without a word to its child, and a
+    launcher that is killed with -9 takes no rank with it. Only where the parent is a launcher: a
+    run that a shell started with nohup shall outlive the shell.
     """
     parent = os.getppid()
     try:
@@ -49,9 +54,11 @@ def end_with_launcher() -> None:
 
 
 def end_with(parent: int, number: signal.Signals) -> None:
-    """Get signal `number` when the parent, process `parent`, ends. Linux only; elsewhere nothing happens.
+    """Get signal `number` when the parent, process `parent`, ends. Linux only; elsewhere nothing
+    happens.
 
-    The kernel means the thread of the parent that started this process: launchers and data loaders do so in their main thread.
+    The kernel means the thread of the parent that started this process: launchers and data loaders
+    do so in their main thread.
     """
     if sys.platform != "linux":
         return
@@ -66,16 +73,20 @@ def several_processes() -> bool:
 
 
 def speaks_first() -> bool:
-    """Whether this process is the first of this machine's to say why the run ends; the others can be short.
+    """Whether this process is the first of this machine's to say why the run ends; the others can
+    be short.
 
-    The first one to fail knows the cause; what the others see follows from it. torchrun gives each attempt a folder that it
-    removes itself; where there is none, nobody can tell, and everyone is first.
+    The first one to fail knows the cause; what the others see follows from it. torchrun gives each
+    attempt a folder that it removes itself; where there is none, nobody can tell, and everyone is
+    first.
     """
     error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")  # <attempt>/<local rank>/error.json
     if not several_processes() or not error_file:
         return True
     try:
-        (Path(error_file).parents[1] / f"said-{os.environ.get('MASTER_PORT', '')}").touch(exist_ok=False)
+        (Path(error_file).parents[1] / f"said-{os.environ.get('MASTER_PORT', '')}").touch(
+            exist_ok=False
+        )
     except FileExistsError:
         return False
     except OSError:
@@ -86,10 +97,11 @@ def speaks_first() -> bool:
 def leave(code: int) -> NoReturn:
     """End this process with an exit code; one of several without the interpreter's teardown.
 
-    Teardown joins threads and runs destructors of C++ libraries in no order that they agreed on: a gloo process has aborted there
-    after its run was well and saved ("terminate called without an active exception", once in CI), and the destructor of a process group
-    with a collective in flight waits for it, up to the timeout, while the launcher waits for the exit code. All that wants an
-    orderly end has had it: loaders, files and trackers close where they were opened.
+    Teardown joins threads and runs destructors of C++ libraries in no order that they agreed on: a
+    gloo process has aborted there after its run was well and saved ("terminate called without an
+    active exception", once in CI), and the destructor of a process group with a collective in
+    flight waits for it, up to the timeout, while the launcher waits for the exit code. All that
+    wants an orderly end has had it: loaders, files and trackers close where they were opened.
     """
     if not several_processes():
         sys.exit(code)

@@ -1,7 +1,9 @@
-"""Random numbers as pure functions of keys: hash(seed, purpose, epoch, sample, view), never the state of a worker.
+"""Random numbers as pure functions of keys: hash(seed, purpose, epoch, sample, view), never the
+state of a worker.
 
-Everything random in a run is keyed this way, so any process can compute any part of the run's randomness, in any order.
-The hash is splitmix64's finaliser, folded over the keys; numpy and torch versions below agree bit for bit.
+Everything random in a run is keyed this way, so any process can compute any part of the run's
+randomness, in any order. The hash is splitmix64's finaliser, folded over the keys; numpy and torch
+versions below agree bit for bit.
 """
 
 import hashlib
@@ -30,7 +32,9 @@ def _word(key: int | str) -> int:
 
 
 def hash64(*keys: int | str) -> int:
-    """A 64-bit hash of the keys; order matters. Strings name the purpose, so two uses of one seed never collide."""
+    """A 64-bit hash of the keys; order matters. Strings name the purpose, so two uses of one seed
+    never collide.
+    """
     state = 0
     for key in keys:
         state = _finalise((state + _GOLDEN + _word(key)) & MASK)
@@ -79,13 +83,19 @@ def uniform_tensor(hashes: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def seeded(key: int) -> Iterator[None]:
-    """Python's, numpy's and torch's CPU generators seeded with `key` inside the block, and put back after it.
+    """Python's, numpy's and torch's CPU generators seeded with `key` inside the block, and put back
+    after it.
 
-    For third-party code that draws from global state: timm's transforms, weight initialisers. CUDA generators are left alone.
+    For third-party code that draws from global state: timm's transforms, weight initialisers. CUDA
+    generators are left alone.
     """
     import random
 
-    python_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    python_state, numpy_state, torch_state = (
+        random.getstate(),
+        np.random.get_state(),
+        torch.get_rng_state(),
+    )
     try:
         seed_global(key)
         yield
@@ -96,7 +106,9 @@ def seeded(key: int) -> Iterator[None]:
 
 
 def seed_global(key: int) -> None:
-    """Seed the global CPU generators. `torch.manual_seed` is avoided: it also queues work for CUDA in every worker."""
+    """Seed the global CPU generators. `torch.manual_seed` is avoided: it also queues work for CUDA
+    in every worker.
+    """
     import random
 
     random.seed(key)

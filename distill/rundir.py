@@ -48,15 +48,16 @@ __all__ = [
 
 
 _SAME_SHARDS = (
-    "Shards are the same where their names, their numbers of samples and their checksums are, in one order; checksums are those of a manifest, "
-    "of the Hub, or of Parquet footers"
+    "Shards are the same where their names, their numbers of samples and their checksums are, in"
+    " one order; checksums are those of a manifest, of the Hub, or of Parquet footers"
 )
 
 
 class Claim:
     """This process's claim on a run's folder: two runs in one would delete each other's files.
 
-    A POSIX record lock: it ends with the process, however that ends, and forked loader workers do not inherit it.
+    A POSIX record lock: it ends with the process, however that ends, and forked loader workers do
+      not inherit it.
     """
 
     def __init__(self) -> None:
@@ -78,7 +79,8 @@ class Claim:
                 holder = file.read().strip() or "another process"
                 file.close()
                 raise InputError(
-                    f"{output}: {holder} is writing here: wait for it to end, or choose another folder with output="
+                    f"{output}: {holder} is writing here: wait for it to end, or choose another"
+                    " folder with output="
                 ) from error
             # A file system without locks: go on without.
         file.truncate(0)
@@ -94,11 +96,17 @@ class Claim:
 
 
 def begin(
-    output: Path, recipe: Recipe, claim: Claim, say: Callable[[str], None], inputs: dict[str, str | int]
+    output: Path,
+    recipe: Recipe,
+    claim: Claim,
+    say: Callable[[str], None],
+    inputs: dict[str, str | int],
 ) -> Path | None:
-    """Make the folder ready and find the checkpoint to go on from. The main process alone calls this.
+    """Make the folder ready and find the checkpoint to go on from. The main process alone calls
+    this.
 
-    `inputs`: what data, their order and teacher came to; nothing is touched where a checkpoint had others.
+    `inputs`: what data, their order and teacher came to; nothing is touched where a checkpoint had
+      others.
 
     Under `resume: never` an earlier run in the folder is moved aside, not deleted.
 
@@ -106,8 +114,8 @@ def begin(
         The newest whole checkpoint, or None to start at step 0.
 
     Raises:
-        InputError: the folder cannot be written, another process writes in it, or it holds a run of another recipe or of other
-            data, or only damaged checkpoints.
+        InputError: the folder cannot be written, another process writes in it, or it holds a run of
+            another recipe or of other data, or only damaged checkpoints.
     """
     refuse_foreign_output(recipe)  # again: the data may have taken minutes to read
     try:
@@ -120,19 +128,24 @@ def begin(
             say(f"resume: never: the run that was in {output} is now in {aside}")
             place.mkdir()
             claim.take(output)
-        checkpoint = latest(checkpoints_dir(output), recipe_digest(recipe), dump_recipe(recipe), report=say)
+        checkpoint = latest(
+            checkpoints_dir(output), recipe_digest(recipe), dump_recipe(recipe), report=say
+        )
         if checkpoint:
             same_inputs(checkpoint.path, checkpoint.values["inputs"], inputs)
         if checkpoint and (moved := moved_streams(checkpoint.recipe_text, dump_recipe(recipe))):
             say(
-                f"changed since the checkpoint: {', '.join(moved)}; shards of the same names, counts and checksums are taken for the same, and "
-                "tar files whose checksums nobody says by names and counts alone"
+                f"changed since the checkpoint: {', '.join(moved)}; shards of the same names,"
+                " counts and checksums are taken for the same, and tar files whose checksums"
+                " nobody says by names and counts alone"
             )
         clean(output / "best")
         truncate_jsonl(output / METRICS_FILE, checkpoint.state.step if checkpoint else 0)
         replace_text(output / RECIPE_FILE, dump_recipe(recipe))
     except OSError as error:
-        reason = "is a file" if output.is_file() else f"cannot be written: {error.strerror or error}"
+        reason = (
+            "is a file" if output.is_file() else f"cannot be written: {error.strerror or error}"
+        )
         raise InputError(f"{output}: {reason}; choose another folder with output=") from error
     return checkpoint.path if checkpoint else None
 
@@ -154,28 +167,36 @@ def best_student(output: Path) -> str | None:
 
 
 def newest_checkpoint(output: Path, verify: bool = True) -> Checkpoint:
-    """The newest checkpoint of a run, whatever its recipe; `verify` reads all of it against its checksums.
+    """The newest checkpoint of a run, whatever its recipe; `verify` reads all of it against its
+    checksums.
 
     Raises:
         InputError: there is none, or it is damaged.
     """
-    paths = sorted(checkpoints_dir(output).glob("step-[0-9]*"), key=lambda path: int(path.name.removeprefix("step-")))
+    paths = sorted(
+        checkpoints_dir(output).glob("step-[0-9]*"),
+        key=lambda path: int(path.name.removeprefix("step-")),
+    )
     if not paths:
         raise InputError(f"{output}: this run has no checkpoint")
     return load(paths[-1], verify=verify)
 
 
 def same_inputs(path: Path, before: dict[str, str | int], now: dict[str, str | int]) -> None:
-    """Raises InputError when data, their order or teacher are not those that a checkpoint was made with: the run would be neither's."""
+    """Raises InputError when data, their order or teacher are not those that a checkpoint was made
+    with: the run would be neither's.
+    """
     absent = "(not recorded)"  # by a version that did not compare it, or of data of another kind
     changed = [
         f"  {key}: {before.get(key, absent)} -> {now.get(key, absent)}"
         for key in {**before, **now}
-        if before.get(key) != now.get(key) and not (key.endswith((CONTENTS, " sees")) and key not in before)
+        if before.get(key) != now.get(key)
+        and not (key.endswith((CONTENTS, " sees")) and key not in before)
     ]
     if changed:
         raise InputError(
-            f"{path}: was made with another data set, order of it or teacher and cannot be continued with these:\n"
+            f"{path}: was made with another data set, order of it or teacher and cannot be"
+            " continued with these:\n"
             + "\n".join(changed)
             + (f"\n{_SAME_SHARDS}" if any(" shards (SHA-256)" in line for line in changed) else "")
             + "\nPut the earlier ones back, or set output= to another folder, or resume=never"

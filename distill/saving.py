@@ -12,7 +12,9 @@ from distill.rundir import best_dir, checkpoints_dir
 from distill.students import Student
 
 
-def save_run(plan: Plan, step: int, values: Mapping[str, Any], students: Sequence[Student], engine: Engine) -> str:
+def save_run(
+    plan: Plan, step: int, values: Mapping[str, Any], students: Sequence[Student], engine: Engine
+) -> str:
     """Write a checkpoint and let old ones go. Collective: every rank.
 
     Args:
@@ -47,7 +49,9 @@ def save_run(plan: Plan, step: int, values: Mapping[str, Any], students: Sequenc
 
 
 def load_student(student: Student, checkpoint: Checkpoint, output: Path) -> None:
-    """Put a student where `save_run` found it, and let it find its best weights. Collective: every rank."""
+    """Put a student where `save_run` found it, and let it find its best weights. Collective: every
+    rank.
+    """
     prefix = f"{student.name}."
     names = [name for name in checkpoint.tensor_names if name.startswith(prefix)]
     tensors = {name.removeprefix(prefix): checkpoint.tensors(name) for name in names}

@@ -1,4 +1,5 @@
-"""Progress for people. On a terminal: a bar for the run and a table with a row a student. Elsewhere: plain lines.
+"""Progress for people. On a terminal: a bar for the run and a table with a row a student.
+Elsewhere: plain lines.
 
 Only the main process shows anything.
 """
@@ -35,7 +36,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Progressed:
-    """How far a run is. `left_s` is None before the first step, `images_per_s` and `memory_bytes` are of now."""
+    """How far a run is. `left_s` is None before the first step, `images_per_s` and `memory_bytes`
+    are of now.
+    """
 
     step: int
     epoch: float
@@ -107,8 +110,11 @@ class Screen:
 
     def __enter__(self) -> "Screen":
         if self._show and self.console.is_terminal and not self.console.is_dumb_terminal:
-            # Transient: what stays is the table of the end, or the message that says why there is none.
-            self._live = Live(self, console=self.console, refresh_per_second=_REFRESH_HZ, transient=True)
+            # Transient: what stays is the table of the end, or the message that says why there is
+            # none.
+            self._live = Live(
+                self, console=self.console, refresh_per_second=_REFRESH_HZ, transient=True
+            )
             self._live.start()
         return self
 
@@ -121,7 +127,7 @@ class Screen:
         """Whether there is a display that moves."""
         return self._live is not None
 
-    # ---- the display -------------------------------------------------------------------------------------------------
+    # ---- the display -----------------------------------------------------------------------------
 
     def __rich__(self) -> Group:
         return Group(self._bar, self.status(), self.table())
@@ -146,7 +152,10 @@ class Screen:
             table.add_column(heading, justify="right", no_wrap=True)
         if notes:
             table.add_column("", overflow="fold")
-        rows = [*([(self._teacher_name or "", self.teacher)] if with_teacher else []), *self.rows.items()]
+        rows = [
+            *([(self._teacher_name or "", self.teacher)] if with_teacher else []),
+            *self.rows.items(),
+        ]
         room = max(self.console.height - _LINES_BESIDE_ROWS, 2)
         shown = rows if len(rows) <= room else rows[: room - 1]
         for name, row in shown:
@@ -163,7 +172,7 @@ class Screen:
             table.add_row(f"and {len(rows) - len(shown)} more")
         return table
 
-    # ---- what happens ------------------------------------------------------------------------------------------------
+    # ---- what happens ----------------------------------------------------------------------------
 
     def say(self, message: str) -> None:
         """Print a line above the display."""
@@ -202,18 +211,29 @@ class Screen:
             self._line(now, f"top-1 % {teacher}{top1}{agrees}")
 
     def _line(self, now: Progressed, text: str) -> None:
-        """Print a line that programs can search: when, which step, which epoch, then the figures."""
+        """Print a line that programs can search: when, which step, which epoch, then
+        the figures.
+        """
         when = time.strftime("%Y-%m-%d %H:%M:%S")
         self.say(f"{when} step {now.step}/{self._total_steps} epoch {now.epoch:.2f}: {text}")
 
     def _each(self, figure: Callable[[Row], str], notes: bool = True) -> str:
         """Return a figure of every student; for one that has stopped its note, or nothing."""
-        found = {name: (row.note if notes else "") if row.note else figure(row) for name, row in self.rows.items()}
+        found = {
+            name: (row.note if notes else "") if row.note else figure(row)
+            for name, row in self.rows.items()
+        }
         return ", ".join(f"{name} {text}" for name, text in found.items() if text)
 
     def _rates(self) -> str:
         """Return the learning rate: one for all students, or each one's."""
-        rates = {name: f"{row.lr:.2e}" for name, row in self.rows.items() if row.lr is not None and not row.note}
+        rates = {
+            name: f"{row.lr:.2e}"
+            for name, row in self.rows.items()
+            if row.lr is not None and not row.note
+        }
         if len(set(rates.values())) == 1:
             return f"lr {next(iter(rates.values()))}; "
-        return f"lr {', '.join(f'{name} {rate}' for name, rate in rates.items())}; " if rates else ""
+        return (
+            f"lr {', '.join(f'{name} {rate}' for name, rate in rates.items())}; " if rates else ""
+        )

@@ -1,7 +1,8 @@
-"""A student: one setting of model, objective, optimizer, schedule and averages, that learns beside others and knows none of them.
+"""A student: one setting of model, objective, optimizer, schedule and averages, that learns beside
+others and knows none of them.
 
-A student's weights depend on its own setting, the batches and the teacher's answers alone, so it ends with the same weights
-in company as alone.
+A student's weights depend on its own setting, the batches and the teacher's answers alone, so it
+ends with the same weights in company as alone.
 """
 
 import math
@@ -26,14 +27,23 @@ from distill.models.drop_path import DropPathKeys
 from distill.models.pixels import Network, Pixels
 from distill.models.student import first_weights
 from distill.models.view import ModelView
-from distill.placement import Averages, BuildOptimizer, Judged, Placement, Replicated, Sharded, Tensors
+from distill.placement import (
+    Averages,
+    BuildOptimizer,
+    Judged,
+    Placement,
+    Replicated,
+    Sharded,
+    Tensors,
+)
 from distill.recipe.schema import Student as StudentSpec
 from distill.rng import hash64
 
 
 @dataclass
 class Losses:
-    """Sums of this process's loss terms since the last log, on the device. Absent terms stay zero and are not reported.
+    """Sums of this process's loss terms since the last log, on the device. Absent terms stay zero
+    and are not reported.
 
     Summed over processes they are those of `steps` global batches, however these were spread.
     """
@@ -55,7 +65,9 @@ class Losses:
 
 @dataclass
 class Best:
-    """The best evaluation so far: its top-1 in percent (None without an evaluation set), its step, and which weights it judged: RAW or an average."""
+    """The best evaluation so far: its top-1 in percent (None without an evaluation set), its step,
+    and which weights it judged: RAW or an average.
+    """
 
     top1: float | None
     step: int
@@ -73,7 +85,9 @@ class Setting:
 
 @dataclass
 class Student:
-    """One setting in training. `stopped_at` is the step, counted from 1, whose loss was not finite; a stopped student takes no further part."""
+    """One setting in training. `stopped_at` is the step, counted from 1, whose loss was not finite;
+    a stopped student takes no further part.
+    """
 
     name: str
     setting: Setting
@@ -113,7 +127,11 @@ class Student:
             )
         else:
             self.placement = Replicated(
-                network, self.setting.build_optimizer, self.engine, clip_grad_norm=clip, averages=averages
+                network,
+                self.setting.build_optimizer,
+                self.engine,
+                clip_grad_norm=clip,
+                averages=averages,
             )
         self._statistics = StepStatistics(self.net) if self.num_forwards > 1 else None
         self._forwards_done = 0
@@ -125,10 +143,14 @@ class Student:
         return self.setting.spec
 
     def enter(self, setting: Setting, *, new_optimizer: bool, new_averages: bool) -> None:
-        """Learn in another way from here on; optimizer state and averages are carried over or begin anew."""
+        """Learn in another way from here on; optimizer state and averages are carried over or begin
+        anew.
+        """
         self.setting = setting
         self.placement.restart(
-            setting.build_optimizer if new_optimizer else None, setting.spec.optimizer.clip_grad_norm, new_averages
+            setting.build_optimizer if new_optimizer else None,
+            setting.spec.optimizer.clip_grad_norm,
+            new_averages,
         )
 
     def _no_losses(self) -> Losses:
@@ -140,10 +162,12 @@ class Student:
         return self.stopped_at is None
 
     def learn(self, batch: Batch, targets: torch.Tensor | None) -> torch.Tensor:
-        """Forward and backward of one micro-batch; gradients add up until `update`. Collective on the last micro-batch of a step.
+        """Forward and backward of one micro-batch; gradients add up until `update`. Collective on
+        the last micro-batch of a step.
 
         Returns:
-            bool scalar on the device: the loss was not finite, or the gradients of the step before were not.
+            bool scalar on the device: the loss was not finite, or the gradients of the step before
+                were not.
         """
         if self._statistics and self._forwards_done == 0:
             self._statistics.before_step()
@@ -175,26 +199,36 @@ class Student:
         self.placement.clear()
 
     def take_losses(self) -> dict[str, float]:
-        """Mean loss terms since the last call, over all processes. Collective: every rank. Waits for the device."""
+        """Mean loss terms since the last call, over all processes. Collective: every rank. Waits
+        for the device.
+        """
         taken, self.losses = self.losses, self._no_losses()
         if not taken.steps:
             return {}
         sums = self.engine.sum_(taken.sums).tolist()
         return {
-            name: value / taken.steps for name, value in zip(Losses.NAMES, sums, strict=True) if name in taken.present
+            name: value / taken.steps
+            for name, value in zip(Losses.NAMES, sums, strict=True)
+            if name in taken.present
         }
 
-    # ---- judged and saved --------------------------------------------------------------------------------------------
+    # ---- judged and saved ------------------------------------------------------------------------
 
     def average_statistics(self) -> None:
-        """Make BatchNorm's running statistics, and their averages, those of all processes. Collective: every rank."""
+        """Make BatchNorm's running statistics, and their averages, those of all processes.
+        Collective: every rank.
+        """
         if not self.batch_norm_global and self.engine.world_size > 1:
             buffers = {id(b) for b in running_statistics(self.net)}
             names = [name for name, buffer in self.net.named_buffers() if id(buffer) in buffers]
-            self.engine.average_([held[name] for held in self.placement.statistics() for name in names])
+            self.engine.average_(
+                [held[name] for held in self.placement.statistics() for name in names]
+            )
 
     def judged(self) -> dict[str, Judged]:
-        """What an evaluation looks at: the weights under the student's name, each average under "name/ema-0.999". Collective: every rank."""
+        """What an evaluation looks at: the weights under the student's name, each average under
+        "name/ema-0.999". Collective: every rank.
+        """
         return {self._judged_name(which): model for which, model in self.placement.judged().items()}
 
     def _judged_name(self, which: str) -> str:
@@ -203,12 +237,17 @@ class Student:
     def improved(self, accuracies: Mapping[str, Accuracy], step: int) -> bool:
         """Whether an evaluation found better weights than any before; `best` then names them.
 
-        Weights that give no finite loss are never the best: their top-1 is how often the first class comes.
+        Weights that give no finite loss are never the best: their top-1 is how often the first
+        class comes.
         """
         names = [self._judged_name(which) for which in (RAW, *self.averages)]
-        scores = {name: accuracies[name].top1 for name in names if math.isfinite(accuracies[name].loss)}
+        scores = {
+            name: accuracies[name].top1 for name in names if math.isfinite(accuracies[name].loss)
+        }
         name = max(scores, key=lambda key: scores[key], default=None)
-        if name is None or (self.best and self.best.top1 is not None and scores[name] <= self.best.top1):
+        if name is None or (
+            self.best and self.best.top1 is not None and scores[name] <= self.best.top1
+        ):
             return False
         self.best = Best(scores[name], step, name.partition("/")[2] or RAW)
         return True
@@ -218,7 +257,9 @@ class Student:
         assert self.best
         return self.placement.weights(self.best.weights)
 
-    def write(self, folder: Path, weights: Tensors, *, classes: tuple[str, ...], record: dict[str, Any]) -> None:
+    def write(
+        self, folder: Path, weights: Tensors, *, classes: tuple[str, ...], record: dict[str, Any]
+    ) -> None:
         """Export `best_weights` to `folder`, as timm reads them."""
         assert self.best
         write_model(
@@ -237,21 +278,31 @@ class Student:
         )
 
     def recall_best(self, folder: Path) -> None:
-        """Take for best what `write` left in `folder`; the files are the truth, since a kill may part them from any checkpoint."""
+        """Take for best what `write` left in `folder`; the files are the truth, since a kill may
+        part them from any checkpoint.
+        """
         kept = current_directory(folder)
         self.best = None
         if kept is not None:
-            with suppress(OSError, ValueError, KeyError):  # damaged: the next evaluation writes it anew
+            with suppress(
+                OSError, ValueError, KeyError
+            ):  # damaged: the next evaluation writes it anew
                 record = read_record(kept)
                 self.best = Best(record["top1"], record["step"], record["weights"])
 
     def state(self) -> tuple[dict[str, Tensors], dict[str, Any]]:
-        """What a continuation needs: tensors by file, and plain values. A stopped student keeps only its record. Collective: every rank."""
+        """What a continuation needs: tensors by file, and plain values. A stopped student keeps
+        only its record. Collective: every rank.
+        """
         values: dict[str, Any] = {"stopped_at": self.stopped_at}
         if not self.running:
             return {}, values
         sums = self.engine.sum_(self.losses.sums.clone()).tolist()
-        values["losses"] = {"sums": sums, "steps": self.losses.steps, "present": self.losses.present}
+        values["losses"] = {
+            "sums": sums,
+            "steps": self.losses.steps,
+            "present": self.losses.present,
+        }
         tensors, placed = self.placement.state()
         return tensors, {**values, **placed}
 

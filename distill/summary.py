@@ -31,7 +31,9 @@ _WIDE = 110  # columns that the whole table takes, with the names of larger mode
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run came to. `device_hours` is wall time times processes, over all its sittings: GPU hours on GPUs."""
+    """What a run came to. `device_hours` is wall time times processes, over all its sittings: GPU
+    hours on GPUs.
+    """
 
     run: str
     output: Path
@@ -46,7 +48,9 @@ class Summary:
     stage_ends: Mapping[str, Mapping[str, Any]]  # by stage, by model: what was judged at its end
     students: Sequence[Student]
     accuracies: Mapping[str, Accuracy]
-    views: Mapping[str, ModelView]  # what the teacher and each student see, and the source of each value
+    views: Mapping[
+        str, ModelView
+    ]  # what the teacher and each student see, and the source of each value
     data: Mapping[str, Any]  # where the images lie, and how many there are
     throughput: Mapping[str, float]
     warnings: Sequence[str]
@@ -61,7 +65,11 @@ class Summary:
         """The report, JSON-able."""
         students = {}
         for student in self.students:
-            own = {n: a.as_dict() for n, a in self.accuracies.items() if n.partition("/")[0] == student.name}
+            own = {
+                n: a.as_dict()
+                for n, a in self.accuracies.items()
+                if n.partition("/")[0] == student.name
+            }
             students[student.name] = {
                 "model": student.spec.model,
                 "parameters": student.num_parameters,
@@ -105,7 +113,9 @@ class Summary:
         }
 
     def write(self, again: bool) -> None:
-        """Write report.json into the run's folder; `again`: of a run that was complete before, which keeps the one it has."""
+        """Write report.json into the run's folder; `again`: of a run that was complete before,
+        which keeps the one it has.
+        """
         with suppress(OSError, ValueError):  # no report, or a torn one
             if again and json.loads((self.output / REPORT_FILE).read_text()):
                 return
@@ -126,7 +136,9 @@ class Summary:
             console.print(line, markup=False, soft_wrap=True)
 
     def table(self, narrow: bool = False) -> Table:
-        """A row for the teacher and for each student, its averages below it; `narrow` leaves out what the recipe says anyhow."""
+        """A row for the teacher and for each student, its averages below it; `narrow` leaves out
+        what the recipe says anyhow.
+        """
         table = Table(box=None, pad_edge=False)
         table.add_column("", overflow="fold")
         table.add_column("model", overflow="fold")
@@ -140,17 +152,25 @@ class Summary:
         num_descriptions = 1 if narrow else 3
         blank = [""] * num_descriptions
         if with_teacher:
-            table.add_row(TEACHER, *blank, *_scores(self.accuracies[TEACHER], None, True), style="dim")
+            table.add_row(
+                TEACHER, *blank, *_scores(self.accuracies[TEACHER], None, True), style="dim"
+            )
         for student in self.students:
             millions = student.num_parameters / 1e6
-            what = [student.spec.model, f"{millions:.2f} M", _learns_from(student)][:num_descriptions]
+            what = [student.spec.model, f"{millions:.2f} M", _learns_from(student)][
+                :num_descriptions
+            ]
             if not student.running:
                 what[-1] = f"stopped at step {student.stopped_at}"
             best = student.best.top1 if student.best else None
-            table.add_row(student.name, *what, *_scores(self.accuracies.get(student.name), best, with_teacher))
+            table.add_row(
+                student.name, *what, *_scores(self.accuracies.get(student.name), best, with_teacher)
+            )
             for key in student.averages:
                 table.add_row(
-                    f"  {key}", *blank, *_scores(self.accuracies.get(f"{student.name}/{key}"), None, with_teacher)
+                    f"  {key}",
+                    *blank,
+                    *_scores(self.accuracies.get(f"{student.name}/{key}"), None, with_teacher),
                 )
         return table
 
@@ -158,10 +178,13 @@ class Summary:
         """The run in a line: steps, time, the best student."""
         skipped = f", {self.num_skipped} unreadable images skipped" if self.num_skipped else ""
         best = f"; best: {self.best}" if self.best else ""
-        epochs = "" if self.stages else f" ({self.epochs:.1f} epochs)"  # of different data they do not add up
+        epochs = (
+            "" if self.stages else f" ({self.epochs:.1f} epochs)"
+        )  # of different data they do not add up
         return (
-            f"{self.run}: {self.steps} steps{epochs} in {hours_minutes(self.seconds)} on "
-            f"{self.num_processes} x {self.device} ({self.device_hours:.2f} device hours){skipped}{best}, in {self.output}"
+            f"{self.run}: {self.steps} steps{epochs} in {hours_minutes(self.seconds)} on"
+            f" {self.num_processes} x {self.device} ({self.device_hours:.2f} device"
+            f" hours){skipped}{best}, in {self.output}"
         )
 
     def next_commands(self) -> list[str]:
@@ -169,11 +192,16 @@ class Summary:
         output = shlex.quote(str(self.output))
         commands = []
         if self.best is not None:
-            target = Path("exports", *self.output.parts[1:]) if self.output.parts[0] == "runs" else None
+            target = (
+                Path("exports", *self.output.parts[1:]) if self.output.parts[0] == "runs" else None
+            )
             data = "" if self.accuracies else " --data FOLDER"
             commands = [
                 f"  distill evaluate {output}{data}",
-                f"  distill export {output} {shlex.quote(str(target or Path('exports', self.output.name)))}",
+                (
+                    f"  distill export {output}"
+                    f" {shlex.quote(str(target or Path('exports', self.output.name)))}"
+                ),
             ]
         return [*(["next:"] if commands else []), *commands, f"report: {self.output / REPORT_FILE}"]
 
@@ -182,17 +210,22 @@ class Summary:
         lines = []
         for stage in self.stages:
             judged = self.stage_ends.get(stage.name, {})
-            scores = ", ".join(f"{name} {judged[name]['top1']:.2f}" for name in judged if "/" not in name)
+            scores = ", ".join(
+                f"{name} {judged[name]['top1']:.2f}" for name in judged if "/" not in name
+            )
             epochs = (stage.last_step - stage.first_step) / stage.order.steps_per_epoch
             lines.append(
-                f"  stage {stage.name}: {stage.last_step - stage.first_step} steps ({epochs:.1f} epochs of {stage.order.num_samples:,} images)"
+                f"  stage {stage.name}: {stage.last_step - stage.first_step} steps ({epochs:.1f}"
+                f" epochs of {stage.order.num_samples:,} images)"
                 + (f"; top-1 % at its end: {scores}" if scores else "")
             )
         return lines
 
 
 def versions() -> dict[str, str]:
-    """Return what computed the run: Python, the libraries that are installed, this package and its commit in a checkout."""
+    """Return what computed the run: Python, the libraries that are installed, this package and its
+    commit in a checkout.
+    """
     found = {"python": platform.python_version(), "distill": __version__}
     for library in _LIBRARIES:
         with suppress(metadata.PackageNotFoundError):
@@ -200,7 +233,16 @@ def versions() -> dict[str, str]:
     checkout = Path(__file__).resolve().parents[1]
     if (checkout / ".git").exists():  # git itself would also look in the folders above
         with suppress(OSError, subprocess.SubprocessError):
-            described = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--exclude=*", "--abbrev=40"]
+            described = [
+                "git",
+                "-C",
+                str(checkout),
+                "describe",
+                "--always",
+                "--dirty",
+                "--exclude=*",
+                "--abbrev=40",
+            ]
             found["commit"] = subprocess.run(
                 described, capture_output=True, text=True, check=True, timeout=10
             ).stdout.strip()

@@ -9,11 +9,24 @@ from typing import Any
 import torch
 
 from distill import header
-from distill.build import Models, build_models, place_teacher, setting_of, start_students, train_loader
+from distill.build import (
+    Models,
+    build_models,
+    place_teacher,
+    setting_of,
+    start_students,
+    train_loader,
+)
 from distill.checkpoint import Signals
 from distill.data.stream.source import StreamSource
 from distill.dealing import check_streams
-from distill.engine import Engine, Tracking, check_rendezvous, launched_processes, refuse_contradictions
+from distill.engine import (
+    Engine,
+    Tracking,
+    check_rendezvous,
+    launched_processes,
+    refuse_contradictions,
+)
 from distill.evaluate import EvaluationAbandoned
 from distill.evaluations import Evaluations
 from distill.gate import Gate
@@ -37,7 +50,8 @@ def train(recipe: Recipe) -> int:
     """Run a recipe to its end, or to a signal. Returns the exit code.
 
     Raises:
-        InputError: anything wrong with recipe, data, models or the environment, before a device is taken where it can be known.
+        InputError: anything wrong with recipe, data, models or the environment, before a device is
+            taken where it can be known.
     """
     refuse_foreign_output(recipe)
     with Signals() as signals:  # from the start: one during it is answered at the first step
@@ -52,7 +66,9 @@ def _train(recipe: Recipe, signals: Signals) -> int:
         zero_offload=recipe.train.zero_offload,
     )
     num_processes = launched_processes(dict(os.environ))
-    share = share_of_process(recipe.train.batch_size_global, recipe.train.micro_batch_size, num_processes)
+    share = share_of_process(
+        recipe.train.batch_size_global, recipe.train.micro_batch_size, num_processes
+    )
     check_rendezvous(dict(os.environ))
     plan = make_plan(recipe)
     show_data(plan)
@@ -83,8 +99,13 @@ def show_data(plan: Plan) -> None:
     """Print how many images and which classes the data came to."""
     for number, stage in enumerate(plan.stages):
         name = f"stage {stage.name}: " if plan.recipe.stages else ""
-        steps = f"{stage.last_step - stage.first_step:,} steps, {stage.order.steps_per_epoch:,} an epoch"
-        header.show("" if number else "images", f"{name}{stage.order.num_samples:,} for training ({steps})")
+        steps = (
+            f"{stage.last_step - stage.first_step:,} steps, {stage.order.steps_per_epoch:,} an"
+            " epoch"
+        )
+        header.show(
+            "" if number else "images", f"{name}{stage.order.num_samples:,} for training ({steps})"
+        )
     if plan.eval_source:
         header.show("", f"{len(plan.eval_source):,} for evaluation")
     header.show("classes", header.class_names(plan.classes))
@@ -101,7 +122,9 @@ def tracking_of(plan: Plan) -> Tracking:
 class Run:
     """A run in progress: its students, the stage it is in, and where it stands."""
 
-    def __init__(self, plan: Plan, share: Share, models: Models, engine: Engine, claim: Claim) -> None:
+    def __init__(
+        self, plan: Plan, share: Share, models: Models, engine: Engine, claim: Claim
+    ) -> None:
         """Start or go on. Collective: every rank."""
         recipe = plan.recipe
         self.plan, self.share, self.engine = plan, share, engine
@@ -110,9 +133,13 @@ class Run:
         self.num_skipped = 0  # over all processes, up to the last log or save
         self._skipped_here = 0
         self._sat = False  # this sitting has trained
-        self._saved: tuple[int, str] | None = None  # the newest checkpoint: its step, and where it is
+        self._saved: tuple[int, str] | None = (
+            None  # the newest checkpoint: its step, and where it is
+        )
         self.journal = Journal(plan, engine)
-        placing = recipe.teacher.model_dump(include={"placement", "offload"}) if recipe.teacher else {}
+        placing = (
+            recipe.teacher.model_dump(include={"placement", "offload"}) if recipe.teacher else {}
+        )
         self.teacher = place_teacher(models.teacher, engine, **placing)
         if self.teacher and self.teacher.match and self.teacher.match.how in ("numbers", "order"):
             self.journal.screen.say(self.teacher.match.describe())
@@ -129,7 +156,9 @@ class Run:
         """Train to the end of the budget, or to a signal. Collective: every rank."""
         plan, journal = self.plan, self.journal
         if self.step >= plan.total_steps and not self._evaluation_due:
-            journal.screen.say(f"{plan.output}: this run is complete; resume: never starts it again")
+            journal.screen.say(
+                f"{plan.output}: this run is complete; resume: never starts it again"
+            )
             return self._finish()
         with ExitStack() as stack:
             stack.callback(journal.close)
@@ -162,13 +191,23 @@ class Run:
             if self.step == self.stage.last_step:
                 self._enter(plan.stage_at(self.step))
             with train_loader(plan, self.stage, self.share, self.engine, self.step) as loader:
-                gate = Gate(loader, self.engine, signals, may_wait=isinstance(self.stage.source, StreamSource))
+                gate = Gate(
+                    loader,
+                    self.engine,
+                    signals,
+                    may_wait=isinstance(self.stage.source, StreamSource),
+                )
                 if self._loop(iter(loader), gate, verdicts, signals, check_stop):
                     return self._interrupted(signals)
         return self._finish()
 
     def _loop(
-        self, batches: Any, gate: Gate, verdicts: Verdicts, signals: Signals, check_stop: Callable[[], None]
+        self,
+        batches: Any,
+        gate: Gate,
+        verdicts: Verdicts,
+        signals: Signals,
+        check_stop: Callable[[], None],
     ) -> bool:
         """To the end of the stage; True when all agreed to stop before it."""
         stage = self.stage
@@ -195,7 +234,9 @@ class Run:
         return False
 
     def _enter(self, stage: StagePlan) -> None:
-        """Go over to a stage, before its first step: a checkpoint at the border holds what the stage before left."""
+        """Go over to a stage, before its first step: a checkpoint at the border holds what the
+        stage before left.
+        """
         self.stage = stage
         index = self.plan.stages.index(stage)
         spec = self.plan.recipe.stages[index]
@@ -211,8 +252,14 @@ class Run:
         """Say which stage it is, where there are several. Collective: every rank."""
         stage = self.stage
         if self.plan.recipe.stages:
-            space = "" if stage.labelled else "; its labels are of another space, or none: nothing reads them"
-            self.journal.screen.say(f"stage {stage.name}: steps {stage.first_step} to {stage.last_step}{space}")
+            space = (
+                ""
+                if stage.labelled
+                else "; its labels are of another space, or none: nothing reads them"
+            )
+            self.journal.screen.say(
+                f"stage {stage.name}: steps {stage.first_step} to {stage.last_step}{space}"
+            )
 
     def _interrupted(self, signals: Signals) -> int:
         """Save for the same command to go on. Collective: every rank."""
@@ -221,14 +268,16 @@ class Run:
             self._save()
         saved = f"saved in {self._saved[1]}" if self._saved else "nothing to save"
         self.journal.screen.say(
-            f"{signals.received or 'a signal'}: stopped after step {self.step}, {saved}; the same command goes on"
+            f"{signals.received or 'a signal'}: stopped after step {self.step}, {saved}; the same"
+            " command goes on"
         )
         return INTERRUPTED
 
     def _step(self, batches: Any, verdicts: Verdicts, signals: Signals) -> None:
         """One optimizer step of every running student, behind one teacher forward a micro-batch.
 
-        No wait for the device, but once a student under fp16 and ZeRO: torch's GradScaler and DeepSpeed ask whether to skip its step.
+        No wait for the device, but once a student under fp16 and ZeRO: torch's GradScaler and
+        DeepSpeed ask whether to skip its step.
         """
         not_finite: dict[str, torch.Tensor] = {}
         needs_teacher = any(student.spec.objective.soft for student in self.running)
@@ -239,7 +288,9 @@ class Run:
             targets = self.teacher(batch.images) if self.teacher and needs_teacher else None
             for student in self.running:
                 bad = student.learn(batch, targets)
-                not_finite[student.name] = not_finite[student.name] | bad if student.name in not_finite else bad
+                not_finite[student.name] = (
+                    not_finite[student.name] | bad if student.name in not_finite else bad
+                )
         flags = [not_finite.get(student.name) for student in self.students]
         self._stop_students(verdicts.exchange(self.step + 1, flags, signals.received is not None))
         for student in self.running:
@@ -254,8 +305,10 @@ class Run:
                 student.stop(step)
                 self.journal.screen.rows[student.name].note = f"stopped at step {step}"
                 self.journal.warn(
-                    f"{student.name}: the loss of step {step} is not finite; this student stops here, the others go on. "
-                    f"Lower {self.stage.key}students.{student.name}.optimizer.lr, or set clip_grad_norm or another train.precision"
+                    f"{student.name}: the loss of step {step} is not finite; this student stops"
+                    " here, the others go on. Lower"
+                    f" {self.stage.key}students.{student.name}.optimizer.lr, or set clip_grad_norm"
+                    " or another train.precision"
                 )
                 self.journal.record("stopped", step, {"student": student.name})
 
@@ -270,11 +323,13 @@ class Run:
         """Whether the step that the run stands at wants an evaluation and has not had it."""
         return bool(self.running) and self.evaluations.due(self.stage, self.step)
 
-    # ---- log, judge, save --------------------------------------------------------------------------------------------
+    # ---- log, judge, save ------------------------------------------------------------------------
 
     def _count_skipped(self) -> None:
         """Add the unreadable images of all processes. Collective: every rank."""
-        self.num_skipped += int(self.engine.sum_(torch.tensor(self._skipped_here, device=self.engine.device)))
+        self.num_skipped += int(
+            self.engine.sum_(torch.tensor(self._skipped_here, device=self.engine.device))
+        )
         self._skipped_here = 0
 
     def _log(self) -> None:
@@ -284,7 +339,10 @@ class Run:
         self.journal.trained(
             self.step,
             {**stage, "epoch": self.plan.epochs(self.step), "num_skipped": self.num_skipped},
-            {student.name: (student.take_losses(), student.lr_at(self.step - 1)) for student in self.running},
+            {
+                student.name: (student.take_losses(), student.lr_at(self.step - 1))
+                for student in self.running
+            },
         )
 
     def _evaluate(self, check_stop: Callable[[], None]) -> None:
@@ -337,13 +395,18 @@ class Run:
             **self.evaluations.state(),
         }
         with self.journal.pausing("saving"):
-            self._saved = self.step, save_run(self.plan, self.step, values, self.students, self.engine)
+            self._saved = (
+                self.step,
+                save_run(self.plan, self.step, values, self.students, self.engine),
+            )
 
     def _resume(self, claim: Claim) -> None:
         """Go on from the newest whole checkpoint, if there is one. Collective: every rank."""
         journal = self.journal
         plan = self.plan
-        path = self.engine.on_main(lambda: begin(plan.output, plan.recipe, claim, journal.screen.say, self._inputs()))
+        path = self.engine.on_main(
+            lambda: begin(plan.output, plan.recipe, claim, journal.screen.say, self._inputs())
+        )
         if path is None:
             self._record_stage()
             return
@@ -352,8 +415,12 @@ class Run:
         self.stage = self.plan.stage_at(self.step - 1)
         self._saved = self.step, str(path)
         values = checkpoint.values
-        journal.clock.add_earlier(values["seconds"], values["device_seconds"], values.get("training"))
-        journal.warnings += values.get("warnings", [])  # checkpoints of earlier versions have neither
+        journal.clock.add_earlier(
+            values["seconds"], values["device_seconds"], values.get("training")
+        )
+        journal.warnings += values.get(
+            "warnings", []
+        )  # checkpoints of earlier versions have neither
         self.num_skipped = values["num_skipped"]
         self.evaluations.load(values)
         for student in self.students:

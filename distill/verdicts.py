@@ -1,8 +1,9 @@
-"""What all processes must agree on in every step without waiting for the device: whose loss is not finite, and whether to stop.
+"""What all processes must agree on in every step without waiting for the device: whose loss is not
+finite, and whether to stop.
 
-Each step's flags are reduced over processes on the device and read one step later, when they have long arrived; on the CPU
-there is nothing to wait for and they are read at once. Every process reads the same flags at the same step, so all stop a
-student, or the run, together.
+Each step's flags are reduced over processes on the device and read one step later, when they have
+long arrived; on the CPU there is nothing to wait for and they are read at once. Every process reads
+the same flags at the same step, so all stop a student, or the run, together.
 """
 
 from collections import deque
@@ -14,7 +15,9 @@ from distill.engine import Engine
 
 
 class Verdicts:
-    """Flags of recent steps on their way to the host. `stop_agreed`: some process was asked to stop, and all now know."""
+    """Flags of recent steps on their way to the host. `stop_agreed`: some process was asked to
+    stop, and all now know.
+    """
 
     def __init__(self, engine: Engine, num_students: int) -> None:
         self._engine = engine
@@ -23,12 +26,15 @@ class Verdicts:
         self._waiting: deque[tuple[int, torch.Tensor, torch.cuda.Event | None]] = deque()
         self.stop_agreed = False
 
-    def exchange(self, step: int, not_finite: Sequence[torch.Tensor | None], stop_asked: bool) -> list[tuple[int, int]]:
+    def exchange(
+        self, step: int, not_finite: Sequence[torch.Tensor | None], stop_asked: bool
+    ) -> list[tuple[int, int]]:
         """Send this step's flags, receive those of a step ago. Collective: every rank.
 
         Args:
             step: number of this step.
-            not_finite: a bool scalar on the device for each student; None for one that takes no part.
+            not_finite: a bool scalar on the device for each student; None for one that takes no
+                part.
             stop_asked: this process got a signal.
 
         Returns:
@@ -52,7 +58,8 @@ class Verdicts:
         return self._read(self._lag)
 
     def agree_to_stop(self, step: int, stop_asked: bool) -> bool:
-        """Whether some process was asked to stop, away from a step's verdicts: once all are drained. Collective: every rank.
+        """Whether some process was asked to stop, away from a step's verdicts: once all are
+        drained. Collective: every rank.
 
         On CUDA the answer is that of the call before, which has long arrived.
         """
@@ -60,7 +67,9 @@ class Verdicts:
         return self.stop_agreed
 
     def drain(self) -> list[tuple[int, int]]:
-        """Read all flags that are still on their way: before weights are judged or saved. Waits for the device."""
+        """Read all flags that are still on their way: before weights are judged or saved. Waits for
+        the device.
+        """
         return self._read(0)
 
     def _read(self, leave: int) -> list[tuple[int, int]]:

@@ -1,8 +1,10 @@
-"""Build distill/data/embedded/fashion_mnist.parquet from Fashion-MNIST's IDX files: 600 train and 100 test images a class.
+"""Build distill/data/embedded/fashion_mnist.parquet from Fashion-MNIST's IDX files: 600 train and
+100 test images a class.
 
     python scripts/make_embedded_fashion_mnist.py [/usr/share/datasets/fashion-mnist]
 
-The choice is by hash of the image's number, so it never changes. Debian: apt install dataset-fashion-mnist.
+The choice is by hash of the image's number, so it never changes. Debian: apt install
+dataset-fashion-mnist.
 """
 
 import io
@@ -31,7 +33,10 @@ FEATURES = {
 def choose(labels: np.ndarray, per_class: int, split: str) -> np.ndarray:
     """[K * per_class] indices, ascending: in each class the images with the smallest hashes."""
     hashes = hash64_array(hash64("embedded fashion-mnist", split), np.arange(len(labels)))
-    picks = [np.flatnonzero(labels == c)[np.argsort(hashes[labels == c])[:per_class]] for c in range(len(CLASSES))]
+    picks = [
+        np.flatnonzero(labels == c)[np.argsort(hashes[labels == c])[:per_class]]
+        for c in range(len(CLASSES))
+    ]
     return np.sort(np.concatenate(picks))
 
 

@@ -1,7 +1,10 @@
-"""What every test runs under: no network, one thread, a known environment, and a reason where a GPU is missing."""
+"""What every test runs under: no network, one thread, a known environment, and a reason where a GPU
+is missing.
+"""
 
 # isort: off
 import environment  # noqa: F401 - before all that reads it
+
 # isort: on
 
 import os
@@ -16,11 +19,12 @@ import torch
 from command import Cli, Outcome
 from hypothesis import HealthCheck, settings
 
-# `tiny` and the command line are imported where they are used: they take seconds, and tests of one room need neither.
+# `tiny` and the command line are imported where they are used: they take seconds, and tests of one
+# room need neither.
 
 
-# The same examples in every run and on every machine, and no time limit for one: a loaded machine would miss it. An example
-# may write to the test's own folder, which all examples of a test share.
+# The same examples in every run and on every machine, and no time limit for one: a loaded machine
+# would miss it. An example may write to the test's own folder, which all examples of a test share.
 settings.register_profile(
     "tests",
     derandomize=True,
@@ -33,7 +37,8 @@ settings.load_profile("tests")
 
 def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
-    # In the background of a script SIGINT is ignored, here and in every process that tests start; they are about Ctrl-C, too.
+    # In the background of a script SIGINT is ignored, here and in every process that tests start;
+    # they are about Ctrl-C, too.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if os.environ.get("CI"):
         config.pluginmanager.register(skips)
@@ -48,7 +53,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Cli:
-    """`distill ...` in this process: cli("train", recipe, "seed=1"). Workers' output is caught too."""
+    """`distill ...` in this process: cli("train", recipe, "seed=1"). Workers' output is
+    caught too.
+    """
     monkeypatch.delenv("DISTILL_TRACEBACK", raising=False)
     monkeypatch.setenv("COLUMNS", "80")
 
@@ -68,7 +75,9 @@ def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> C
 
 @pytest.fixture
 def tiny_recipe(tmp_path: Path) -> Callable[..., Path]:
-    """tiny_recipe({"train": {...}}, ...): a recipe that trains in two seconds, written below the test's folder."""
+    """tiny_recipe({"train": {...}}, ...): a recipe that trains in two seconds, written below the
+    test's folder.
+    """
     import tiny
 
     return lambda *changes, name="run": tiny.write_recipe(tmp_path, *changes, name=name)
@@ -76,7 +85,9 @@ def tiny_recipe(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run to read from, never to write to: three students, of two models, with averages, behind a teacher."""
+    """A finished run to read from, never to write to: three students, of two models, with averages,
+    behind a teacher.
+    """
     import tiny
 
     folder = tmp_path_factory.mktemp("tiny_run")

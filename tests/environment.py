@@ -1,4 +1,6 @@
-"""The environment of the tests, set when this is imported: what surrounds them must not decide whether they pass."""
+"""The environment of the tests, set when this is imported: what surrounds them must not decide
+whether they pass.
+"""
 
 import os
 import re
@@ -13,5 +15,6 @@ for _name in [name for name in os.environ if _FOREIGN.fullmatch(name)]:
 os.umask(0o022)
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when huggingface_hub is imported
-# Tests are many small operations, often beside other processes: two threads that wait for each other took nine times as long.
+# Tests are many small operations, often beside other processes: two threads that wait for each
+# other took nine times as long.
 os.environ["OMP_NUM_THREADS"] = "1"

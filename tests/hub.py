@@ -21,12 +21,21 @@ class Hub:
         api, resolve = f"/api/datasets/{repo}", f"/datasets/{repo}/resolve"
         absent = {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT}
         for revision in ("main", COMMIT, "v1"):
-            for name in ("README.md", f"{repo.split('/')[1]}.py", ".huggingface.yaml", "dataset_infos.json"):
+            for name in (
+                "README.md",
+                f"{repo.split('/')[1]}.py",
+                ".huggingface.yaml",
+                "dataset_infos.json",
+            ):
                 self.server.reply(f"{resolve}/{revision}/{name}", b"", status=404, headers=absent)
             if readme is not None:
                 headers = {"ETag": '"1"', "X-Repo-Commit": COMMIT}
-                self.server.reply(f"{resolve}/{revision}/README.md", readme.encode(), headers=headers)
-        said = json.dumps({"id": repo, "sha": COMMIT, "siblings": [], "private": False, "tags": []}).encode()
+                self.server.reply(
+                    f"{resolve}/{revision}/README.md", readme.encode(), headers=headers
+                )
+        said = json.dumps(
+            {"id": repo, "sha": COMMIT, "siblings": [], "private": False, "tags": []}
+        ).encode()
         self._json(api, said)
         for revision in (COMMIT, "main", "v1"):
             self._json(f"{api}/revision/{revision}", said)
@@ -37,16 +46,26 @@ class Hub:
             file.write_bytes(content)
             sha256 = hashlib.sha256(content).hexdigest()
             lfs = {"oid": sha256, "size": len(content), "pointerSize": 130}
-            entry = {"type": "file", "path": name, "oid": "0" * 40, "size": len(content), "lfs": lfs}
+            entry = {
+                "type": "file",
+                "path": name,
+                "oid": "0" * 40,
+                "size": len(content),
+                "lfs": lfs,
+            }
             folder = os.path.dirname(name)
             tree.setdefault(folder, []).append(entry)
-        tree[""] += [{"type": "directory", "path": folder, "oid": "1" * 40} for folder in tree if folder]
+        tree[""] += [
+            {"type": "directory", "path": folder, "oid": "1" * 40} for folder in tree if folder
+        ]
         for folder in {"data", *tree}:
             path = f"{api}/tree/{COMMIT}" + (f"/{folder}" if folder else "")
             if folder in tree:
                 self._json(path, json.dumps(tree[folder]).encode())
             else:
-                self.server.reply(path, b"{}", status=404, headers={"X-Error-Code": "EntryNotFound"})
+                self.server.reply(
+                    path, b"{}", status=404, headers={"X-Error-Code": "EntryNotFound"}
+                )
 
     def gated(self, repo: str) -> None:
         for path in (f"/datasets/{repo}/resolve/main/README.md", f"/api/datasets/{repo}"):

@@ -6,9 +6,10 @@
         read(f"{server.url}/a.tar")
         server.requests["/a.tar"], server.bytes_served["/a.tar"], server.log[0].headers["range"]
 
-A path is the URL's, without query, with or without the leading slash, and may be a pattern; `requests` and `bytes_served` (body bytes, counted
-before they are sent, so a client never knows more than the counter) are keyed with the slash. Below the folder nothing is special: the Hub's `datasets/O/N/resolve/main/x.tar` is a file of that name.
-`reply` answers a path without a file.
+A path is the URL's, without query, with or without the leading slash, and may be a pattern;
+`requests` and `bytes_served` (body bytes, counted before they are sent, so a client never knows
+more than the counter) are keyed with the slash. Below the folder nothing is special: the Hub's
+`datasets/O/N/resolve/main/x.tar` is a file of that name. `reply` answers a path without a file.
 
 Kinds of fault, each of one response:
 
@@ -23,7 +24,8 @@ Kinds of fault, each of one response:
     chunked     Transfer-Encoding: chunked, no Content-Length; cut after `after_bytes` where that is given
     hold        the answer waits for `server.release.set()`
 
-In a process of its own, so that it shares no interpreter lock with the reader (same arguments, the methods over HTTP):
+In a process of its own, so that it shares no interpreter lock with the reader (same arguments, the
+methods over HTTP):
 
     with ServerProcess(folder) as server: server.url; server.fault(...); server.requests
     python tests/servers.py FOLDER [--port P] [--no-ranges] [--faults '[{"path": "a.tar", "kind": "stall"}]']   # prints its URL
@@ -52,7 +54,18 @@ from types import TracebackType
 from typing import Any, BinaryIO, Literal, Self
 from urllib.parse import unquote, urlsplit
 
-Kind = Literal["status", "reset", "truncate", "shorten", "stall", "slow", "corrupt", "redirect", "chunked", "hold"]
+Kind = Literal[
+    "status",
+    "reset",
+    "truncate",
+    "shorten",
+    "stall",
+    "slow",
+    "corrupt",
+    "redirect",
+    "chunked",
+    "hold",
+]
 
 _PIECE = 1 << 19
 _CONTROL = "/.server/"
@@ -60,7 +73,9 @@ _CONTROL = "/.server/"
 
 @dataclass(frozen=True)
 class Fault:
-    """What goes wrong. on: the numbers of the requests that it strikes, counted by path from 1; None: every one."""
+    """What goes wrong. on: the numbers of the requests that it strikes, counted by path from 1;
+    None: every one.
+    """
 
     path: str
     kind: Kind
@@ -84,7 +99,9 @@ class Reply:
 
 @dataclass(frozen=True)
 class Seen:
-    """One request: its number among those of its path, its headers (lower case), what was answered."""
+    """One request: its number among those of its path, its headers (lower case), what
+    was answered.
+    """
 
     path: str
     query: str
@@ -95,12 +112,25 @@ class Seen:
 
 
 class FolderServer:
-    """See the module. etags: whether ETag and Last-Modified are sent; the tag hashes the file's time and size. if_range: whether it is heeded."""
+    """See the module. etags: whether ETag and Last-Modified are sent; the tag hashes the file's
+    time and size. if_range: whether it is heeded.
+    """
 
     def __init__(
-        self, folder: Path, *, ranges: bool = True, etags: bool = True, if_range: bool = True, port: int = 0
+        self,
+        folder: Path,
+        *,
+        ranges: bool = True,
+        etags: bool = True,
+        if_range: bool = True,
+        port: int = 0,
     ) -> None:
-        self.folder, self.ranges, self.etags, self.if_range = folder.resolve(), ranges, etags, if_range
+        self.folder, self.ranges, self.etags, self.if_range = (
+            folder.resolve(),
+            ranges,
+            etags,
+            if_range,
+        )
         self.requests: Counter[str] = Counter()
         self.bytes_served: Counter[str] = Counter()
         self.log: list[Seen] = []
@@ -118,7 +148,12 @@ class FolderServer:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -129,23 +164,33 @@ class FolderServer:
         self._http.server_close()
 
     def fault(self, path: str, kind: Kind, *, on: Sequence[int] | None = (), **how: Any) -> None:
-        """Orders a fault; without `on`, for the next request of exactly this path. Of several that fit, the first ordered strikes."""
+        """Orders a fault; without `on`, for the next request of exactly this path. Of several that
+        fit, the first ordered strikes.
+        """
         with self.lock:
             path = _slashed(path)
             numbers = (self.requests[path] + 1,) if on is not None and not on else on
-            self.faults.append(Fault(path, kind, None if numbers is None else tuple(numbers), **how))
+            self.faults.append(
+                Fault(path, kind, None if numbers is None else tuple(numbers), **how)
+            )
 
-    def reply(self, path: str, body: bytes, *, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
+    def reply(
+        self, path: str, body: bytes, *, status: int = 200, headers: Mapping[str, str] | None = None
+    ) -> None:
         """Answers a path with these bytes, with or without a file there."""
         self.replies[_slashed(path)] = Reply(body, status, headers or {})
 
     def find(self, path: str, number: int) -> Fault | None:
-        fits = (f for f in self.faults if fnmatchcase(path, f.path) and (f.on is None or number in f.on))
+        fits = (
+            f for f in self.faults if fnmatchcase(path, f.path) and (f.on is None or number in f.on)
+        )
         return next(fits, None)
 
 
 class ServerProcess:
-    """A FolderServer in another process. `requests` and `bytes_served` are asked for at each access."""
+    """A FolderServer in another process. `requests` and `bytes_served` are asked for at each
+    access.
+    """
 
     def __init__(self, folder: Path, *, ranges: bool = True, port: int = 0) -> None:
         options = ["--port", str(port), *([] if ranges else ["--no-ranges"])]
@@ -158,7 +203,12 @@ class ServerProcess:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
         self.process.terminate()
         self.process.wait()
         assert self.process.stdout is not None
@@ -290,7 +340,9 @@ class _Handler(BaseHTTPRequestHandler):
         return None
 
     def _span(self, size: int, tag: str) -> tuple[int, int] | None:
-        """The range asked for as [start, end), None for the whole file, (-1, -1) for one outside of it."""
+        """The range asked for as [start, end), None for the whole file, (-1, -1) for one outside of
+        it.
+        """
         asked = self.headers.get("Range", "")
         guard = self.headers.get("If-Range")
         outdated = self.server.owner.if_range and guard is not None and guard != tag
@@ -311,14 +363,25 @@ class _Handler(BaseHTTPRequestHandler):
                 self._count(size)
                 self.connection.sendfile(opened, at, size)
             return
-        limited = fault.kind in ("reset", "truncate", "stall", "chunked") and fault.after_bytes is not None
-        stop = min(end, start + _after(fault)) if limited or fault.kind in ("reset", "truncate", "stall") else end
+        limited = (
+            fault.kind in ("reset", "truncate", "stall", "chunked")
+            and fault.after_bytes is not None
+        )
+        stop = (
+            min(end, start + _after(fault))
+            if limited or fault.kind in ("reset", "truncate", "stall")
+            else end
+        )
         self._send_pieces(opened, start, stop, fault)
         match fault.kind:
             case "reset":
-                while struct.unpack("i", fcntl.ioctl(self.connection, termios.TIOCOUTQ, bytes(4)))[0]:
+                while struct.unpack("i", fcntl.ioctl(self.connection, termios.TIOCOUTQ, bytes(4)))[
+                    0
+                ]:
                     time.sleep(0.001)  # a reset throws away what is not sent yet
-                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                self.connection.setsockopt(
+                    socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+                )
                 self.wfile = _Nowhere()  # type: ignore[assignment]
                 self.connection.close()
                 self.close_connection = True
@@ -333,7 +396,9 @@ class _Handler(BaseHTTPRequestHandler):
                 self.close_connection = True
 
     def _send_pieces(self, opened: BinaryIO, start: int, stop: int, fault: Fault) -> None:
-        piece_bytes = max(1, min(_PIECE, int(fault.bytes_per_s / 50))) if fault.kind == "slow" else _PIECE
+        piece_bytes = (
+            max(1, min(_PIECE, int(fault.bytes_per_s / 50))) if fault.kind == "slow" else _PIECE
+        )
         at = start
         while at < stop:
             piece = bytearray(opened.read(min(piece_bytes, stop - at)))
@@ -341,7 +406,11 @@ class _Handler(BaseHTTPRequestHandler):
                 return
             if fault.kind == "corrupt" and at <= start + _after(fault) < at + len(piece):
                 piece[start + _after(fault) - at] ^= 0xFF
-            framed = b"%x\r\n" % len(piece) + piece + b"\r\n" if fault.kind == "chunked" else bytes(piece)
+            framed = (
+                b"%x\r\n" % len(piece) + piece + b"\r\n"
+                if fault.kind == "chunked"
+                else bytes(piece)
+            )
             self._count(len(piece))
             self.wfile.write(framed)
             at += len(piece)
@@ -350,7 +419,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 class _Nowhere:
-    """Stands in for the stream of a connection that was reset: http.server flushes it at the end."""
+    """Stands in for the stream of a connection that was reset: http.server flushes it
+    at the end.
+    """
 
     closed = True
 
@@ -371,7 +442,9 @@ def _slashed(path: str) -> str:
 
 
 def _main() -> None:
-    parser = argparse.ArgumentParser(description="Serves a folder on loopback, with faults; prints its URL.")
+    parser = argparse.ArgumentParser(
+        description="Serves a folder on loopback, with faults; prints its URL."
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--no-ranges", action="store_true")

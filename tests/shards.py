@@ -20,7 +20,10 @@ def png(image: Image.Image) -> bytes:
 
 
 def write_tars(
-    folder: Path, records: Sequence[bytes], samples_per_shard: int, labels: Sequence[int] | None = None
+    folder: Path,
+    records: Sequence[bytes],
+    samples_per_shard: int,
+    labels: Sequence[int] | None = None,
 ) -> list[Path]:
     """`folder/shard-00000.tar` ...: members 00000000.png and, with labels, 00000000.cls."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -54,6 +57,10 @@ def describe(folder: Path, classes: Sequence[str] | None = None) -> None:
         with tarfile.open(path) as tar:
             num_samples = sum(name.endswith(".png") for name in tar.getnames())
         content = path.read_bytes()
-        entries.append(ShardEntry(path.name, num_samples, len(content), hashlib.sha256(content).hexdigest()))
+        entries.append(
+            ShardEntry(path.name, num_samples, len(content), hashlib.sha256(content).hexdigest())
+        )
     names = None if classes is None else tuple(classes)
-    write_manifest(folder, Manifest("tar", names, tuple(entries), None, None, None, "images at hand"))
+    write_manifest(
+        folder, Manifest("tar", names, tuple(entries), None, None, None, "images at hand")
+    )

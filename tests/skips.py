@@ -1,6 +1,8 @@
-"""In CI a test may be skipped for a reason of this list alone: a skip that nobody expected would hide what is no longer tested.
+"""In CI a test may be skipped for a reason of this list alone: a skip that nobody expected would
+hide what is no longer tested.
 
-A pytest plugin, registered by conftest.py where the variable CI is set. Elsewhere a machine may lack what tests need.
+A pytest plugin, registered by conftest.py where the variable CI is set. Elsewhere a machine may
+lack what tests need.
 """
 
 import re
@@ -16,7 +18,9 @@ ALLOWED = {
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if not hasattr(config, "workerinput"):  # of xdist, whose main process sees the reports of all workers
+    if not hasattr(
+        config, "workerinput"
+    ):  # of xdist, whose main process sees the reports of all workers
         config.pluginmanager.register(_Skips())
 
 
@@ -48,5 +52,6 @@ class _Skips:
             terminalreporter.write_line(f"SKIPPED IN CI {skip}", red=True)
         if self._unexpected:
             terminalreporter.write_line(
-                "CI fails on these skips: install what the tests need in .ci/run, or enter the reason in tests/skips.py"
+                "CI fails on these skips: install what the tests need in .ci/run, or enter the"
+                " reason in tests/skips.py"
             )

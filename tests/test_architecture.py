@@ -1,6 +1,8 @@
-"""The house, held by reading the source: imports point down, files stay short, no name hides what a file is about.
+"""The house, held by reading the source: imports point down, files stay short, no name hides what a
+file is about.
 
-A room is a file or package directly under distill/. It imports itself and lower floors, wherever in a file the import stands.
+A room is a file or package directly under distill/. It imports itself and lower floors, wherever in
+a file the import stands.
 """
 
 import ast
@@ -15,7 +17,9 @@ PACKAGE = Path(__file__).resolve().parents[1] / "distill"
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "processes", "rng"}),
     frozenset({"recipe"}),
-    frozenset({"data", "models", "losses", "optim", "ema", "engine", "console", "clock", "output_folder"}),
+    frozenset(
+        {"data", "models", "losses", "optim", "ema", "engine", "console", "clock", "output_folder"}
+    ),
     frozenset({"checkpoint", "evaluate", "placement", "plan", "verdicts", "header"}),
     frozenset({"dealing", "export", "gate", "rundir", "screen"}),
     frozenset({"evaluation_views", "students"}),
@@ -49,12 +53,16 @@ def room_of(path: Path) -> str:
 
 
 def imported_modules(source: str, package: str) -> Iterator[str]:
-    """The dotted names under distill that a source imports; of `from a import b` it is "a.b", since b may be a module."""
+    """The dotted names under distill that a source imports; of `from a import b` it is "a.b", since
+    b may be a module.
+    """
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            above = (
+                package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            )
             base = ".".join([*above, *([node.module] if node.module else [])])
             names = [f"{base}.{alias.name}" for alias in node.names]
         else:
@@ -78,17 +86,25 @@ def import_faults(room: str, source: str, package: str) -> list[str]:
         if target_level is None:
             faults.append(f"{module}: {target} stands on no floor")
         elif target_level >= level:
-            faults.append(f"{module}: {room} stands on floor {level} and {target} on floor {target_level}")
+            faults.append(
+                f"{module}: {room} stands on floor {level} and {target} on floor {target_level}"
+            )
     return faults
 
 
 def swallowed_settings(source: str, settings: frozenset[str]) -> list[str]:
-    """Calls of getattr with a default, for a key of a recipe, on a recipe or a part of one: they swallow a typo."""
+    """Calls of getattr with a default, for a key of a recipe, on a recipe or a part of one: they
+    swallow a typo.
+    """
     found = []
     for node in ast.walk(ast.parse(source)):
         match node:
-            case ast.Call(func=ast.Name(id="getattr"), args=[owner, ast.Constant(value=str(key)), _]):
-                if key in settings and {"recipe", "settings", "spec"} & set(ast.unparse(owner).split(".")):
+            case ast.Call(
+                func=ast.Name(id="getattr"), args=[owner, ast.Constant(value=str(key)), _]
+            ):
+                if key in settings and {"recipe", "settings", "spec"} & set(
+                    ast.unparse(owner).split(".")
+                ):
                     found.append(f"line {node.lineno}: {ast.unparse(node)}")
             case _:
                 pass
@@ -116,7 +132,9 @@ def test_there_is_something_to_read() -> None:
     assert {"batch_size_global", "weight_decay", "students"} <= recipe_keys()
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if path != PACKAGE / "__init__.py"], ids=relative)
+@pytest.mark.parametrize(
+    "path", [path for path in FILES if path != PACKAGE / "__init__.py"], ids=relative
+)
 def test_imports_point_down(path: Path) -> None:
     package = ".".join(("distill", *path.relative_to(PACKAGE).parent.parts))
     assert import_faults(room_of(path), path.read_text(), package) == []
@@ -131,7 +149,10 @@ def test_a_file_is_short_well_named_and_finished(path: Path) -> None:
     source = path.read_text()
     num_lines = len(source.splitlines())
     assert num_lines <= MAX_LINES, f"{num_lines} lines: a room that wants a wall"
-    assert not BANNED_NAMES & {path.stem, *path.relative_to(PACKAGE).parent.parts}, "name the file after what it does"
+    assert not BANNED_NAMES & {
+        path.stem,
+        *path.relative_to(PACKAGE).parent.parts,
+    }, "name the file after what it does"
     assert "TODO" not in source
     assert swallowed_settings(source, recipe_keys()) == []
 
@@ -182,6 +203,11 @@ def test_the_reader_of_settings_sees(source: str, found: bool) -> None:
 def test_every_package_is_in_the_wheel() -> None:
     import tomllib
 
-    listed = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
-    there = {".".join(path.parent.relative_to(PACKAGE.parent).parts) for path in PACKAGE.rglob("__init__.py")}
+    listed = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["tool"]["setuptools"][
+        "packages"
+    ]
+    there = {
+        ".".join(path.parent.relative_to(PACKAGE.parent).parts)
+        for path in PACKAGE.rglob("__init__.py")
+    }
     assert set(listed) == there | {"distill._launchers", "distill._recipes"}

@@ -1,4 +1,6 @@
-"""Bad input through the real command line: one clear line that names the key or file and the mend, exit code 2, nothing lost."""
+"""Bad input through the real command line: one clear line that names the key or file and the mend,
+exit code 2, nothing lost.
+"""
 
 import errno
 import hashlib
@@ -119,7 +121,9 @@ def digest_of(folder: Path) -> str:
 
 @pytest.fixture(autouse=True)
 def here(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Commands run in `place`, as a user's would; what was there before is there afterwards, byte for byte."""
+    """Commands run in `place`, as a user's would; what was there before is there afterwards, byte
+    for byte.
+    """
     monkeypatch.chdir(place)
     before = digest_of(place)
     yield
@@ -129,7 +133,9 @@ def here(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def refused(outcome: Outcome, *needles: str) -> None:
-    """Exit code 2, a short message on stderr with all of `needles`; on stdout the header of a run at most."""
+    """Exit code 2, a short message on stderr with all of `needles`; on stdout the header of a run
+    at most.
+    """
     assert outcome.code == 2, outcome
     assert "Traceback" not in outcome.out + outcome.err
     assert "Warning" not in outcome.err
@@ -140,7 +146,7 @@ def refused(outcome: Outcome, *needles: str) -> None:
     assert len(outcome.err.splitlines()) <= 12, outcome.err
 
 
-# ---- what is known before training ------------------------------------------------------------------------------------
+# ---- what is known before training ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize("case", ALL.values(), ids=ALL.keys())
@@ -152,7 +158,11 @@ def test_bad_input_is_one_clear_message(
     # Whatever a developer's machine has in its cache or has installed:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     find_spec = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "wandb" else find_spec(name, *a))
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *a: None if name == "wandb" else find_spec(name, *a),
+    )
     refused(cli(*case.command), *case.says)
     assert not (place / "out").exists(), "training had begun before the input was refused"
 
@@ -172,7 +182,7 @@ def test_zero_without_deepspeed_says_what_to_install(
     assert not (place / "out").exists()
 
 
-# ---- what only training can know -------------------------------------------------------------------------------------
+# ---- what only training can know -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
@@ -219,10 +229,12 @@ def test_another_class_order_gives_the_same_scores(cli: Cli, place: Path, tmp_pa
     assert table[0] == table[1]
 
 
-# ---- faults that are not the input's ---------------------------------------------------------------------------------
+# ---- faults that are not the input's -------------------------------------------------------------
 
 
-def test_a_disk_that_fills_up_anywhere_is_one_line(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_fills_up_anywhere_is_one_line(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(self: Summary, **_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/disk/report.json")
 
@@ -269,15 +281,19 @@ def test_the_end_of_another_process_is_one_line(cli: Cli, monkeypatch: pytest.Mo
     """As gloo says it when a peer is gone (its own words, of torch 2.15)."""
 
     def gone(self: Summary, **_: object) -> None:
-        raise RuntimeError("[/pytorch/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:5412")
+        raise RuntimeError(
+            "[/pytorch/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:5412"
+        )
 
     monkeypatch.setattr(Summary, "write", gone)
     with pytest.raises(RuntimeError):
         cli(*train("data.eval=null"))  # alone it has no peers: a fault
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert explained(RuntimeError("Connection closed by peer [127.0.0.1]:5412")) == (
-        "another process of this run has ended: it says why itself, unless it was killed (often for want of memory). "
-        "Seen here: Connection closed by peer [127.0.0.1]:5412",
+        (
+            "another process of this run has ended: it says why itself, unless it was killed (often"
+            " for want of memory). Seen here: Connection closed by peer [127.0.0.1]:5412"
+        ),
         1,
     )
     assert explained(RuntimeError("anything else")) is None
@@ -292,7 +308,9 @@ def test_other_faults_keep_their_traceback(cli: Cli, monkeypatch: pytest.MonkeyP
         cli(*train("data.eval=null"))
 
 
-def test_the_traceback_of_bad_input_can_be_asked_for(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_traceback_of_bad_input_can_be_asked_for(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("DISTILL_TRACEBACK", "1")
     with pytest.raises(ValueError, match="unknown key"):
         cli(*train("train.zzz=1"))

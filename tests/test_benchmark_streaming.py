@@ -1,4 +1,6 @@
-"""The benchmarks of streams run, count what was lost, and tell a good order from a bad one. No time decides a test."""
+"""The benchmarks of streams run, count what was lost, and tell a good order from a bad one. No time
+decides a test.
+"""
 
 import importlib.util
 import io
@@ -35,13 +37,20 @@ def measured(module: ModuleType, folder: Path, *arguments: str) -> dict[str, Any
     return json.loads(file.read_text())
 
 
-# ---- streaming -------------------------------------------------------------------------------------------------------
+# ---- streaming -----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def streamed(module: Modules, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """With the peers that are there: `datasets`, from disk, always."""
-    return measured(module("streaming"), tmp_path_factory.mktemp("streaming"), "--images", "jpeg", "--workers", "0")
+    return measured(
+        module("streaming"),
+        tmp_path_factory.mktemp("streaming"),
+        "--images",
+        "jpeg",
+        "--workers",
+        "0",
+    )
 
 
 def test_every_contestant_delivers_two_whole_epochs(streamed: dict[str, Any]) -> None:
@@ -49,8 +58,16 @@ def test_every_contestant_delivers_two_whole_epochs(streamed: dict[str, Any]) ->
     for row, figures in streamed["speed"].items():
         place = row.split()[1]
         assert list(figures["rounds"]) == streamed["contestants"][place]
-        assert all(answer["images"] == [64, 64] for answers in figures["rounds"].values() for answer in answers)
-        assert all(min(answer["wall_s"]) > 0 for answers in figures["rounds"].values() for answer in answers)
+        assert all(
+            answer["images"] == [64, 64]
+            for answers in figures["rounds"].values()
+            for answer in answers
+        )
+        assert all(
+            min(answer["wall_s"]) > 0
+            for answers in figures["rounds"].values()
+            for answer in answers
+        )
     assert streamed["contestants"]["disk"][:2] == ["ours", "datasets"]
     second = streamed["speed"]["jpeg disk 0"]["second"]
     assert second["fastest"] != "ours"
@@ -76,15 +93,21 @@ def test_peers_that_are_missing_are_named_with_the_mend(
     module: Modules, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     contestants = module("contestants")  # imports what looks for packages itself
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "webdataset" else object())
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "webdataset" else object()
+    )
     part = contestants.taking_part(("http", "disk"))
     assert part == {"http": ["ours", "datasets"], "disk": ["ours", "datasets"]}
     said = capsys.readouterr().out
-    assert said.count("for want of webdataset") == 3  # with and without a cache over http, and from disk
+    assert (
+        said.count("for want of webdataset") == 3
+    )  # with and without a cache over http, and from disk
     assert "uv pip install --target PEERS webdataset" in said
 
 
-def test_the_jpegs_are_all_different_and_of_a_photographs_size(module: Modules, tmp_path: Path) -> None:
+def test_the_jpegs_are_all_different_and_of_a_photographs_size(
+    module: Modules, tmp_path: Path
+) -> None:
     made = module("shards").write_shards(tmp_path / "set", "jpeg", 40, 4)
     assert 70e3 < made.mean_bytes < 140e3
     contents, labels = {}, []
@@ -105,9 +128,14 @@ def test_the_jpegs_are_all_different_and_of_a_photographs_size(module: Modules, 
 
 def test_memory_and_time_of_descendants_count(module: Modules) -> None:
     trees = module("trees")
-    script = "import sys, time\nheld = b'x' * 50_000_000\nwhile time.process_time() < 0.3: pass\nprint('up', flush=True)\nsys.stdin.read()"
+    script = (
+        "import sys, time\nheld = b'x' * 50_000_000\nwhile time.process_time() < 0.3:"
+        " pass\nprint('up', flush=True)\nsys.stdin.read()"
+    )
     cpu_before = trees.tree_cpu_s(os.getpid())
-    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as child:
         child.stdout.readline()
         assert trees.tree_bytes(child.pid) > 45e6
         assert trees.tree_bytes(os.getpid()) > trees.tree_bytes(child.pid) + 10e6
@@ -116,7 +144,7 @@ def test_memory_and_time_of_descendants_count(module: Modules) -> None:
     assert trees.tree_cpu_s(os.getpid()) - cpu_before > 0.25
 
 
-# ---- shuffling -------------------------------------------------------------------------------------------------------
+# ---- shuffling -----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +160,9 @@ def test_sorted_shards_are_told_from_shuffled_ones(shuffled: dict[str, Any]) -> 
     assert 1.2 < rows["windows"][middle]["chi2_batch"] < 2
     assert rows["shuffled"][middle]["chi2_batch"] == pytest.approx(1, abs=0.05)
     assert shuffled["sorted"]["smallest_block"] is None
-    larger_blocks = [rows["sorted"][f"lanes {block} 16 60"]["chi2_batch"] for block in (64, 512, 4096)]
+    larger_blocks = [
+        rows["sorted"][f"lanes {block} 16 60"]["chi2_batch"] for block in (64, 512, 4096)
+    ]
     assert larger_blocks == sorted(larger_blocks, reverse=True)
     for kind in rows:
         assert rows[kind]["buffer 100"]["shard_r1"] > 0.8, "a buffer of a tenth of a shard"
@@ -140,13 +170,17 @@ def test_sorted_shards_are_told_from_shuffled_ones(shuffled: dict[str, Any]) -> 
 
 
 def order_of(row: dict[str, Any]) -> str:
-    return " ".join(str(row[key]) for key in ("order", "block", "lanes", "num_shards", "buffer") if key in row)
+    return " ".join(
+        str(row[key]) for key in ("order", "block", "lanes", "num_shards", "buffer") if key in row
+    )
 
 
 def test_costs_are_those_of_lanes_and_blocks(shuffled: dict[str, Any]) -> None:
     rows = {order_of(row): row for row in shuffled["sorted"]["rows"] if row["order"] == "lanes"}
     narrow, wide = rows["lanes 64 16 60"], rows["lanes 4096 16 60"]
-    assert 16 <= narrow["first"] <= 18, "lanes of 3,750 samples, a block in one or two shards of 1,000"
+    assert 16 <= narrow["first"] <= 18, (
+        "lanes of 3,750 samples, a block in one or two shards of 1,000"
+    )
     assert narrow["at_once"] <= 32
     assert wide["at_once"] == 60
     assert wide["at_once_bytes"] == pytest.approx(60e6)
@@ -161,11 +195,15 @@ def test_figures_of_known_rows(module: Modules) -> None:
     assert figures.chi2(rows[1:], parts) == pytest.approx((2**2 / 2 + 1 + 1) / 2)
     chance = 0.375
     assert figures.autocorrelation(rows[0], rows[0], parts) == 1
-    assert figures.autocorrelation(rows[0], rows[1], parts) == pytest.approx((0.5 - chance) / (1 - chance))
+    assert figures.autocorrelation(rows[0], rows[1], parts) == pytest.approx(
+        (0.5 - chance) / (1 - chance)
+    )
     pairs = np.concatenate([rows, np.array([[1, 2, 1, 2], [2, 1, 2, 1]])])
     neighbours, successive = figures.lags(pairs, parts)
     assert neighbours == pytest.approx((4 / 12 - chance) / (1 - chance))
-    assert successive == pytest.approx((2 / 8 - chance) / (1 - chance)), "of the rows of a pair, not of two pairs"
+    assert successive == pytest.approx((2 / 8 - chance) / (1 - chance)), (
+        "of the rows of a pair, not of two pairs"
+    )
     assert figures.independent(parts, 2) == pytest.approx(0.75 + 2 * (1 - 0.75**2))
 
 
@@ -176,7 +214,10 @@ def test_pairs_that_meet_again_are_counted(module: Modules) -> None:
     figures = module("shuffling")
     order = LaneOrder(np.full(6, 20), 12, 0, lanes=4, block=10)
     first, second = (
-        [frozenset(order.batch(step + of).indices.tolist()) for step in range(order.steps_per_epoch)]
+        [
+            frozenset(order.batch(step + of).indices.tolist())
+            for step in range(order.steps_per_epoch)
+        ]
         for of in (0, order.steps_per_epoch)
     )
     met = sum(len(a & b) * (len(a & b) - 1) // 2 for a in first for b in second)

@@ -1,4 +1,6 @@
-"""The benchmarks run, compare like with like, and add up. Times are too small here to mean anything, and none decides a test."""
+"""The benchmarks run, compare like with like, and add up. Times are too small here to mean
+anything, and none decides a test.
+"""
 
 import json
 from collections.abc import Callable
@@ -27,7 +29,9 @@ def measured(benchmark_module: Callable[[str], ModuleType], tmp_path: Path) -> M
 
     def run(name: str, *arguments: str) -> dict[str, Any]:
         file = tmp_path / "figures.json"
-        assert benchmark_module(name).main([*arguments, "--device", "cpu", "--json", str(file)]) == 0
+        assert (
+            benchmark_module(name).main([*arguments, "--device", "cpu", "--json", str(file)]) == 0
+        )
         return json.loads(file.read_text())
 
     return run
@@ -37,7 +41,16 @@ def is_spread(spread: dict[str, float]) -> bool:
     return 0 < spread["low"] <= spread["median"] <= spread["high"]
 
 
-TINY_STEP = ("--teacher", "cifar_resnet8", "--image-size", "16", "--batch-size", "8", "--steps-per-round", "2")
+TINY_STEP = (
+    "--teacher",
+    "cifar_resnet8",
+    "--image-size",
+    "16",
+    "--batch-size",
+    "8",
+    "--steps-per-round",
+    "2",
+)
 
 
 def test_our_step_and_the_minimal_loop_train_the_same_weights(measured: Measure) -> None:
@@ -72,28 +85,55 @@ def test_other_weights_fail_the_benchmark(
 
 
 def test_students_share_a_teacher(measured: Measure) -> None:
-    size = ("--model", "resnet18", "--teacher", "resnet34", "--image-size", "32", "--batch-size", "2")
+    size = (
+        "--model",
+        "resnet18",
+        "--teacher",
+        "resnet34",
+        "--image-size",
+        "32",
+        "--batch-size",
+        "2",
+    )
     figures = measured("shared_teacher", *size, "--rounds", "1")
-    data, teacher, student = (figures["rounds_s"][part][0] for part in ("data", "teacher", "student"))
+    data, teacher, student = (
+        figures["rounds_s"][part][0] for part in ("data", "teacher", "student")
+    )
     ideal = (data + teacher + 4 * student) / (4 * (data + teacher + student))
     assert figures["ideal_time_ratio"]["median"] == pytest.approx(ideal)
     assert is_spread(figures["time_ratio"])
-    # A student of 43 MiB holds its weights three times over. Were it to hold a teacher too, 81 MiB would come on top. Live tensors are
-    # counted: what the resident set shows depends on the machine's allocator. Gradients are freed at the end of a step.
-    assert figures["further_student_live_bytes"] == pytest.approx(figures["own_bytes"] * 2 / 3, rel=0.01)
+    # A student of 43 MiB holds its weights three times over. Were it to hold a teacher too, 81 MiB
+    # would come on top. Live tensors are counted: what the resident set shows depends on the
+    # machine's allocator. Gradients are freed at the end of a step.
+    assert figures["further_student_live_bytes"] == pytest.approx(
+        figures["own_bytes"] * 2 / 3, rel=0.01
+    )
     assert set(figures["peak_bytes"]) == {"1", "2", "4"}
     assert figures["own_bytes"] == pytest.approx(3 * 4 * 11.18e6, rel=0.01)
 
 
 def test_both_loaders_deliver(measured: Measure) -> None:
-    small = ("--image-size", "32", "--batch-size", "8", "--images", "8", "--batches-per-round", "2", "--rounds", "1")
+    small = (
+        "--image-size",
+        "32",
+        "--batch-size",
+        "8",
+        "--images",
+        "8",
+        "--batches-per-round",
+        "2",
+        "--rounds",
+        "1",
+    )
     figures = measured("loader", *small, "--workers", "0", "1")
     assert list(figures["workers"]) == ["0", "1"]
     assert all(is_spread(found["ratio"]) for found in figures["workers"].values())
     assert 90_000 < figures["jpeg_bytes"] < 120_000
 
 
-def test_contestants_take_turns_in_going_first(benchmark_module: Callable[[str], ModuleType]) -> None:
+def test_contestants_take_turns_in_going_first(
+    benchmark_module: Callable[[str], ModuleType],
+) -> None:
     timing = benchmark_module("timing")
     log: list[str] = []
 
@@ -104,7 +144,9 @@ def test_contestants_take_turns_in_going_first(benchmark_module: Callable[[str],
 
         return run
 
-    seconds = timing.interleaved({"a": contestant("a", 1.0), "b": contestant("b", 2.0)}, 3, lambda: log.append("|"))
+    seconds = timing.interleaved(
+        {"a": contestant("a", 1.0), "b": contestant("b", 2.0)}, 3, lambda: log.append("|")
+    )
     assert "".join(log) == "|ab|ba|ab"
     assert seconds == {"a": [1.0] * 3, "b": [2.0] * 3}
 
@@ -112,7 +154,11 @@ def test_contestants_take_turns_in_going_first(benchmark_module: Callable[[str],
 def test_a_ratio_is_paired_by_round(benchmark_module: Callable[[str], ModuleType]) -> None:
     timing = benchmark_module("timing")
     slow_and_quick = [1.0, 5.0, 2.0, 9.0]
-    assert timing.ratio([2 * second for second in slow_and_quick], slow_and_quick) == (2.0, 2.0, 2.0)
+    assert timing.ratio([2 * second for second in slow_and_quick], slow_and_quick) == (
+        2.0,
+        2.0,
+        2.0,
+    )
     spread = timing.median([1.0, 2.0, 3.0, 4.0, 100.0])
     assert spread.low < spread.median == 3.0 < spread.high
     assert timing.median([1.0, 2.0, 3.0, 4.0, 100.0]) == spread

@@ -1,4 +1,6 @@
-"""Upstream behaviour that this project is built around. One that fails says that a release changed under us: read what it names."""
+"""Upstream behaviour that this project is built around. One that fails says that a release changed
+under us: read what it names.
+"""
 
 import inspect
 import logging
@@ -20,7 +22,9 @@ from torch.nn import functional as F
 
 
 def test_timm_lamb_clips_the_global_norm_to_one_unless_told_not_to() -> None:
-    """So `distill.optim` passes max_grad_norm itself: clipping is what the recipe says, LAMB included."""
+    """So `distill.optim` passes max_grad_norm itself: clipping is what the recipe says, LAMB
+    included.
+    """
     assert inspect.signature(Lamb).parameters["max_grad_norm"].default == 1.0
 
     def after_a_large_and_a_small_gradient(**settings: float | None) -> torch.Tensor:
@@ -33,11 +37,17 @@ def test_timm_lamb_clips_the_global_norm_to_one_unless_told_not_to() -> None:
 
     by_default = after_a_large_and_a_small_gradient()
     assert torch.equal(by_default, after_a_large_and_a_small_gradient(max_grad_norm=1.0))
-    assert not torch.allclose(by_default, after_a_large_and_a_small_gradient(max_grad_norm=None), atol=1e-3)
+    assert not torch.allclose(
+        by_default, after_a_large_and_a_small_gradient(max_grad_norm=None), atol=1e-3
+    )
 
 
-def test_timm_drops_a_pretrained_head_without_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """So a teacher is built with the classes of its weights, and another label space is an InputError of ours."""
+def test_timm_drops_a_pretrained_head_without_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """So a teacher is built with the classes of its weights, and another label space is an
+    InputError of ours.
+    """
     trained = timm.create_model("test_resnet", num_classes=1000)
     file = tmp_path / "trained.safetensors"
     save_file(trained.state_dict(), file)
@@ -58,9 +68,13 @@ def test_timm_drops_a_pretrained_head_without_a_warning(tmp_path: Path, caplog: 
     assert torch.equal(build(num_classes=1000)(images), trained(images))
 
 
-def test_a_scheduler_prepared_by_accelerate_steps_once_for_each_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_scheduler_prepared_by_accelerate_steps_once_for_each_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """So no scheduler is prepared: the learning rate is a function of the step, set by us."""
-    monkeypatch.setattr(accelerate.scheduler, "AcceleratorState", lambda: SimpleNamespace(num_processes=4))
+    monkeypatch.setattr(
+        accelerate.scheduler, "AcceleratorState", lambda: SimpleNamespace(num_processes=4)
+    )
     inner = SimpleNamespace(steps=0)
     inner.step = lambda: setattr(inner, "steps", inner.steps + 1)
     optimizer = SimpleNamespace(step_was_skipped=False)
@@ -80,10 +94,14 @@ def test_sync_batch_norm_refuses_the_cpu() -> None:
 
 @pytest.mark.filterwarnings("ignore:reduction")
 def test_kl_div_mean_divides_by_the_number_of_classes_too() -> None:
-    """So distillation losses sum over classes and average over the batch: "mean" is C times too small."""
+    """So distillation losses sum over classes and average over the batch: "mean" is C times too
+    small.
+    """
     student, teacher = torch.randn(2, 5, 10).log_softmax(dim=-1)
     per_sample = F.kl_div(student, teacher, reduction="batchmean", log_target=True)
-    assert torch.allclose(F.kl_div(student, teacher, reduction="mean", log_target=True) * 10, per_sample)
+    assert torch.allclose(
+        F.kl_div(student, teacher, reduction="mean", log_target=True) * 10, per_sample
+    )
 
 
 class _Payload:
@@ -99,7 +117,9 @@ def test_torch_load_refuses_objects_by_default(tmp_path: Path) -> None:
 
 
 def test_timm_binary_cross_entropy_averages_over_classes() -> None:
-    """So with 1000 classes its gradient is far smaller than one summed over classes: `class_reduction` in the recipe names both."""
+    """So with 1000 classes its gradient is far smaller than one summed over classes:
+    `class_reduction` in the recipe names both.
+    """
     logits, targets = torch.randn(4, 10), torch.rand(4, 10)
     summed = F.binary_cross_entropy_with_logits(logits, targets, reduction="sum") / 4
     assert torch.allclose(BinaryCrossEntropy(smoothing=0.0)(logits, targets) * 10, summed)
@@ -107,18 +127,24 @@ def test_timm_binary_cross_entropy_averages_over_classes() -> None:
 
 def test_accelerate_clips_deepspeeds_gradients_at_one_unless_told_not_to() -> None:
     """So `engine.zero` states gradient_clipping for each student, 0 for none."""
-    assert '"gradient_clipping": 1.0' in inspect.getsource(accelerate.Accelerator._prepare_deepspeed)
+    assert '"gradient_clipping": 1.0' in inspect.getsource(
+        accelerate.Accelerator._prepare_deepspeed
+    )
 
 
 def test_accelerates_deepspeed_plugin_asks_for_transformers() -> None:
-    """So `engine.zero` takes that call away, which does nothing else; where it is gone, so may ours be."""
+    """So `engine.zero` takes that call away, which does nothing else; where it is gone, so may ours
+    be.
+    """
     source = inspect.getsource(accelerate.DeepSpeedPlugin.set_deepspeed_weakref)
     assert 'compare_versions("transformers"' in source
     assert "self.dschf" in source
 
 
 def test_torch_hands_a_wait_for_workers_back_and_can_be_asked_again() -> None:
-    """So `distill.data.workers` polls: by the limit of the iterator, its message, and what a second call does; and ends workers by what torch keeps of them."""
+    """So `distill.data.workers` polls: by the limit of the iterator, its message, and what a second
+    call does; and ends workers by what torch keeps of them.
+    """
     from torch.utils.data.dataloader import _BaseDataLoaderIter, _MultiProcessingDataLoaderIter
 
     source = inspect.getsource(_MultiProcessingDataLoaderIter)

@@ -1,4 +1,6 @@
-"""A continuation finds the data that the run began with: moved roots are the same, moved or replaced images are not."""
+"""A continuation finds the data that the run began with: moved roots are the same, moved or
+replaced images are not.
+"""
 
 import io
 import os
@@ -30,7 +32,9 @@ CLASSES = ("ant", "bee", "cat")
 
 def png(value: int, size: int = 8) -> bytes:
     held = io.BytesIO()
-    Image.fromarray(np.full((size, size, 3), value, np.uint8)).save(held, "BMP")  # all of one number of bytes
+    Image.fromarray(np.full((size, size, 3), value, np.uint8)).save(
+        held, "BMP"
+    )  # all of one number of bytes
     return held.getvalue()
 
 
@@ -46,7 +50,10 @@ def data(tmp_path: Path) -> Path:
 
 
 def inputs(data: Path, **changes: Any) -> dict[str, str | int]:
-    sources = {name: {"kind": "image_folder", "path": path} for name, path in (("train", "train"), ("eval", "val"))}
+    sources = {
+        name: {"kind": "image_folder", "path": path}
+        for name, path in (("train", "train"), ("eval", "val"))
+    }
     tree = merge(deepcopy(BASE), {"data": {"root": str(data), "fraction": 1.0}})
     tree["data"] |= sources | changes
     file = data.with_name("recipe.yaml")
@@ -90,7 +97,9 @@ def test_changed_images_are_refused_by_name(name: str, data: Path) -> None:
     os.utime(data, ns=(times, times))
     now = inputs(data)
     other = "evaluation" if what == "training" else "training"
-    with pytest.raises(InputError, match=rf"(?s){what} names, sizes and contents \(SHA-256\): \w+ -> ") as info:
+    with pytest.raises(
+        InputError, match=rf"(?s){what} names, sizes and contents \(SHA-256\): \w+ -> "
+    ) as info:
         same_inputs(data, before, now)
     assert f"{other} names" not in str(info.value)
     # A checkpoint of a version that did not record contents is compared by what it has.
@@ -112,20 +121,26 @@ def test_held_out_images_are_compared_by_content_as_well(data: Path) -> None:
         same_inputs(data, before, inputs(data, eval=holdout))
 
 
-def test_a_run_over_numbers_that_were_sorted_as_text_is_refused(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_over_numbers_that_were_sorted_as_text_is_refused(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By an earlier version: folders 1, 10, 2 were classes 0, 1, 2."""
     for part in ("train", "val"):
         for old, new in zip(CLASSES, ("2", "10", "1"), strict=True):
             (data / part / old).rename(data / part / new)
     now = inputs(data)
     with monkeypatch.context() as earlier:
-        earlier.setattr("distill.data.folder.order_classes", lambda names, where: tuple(sorted(names)))
+        earlier.setattr(
+            "distill.data.folder.order_classes", lambda names, where: tuple(sorted(names))
+        )
         before = inputs(data)
     with pytest.raises(InputError, match=r"classes \(SHA-256\): "):
-        same_inputs(data, {key: value for key, value in before.items() if "contents" not in key}, now)
+        same_inputs(
+            data, {key: value for key, value in before.items() if "contents" not in key}, now
+        )
 
 
-# ---- every kind of source, and large ones ----------------------------------------------------------------------------
+# ---- every kind of source, and large ones --------------------------------------------------------
 
 
 def table(root: Path, images: list[bytes], labels: list[int], file: str = "t.parquet") -> str:
@@ -146,7 +161,9 @@ def test_tables_are_told_apart_by_images_labels_and_their_order(tmp_path: Path) 
     assert len({same, *others}) == 4
 
 
-def test_of_a_large_set_a_fixed_sample_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_a_large_set_a_fixed_sample_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(prints, "_READ_WHOLE_BYTES", 100)
     monkeypatch.setattr(prints, "_MOST_READ", 5)
     monkeypatch.setattr(prints, "_MOST_SIZES", 50)
@@ -155,7 +172,9 @@ def test_of_a_large_set_a_fixed_sample_is_read(tmp_path: Path, monkeypatch: pyte
     def one(names: bytes = b"", other: int = -1) -> str:
         read.clear()
         size = lambda rows: np.where(rows == other, 9, 8)  # noqa: E731
-        return prints.fingerprint(np.zeros(200, np.int64), names, size, lambda i: (read.append(i), b"%d" % i)[1])
+        return prints.fingerprint(
+            np.zeros(200, np.int64), names, size, lambda i: (read.append(i), b"%d" % i)[1]
+        )
 
     first = one()
     chosen = list(read)
@@ -173,7 +192,7 @@ def test_both_forms_of_fashion_mnist_have_one(tmp_path: Path) -> None:
     assert first != open_source(spec.model_copy(update={"split": "train"}), tmp_path).fingerprint()
 
 
-# ---- class lists of a run --------------------------------------------------------------------------------------------
+# ---- class lists of a run ------------------------------------------------------------------------
 
 
 def test_one_class_is_refused_and_numbers_with_zeros_are_the_same_classes(data: Path) -> None:
@@ -184,7 +203,9 @@ def test_one_class_is_refused_and_numbers_with_zeros_are_the_same_classes(data: 
     for part, names in (("train", ("2", "10")), ("val", ("02", "10"))):
         for name in names:
             shutil.rmtree(data / part / name)
-    with pytest.raises(InputError, match=r"data.eval: has one class, '01', and there is nothing to tell apart"):
+    with pytest.raises(
+        InputError, match=r"data.eval: has one class, '01', and there is nothing to tell apart"
+    ):
         inputs(data)
     with pytest.raises(InputError, match=r"data.train: has one class, '1'"):
         inputs(data, eval=None)

@@ -1,4 +1,6 @@
-"""`distill recipe check`: every problem of a recipe at once, without data, memory or a device; all shipped recipes are sound."""
+"""`distill recipe check`: every problem of a recipe at once, without data, memory or a device; all
+shipped recipes are sound.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -51,29 +53,61 @@ def problems(recipe: Path, *overrides: str, num_processes: int | None = None) ->
     [
         ("student.model=cifar_resnet9", "students.alone: timm"),
         ("student.model_args={depht: 8}", "students.alone: model_args of cifar_resnet8"),
-        ("student.model_args={num_classes: 8}", "students.alone: model_args.num_classes of cifar_resnet8: it follows from the data"),
-        ("student={model: vgg11, drop_path: 0.1}", "students.alone: drop_path: vgg11 has no stochastic depth"),
-        ("student.optimizer.name=adamv", "students.alone.optimizer.name: timm has no optimizer 'adamv'"),
-        ("student.optimizer.args={nesterof: true}", "students.alone.optimizer.args.nesterof: momentum takes no such argument"),
-        ("student.optimizer.args={dampening: high}", "students.alone.optimizer.args: momentum refuses"),
-        ("student.schedule.warmup=8 iterations", "students.alone.schedule.warmup: 8 iterations is not shorter than train.budget"),
-        ("student.schedule={name: step, milestones: [9 iterations]}", "students.alone.schedule.milestones: 9 iterations"),
-        ("student={model: vgg11}", "students.alone.model vgg11 does not take images of data.image_size 16"),
-        ("student={model: test_vit, model_args: {patch_size: 5}}", "students.alone.model test_vit does not take images"),
+        (
+            "student.model_args={num_classes: 8}",
+            "students.alone: model_args.num_classes of cifar_resnet8: it follows from the data",
+        ),
+        (
+            "student={model: vgg11, drop_path: 0.1}",
+            "students.alone: drop_path: vgg11 has no stochastic depth",
+        ),
+        (
+            "student.optimizer.name=adamv",
+            "students.alone.optimizer.name: timm has no optimizer 'adamv'",
+        ),
+        (
+            "student.optimizer.args={nesterof: true}",
+            "students.alone.optimizer.args.nesterof: momentum takes no such argument",
+        ),
+        (
+            "student.optimizer.args={dampening: high}",
+            "students.alone.optimizer.args: momentum refuses",
+        ),
+        (
+            "student.schedule.warmup=8 iterations",
+            "students.alone.schedule.warmup: 8 iterations is not shorter than train.budget",
+        ),
+        (
+            "student.schedule={name: step, milestones: [9 iterations]}",
+            "students.alone.schedule.milestones: 9 iterations",
+        ),
+        (
+            "student={model: vgg11}",
+            "students.alone.model vgg11 does not take images of data.image_size 16",
+        ),
+        (
+            "student={model: test_vit, model_args: {patch_size: 5}}",
+            "students.alone.model test_vit does not take images",
+        ),
         ("teacher.model=cifar_resnet15", "teacher: timm"),
         ("teacher.model_args={depht: 8}", "teacher: model_args of cifar_resnet14"),
-        ("teacher.weights=pretrained", "teacher.weights: timm has no pretrained weights of cifar_resnet14"),
+        (
+            "teacher.weights=pretrained",
+            "teacher.weights: timm has no pretrained weights of cifar_resnet14",
+        ),
         ("log.trackers=[wandbb]", "log.trackers: no tracker 'wandbb'"),
         ("data.augment.auto_augment=rnd-m9", "data.augment.auto_augment"),
     ],
-)  # fmt: skip
+)
 def test_problems_are_found_without_data(override: str, says: str, tiny_recipe: Any) -> None:
     (problem,) = problems(tiny_recipe(), override)
     assert problem.startswith(says)
 
 
 def test_all_problems_come_at_once(tiny_recipe: Any) -> None:
-    recipe = tiny_recipe({"students": {"a": {"model": "resnet51"}, "b": {"optimizer": {"name": "adamv", "lr": 1.0}}}})
+    recipe = tiny_recipe(
+        {"students": {"a": {"model": "resnet51"}, "b": {"optimizer": {"name": "adamv", "lr": 1.0}}}}
+    )
     found = problems(recipe, "log.trackers=[wandbb]", "teacher.model=resnet35", num_processes=3)
     assert [line.split(" ")[0].rstrip(":") for line in found] == [
         "log.trackers",
@@ -84,7 +118,9 @@ def test_all_problems_come_at_once(tiny_recipe: Any) -> None:
     ]
 
 
-def test_what_is_not_here_is_noted(tiny_recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_here_is_noted(
+    tiny_recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     recipe = tiny_recipe()
     overrides = [
@@ -110,7 +146,9 @@ def test_what_is_not_here_is_noted(tiny_recipe: Any, tmp_path: Path, monkeypatch
 
 def test_a_check_takes_no_memory_and_draws_nothing(tiny_recipe: Any) -> None:
     """BEiT-L has 300 million parameters: 1.2 GB if they were made."""
-    recipe = load_recipe(tiny_recipe(), ["teacher={model: beitv2_large_patch16_224, image_size: null}"])
+    recipe = load_recipe(
+        tiny_recipe(), ["teacher={model: beitv2_large_patch16_224, image_size: null}"]
+    )
     state, before = torch.get_rng_state(), resident_bytes()
     check_recipe(recipe)
     assert torch.equal(torch.get_rng_state(), state)

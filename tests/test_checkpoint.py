@@ -1,6 +1,8 @@
-"""Checkpoints under kill -9, damaged bytes, full and read-only disks, other recipes; retention, signals, metrics on resume.
+"""Checkpoints under kill -9, damaged bytes, full and read-only disks, other recipes; retention,
+signals, metrics on resume.
 
-Killed and limited writers are forks of the test process: a fresh interpreter would spend its seconds importing torch.
+Killed and limited writers are forks of the test process: a fresh interpreter would spend its
+seconds importing torch.
 """
 
 import errno
@@ -45,9 +47,16 @@ def write(root, step, value=None, **keys):
     """A checkpoint whose every part says `value`."""
     value = step if value is None else value
     tensors = keys.pop(
-        "tensors", {"model": {"w": torch.full((50,), float(value))}, "optimizer": {"m": torch.tensor(value)}}
+        "tensors",
+        {"model": {"w": torch.full((50,), float(value))}, "optimizer": {"m": torch.tensor(value)}},
     )
-    arguments = {"values": {"value": value}, "recipe_text": RECIPE, "recipe_digest": DIGEST, "world_size": 2, **keys}
+    arguments = {
+        "values": {"value": value},
+        "recipe_text": RECIPE,
+        "recipe_digest": DIGEST,
+        "world_size": 2,
+        **keys,
+    }
     return save(root, TrainState(step, step * 8), tensors=tensors, **arguments)
 
 
@@ -62,7 +71,9 @@ def newest(root, report=lambda message: None):
 
 
 def fork(work, limit_s=120.0):
-    """Run `work(say)` in a fork; return its exit status as of os.wait, and what it said before it ended."""
+    """Run `work(say)` in a fork; return its exit status as of os.wait, and what it said before it
+    ended.
+    """
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -87,7 +98,15 @@ def fork(work, limit_s=120.0):
 
 def die_before_event(number):
     """kill -9 this process right before its `number`-th file operation."""
-    watched = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.scandir", "shutil.rmtree"}
+    watched = {
+        "open",
+        "os.rename",
+        "os.mkdir",
+        "os.remove",
+        "os.rmdir",
+        "os.scandir",
+        "shutil.rmtree",
+    }
     count = 0
 
     def hook(event, args):
@@ -102,12 +121,16 @@ def die_before_event(number):
 
 @pytest.fixture
 def no_fsync(monkeypatch):
-    """A killed process leaves the kernel's cache alone, so only time is lost here; a power cut is another test's."""
+    """A killed process leaves the kernel's cache alone, so only time is lost here; a power cut is
+    another test's.
+    """
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
 def kill_at_every_event(prepare, work, check):
-    """Kill `work` before its first, second, ... file operation, each time from a fresh start, until it survives."""
+    """Kill `work` before its first, second, ... file operation, each time from a fresh start, until
+    it survives.
+    """
     for number in range(1, 1000):
         prepare()
 
@@ -123,7 +146,7 @@ def kill_at_every_event(prepare, work, check):
     raise AssertionError("work never ends")
 
 
-# ---- round trip --------------------------------------------------------------------------------------------------------
+# ---- round trip ----------------------------------------------------------------------------------
 
 
 def test_a_checkpoint_gives_back_what_was_saved(tmp_path):
@@ -150,7 +173,11 @@ def test_a_checkpoint_gives_back_what_was_saved(tmp_path):
     checkpoint = latest(path.parent, DIGEST, RECIPE)
     assert checkpoint.state == TrainState(1234, 9872)
     assert checkpoint.values == values
-    assert (checkpoint.recipe_text, checkpoint.recipe_digest, checkpoint.world_size) == (RECIPE, DIGEST, 2)
+    assert (checkpoint.recipe_text, checkpoint.recipe_digest, checkpoint.world_size) == (
+        RECIPE,
+        DIGEST,
+        2,
+    )
     assert checkpoint.tensor_names == ["a", "b.c"]
     for name, group in tensors.items():
         loaded = checkpoint.tensors(name)
@@ -167,7 +194,14 @@ def test_the_manifest_names_versions_and_every_file(tmp_path):
     manifest = json.loads((path / "manifest.json").read_text())
     assert {p.name for p in path.iterdir()} == {*manifest["files"], "manifest.json"}
     assert not [p for p in path.rglob("*") if p.suffix in (".pt", ".pkl", ".bin")]
-    assert manifest["versions"].keys() >= {"torch", "timm", "accelerate", "safetensors", "vanillakd", "python"}
+    assert manifest["versions"].keys() >= {
+        "torch",
+        "timm",
+        "accelerate",
+        "safetensors",
+        "vanillakd",
+        "python",
+    }
     assert manifest["time"].endswith("+00:00")
 
 
@@ -186,7 +220,9 @@ def test_no_checkpoint_is_none_and_a_wrong_path_is_an_error(tmp_path):
 def test_files_are_on_disk_before_their_name_is(tmp_path, monkeypatch):
     events = []
     fsync, rename = os.fsync, os.rename
-    monkeypatch.setattr(os, "fsync", lambda fd: (events.append(os.readlink(f"/proc/self/fd/{fd}")), fsync(fd))[1])
+    monkeypatch.setattr(
+        os, "fsync", lambda fd: (events.append(os.readlink(f"/proc/self/fd/{fd}")), fsync(fd))[1]
+    )
     monkeypatch.setattr(os, "rename", lambda a, b: (events.append("rename"), rename(a, b))[1])
     path = write(tmp_path, 1)
     renamed = events.index("rename")
@@ -195,7 +231,7 @@ def test_files_are_on_disk_before_their_name_is(tmp_path, monkeypatch):
     assert str(tmp_path) in events[renamed:]
 
 
-# ---- kill -9 -----------------------------------------------------------------------------------------------------------
+# ---- kill -9 -------------------------------------------------------------------------------------
 
 
 def test_a_save_killed_before_any_file_operation_leaves_a_whole_checkpoint(tmp_path, no_fsync):
@@ -226,7 +262,9 @@ def test_a_save_killed_before_any_file_operation_leaves_a_whole_checkpoint(tmp_p
     assert seen == {1, 2, 3}
 
 
-def test_a_replacement_killed_before_any_file_operation_leaves_one_whole_directory(tmp_path, no_fsync):
+def test_a_replacement_killed_before_any_file_operation_leaves_one_whole_directory(
+    tmp_path, no_fsync
+):
     path = tmp_path / "best"
 
     def put(version):
@@ -269,7 +307,11 @@ def test_saves_killed_at_any_time_leave_a_whole_checkpoint(tmp_path, seed):
 
     def work(say):
         for step in range(2, 10_000):
-            parts = {"model": {"w": torch.full((50,), float(step))}, "optimizer": {"m": torch.tensor(step)}, **large}
+            parts = {
+                "model": {"w": torch.full((50,), float(step))},
+                "optimizer": {"m": torch.tensor(step)},
+                **large,
+            }
             path = write(tmp_path, step, tensors=parts)
             say(step)
             prune(tmp_path, 1, newest=path)
@@ -295,7 +337,7 @@ def test_an_error_inside_leaves_what_was_there(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["best"]
 
 
-# ---- damage ------------------------------------------------------------------------------------------------------------
+# ---- damage --------------------------------------------------------------------------------------
 
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json", "recipe.yaml", "manifest.json")
 
@@ -319,7 +361,9 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path, name, damage):
     messages = []
     assert newest(tmp_path, messages.append) == 2
     assert len(messages) == 1
-    assert f"step-00000003/{name}: {'missing' if damage is Path.unlink else 'damaged'}" in messages[0]
+    assert (
+        f"step-00000003/{name}: {'missing' if damage is Path.unlink else 'damaged'}" in messages[0]
+    )
     with pytest.raises(CheckpointError, match=name):
         load(tmp_path / "step-00000003")
 
@@ -342,7 +386,8 @@ def test_when_all_are_damaged_nothing_starts_again_in_silence(tmp_path):
     for step in (1, 2):
         flip(write(tmp_path, step) / "state.json")
     with pytest.raises(
-        CheckpointError, match=r"(?s)no checkpoint is whole.*step-00000002.*step-00000001.*resume=never"
+        CheckpointError,
+        match=r"(?s)no checkpoint is whole.*step-00000002.*step-00000001.*resume=never",
     ):
         latest(tmp_path, DIGEST, RECIPE)
 
@@ -355,13 +400,15 @@ def test_another_format_says_so(tmp_path, monkeypatch):
         latest(tmp_path, DIGEST, RECIPE)
 
 
-# ---- disks that refuse -------------------------------------------------------------------------------------------------
+# ---- disks that refuse ---------------------------------------------------------------------------
 
 
 @contextmanager
 def small_disk(folder, size):
     folder.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True)
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True
+    )
     if made.returncode:
         pytest.skip("a small disk wants the right to mount one")
     try:
@@ -385,7 +432,9 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path):
         root = disk / "checkpoints"
         write(root, 1)
         assert_refused(
-            root, r"no room left to write it \(0|1 MiB free there\).*Free some room.*output=", tensors=BALLAST
+            root,
+            r"no room left to write it \(0|1 MiB free there\).*Free some room.*output=",
+            tensors=BALLAST,
         )
         (disk / "filler").write_bytes(b"0" * (shutil.disk_usage(disk).free - 8192))
         assert_refused(root, "no room left", tensors={}, recipe_text="x" * 50_000)
@@ -424,7 +473,9 @@ def test_an_error_that_comes_late_from_fsync(tmp_path, monkeypatch, number):
 
     monkeypatch.setattr(os, "fsync", refuse)
     room = number in (errno.ENOSPC, errno.EDQUOT)
-    assert_refused(tmp_path, "no room left" if room else f"cannot be written: {os.strerror(number)}")
+    assert_refused(
+        tmp_path, "no room left" if room else f"cannot be written: {os.strerror(number)}"
+    )
 
 
 def test_a_path_that_cannot_be_a_folder(tmp_path):
@@ -433,12 +484,14 @@ def test_a_path_that_cannot_be_a_folder(tmp_path):
         write(tmp_path / "file" / "checkpoints", 1)
 
 
-# ---- another recipe ----------------------------------------------------------------------------------------------------
+# ---- another recipe ------------------------------------------------------------------------------
 
 
 def test_another_recipe_names_the_keys(tmp_path):
     write(tmp_path, 1)
-    other = "name: b\noutput: elsewhere\ntrain:\n  budget: 5 epochs\n  compile: true\n  seed: [1, 2]\n"
+    other = (
+        "name: b\noutput: elsewhere\ntrain:\n  budget: 5 epochs\n  compile: true\n  seed: [1, 2]\n"
+    )
     with pytest.raises(CheckpointError) as caught:
         latest(tmp_path, "e" * 64, other)
     message = str(caught.value)
@@ -462,7 +515,7 @@ def test_another_digest_without_another_key_points_at_the_version(tmp_path):
         latest(tmp_path, "e" * 64, RECIPE)
 
 
-# ---- retention ---------------------------------------------------------------------------------------------------------
+# ---- retention -----------------------------------------------------------------------------------
 
 
 def names(root):
@@ -500,12 +553,16 @@ def test_leftovers_of_one_name_are_cleaned_and_nothing_of_another(tmp_path):
     for name in (".tmp-kd-2-77", ".tmp-mine", ".tmp-", ".tmp-kd-77", ".tmp-kd-77.123"):
         (tmp_path / name).mkdir()
     clean(tmp_path, "kd")
-    assert names(tmp_path) == [".tmp-", ".tmp-kd-2-77", ".tmp-mine"]  # another writer's, and no writer's
+    assert names(tmp_path) == [
+        ".tmp-",
+        ".tmp-kd-2-77",
+        ".tmp-mine",
+    ]  # another writer's, and no writer's
     clean(tmp_path)
     assert names(tmp_path) == [".tmp-", ".tmp-mine"]
 
 
-# ---- signals -----------------------------------------------------------------------------------------------------------
+# ---- signals -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
@@ -565,7 +622,7 @@ def test_forked_workers_die_of_sigterm_and_leave_the_rest_to_their_parent():
         assert signals.received is None
 
 
-# ---- metrics on resume -------------------------------------------------------------------------------------------------
+# ---- metrics on resume ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -573,7 +630,11 @@ def test_forked_workers_die_of_sigterm_and_leave_the_rest_to_their_parent():
     [
         ('{"step": 1}\n{"step": 2}\n{"step": 3}\n', '{"step": 1}\n{"step": 2}\n', 1),
         ('{"step": 1}\n{"step": 2, "lo', '{"step": 1}\n', 1),
-        ('{"event": "start"}\n{"step": 1, "x": 0.10}', '{"event": "start"}\n{"step": 1, "x": 0.10}\n', 0),
+        (
+            '{"event": "start"}\n{"step": 1, "x": 0.10}',
+            '{"event": "start"}\n{"step": 1, "x": 0.10}\n',
+            0,
+        ),
         ('{"step": 1, "lo{"step": 2}\n{"step": 2}\n\n7\n', '{"step": 2}\n', 3),
         ('{"step": 3}\n', "", 1),
         ("", "", 0),

@@ -1,4 +1,6 @@
-"""The command line: help that can be read and copied, plain lines in pipes, exit codes, each command once as a user types it."""
+"""The command line: help that can be read and copied, plain lines in pipes, exit codes, each
+command once as a user types it.
+"""
 
 import io
 import json
@@ -42,7 +44,7 @@ def examples(command: str) -> list[str]:
     return [line.strip() for line in below.splitlines()[1:] if line.startswith("  ")]
 
 
-# ---- help ------------------------------------------------------------------------------------------------------------
+# ---- help ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -59,10 +61,14 @@ def test_help_shows_examples_as_they_are_typed(command: str, cli: Cli) -> None:
 
 def test_examples_are_commands() -> None:
     """Every option in an example exists, and every recipe that is not the reader's own."""
-    typed = [line for command in COMMANDS for line in " ".join(examples(command)).split("distill ")[1:]]
+    typed = [
+        line for command in COMMANDS for line in " ".join(examples(command)).split("distill ")[1:]
+    ]
     assert len(typed) >= len(COMMANDS)
     for line in typed:
-        words = shlex.split(line.replace("\\ ", "").partition(" accelerate")[0].partition(" timm.")[0])
+        words = shlex.split(
+            line.replace("\\ ", "").partition(" accelerate")[0].partition(" timm.")[0]
+        )
         command: Any = get_command(app)
         while hasattr(command, "commands"):
             command = command.commands[words.pop(0)]
@@ -82,7 +88,11 @@ def test_help_lists_commands_and_exit_codes(cli: Cli) -> None:
 
 def test_help_of_the_module_in_a_process_of_its_own() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "distill", "--help"], capture_output=True, text=True, cwd=ROOT, timeout=600
+        [sys.executable, "-m", "distill", "--help"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     assert "Usage: " in done.stdout
@@ -110,7 +120,7 @@ def test_a_wrong_command_is_explained(typed: list[str], says: str, cli: Cli) -> 
     assert "Traceback" not in outcome.err
 
 
-# ---- recipe ----------------------------------------------------------------------------------------------------------
+# ---- recipe --------------------------------------------------------------------------------------
 
 
 def test_show_prints_a_recipe_that_is_the_same_recipe(cli: Cli, tmp_path: Path) -> None:
@@ -135,7 +145,9 @@ def test_list_in_a_pipe_is_a_recipe_a_line_under_headings(cli: Cli) -> None:
         "  quickstart/teacher   The quickstart's teacher, trained on labels alone",
         "  quickstart/students  Four students behind one teacher forward, on Fashion-MNIST",
     ]
-    paper = outcome.out.partition("Rows of the paper's tables\n")[2].partition("\n\n")[0].splitlines()
+    paper = (
+        outcome.out.partition("Rows of the paper's tables\n")[2].partition("\n\n")[0].splitlines()
+    )
     tables = [int(found[1]) for line in paper if (found := re.search(r" Table (\d+)\w*: ", line))]
     assert len(tables) == len(paper) - 2, "two of ours stand beside the paper's rows"
     assert tables == sorted(tables)
@@ -143,22 +155,32 @@ def test_list_in_a_pipe_is_a_recipe_a_line_under_headings(cli: Cli) -> None:
     assert headings[-2:] == ["To extend: strategies", "To extend: parts"]
 
 
-def test_check_says_sound_and_what_is_not_here(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_says_sound_and_what_is_not_here(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     outcome = cli("recipe", "check", "quickstart/students", "--processes", "2")
     assert outcome.code == 0
     assert "note: teacher.weights: runs/quickstart/teacher is not here" in outcome.out
-    assert re.search(r"^quickstart/students: sound \(alone, kd, dkd, dist; .*epochs\)$", outcome.out, re.MULTILINE)
+    assert re.search(
+        r"^quickstart/students: sound \(alone, kd, dkd, dist; .*epochs\)$",
+        outcome.out,
+        re.MULTILINE,
+    )
     outcome = cli("recipe", "check", "quickstart/students", "--processes", "3")
     assert outcome.code == 2
     assert "on 3 processes" in outcome.err
 
 
-# ---- train, evaluate, export -----------------------------------------------------------------------------------------
+# ---- train, evaluate, export ---------------------------------------------------------------------
 
 
-def test_a_run_in_a_pipe_prints_plain_lines(cli: Cli, tiny_recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "40")  # the lines of a pipe do not wrap, however narrow a terminal may be
+def test_a_run_in_a_pipe_prints_plain_lines(
+    cli: Cli, tiny_recipe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(
+        "COLUMNS", "40"
+    )  # the lines of a pipe do not wrap, however narrow a terminal may be
     recipe = tiny_recipe({"train": {"budget": "2 iterations"}, "log": {"every": "1 iterations"}})
     outcome = cli("train", recipe)
     assert outcome.code == DONE
@@ -168,7 +190,17 @@ def test_a_run_in_a_pipe_prints_plain_lines(cli: Cli, tiny_recipe: Any, monkeypa
     steps, end = [line for line in lines if " step " in line], lines[-8:]
     header = lines[: lines.index(steps[0])]
     assert len(steps) == 3
-    labels = ("budget", "data", "teacher", "students", "output", "images", "classes", "models", "device")
+    labels = (
+        "budget",
+        "data",
+        "teacher",
+        "students",
+        "output",
+        "images",
+        "classes",
+        "models",
+        "device",
+    )
     assert header[0] == "tiny"
     assert [line.split()[0] for line in header[1:] if line[2] != " "] == [*labels]
     assert "120 for training (2 steps, 7 an epoch)" in outcome.out
@@ -176,11 +208,16 @@ def test_a_run_in_a_pipe_prints_plain_lines(cli: Cli, tiny_recipe: Any, monkeypa
     when = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
     pace = r"[\d,]+ images/s, [\d.]+ GiB, \d+:\d\d elapsed, \d+:\d\d left"
     for number in (1, 2):
-        line = rf"{when} step {number}/2 epoch 0\.\d+: loss alone \d\.\d{{4}}; lr \d\.\d\de-0\d; {pace}"
+        line = (
+            rf"{when} step {number}/2 epoch 0\.\d+: loss alone \d\.\d{{4}}; lr \d\.\d\de-0\d;"
+            rf" {pace}"
+        )
         assert re.fullmatch(line, steps[number - 1])
     figures = r"top-1 % teacher [\d.]+, alone [\d.]+; agrees with teacher % alone [\d.]+"
     assert re.fullmatch(rf"{when} step 2/2 epoch 0\.29: {figures}", steps[2])
-    assert re.match(r"tiny: 2 steps \(0\.3 epochs\) in \d+:\d\d on 1 x cpu \(0\.00 device hours\)", end[0])
+    assert re.match(
+        r"tiny: 2 steps \(0\.3 epochs\) in \d+:\d\d on 1 x cpu \(0\.00 device hours\)", end[0]
+    )
     assert end[1].split()[:4] == ["model", "parameters", "learns", "from"]
     assert [line.split()[0] for line in end[2:4]] == ["teacher", "alone"]
     output = recipe.with_suffix("")
@@ -202,7 +239,9 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     written = io.StringIO()
 
     def make_terminal(stderr: bool = False) -> Console:
-        return Console(file=written, width=80, force_terminal=True, highlight=False, color_system=None)
+        return Console(
+            file=written, width=80, force_terminal=True, highlight=False, color_system=None
+        )
 
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr("distill.console.make_console", make_terminal)
@@ -224,7 +263,9 @@ def test_a_run_on_a_terminal_shows_a_bar_and_ends_with_the_table(
     assert re.search(r"^alone +cifar_resnet8 +[\d.]+ ", ending, re.MULTILINE)
 
 
-def test_list_on_a_narrow_terminal_gives_each_description_a_line(cli: Cli, terminal: io.StringIO) -> None:
+def test_list_on_a_narrow_terminal_gives_each_description_a_line(
+    cli: Cli, terminal: io.StringIO
+) -> None:
     assert cli("recipe", "list").code == 0
     lines = terminal.getvalue().splitlines()
     assert max(map(len, lines)) <= 80
@@ -244,7 +285,9 @@ def test_evaluate_prints_a_row_a_model(cli: Cli, tiny_run: Path) -> None:
     assert outcome.code == 0
     first, *lines = outcome.out.splitlines()
     assert first == f"{tiny_run}: 53 images"
-    table = next(index for index, line in enumerate(lines) if line.split()[:2] == ["weights", "top-1"])
+    table = next(
+        index for index, line in enumerate(lines) if line.split()[:2] == ["weights", "top-1"]
+    )
     rows = lines[table + 1 : table + 5]
     assert [row.split()[0] for row in rows] == ["alone", "kd", "vit", "teacher"]
     report = json.loads((tiny_run / "report.json").read_text())
@@ -279,11 +322,15 @@ def test_what_export_prints_loads_the_model(cli: Cli, tiny_run: Path, tmp_path: 
     outcome = cli("export", tiny_run, tmp_path / "out", "--student", "kd")
     assert outcome.code == 0
     assert re.search(
-        rf"^{tmp_path}/out: kd, best weights \((raw|ema-0\.5), step \d\), top-1 [\d.]+ %$", outcome.out, re.MULTILINE
+        rf"^{tmp_path}/out: kd, best weights \((raw|ema-0\.5), step \d\), top-1 [\d.]+ %$",
+        outcome.out,
+        re.MULTILINE,
     )
     code = re.search(r'^load it: python -c "(.*)"$', outcome.out, re.MULTILINE)
     assert code
-    assert code[1].startswith("import distill.models; ")  # cifar_resnet8 is ours, and registered by this import
+    assert code[1].startswith(
+        "import distill.models; "
+    )  # cifar_resnet8 is ours, and registered by this import
     built: list[torch.nn.Module] = []
     original = timm.create_model
     with pytest.MonkeyPatch.context() as patch:

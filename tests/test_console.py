@@ -26,7 +26,9 @@ Terminal = Callable[[int], io.StringIO]
 
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
-    """terminal(80): from here on the program writes to a terminal of 80 columns; what it writes is in the answer."""
+    """terminal(80): from here on the program writes to a terminal of 80 columns; what it writes is
+    in the answer.
+    """
 
     def attach(width: int) -> io.StringIO:
         written = io.StringIO()
@@ -35,7 +37,12 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
             distill.console,
             "make_console",
             lambda stderr=False: Console(
-                file=written, width=width, height=40, force_terminal=True, highlight=False, color_system=None
+                file=written,
+                width=width,
+                height=40,
+                force_terminal=True,
+                highlight=False,
+                color_system=None,
             ),
         )
         return written
@@ -49,17 +56,20 @@ def test_a_table_in_a_pipe_has_no_blanks_at_the_end(capsys: pytest.CaptureFixtur
     table.add_row("b", "longer " * 40 + "end")
     show_table(make_console(), table)
     lines = capsys.readouterr().out.splitlines()
-    assert [len(line) == len(line.rstrip()) for line in lines] == [True] * 3, "and no line is broken"
+    assert [len(line) == len(line.rstrip()) for line in lines] == [True] * 3, (
+        "and no line is broken"
+    )
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0.4, "0:00"), (59.6, "1:00"), (605, "10:05"), (3600, "1:00:00"), (90061, "25:01:01")]
+    ("seconds", "text"),
+    [(0.4, "0:00"), (59.6, "1:00"), (605, "10:05"), (3600, "1:00:00"), (90061, "25:01:01")],
 )
 def test_hours_minutes(seconds: float, text: str) -> None:
     assert hours_minutes(seconds) == text
 
 
-# ---- errors ----------------------------------------------------------------------------------------------------------
+# ---- errors --------------------------------------------------------------------------------------
 
 
 def test_an_error_is_a_panel_on_a_terminal(terminal: Terminal) -> None:
@@ -71,7 +81,9 @@ def test_an_error_is_a_panel_on_a_terminal(terminal: Terminal) -> None:
     assert {len(line) for line in lines} == {60}
 
 
-def test_an_error_is_a_line_in_a_pipe(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_is_a_line_in_a_pipe(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     message = "data.root: [/gone] is not there: " + "give another " * 30
     error_panel(message)
     assert capsys.readouterr().err == f"distill: {message}\n"
@@ -80,10 +92,12 @@ def test_an_error_is_a_line_in_a_pipe(capsys: pytest.CaptureFixture[str], monkey
     assert capsys.readouterr().err == "distill (rank 3): first line second line\n"
 
 
-# ---- the end of a run ------------------------------------------------------------------------------------------------
+# ---- the end of a run ----------------------------------------------------------------------------
 
 
-def a_student(name: str, model: str, *, stopped_at: int | None = None, best: float | None = 62.0) -> Any:
+def a_student(
+    name: str, model: str, *, stopped_at: int | None = None, best: float | None = 62.0
+) -> Any:
     objective = SimpleNamespace(hard=CE(loss="ce"), soft=KL(loss="kl", weight=0.5))
     return SimpleNamespace(
         name=name,
@@ -126,14 +140,26 @@ def a_summary(tmp_path: Path, *, teacher: bool = True) -> Summary:
 
 
 @pytest.mark.parametrize("width", [80, 120])
-def test_the_final_table_fits_and_cuts_nothing_off(width: int, terminal: Terminal, tmp_path: Path) -> None:
+def test_the_final_table_fits_and_cuts_nothing_off(
+    width: int, terminal: Terminal, tmp_path: Path
+) -> None:
     written = terminal(width)
     a_summary(tmp_path).show(distill.console.make_console())
-    lines = written.getvalue().partition("next:")[0].splitlines()  # commands do not wrap: they are to be copied
+    lines = (
+        written.getvalue().partition("next:")[0].splitlines()
+    )  # commands do not wrap: they are to be copied
     assert max(map(len, lines)) <= width
     assert "…" not in written.getvalue()
     text = written.getvalue()
-    for word in ("vit_small_patch16_224", "  ema-0.9999", "92.25", "63.00", "0.1234", "80.00", "stopped at step 7"):
+    for word in (
+        "vit_small_patch16_224",
+        "  ema-0.9999",
+        "92.25",
+        "63.00",
+        "0.1234",
+        "80.00",
+        "stopped at step 7",
+    ):
         assert word in text
     assert ("1 ce + 0.5 kl" in text) == (width == 120)
     assert ("1.00 M" in text) == (width == 120)
@@ -141,27 +167,32 @@ def test_the_final_table_fits_and_cuts_nothing_off(width: int, terminal: Termina
 
 def test_the_headline(tmp_path: Path) -> None:
     line = a_summary(tmp_path).headline()
-    assert line == (
-        "a/run: 200 steps (2.5 epochs) in 1:01 on 8 x H100 (1.50 device hours), 3 unreadable images skipped; best: kd, "
-        f"in {tmp_path}"
+    assert (
+        line
+        == "a/run: 200 steps (2.5 epochs) in 1:01 on 8 x H100 (1.50 device hours), 3 unreadable"
+        f" images skipped; best: kd, in {tmp_path}"
     )
 
 
-def test_without_a_teacher_nothing_is_compared_with_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_teacher_nothing_is_compared_with_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     a_summary(tmp_path, teacher=False).show(make_console())
     assert "agrees" not in capsys.readouterr().out
     a_summary(tmp_path).show(make_console())
     assert "agrees" in capsys.readouterr().out
 
 
-# ---- metrics.jsonl ---------------------------------------------------------------------------------------------------
+# ---- metrics.jsonl -------------------------------------------------------------------------------
 
 
 def test_metrics_are_json_whatever_the_loss(tmp_path: Path) -> None:
     file = MetricsFile(tmp_path / "metrics.jsonl", write=True)
     file.write("train", 3, {"loss": math.nan, "students": {"a": {"loss": math.inf, "lr": 0.1}}})
     file.write("train", 4, {"loss": 1.5})
-    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()  # before it is closed: a program may watch
+    lines = (
+        (tmp_path / "metrics.jsonl").read_text().splitlines()
+    )  # before it is closed: a program may watch
     file.close()
     first, second = (json.loads(line, parse_constant=pytest.fail) for line in lines)
     assert (first["event"], first["step"], first["loss"]) == ("train", 3, None)
@@ -195,7 +226,9 @@ def test_records_after_the_file_was_deleted_or_moved_are_in_a_new_one(tmp_path: 
     path.write_text("")  # as logrotate's "copytruncate"
     file.write("train", 6, {})
     assert steps(path) == [6]
-    assert [f"from step {n} on" in line for n, line in zip((2, 3, 5), said, strict=True)] == [True] * 3
+    assert [f"from step {n} on" in line for n, line in zip((2, 3, 5), said, strict=True)] == [
+        True
+    ] * 3
     shutil.rmtree(tmp_path)
     with pytest.raises(InputError, match=r"metrics\.jsonl: cannot be written"):
         file.write("train", 7, {})

@@ -1,4 +1,6 @@
-"""Names from outside are printed as what they are: no markup, no emoji codes, no escape codes, in any encoding."""
+"""Names from outside are printed as what they are: no markup, no emoji codes, no escape codes, in
+any encoding.
+"""
 
 import io
 import sys
@@ -50,7 +52,14 @@ def test_a_narrow_encoding_writes_out_what_it_lacks(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_run_may_be_called_anything() -> None:
-    screen = Screen(title="[/x]\x1b[1m", students=["[red]a"], teacher=None, total_steps=2, total_epochs=1, show=True)
+    screen = Screen(
+        title="[/x]\x1b[1m",
+        students=["[red]a"],
+        teacher=None,
+        total_steps=2,
+        total_epochs=1,
+        show=True,
+    )
     screen.console.width = 100
     with screen.console.capture() as capture:
         screen.console.print(screen)

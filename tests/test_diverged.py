@@ -1,4 +1,6 @@
-"""A student whose loss is not finite stops alone: the others, the checkpoints, the best exports and the report go on without it."""
+"""A student whose loss is not finite stops alone: the others, the checkpoints, the best exports and
+the report go on without it.
+"""
 
 import json
 import shutil
@@ -23,7 +25,8 @@ from tiny import (
 from distill.train import ALL_STOPPED, DONE, INTERRUPTED
 
 SOUND = EVERYTHING["students"]
-# The update of step 4 (the first after 3 finished ones) is 1e30 times too large, so the loss of step 5 is not finite.
+# The update of step 4 (the first after 3 finished ones) is 1e30 times too large, so the loss of
+# step 5 is not finite.
 DIVERGING: dict[str, Any] = {
     "optimizer": {"name": "momentum", "lr": 1e-3},
     "schedule": {"name": "step", "milestones": ["3 iterations"], "decay_factor": 1e30},
@@ -35,7 +38,14 @@ DIVERGING: dict[str, Any] = {
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two students without the one that diverges."""
     folder = tmp_path_factory.mktemp("sound")
-    assert run(write_recipe(folder, EVERYTHING, {"students": {name: SOUND[name] for name in ("lamb", "sgd")}})) == DONE
+    assert (
+        run(
+            write_recipe(
+                folder, EVERYTHING, {"students": {name: SOUND[name] for name in ("lamb", "sgd")}}
+            )
+        )
+        == DONE
+    )
     return folder / "run"
 
 
@@ -49,7 +59,9 @@ def test_one_student_stops_and_the_others_do_not_notice(
 ) -> None:
     assert run(with_diverging(tmp_path)) == DONE
     shown = capsys.readouterr().out
-    assert "bad: the loss of step 5 is not finite; this student stops here, the others go on" in shown
+    assert (
+        "bad: the loss of step 5 is not finite; this student stops here, the others go on" in shown
+    )
     assert "students.bad.optimizer.lr" in shown
     for name in ("lamb", "sgd"):
         assert_equal_tensors(tensors(tmp_path / "run", name), tensors(sound, name))
@@ -61,14 +73,22 @@ def test_one_student_stops_and_the_others_do_not_notice(
         assert "students" not in line or ("bad" in line["students"]) == (line["step"] < 5)
 
     told = report(tmp_path / "run")["students"]
-    assert {name: told[name]["stopped_at"] for name in told} == {"lamb": None, "bad": 5, "sgd": None}
+    assert {name: told[name]["stopped_at"] for name in told} == {
+        "lamb": None,
+        "bad": 5,
+        "sgd": None,
+    }
     weights, record = best(tmp_path / "run", "bad")
-    assert record["step"] == 3 == told["bad"]["best"]["step"], "what it was before it diverged stays"
+    assert record["step"] == 3 == told["bad"]["best"]["step"], (
+        "what it was before it diverged stays"
+    )
     assert all(tensor.isfinite().all() for tensor in weights.values())
 
 
 @pytest.mark.parametrize("stop", [4, 5, 6])
-def test_a_resumed_run_remembers_who_stopped(stop: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_run_remembers_who_stopped(
+    stop: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Interrupted before, at and after the step whose loss is not finite."""
     assert run(with_diverging(tmp_path, name="whole")) == DONE
     stop_after(stop, monkeypatch)
@@ -95,10 +115,14 @@ def test_a_stop_after_the_checkpoint_that_a_run_goes_on_from_is_recorded_once(
 
 
 def test_weights_that_give_no_finite_loss_are_never_the_best(tmp_path: Path) -> None:
-    """Judged right after the update that ruins it, a student answers nothing, which is wrong for every image; JSON has no NaN."""
+    """Judged right after the update that ruins it, a student answers nothing, which is wrong for
+    every image; JSON has no NaN.
+    """
     recipe = with_diverging(tmp_path, {"evaluate": {"every": "4 iterations"}})
     assert run(recipe) == DONE
-    judged = next(line["models"] for line in records(tmp_path / "run") if line["event"] == "evaluate")
+    judged = next(
+        line["models"] for line in records(tmp_path / "run") if line["event"] == "evaluate"
+    )
     assert judged["bad"]["loss"] is None
     assert judged["bad"]["top1"] == 0
     assert report(tmp_path / "run")["students"]["bad"]["best"] is None
@@ -109,7 +133,8 @@ def test_a_run_whose_students_have_all_stopped_ends_with_a_code_of_its_own(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = write_recipe(
-        tmp_path, {"students": {"one": DIVERGING, "two": DIVERGING}, "evaluate": {"every": "2 iterations"}}
+        tmp_path,
+        {"students": {"one": DIVERGING, "two": DIVERGING}, "evaluate": {"every": "2 iterations"}},
     )
     for _ in range(2):  # the same command finds the same end
         assert run(recipe) == ALL_STOPPED == 3
@@ -118,4 +143,6 @@ def test_a_run_whose_students_have_all_stopped_ends_with_a_code_of_its_own(
         assert whole["steps"] == 5
         assert [student["stopped_at"] for student in whole["students"].values()] == [5, 5]
         assert best(tmp_path / "run", "one")[1]["step"] == 2
-        assert [line["step"] for line in records(tmp_path / "run") if line["event"] == "stopped"] == [5, 5]
+        assert [
+            line["step"] for line in records(tmp_path / "run") if line["event"] == "stopped"
+        ] == [5, 5]

@@ -1,4 +1,6 @@
-"""Weight averages: float32 whatever the training precision, buffers included, swapped in and out without a trace."""
+"""Weight averages: float32 whatever the training precision, buffers included, swapped in and out
+without a trace.
+"""
 
 import pytest
 import torch
@@ -141,7 +143,9 @@ def test_an_update_never_asks_the_device_and_its_operations_do_not_grow_with_the
         with Operations() as operations:
             ema.update(module)
         assert "aten::_local_scalar_dense" not in operations.names
-        counts.append(len([name for name in operations.names if name not in ("aten::detach", "aten::alias")]))
+        counts.append(
+            len([name for name in operations.names if name not in ("aten::detach", "aten::alias")])
+        )
     assert counts[0] == counts[1] <= 3
 
 

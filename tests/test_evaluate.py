@@ -1,4 +1,6 @@
-"""Evaluation against counting by hand, one image at a time; two processes are judged in tests/distributed."""
+"""Evaluation against counting by hand, one image at a time; two processes are judged in
+tests/distributed.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,23 +41,35 @@ def classifier(seed: int, num_classes: int = 10) -> nn.Module:
 
 
 def batches(source: Source, batch_size: int) -> EvalLoader:
-    return EvalLoader(source, TRANSFORM, batch_size, rank=0, world_size=1, num_workers=0, device="cpu")
+    return EvalLoader(
+        source, TRANSFORM, batch_size, rank=0, world_size=1, num_workers=0, device="cpu"
+    )
 
 
 def one_by_one(model: nn.Module, source: Source) -> torch.Tensor:
     """Logits [N, K] in float64, each image alone."""
     images = [torch.tensor(TRANSFORM(read_image(source, index))) for index in range(len(source))]
     with torch.no_grad():
-        return torch.cat([model((image.permute(2, 0, 1)[None] / 255).float()) for image in images]).double()
+        return torch.cat(
+            [model((image.permute(2, 0, 1)[None] / 255).float()) for image in images]
+        ).double()
 
 
 @pytest.mark.parametrize("batch_size", [1, 20, NUM_JUDGED, 64])
-def test_figures_equal_those_counted_by_hand(batch_size: int, source: Source, engine: Engine) -> None:
+def test_figures_equal_those_counted_by_hand(
+    batch_size: int, source: Source, engine: Engine
+) -> None:
     """Batches of one, a partial last batch, one batch exactly, and a set smaller than its batch."""
     model, teacher = classifier(0), classifier(1)
-    results = evaluate({"student": model}, batches(source, batch_size), engine, TeacherAnswers(teacher))
+    results = evaluate(
+        {"student": model}, batches(source, batch_size), engine, TeacherAnswers(teacher)
+    )
 
-    logits, answers, labels = one_by_one(model, source), one_by_one(teacher, source), source.labels.tolist()
+    logits, answers, labels = (
+        one_by_one(model, source),
+        one_by_one(teacher, source),
+        source.labels.tolist(),
+    )
     best_first = [sorted(range(10), key=lambda k, row=row: -row[k]) for row in logits.tolist()]
     correct1 = sum(ranked[0] == label for ranked, label in zip(best_first, labels, strict=True))
     correct5 = sum(label in ranked[:5] for ranked, label in zip(best_first, labels, strict=True))
@@ -74,7 +88,10 @@ def test_figures_equal_those_counted_by_hand(batch_size: int, source: Source, en
     kl = (answers.softmax(1) * (answers.log_softmax(1) - log_probs)).sum(1).mean()
     assert got.loss == pytest.approx(float(loss), rel=1e-6)
     assert got.teacher_kl == pytest.approx(float(kl), rel=1e-5)
-    assert results[TEACHER].top1 == 100 * int((answers.argmax(1) == torch.tensor(labels)).sum()) / NUM_JUDGED
+    assert (
+        results[TEACHER].top1
+        == 100 * int((answers.argmax(1) == torch.tensor(labels)).sum()) / NUM_JUDGED
+    )
     assert results[TEACHER].agreement is None
 
 
@@ -115,7 +132,9 @@ def test_a_set_without_a_readable_image_gives_no_figure(engine: Engine) -> None:
     class NothingReadable:
         def __iter__(self) -> Iterator[EvalBatch]:
             labels = torch.zeros(4, dtype=torch.long)
-            yield EvalBatch(torch.zeros(4, 3, IMAGE_SIZE, IMAGE_SIZE), labels, labels < 0, labels, num_skipped=4)
+            yield EvalBatch(
+                torch.zeros(4, 3, IMAGE_SIZE, IMAGE_SIZE), labels, labels < 0, labels, num_skipped=4
+            )
 
         def __len__(self) -> int:
             return 1
@@ -134,7 +153,11 @@ def test_an_evaluation_can_be_abandoned_and_repeated(source: Source, engine: Eng
         if asked == 3:
             raise EvaluationAbandoned
 
-    models, loader, answers = {"student": classifier(0)}, batches(source, 5), TeacherAnswers(classifier(1))
+    models, loader, answers = (
+        {"student": classifier(0)},
+        batches(source, 5),
+        TeacherAnswers(classifier(1)),
+    )
     with pytest.raises(EvaluationAbandoned):
         evaluate(models, loader, engine, answers, check_stop)
     assert evaluate(models, loader, engine, answers, check_stop) == evaluate(

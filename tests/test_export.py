@@ -1,4 +1,6 @@
-"""Exports: what timm loads from them gives the same logits, they say what they are, and they replace nothing but themselves."""
+"""Exports: what timm loads from them gives the same logits, they say what they are, and they
+replace nothing but themselves.
+"""
 
 import errno
 import json
@@ -21,7 +23,10 @@ from distill.export import class_names
 from distill.judge import export_student, find_models
 from distill.models import cifar as cifar  # registers its models
 
-STUDENTS = {"kd": ("cifar_resnet8", {}), "vit": ("test_vit", {"patch_size": 4, "img_size": IMAGE_SIZE})}
+STUDENTS = {
+    "kd": ("cifar_resnet8", {}),
+    "vit": ("test_vit", {"patch_size": 4, "img_size": IMAGE_SIZE}),
+}
 FILES = ["config.json", "distill.json", "model.safetensors"]
 
 
@@ -37,8 +42,12 @@ def trained(run: Path, student: str, weights: str) -> nn.Module:
     """The student by hand: a fresh timm model with the tensors of the newest checkpoint."""
     model, arguments = STUDENTS[student]
     net = timm.create_model(model, num_classes=len(CLASSES), **arguments)
-    tensors = load_file(checkpoint(run) / f"{student}.{'model' if weights == 'raw' else weights}.safetensors")
-    net.load_state_dict({key: value for key, value in tensors.items() if not key.startswith("ema/")})
+    tensors = load_file(
+        checkpoint(run) / f"{student}.{'model' if weights == 'raw' else weights}.safetensors"
+    )
+    net.load_state_dict(
+        {key: value for key, value in tensors.items() if not key.startswith("ema/")}
+    )
     return net
 
 
@@ -46,21 +55,29 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-# ---- the same model --------------------------------------------------------------------------------------------------
+# ---- the same model ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("weights", ["raw", "ema-0.5"])
 @pytest.mark.parametrize("student", STUDENTS)
-def test_timm_loads_the_same_logits(student: str, weights: str, tiny_run: Path, tmp_path: Path) -> None:
+def test_timm_loads_the_same_logits(
+    student: str, weights: str, tiny_run: Path, tmp_path: Path
+) -> None:
     export_student(tiny_run, tmp_path / "out", student=student, weights=weights)
     loaded = timm.create_model(f"local-dir:{tmp_path}/out", pretrained=True)
-    torch.testing.assert_close(logits(loaded), logits(trained(tiny_run, student, weights)), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        logits(loaded), logits(trained(tiny_run, student, weights)), rtol=0, atol=1e-6
+    )
     other = trained(tiny_run, student, "raw" if weights != "raw" else "ema-0.5")
-    assert not torch.allclose(logits(loaded), logits(other), rtol=0, atol=1e-6), "both weights give these logits"
+    assert not torch.allclose(logits(loaded), logits(other), rtol=0, atol=1e-6), (
+        "both weights give these logits"
+    )
 
 
 @pytest.mark.parametrize("student", STUDENTS)
-def test_the_best_weights_are_exported_as_the_run_kept_them(student: str, tiny_run: Path, tmp_path: Path) -> None:
+def test_the_best_weights_are_exported_as_the_run_kept_them(
+    student: str, tiny_run: Path, tmp_path: Path
+) -> None:
     export_student(tiny_run, tmp_path / "out", student=student)
     loaded = timm.create_model(f"local-dir:{tmp_path}/out", pretrained=True)
     kept = load_file(tiny_run / "best" / student / "model.safetensors")
@@ -77,7 +94,9 @@ def test_a_checkpoint_and_an_export_can_be_exported(tiny_run: Path, tmp_path: Pa
     export_student(tmp_path / "one", tmp_path / "two")
     expected = logits(trained(tiny_run, "kd", "raw"))
     for name in ("one", "two"):
-        assert torch.equal(logits(timm.create_model(f"local-dir:{tmp_path}/{name}", pretrained=True)), expected)
+        assert torch.equal(
+            logits(timm.create_model(f"local-dir:{tmp_path}/{name}", pretrained=True)), expected
+        )
         assert class_names(tmp_path / name) == CLASSES
 
 
@@ -86,10 +105,13 @@ def test_another_number_of_classes_gets_a_fresh_head(tiny_run: Path, tmp_path: P
     export_student(tiny_run, tmp_path / "out", student="kd", weights="raw")
     tuned = timm.create_model(f"local-dir:{tmp_path}/out", pretrained=True, num_classes=3)
     assert logits(tuned).shape == (8, 3)
-    assert torch.equal(tuned.state_dict()["conv1.weight"], trained(tiny_run, "kd", "raw").state_dict()["conv1.weight"])
+    assert torch.equal(
+        tuned.state_dict()["conv1.weight"],
+        trained(tiny_run, "kd", "raw").state_dict()["conv1.weight"],
+    )
 
 
-# ---- what it says of itself ------------------------------------------------------------------------------------------
+# ---- what it says of itself ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("student", STUDENTS)
@@ -109,18 +131,36 @@ def test_the_config_says_how_to_use_it(student: str, tiny_run: Path, tmp_path: P
     assert (transform["crop_pct"], transform["input_size"]) == (1.0, (3, IMAGE_SIZE, IMAGE_SIZE))
 
 
-def test_an_export_is_not_said_to_be_timms_weights_and_others_can_read_it(tiny_recipe: Any, tmp_path: Path) -> None:
+def test_an_export_is_not_said_to_be_timms_weights_and_others_can_read_it(
+    tiny_recipe: Any, tmp_path: Path
+) -> None:
     student = {"model": "test_resnet", "objective": {"hard": {"loss": "ce"}}}
     changes = {"train": {"budget": "1 iterations"}, "students": {"a": student}}
     assert (
-        run(tiny_recipe({**changes, "data": {"eval_view": {"crop_mode": "squash", "interpolation": "lanczos"}}})) == 0
+        run(
+            tiny_recipe(
+                {
+                    **changes,
+                    "data": {"eval_view": {"crop_mode": "squash", "interpolation": "lanczos"}},
+                }
+            )
+        )
+        == 0
     )
     export_student(tmp_path / "run", tmp_path / "out")
     timms = timm.create_model("test_resnet").pretrained_cfg
     assert {"tag", "license"} <= timms.keys(), "timm's own config has what is taken out"
     for folder in (tmp_path / "out", tmp_path / "run/best/a"):
         config = json.loads((folder / "config.json").read_text())["pretrained_cfg"]
-        provenance = {"tag", "license", "description", "origin_url", "paper_name", "paper_ids", "notes"}
+        provenance = {
+            "tag",
+            "license",
+            "description",
+            "origin_url",
+            "paper_name",
+            "paper_ids",
+            "notes",
+        }
         assert not provenance & config.keys()
         assert (config["crop_mode"], config["interpolation"]) == ("squash", "lanczos")
         assert json.loads((folder / "distill.json").read_text())["began_with"] == "random weights"
@@ -128,13 +168,17 @@ def test_an_export_is_not_said_to_be_timms_weights_and_others_can_read_it(tiny_r
     assert timm.data.resolve_model_data_config(loaded)["crop_mode"] == "squash"
     own = os.umask(0o022)
     os.umask(own)
-    files = [path for place in ("out", "run") for path in (tmp_path / place).rglob("*") if path.is_file()]
+    files = [
+        path for place in ("out", "run") for path in (tmp_path / place).rglob("*") if path.is_file()
+    ]
     assert len(files) > 10
     modes = {str(path): path.stat().st_mode & 0o777 for path in files}
     assert set(modes.values()) == {0o666 & ~own}, modes
 
 
-def test_the_recipes_own_mean_and_std_are_exported(tiny_recipe: Any, cli: Any, tmp_path: Path) -> None:
+def test_the_recipes_own_mean_and_std_are_exported(
+    tiny_recipe: Any, cli: Any, tmp_path: Path
+) -> None:
     recipe = tiny_recipe(
         {
             "train": {"budget": "1 iterations"},
@@ -155,22 +199,27 @@ def test_the_best_student_is_exported_where_none_is_named(tiny_run: Path, tmp_pa
     assert json.loads((tmp_path / "out/distill.json").read_text())["student"] == report["best"]
 
 
-def test_the_best_of_an_unfinished_run_is_known_by_its_scores(tiny_run: Path, tmp_path: Path) -> None:
+def test_the_best_of_an_unfinished_run_is_known_by_its_scores(
+    tiny_run: Path, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
     run.mkdir()
     for name in ("recipe.yaml", "best"):
         (run / name).symlink_to(tiny_run / name)
     export_student(run, tmp_path / "out")
     scores = {
-        path.parent.name: json.loads(path.read_text())["top1"] for path in (tiny_run / "best").glob("*/distill.json")
+        path.parent.name: json.loads(path.read_text())["top1"]
+        for path in (tiny_run / "best").glob("*/distill.json")
     }
     chosen = json.loads((tmp_path / "out/distill.json").read_text())["student"]
     assert scores[chosen] == max(scores.values())
-    with pytest.raises(InputError, match=r"which student\? Name one with --student: alone, kd, vit"):
+    with pytest.raises(
+        InputError, match=r"which student\? Name one with --student: alone, kd, vit"
+    ):
         export_student(checkpoint(tiny_run), tmp_path / "other")
 
 
-# ---- what it replaces ------------------------------------------------------------------------------------------------
+# ---- what it replaces ----------------------------------------------------------------------------
 
 
 def test_an_export_replaces_an_earlier_one_whole(tiny_run: Path, tmp_path: Path) -> None:
@@ -179,7 +228,8 @@ def test_an_export_replaces_an_earlier_one_whole(tiny_run: Path, tmp_path: Path)
     export_student(tiny_run, out, student="kd", weights="raw")
     assert sorted(contents(out)) == FILES
     assert torch.equal(
-        logits(timm.create_model(f"local-dir:{out}", pretrained=True)), logits(trained(tiny_run, "kd", "raw"))
+        logits(timm.create_model(f"local-dir:{out}", pretrained=True)),
+        logits(trained(tiny_run, "kd", "raw")),
     )
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 

@@ -1,4 +1,6 @@
-"""What large tensors cost on the CPU, in page faults, in a process of its own: the setting is the process's."""
+"""What large tensors cost on the CPU, in page faults, in a process of its own: the setting is the
+process's.
+"""
 
 import subprocess
 import sys
@@ -24,7 +26,9 @@ print(faults(8), faults(96))
 
 
 def faults(how: str) -> list[int]:
-    shown = subprocess.run([sys.executable, "-c", SCRIPT, how], capture_output=True, text=True, check=True).stdout
+    shown = subprocess.run(
+        [sys.executable, "-c", SCRIPT, how], capture_output=True, text=True, check=True
+    ).stdout
     return [int(number) for number in shown.split()]
 
 
@@ -33,5 +37,7 @@ def test_memory_of_large_tensors_is_kept() -> None:
     """Tensors of 96 MiB, one after the other: without the setting each page of each comes anew."""
     assert faults("left")[1] > 1000
     small, large = faults("kept")
-    assert small < 100, "glibc keeps these by itself, and would not if the second setting came without the first"
+    assert small < 100, (
+        "glibc keeps these by itself, and would not if the second setting came without the first"
+    )
     assert large < 100

@@ -1,7 +1,9 @@
-"""kill -9 at any moment: the same command, given again, ends with what the uninterrupted run ends with, bit for bit.
+"""kill -9 at any moment: the same command, given again, ends with what the uninterrupted run ends
+with, bit for bit.
 
-A child forked from this process trains (the imports alone would cost a fresh one several seconds) and is killed for real. One test
-goes through the command line, and signals the whole process group, data-loading workers included, as SLURM does.
+A child forked from this process trains (the imports alone would cost a fresh one several seconds)
+and is killed for real. One test goes through the command line, and signals the whole process group,
+data-loading workers included, as SLURM does.
 """
 
 import multiprocessing
@@ -18,11 +20,20 @@ from typing import Any
 
 import pytest
 import yaml
-from tiny import EVERYTHING, assert_equal_tensors, assert_same_run, checkpoint, run, tensors, write_recipe
+from tiny import (
+    EVERYTHING,
+    assert_equal_tensors,
+    assert_same_run,
+    checkpoint,
+    run,
+    tensors,
+    write_recipe,
+)
 
 from distill.train import DONE, INTERRUPTED
 
-# Saving after every step, and best exports after every second: most of a child's time is spent where a kill could hurt.
+# Saving after every step, and best exports after every second: most of a child's time is spent
+# where a kill could hurt.
 OFTEN = {"checkpoint": {"every": "1 iterations"}, "evaluate": {"every": "2 iterations"}}
 TIMEOUT_S = 300
 
@@ -58,7 +69,9 @@ def ended(process: BaseProcess) -> int:
 
 
 def kill_after(cpu_seconds: float) -> Callable[[], None]:
-    """Lets the system kill this process after so much work, however busy the machine is. Nothing handles SIGPROF: it ends like -9."""
+    """Lets the system kill this process after so much work, however busy the machine is. Nothing
+    handles SIGPROF: it ends like -9.
+    """
 
     def arm() -> None:
         signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
@@ -67,17 +80,23 @@ def kill_after(cpu_seconds: float) -> Callable[[], None]:
 
 
 def kill_at_file_operation(number: int, folder: Path) -> Callable[[], None]:
-    """Lets this process kill itself just before its `number`-th operation on the file system below `folder`."""
+    """Lets this process kill itself just before its `number`-th operation on the file system below
+    `folder`.
+    """
 
     def arm() -> None:
         left = number
 
         def audit(event: str, arguments: tuple[Any, ...]) -> None:
             nonlocal left
-            writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
-            if (writes or event in ("os.rename", "os.mkdir", "os.remove", "os.rmdir")) and str(folder) in str(
-                arguments[0]
-            ):
+            writes = (
+                event == "open"
+                and isinstance(arguments[2], int)
+                and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+            )
+            if (writes or event in ("os.rename", "os.mkdir", "os.remove", "os.rmdir")) and str(
+                folder
+            ) in str(arguments[0]):
                 left -= 1
                 if left == 0:
                     os.kill(os.getpid(), signal.SIGKILL)
@@ -104,14 +123,18 @@ def test_killed_at_random_moments(uninterrupted: tuple[Path, float], tmp_path: P
 
 
 def at_operations(numbers: list[int], whole: Path, folder: Path) -> None:
-    """Killed at an operation, continued, killed at the next operation of that sitting's count, and so on to the end."""
+    """Killed at an operation, continued, killed at the next operation of that sitting's count, and
+    so on to the end.
+    """
     recipe = write_recipe(folder, EVERYTHING, OFTEN)
     for number in numbers:
         code = ended(start(recipe, kill_at_file_operation(number, folder / "run")))
         assert code in (-signal.SIGKILL, DONE)
     assert run(recipe) == DONE
     assert_same_run(folder / "run", whole)
-    left = [path.name for path in (folder / "run").rglob("*") if path.name.startswith((".tmp", ".old"))]
+    left = [
+        path.name for path in (folder / "run").rglob("*") if path.name.startswith((".tmp", ".old"))
+    ]
     assert not left, "what killed writers left was cleared away"
 
 
@@ -121,16 +144,20 @@ def test_killed_within_a_save(uninterrupted: tuple[Path, float], tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_killed_at_every_file_operation_of_a_sitting(uninterrupted: tuple[Path, float], tmp_path: Path) -> None:
+def test_killed_at_every_file_operation_of_a_sitting(
+    uninterrupted: tuple[Path, float], tmp_path: Path
+) -> None:
     for number in range(1, 200):
         at_operations([number], uninterrupted[0], tmp_path / str(number))
 
 
-# ---- through the command line ----------------------------------------------------------------------------------------
+# ---- through the command line --------------------------------------------------------------------
 
 
 def test_a_signal_to_the_whole_process_group_saves_and_leaves_no_worker(tmp_path: Path) -> None:
-    """SIGTERM to the run and its data-loading workers at once, at step 5 or later: exit code 75, and then the same end."""
+    """SIGTERM to the run and its data-loading workers at once, at step 5 or later: exit code 75,
+    and then the same end.
+    """
     long = {"train": {"budget": "40 iterations"}, "checkpoint": {"every": "10 iterations"}}
     workers = {"data": {"num_workers": 2}}
     recipe = write_recipe(tmp_path, EVERYTHING, long, workers)

@@ -1,7 +1,9 @@
-"""The miniature of the whole path (docs/two_stages.md): `distill data shard`, a server with faults, a teacher, two stages, one stage.
+"""The miniature of the whole path (docs/two_stages.md): `distill data shard`, a server with faults,
+a teacher, two stages, one stage.
 
-By default shrunk to the images that come with the package and to a few steps, stopped by a real signal in each stage. The slow one is
-`benchmarks/two_stages.py` on the whole Fashion-MNIST, where the number of processes changes as well.
+By default shrunk to the images that come with the package and to a few steps, stopped by a real
+signal in each stage. The slow one is `benchmarks/two_stages.py` on the whole Fashion-MNIST, where
+the number of processes changes as well.
 """
 
 import json
@@ -43,7 +45,13 @@ class Miniature:
         self.shards = folder / "served" / "shards"
         source = folder / "source.yaml"
         source.write_text("extends: miniature/teacher\ndata: {train: {path: null}}\n")
-        shard(f"{source}:data.train", self.shards, samples_per_shard=PER_SHARD, unlabelled=True, workers=0)
+        shard(
+            f"{source}:data.train",
+            self.shards,
+            samples_per_shard=PER_SHARD,
+            unlabelled=True,
+            workers=0,
+        )
         self.judged = judged_set(folder / "judged")
         self.server = FolderServer(folder / "served")
 
@@ -85,7 +93,9 @@ def miniature(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Miniature]:
 def test_the_foreign_set_has_no_labels(miniature: Miniature) -> None:
     manifest = json.loads((miniature.shards / "manifest.json").read_text())
     assert manifest["num_samples"] == NUM_FOREIGN
-    assert [each["num_samples"] for each in manifest["shards"]] == [PER_SHARD] * (NUM_FOREIGN // PER_SHARD)
+    assert [each["num_samples"] for each in manifest["shards"]] == [PER_SHARD] * (
+        NUM_FOREIGN // PER_SHARD
+    )
     assert manifest["classes"] is None
     assert manifest["labels"] is None
 
@@ -94,15 +104,22 @@ def test_two_stages_stopped_in_each_behind_a_bad_server_end_as_if_nothing_had_be
     miniature: Miniature, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert miniature.two_stages("undisturbed", miniature.url("set")) == DONE
-    fetched = {path: count for path, count in miniature.server.requests.items() if path.startswith("/set/shard-")}
+    fetched = {
+        path: count
+        for path, count in miniature.server.requests.items()
+        if path.startswith("/set/shard-")
+    }
     assert 0 < len(fetched) < NUM_FOREIGN / PER_SHARD, "320 images want some of the shards"
     assert set(fetched.values()) == {1}
 
     # The same URL, so the same recipe; from now on the server fails, and another cache asks it.
     for number, path in enumerate(sorted(fetched)):
         fault: dict[str, Any] = [
-            {"kind": "status", "status": 503}, {"kind": "reset", "after_bytes": 40_000}, {"kind": "truncate", "after_bytes": 9_000}, {"kind": "corrupt", "after_bytes": 70_000},
-        ][number % 4]  # fmt: skip
+            {"kind": "status", "status": 503},
+            {"kind": "reset", "after_bytes": 40_000},
+            {"kind": "truncate", "after_bytes": 9_000},
+            {"kind": "corrupt", "after_bytes": 70_000},
+        ][number % 4]
         if number < 8:
             miniature.server.fault(path, **fault)
     (miniature.folder / "cache-undisturbed").rename(miniature.folder / "cache-before")
@@ -117,7 +134,9 @@ def test_two_stages_stopped_in_each_behind_a_bad_server_end_as_if_nothing_had_be
     assert miniature.two_stages("stopped", f"{miniature.server.url}/set") == DONE
     assert_same_run(miniature.folder / "stopped", miniature.folder / "undisturbed")
     again = {path: count for path, count in miniature.server.requests.items() if path in fetched}
-    assert sorted(again.values()) == [2] * (len(again) - 8) + [3] * 8, "each fault cost a request, and a stop none"
+    assert sorted(again.values()) == [2] * (len(again) - 8) + [3] * 8, (
+        "each fault cost a request, and a stop none"
+    )
 
 
 def test_stages_and_what_they_read(miniature: Miniature) -> None:
@@ -125,23 +144,32 @@ def test_stages_and_what_they_read(miniature: Miniature) -> None:
     output = miniature.folder / "undisturbed"
     stages = report(output)["stages"]
     assert [(s["name"], s["last_step"], s["labels_read"]) for s in stages] == [
-        ("unlabelled", STEPS, False), ("labelled", 2 * STEPS, True),
-    ]  # fmt: skip
-    losses = {line["stage"]: set(line["students"]["kd"]) for line in records(output) if line["event"] == "train"}
+        ("unlabelled", STEPS, False),
+        ("labelled", 2 * STEPS, True),
+    ]
+    losses = {
+        line["stage"]: set(line["students"]["kd"])
+        for line in records(output)
+        if line["event"] == "train"
+    }
     assert losses["labelled"] - losses["unlabelled"] == {"loss_hard"}
     assert "loss_soft" in losses["unlabelled"]
 
 
 def test_one_stage_is_as_long(miniature: Miniature) -> None:
     teacher = f"teacher.weights={miniature.folder / 'teacher'}"
-    assert miniature.train("one_stage", "one", teacher, f"train.budget={2 * STEPS} iterations") == DONE
+    assert (
+        miniature.train("one_stage", "one", teacher, f"train.budget={2 * STEPS} iterations") == DONE
+    )
     whole = report(miniature.folder / "one")
     assert whole["steps"] == report(miniature.folder / "undisturbed")["steps"]
     assert set(whole["students"]) == {"kd", "alone"}
 
 
 def test_the_rows_have_equal_iterations_and_their_recipes_differ_in_the_stages_alone() -> None:
-    two, one, teacher = (load_recipe(f"miniature/{name}") for name in ("two_stages", "one_stage", "teacher"))
+    two, one, teacher = (
+        load_recipe(f"miniature/{name}") for name in ("two_stages", "one_stage", "teacher")
+    )
     assert [str(stage.budget) for stage in two.stages] == ["936 iterations"] * 2
     assert str(one.train.budget) == "1872 iterations"
     assert two.students["kd"] == one.students["kd"]
@@ -155,7 +183,9 @@ def test_the_rows_have_equal_iterations_and_their_recipes_differ_in_the_stages_a
 @pytest.mark.slow
 @pytest.mark.skipif(not DEBIAN.is_dir(), reason="needs Debian's dataset-fashion-mnist")
 def test_the_whole_miniature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On 60,000 images, an eighth as long as the recipes say; two processes in the middle. No figure of accuracy decides."""
+    """On 60,000 images, an eighth as long as the recipes say; two processes in the middle. No
+    figure of accuracy decides.
+    """
     monkeypatch.syspath_prepend(ROOT)
     from benchmarks import two_stages
 

@@ -1,4 +1,6 @@
-"""A run over shards goes on wherever the same shards lie, in the same order; over others, or in another order, it is refused."""
+"""A run over shards goes on wherever the same shards lie, in the same order; over others, or in
+another order, it is refused.
+"""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,7 +31,9 @@ SOURCE = EmbeddedFashionMnist("train")
 def write_set(folder: Path, first: int = 0, per_shard: int = 25, *, manifest: bool = True) -> Path:
     """100 labelled images from the `first` on, every 7th, in tar shards."""
     chosen = range(first, first + 700, 7)
-    write_tars(folder, images_of(SOURCE, chosen), per_shard, labels=SOURCE.labels[list(chosen)].tolist())
+    write_tars(
+        folder, images_of(SOURCE, chosen), per_shard, labels=SOURCE.labels[list(chosen)].tolist()
+    )
     if manifest:
         describe(folder, SOURCE.classes)
     return folder
@@ -37,7 +41,9 @@ def write_set(folder: Path, first: int = 0, per_shard: int = 25, *, manifest: bo
 
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`a`; `copy` of it; `other`, of the same names and counts; `longer`, of other counts; `bare` and `bare-other`: the first and the third without manifests."""
+    """`a`; `copy` of it; `other`, of the same names and counts; `longer`, of other counts; `bare`
+    and `bare-other`: the first and the third without manifests.
+    """
     folder = tmp_path_factory.mktemp("sets")
     copytree(write_set(folder / "a"), folder / "copy")
     write_set(folder / "other", 3)
@@ -71,7 +77,7 @@ def write(tmp_path: Path) -> Write:
     return write
 
 
-# ---- runs ------------------------------------------------------------------------------------------------------------
+# ---- runs ----------------------------------------------------------------------------------------
 
 
 def test_a_run_goes_on_from_another_port_and_from_a_copy(
@@ -88,7 +94,10 @@ def test_a_run_goes_on_from_another_port_and_from_a_copy(
         stop_after(3, monkeypatch)
         assert run(write(over(f"{server.url}/a", f"{server.url}/a"))) == INTERRUPTED
         monkeypatch.undo()
-        said = "changed since the checkpoint: data.train.path, data.eval.path" in capsys.readouterr().out
+        said = (
+            "changed since the checkpoint: data.train.path, data.eval.path"
+            in capsys.readouterr().out
+        )
         assert said == bool(number), "nothing changes in the first sitting"
     assert run(write(over(sets / "copy", sets / "a", lanes=16, block=256))) == DONE
     assert_same_run(tmp_path / "run", tmp_path / "whole")
@@ -97,23 +106,39 @@ def test_a_run_goes_on_from_another_port_and_from_a_copy(
 @pytest.mark.parametrize(
     ("train", "judged", "says"),
     [
-        ("other", "a", r"\n  training shards \(SHA-256\): [0-9a-f]{64} -> [0-9a-f]{64}\nShards are the same where their names"),
+        (
+            "other",
+            "a",
+            (
+                r"\n  training shards \(SHA-256\): [0-9a-f]{64} -> [0-9a-f]{64}\nShards are the"
+                r" same where their names"
+            ),
+        ),
         ("longer", "a", r"\n  training shards \(SHA-256\)"),
         ("bare", "a", r"\n  training shards \(SHA-256\)"),
         ("a", "other", r"these:\n  evaluation shards \(SHA-256\)"),
     ],
-)  # fmt: skip
+)
 def test_other_shards_are_refused_and_named(
-    train: str, judged: str, says: str, sets: Path, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    train: str,
+    judged: str,
+    says: str,
+    sets: Path,
+    write: Write,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Also those of the same names and counts, and a copy whose manifest was left behind, since nothing says that it is one."""
+    """Also those of the same names and counts, and a copy whose manifest was left behind, since
+    nothing says that it is one.
+    """
     classes = tmp_path / "classes.txt"
     classes.write_text("\n".join(SOURCE.classes))
     stop_after(1, monkeypatch)
     assert run(write(over(sets / "a", sets / "a", classes=str(classes)))) == INTERRUPTED
     kept = {path: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()}
     with pytest.raises(
-        InputError, match=f"{checkpoint(tmp_path / 'run')}: was made with another data set(.|\n)*{says}"
+        InputError,
+        match=f"{checkpoint(tmp_path / 'run')}: was made with another data set(.|\n)*{says}",
     ):
         run(write(over(sets / train, sets / judged, classes=str(classes))))
     assert {path: path.read_bytes() for path in kept} == kept
@@ -124,7 +149,9 @@ def test_another_block_is_refused_and_named(
 ) -> None:
     stop_after(1, monkeypatch)
     assert run(write(over(sets / "a", block=4096))) == INTERRUPTED
-    with pytest.raises(InputError, match=r"these:\n  data.train.block: 4096 -> 256\nPut the earlier ones back"):
+    with pytest.raises(
+        InputError, match=r"these:\n  data.train.block: 4096 -> 256\nPut the earlier ones back"
+    ):
         run(write(over(sets / "a")))
     with pytest.raises(InputError, match=r"these:\n  data.train.lanes: 16 -> 8\nPut"):
         run(write(over(sets / "a", block=4096, lanes=8)))
@@ -132,12 +159,14 @@ def test_another_block_is_refused_and_named(
 
 def test_what_an_earlier_version_did_not_record_is_refused_in_words(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"\n  data.train.block: \(not recorded\) -> 256\n"):
-        same_inputs(tmp_path, {"training images": 3}, {"training images": 3, "data.train.block": 256})
+        same_inputs(
+            tmp_path, {"training images": 3}, {"training images": 3, "data.train.block": 256}
+        )
     with pytest.raises(InputError, match=r"\n  data.train.block: 256 -> \(not recorded\)\n"):
         same_inputs(tmp_path, {"data.train.block": 256}, {})
 
 
-# ---- recipes ---------------------------------------------------------------------------------------------------------
+# ---- recipes -------------------------------------------------------------------------------------
 
 
 def stages(first: dict[str, Any]) -> dict[str, Any]:
@@ -145,7 +174,12 @@ def stages(first: dict[str, Any]) -> dict[str, Any]:
     return {
         "train": {"budget": None},
         "stages": [
-            {"name": "foreign", "budget": "5 iterations", "data": {"train": first}, "student": soft},
+            {
+                "name": "foreign",
+                "budget": "5 iterations",
+                "data": {"train": first},
+                "student": soft,
+            },
             {"name": "own", "budget": "1 epochs"},
         ],
     }
@@ -156,7 +190,9 @@ def stream(path: str, **keys: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("key", ["data.train", "data.eval", "stages.foreign.data.train"])
-def test_the_place_of_a_stream_is_no_part_of_what_a_run_is(key: str, write: Write, tmp_path: Path) -> None:
+def test_the_place_of_a_stream_is_no_part_of_what_a_run_is(
+    key: str, write: Write, tmp_path: Path
+) -> None:
     recipe = write(over("here", "here"), stages(stream("here")))
     kept = load_recipe(recipe)
     moved = load_recipe(recipe, [f"{key}.path=https://there/{{0..3}}.tar?signature=1"])
@@ -181,7 +217,7 @@ def test_the_place_of_other_data_is(kind: str, write: Write) -> None:
     assert digest("here") != digest("there")
 
 
-# ---- numbers that come from the data ---------------------------------------------------------------------------------
+# ---- numbers that come from the data -------------------------------------------------------------
 
 
 def test_a_block_is_chosen_from_the_data_unless_the_recipe_says_one(
@@ -207,7 +243,7 @@ def test_a_block_is_chosen_from_the_data_unless_the_recipe_says_one(
     assert yaml.safe_load(text)["data"]["train"]["block"] is None
 
 
-# ---- what shards are known by ----------------------------------------------------------------------------------------
+# ---- what shards are known by --------------------------------------------------------------------
 
 
 def fingerprint(path: object) -> str:
@@ -217,7 +253,9 @@ def fingerprint(path: object) -> str:
 
 
 def test_tars_without_checksums_are_known_by_names_and_counts_alone(sets: Path) -> None:
-    """The limit of it: `bare-other` has other images. The manifests of the same two sets tell them apart."""
+    """The limit of it: `bare-other` has other images. The manifests of the same two sets tell them
+    apart.
+    """
     assert fingerprint(sets / "bare") == fingerprint(sets / "bare-other")
     assert fingerprint(sets / "a") == fingerprint(sets / "copy") != fingerprint(sets / "other")
     assert fingerprint(sets / "bare") not in (

@@ -1,4 +1,6 @@
-"""Optimizers: what decays, what clips (nothing), the learning rate against timm's and torch's, state that continues bitwise."""
+"""Optimizers: what decays, what clips (nothing), the learning rate against timm's and torch's,
+state that continues bitwise.
+"""
 
 import copy
 import json
@@ -68,7 +70,11 @@ def train(module, optimizer, steps):
 
 def supported():
     known = [(name, get_optimizer_info(name)) for name in timm.optim.list_optimizers()]
-    return [n for n, info in known if not isinstance(info.opt_class, str) and "kron" not in n and not info.second_order]
+    return [
+        n
+        for n, info in known
+        if not isinstance(info.opt_class, str) and "kron" not in n and not info.second_order
+    ]
 
 
 def one_of_each_class():
@@ -78,41 +84,57 @@ def one_of_each_class():
 
 def decay_by_name(module, optimizer):
     names = {parameter: name for name, parameter in module.named_parameters()}
-    return {names[p]: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    return {
+        names[p]: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]
+    }
 
 
-# ---- groups and arguments ---------------------------------------------------------------------------------------------
+# ---- groups and arguments ------------------------------------------------------------------------
 
 
 def test_norm_bias_and_named_parameters_do_not_decay():
     module = net()
     decays = decay_by_name(module, build_optimizer(module, spec(weight_decay=0.3)))
-    assert {name for name, decay in decays.items() if decay == 0.3} == {"conv.weight", "head.weight"}
+    assert {name for name, decay in decays.items() if decay == 0.3} == {
+        "conv.weight",
+        "head.weight",
+    }
     assert decays.keys() == {name for name, p in module.named_parameters() if p.requires_grad}
 
 
 def test_decay_norm_and_bias_takes_all():
     module = net()
-    decays = decay_by_name(module, build_optimizer(module, spec(weight_decay=0.3, decay_norm_and_bias=True)))
+    decays = decay_by_name(
+        module, build_optimizer(module, spec(weight_decay=0.3, decay_norm_and_bias=True))
+    )
     assert set(decays.values()) == {0.3}
     assert "frozen" not in decays
 
 
 def test_unknown_names_and_arguments_name_the_nearest():
-    with pytest.raises(InputError, match=r"students\.a\.optimizer\.name: timm has no optimizer 'lambb'.*'lamb'"):
+    with pytest.raises(
+        InputError, match=r"students\.a\.optimizer\.name: timm has no optimizer 'lambb'.*'lamb'"
+    ):
         build_optimizer(net(), spec("lambb"), key="students.a.optimizer")
-    with pytest.raises(InputError, match=r"optimizer\.args\.beta: adamw takes no such argument.*'betas'"):
+    with pytest.raises(
+        InputError, match=r"optimizer\.args\.beta: adamw takes no such argument.*'betas'"
+    ):
         build_optimizer(net(), spec("adamw", args={"beta": [0.9, 0.99]}))
     # timm itself drops this one without a word
-    with pytest.raises(InputError, match=r"optimizer\.args\.betas: sgd takes no such argument.*nesterov"):
+    with pytest.raises(
+        InputError, match=r"optimizer\.args\.betas: sgd takes no such argument.*nesterov"
+    ):
         build_optimizer(net(), spec("sgd", args={"betas": [0.9, 0.99]}))
 
 
 @pytest.mark.parametrize(
-    ("argument", "own"), [("lr", "lr"), ("weight_decay", "weight_decay"), ("max_grad_norm", "clip_grad_norm")]
+    ("argument", "own"),
+    [("lr", "lr"), ("weight_decay", "weight_decay"), ("max_grad_norm", "clip_grad_norm")],
 )
 def test_arguments_that_have_their_own_key(argument, own):
-    with pytest.raises(InputError, match=rf"args\.{argument}: write students\.\*\.optimizer\.{own} instead"):
+    with pytest.raises(
+        InputError, match=rf"args\.{argument}: write students\.\*\.optimizer\.{own} instead"
+    ):
         build_optimizer(net(), spec("lamb", args={argument: 1.0}))
 
 
@@ -139,10 +161,16 @@ def test_optimizers_that_a_run_cannot_keep_its_word_with(name):
 def test_arguments_arrive_and_draw_no_random_numbers():
     module = net()
     before = torch.get_rng_state()
-    optimizer = build_optimizer(module, spec("adamw", lr=0.5, args={"betas": [0.8, 0.9], "eps": 1e-3}))
+    optimizer = build_optimizer(
+        module, spec("adamw", lr=0.5, args={"betas": [0.8, 0.9], "eps": 1e-3})
+    )
     assert torch.equal(before, torch.get_rng_state())
-    assert {(g["betas"], g["eps"], g["lr"]) for g in optimizer.param_groups} == {((0.8, 0.9), 1e-3, 0.5)}
-    assert build_optimizer(module, spec("momentum", momentum=0.7)).param_groups[0]["momentum"] == 0.7
+    assert {(g["betas"], g["eps"], g["lr"]) for g in optimizer.param_groups} == {
+        ((0.8, 0.9), 1e-3, 0.5)
+    }
+    assert (
+        build_optimizer(module, spec("momentum", momentum=0.7)).param_groups[0]["momentum"] == 0.7
+    )
 
 
 @pytest.mark.parametrize("name", supported())
@@ -153,7 +181,9 @@ def test_no_optimizer_clips_gradients_unasked(name):
 
 
 def test_lamb_is_lamb_without_clipping():
-    """Against LAMB's equations in float64, with gradients whose norm jumps past 1: clipped, they would mix otherwise."""
+    """Against LAMB's equations in float64, with gradients whose norm jumps past 1: clipped, they
+    would mix otherwise.
+    """
     torch.manual_seed(0)
     module = nn.Linear(8, 6, bias=False)
     weight, m, v = module.weight.detach().double(), 0.0, 0.0
@@ -169,7 +199,7 @@ def test_lamb_is_lamb_without_clipping():
         torch.testing.assert_close(module.weight.detach().double(), weight, rtol=1e-5, atol=1e-6)
 
 
-# ---- learning rate ----------------------------------------------------------------------------------------------------
+# ---- learning rate -------------------------------------------------------------------------------
 
 TOTAL, WARMUP = 200, 30
 
@@ -185,7 +215,13 @@ def timm_lrs(make, steps):
 
 
 def our_lrs(steps, **keys):
-    values = {"base_lr": 5e-3, "total_steps": TOTAL, "warmup_steps": WARMUP, "warmup_lr": 1e-6, **keys}
+    values = {
+        "base_lr": 5e-3,
+        "total_steps": TOTAL,
+        "warmup_steps": WARMUP,
+        "warmup_lr": 1e-6,
+        **keys,
+    }
     return [lr_at(step, **values) for step in steps]
 
 
@@ -193,7 +229,13 @@ def test_cosine_is_timms():
     steps = range(TOTAL + 20)
     timm = timm_lrs(
         lambda o: CosineLRScheduler(
-            o, TOTAL, lr_min=1e-5, warmup_t=WARMUP, warmup_lr_init=1e-6, warmup_prefix=False, t_in_epochs=False
+            o,
+            TOTAL,
+            lr_min=1e-5,
+            warmup_t=WARMUP,
+            warmup_lr_init=1e-6,
+            warmup_prefix=False,
+            t_in_epochs=False,
         ),
         steps,
     )
@@ -205,11 +247,19 @@ def test_polynomials_are_timms(name, power):
     steps = range(TOTAL + 20)
     timm = timm_lrs(
         lambda o: PolyLRScheduler(
-            o, TOTAL, power=power, lr_min=1e-5, warmup_t=WARMUP, warmup_lr_init=1e-6, t_in_epochs=False
+            o,
+            TOTAL,
+            power=power,
+            lr_min=1e-5,
+            warmup_t=WARMUP,
+            warmup_lr_init=1e-6,
+            t_in_epochs=False,
         ),
         steps,
     )
-    assert our_lrs(steps, name=name, power=power, min_lr=1e-5) == pytest.approx(timm, rel=1e-9, abs=1e-18)
+    assert our_lrs(steps, name=name, power=power, min_lr=1e-5) == pytest.approx(
+        timm, rel=1e-9, abs=1e-18
+    )
 
 
 def test_steps_are_torchs_and_timms_one_step_later():
@@ -217,7 +267,13 @@ def test_steps_are_torchs_and_timms_one_step_later():
     ours = our_lrs(steps, name="step", milestones_steps=milestones, decay_factor=0.2)
     timm = timm_lrs(
         lambda o: MultiStepLRScheduler(
-            o, [m + 1 for m in milestones], 0.2, WARMUP, 1e-6, warmup_prefix=False, t_in_epochs=False
+            o,
+            [m + 1 for m in milestones],
+            0.2,
+            WARMUP,
+            1e-6,
+            warmup_prefix=False,
+            t_in_epochs=False,
         ),
         steps,
     )
@@ -249,14 +305,17 @@ def test_durations_become_steps():
     assert [lr(0), lr(100)] == pytest.approx([0.1, 0.3])
     assert lr(200) == lr_at(200, name="cosine", base_lr=0.5, total_steps=1000)
     assert lr(199) == pytest.approx(0.498)
-    step = resolve_schedule(schedule(name="step", milestones=["32000 samples", "600 iterations"]), 0.5, **keys)
+    step = resolve_schedule(
+        schedule(name="step", milestones=["32000 samples", "600 iterations"]), 0.5, **keys
+    )
     assert [step(499), step(500), step(600)] == pytest.approx([0.5, 0.05, 0.005])
 
 
 def test_schedules_that_cannot_be():
     keys = {"total_steps": 500, "steps_per_epoch": 100, "batch_size_global": 64}
     with pytest.raises(
-        InputError, match=r"students\.a\.schedule\.warmup: 5 epochs is 500 steps and the whole budget is 500"
+        InputError,
+        match=r"students\.a\.schedule\.warmup: 5 epochs is 500 steps and the whole budget is 500",
     ):
         resolve_schedule(schedule(warmup="5 epochs"), 0.5, **keys, key="students.a.schedule")
     with pytest.raises(InputError, match=r"schedule\.min_lr: 0\.7 lies above optimizer\.lr 0\.5"):
@@ -273,7 +332,7 @@ def test_set_lr_keeps_layer_scales_and_plain_floats():
     assert all(type(group["lr"]) is float for group in optimizer.param_groups)
 
 
-# ---- state ------------------------------------------------------------------------------------------------------------
+# ---- state ---------------------------------------------------------------------------------------
 
 
 def resumed(module, optimizer, build):
@@ -301,7 +360,9 @@ def test_a_resumed_optimizer_continues_bitwise(name):
     other, new = resumed(module, optimizer, build)
     train(module, optimizer, range(4, 8))
     train(other, new, range(4, 8))
-    assert all(torch.equal(a, b) for a, b in zip(module.parameters(), other.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(module.parameters(), other.parameters(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("name", ["momentum", "adamw", "lamb"])
@@ -314,10 +375,16 @@ def test_a_resumed_optimizer_continues_bitwise_in_bf16(name):
     train(module, optimizer, range(3))
     other, new = resumed(module, optimizer, build)
     for parameter, state in new.state.items():
-        assert all(v.stride() == parameter.stride() for v in state.values() if torch.is_tensor(v) and v.ndim)
+        assert all(
+            v.stride() == parameter.stride()
+            for v in state.values()
+            if torch.is_tensor(v) and v.ndim
+        )
     train(module, optimizer, range(3, 6))
     train(other, new, range(3, 6))
-    assert all(torch.equal(a, b) for a, b in zip(module.parameters(), other.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(module.parameters(), other.parameters(), strict=True)
+    )
 
 
 def test_state_is_keyed_by_parameter_and_loading_does_not_alias():

@@ -1,4 +1,6 @@
-"""A run begins in an empty folder or in one of a run; any other is refused by name and not touched."""
+"""A run begins in an empty folder or in one of a run; any other is refused by name and
+not touched.
+"""
 
 import os
 from collections.abc import Callable
@@ -17,7 +19,8 @@ Make = Callable[[Path], object]
 
 def recipe_into(folder: Path, output: Path, *changes: dict[str, Any]) -> Recipe:
     return load_recipe(
-        tiny.write_recipe(folder, *changes, {"students": {"alone": {}, "kd": {}}}), [f"output='{output}'"]
+        tiny.write_recipe(folder, *changes, {"students": {"alone": {}, "kd": {}}}),
+        [f"output='{output}'"],
     )
 
 
@@ -35,29 +38,42 @@ def begun(output: Path, recipe: Recipe) -> None:
 
 
 def snapshot(folder: Path) -> dict[str, str | None]:
-    return {str(p.relative_to(folder)): p.read_text() if p.is_file() else None for p in sorted(folder.rglob("*"))}
+    return {
+        str(p.relative_to(folder)): p.read_text() if p.is_file() else None
+        for p in sorted(folder.rglob("*"))
+    }
 
 
 FOREIGN: dict[str, Make] = {
     "a file of notes": lambda out: write(out / "thesis.txt"),
-    "a recipe of the user's own": lambda out: write(out / "recipe.yaml", "extends: strategies/a2\nname: mine\n"),
-    "another program's checkpoints": lambda out: write(out / "checkpoints" / "step-00000001" / "weights.bin"),
+    "a recipe of the user's own": lambda out: write(
+        out / "recipe.yaml", "extends: strategies/a2\nname: mine\n"
+    ),
+    "another program's checkpoints": lambda out: write(
+        out / "checkpoints" / "step-00000001" / "weights.bin"
+    ),
     "another program's best": lambda out: write(out / "best" / "kd" / "thesis.txt"),
     "another program's metrics": lambda out: write(out / "metrics.jsonl", '{"step": 900}\n'),
-    "a recipe that cannot be read": lambda out: write(out / "recipe.yaml", "a: [") and write(out / ".lock"),
+    "a recipe that cannot be read": (
+        lambda out: write(out / "recipe.yaml", "a: [") and write(out / ".lock")
+    ),
     "a hidden folder": lambda out: write(out / ".git" / "HEAD"),
 }
 
 
 @pytest.mark.parametrize("case", FOREIGN)
 @pytest.mark.parametrize("resume", ["auto", "never"])
-def test_a_folder_that_is_no_run_is_refused_and_untouched(case: str, resume: str, tmp_path: Path) -> None:
+def test_a_folder_that_is_no_run_is_refused_and_untouched(
+    case: str, resume: str, tmp_path: Path
+) -> None:
     output = tmp_path / "mine"
     output.mkdir()
     FOREIGN[case](output)
     before = snapshot(output)
     recipe = recipe_into(tmp_path, output, {"resume": resume})
-    with pytest.raises(InputError, match=rf"{output}: is not the folder of a run: it holds .*output="):
+    with pytest.raises(
+        InputError, match=rf"{output}: is not the folder of a run: it holds .*output="
+    ):
         tiny.train(recipe)
     assert snapshot(output) == before
     assert [p.name for p in tmp_path.glob("mine*")] == ["mine"]
@@ -84,8 +100,12 @@ def test_a_user_without_a_home_has_a_run(tmp_path: Path, monkeypatch: pytest.Mon
     refuse_foreign_output(recipe)
 
 
-@pytest.mark.parametrize("names", [(), (".lock",), ("job-17.log", "job-17.err"), (".tmp-recipe.yaml-12",)])
-def test_an_empty_folder_and_the_log_of_a_job_are_fine(names: tuple[str, ...], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "names", [(), (".lock",), ("job-17.log", "job-17.err"), (".tmp-recipe.yaml-12",)]
+)
+def test_an_empty_folder_and_the_log_of_a_job_are_fine(
+    names: tuple[str, ...], tmp_path: Path
+) -> None:
     output = tmp_path / "new"
     output.mkdir()
     for name in names:
@@ -109,8 +129,14 @@ def test_a_run_goes_on_with_the_notes_that_its_user_left_there(tmp_path: Path) -
 
 
 INSIDE: dict[str, tuple[Make, str]] = {
-    "a step": (lambda out: write(out / "checkpoints" / "step-00000009" / "x.bin"), "step-00000009: is no checkpoint"),
-    "a best": (lambda out: write(out / "best" / "kd" / "thesis.txt"), "best/kd: holds 'thesis.txt'"),
+    "a step": (
+        lambda out: write(out / "checkpoints" / "step-00000009" / "x.bin"),
+        "step-00000009: is no checkpoint",
+    ),
+    "a best": (
+        lambda out: write(out / "best" / "kd" / "thesis.txt"),
+        "best/kd: holds 'thesis.txt'",
+    ),
     "a file": (lambda out: write(out / "checkpoints"), "checkpoints: is a file"),
 }
 
@@ -132,7 +158,10 @@ def test_places_that_are_never_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
     home = tmp_path / "home"
     home.mkdir()
     monkeypatch.setenv("HOME", str(home))
-    for output, message in ((home, "is your home folder"), (Path("/"), "is the root of the file system")):
+    for output, message in (
+        (home, "is your home folder"),
+        (Path("/"), "is the root of the file system"),
+    ):
         with pytest.raises(InputError, match=message):
             refuse_foreign_output(recipe_into(tmp_path, output))
     with pytest.raises(InputError, match="is your home folder"):
@@ -155,7 +184,10 @@ def test_an_output_within_the_images_is_refused(tmp_path: Path) -> None:
     write(images / "train" / "cat" / "1.png")
     data = {"train": {"kind": "image_folder", "path": "train"}, "root": str(images)}
     for output in (images / "train" / "run", images / "train"):
-        with pytest.raises(InputError, match=r"lies in data\.train\.path .*images/train, where each folder is a class"):
+        with pytest.raises(
+            InputError,
+            match=r"lies in data\.train\.path .*images/train, where each folder is a class",
+        ):
             refuse_foreign_output(recipe_into(tmp_path, output, {"data": data}))
     refuse_foreign_output(recipe_into(tmp_path, images / "run", {"data": data}))
 
@@ -170,7 +202,9 @@ def test_class_folders_where_the_command_runs_are_refused_with_the_fix(
         refuse_foreign_output(recipe_into(tmp_path, Path("runs/mine"), {"data": data}))
     assert "runs/mine: lies in data.train.path" in str(refused.value)
     assert "choose another folder with output=" in str(refused.value)
-    assert "move the images into a folder of their own and name it in data.train.path" in str(refused.value)
+    assert "move the images into a folder of their own and name it in data.train.path" in str(
+        refused.value
+    )
 
 
 @pytest.mark.parametrize("kind", ["parquet", "arrow", "saved", "stream"])
@@ -189,7 +223,9 @@ def test_beside_files_that_are_read_by_their_endings_a_run_is_fine(
 def test_resume_never_does_not_move_away_what_the_run_reads(tmp_path: Path) -> None:
     output = tmp_path / "run"
     weights = write(output / "best" / "teacher.pth")
-    recipe = recipe_into(tmp_path, output, {"teacher": {"weights": str(weights)}, "resume": "never"})
+    recipe = recipe_into(
+        tmp_path, output, {"teacher": {"weights": str(weights)}, "resume": "never"}
+    )
     begun(output, recipe)
     with pytest.raises(InputError, match=r"holds teacher\.weights .*resume: never"):
         refuse_foreign_output(recipe)

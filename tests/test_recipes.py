@@ -1,4 +1,6 @@
-"""The shipped recipes: every one loads, says what it claims, and holds the paper's numbers (arXiv 2305.15781)."""
+"""The shipped recipes: every one loads, says what it claims, and holds the paper's numbers (arXiv
+2305.15781).
+"""
 
 import re
 from functools import cache
@@ -57,7 +59,8 @@ TABLE = {
     "crop_fraction": (0.95, 0.95, 0.95, 1.0, 0.875, 1.0),
     "emas": ((), (), (), (), (), ()),
 }
-# Optimizer steps: the paper's own figures for A1 and A2 (750K is 1200 epochs of the whole, 2000 of 60 %, 4000 of 30 %).
+# Optimizer steps: the paper's own figures for A1 and A2 (750K is 1200 epochs of the whole, 2000 of
+# 60 %, 4000 of 30 %).
 STEPS = {
     ("a2", 300): 187_500,
     ("a1", 600): 375_000,
@@ -83,7 +86,15 @@ TABLE_14 = {
     ("kd", 187.5, 562.5, 81.98),
     ("kd", 750.0, 3000.0, 82.85),
 }
-TABLE_5 = {(2e-3, 0.02), (2e-3, 0.03), (3e-3, 0.02), (3e-3, 0.03), (5e-3, 0.01), (5e-3, 0.02), (5e-3, 0.03)}
+TABLE_5 = {
+    (2e-3, 0.02),
+    (2e-3, 0.03),
+    (3e-3, 0.02),
+    (3e-3, 0.03),
+    (5e-3, 0.01),
+    (5e-3, 0.02),
+    (5e-3, 0.03),
+}
 TABLE_5 |= {(5e-3, 0.04), (6e-3, 0.02), (7e-3, 0.02), (8e-3, 0.02), (8e-3, 0.03), (8e-3, 0.04)}
 
 load = cache(load_recipe)  # recipes are frozen
@@ -110,11 +121,15 @@ def lineage(path: Path) -> list[Path]:
 
 
 def strategy_of(path: Path) -> tuple[str, int]:
-    """The strategy and the epochs that a file's name promises; the teachers of Table 1b follow the previous recipe."""
+    """The strategy and the epochs that a file's name promises; the teachers of Table 1b follow the
+    previous recipe.
+    """
     match = re.search(r"_(a1|a2|b|c|previous)_(\d+)ep", path.stem)
     strategy, epochs = (match[1], int(match[2])) if match else ("previous", 240)
     if strategy == "previous":
-        strategy = {"imagenet1k": "previous_imagenet", "cifar100": "previous_cifar"}[path.parent.name]
+        strategy = {"imagenet1k": "previous_imagenet", "cifar100": "previous_cifar"}[
+            path.parent.name
+        ]
     return strategy, epochs
 
 
@@ -188,19 +203,27 @@ def test_recipe_opens_with_its_claim(path: Path) -> None:
     assert recipe.name == name_of(path), "a run lands in runs/<the recipe's own path>"
     assert recipe.description
     assert re.match(r"# Table \d+", comment)
-    assert re.search(rf"^# Command: .* -m distill train recipes/{recipe.name}\.yaml$", comment, re.MULTILINE)
-    expected, measured = comment.partition("# Hardware: ")[2].partition("# Expected: ")[2].split("# Measured: ")
+    assert re.search(
+        rf"^# Command: .* -m distill train recipes/{recipe.name}\.yaml$", comment, re.MULTILINE
+    )
+    expected, measured = (
+        comment.partition("# Hardware: ")[2].partition("# Expected: ")[2].split("# Measured: ")
+    )
     assert measured.strip()
     top1 = expected.split("ReaL")[0]
     for student in recipe.students:
-        assert re.search(rf"(?<![\w-]){student}\s+\d\d\.\d\d\b", top1), f"no expected top-1 for {student}"
+        assert re.search(rf"(?<![\w-]){student}\s+\d\d\.\d\d\b", top1), (
+            f"no expected top-1 for {student}"
+        )
 
 
 @pytest.mark.parametrize("path", FINETUNE, ids=lambda p: p.stem)
 def test_large_models_are_trained_sharded_with_layer_decay(path: Path) -> None:
     recipe, comment = load(path), opening(path)
     assert recipe.name == name_of(path)
-    assert re.search(rf"^# Command: .* -m distill train recipes/{recipe.name}\.yaml$", comment, re.MULTILINE)
+    assert re.search(
+        rf"^# Command: .* -m distill train recipes/{recipe.name}\.yaml$", comment, re.MULTILINE
+    )
     assert "# Measured:  not run" in comment
     assert recipe.train.zero_stage in (1, 2)
     for student in recipe.students.values():
@@ -220,7 +243,9 @@ def test_launch_files_in_the_comments_are_there(path: Path) -> None:
 def test_overrides_in_the_comments_load(path: Path) -> None:
     for file in lineage(path):
         comments = "\n".join(line for line in file.read_text().splitlines() if line.startswith("#"))
-        for override in re.findall(r"(?<![\w.])(?:students?|stages|teacher|data|train)\.[\w.-]+=[\w./-]+", comments):
+        for override in re.findall(
+            r"(?<![\w.])(?:students?|stages|teacher|data|train)\.[\w.-]+=[\w./-]+", comments
+        ):
             key, value = override.rstrip(".").split("=")
             if value not in ("LR", "WD", ""):
                 assert load_recipe(path, [f"{key}={value}"]) != load(path), override
@@ -241,9 +266,16 @@ def test_budget_is_the_papers_in_iterations(path: Path) -> None:
 def test_strategy_is_the_papers(path: Path) -> None:
     recipe, (strategy, _) = load(path), strategy_of(path)
     for name, student in recipe.students.items():
-        table: dict[str, object] = {key: row[STRATEGIES.index(strategy)] for key, row in TABLE.items()}
+        table: dict[str, object] = {
+            key: row[STRATEGIES.index(strategy)] for key, row in TABLE.items()
+        }
         if path.stem.startswith(("deit_", "vit_")):  # Table 6
-            table |= {"optimizer": "adamw", "lr": 5e-4, "weight_decay": 0.05, "clip_grad_norm": None}
+            table |= {
+                "optimizer": "adamw",
+                "lr": 5e-4,
+                "weight_decay": 0.05,
+                "clip_grad_norm": None,
+            }
         if path.stem.endswith("_lr_wd"):
             table |= {"lr": student.optimizer.lr, "weight_decay": student.optimizer.weight_decay}
         if name.startswith("ce_"):  # Table 4
@@ -255,14 +287,22 @@ def test_strategy_is_the_papers(path: Path) -> None:
 
 @each_paper_recipe
 def test_loss_weights_are_the_stated_ones(path: Path) -> None:
-    """Released code's 1 + 1 for A1, A2 and B; the paper's halves for C; the methods' own for the previous recipe."""
+    """Released code's 1 + 1 for A1, A2 and B; the paper's halves for C; the methods' own for the
+    previous recipe.
+    """
     strategy, _ = strategy_of(path)
     own = {"previous_imagenet": {"kd": (0.5, 0.5)}, "previous_cifar": {"kd": (0.1, 0.9)}}
     for name, student in load(path).students.items():
         hard, soft = student.objective.hard, student.objective.soft
-        both = (0.5, 0.5) if strategy == "c" else (1.0, 2.0 if "previous" in strategy and name == "dist" else 1.0)
+        both = (
+            (0.5, 0.5)
+            if strategy == "c"
+            else (1.0, 2.0 if "previous" in strategy and name == "dist" else 1.0)
+        )
         both = own.get(strategy, {}).get(name, both)
-        assert hard is None or (hard.weight == both[0] and getattr(hard, "class_reduction", "mean") == "mean")
+        assert hard is None or (
+            hard.weight == both[0] and getattr(hard, "class_reduction", "mean") == "mean"
+        )
         assert soft is None or soft.weight == both[1]
         assert (
             soft is None
@@ -275,7 +315,10 @@ def test_hyper_parameter_studies_cover_their_tables() -> None:
     grid = load("imagenet1k/res50_beitv2l_a2_300ep_lr_wd").students
     assert {(s.optimizer.lr, s.optimizer.weight_decay) for s in grid.values()} == TABLE_5
     for name, student in grid.items():
-        assert name == f"lr{student.optimizer.lr * 1000:g}e-3_wd{student.optimizer.weight_decay * 100:g}e-2"
+        assert (
+            name
+            == f"lr{student.optimizer.lr * 1000:g}e-3_wd{student.optimizer.weight_decay * 100:g}e-2"
+        )
     losses = load("imagenet1k/res50_beitv2l_a2_300ep_losses").students
     soft = {"kl": "kl", "bkl": "bce_teacher"}
     for name, student in losses.items():
@@ -289,7 +332,9 @@ def test_hyper_parameter_studies_cover_their_tables() -> None:
         for name, student in students.items():
             assert student.objective.soft is not None
             assert student.objective.soft.loss == method
-            first, second = (f"{key}{getattr(student.objective.soft, key):g}".replace(".", "p") for key in keys)
+            first, second = (
+                f"{key}{getattr(student.objective.soft, key):g}".replace(".", "p") for key in keys
+            )
             assert name == f"{first}_{second}"
 
 
@@ -300,7 +345,10 @@ def test_dkd_beta_of_a_pair() -> None:
         for name, student in load(path).students.items():
             if name == "dkd":
                 assert isinstance(student.objective.soft, DKD)
-                assert (student.objective.soft.alpha, student.objective.soft.beta) == (1.0, own.get(path.stem, 2.0))
+                assert (student.objective.soft.alpha, student.objective.soft.beta) == (
+                    1.0,
+                    own.get(path.stem, 2.0),
+                )
 
 
 def test_models_and_optimizers_are_known_to_timm() -> None:
@@ -313,7 +361,9 @@ def test_models_and_optimizers_are_known_to_timm() -> None:
             assert student.optimizer.name in optimizers
         if recipe.teacher is not None:
             assert recipe.teacher.model is not None
-            assert timm.is_model(recipe.teacher.model.partition(".")[0]), f"{path}: {recipe.teacher.model}"
+            assert timm.is_model(recipe.teacher.model.partition(".")[0]), (
+                f"{path}: {recipe.teacher.model}"
+            )
             if recipe.teacher.weights == "pretrained":
                 assert recipe.teacher.model in tags, f"{path}: {recipe.teacher.model}"
             else:
@@ -326,7 +376,10 @@ def test_models_and_optimizers_are_known_to_timm() -> None:
 def top1(path: Path) -> dict[str, float]:
     """What a recipe's comment expects of each student."""
     expected = opening(path).partition("# Expected:")[2].partition("# Measured:")[0]
-    return {name: float(value) for name, value in re.findall(r"(?<![\w-])(\w+)\s+(\d\d\.\d\d)\b", expected)}
+    return {
+        name: float(value)
+        for name, value in re.findall(r"(?<![\w-])(\w+)\s+(\d\d\.\d\d)\b", expected)
+    }
 
 
 def test_every_row_of_table_14_is_a_student_of_a_recipe() -> None:
@@ -340,7 +393,11 @@ def test_every_row_of_table_14_is_a_student_of_a_recipe() -> None:
         assert recipe.teacher is not None
         assert recipe.teacher.model == "beitv2_base_patch16_224.in1k_ft_in22k_in1k"
         stages = [recipe.at_stage(index).train.budget for index in range(recipe.num_stages)]
-        steps = [each.steps(steps_per_epoch=625, batch_size_global=2048) / 1000 for each in stages if each]
+        steps = [
+            each.steps(steps_per_epoch=625, batch_size_global=2048) / 1000
+            for each in stages
+            if each
+        ]
         on_21k, on_1k = steps if len(steps) == 2 else (0.0, *steps)
         for name, student in recipe.students.items():
             assert student.model == "resnet50"
@@ -348,7 +405,9 @@ def test_every_row_of_table_14_is_a_student_of_a_recipe() -> None:
             assert student.objective.soft.loss == {"kd": "kl"}.get(name, name)
             found.add((name, on_21k, on_1k, top1(path)[name]))
     # Table 9 has DKD and DIST after 1200 epochs as well, in the recipe of one of Table 14's rows.
-    assert {row for row in found if row[:3] not in (("dkd", 0.0, 750.0), ("dist", 0.0, 750.0))} == TABLE_14
+    assert {
+        row for row in found if row[:3] not in (("dkd", 0.0, 750.0), ("dist", 0.0, 750.0))
+    } == TABLE_14
 
 
 @each_staged_recipe
@@ -356,7 +415,9 @@ def test_staged_recipe_opens_with_its_claim(path: Path) -> None:
     recipe, comment = load(path), opening(path)
     assert recipe.name == name_of(path)
     assert recipe.description
-    assert re.search(rf"^# Command: .* -m distill train recipes/{recipe.name}\.yaml$", comment, re.MULTILINE)
+    assert re.search(
+        rf"^# Command: .* -m distill train recipes/{recipe.name}\.yaml$", comment, re.MULTILINE
+    )
     assert "# Measured:  not run" in comment
     if re.match(r"# Table 14, ", comment):
         assert top1(path).keys() == recipe.students.keys()
@@ -366,7 +427,9 @@ def test_staged_recipe_opens_with_its_claim(path: Path) -> None:
     amounts = {"187p5k": 187_500, "562p5k": 562_500, "750k": 750_000, "3000k": 3_000_000}
     named = [amounts[part] for part in path.stem.split("_")[3:5]]
     budgets = [recipe.at_stage(index).train.budget for index in range(2)]
-    assert [(each.amount, each.unit) for each in budgets if each] == [(amount, "iterations") for amount in named]
+    assert [(each.amount, each.unit) for each in budgets if each] == [
+        (amount, "iterations") for amount in named
+    ]
 
 
 @each_staged_recipe
@@ -389,13 +452,18 @@ def test_stage_1_learns_from_the_teacher_alone_and_stage_2_is_strategy_a1(path: 
     assert first.train.kind == "stream"
     assert (second.train.kind, second.keep_classes) == ("image_folder", "all")
     assert (first.keep_classes == "all") is not path.stem.endswith("_shared")
-    assert first.train.labelled is path.stem.endswith("_shared"), "labels are read only to choose by them"
+    assert first.train.labelled is path.stem.endswith("_shared"), (
+        "labels are read only to choose by them"
+    )
 
 
 def test_the_confidence_filter_is_stage_1s_alone() -> None:
     recipe = load("imagenet21k/res50_beitv2b_a1_187p5k_187p5k_confident")
     thresholds = [
-        {name: student.objective.soft.min_confidence for name, student in recipe.at_stage(index).students.items()}
+        {
+            name: student.objective.soft.min_confidence
+            for name, student in recipe.at_stage(index).students.items()
+        }
         for index in range(2)
     ]
     assert thresholds[0] == {"kd": None, "sure0p1": 0.1, "sure0p3": 0.3, "sure0p5": 0.5}

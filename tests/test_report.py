@@ -1,4 +1,6 @@
-"""report.json: what a run was, what it cost, and what computed it; after a stop the same as without one."""
+"""report.json: what a run was, what it cost, and what computed it; after a stop the same as without
+one.
+"""
 
 import json
 import platform
@@ -58,7 +60,9 @@ def test_a_report_says_how_fast_it_was(tiny_run: Path) -> None:
     assert 0 < speed["data_wait_seconds"] < speed["training_seconds"] < found["seconds"]
 
 
-def test_speed_and_warnings_of_earlier_sessions_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_speed_and_warnings_of_earlier_sessions_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     changes = {"students": {"good": {}, "bad": {"optimizer": {"lr": 1e30}}}}
     recipe = tiny.write_recipe(tmp_path, changes)
     tiny.stop_after(4, monkeypatch)
@@ -74,13 +78,19 @@ def test_speed_and_warnings_of_earlier_sessions_count(tmp_path: Path, monkeypatc
     stopped, guessing = found["warnings"]
     assert stopped.startswith("bad: the loss of step ")
     assert guessing.startswith("teacher: top-1 ")
-    assert found["throughput"]["images_per_s"] == pytest.approx(8 * 16 / found["throughput"]["training_seconds"])
+    assert found["throughput"]["images_per_s"] == pytest.approx(
+        8 * 16 / found["throughput"]["training_seconds"]
+    )
 
 
 def test_a_checkpoint_of_an_earlier_version_has_no_training_time() -> None:
     clock = Clock(1)
     clock.add_earlier(100, 100, None)
-    assert clock.throughput(16) == {"images_per_s": 0.0, "training_seconds": 0.0, "data_wait_seconds": 0.0}
+    assert clock.throughput(16) == {
+        "images_per_s": 0.0,
+        "training_seconds": 0.0,
+        "data_wait_seconds": 0.0,
+    }
 
 
 @pytest.mark.parametrize(
@@ -90,17 +100,29 @@ def test_a_checkpoint_of_an_earlier_version_has_no_training_time() -> None:
             "runs/a b/kd",
             "kd",
             True,
-            ["next:", "  distill evaluate 'runs/a b/kd'", "  distill export 'runs/a b/kd' 'exports/a b/kd'"],
+            [
+                "next:",
+                "  distill evaluate 'runs/a b/kd'",
+                "  distill export 'runs/a b/kd' 'exports/a b/kd'",
+            ],
         ),
         (
             "/data/run",
             "kd",
             False,
-            ["next:", "  distill evaluate /data/run --data FOLDER", "  distill export /data/run exports/run"],
+            [
+                "next:",
+                "  distill evaluate /data/run --data FOLDER",
+                "  distill export /data/run exports/run",
+            ],
         ),
         ("runs/x", None, False, []),
     ],
 )
-def test_the_end_names_the_next_commands(output: str, best: str | None, judged: bool, lines: list[str]) -> None:
-    ended: Any = SimpleNamespace(output=Path(output), best=best, accuracies={"kd": None} if judged else {})
+def test_the_end_names_the_next_commands(
+    output: str, best: str | None, judged: bool, lines: list[str]
+) -> None:
+    ended: Any = SimpleNamespace(
+        output=Path(output), best=best, accuracies={"kd": None} if judged else {}
+    )
     assert Summary.next_commands(ended) == [*lines, f"report: {output}/report.json"]

@@ -1,4 +1,6 @@
-"""Interrupted = uninterrupted, bit for bit on one process: weights, optimizers, averages, metrics, best exports, report."""
+"""Interrupted = uninterrupted, bit for bit on one process: weights, optimizers, averages, metrics,
+best exports, report.
+"""
 
 import json
 import shutil
@@ -33,7 +35,9 @@ from distill.train import DONE, INTERRUPTED
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight steps with evaluations after 3, 6 and 8 and checkpoints after 4 and 8; an epoch is 7 steps."""
+    """Eight steps with evaluations after 3, 6 and 8 and checkpoints after 4 and 8; an epoch is 7
+    steps.
+    """
     folder = tmp_path_factory.mktemp("uninterrupted")
     assert run(write_recipe(folder, EVERYTHING)) == DONE
     return folder / "run"
@@ -59,17 +63,29 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
     stop_after(step, monkeypatch, number)
     recipe = write_recipe(tmp_path, EVERYTHING)
     assert run(recipe) == INTERRUPTED == 75
-    assert f"{signal.Signals(number).name}: stopped after step {step}, saved in" in capsys.readouterr().out
+    assert (
+        f"{signal.Signals(number).name}: stopped after step {step}, saved in"
+        in capsys.readouterr().out
+    )
     assert checkpoint(tmp_path / "run").name == f"step-{step:08d}"
     assert not (tmp_path / "run" / "report.json").exists()
     assert run(recipe) == DONE
-    assert f"going on from {tmp_path / 'run' / 'checkpoints'}/step-{step:08d}" in capsys.readouterr().out
+    assert (
+        f"going on from {tmp_path / 'run' / 'checkpoints'}/step-{step:08d}"
+        in capsys.readouterr().out
+    )
     assert_same_run(tmp_path / "run", uninterrupted)
 
 
 @pytest.mark.parametrize(
     ("what", "call", "stopped_after"),
-    [("train_loader", 1, 1), ("evaluate", 1, 3), ("save_run", 1, 5), ("evaluate", 3, 8), ("save_run", 2, None)],
+    [
+        ("train_loader", 1, 1),
+        ("evaluate", 1, 3),
+        ("save_run", 1, 5),
+        ("evaluate", 3, 8),
+        ("save_run", 2, None),
+    ],
     ids=str,
 )
 def test_a_signal_while_a_run_starts_judges_or_saves(
@@ -80,7 +96,9 @@ def test_a_signal_while_a_run_starts_judges_or_saves(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A start and a save wait for the next step, of which there is none after the last; an evaluation is abandoned, and repeated later."""
+    """A start and a save wait for the next step, of which there is none after the last; an
+    evaluation is abandoned, and repeated later.
+    """
     place, name = (Evaluations, "run") if what == "evaluate" else (distill.train, what)
     send_during(place, name, monkeypatch, call)
     recipe = write_recipe(tmp_path, EVERYTHING)
@@ -105,12 +123,16 @@ def test_a_run_stopped_at_every_step_ends_the_same(
 
 
 def test_the_signal_handlers_are_put_back(tmp_path: Path) -> None:
-    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)]
+    before = [
+        signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    ]
     assert run(write_recipe(tmp_path, {"train": {"budget": "1 iterations"}})) == DONE
-    assert before == [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)]
+    assert before == [
+        signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    ]
 
 
-# ---- damage ----------------------------------------------------------------------------------------------------------
+# ---- damage --------------------------------------------------------------------------------------
 
 
 def flip_a_byte(file: Path) -> None:
@@ -120,9 +142,14 @@ def flip_a_byte(file: Path) -> None:
 
 
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
-    uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    uninterrupted: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The run was stopped after step 7, so its best exports, metrics and one checkpoint are ahead of where it goes on."""
+    """The run was stopped after step 7, so its best exports, metrics and one checkpoint are ahead
+    of where it goes on.
+    """
     stop_after(7, monkeypatch)
     recipe = write_recipe(tmp_path, EVERYTHING)
     assert run(recipe) == INTERRUPTED
@@ -134,7 +161,9 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     assert_same_run(tmp_path / "run", uninterrupted)
 
 
-def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_again_in_silence(tmp_path: Path) -> None:
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_again_in_silence(
+    tmp_path: Path,
+) -> None:
     recipe = write_recipe(tmp_path, {"train": {"budget": "4 iterations"}})
     assert run(recipe) == DONE
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
@@ -144,11 +173,13 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_again_in_silence
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
 
 
-# ---- where best/ and the checkpoint part ---------------------------------------------------------------------------------
+# ---- where best/ and the checkpoint part ---------------------------------------------------------
 
 
 def parted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run stopped after step 7, whose checkpoint of step 7 is lost: best/ may be ahead of what it goes on from."""
+    """A run stopped after step 7, whose checkpoint of step 7 is lost: best/ may be ahead of what it
+    goes on from.
+    """
     stop_after(7, monkeypatch)
     recipe = write_recipe(folder, {"evaluate": {"every": "1 iterations"}})
     assert run(recipe) == INTERRUPTED
@@ -157,14 +188,22 @@ def parted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return recipe
 
 
-def test_a_better_export_than_the_checkpoint_knows_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a kill, a GPU may not give the same score again; the report must then still name the weights that lie there."""
+def test_a_better_export_than_the_checkpoint_knows_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a kill, a GPU may not give the same score again; the report must then still name the
+    weights that lie there.
+    """
     recipe = parted(tmp_path, monkeypatch)
     record = tmp_path / "run" / "best" / "alone" / "distill.json"
     record.write_text(json.dumps({**json.loads(record.read_text()), "top1": 99.0, "step": 6}))
     weights = record.with_name("model.safetensors").read_bytes()
     assert run(recipe) == DONE
-    assert report(tmp_path / "run")["students"]["alone"]["best"] == {"top1": 99.0, "step": 6, "weights": "raw"}
+    assert report(tmp_path / "run")["students"]["alone"]["best"] == {
+        "top1": 99.0,
+        "step": 6,
+        "weights": "raw",
+    }
     assert record.with_name("model.safetensors").read_bytes() == weights
 
 
@@ -181,26 +220,32 @@ def test_a_lost_export_is_written_by_the_next_evaluation(
     assert run(recipe) == DONE
     record = json.loads((folder / "distill.json").read_text())
     assert 5 <= record["step"] <= 8
-    assert {key: record[key] for key in ("top1", "step", "weights")} == report(tmp_path / "run")["students"]["alone"][
-        "best"
-    ]
+    assert {key: record[key] for key in ("top1", "step", "weights")} == report(tmp_path / "run")[
+        "students"
+    ]["alone"]["best"]
 
 
-# ---- beginning and end -----------------------------------------------------------------------------------------------
+# ---- beginning and end ---------------------------------------------------------------------------
 
 
-def test_a_complete_run_is_reported_and_not_trained_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_complete_run_is_reported_and_not_trained_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     recipe = write_recipe(tmp_path, EVERYTHING)
     assert run(recipe) == DONE
     whole = report(tmp_path / "run")
-    (tmp_path / "run" / "report.json").unlink()  # as if killed between the last checkpoint and the report
+    (
+        tmp_path / "run" / "report.json"
+    ).unlink()  # as if killed between the last checkpoint and the report
     files = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     capsys.readouterr()
     assert run(recipe) == DONE
     assert "this run is complete" in capsys.readouterr().out
     assert report(tmp_path / "run") == whole
     (tmp_path / "run" / "report.json").unlink()
-    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == files
+    assert {
+        path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()
+    } == files
 
 
 def test_without_an_evaluation_set_the_last_weights_are_exported(
@@ -216,7 +261,9 @@ def test_without_an_evaluation_set_the_last_weights_are_exported(
 
 
 @pytest.mark.parametrize("name", ["state", "recipe", "manifest"])
-def test_a_student_may_bear_the_name_of_a_file(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_student_may_bear_the_name_of_a_file(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe = write_recipe(tmp_path, {"students": {name: {}}, "train": {"budget": "2 iterations"}})
     stop_after(1, monkeypatch)
     assert run(recipe) == INTERRUPTED
@@ -239,10 +286,12 @@ def test_a_run_of_another_recipe_is_not_continued(tmp_path: Path) -> None:
         run(recipe, "students.alone.optimizer.lr=0.1")
 
 
-# ---- unreadable images -----------------------------------------------------------------------------------------------
+# ---- unreadable images ---------------------------------------------------------------------------
 
 
-def test_unreadable_images_are_skipped_and_counted_once_a_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_images_are_skipped_and_counted_once_a_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In one sitting and in two: what the order says comes to stand where a broken file is."""
     source = EmbeddedFashionMnist("train")
     for index in range(48):

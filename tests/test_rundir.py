@@ -22,11 +22,15 @@ time.sleep(60)
 
 
 def test_a_second_run_in_a_folder_is_refused_until_the_first_is_gone(tmp_path: Path) -> None:
-    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
     try:
         assert holder.stdout is not None
         assert holder.stdout.readline().strip() == "held"
-        with pytest.raises(InputError, match=rf"process {holder.pid} on .* is writing here.*output="):
+        with pytest.raises(
+            InputError, match=rf"process {holder.pid} on .* is writing here.*output="
+        ):
             Claim().take(tmp_path)
     finally:
         holder.kill()  # as kill -9: the claim must not outlive the process
@@ -41,7 +45,9 @@ def test_forked_workers_do_not_keep_the_claim(tmp_path: Path) -> None:
     worker.start()
     try:
         claim.release()
-        taken = subprocess.run([sys.executable, "-c", HOLDER.replace("time.sleep(60)", ""), str(tmp_path)], check=False)
+        taken = subprocess.run(
+            [sys.executable, "-c", HOLDER.replace("time.sleep(60)", ""), str(tmp_path)], check=False
+        )
         assert taken.returncode == 0
     finally:
         worker.kill()

@@ -1,4 +1,6 @@
-"""What people see of a run in progress: on a terminal a bar and a table that fit it, elsewhere plain lines."""
+"""What people see of a run in progress: on a terminal a bar and a table that fit it, elsewhere
+plain lines.
+"""
 
 import io
 import os
@@ -37,7 +39,9 @@ class Ticking:
 
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
-    """terminal(80): from here on the program writes to a terminal of 80 columns, into what is returned."""
+    """terminal(80): from here on the program writes to a terminal of 80 columns, into what is
+    returned.
+    """
 
     def attach(width: int, height: int = 40) -> io.StringIO:
         written = io.StringIO()
@@ -63,7 +67,11 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
 def drawn(screen: Screen) -> list[str]:
     """The lines of the live display as they stand now."""
     beside = Console(
-        file=io.StringIO(), width=screen.console.width, force_terminal=True, color_system=None, markup=False
+        file=io.StringIO(),
+        width=screen.console.width,
+        force_terminal=True,
+        color_system=None,
+        markup=False,
     )
     with beside.capture() as capture:
         beside.print(screen)
@@ -71,7 +79,9 @@ def drawn(screen: Screen) -> list[str]:
 
 
 def test_models_that_see_the_same_share_a_line(capsys: pytest.CaptureFixture[str]) -> None:
-    show_views(["teacher sees 96x96 px", "a sees 64x64 px", "b sees 64x64 px", "b: weights were resampled"])
+    show_views(
+        ["teacher sees 96x96 px", "a sees 64x64 px", "b sees 64x64 px", "b: weights were resampled"]
+    )
     assert capsys.readouterr().out.splitlines() == [
         "  models    teacher sees 96x96 px",
         "            a, b see 64x64 px",
@@ -97,15 +107,28 @@ def test_the_header_of_a_terminal_breaks_between_words(
 
 
 def a_screen(title: str = "a/run", names: tuple[str, ...] = ("alone", "kd")) -> Screen:
-    screen = Screen(title=title, students=list(names), teacher="teacher", total_steps=200, total_epochs=5, show=True)
+    screen = Screen(
+        title=title,
+        students=list(names),
+        teacher="teacher",
+        total_steps=200,
+        total_epochs=5,
+        show=True,
+    )
     first, *_, last = screen.rows.values()
-    first.loss, first.lr, first.top1, first.best, first.agreement = 2.34567, 0.05, 61.234, 62.0, 70.5
+    first.loss, first.lr, first.top1, first.best, first.agreement = (
+        2.34567,
+        0.05,
+        61.234,
+        62.0,
+        70.5,
+    )
     last.loss, last.top1, last.note = 9.9, 9.9, "stopped at step 12"
     screen.teacher.top1 = 71.0
     return screen
 
 
-# ---- on a terminal ---------------------------------------------------------------------------------------------------
+# ---- on a terminal -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("width", [80, 160])
@@ -131,7 +154,9 @@ def test_the_display_fits_the_terminal(width: int, terminal: Terminal) -> None:
         assert drawn(screen)[1].endswith("left")
 
 
-def test_the_times_move_between_two_steps(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_times_move_between_two_steps(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
     terminal(80)
     time = Ticking()
     monkeypatch.setattr("distill.screen.time", time)
@@ -181,7 +206,12 @@ def test_before_the_first_step_it_says_what_it_does(terminal: Terminal) -> None:
 def test_lines_go_above_the_display_and_nothing_of_it_stays(terminal: Terminal) -> None:
     written = terminal(80)
     with a_screen() as screen:
-        screen.say("saved in " + "/a-long/folder" * 10 + "; the same command resumes it " + "whenever you like " * 5)
+        screen.say(
+            "saved in "
+            + "/a-long/folder" * 10
+            + "; the same command resumes it "
+            + "whenever you like " * 5
+        )
     screen.console.print("after")
     whole = written.getvalue()
     assert "/a-long/folder" * 10 in whole, "wrapped: it could not be copied"
@@ -193,7 +223,9 @@ def test_lines_go_above_the_display_and_nothing_of_it_stays(terminal: Terminal) 
     assert "step 0" not in whole
 
 
-def test_a_terminal_that_cannot_move_its_cursor_gets_lines(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_that_cannot_move_its_cursor_gets_lines(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
     written = terminal(80)
     monkeypatch.setenv("TERM", "dumb")
     with a_screen() as screen:
@@ -248,12 +280,14 @@ def test_in_a_real_terminal(kind: str, width: int, monkeypatch: pytest.MonkeyPat
     assert ("50/200 steps" in text) == (kind != "dumb")
     assert ("\x1b" in text) == (kind != "dumb")
     colours = [code for codes in re.findall(r"\x1b\[([\d;]*)m", text) for code in codes.split(";")]
-    assert any(code.startswith("3") and code != "3" for code in colours) == (kind == "xterm-256color")
+    assert any(code.startswith("3") and code != "3" for code in colours) == (
+        kind == "xterm-256color"
+    )
     lines = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", text).splitlines()
     assert kind == "dumb" or max(map(len, lines)) <= width
 
 
-# ---- elsewhere -------------------------------------------------------------------------------------------------------
+# ---- elsewhere -----------------------------------------------------------------------------------
 
 
 def test_without_a_terminal_there_are_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
@@ -277,7 +311,9 @@ def test_without_a_terminal_there_are_plain_lines(capsys: pytest.CaptureFixture[
 
 
 def test_other_processes_say_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    screen = Screen(title="run", students=["alone"], teacher=None, total_steps=2, total_epochs=1, show=False)
+    screen = Screen(
+        title="run", students=["alone"], teacher=None, total_steps=2, total_epochs=1, show=False
+    )
     with screen:
         screen.say("something")
         screen.trained(NOW)
@@ -285,7 +321,7 @@ def test_other_processes_say_nothing(capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr().out == ""
 
 
-# ---- pace and losses -------------------------------------------------------------------------------------------------
+# ---- pace and losses -----------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -296,7 +332,9 @@ def ticking(monkeypatch: pytest.MonkeyPatch) -> Ticking:
     return time
 
 
-def test_the_time_left_follows_recent_steps_and_counts_evaluations_to_come(ticking: Ticking) -> None:
+def test_the_time_left_follows_recent_steps_and_counts_evaluations_to_come(
+    ticking: Ticking,
+) -> None:
     clock = Clock(1)
     clock.go(10)
     assert clock.left_s(90, {"evaluating": 3}) is None
@@ -323,7 +361,11 @@ def test_the_time_left_follows_recent_steps_and_counts_evaluations_to_come(ticki
 def test_what_is_still_due_is_counted(every: int) -> None:
     stage: Any = SimpleNamespace(first_step=5, last_step=15)
     for step in range(20):
-        later = [other for other in range(step + 1, 20) if other <= 15 and StagePlan.due(stage, every, other)]
+        later = [
+            other
+            for other in range(step + 1, 20)
+            if other <= 15 and StagePlan.due(stage, every, other)
+        ]
         assert StagePlan.num_due(stage, every, step) == len(later), step
 
 
@@ -343,7 +385,9 @@ class SumOfLosses:
 
 
 def test_losses_are_shown_from_the_first_step_as_the_mean_since_the_log(ticking: Ticking) -> None:
-    """Of two processes this one adds half of each global batch's loss; what a resume brought is not its own."""
+    """Of two processes this one adds half of each global batch's loss; what a resume brought is not
+    its own.
+    """
     engine: Any = SimpleNamespace(device=torch.device("cpu"), world_size=2)
     a: Any = SumOfLosses("a")
     b: Any = SumOfLosses("b")
@@ -365,7 +409,9 @@ def test_losses_are_shown_from_the_first_step_as_the_mean_since_the_log(ticking:
 
 @pytest.mark.gpu
 def test_reading_losses_waits_for_no_device() -> None:
-    """A poll returns while the device is busy, and what it asked for is there when the device has come to it."""
+    """A poll returns while the device is busy, and what it asked for is there when the device has
+    come to it.
+    """
     device = torch.device("cuda")
     engine: Any = SimpleNamespace(device=device, world_size=1)
     student: Any = SumOfLosses("a")

@@ -6,28 +6,36 @@ import pytest
 
 pytest_plugins = ["pytester"]
 
-# Their names are those of no other test file: a run of the whole suite has imported the others already, and pytest refuses a second
-# module of one name.
+# Their names are those of no other test file: a run of the whole suite has imported the others
+# already, and pytest refuses a second module of one name.
 FILES = {
     "test_skips_passes": "def test_passes(): pass",
-    "test_skips_gpu": """
+    "test_skips_gpu": (
+        """
         import pytest
         @pytest.mark.skip(reason="needs a CUDA device, and torch sees none")
         def test_gpu(): ...
-    """,
-    "test_skips_known": """
+    """
+    ),
+    "test_skips_known": (
+        """
         import pytest
         @pytest.mark.xfail
         def test_known(): assert False
-    """,
-    "test_skips_missing": """
+    """
+    ),
+    "test_skips_missing": (
+        """
         import pytest
         def test_zero(): pytest.importorskip("no_such_package")
-    """,
-    "test_skips_module": """
+    """
+    ),
+    "test_skips_module": (
+        """
         import pytest
         pytest.importorskip("no_such_package")
-    """,
+    """
+    ),
 }
 
 
@@ -47,7 +55,10 @@ def test_a_skip_that_is_not_expected_fails(options: list[str], pytester: pytest.
     ran = pytester.runpytest_inprocess(*options)
     assert ran.ret == pytest.ExitCode.TESTS_FAILED
     shown = ran.stdout.str()
-    assert "SKIPPED IN CI test_skips_missing.py::test_zero: could not import 'no_such_package'" in shown
+    assert (
+        "SKIPPED IN CI test_skips_missing.py::test_zero: could not import 'no_such_package'"
+        in shown
+    )
     assert "SKIPPED IN CI test_skips_module.py: could not import 'no_such_package'" in shown
     assert shown.count("SKIPPED IN CI") == 2
     for name in ("test_skips_missing.py", "test_skips_module.py"):

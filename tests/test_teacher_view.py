@@ -1,4 +1,6 @@
-"""The teacher's printed accuracy is that of timm's own pipeline, whatever the students see; and doubts about it are said."""
+"""The teacher's printed accuracy is that of timm's own pipeline, whatever the students see; and
+doubts about it are said.
+"""
 
 import json
 from pathlib import Path
@@ -24,7 +26,9 @@ COUNT = 60
 
 @pytest.fixture(scope="module")
 def case(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A ResNet as plain timm code saves it, and images of many shapes that it names right in about three of four cases."""
+    """A ResNet as plain timm code saves it, and images of many shapes that it names right in about
+    three of four cases.
+    """
     root = tmp_path_factory.mktemp("own_view")
     torch.manual_seed(3)
     model = timm.create_model("resnet10t", num_classes=CLASSES).train()
@@ -37,14 +41,18 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         (root / "images" / f"c{label}").mkdir(parents=True)
     for number in range(COUNT):
         shape = tuple(map(int, rng.integers(40, 150, 2)))
-        image = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)).resize(shape, Image.Resampling.BICUBIC)
+        image = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)).resize(
+            shape, Image.Resampling.BICUBIC
+        )
         label = answer(model.eval(), image) if number % 4 else number // 4 % CLASSES
         image.save(root / "images" / f"c{label}" / f"{number}.png")
     return root / "teacher.pth", root / "images"
 
 
 def answer(model: torch.nn.Module, image: Image.Image) -> int:
-    view = create_transform(**resolve_data_config({"input_size": (3, SIZE, SIZE)}, model=model), is_training=False)
+    view = create_transform(
+        **resolve_data_config({"input_size": (3, SIZE, SIZE)}, model=model), is_training=False
+    )
     with torch.no_grad():
         return int(model(view(image.convert("RGB"))[None]).argmax())
 
@@ -53,7 +61,10 @@ def by_timm(weights: Path, images: Path) -> float:
     """Top-1 in percent: an independent loop of plain timm code."""
     model = timm.create_model("resnet10t", num_classes=CLASSES).eval()
     model.load_state_dict(torch.load(weights))
-    hits = [answer(model, Image.open(file)) == int(file.parent.name[1:]) for file in sorted(images.glob("*/*.png"))]
+    hits = [
+        answer(model, Image.open(file)) == int(file.parent.name[1:])
+        for file in sorted(images.glob("*/*.png"))
+    ]
     assert len(hits) == COUNT
     return 100 * float(np.mean(hits))
 
@@ -72,11 +83,16 @@ def recipe(folder: Path, case: tuple[Path, Path], **changes: Any) -> Path:
 
 
 def test_the_printed_accuracy_is_timms_and_measured_once(
-    case: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    case: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     passes = []
     original = EvaluationSet._of_teacher
-    monkeypatch.setattr(EvaluationSet, "_of_teacher", lambda *args: passes.append(1) or original(*args))
+    monkeypatch.setattr(
+        EvaluationSet, "_of_teacher", lambda *args: passes.append(1) or original(*args)
+    )
     path = recipe(tmp_path, case)
     assert tiny.run(path) == 0
     right = by_timm(*case)
@@ -84,7 +100,9 @@ def test_the_printed_accuracy_is_timms_and_measured_once(
     report = tiny.report(tmp_path / "run")
     assert report["teacher"]["top1"] == pytest.approx(right, abs=1e-9)
     assert len(passes) == 1
-    assert f"teacher sees {SIZE}x{SIZE} px (data.image_size); center crop" in capsys.readouterr().out
+    assert (
+        f"teacher sees {SIZE}x{SIZE} px (data.image_size); center crop" in capsys.readouterr().out
+    )
     seen = report["views"]["teacher"]
     assert (seen["image_size"], seen["sources"]["image_size"]) == (SIZE, "data.image_size")
     assert report["warnings"] == []
@@ -104,9 +122,13 @@ def test_a_view_that_is_the_students_takes_no_pass_more(
     case: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(EvaluationSet, "_of_teacher", lambda *_: pytest.fail("a pass of its own"))
-    path = recipe(tmp_path, case, data={"eval_view": {"crop_fraction": 0.875, "interpolation": "bicubic"}})
+    path = recipe(
+        tmp_path, case, data={"eval_view": {"crop_fraction": 0.875, "interpolation": "bicubic"}}
+    )
     assert tiny.run(path, "train.budget=2 iterations") == 0
-    assert tiny.report(tmp_path / "run")["teacher"]["top1"] == pytest.approx(by_timm(*case), abs=1e-9)
+    assert tiny.report(tmp_path / "run")["teacher"]["top1"] == pytest.approx(
+        by_timm(*case), abs=1e-9
+    )
 
 
 def test_a_teacher_that_guesses_is_a_warning_in_the_report_and_on_the_screen(
@@ -124,7 +146,7 @@ def test_a_teacher_that_guesses_is_a_warning_in_the_report_and_on_the_screen(
     assert "warning: teacher: top-1" in capsys.readouterr().out
 
 
-# ---- the rule --------------------------------------------------------------------------------------------------------
+# ---- the rule ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -150,7 +172,9 @@ def test_a_shortfall_counts_beyond_the_noise_of_both_measurements() -> None:
     (line,) = doubts("t", 70.0, 10_000, 10, sees="96 px", promise=promise)
     assert "where distill.json says 80.00 %" in line
     assert line.endswith("It sees 96 px")
-    assert not doubts("t", 70.0, 50, 10, sees="", promise=promise), "50 images cannot tell 70 from 80 %"
+    assert not doubts("t", 70.0, 50, 10, sees="", promise=promise), (
+        "50 images cannot tell 70 from 80 %"
+    )
     assert not doubts("t", 85.0, 10_000, 10, sees="", promise=promise)
 
 
@@ -158,7 +182,11 @@ def test_an_evaluation_says_what_a_model_sees_and_that_it_guesses(
     case: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "names.txt").write_text("\n".join(f"c{i}" for i in range(CLASSES)))
-    options: dict[str, Any] = {"data": str(case[1]), "classes": str(tmp_path / "names.txt"), "num_workers": 0}
+    options: dict[str, Any] = {
+        "data": str(case[1]),
+        "classes": str(tmp_path / "names.txt"),
+        "num_workers": 0,
+    }
     right = judge(case[0], model="resnet10t", image_size=SIZE, **options)["teacher"].top1
     said = capsys.readouterr().out
     assert right == pytest.approx(by_timm(*case), abs=1e-9)
@@ -185,17 +213,34 @@ def test_an_export_and_its_file_are_evaluated_as_their_config_says(
     crop_mode: str, case: tuple[Path, Path], tmp_path: Path
 ) -> None:
     save_file(torch.load(case[0]), tmp_path / "model.safetensors")
-    view = {"input_size": [3, 40, 40], "crop_pct": 1.0, "crop_mode": crop_mode, "mean": [0.3] * 3, "std": [0.3] * 3}
+    view = {
+        "input_size": [3, 40, 40],
+        "crop_pct": 1.0,
+        "crop_mode": crop_mode,
+        "mean": [0.3] * 3,
+        "std": [0.3] * 3,
+    }
     names = [f"c{index}" for index in range(CLASSES)]
-    content = {"architecture": "resnet10t", "num_classes": CLASSES, "label_names": names, "pretrained_cfg": view}
+    content = {
+        "architecture": "resnet10t",
+        "num_classes": CLASSES,
+        "label_names": names,
+        "pretrained_cfg": view,
+    }
     (tmp_path / "config.json").write_text(json.dumps(content))
     model = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     transform = create_transform(**resolve_data_config({}, model=model), is_training=False)
     files = sorted(case[1].glob("*/*.png"))
     with torch.no_grad():
-        logits = torch.cat([model(transform(Image.open(file).convert("RGB"))[None]) for file in files])
+        logits = torch.cat(
+            [model(transform(Image.open(file).convert("RGB"))[None]) for file in files]
+        )
     labels = torch.tensor([int(file.parent.name[1:]) for file in files])
     for place in (tmp_path, tmp_path / "model.safetensors"):
         (score,) = judge(place, data=str(case[1]), num_workers=0).values()
-        assert score.top1 == pytest.approx(100 * float((logits.argmax(1) == labels).double().mean()), abs=1e-9)
-        assert score.loss == pytest.approx(float(torch.nn.functional.cross_entropy(logits, labels)), abs=1e-5)
+        assert score.top1 == pytest.approx(
+            100 * float((logits.argmax(1) == labels).double().mean()), abs=1e-9
+        )
+        assert score.loss == pytest.approx(
+            float(torch.nn.functional.cross_entropy(logits, labels)), abs=1e-5
+        )

@@ -1,4 +1,6 @@
-"""Trackers: a resumed run continues in the same run, and the models of a metric stand beside each other."""
+"""Trackers: a resumed run continues in the same run, and the models of a metric stand beside each
+other.
+"""
 
 from pathlib import Path
 
@@ -19,7 +21,13 @@ def test_a_run_keeps_its_id(tmp_path: Path) -> None:
 def test_wandb_and_trackio_are_asked_for_the_same_run_again(tmp_path: Path) -> None:
     tracking = Tracking(("wandb", "trackio", "tensorboard"), "mine", "team", tmp_path)
     new = tracking.arguments("a/run", "abc", 0)
-    assert new["wandb"] == {"name": "a/run", "id": "abc", "resume": "allow", "entity": "team", "dir": str(tmp_path)}
+    assert new["wandb"] == {
+        "name": "a/run",
+        "id": "abc",
+        "resume": "allow",
+        "entity": "team",
+        "dir": str(tmp_path),
+    }
     assert new["trackio"] == {"name": "a/run-abc", "resume": "allow"}
     assert new["tensorboard"] == {}
     resumed = tracking.arguments("a/run", "abc", 40)
@@ -28,7 +36,9 @@ def test_wandb_and_trackio_are_asked_for_the_same_run_again(tmp_path: Path) -> N
     assert Tracking(("wandb",)).arguments("a", "b", 0).keys() == {"wandb"}
 
 
-def test_tensorboard_continues_and_groups_by_metric(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensorboard_continues_and_groups_by_metric(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     elsewhere = tmp_path / "elsewhere"
     log = {"trackers": ["tensorboard"], "project": "mine", "directory": str(elsewhere)}
     recipe = tiny.write_recipe(tmp_path, {"log": log, "students": {"a": {}, "b": {"seed": 1}}})
@@ -38,8 +48,22 @@ def test_tensorboard_continues_and_groups_by_metric(tmp_path: Path, monkeypatch:
     found = EventAccumulator(str(elsewhere / "mine"))
     found.Reload()
     tags = set(found.Tags()["scalars"])
-    assert {"loss_total/a", "loss_total/b", "lr/a", "top1/a", "top1/teacher", "agreement/b", "run/images_per_s"} <= tags
-    assert [event.step for event in found.Scalars("loss_total/a")] == list(range(1, 9)), "no step twice, none lost"
-    losses = {r["step"]: r["students"]["b"]["loss_total"] for r in tiny.records(tmp_path / "run") if "students" in r}
+    assert {
+        "loss_total/a",
+        "loss_total/b",
+        "lr/a",
+        "top1/a",
+        "top1/teacher",
+        "agreement/b",
+        "run/images_per_s",
+    } <= tags
+    assert [event.step for event in found.Scalars("loss_total/a")] == list(range(1, 9)), (
+        "no step twice, none lost"
+    )
+    losses = {
+        r["step"]: r["students"]["b"]["loss_total"]
+        for r in tiny.records(tmp_path / "run")
+        if "students" in r
+    }
     for event in found.Scalars("loss_total/b"):
         assert event.value == pytest.approx(losses[event.step], rel=1e-6)

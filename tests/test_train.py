@@ -1,4 +1,6 @@
-"""Training as a whole: golden losses, company = alone, accumulation = large batch, precision, compilation, skipped images."""
+"""Training as a whole: golden losses, company = alone, accumulation = large batch, precision,
+compilation, skipped images.
+"""
 
 import json
 import os
@@ -31,7 +33,7 @@ from distill.train import INTERRUPTED
 VIT = {"model": "test_vit", "model_args": {"patch_size": 4}}
 
 
-# ---- golden losses ---------------------------------------------------------------------------------------------------
+# ---- golden losses -------------------------------------------------------------------------------
 
 GOLDEN = Path(__file__).parent / "golden" / "losses.json"
 CE, BCE = {"loss": "ce"}, {"loss": "bce"}
@@ -50,7 +52,8 @@ METHODS: dict[str, Any] = {
 def test_losses_of_every_method_are_those_recorded(tmp_path: Path) -> None:
     """Six steps of a student a method behind a seeded teacher.
 
-    When a change is meant to move them: `UPDATE_GOLDEN=1 pytest tests/test_train.py -k recorded`, and say in the commit why.
+    When a change is meant to move them: `UPDATE_GOLDEN=1 pytest tests/test_train.py -k recorded`,
+      and say in the commit why.
     """
     changes = {
         "train": {"budget": "6 iterations"},
@@ -76,7 +79,7 @@ def test_losses_of_every_method_are_those_recorded(tmp_path: Path) -> None:
             assert values == pytest.approx(golden[name][key], rel=1e-4), f"{name} {key}"
 
 
-# ---- company = alone -------------------------------------------------------------------------------------------------
+# ---- company = alone -----------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -87,9 +90,15 @@ def company(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-@pytest.mark.parametrize("students", [["lamb"], ["adamw"], ["sgd"], ["sgd", "lamb", "adamw"]], ids="-".join)
-def test_a_student_in_company_ends_as_alone(company: Path, students: list[str], tmp_path: Path) -> None:
-    """Weights, optimizer state and averages, bit for bit, whoever else learns and in whatever order."""
+@pytest.mark.parametrize(
+    "students", [["lamb"], ["adamw"], ["sgd"], ["sgd", "lamb", "adamw"]], ids="-".join
+)
+def test_a_student_in_company_ends_as_alone(
+    company: Path, students: list[str], tmp_path: Path
+) -> None:
+    """Weights, optimizer state and averages, bit for bit, whoever else learns and in whatever
+    order.
+    """
     chosen = {"students": {name: EVERYTHING["students"][name] for name in students}}
     assert run(write_recipe(tmp_path, EVERYTHING, chosen)) == 0
     for name in students:
@@ -97,24 +106,37 @@ def test_a_student_in_company_ends_as_alone(company: Path, students: list[str], 
 
 
 def test_no_teacher_is_plain_supervised_training(tmp_path: Path) -> None:
-    """Bit for bit what the student that learns from labels alone becomes beside a teacher and a distilled student."""
+    """Bit for bit what the student that learns from labels alone becomes beside a teacher and a
+    distilled student.
+    """
     taught = {"objective": {"soft": {"loss": "kl"}}}
-    assert run(write_recipe(tmp_path, {"students": {"alone": {}, "taught": taught}}, name="with")) == 0
+    assert (
+        run(write_recipe(tmp_path, {"students": {"alone": {}, "taught": taught}}, name="with")) == 0
+    )
     assert run(write_recipe(tmp_path, {"teacher": None}, name="without")) == 0
-    assert_equal_tensors(tensors(tmp_path / "without", "alone"), tensors(tmp_path / "with", "alone"))
+    assert_equal_tensors(
+        tensors(tmp_path / "without", "alone"), tensors(tmp_path / "with", "alone")
+    )
     assert report(tmp_path / "without")["teacher"] is None
     assert "agreement" not in report(tmp_path / "without")["students"]["alone"]["last"]
-    assert [set(record["students"]["alone"]) for record in records(tmp_path / "without") if "students" in record] == [
-        {"loss_total", "loss_hard", "lr"}
-    ] * 8
+    assert [
+        set(record["students"]["alone"])
+        for record in records(tmp_path / "without")
+        if "students" in record
+    ] == [{"loss_total", "loss_hard", "lr"}] * 8
 
 
-# ---- accumulation ----------------------------------------------------------------------------------------------------
+# ---- accumulation --------------------------------------------------------------------------------
 
 
 def test_accumulation_is_a_large_batch(tmp_path: Path) -> None:
     """Without BatchNorm nothing looks at a micro-batch as a whole. Measured: 3e-7 after 8 steps."""
-    student = {**VIT, "drop_path": 0.3, "objective": {"soft": {"loss": "kl"}}, "optimizer": {"clip_grad_norm": 0.5}}
+    student = {
+        **VIT,
+        "drop_path": 0.3,
+        "objective": {"soft": {"loss": "kl"}},
+        "optimizer": {"clip_grad_norm": 0.5},
+    }
     for name, micro_batch_size in (("whole", None), ("halves", 8), ("quarters", 4)):
         train = {"micro_batch_size": micro_batch_size}
         assert run(write_recipe(tmp_path, {"train": train, "student": student}, name=name)) == 0
@@ -124,13 +146,24 @@ def test_accumulation_is_a_large_batch(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_one_step_by_hand(precision: str, tmp_path: Path) -> None:
-    """SGD: weights move by lr times the gradient, which is clipped after the scaler's factor is out; an average moves by half."""
-    student = {"optimizer": {"lr": 0.3, "clip_grad_norm": 0.01, "weight_decay": 0.0}, "ema": {"decays": [0.5]}}
-    recipe = write_recipe(tmp_path, {"student": student, "train": {"budget": "1 iterations", "precision": precision}})
+    """SGD: weights move by lr times the gradient, which is clipped after the scaler's factor is
+    out; an average moves by half.
+    """
+    student = {
+        "optimizer": {"lr": 0.3, "clip_grad_norm": 0.01, "weight_decay": 0.0},
+        "ema": {"decays": [0.5]},
+    }
+    recipe = write_recipe(
+        tmp_path, {"student": student, "train": {"budget": "1 iterations", "precision": precision}}
+    )
     before = build_models(make_plan(load_recipe(recipe))).nets["alone"].state_dict()
     assert run(recipe) == 0
     after = tensors(tmp_path / "run")
-    gradients = {name.split("/")[1]: tensor for name, tensor in after.items() if name.endswith("/momentum_buffer")}
+    gradients = {
+        name.split("/")[1]: tensor
+        for name, tensor in after.items()
+        if name.endswith("/momentum_buffer")
+    }
     norm = torch.cat([gradient.flatten() for gradient in gradients.values()]).norm()
     assert norm == pytest.approx(0.01, rel=1e-3)
     for name, gradient in gradients.items():
@@ -184,7 +217,7 @@ def _keeping(method: Any, kept: list[Student]) -> Any:
     return keep
 
 
-# ---- precision and compilation ---------------------------------------------------------------------------------------
+# ---- precision and compilation -------------------------------------------------------------------
 
 
 def scales(output: Path) -> dict[str, float]:
@@ -196,23 +229,39 @@ def scales(output: Path) -> dict[str, float]:
 def test_half_precision_trains_and_averages_stay_float32(precision: str, tmp_path: Path) -> None:
     train = {"precision": precision, "budget": "3 iterations"}
     assert run(write_recipe(tmp_path, EVERYTHING, {"train": train})) == 0
-    assert run(write_recipe(tmp_path, EVERYTHING, {"train": {"budget": "3 iterations"}}, name="fp32")) == 0
+    assert (
+        run(write_recipe(tmp_path, EVERYTHING, {"train": {"budget": "3 iterations"}}, name="fp32"))
+        == 0
+    )
     half, full = tensors(tmp_path / "run"), tensors(tmp_path / "fp32")
-    assert all(t.isfinite().all() and t.dtype in (torch.float32, torch.int64) for t in half.values())
-    assert any(not torch.equal(half[name], full[name]) for name in half), "autocast must change something"
+    assert all(
+        t.isfinite().all() and t.dtype in (torch.float32, torch.int64) for t in half.values()
+    )
+    assert any(not torch.equal(half[name], full[name]) for name in half), (
+        "autocast must change something"
+    )
     losses = [
-        [r["students"][s]["loss_total"] for s in r["students"]] for r in records(tmp_path / "run") if "students" in r
+        [r["students"][s]["loss_total"] for s in r["students"]]
+        for r in records(tmp_path / "run")
+        if "students" in r
     ]
     expected = [
-        [r["students"][s]["loss_total"] for s in r["students"]] for r in records(tmp_path / "fp32") if "students" in r
+        [r["students"][s]["loss_total"] for s in r["students"]]
+        for r in records(tmp_path / "fp32")
+        if "students" in r
     ]
     assert torch.allclose(torch.tensor(losses), torch.tensor(expected), rtol=0.05)
 
 
 def test_an_overflow_under_fp16_leaves_the_scale_of_the_others_alone(tmp_path: Path) -> None:
-    """The loud student's gradients overflow in fp16 while its loss, 2e6, is finite: its scale falls, no student stops."""
+    """The loud student's gradients overflow in fp16 while its loss, 2e6, is finite: its scale
+    falls, no student stops.
+    """
     loud = {"objective": {"hard": {"loss": "ce", "weight": 1e6}}}
-    changes = {"train": {"precision": "fp16", "budget": "3 iterations"}, "students": {"quiet": {}, "loud": loud}}
+    changes = {
+        "train": {"precision": "fp16", "budget": "3 iterations"},
+        "students": {"quiet": {}, "loud": loud},
+    }
     assert run(write_recipe(tmp_path, changes)) == 0
     assert scales(tmp_path / "run")["quiet"] == 2**16
     assert scales(tmp_path / "run")["loud"] == 2**13
@@ -230,12 +279,19 @@ def test_an_overflow_under_fp16_leaves_the_scale_of_the_others_alone(tmp_path: P
 def test_compilation_traces_each_model_once_for_training_and_once_for_evaluation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the tracer alone, whose graphs run the same kernels: the same bits, and no new graph a step or a drop-path mask."""
+    """With the tracer alone, whose graphs run the same kernels: the same bits, and no new graph a
+    step or a drop-path mask.
+    """
     compile_module = torch.nn.Module.compile
     monkeypatch.setattr(
-        torch.nn.Module, "compile", lambda module, **options: compile_module(module, backend="eager", **options)
+        torch.nn.Module,
+        "compile",
+        lambda module, **options: compile_module(module, backend="eager", **options),
     )
-    students = {"students": {"lamb": EVERYTHING["students"]["lamb"]}, "train": {"budget": "4 iterations"}}
+    students = {
+        "students": {"lamb": EVERYTHING["students"]["lamb"]},
+        "train": {"budget": "4 iterations"},
+    }
     assert run(write_recipe(tmp_path, EVERYTHING, students, name="eager")) == 0
     torch._dynamo.reset()
     counters.clear()
@@ -247,10 +303,16 @@ def test_compilation_traces_each_model_once_for_training_and_once_for_evaluation
 
 
 @pytest.mark.slow
-def test_a_compiled_run_agrees_with_eager_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Inductor fuses, so it rounds differently (measured: 3e-5 of a tensor's largest entry after 4 steps); stopped and continued it is still itself."""
+def test_a_compiled_run_agrees_with_eager_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Inductor fuses, so it rounds differently (measured: 3e-5 of a tensor's largest entry after 4
+    steps); stopped and continued it is still itself.
+    """
     # Dropout's draws are its own.
-    students = {name: {**student, "drop_rate": 0.0} for name, student in EVERYTHING["students"].items()}
+    students = {
+        name: {**student, "drop_rate": 0.0} for name, student in EVERYTHING["students"].items()
+    }
     changes = {"train": {"budget": "4 iterations"}, "students": students}
     compiled = "train.compile=true"
     assert run(write_recipe(tmp_path, EVERYTHING, changes, name="eager")) == 0
@@ -258,7 +320,8 @@ def test_a_compiled_run_agrees_with_eager_and_goes_on(tmp_path: Path, monkeypatc
     eager = tensors(tmp_path / "eager")
     for name, tensor in tensors(tmp_path / "whole").items():
         if ".model/" in name:
-            # AdamW scales the rounding noise of gradients that are 0 by theory (a key's bias) up to steps near lr.
+            # AdamW scales the rounding noise of gradients that are 0 by theory (a key's bias) up to
+            # steps near lr.
             torch.testing.assert_close(tensor, eager[name], rtol=1e-3, atol=5e-5)
     recipe = write_recipe(tmp_path, EVERYTHING, changes)
     stop_after(2, monkeypatch)

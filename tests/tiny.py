@@ -1,4 +1,6 @@
-"""Real runs, small enough for a test: recipes as dictionaries, and what a run left behind as tensors and records."""
+"""Real runs, small enough for a test: recipes as dictionaries, and what a run left behind as
+tensors and records.
+"""
 
 import json
 import os
@@ -47,7 +49,8 @@ BASE: dict[str, Any] = {
     "students": {"alone": {}},
 }
 
-# Everything that draws or remembers, in one recipe: three students that share nothing but the batches and the teacher.
+# Everything that draws or remembers, in one recipe: three students that share nothing but the
+# batches and the teacher.
 EVERYTHING: dict[str, Any] = {
     "data": {
         "augment": {
@@ -77,7 +80,10 @@ EVERYTHING: dict[str, Any] = {
             "drop_rate": 0.1,
             "seed": 1,
             "optimizer": {"name": "adamw", "lr": 1e-3, "weight_decay": 0.05},
-            "objective": {"hard": {"loss": "ce", "smoothing": 0.1}, "soft": {"loss": "dkd", "temperature": 2.0}},
+            "objective": {
+                "hard": {"loss": "ce", "smoothing": 0.1},
+                "soft": {"loss": "dkd", "temperature": 2.0},
+            },
             "schedule": {"warmup": "2 iterations"},
             "ema": {"decays": [0.8]},
         },
@@ -91,7 +97,9 @@ EVERYTHING: dict[str, Any] = {
 
 
 def write_recipe(folder: Path, *changes: dict[str, Any], name: str = "run") -> Path:
-    """BASE with changes laid over it, as `folder/<name>.yaml`; the run goes to `folder/<name>`. "students" replaces."""
+    """BASE with changes laid over it, as `folder/<name>.yaml`; the run goes to `folder/<name>`.
+    "students" replaces.
+    """
     tree = deepcopy(BASE)
     for change in changes:
         tree = merge(tree, change)
@@ -106,13 +114,18 @@ def write_recipe(folder: Path, *changes: dict[str, Any], name: str = "run") -> P
 
 
 def judged_set(folder: Path) -> Path:
-    """The first NUM_JUDGED images of the embedded test set that come when every 17th is taken, as IDX files."""
+    """The first NUM_JUDGED images of the embedded test set that come when every 17th is taken, as
+    IDX files.
+    """
     if not folder.exists():
         folder.mkdir(parents=True)
         source = EmbeddedFashionMnist("test")
         chosen = [17 * i % len(source) for i in range(NUM_JUDGED)]
         images = np.stack([np.asarray(read_image(source, i).convert("L")) for i in chosen])
-        for name, array in (("images-idx3", images), ("labels-idx1", source.labels[chosen].astype(np.uint8))):
+        for name, array in (
+            ("images-idx3", images),
+            ("labels-idx1", source.labels[chosen].astype(np.uint8)),
+        ):
             header = bytes((0, 0, 8, array.ndim)) + np.array(array.shape, ">u4").tobytes()
             (folder / f"t10k-{name}-ubyte").write_bytes(header + array.tobytes())
     return folder
@@ -120,7 +133,9 @@ def judged_set(folder: Path) -> Path:
 
 def sees(size: int = IMAGE_SIZE) -> ModelView:
     """What a model of a test sees: mean and std 0.5."""
-    return view_of_config({"input_size": (3, size, size), "mean": (0.5,) * 3, "std": (0.5,) * 3}, "a test")
+    return view_of_config(
+        {"input_size": (3, size, size), "mean": (0.5,) * 3, "std": (0.5,) * 3}, "a test"
+    )
 
 
 def run(recipe: Path, *overrides: str) -> int:
@@ -128,13 +143,19 @@ def run(recipe: Path, *overrides: str) -> int:
     return train(load_recipe(recipe, overrides))
 
 
-# ---- signals ---------------------------------------------------------------------------------------------------------
+# ---- signals -------------------------------------------------------------------------------------
 
 
 def send_during(
-    place: Any, name: str, monkeypatch: pytest.MonkeyPatch, call: int = 1, number: int = signal.SIGTERM
+    place: Any,
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+    call: int = 1,
+    number: int = signal.SIGTERM,
 ) -> None:
-    """Let this process get a real signal when the function `place.name` is called for the `call`-th time."""
+    """Let this process get a real signal when the function `place.name` is called for the `call`-th
+    time.
+    """
     original, calls = getattr(place, name), 0
 
     def counted(*args: Any, **kwargs: Any) -> Any:
@@ -148,11 +169,13 @@ def send_during(
 
 
 def stop_after(step: int, monkeypatch: pytest.MonkeyPatch, number: int = signal.SIGTERM) -> None:
-    """A signal for the next run of this process, which it answers after its `step`-th step: it arrives as that step begins."""
+    """A signal for the next run of this process, which it answers after its `step`-th step: it
+    arrives as that step begins.
+    """
     send_during(distill.train.Run, "_step", monkeypatch, step, number)
 
 
-# ---- what a run left -------------------------------------------------------------------------------------------------
+# ---- what a run left -----------------------------------------------------------------------------
 
 
 def checkpoint(output: Path) -> Path:
@@ -161,7 +184,9 @@ def checkpoint(output: Path) -> Path:
 
 
 def tensors(output: Path, student: str = "") -> dict[str, torch.Tensor]:
-    """All tensors of the newest checkpoint, or of one student in it: "sgd.model/conv1.weight", "sgd.optimizer/..."."""
+    """All tensors of the newest checkpoint, or of one student in it: "sgd.model/conv1.weight",
+    "sgd.optimizer/...".
+    """
     return {
         f"{file.stem}/{name}": tensor
         for file in sorted(checkpoint(output).glob("*.safetensors"))
@@ -173,7 +198,9 @@ def tensors(output: Path, student: str = "") -> dict[str, torch.Tensor]:
 def best(output: Path, student: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """A student's best weights and the record beside them."""
     folder = output / "best" / student
-    return load_file(folder / "model.safetensors"), json.loads((folder / "distill.json").read_text())
+    return load_file(folder / "model.safetensors"), json.loads(
+        (folder / "distill.json").read_text()
+    )
 
 
 def records(output: Path) -> list[dict[str, Any]]:
@@ -198,8 +225,12 @@ def assert_equal_tensors(one: dict[str, torch.Tensor], other: dict[str, torch.Te
     assert not differ, f"{len(differ)} of {len(one)} differ, first {differ[:3]}"
 
 
-def assert_equal_but_statistics(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
-    """Bit for bit; BatchNorm's running statistics, which two processes average, within their rounding."""
+def assert_equal_but_statistics(
+    one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]
+) -> None:
+    """Bit for bit; BatchNorm's running statistics, which two processes average, within their
+    rounding.
+    """
     assert one.keys() == other.keys()
     for name, tensor in other.items():
         if "running_" in name:
@@ -211,7 +242,9 @@ def assert_equal_but_statistics(one: dict[str, torch.Tensor], other: dict[str, t
 def assert_same_run(one: Path, other: Path) -> None:
     """Weights, optimizers, averages, best exports, metrics and report, bit for bit."""
     assert_equal_tensors(tensors(one), tensors(other))
-    states = [json.loads((checkpoint(output) / "state.json").read_text()) for output in (one, other)]
+    states = [
+        json.loads((checkpoint(output) / "state.json").read_text()) for output in (one, other)
+    ]
     for state in states:
         del state["seconds"], state["device_seconds"], state["training"]
     assert states[0] == states[1]
@@ -220,7 +253,10 @@ def assert_same_run(one: Path, other: Path) -> None:
     names = sorted(path.name for path in (one / "best").iterdir())
     assert names == sorted(path.name for path in (other / "best").iterdir())
     for name in names:
-        (weights_one, record_one), (weights_other, record_other) = best(one, name), best(other, name)
+        (weights_one, record_one), (weights_other, record_other) = (
+            best(one, name),
+            best(other, name),
+        )
         assert_equal_tensors(weights_one, weights_other)
         assert record_one == record_other
 
@@ -229,6 +265,8 @@ def relative_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Ten
     """The largest |a - b| over the largest |b| of the same tensor."""
     assert one.keys() == other.keys()
     gaps = [
-        (one[n].double() - other[n].double()).abs().max() / other[n].double().abs().max().clamp(min=1e-12) for n in one
+        (one[n].double() - other[n].double()).abs().max()
+        / other[n].double().abs().max().clamp(min=1e-12)
+        for n in one
     ]
     return float(max(gaps))

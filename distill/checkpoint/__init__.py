@@ -1,7 +1,8 @@
-"""Checkpoints that survive anything but the disk itself: atomic save, verified resume, retention, signals.
+"""Checkpoints that survive anything but the disk itself: atomic save, verified resume, retention,
+signals.
 
-This room knows nothing of training. Owners (student, optimizer, average, loader) hand over plain tensors and JSON values
-and get them back; nothing is pickled.
+This room knows nothing of training. Owners (student, optimizer, average, loader) hand over plain
+tensors and JSON values and get them back; nothing is pickled.
 """
 
 from distill.checkpoint.atomic import (

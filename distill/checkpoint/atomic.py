@@ -1,8 +1,9 @@
 """Directories and files that are either wholly there or not at all, under kill -9 and power loss.
 
-A directory is written as `.tmp-<name>-<pid>` beside its place, synced, and renamed. Where it replaces another, that one
-waits as `.old-<name>` until the new one stands: a kill between the two renames leaves the old one under that name,
-`current_directory` finds it, and `clean` puts it back. One process writes into a folder at a time.
+A directory is written as `.tmp-<name>-<pid>` beside its place, synced, and renamed. Where it
+replaces another, that one waits as `.old-<name>` until the new one stands: a kill between the two
+renames leaves the old one under that name, `current_directory` finds it, and `clean` puts it back.
+One process writes into a folder at a time.
 """
 
 import errno
@@ -19,20 +20,24 @@ from typing import Any
 from distill.errors import InputError
 
 _TMP, _OLD = ".tmp-", ".old-"
-# .tmp-NAME-PID, or .tmp-NAME-PID.NUMBER of a directory on its way out: no other name is one of ours.
+# .tmp-NAME-PID, or .tmp-NAME-PID.NUMBER of a directory on its way out: no other name is one of
+# ours.
 _WORKING = re.compile(re.escape(_TMP) + r"(.+)-\d+(?:\.\d+)?")
 
 
 class CheckpointError(InputError):
-    """A checkpoint cannot be written, read or continued. The message names the file and the mend."""
+    """A checkpoint cannot be written, read or continued. The message names the file and
+    the mend.
+    """
 
 
-# ---- directories -----------------------------------------------------------------------------------------------------
+# ---- directories ---------------------------------------------------------------------------------
 
 
 @contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
-    """Yield an empty directory; when the block ends well it becomes `path` in one step, replacing what stood there.
+    """Yield an empty directory; when the block ends well it becomes `path` in one step, replacing
+    what stood there.
 
     If the block raises, the directory is removed and `path` is as before.
 
@@ -65,7 +70,9 @@ def atomic_directory(path: Path) -> Iterator[Path]:
 
 
 def current_directory(path: Path) -> Path | None:
-    """Where the content of `path` is to be read: `path`, or the predecessor that a kill left mid-replacement, or None."""
+    """Where the content of `path` is to be read: `path`, or the predecessor that a kill left
+    mid-replacement, or None.
+    """
     old = path.parent / f"{_OLD}{path.name}"
     # Twice: a writer may finish replacing between the two looks.
     for candidate in (path, old, path):
@@ -75,10 +82,11 @@ def current_directory(path: Path) -> Path | None:
 
 
 def clean(parent: Path, name: str | None = None) -> None:
-    """Undo what killed writers left in `parent`: half-written directories go, a predecessor without successor returns.
+    """Undo what killed writers left in `parent`: half-written directories go, a predecessor without
+    successor returns.
 
-    Only the writing process of a folder may call this. `name` limits it to one directory. A folder that cannot be written is
-    left as it is.
+    Only the writing process of a folder may call this. `name` limits it to one directory. A folder
+    that cannot be written is left as it is.
     """
     if not parent.is_dir():
         return
@@ -107,7 +115,8 @@ def remove_directory(path: Path) -> None:
 
 
 def _discard(path: Path) -> None:
-    # Renamed first: its name is free at once and for certain, also on NFS, where files that someone reads cannot go yet.
+    # Renamed first: its name is free at once and for certain, also on NFS, where files that someone
+    # reads cannot go yet.
     name = path.name.removeprefix(_OLD)
     doomed = path.with_name(f"{_TMP}{name}-{os.getpid()}.{time.monotonic_ns()}")
     path.rename(doomed)
@@ -115,7 +124,9 @@ def _discard(path: Path) -> None:
 
 
 def sync_directory(path: Path) -> None:
-    """Make the names in a directory durable; a file system that cannot (some network mounts) is let off."""
+    """Make the names in a directory durable; a file system that cannot (some network mounts) is let
+    off.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -141,11 +152,13 @@ def _sync_tree(root: Path) -> None:
         sync_directory(Path(folder))
 
 
-# ---- errors ----------------------------------------------------------------------------------------------------------
+# ---- errors --------------------------------------------------------------------------------------
 
 
 def os_errno(error: BaseException) -> int | None:
-    """The errno behind an error, also where safetensors (Rust) gives it only in its message; None if there is none."""
+    """The errno behind an error, also where safetensors (Rust) gives it only in its message; None
+    if there is none.
+    """
     if isinstance(error, OSError):
         return error.errno or errno.EIO
     if type(error).__name__ == "SafetensorError":
@@ -165,10 +178,13 @@ def _explain(path: Path, number: int, error: BaseException) -> str:
             "Free some room and start again, or set output= to a folder on another disk"
         )
     reason = os.strerror(number)
-    return f"{path}: cannot be written: {reason} ({error}). Make {where} writable, or set output= to a folder that is"
+    return (
+        f"{path}: cannot be written: {reason} ({error}). Make {where} writable, or set output= to a"
+        " folder that is"
+    )
 
 
-# ---- metrics ---------------------------------------------------------------------------------------------------------
+# ---- metrics -------------------------------------------------------------------------------------
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -192,10 +208,11 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def truncate_jsonl(path: Path, step: int) -> int:
-    """Drop from a file of JSON lines the records whose "step" is greater than `step`, and torn lines. Atomic.
+    """Drop from a file of JSON lines the records whose "step" is greater than `step`, and torn
+    lines. Atomic.
 
-    Called on resume, so that what is computed again is not there twice. Records without a "step" stay. A missing file is
-    an empty one.
+    Called on resume, so that what is computed again is not there twice. Records without a "step"
+    stay. A missing file is an empty one.
 
     Returns:
         The number of lines dropped.

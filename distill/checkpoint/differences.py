@@ -12,8 +12,13 @@ _DIFFERENCES_SHOWN = 8
 
 
 def another_recipe(path: Path, wrote: str, old_text: str, new_text: str) -> str:
-    """The message for a checkpoint at `path`, written by version `wrote` for `old_text`, that `new_text` cannot continue."""
-    old, new = (_leaves(with_streams_anywhere(yaml.safe_load(text)), NOT_IDENTITY) for text in (old_text, new_text))
+    """The message for a checkpoint at `path`, written by version `wrote` for `old_text`, that
+    `new_text` cannot continue.
+    """
+    old, new = (
+        _leaves(with_streams_anywhere(yaml.safe_load(text)), NOT_IDENTITY)
+        for text in (old_text, new_text)
+    )
     absent = "(absent)"
     lines = [
         f"  {key}: {old.get(key, absent)} -> {new.get(key, absent)}"
@@ -22,7 +27,10 @@ def another_recipe(path: Path, wrote: str, old_text: str, new_text: str) -> str:
     ]
     if len(lines) > _DIFFERENCES_SHOWN:
         lines[_DIFFERENCES_SHOWN:] = [f"  and {len(lines) - _DIFFERENCES_SHOWN} more"]
-    differs = "\n".join(lines) or f"  no key differs by name; version {wrote} wrote it and may have had other defaults"
+    differs = (
+        "\n".join(lines)
+        or f"  no key differs by name; version {wrote} wrote it and may have had other defaults"
+    )
     return (
         f"{path}: is of another recipe and cannot be continued by this one:\n{differs}\n"
         "Set output= to another folder for a new run, or resume=never to start again from step 0"
@@ -36,8 +44,14 @@ def moved_streams(old_text: str, new_text: str) -> list[str]:
 
 
 def _leaves(node: Any, without: Any = (), prefix: str = "") -> dict[str, str]:
-    """Dotted keys and values, less the parts of a recipe that are not its identity. What lists hold by name stands under it."""
-    if isinstance(node, list) and node and all(isinstance(each, dict) and "name" in each for each in node):
+    """Dotted keys and values, less the parts of a recipe that are not its identity. What lists hold
+    by name stands under it.
+    """
+    if (
+        isinstance(node, list)
+        and node
+        and all(isinstance(each, dict) and "name" in each for each in node)
+    ):
         node = {each["name"]: each for each in node}
     if not isinstance(node, dict) or not node:
         return {prefix: json.dumps(node)}

@@ -17,12 +17,14 @@ class BrokenOff(BaseException):
 
 
 class Signals:
-    """Context manager that notes a stop signal instead of dying of it; the loop looks at `received` between steps.
+    """Context manager that notes a stop signal instead of dying of it; the loop looks at `received`
+    between steps.
 
-    A second Ctrl-C raises KeyboardInterrupt, for a user who cannot wait. A SIGINT that was ignored stays ignored: shells start what runs in
-    the background so, and Ctrl-C at their terminal is not meant for it. Old handlers return on exit, but for one of several processes
-    that ends by an error: its launcher sends SIGTERM as soon as another one has died, and this one must live to say what it saw.
-    Main thread only (Python delivers signals nowhere else).
+    A second Ctrl-C raises KeyboardInterrupt, for a user who cannot wait. A SIGINT that was ignored
+    stays ignored: shells start what runs in the background so, and Ctrl-C at their terminal is not
+    meant for it. Old handlers return on exit, but for one of several processes that ends by an
+    error: its launcher sends SIGTERM as soon as another one has died, and this one must live to say
+    what it saw. Main thread only (Python delivers signals nowhere else).
 
     Attributes:
         received: name of the first signal ("SIGTERM", "SIGUSR1", "SIGINT"), or None.
@@ -43,7 +45,10 @@ class Signals:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         fails = isinstance(error, Exception) and several_processes()
         for number, handler in self._previous.items():
@@ -55,7 +60,9 @@ class Signals:
 
     @contextmanager
     def breaking_off(self) -> Iterator[None]:
-        """Inside, a signal raises BrokenOff wherever it finds the main thread: for work that has no end of its own and may be dropped."""
+        """Inside, a signal raises BrokenOff wherever it finds the main thread: for work that has no
+        end of its own and may be dropped.
+        """
         self._breaks_off = True
         try:
             if self.received:
@@ -66,8 +73,9 @@ class Signals:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._pid:
-            # A forked data-loading worker: it must die of its parent's terminate(), and must leave Ctrl-C and SIGUSR1,
-            # which reach the whole process group, to the parent, which still needs it for the steps before the stop.
+            # A forked data-loading worker: it must die of its parent's terminate(), and must leave
+            # Ctrl-C and SIGUSR1, which reach the whole process group, to the parent, which still
+            # needs it for the steps before the stop.
             if number == signal.SIGTERM:
                 signal.signal(number, signal.SIG_DFL)
                 os.kill(os.getpid(), number)

@@ -1,4 +1,6 @@
-"""`step-00001234/`: tensors as safetensors, the rest as JSON, the recipe, and a manifest with the checksum of each file."""
+"""`step-00001234/`: tensors as safetensors, the rest as JSON, the recipe, and a manifest with the
+checksum of each file.
+"""
 
 import hashlib
 import json
@@ -28,7 +30,9 @@ _LIBRARIES = ("torch", "timm", "accelerate", "safetensors", "numpy")
 
 @dataclass(frozen=True)
 class TrainState:
-    """Where a run stands: finished optimizer steps, and training images seen (views; repeats count each)."""
+    """Where a run stands: finished optimizer steps, and training images seen (views; repeats count
+    each).
+    """
 
     step: int
     images_seen: int
@@ -36,7 +40,9 @@ class TrainState:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint on disk, opened. `values` is the JSON state that was saved, `manifest` the whole manifest."""
+    """A checkpoint on disk, opened. `values` is the JSON state that was saved, `manifest` the whole
+    manifest.
+    """
 
     path: Path
     state: TrainState
@@ -56,7 +62,11 @@ class Checkpoint:
     @property
     def tensor_names(self) -> list[str]:
         """The names that `tensors` takes."""
-        return [file.removesuffix(_TENSORS) for file in self.manifest["files"] if file.endswith(_TENSORS)]
+        return [
+            file.removesuffix(_TENSORS)
+            for file in self.manifest["files"]
+            if file.endswith(_TENSORS)
+        ]
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """The tensors saved under `name`, on the CPU.
@@ -65,7 +75,9 @@ class Checkpoint:
             CheckpointError: nothing was saved under that name.
         """
         if name not in self.tensor_names:
-            raise CheckpointError(f"{self.path}: holds no tensors {name!r}, only {', '.join(self.tensor_names)}")
+            raise CheckpointError(
+                f"{self.path}: holds no tensors {name!r}, only {', '.join(self.tensor_names)}"
+            )
         return dict(load_file(self.path / f"{name}{_TENSORS}"))
 
 
@@ -73,7 +85,7 @@ class _DamagedError(CheckpointError):
     """Bytes are missing or wrong: an older checkpoint may serve instead."""
 
 
-# ---- writing ---------------------------------------------------------------------------------------------------------
+# ---- writing -------------------------------------------------------------------------------------
 
 
 def save(
@@ -86,13 +98,15 @@ def save(
     recipe_digest: str,
     world_size: int,
 ) -> Path:
-    """Write `root/step-<step>`: whole and verified by checksums, or not at all. One process of the run calls this.
+    """Write `root/step-<step>`: whole and verified by checksums, or not at all. One process of the
+    run calls this.
 
     What killed writers left in `root` is removed first. A checkpoint of the same step is replaced.
 
     Args:
         root: `<run>/checkpoints`, made if missing.
-        tensors: file stem to tensors by name. They may lie on a device, share memory, have any strides; shared ones are written twice.
+        tensors: file stem to tensors by name. They may lie on a device, share memory, have any
+            strides; shared ones are written twice.
         values: JSON-able state.
 
     Raises:
@@ -113,17 +127,22 @@ def save(
             "world_size": world_size,
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "versions": _versions(),
-            "files": {f.name: {"size": f.stat().st_size, "sha256": _sha256(f)} for f in sorted(folder.iterdir())},
+            "files": {
+                f.name: {"size": f.stat().st_size, "sha256": _sha256(f)}
+                for f in sorted(folder.iterdir())
+            },
         }
-        (folder / "manifest.json").write_text(json.dumps({**manifest, "sha256": _seal(manifest)}, indent=1))
+        (folder / "manifest.json").write_text(
+            json.dumps({**manifest, "sha256": _seal(manifest)}, indent=1)
+        )
     return path
 
 
 def prune(root: Path, keep_last: int, *, newest: Path) -> list[Path]:
     """Keep `newest` and the `keep_last` - 1 before it; delete the rest, each in one step.
 
-    Checkpoints of later steps than `newest` go too: this run resumed from before them because they are damaged, and they
-    would outrank it.
+    Checkpoints of later steps than `newest` go too: this run resumed from before them because they
+    are damaged, and they would outrank it.
 
     Args:
         newest: what `save` returned.
@@ -142,7 +161,9 @@ def prune(root: Path, keep_last: int, *, newest: Path) -> list[Path]:
 
 
 def storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """As safetensors takes them: on the CPU, contiguous, no two over one memory (tied weights). Copies only where needed."""
+    """As safetensors takes them: on the CPU, contiguous, no two over one memory (tied weights).
+    Copies only where needed.
+    """
     seen: set[int] = set()
     result = {}
     for name, tensor in tensors.items():
@@ -169,26 +190,34 @@ def _seal(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
-# ---- reading ---------------------------------------------------------------------------------------------------------
+# ---- reading -------------------------------------------------------------------------------------
 
 
 def load(path: Path, *, verify: bool = True) -> Checkpoint:
-    """Open one checkpoint; reads and checks every byte unless `verify` is off (ranks after the first need not).
+    """Open one checkpoint; reads and checks every byte unless `verify` is off (ranks after the
+    first need not).
 
     Raises:
         CheckpointError: it is not there, damaged (names the file), or of another format.
     """
     if not path.is_dir():
-        raise CheckpointError(f"{path}: no checkpoint here; a checkpoint is a folder such as checkpoints/step-00001234")
+        raise CheckpointError(
+            f"{path}: no checkpoint here; a checkpoint is a folder such as"
+            " checkpoints/step-00001234"
+        )
     manifest = _read_manifest(path)
     for name, expected in manifest["files"].items() if verify else ():
         file = path / name
         try:
             size = file.stat().st_size
             if size != expected["size"]:
-                raise _DamagedError(f"{file}: damaged: {size} bytes, {expected['size']} were written")
+                raise _DamagedError(
+                    f"{file}: damaged: {size} bytes, {expected['size']} were written"
+                )
             if _sha256(file) != expected["sha256"]:
-                raise _DamagedError(f"{file}: damaged: its bytes differ from those written (SHA-256)")
+                raise _DamagedError(
+                    f"{file}: damaged: its bytes differ from those written (SHA-256)"
+                )
         except FileNotFoundError as error:
             raise _DamagedError(f"{file}: missing") from error
         except OSError as error:
@@ -216,20 +245,26 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise _DamagedError(f"{file}: damaged: its content differs from what was written (SHA-256)")
     if manifest["format"] != FORMAT:
         raise CheckpointError(
-            f"{path}: written in format {manifest['format']} by version {manifest['versions']['vanillakd']}, this version reads format {FORMAT}: "
-            "use the version that wrote it"
+            f"{path}: written in format {manifest['format']} by version"
+            f" {manifest['versions']['vanillakd']}, this version reads format {FORMAT}: use the"
+            " version that wrote it"
         )
     return dict(manifest)
 
 
 def latest(
-    root: Path, digest: str, recipe_text: str, *, report: Callable[[str], None] = lambda message: None
+    root: Path,
+    digest: str,
+    recipe_text: str,
+    *,
+    report: Callable[[str], None] = lambda message: None,
 ) -> Checkpoint | None:
-    """The newest whole checkpoint of this recipe in `root`, every byte checked; None if there is none at all.
+    """The newest whole checkpoint of this recipe in `root`, every byte checked; None if there is
+    none at all.
 
-    For `resume: auto`, by the one process that writes into `root`: what killed writers left is removed. A damaged
-    checkpoint is passed over for the one before it, and `report` is told. When all are damaged this refuses: starting
-    again from step 0 in silence could cost weeks.
+    For `resume: auto`, by the one process that writes into `root`: what killed writers left is
+    removed. A damaged checkpoint is passed over for the one before it, and `report` is told. When
+    all are damaged this refuses: starting again from step 0 in silence could cost weeks.
 
     Args:
         digest: `recipe_digest` of the recipe that wants to continue.
@@ -255,7 +290,8 @@ def latest(
         raise CheckpointError(
             f"{root}: no checkpoint is whole:\n"
             + "\n".join(f"  {line}" for line in damages)
-            + "\nTo start from step 0, delete them or set resume=never; to keep them, set another output="
+            + "\nTo start from step 0, delete them or set resume=never; to keep them, set another"
+            " output="
         )
     return None
 
@@ -264,7 +300,9 @@ def _checkpoints(root: Path) -> list[Path]:
     """The checkpoints in `root`, newest first."""
     if not root.is_dir():
         return []
-    return sorted((path for path in root.iterdir() if _NAME.fullmatch(path.name)), key=_step_of, reverse=True)
+    return sorted(
+        (path for path in root.iterdir() if _NAME.fullmatch(path.name)), key=_step_of, reverse=True
+    )
 
 
 def _step_of(path: Path) -> int:

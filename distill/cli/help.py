@@ -1,4 +1,6 @@
-"""The help of every command, in 80 columns: names that are never cut, no column of types, defaults where they say something."""
+"""The help of every command, in 80 columns: names that are never cut, no column of types, defaults
+where they say something.
+"""
 
 import inspect
 import textwrap
@@ -17,9 +19,12 @@ def show_help(command: Any, context: Any) -> None:
     """Print the help of a command, or of a group of commands, on standard output."""
     console = Console(highlight=False)
     console = Console(
-        highlight=False, width=min(console.width, _WIDEST) if console.is_terminal else min(console.width, 80)
+        highlight=False,
+        width=min(console.width, _WIDEST) if console.is_terminal else min(console.width, 80),
     )
-    usage = " ".join(piece.strip("{}") if piece.isupper() else piece for piece in _usage(command, context))
+    usage = " ".join(
+        piece.strip("{}") if piece.isupper() else piece for piece in _usage(command, context)
+    )
     _say(console, f"Usage: {usage}\n\n{inspect.cleandoc(command.help or '')}")
     hints = get_type_hints(inspect.unwrap(command.callback)) if command.callback else {}
     arguments, options = [], []
@@ -27,10 +32,16 @@ def show_help(command: Any, context: Any) -> None:
         if parameter.param_type_name == "argument":
             arguments.append((parameter.metavar or parameter.name.upper(), parameter.help or ""))
         elif not parameter.hidden:
-            options.append((_spelled(parameter, hints.get(parameter.name, bool)), _meaning(parameter, hints)))
+            options.append(
+                (_spelled(parameter, hints.get(parameter.name, bool)), _meaning(parameter, hints))
+            )
     _rows(console, "Arguments", arguments)
     _rows(console, "Options", options)
-    _rows(console, "Commands", [(name, _first_line(each)) for name, each in _commands(command) if not each.hidden])
+    _rows(
+        console,
+        "Commands",
+        [(name, _first_line(each)) for name, each in _commands(command) if not each.hidden],
+    )
     if command.epilog:
         _say(console, f"\n{inspect.cleandoc(command.epilog)}")
 
@@ -62,7 +73,9 @@ def _first_line(command: Any) -> str:
 
 def _spelled(parameter: Any, hint: Any) -> str:
     """An option with what it takes: --batch-size N, --precision fp32|bf16|fp16, --json."""
-    names = ", ".join(sorted([*parameter.opts, *parameter.secondary_opts], key=lambda name: name.startswith("--")))
+    names = ", ".join(
+        sorted([*parameter.opts, *parameter.secondary_opts], key=lambda name: name.startswith("--"))
+    )
     kind = _without_none(hint)
     if parameter.is_flag or kind is bool:
         return names
@@ -81,7 +94,9 @@ def _without_none(hint: Any) -> Any:
 
 def _meaning(parameter: Any, hints: dict[str, Any]) -> str:
     default = parameter.default
-    plain = isinstance(default, str | int | float) and not isinstance(default, bool) and default != ""
+    plain = (
+        isinstance(default, str | int | float) and not isinstance(default, bool) and default != ""
+    )
     return (
         f"{parameter.help or ''} (default: {default})"
         if plain and parameter.name in hints

@@ -1,4 +1,6 @@
-"""An option that a command does not have, such as --lr, is mostly a key of the recipe: what to write instead, and names to complete."""
+"""An option that a command does not have, such as --lr, is mostly a key of the recipe: what to
+write instead, and names to complete.
+"""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -40,7 +42,8 @@ _MEANT = {
 
 
 def hint(option: str, following: str | None) -> str:
-    """What to write for an unknown option, as a question or an example; empty where nothing is like it.
+    """What to write for an unknown option, as a question or an example; empty where nothing is like
+    it.
 
     Args:
         option: as typed, "--lr" or "--lr=1e-3".
@@ -49,7 +52,13 @@ def hint(option: str, following: str | None) -> str:
     name, equals, value = option.lstrip("-").partition("=")
     name = name.replace("-", "_").lower()
     given = (
-        value if equals else following if following and not following.startswith("-") and "=" not in following else None
+        value
+        if equals
+        else (
+            following
+            if following and not following.startswith("-") and "=" not in following
+            else None
+        )
     )
     if name in _MEANT:
         pattern, example = _MEANT[name]
@@ -82,7 +91,10 @@ def _hinting(parse_args: Callable[[Any, list[str]], Any]) -> Callable[[Any, list
         except Exception as error:
             # The class lies in click or in typer's own copy of it, as the version has it.
             if type(error).__name__ == "NoSuchOption" and hasattr(error, "option_name"):
-                at = next((i for i, word in enumerate(typed) if word.startswith(error.option_name)), len(typed))
+                at = next(
+                    (i for i, word in enumerate(typed) if word.startswith(error.option_name)),
+                    len(typed),
+                )
                 typed_option, following, *_ = [*typed[at : at + 2], None, None]
                 if meant := hint(typed_option or error.option_name, following):
                     error.message = f"{error.message}; {meant}"  # type: ignore[attr-defined]
@@ -92,7 +104,7 @@ def _hinting(parse_args: Callable[[Any, list[str]], Any]) -> Callable[[Any, list
     return parse
 
 
-# ---- completion --------------------------------------------------------------------------------------------------------
+# ---- completion ----------------------------------------------------------------------------------
 
 
 def complete_recipe(incomplete: str) -> Iterator[str]:
@@ -103,7 +115,11 @@ def complete_recipe(incomplete: str) -> Iterator[str]:
 
     folder, _, _ = incomplete.rpartition("/")
     try:
-        found = [path for path in Path(folder or ".").iterdir() if path.is_dir() or path.suffix in (".yaml", ".yml")]
+        found = [
+            path
+            for path in Path(folder or ".").iterdir()
+            if path.is_dir() or path.suffix in (".yaml", ".yml")
+        ]
     except OSError:
         found = []
     local = [f"{folder}/{path.name}" if folder else path.name for path in found]
@@ -115,7 +131,13 @@ def complete_key(incomplete: str) -> Iterator[str]:
     from distill.recipe.keys import each_key
 
     depth = incomplete.count(".")
-    paths = {key.path for key in each_key() if key.path != "extends" and not key.path.startswith("stages")}
-    for path in sorted(path for path in paths if path.startswith(incomplete) and path.count(".") == depth):
+    paths = {
+        key.path
+        for key in each_key()
+        if key.path != "extends" and not key.path.startswith("stages")
+    }
+    for path in sorted(
+        path for path in paths if path.startswith(incomplete) and path.count(".") == depth
+    ):
         below = any(other.startswith(f"{path}.") for other in paths)
         yield f"{path}." if below else f"{path}="

@@ -17,7 +17,15 @@ from rich.text import Text
 from distill.cli.hints import complete_key, complete_recipe
 from distill.console import make_console, show_table
 from distill.errors import InputError
-from distill.recipe import Recipe, dump_recipe, load_recipe, read_recipe, recipes_dir, shipped_files, shipped_recipes
+from distill.recipe import (
+    Recipe,
+    dump_recipe,
+    load_recipe,
+    read_recipe,
+    recipes_dir,
+    shipped_files,
+    shipped_recipes,
+)
 
 _WIDE = 150  # columns of the list of recipes
 
@@ -35,7 +43,10 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="KEY=VALUE",
-        help="Overrides by dotted key, the value as YAML: train.budget='2 epochs'. 'distill recipe keys' lists the keys.",
+        help=(
+            "Overrides by dotted key, the value as YAML: train.budget='2 epochs'. 'distill recipe"
+            " keys' lists the keys."
+        ),
         autocompletion=complete_key,
     ),
 ]
@@ -80,7 +91,8 @@ def check(
     recipe: RecipeArgument,
     overrides: Overrides = None,
     processes: Annotated[
-        int | None, typer.Option(min=1, help="Also check that the batch divides on so many processes.")
+        int | None,
+        typer.Option(min=1, help="Also check that the batch divides on so many processes."),
     ] = None,
 ) -> None:
     """Check all that can be known of a recipe without data and without a GPU.
@@ -98,7 +110,11 @@ def check(
     _show_notes(console, [*notes, *checked.not_here])
     for line in checked.seen:
         console.print(line, markup=False, soft_wrap=True)
-    console.print(f"{recipe}: sound ({', '.join(loaded.students)}; {loaded.budgets})", markup=False, soft_wrap=True)
+    console.print(
+        f"{recipe}: sound ({', '.join(loaded.students)}; {loaded.budgets})",
+        markup=False,
+        soft_wrap=True,
+    )
 
 
 @recipe_app.command("list")
@@ -138,13 +154,21 @@ _HEADINGS = {
 
 
 def _groups() -> dict[str, list[tuple[str, str]]]:
-    """Heading -> names and descriptions; rows of the paper by table, a run's teacher before what it teaches."""
+    """Heading -> names and descriptions; rows of the paper by table, a run's teacher before what it
+    teaches.
+    """
     complete = shipped_recipes()
-    found: dict[str, list[tuple[int, bool, str, str]]] = {heading: [] for heading in _HEADINGS.values()}
+    found: dict[str, list[tuple[int, bool, str, str]]] = {
+        heading: [] for heading in _HEADINGS.values()
+    }
     for name in shipped_files():
         opening = _opening(name)
         table = re.match(r"Table (\d+)\w*", opening) if name in complete else None
-        description = load_recipe(recipes_dir() / f"{name}.yaml").description if name in complete else _first(opening)
+        description = (
+            load_recipe(recipes_dir() / f"{name}.yaml").description
+            if name in complete
+            else _first(opening)
+        )
         row = (
             int(table[1]) if table else 1000,
             "teacher" not in name,
@@ -152,7 +176,10 @@ def _groups() -> dict[str, list[tuple[str, str]]]:
             f"{table[0]}: {description}" if table else description,
         )
         found.setdefault(_HEADINGS[name.partition("/")[0]], []).append(row)
-    return {heading: [(name, text) for _, _, name, text in sorted(rows)] for heading, rows in found.items()}
+    return {
+        heading: [(name, text) for _, _, name, text in sorted(rows)]
+        for heading, rows in found.items()
+    }
 
 
 def _first(comment: str) -> str:
@@ -178,7 +205,8 @@ def keys(
         ),
     ] = "",
     json_schema: Annotated[
-        bool, typer.Option("--json-schema", help="Print a JSON schema of recipe files, for editors.")
+        bool,
+        typer.Option("--json-schema", help="Print a JSON schema of recipe files, for editors."),
     ] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print docs/recipes.md.")] = False,
 ) -> None:
@@ -209,6 +237,10 @@ def keys(
     for number, part in enumerate(parts_below(prefix)):
         console.print(Text(f"{'' if number == 0 else chr(10)}{part.title}", style="bold"))
         for key in part.keys:
-            console.print(Text(f"  {key.path}"), Text(f"  {key.type}; default: {key.default}", style="dim"), sep="")
+            console.print(
+                Text(f"  {key.path}"),
+                Text(f"  {key.type}; default: {key.default}", style="dim"),
+                sep="",
+            )
             lines = textwrap.wrap(key.meaning, console.width - 4, break_on_hyphens=False)
             console.print(Text("\n".join(f"    {line}" for line in lines)), soft_wrap=True)

@@ -1,7 +1,9 @@
-"""One view of one image, through timm's and torchvision's own transforms: RGB in, uint8 [H, W, 3] out.
+"""One view of one image, through timm's and torchvision's own transforms: RGB in, uint8 [H, W, 3]
+out.
 
-Pixels stay 8-bit and unnormalised: each model normalises for itself, on the device. The transforms draw from the global generators
-of Python, numpy and torch, which the loader seeds with `sample_key` before each call.
+Pixels stay 8-bit and unnormalised: each model normalises for itself, on the device. The transforms
+draw from the global generators of Python, numpy and torch, which the loader seeds with `sample_key`
+before each call.
 """
 
 import re
@@ -32,15 +34,19 @@ _OPERATION_SETS = {"tweights", "t3a", "t3aw"}
 
 
 def sample_key(seed: int, epoch: int, index: int, view: int) -> int:
-    """What the global generators are seeded with before view `view` of sample `index` in `epoch`."""
+    """What the global generators are seeded with before view `view` of sample `index`
+    in `epoch`.
+    """
     return hash64(seed, "augment", epoch, index, view)
 
 
 class TrainTransform:
-    """Training view, in this order: crop, flips, policy or colour jitter, erasing. Values as in the recipe's `data.augment`.
+    """Training view, in this order: crop, flips, policy or colour jitter, erasing. Values as in the
+    recipe's `data.augment`.
 
-    `mean` fills what rotations and shears uncover (as in timm) and, with `std`, scales the noise of random erasing. The "padded" and
-    "none" crops first bring an image of another size to `image_size` by its shorter side, as timm does without augmentation.
+    `mean` fills what rotations and shears uncover (as in timm) and, with `std`, scales the noise of
+    random erasing. The "padded" and "none" crops first bring an image of another size to
+    `image_size` by its shorter side, as timm does without augmentation.
 
     Raises:
         InputError: an unknown policy, or colour jitter beside one.
@@ -83,10 +89,13 @@ class TrainTransform:
                 separate=True,
             )
         except (AssertionError, KeyError, ValueError) as error:
-            raise InputError(f"data.augment.auto_augment: timm does not know {auto_augment!r} ({error})") from error
+            raise InputError(
+                f"data.augment.auto_augment: timm does not know {auto_augment!r} ({error})"
+            ) from error
         steps = list(first.transforms)
         if crop != "random_resized":
-            # timm has no recipe for CIFAR: its random resized crop is taken out, the flips behind it stay.
+            # timm has no recipe for CIFAR: its random resized crop is taken out, the flips behind
+            # it stay.
             mode = _MODES[interpolation]
             fit = [transforms.Resize(image_size, mode), transforms.CenterCrop(image_size)]
             pad = [transforms.RandomCrop(image_size, padding)] if crop == "padded" else []
@@ -94,7 +103,9 @@ class TrainTransform:
         if cifar_policy:
             steps.append(transforms.AutoAugment(transforms.AutoAugmentPolicy.CIFAR10))
         self._steps = steps + [_posterize_to_black(step) for step in second.transforms]
-        self._erase = RandomErasing(random_erasing, mode="pixel", device="cpu") if random_erasing else None
+        self._erase = (
+            RandomErasing(random_erasing, mode="pixel", device="cpu") if random_erasing else None
+        )
         self._mean = torch.tensor(mean).view(3, 1, 1)
         self._std = torch.tensor(std).view(3, 1, 1)
 
@@ -109,23 +120,32 @@ class TrainTransform:
     def _erased(self, pixels: np.ndarray) -> np.ndarray:
         """timm's random erasing with noise for each pixel, brought back to 8 bits.
 
-        timm writes normal noise into the normalised image. Here it writes into an empty one, and what it wrote is de-normalised,
-        clipped to 0..255 (about 3 % of the noise, beyond two standard deviations) and rounded; the rest stays as it was, exactly.
+        timm writes normal noise into the normalised image. Here it writes into an empty one, and
+        what it wrote is de-normalised, clipped to 0..255 (about 3 % of the noise, beyond two
+        standard deviations) and rounded; the rest stays as it was, exactly.
         """
         assert self._erase is not None
         noise = torch.full((3, *pixels.shape[:2]), torch.nan)
         self._erase(noise)
         if not torch.isnan(noise[0]).all():
-            drawn = ((noise * self._std + self._mean) * 255).round_().clamp_(0, 255).permute(1, 2, 0).numpy()
+            drawn = (
+                ((noise * self._std + self._mean) * 255)
+                .round_()
+                .clamp_(0, 255)
+                .permute(1, 2, 0)
+                .numpy()
+            )
             written = ~np.isnan(drawn)
             pixels[written] = drawn[written].astype(np.uint8)
         return pixels
 
 
 class EvalTransform:
-    """Evaluation view, timm's own transforms: resize to floor(image_size / crop_fraction), then the centre.
+    """Evaluation view, timm's own transforms: resize to floor(image_size / crop_fraction), then the
+    centre.
 
-    `fill` is the colour, in [0, 1], that crop_mode "border" pads with: the model's mean. The other modes do not pad.
+    `fill` is the colour, in [0, 1], that crop_mode "border" pads with: the model's mean. The other
+    modes do not pad.
     """
 
     def __init__(
@@ -172,7 +192,8 @@ class _Unless:
 def _posterize_to_black(step: Any) -> Any:
     """Let a timm policy posterize to 0 bits, which is black; Pillow 13 raises there.
 
-    timm reaches 0 bits at magnitude 10 ("rand-m9-mstd0.5-inc1" in 1 of 300 images) and for low magnitudes of "v0".
+    timm reaches 0 bits at magnitude 10 ("rand-m9-mstd0.5-inc1" in 1 of 300 images) and for low
+    magnitudes of "v0".
     """
     if isinstance(step, timm_policies.AutoAugment):
         ops = [op for sub_policy in step.policy for op in sub_policy]
@@ -194,15 +215,21 @@ def _posterize(image: Image.Image, bits: int, **options: Any) -> Image.Image:
 
 
 def _check_policy(policy: str, color_jitter: float) -> None:
-    """Refuse what timm would silently ignore: sections it cannot parse, unknown operation sets, jitter beside a policy."""
+    """Refuse what timm would silently ignore: sections it cannot parse, unknown operation sets,
+    jitter beside a policy.
+    """
     key = "data.augment.auto_augment"
     for section in policy.split("-")[1:]:
         known_set = section in _OPERATION_SETS
-        if not known_set and (section.startswith("t") or not re.fullmatch(r"[a-z]+\d[\d.]*|mstdinf", section)):
+        if not known_set and (
+            section.startswith("t") or not re.fullmatch(r"[a-z]+\d[\d.]*|mstdinf", section)
+        ):
             raise InputError(
-                f"{key}: section {section!r} of {policy!r} means nothing to timm: write for example rand-m7-mstd0.5-inc1"
+                f"{key}: section {section!r} of {policy!r} means nothing to timm: write for example"
+                " rand-m7-mstd0.5-inc1"
             )
     if color_jitter and "3a" not in policy:
         raise InputError(
-            f"data.augment.color_jitter: {color_jitter} has no effect beside auto_augment {policy!r}: set it to 0, or auto_augment to null"
+            f"data.augment.color_jitter: {color_jitter} has no effect beside auto_augment"
+            f" {policy!r}: set it to 0, or auto_augment to null"
         )

@@ -1,4 +1,6 @@
-"""What a class name says, and the one order in which classes are numbered, whatever kind of source they come from."""
+"""What a class name says, and the one order in which classes are numbered, whatever kind of source
+they come from.
+"""
 
 import re
 import unicodedata
@@ -13,9 +15,11 @@ _MOST_DIGITS = 9
 
 
 def meaning(name: str) -> str:
-    """What is compared of a name: a number without leading zeros; else the text in Unicode's form NFC, without blanks around it.
+    """What is compared of a name: a number without leading zeros; else the text in Unicode's form
+    NFC, without blanks around it.
 
-    macOS writes an accent as a character of its own (NFD) where a list typed elsewhere has one character for both.
+    macOS writes an accent as a character of its own (NFD) where a list typed elsewhere has one
+    character for both.
     """
     text = unicodedata.normalize("NFC", name).strip()
     return (text.lstrip("0") or "0") if _NUMBER.fullmatch(text) else text
@@ -30,12 +34,14 @@ def class_numbers(names: Sequence[str]) -> list[int] | None:
 
 
 def order_classes(names: Sequence[str], where: str) -> tuple[str, ...]:
-    """Return the order in which the classes of a source without a class list are numbered. Every kind of source asks here.
+    """Return the order in which the classes of a source without a class list are numbered. Every
+    kind of source asks here.
 
-    Names that are all numbers are sorted by value: a folder named 10 means class 10, and as text it stands before 2.
-    Every other list, mixed ones too, is sorted by code points, as torchvision's ImageFolder sorts folders and as runs
-    and exports of earlier versions have it. timm's reader sorts "class2" before "class10", and ignores capitals: where
-    the two orders differ and a model does not name its classes, `distill.models.labels` asks for a list.
+    Names that are all numbers are sorted by value: a folder named 10 means class 10, and as text it
+    stands before 2. Every other list, mixed ones too, is sorted by code points, as torchvision's
+    ImageFolder sorts folders and as runs and exports of earlier versions have it. timm's reader
+    sorts "class2" before "class10", and ignores capitals: where the two orders differ and a model
+    does not name its classes, `distill.models.labels` asks for a list.
 
     Args:
         where: names the data in messages.
@@ -50,7 +56,8 @@ def order_classes(names: Sequence[str], where: str) -> tuple[str, ...]:
 
 
 def listed_order(names: Sequence[str], where: str) -> tuple[str, ...]:
-    """The order of classes that data name in a list of their own (a ClassLabel, a manifest): that of the list, but numbers by value.
+    """The order of classes that data name in a list of their own (a ClassLabel, a manifest): that
+    of the list, but numbers by value.
 
     Lists of numbers are mostly folders that another program has sorted as text.
 
@@ -64,11 +71,16 @@ def listed_order(names: Sequence[str], where: str) -> tuple[str, ...]:
 
 
 def natural_order(names: Sequence[str]) -> tuple[str, ...]:
-    """The order of timm's folder reader: numbers within names by value, without regard to capitals."""
+    """The order of timm's folder reader: numbers within names by value, without regard
+    to capitals.
+    """
 
     def key(name: str) -> list[tuple[int, str]]:
         parts = _DIGITS.split(name.lower())
-        return [(len(part.lstrip("0")), part.lstrip("0")) if i % 2 else (0, part) for i, part in enumerate(parts)]
+        return [
+            (len(part.lstrip("0")), part.lstrip("0")) if i % 2 else (0, part)
+            for i, part in enumerate(parts)
+        ]
 
     return tuple(sorted(names, key=key))
 
@@ -77,8 +89,8 @@ def check_names(names: Sequence[str], where: str) -> None:
     """Refuses names that cannot be told apart or written down.
 
     Raises:
-        InputError: an empty name, one that is not UTF-8, or two that say the same ("1" and "01", one accent in two forms of
-            Unicode, a blank more).
+        InputError: an empty name, one that is not UTF-8, or two that say the same ("1" and "01",
+            one accent in two forms of Unicode, a blank more).
     """
     seen: dict[str, str] = {}
     for name in names:
@@ -92,7 +104,7 @@ def check_names(names: Sequence[str], where: str) -> None:
             raise InputError(f"{where}: the class name {name!r} is empty: give every class a name")
         if said in seen:
             raise InputError(
-                f"{where}: the class names {seen[said]!a} and {name!a} say the same, so which is meant cannot be told: "
-                "rename one, or put the images of both into one class"
+                f"{where}: the class names {seen[said]!a} and {name!a} say the same, so which is"
+                " meant cannot be told: rename one, or put the images of both into one class"
             )
         seen[said] = name

@@ -1,4 +1,6 @@
-"""Whose classes a run has, and which samples of a data set count: what can be said before any record is read."""
+"""Whose classes a run has, and which samples of a data set count: what can be said before any
+record is read.
+"""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -22,17 +24,20 @@ class Named(NamedTuple):
 
 
 def run_classes(trained: Sequence[Named], judged: Source | None) -> tuple[str, ...]:
-    """The class list of a run: that of all sources whose labels are read, and of the evaluation set.
+    """The class list of a run: that of all sources whose labels are read, and of the evaluation
+    set.
 
     A source whose labels nobody reads may have classes of its own, or none.
 
     Raises:
-        InputError: lists that must agree differ, labels are wanted where there are none, or nobody names the classes.
+        InputError: lists that must agree differ, labels are wanted where there are none, or nobody
+            names the classes.
     """
     for named in trained:
         if named.read and not named.source.classes:
             raise InputError(
-                f"{named.key}: has no labels, and {named.why} reads them: teach soft labels alone (objective.hard: null), or give labels"
+                f"{named.key}: has no labels, and {named.why} reads them: teach soft labels alone"
+                " (objective.hard: null), or give labels"
             )
     lists = [(named.key, named.source.classes, named.why) for named in trained if named.read]
     if judged is not None:
@@ -41,24 +46,29 @@ def run_classes(trained: Sequence[Named], judged: Source | None) -> tuple[str, .
         lists = [(named.key, named.source.classes, "") for named in trained if named.source.classes]
         if len({classes for _, classes, _ in lists}) > 1:
             raise InputError(
-                f"data.eval: nothing says whose classes the run has: {' and '.join(key for key, _, _ in lists)} differ, and nobody reads their "
-                "labels: give data.eval"
+                "data.eval: nothing says whose classes the run has:"
+                f" {' and '.join(key for key, _, _ in lists)} differ, and nobody reads their"
+                " labels: give data.eval"
             )
     if not lists or not lists[0][1]:
         raise InputError(
-            "data.eval: nothing here names the classes of the run: give data.eval, or a source with labels"
+            "data.eval: nothing here names the classes of the run: give data.eval, or a source with"
+            " labels"
         )
     first_key, classes, why = lists[-1] if judged is not None else lists[0]
     if len(classes) == 1:
         raise InputError(
-            f"{first_key}: has one class, {classes[0]!r}, and there is nothing to tell apart: give the folder above it, or data of several classes"
+            f"{first_key}: has one class, {classes[0]!r}, and there is nothing to tell apart: give"
+            " the folder above it, or data of several classes"
         )
     for key, others, reader in lists:
         same_classes(others, classes, key, first_key, reader or why)
     return classes
 
 
-def same_classes(train: tuple[str, ...], other: tuple[str, ...], key: str, other_key: str, why: str = "") -> None:
+def same_classes(
+    train: tuple[str, ...], other: tuple[str, ...], key: str, other_key: str, why: str = ""
+) -> None:
     """Raises InputError when two class lists say different things, naming the first difference."""
     if same_space(train, other):
         return
@@ -66,13 +76,15 @@ def same_classes(train: tuple[str, ...], other: tuple[str, ...], key: str, other
     absent = _only_there(train, other, key, other_key) or _only_there(other, train, other_key, key)
     reader = f", and {why} reads its labels" if why else ""
     raise InputError(
-        f"{how}{reader}. {absent}Give both the same list, a file with a class name a line, with {key}.classes and "
-        f"{other_key}.classes, or teach soft labels alone (objective.hard: null)"
+        f"{how}{reader}. {absent}Give both the same list, a file with a class name a line, with"
+        f" {key}.classes and {other_key}.classes, or teach soft labels alone (objective.hard: null)"
     )
 
 
 def _only_there(classes: tuple[str, ...], others: tuple[str, ...], key: str, other_key: str) -> str:
-    """Return which classes one list has beyond all of the other's; empty where each has some of its own, or neither."""
+    """Return which classes one list has beyond all of the other's; empty where each has some of its
+    own, or neither.
+    """
     own, theirs = {meaning(name): name for name in classes}, set(map(meaning, others))
     more = [name for said, name in own.items() if said not in theirs]
     if not more or not theirs <= own.keys():
@@ -104,8 +116,9 @@ def chosen_samples(
         if source.classes or keep != "all":
             setting = "keep_classes" if keep != "all" else "fraction"
             raise InputError(
-                f"{key.removesuffix('.train')}.{setting}: needs the label of every sample before any is read, and {key} has them inside its "
-                f"shards: convert it with `distill data shard`, whose manifest keeps them, or leave {setting} out"
+                f"{key.removesuffix('.train')}.{setting}: needs the label of every sample before"
+                f" any is read, and {key} has them inside its shards: convert it with `distill data"
+                f" shard`, whose manifest keeps them, or leave {setting} out"
             )
         labels = np.zeros(len(source), dtype=np.int64)  # without labels all are of one class
     chosen = stratified_subset(labels, fraction, seed)
@@ -114,5 +127,7 @@ def chosen_samples(
             shared = overlap(source.classes, classes)
         chosen = chosen[(shared if keep == "shared" else ~shared)[labels[chosen]]]
     if not len(chosen):
-        raise InputError(f"{key.removesuffix('.train')}.keep_classes: {keep} leaves no sample of {key}")
+        raise InputError(
+            f"{key.removesuffix('.train')}.keep_classes: {keep} leaves no sample of {key}"
+        )
     return chosen

@@ -1,8 +1,9 @@
 """Parquet files as Arrow files that can be mapped, each kept under a checksum of its contents.
 
-A row of a Parquet file can only be had by decoding its row group, some hundred images, so a file is converted once. The cache of `datasets`
-keys a conversion by path and time stamp, and serves the old images when a file is replaced under both; here a file with other
-bytes is another file, wherever it lies. Measured on 5,000 images: see docs/log.md.
+A row of a Parquet file can only be had by decoding its row group, some hundred images, so a file is
+converted once. The cache of `datasets` keys a conversion by path and time stamp, and serves the old
+images when a file is replaced under both; here a file with other bytes is another file, wherever it
+lies. Measured on 5,000 images: see docs/log.md.
 """
 
 import fcntl
@@ -23,15 +24,17 @@ from distill.errors import InputError
 # Rows of an Arrow batch: what `datasets` writes of images.
 _BATCH_ROWS = 100
 _BLOCK_BYTES = 1 << 22
-# A file that changed so shortly ago may change again under the same times, whose grain is some milliseconds.
+# A file that changed so shortly ago may change again under the same times, whose grain is some
+# milliseconds.
 _SETTLED_S = 2.0
 
 
 def arrow_file(path: Path) -> Path:
-    """The Arrow file with the rows of a Parquet file, or of an Arrow file of the format that cannot be mapped as it is.
+    """The Arrow file with the rows of a Parquet file, or of an Arrow file of the format that cannot
+    be mapped as it is.
 
-    It takes about the space of the file again, in `distill` below the cache folder of `datasets` (HF_DATASETS_CACHE), or in the
-    temporary folder where that cannot be written.
+    It takes about the space of the file again, in `distill` below the cache folder of `datasets`
+    (HF_DATASETS_CACHE), or in the temporary folder where that cannot be written.
 
     Raises:
         OSError, pyarrow.ArrowException: the file cannot be read, or is another format.
@@ -57,10 +60,13 @@ def _folder() -> Path:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError:
             continue
-        if os.access(folder, os.W_OK) and (folder == wanted or folder.lstat().st_uid == os.getuid()):
+        if os.access(folder, os.W_OK) and (
+            folder == wanted or folder.lstat().st_uid == os.getuid()
+        ):
             return folder
     raise InputError(
-        f"HF_DATASETS_CACHE: neither {wanted} nor {spare} can be written, and Parquet files are converted there: set it to a folder of yours"
+        f"HF_DATASETS_CACHE: neither {wanted} nor {spare} can be written, and Parquet files are"
+        " converted there: set it to a folder of yours"
     )
 
 
@@ -102,14 +108,18 @@ def _convert(path: Path, state: list[int], target: Path) -> None:
             assert writer is not None
             writer.close()
         if _state(path) != state:  # else other rows would be kept under this checksum
-            raise InputError(f"{path} changes while it is read: wait until it is written, then start again")
+            raise InputError(
+                f"{path} changes while it is read: wait until it is written, then start again"
+            )
         part.replace(target)
     finally:
         part.unlink(missing_ok=True)
 
 
 def _batches(path: Path) -> Iterator[Any]:
-    """Record batches, an empty one first for the schema; words that a writer has numbered (pandas' categories) become words again."""
+    """Record batches, an empty one first for the schema; words that a writer has numbered (pandas'
+    categories) become words again.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -127,12 +137,16 @@ def _batches(path: Path) -> Iterator[Any]:
             schema = schema.set(i, schema.field(i).with_type(schema.field(i).type.value_type))
         yield pa.RecordBatch.from_pylist([], schema=schema)
         for batch in batches:
-            columns = [c.dictionary_decode() if i in numbered else c for i, c in enumerate(batch.columns)]
+            columns = [
+                c.dictionary_decode() if i in numbered else c for i, c in enumerate(batch.columns)
+            ]
             yield pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
 def _part_of(path: Path) -> Path:
-    """Return where a file is written before it has its name; machines that share the folder have processes of one number."""
+    """Return where a file is written before it has its name; machines that share the folder have
+    processes of one number.
+    """
     return path.with_suffix(f".part-{socket.gethostname()}-{os.getpid()}")
 
 
@@ -144,7 +158,9 @@ def _write(path: Path, content: bytes) -> None:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """One process of the machine at a time; where the file system knows no locks, each makes its own and the last is kept."""
+    """One process of the machine at a time; where the file system knows no locks, each makes its
+    own and the last is kept.
+    """
     with path.open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX)

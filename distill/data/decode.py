@@ -10,15 +10,23 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from distill.data.depth import RefusedPixels, hidden_bits, is_deep, refuse_dark_high_bytes, to_8_bits
+from distill.data.depth import (
+    RefusedPixels,
+    hidden_bits,
+    is_deep,
+    refuse_dark_high_bytes,
+    to_8_bits,
+)
 from distill.data.records import Source, UnreadableShard, first_line
 from distill.data.stream.locks import locked
 from distill.errors import InputError, printable
 
-# Here and not with the first image, which each decoding process would wait for anew: they are forked from this one.
+# Here and not with the first image, which each decoding process would wait for anew: they are
+# forked from this one.
 Image.preinit()
 
-# Larger images are decoded at a half, a quarter or an eighth of their sides. 40 megapixels take 160 MB.
+# Larger images are decoded at a half, a quarter or an eighth of their sides. 40 megapixels take 160
+# MB.
 LARGE_PIXELS = 40_000_000
 # Pillow's own limit: it refuses more before it reads a pixel.
 MOST_PIXELS = 178_956_970
@@ -34,7 +42,8 @@ def read_image(source: Source, index: int) -> Image.Image:
     """Read and decode one record.
 
     Raises:
-        UnreadableImage: the file cannot be read, is not an image, or is cut short; from UnreadableShard where that is why.
+        UnreadableImage: the file cannot be read, is not an image, or is cut short; from
+            UnreadableShard where that is why.
         InputError: what no other record would mend, such as access that is refused.
     """
     try:
@@ -42,23 +51,29 @@ def read_image(source: Source, index: int) -> Image.Image:
     except InputError:
         raise
     except UnreadableShard as error:
-        raise UnreadableImage(f"{error}: mend it or its server, or set data.unreadable to skip") from error
-    # Decoders raise whatever a broken file drives them into: OSError, SyntaxError, struct.error, ...
+        raise UnreadableImage(
+            f"{error}: mend it or its server, or set data.unreadable to skip"
+        ) from error
+    # Decoders raise whatever a broken file drives them into: OSError, SyntaxError, struct.error,
+    # ...
     except Exception as error:
         raise UnreadableImage(
-            f"{printable(source.describe(index))}: unreadable image ({first_line(error)}): mend or remove it, "
-            "or set data.unreadable to skip"
+            f"{printable(source.describe(index))}: unreadable image ({first_line(error)}): mend or"
+            " remove it, or set data.unreadable to skip"
         ) from error
 
 
 def decode(record: bytes | np.ndarray) -> Image.Image:
-    """An RGB image of 8 bits a channel. Orientation in EXIF is ignored and transparency dropped, as in timm.
+    """An RGB image of 8 bits a channel. Orientation in EXIF is ignored and transparency dropped, as
+    in timm.
 
-    A JPEG or PNG whose data end early is an error here, as PIL reports it; PIL's LOAD_TRUNCATED_IMAGES must stay off.
-    Of several frames the first is taken. More than 8 bits are scaled by what the file says (`depth`).
+    A JPEG or PNG whose data end early is an error here, as PIL reports it; PIL's
+    LOAD_TRUNCATED_IMAGES must stay off. Of several frames the first is taken. More than 8 bits are
+    scaled by what the file says (`depth`).
 
-    Above LARGE_PIXELS a JPEG is decoded at a half or a quarter of its sides, and other images are halved after decoding, one
-    at a time on this machine; each until it has LARGE_PIXELS at most. Ordinary images are as timm decodes them, bit for bit.
+    Above LARGE_PIXELS a JPEG is decoded at a half or a quarter of its sides, and other images are
+    halved after decoding, one at a time on this machine; each until it has LARGE_PIXELS at most.
+    Ordinary images are as timm decodes them, bit for bit.
 
     Args:
         record: an image file, or uint8 [H, W] or [H, W, 3].
@@ -80,11 +95,13 @@ def open_image(record: bytes) -> Image.Image:
     """An image file whose header has been read, and no pixel.
 
     Raises:
-        ValueError: no image, one that is larger than MOST_PIXELS, or of a format that is not decoded.
+        ValueError: no image, one that is larger than MOST_PIXELS, or of a format that is not
+            decoded.
         Exception: whatever Pillow raises for a broken header.
     """
     with warnings.catch_warnings():
-        # About palettes with transparency, broken EXIF, and the size, which is looked at by `decode`.
+        # About palettes with transparency, broken EXIF, and the size, which is looked at by
+        # `decode`.
         warnings.simplefilter("ignore")
         try:
             image = Image.open(io.BytesIO(record))
@@ -92,7 +109,8 @@ def open_image(record: bytes) -> Image.Image:
             raise ValueError("no image of a kind that Pillow knows") from None
         except Image.DecompressionBombError as error:
             raise ValueError(
-                f"it has more than the {MOST_PIXELS / 1e6:.0f} megapixels that are decoded at most: shrink it"
+                f"it has more than the {MOST_PIXELS / 1e6:.0f} megapixels that are decoded at most:"
+                " shrink it"
             ) from error
     if image.format in _REFUSED_FORMATS:
         raise ValueError(f"{image.format} is not decoded: convert it")
@@ -100,7 +118,9 @@ def open_image(record: bytes) -> Image.Image:
 
 
 def pixel_format(image: Image.Image) -> str:
-    """How an opened image stores its pixels, for people: Pillow's mode, and the bits of a sample where the mode hides them."""
+    """How an opened image stores its pixels, for people: Pillow's mode, and the bits of a sample
+    where the mode hides them.
+    """
     bits = hidden_bits(image)
     return image.mode if bits is None else f"{image.mode} of {bits} bits"
 
@@ -121,7 +141,9 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _decoded_small(image: Image.Image) -> Image.Image:
-    """The image at a half, a quarter or an eighth of its sides, so that it has LARGE_PIXELS at most."""
+    """The image at a half, a quarter or an eighth of its sides, so that it has LARGE_PIXELS at
+    most.
+    """
     factor = 2
     while image.width * image.height > LARGE_PIXELS * factor**2:
         factor *= 2
@@ -140,7 +162,8 @@ def _decoded_small(image: Image.Image) -> Image.Image:
 
 
 def _wait_for_turn(stack: ExitStack) -> None:
-    """Hold the machine's lock for large images until `stack` ends, so that one process at a time has a whole one in memory.
+    """Hold the machine's lock for large images until `stack` ends, so that one process at a time
+    has a whole one in memory.
 
     Without a temporary folder that can be written there is no turn to wait for.
     """

@@ -10,7 +10,8 @@ from PIL import Image, TiffImagePlugin
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _MAX_SAMPLE_VALUE = 258, 262, 281
 _SAMPLE_FORMAT, _S_MIN_SAMPLE_VALUE, _S_MAX_SAMPLE_VALUE = 339, 340, 341
 _UNSIGNED, _WHITE_IS_ZERO = 1, 0
-# A picture that stays below this share of a range that is only implied by its number of bits has another range.
+# A picture that stays below this share of a range that is only implied by its number of bits has
+# another range.
 _LEAST_SHARE = 1 / 16
 _HOW = "store 8-bit pixels, or TIFF with SMinSampleValue and SMaxSampleValue"
 
@@ -26,7 +27,9 @@ def is_deep(image: Image.Image) -> bool:
 
 
 def hidden_bits(image: Image.Image) -> int | None:
-    """Bits of a sample in the file, where Pillow's mode is one of 8 bits and keeps the high byte. Of an image not loaded yet."""
+    """Bits of a sample in the file, where Pillow's mode is one of 8 bits and keeps the high byte.
+    Of an image not loaded yet.
+    """
     tile = getattr(image, "tile", None)  # of images that come from files
     raw = tile[0].args if tile else ""
     name = str(raw[0] if isinstance(raw, tuple) and raw else raw)
@@ -35,20 +38,29 @@ def hidden_bits(image: Image.Image) -> int | None:
 
 
 def refuse_dark_high_bytes(image: Image.Image) -> None:
-    """Refuse what `to_8_bits` refuses, in images of several channels of 16 bits, of which Pillow gives the high bytes alone.
+    """Refuse what `to_8_bits` refuses, in images of several channels of 16 bits, of which Pillow
+    gives the high bytes alone.
 
     Raises:
-        RefusedPixels: the high bytes stay below 16, or another range than that of the bits is stated.
+        RefusedPixels: the high bytes stay below 16, or another range than that of the bits is
+            stated.
     """
     if image.format not in ("PNG", "TIFF") or hidden_bits(image) is None:
         return
     if image.format == "TIFF" and _tag(image, _S_MAX_SAMPLE_VALUE, 65535) != 65535:
-        raise RefusedPixels(f"16 bits a channel, of which a range is stated: {_HOW[: _HOW.index(',')]}")
-    colours = [most for band, (_, most) in zip(image.getbands(), _extrema(image), strict=True) if band not in "Aa"]
+        raise RefusedPixels(
+            f"16 bits a channel, of which a range is stated: {_HOW[: _HOW.index(',')]}"
+        )
+    colours = [
+        most
+        for band, (_, most) in zip(image.getbands(), _extrema(image), strict=True)
+        if band not in "Aa"
+    ]
     if max(colours) < 256 * _LEAST_SHARE:
         raise RefusedPixels(
-            f"values below {(max(colours) + 1) * 256} of 65535, the most that their bits allow: whether the picture is dark, or has fewer "
-            f"bits than its file says, cannot be known: {_HOW[: _HOW.index(',')]}"
+            f"values below {(max(colours) + 1) * 256} of 65535, the most that their bits allow:"
+            " whether the picture is dark, or has fewer bits than its file says, cannot be known:"
+            f" {_HOW[: _HOW.index(',')]}"
         )
 
 
@@ -58,15 +70,18 @@ def _extrema(image: Image.Image) -> list[tuple[float, float]]:
 
 
 def to_8_bits(image: Image.Image) -> Image.Image:
-    """The image in mode "L": the darkest and the brightest value that its file can state become 0 and 255.
+    """The image in mode "L": the darkest and the brightest value that its file can state become 0
+    and 255.
 
-    TIFF states them by SMinSampleValue and SMaxSampleValue, by a MaxSampleValue of 2^n - 1, or by its bits a sample; PNG,
-    JPEG 2000 and PGM by their bits, in which Pillow gives them. Of 16 bits the high byte is kept, as of RGB with 16 bits a
-    channel. `1.0` is white in a float image only where its tags say so.
+    TIFF states them by SMinSampleValue and SMaxSampleValue, by a MaxSampleValue of 2^n - 1, or by
+    its bits a sample; PNG, JPEG 2000 and PGM by their bits, in which Pillow gives them. Of 16 bits
+    the high byte is kept, as of RGB with 16 bits a channel. `1.0` is white in a float image only
+    where its tags say so.
 
     Raises:
-        RefusedPixels: nothing states a range, the values do not keep to it, or they stay in a sixteenth of what their
-            number of bits allows, as 12 bits do that lie in 16 without a word.
+        RefusedPixels: nothing states a range, the values do not keep to it, or they stay in a
+            sixteenth of what their number of bits allows, as 12 bits do that lie in 16 without a
+            word.
     """
     if len(image.getbands()) > 1:
         raise RefusedPixels(f"signed or float values in several channels: {_HOW}")
@@ -76,19 +91,25 @@ def to_8_bits(image: Image.Image) -> Image.Image:
         values = values.view(np.uint32)  # Pillow has no unsigned mode of 32 bits
     smallest, largest = values.min(), values.max()
     if not low <= smallest <= largest <= high:  # nor where one of them is no number
-        raise RefusedPixels(f"values from {smallest:g} to {largest:g}, and {low:g} to {high:g} are stated: {_HOW}")
+        raise RefusedPixels(
+            f"values from {smallest:g} to {largest:g}, and {low:g} to {high:g} are stated: {_HOW}"
+        )
     if not stated and 0 < largest < (high + 1) * _LEAST_SHARE:
         raise RefusedPixels(
-            f"values up to {largest} of {high:.0f}, the most that their bits allow: whether the picture is dark, or has fewer bits than "
-            f"its file says, cannot be known: {_HOW}"
+            f"values up to {largest} of {high:.0f}, the most that their bits allow: whether the"
+            f" picture is dark, or has fewer bits than its file says, cannot be known: {_HOW}"
         )
     pixels = np.empty(values.shape, np.uint8)
-    for row, line in enumerate(values):  # a line at a time, since 64 bits of a large image would take gigabytes
+    for row, line in enumerate(
+        values
+    ):  # a line at a time, since 64 bits of a large image would take gigabytes
         if np.issubdtype(values.dtype, np.integer):
             pixels[row] = ((line.astype(np.int64) - int(low)) << 8) // (int(high) - int(low) + 1)
         else:
             pixels[row] = np.rint((line.astype(np.float64) - low) / (high - low) * 255)
-    if image.format == "TIFF" and _tag(image, _PHOTOMETRIC, 1) == _WHITE_IS_ZERO:  # which Pillow minds in 8 bits alone
+    if (
+        image.format == "TIFF" and _tag(image, _PHOTOMETRIC, 1) == _WHITE_IS_ZERO
+    ):  # which Pillow minds in 8 bits alone
         pixels = 255 - pixels
     return Image.fromarray(pixels)
 
@@ -104,7 +125,9 @@ def _range(image: Image.Image) -> tuple[float, float, bool]:
         return 0, 65535, True
     if image.mode != "F" and image.format == "PNG":
         return 0, 65535, False
-    raise RefusedPixels(f"{image.format} in mode {image.mode} does not state the range of its values: {_HOW}")
+    raise RefusedPixels(
+        f"{image.format} in mode {image.mode} does not state the range of its values: {_HOW}"
+    )
 
 
 def _tiff_range(image: Image.Image) -> tuple[float, float, bool]:
@@ -119,7 +142,8 @@ def _tiff_range(image: Image.Image) -> tuple[float, float, bool]:
         raise RefusedPixels(f"signed or float values whose range is not stated: {_HOW}")
     bits = int(_tag(image, _BITS_PER_SAMPLE, 1))
     most = _tag(image, _MAX_SAMPLE_VALUE, None)
-    # A statistic by the specification, but cameras of 10, 12 and 14 bits state so what their bits are.
+    # A statistic by the specification, but cameras of 10, 12 and 14 bits state so what their bits
+    # are.
     if most is not None and 255 <= most < 2**bits - 1 and int(most + 1).bit_count() == 1:
         return 0, int(most), True
     return 0, 2**bits - 1, bits % 16 != 0

@@ -1,4 +1,6 @@
-"""Fashion-MNIST: a balanced subset that ships with the package, or the whole set from its IDX files."""
+"""Fashion-MNIST: a balanced subset that ships with the package, or the whole set from its IDX
+files.
+"""
 
 import gzip
 import zlib
@@ -10,13 +12,25 @@ from distill.data.fingerprint import fingerprint
 from distill.data.records import Source, missing
 from distill.errors import InputError
 
-CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+CLASSES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
 EMBEDDED = Path(__file__).parent / "embedded" / "fashion_mnist.parquet"
 _PREFIX = {"train": "train", "test": "t10k"}
 
 
 def open_fashion_mnist(split: str, path: Path | None, key: str = "data.train") -> Source:
-    """The embedded subset (600 train and 100 test images a class), or with `path` the folder of IDX files, .gz or not.
+    """The embedded subset (600 train and 100 test images a class), or with `path` the folder of IDX
+    files, .gz or not.
 
     Debian's package `dataset-fashion-mnist` puts them in /usr/share/datasets/fashion-mnist.
 
@@ -37,7 +51,8 @@ class EmbeddedFashionMnist:
         import pyarrow.compute as pc
         import pyarrow.parquet as pq
 
-        # Read without `datasets`: its Arrow cache would be written anew on every machine for a file this small.
+        # Read without `datasets`: its Arrow cache would be written anew on every machine for a file
+        # this small.
         table = pq.read_table(EMBEDDED)
         table = table.filter(pc.equal(table["split"], split))
         images = table["image"].combine_chunks()
@@ -58,7 +73,12 @@ class EmbeddedFashionMnist:
     def fingerprint(self) -> str:
         """Of names, labels and images."""
         names = "\n".join(self._names).encode()
-        return fingerprint(self.labels, names, lambda rows: np.array([len(self._records[i]) for i in rows]), self.read)
+        return fingerprint(
+            self.labels,
+            names,
+            lambda rows: np.array([len(self._records[i]) for i in rows]),
+            self.read,
+        )
 
 
 class IdxSource:
@@ -72,14 +92,18 @@ class IdxSource:
         self.labels = read_idx(labels_path, 1).astype(np.int64)
         if len(self.labels) != len(self._images):
             raise InputError(
-                f"{key}.path: {self._images_path} holds {len(self._images)} images, {labels_path} {len(self.labels)} labels"
+                f"{key}.path: {self._images_path} holds {len(self._images)} images, {labels_path}"
+                f" {len(self.labels)} labels"
             )
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_images": None}  # a spawned worker reads 30 MB again rather than receive 47 MB
+        return {
+            **self.__dict__,
+            "_images": None,
+        }  # a spawned worker reads 30 MB again rather than receive 47 MB
 
     def read(self, index: int) -> np.ndarray:
         if self._images is None:
@@ -92,7 +116,9 @@ class IdxSource:
 
     def fingerprint(self) -> str:
         """Of labels and pixels."""
-        return fingerprint(self.labels, b"", lambda rows: np.full(len(rows), self.read(0).size), self.read)
+        return fingerprint(
+            self.labels, b"", lambda rows: np.full(len(rows), self.read(0).size), self.read
+        )
 
 
 def _find(folder: Path, name: str, key: str) -> Path:
@@ -100,7 +126,8 @@ def _find(folder: Path, name: str, key: str) -> Path:
         if path.exists():
             return path
     raise InputError(
-        f"{key}.path: {folder} has neither {name} nor {name}.gz: give the folder of Fashion-MNIST's four IDX files"
+        f"{key}.path: {folder} has neither {name} nor {name}.gz: give the folder of Fashion-MNIST's"
+        " four IDX files"
     )
 
 
@@ -115,11 +142,14 @@ def read_idx(path: Path, ndim: int) -> np.ndarray:
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path}: cannot be read ({error}): fetch it again") from error
     if data[:4] != bytes((0, 0, 8, ndim)):
-        raise InputError(f"{path}: not an IDX file of unsigned bytes with {ndim} axes: fetch it again")
+        raise InputError(
+            f"{path}: not an IDX file of unsigned bytes with {ndim} axes: fetch it again"
+        )
     shape = tuple(int(n) for n in np.frombuffer(data, ">u4", count=ndim, offset=4))
     header = 4 + 4 * ndim
     if len(data) - header != int(np.prod(shape)):
         raise InputError(
-            f"{path}: holds {len(data) - header} bytes, its header promises {int(np.prod(shape))}: fetch it again"
+            f"{path}: holds {len(data) - header} bytes, its header promises {int(np.prod(shape))}:"
+            " fetch it again"
         )
     return np.frombuffer(data, np.uint8, offset=header).reshape(shape)

@@ -13,14 +13,25 @@ from distill.data.splits import split_named
 from distill.data.walk import files_below
 from distill.errors import InputError, printable
 
-IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+IMAGE_EXTENSIONS = (
+    ".jpg",
+    ".jpeg",
+    ".png",
+    ".bmp",
+    ".webp",
+    ".tif",
+    ".tiff",
+    ".gif",
+    ".ppm",
+    ".pgm",
+)
 
 
 class ImageFolderSource:
     """One folder a class, in the order of `order_classes`, images anywhere below it.
 
-    Paths are kept in one block of bytes: a list of a million strings would be copied into every worker, a page at a time, as
-    reference counts touch it.
+    Paths are kept in one block of bytes: a list of a million strings would be copied into every
+    worker, a page at a time, as reference counts touch it.
     """
 
     def __init__(self, root: Path, classes: tuple[str, ...] | None, key: str) -> None:
@@ -37,7 +48,8 @@ class ImageFolderSource:
             if not found:
                 extensions = " ".join(sorted(IMAGE_EXTENSIONS))
                 raise InputError(
-                    f"{key}.path: class folder {root / folder} has no images ({extensions}): fill it or remove it"
+                    f"{key}.path: class folder {root / folder} has no images ({extensions}): fill"
+                    " it or remove it"
                 )
             paths += found
             labels.append(np.full(len(found), label, dtype=np.int64))
@@ -74,20 +86,33 @@ def _size(path: bytes) -> int:
 
 
 def class_folders(root: Path, has_list: bool, key: str) -> tuple[str, ...]:
-    """The names of the folders that are classes, in the order of `order_classes`, or by text where a class list says the order.
+    """The names of the folders that are classes, in the order of `order_classes`, or by text where
+    a class list says the order.
 
     Raises:
-        InputError: there are none; names that cannot be told apart; folders of splits (train, val) rather than of classes.
+        InputError: there are none; names that cannot be told apart; folders of splits (train, val)
+            rather than of classes.
     """
     if not root.is_dir():
-        raise missing(root, key) if not root.exists() else InputError(f"{key}.path: {root} is not a folder")
+        raise (
+            missing(root, key)
+            if not root.exists()
+            else InputError(f"{key}.path: {root} is not a folder")
+        )
     try:
-        found = [entry.name for entry in os.scandir(root) if entry.is_dir() and not is_leftover(entry.name)]
+        found = [
+            entry.name
+            for entry in os.scandir(root)
+            if entry.is_dir() and not is_leftover(entry.name)
+        ]
     except OSError as error:
-        raise InputError(f"{key}.path: {root} cannot be read ({error.strerror}): correct its permissions") from error
+        raise InputError(
+            f"{key}.path: {root} cannot be read ({error.strerror}): correct its permissions"
+        ) from error
     if not found:
         raise InputError(
-            f"{key}.path: {root} has no class folders: put the images of each class into a folder of its own"
+            f"{key}.path: {root} has no class folders: put the images of each class into a folder"
+            " of its own"
         )
     check_names(found, f"{key}.path {root}")
     if not has_list:
@@ -96,11 +121,14 @@ def class_folders(root: Path, has_list: bool, key: str) -> tuple[str, ...]:
 
 
 def _refuse_splits(root: Path, folders: list[str], key: str) -> None:
-    """A class may be called train; but folders of two splits, or one split alone with folders in it, are no classes."""
+    """A class may be called train; but folders of two splits, or one split alone with folders in
+    it, are no classes.
+    """
     named = sorted(name for name in folders if split_named(name) is not None)
     alone = len(folders) == 1 and any(entry.is_dir() for entry in os.scandir(root / folders[0]))
     if len({split_named(name) for name in named}) > 1 or (named and alone):
         raise InputError(
-            f"{key}.path: {root} holds folders of splits, not of classes: {', '.join(named)}. "
-            f"Give one of them: {' or '.join(str(root / name) for name in named)} (where they are classes, name all classes with {key}.classes)"
+            f"{key}.path: {root} holds folders of splits, not of classes: {', '.join(named)}. Give"
+            f" one of them: {' or '.join(str(root / name) for name in named)} (where they are"
+            f" classes, name all classes with {key}.classes)"
         )

@@ -1,4 +1,6 @@
-"""Which kind of data a path on the command line names: what a recipe says with `kind`, seen from what lies there."""
+"""Which kind of data a path on the command line names: what a recipe says with `kind`, seen from
+what lies there.
+"""
 
 import json
 import os
@@ -35,12 +37,14 @@ def guess_source(
 ) -> schema.Source:
     """The source that a path names.
 
-    A stream: a URL (https://, s3://, hf://), *.tar, names in braces, a folder of tar files (below subfolders too) or one that `distill data shard` wrote. Else a
-    saved data set, Arrow or Parquet files, Fashion-MNIST (by its name or its IDX files), or an image folder.
+    A stream: a URL (https://, s3://, hf://), *.tar, names in braces, a folder of tar files (below
+    subfolders too) or one that `distill data shard` wrote. Else a saved data set, Arrow or Parquet
+    files, Fashion-MNIST (by its name or its IDX files), or an image folder.
 
     Args:
         classes: a file of class names, or a label space.
-        split: for kinds that have splits; where there are several and none is given, opening the source refuses and lists them.
+        split: for kinds that have splits; where there are several and none is given, opening the
+            source refuses and lists them.
         default_split: of Fashion-MNIST, whose splits are known.
         labelled: False takes images without labels, from a stream or Parquet.
         option: what the path is called on the command line, for messages.
@@ -51,13 +55,21 @@ def guess_source(
     spec: dict[str, Any] = {"path": path, "classes": classes}
     kind = _kind(path, option)
     if kind == "fashion_mnist":
-        name, _, own_split = path.partition(":") if path.startswith(_FASHION_MNIST) else ("", "", "")
+        name, _, own_split = (
+            path.partition(":") if path.startswith(_FASHION_MNIST) else ("", "", "")
+        )
         if own_split and split not in (None, own_split):
-            raise InputError(f"{option} {path} names split {own_split}, and --split {split}: leave one out")
+            raise InputError(
+                f"{option} {path} names split {own_split}, and --split {split}: leave one out"
+            )
         chosen = own_split or split or default_split
         if chosen not in _FASHION_MNIST_SPLITS:
-            raise InputError(f"{option} {path}: Fashion-MNIST has no split {chosen!r}: it has train and test")
-        return _ANY_SOURCE.validate_python({"kind": kind, "split": chosen, "path": None if name else path})
+            raise InputError(
+                f"{option} {path}: Fashion-MNIST has no split {chosen!r}: it has train and test"
+            )
+        return _ANY_SOURCE.validate_python(
+            {"kind": kind, "split": chosen, "path": None if name else path}
+        )
     if kind == "parquet" and not labelled:
         kind = "stream"  # a table wants its label column
     if kind == "stream":
@@ -65,7 +77,10 @@ def guess_source(
     elif kind != "image_folder":
         spec |= {"split": split}
     elif split is not None:
-        raise InputError(f"--split {split}: {path} ({kind}) has no splits; leave it out, or give the split's own path")
+        raise InputError(
+            f"--split {split}: {path} ({kind}) has no splits; leave it out, or give the split's own"
+            " path"
+        )
     return _ANY_SOURCE.validate_python({"kind": kind, **spec})
 
 
@@ -89,10 +104,17 @@ def _kind(path: str, option: str) -> str:
         raise _missing(place, option)
     if any((place / name).is_file() for name in ("state.json", "dataset_dict.json")):
         return "saved"
-    found = [kind for kind in _SHARD_KINDS if path.lower().endswith(f".{kind}") or _holds(place, f".{kind}")]
+    found = [
+        kind
+        for kind in _SHARD_KINDS
+        if path.lower().endswith(f".{kind}") or _holds(place, f".{kind}")
+    ]
     if len(found) > 1:
         several = " and ".join(f"*.{kind}" for kind in found)
-        raise InputError(f"{option} {path}: holds {several}: say which with a pattern, such as '{path}/*.{found[0]}'")
+        raise InputError(
+            f"{option} {path}: holds {several}: say which with a pattern, such as"
+            f" '{path}/*.{found[0]}'"
+        )
     if found and (found == ["tar"] or _is_ours(place / MANIFEST_FILE)):
         return "stream"
     if found:
@@ -103,11 +125,15 @@ def _kind(path: str, option: str) -> str:
 
 
 def _holds(folder: Path, ending: str) -> bool:
-    return folder.is_dir() and any(entry.name.lower().endswith(ending) for entry in os.scandir(folder))
+    return folder.is_dir() and any(
+        entry.name.lower().endswith(ending) for entry in os.scandir(folder)
+    )
 
 
 def _kind_of_first(folder: Path) -> str:
-    """The kind of a folder's first file that has one, below subfolders too. Does not walk on through a million images."""
+    """The kind of a folder's first file that has one, below subfolders too. Does not walk on
+    through a million images.
+    """
     for _, subfolders, files in os.walk(folder):
         subfolders[:] = sorted(name for name in subfolders if not is_leftover(name))
         for name in sorted(files):
@@ -122,7 +148,9 @@ def _kind_of_first(folder: Path) -> str:
 
 
 def _is_ours(manifest: Path) -> bool:
-    """Whether a manifest.json is one of shards; a damaged one is said to be damaged by who reads it."""
+    """Whether a manifest.json is one of shards; a damaged one is said to be damaged by who reads
+    it.
+    """
     try:
         record = json.loads(read_regular(manifest))
     except OSError:
@@ -133,12 +161,17 @@ def _is_ours(manifest: Path) -> bool:
 
 
 def _missing(place: Path, option: str) -> InputError:
-    near = nearest(place.name, [each.name for each in place.parent.iterdir()]) if place.parent.is_dir() else ""
+    near = (
+        nearest(place.name, [each.name for each in place.parent.iterdir()])
+        if place.parent.is_dir()
+        else ""
+    )
     return InputError(f"{option} {place}: there is no such file or folder{near}")
 
 
 def in_options(message: str, option: str) -> str:
-    """A message of the data room, which speaks of a recipe's keys, in the words of the command line.
+    """A message of the data room, which speaks of a recipe's keys, in the words of the command
+    line.
 
     Args:
         option: what the source is called there, and the key that it was opened under.
@@ -155,14 +188,15 @@ def in_options(message: str, option: str) -> str:
 
 
 def known_classes(classes: str | None) -> str | None:
-    """What `--classes` may be, as it is: a file of class names, or a label space such as imagenet-1k.
+    """What `--classes` may be, as it is: a file of class names, or a label space such as
+    imagenet-1k.
 
     Raises:
         InputError: neither.
     """
     if classes is not None and not Path(classes).expanduser().is_file() and classes not in NAMES:
         raise InputError(
-            f"--classes {classes}: neither a file nor a label set{nearest(classes, NAMES)}: give a file, a class name a line, or one of "
-            f"{', '.join(NAMES)}"
+            f"--classes {classes}: neither a file nor a label set{nearest(classes, NAMES)}: give a"
+            f" file, a class name a line, or one of {', '.join(NAMES)}"
         )
     return classes

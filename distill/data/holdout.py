@@ -1,4 +1,6 @@
-"""Hold-out evaluation: a fixed part of each class is evaluated on, and training sees only the rest."""
+"""Hold-out evaluation: a fixed part of each class is evaluated on, and training sees
+only the rest.
+"""
 
 import glob
 import hashlib
@@ -20,10 +22,16 @@ def open_whole(data: schema.Data, root: Path) -> Source | None:
     Raises:
         InputError: as `open_source`.
     """
-    return open_source(data.train, root, "data.train", data.shards) if isinstance(data.eval, schema.HoldOut) else None
+    return (
+        open_source(data.train, root, "data.train", data.shards)
+        if isinstance(data.eval, schema.HoldOut)
+        else None
+    )
 
 
-def open_train(data: schema.Data, spec: schema.Source, root: Path, key: str, whole: Source | None = None) -> Source:
+def open_train(
+    data: schema.Data, spec: schema.Source, root: Path, key: str, whole: Source | None = None
+) -> Source:
     """Open what a run or a stage trains on: without the images that the run holds out.
 
     Args:
@@ -44,7 +52,9 @@ def open_train(data: schema.Data, spec: schema.Source, root: Path, key: str, who
     return Part(source, ~held_out(source, data.eval.fraction))
 
 
-def open_eval(data: schema.Data, root: Path, key: str = "data.eval", whole: Source | None = None) -> Source | None:
+def open_eval(
+    data: schema.Data, root: Path, key: str = "data.eval", whole: Source | None = None
+) -> Source | None:
     """Open what a run evaluates on; None where the recipe has no evaluation.
 
     Raises:
@@ -65,8 +75,8 @@ def open_eval(data: schema.Data, root: Path, key: str = "data.eval", whole: Sour
 def held_out(source: Source, fraction: float) -> np.ndarray:
     """Which images are for evaluation.
 
-    Keyed by class name and place in the class: neither the seed nor another class moves an image, and
-    a smaller fraction is a subset of a larger one.
+    Keyed by class name and place in the class: neither the seed nor another class moves an image,
+    and a smaller fraction is a subset of a larger one.
 
     Args:
         source: with labels that are known before any record is read.
@@ -117,11 +127,15 @@ class Part:
 
     def fingerprint(self) -> str:
         """Of the whole source, and of which records are in this part."""
-        return hashlib.sha256(self._source.fingerprint().encode() + self.indices.tobytes()).hexdigest()
+        return hashlib.sha256(
+            self._source.fingerprint().encode() + self.indices.tobytes()
+        ).hexdigest()
 
 
 def _refuse_overlap(spec: schema.Source, train: schema.Source, root: Path, key: str) -> None:
-    """Raise InputError where a stage may read images of data.train through other settings than data.train's."""
+    """Raise InputError where a stage may read images of data.train through other settings than
+    data.train's.
+    """
     if isinstance(spec, schema.Stream):
         return  # its images lie in shards, and data.train is none
     splits = (schema.SavedDataset, schema.FashionMnist)
@@ -134,8 +148,9 @@ def _refuse_overlap(spec: schema.Source, train: schema.Source, root: Path, key: 
     ours, theirs = _folder(spec.path, root, key), _folder(train.path, root, key)
     if ours == theirs or ours in theirs.parents or theirs in ours.parents:
         raise InputError(
-            f"{key}: reads {ours} with other settings than data.train, so it may train on images that data.eval "
-            "(kind: holdout) holds out: give both the same settings, or data.eval a source of its own"
+            f"{key}: reads {ours} with other settings than data.train, so it may train on images"
+            " that data.eval (kind: holdout) holds out: give both the same settings, or data.eval"
+            " a source of its own"
         )
 
 

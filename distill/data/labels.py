@@ -1,4 +1,6 @@
-"""Class names, label checks and the stratified subset: what is known of a data set before any image is read."""
+"""Class names, label checks and the stratified subset: what is known of a data set before any image
+is read.
+"""
 
 from collections.abc import Sequence
 
@@ -25,13 +27,15 @@ def check_labels(labels: np.ndarray, num_classes: int, where: str) -> None:
         row = int(wrong[0])
         hint = " (-1 usually marks a test split without labels)" if labels[row] == -1 else ""
         raise InputError(
-            f"{where}: row {row} has label {labels[row]}, and labels go from 0 to {num_classes - 1}; "
-            f"{len(wrong)} of {len(labels)} rows are outside{hint}: mend the labels or the class list"
+            f"{where}: row {row} has label {labels[row]}, and labels go from 0 to"
+            f" {num_classes - 1}; {len(wrong)} of {len(labels)} rows are outside{hint}: mend the"
+            " labels or the class list"
         )
 
 
 def index_names(names: Sequence[str], classes: Sequence[str], where: str) -> np.ndarray:
-    """Where each name stands in the class list, by what it says: "07" is 7, and an accent is the same in every form of Unicode.
+    """Where each name stands in the class list, by what it says: "07" is 7, and an accent is the
+    same in every form of Unicode.
 
     Returns:
         [len(names)] int64.
@@ -43,7 +47,8 @@ def index_names(names: Sequence[str], classes: Sequence[str], where: str) -> np.
     for name in names:
         if meaning(name) not in position:
             raise InputError(
-                f"{where}: class {name!r} is not in the class list of {len(classes)}{nearest(name, classes)}"
+                f"{where}: class {name!r} is not in the class list of"
+                f" {len(classes)}{nearest(name, classes)}"
             )
     return np.array([position[meaning(name)] for name in names], dtype=np.int64)
 
@@ -51,7 +56,8 @@ def index_names(names: Sequence[str], classes: Sequence[str], where: str) -> np.
 def stratified_subset(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     """A fixed part of every class (Table 13: 30 % and 60 % of ImageNet).
 
-    Each class keeps round(fraction * its size), at least 1. With the same seed a smaller fraction is a subset of a larger one.
+    Each class keeps round(fraction * its size), at least 1. With the same seed a smaller fraction
+    is a subset of a larger one.
 
     Args:
         labels: [N] integers >= 0.

@@ -1,8 +1,9 @@
 """Mixup and cutmix between neighbours, drawn from (seed, step, group), applied on the device.
 
-timm mixes sample i of a process's batch with sample B - 1 - i, both ways round, with one lambda for the batch. Here positions 2i and
-2i + 1 of the global batch are mixed both ways round, with one lambda for each group of `group_size` positions: the same statistics
-(the order is a shuffle), and independent of how the batch is cut over processes and micro-batches.
+timm mixes sample i of a process's batch with sample B - 1 - i, both ways round, with one lambda for
+the batch. Here positions 2i and 2i + 1 of the global batch are mixed both ways round, with one
+lambda for each group of `group_size` positions: the same statistics (the order is a shuffle), and
+independent of how the batch is cut over processes and micro-batches.
 """
 
 from random import Random
@@ -17,8 +18,9 @@ from distill.rng import hash64
 class MixPlan(NamedTuple):
     """How b samples are mixed, on the CPU.
 
-    lam: [b] float32, the weight of a sample's own label. boxes: [b, 4] int64 (top, bottom, left, right), the part of the image that
-    comes from the partner; empty (zeros) for mixup and for no mixing.
+    lam: [b] float32, the weight of a sample's own label. boxes: [b, 4] int64 (top, bottom, left,
+    right), the part of the image that comes from the partner; empty (zeros) for mixup and for no
+    mixing.
     """
 
     lam: torch.Tensor
@@ -38,7 +40,8 @@ class Mixing:
         num_classes: K.
         image_size: side of the square images.
         seed: of the run.
-        labelled: labels stand for the K classes; if not, targets are zeros, and nothing may read them.
+        labelled: labels stand for the K classes; if not, targets are zeros, and nothing may read
+            them.
     """
 
     def __init__(
@@ -82,7 +85,9 @@ class Mixing:
         boxes = np.array([box for _, box in draws], dtype=np.int64).reshape(-1, 4)[member]
         cut = boxes[:, 1] > boxes[:, 0]
         mixed = (lam != 1) & ~cut
-        return MixPlan(torch.from_numpy(lam), torch.from_numpy(boxes), bool(mixed.any()), bool(cut.any()))
+        return MixPlan(
+            torch.from_numpy(lam), torch.from_numpy(boxes), bool(mixed.any()), bool(cut.any())
+        )
 
     def _draw(self, step: int, group: int) -> tuple[float, tuple[int, int, int, int]]:
         """(lambda, box) of a group, as timm draws them for a batch."""
@@ -109,8 +114,8 @@ class Mixing:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Mix on the device of `images`, without waiting for it.
 
-        Bit for bit the same however a batch is cut into slices of whole pairs: multiplication and addition are kept apart, and a
-        weight of 1 or 0 changes nothing.
+        Bit for bit the same however a batch is cut into slices of whole pairs: multiplication and
+        addition are kept apart, and a weight of 1 or 0 changes nothing.
 
         Args:
             images: [b, H, W, 3] uint8, contiguous.
@@ -118,22 +123,31 @@ class Mixing:
             plan: of the same slots, on the same device; None for no mixing.
 
         Returns:
-            images [b, 3, H, W] float32 in [0, 1], channels-last; targets [b, K] float32, rows sum to 1, or to 0 without labels.
+            images [b, 3, H, W] float32 in [0, 1], channels-last; targets [b, K] float32, rows sum
+            to 1, or to 0 without labels.
         """
         targets = torch.zeros(len(labels), self.num_classes, device=labels.device)
         if plan is None:
-            return to_unit(images), targets.scatter_(1, labels[:, None], 1.0) if self.labelled else targets
+            return to_unit(images), (
+                targets.scatter_(1, labels[:, None], 1.0) if self.labelled else targets
+            )
         lam = plan.lam[:, None]
         if self.labelled:
-            targets.scatter_(1, labels[:, None], lam).scatter_add_(1, _partner(labels)[:, None], 1 - lam)
+            targets.scatter_(1, labels[:, None], lam).scatter_add_(
+                1, _partner(labels)[:, None], 1 - lam
+            )
         cut = plan.boxes[:, 1] > plan.boxes[:, 0]
         if plan.any_cutmix:
-            images = torch.where(_inside(plan.boxes, images.shape[1])[..., None], _partner(images), images)
+            images = torch.where(
+                _inside(plan.boxes, images.shape[1])[..., None], _partner(images), images
+            )
         pixels = to_unit(images)
         if plan.any_mixup:
             own = torch.where(cut, 1.0, plan.lam)[:, None, None, None]
             other = _partner(pixels.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).mul_(1 - own)
-            pixels = pixels.mul_(own).add_(other)  # in place: half the time of new tensors, the same bits
+            pixels = pixels.mul_(own).add_(
+                other
+            )  # in place: half the time of new tensors, the same bits
         return pixels, targets
 
 

@@ -1,7 +1,9 @@
-"""Who comes when: which sample, in which view, stands at which position. A pure function of (seed, step).
+"""Who comes when: which sample, in which view, stands at which position. A pure function of (seed,
+step).
 
-No permutation is ever stored. Each epoch's order is a keyed bijection of 0..n-1, evaluated for one batch at a time, so a resumed
-run starts at any step at no cost, and 14 million samples take no more memory than 10.
+No permutation is ever stored. Each epoch's order is a keyed bijection of 0..n-1, evaluated for one
+batch at a time, so a resumed run starts at any step at no cost, and 14 million samples take no more
+memory than 10.
 """
 
 from dataclasses import dataclass
@@ -12,15 +14,17 @@ import numpy as np
 from distill.errors import InputError
 from distill.rng import hash64, hash64_array
 
-# Measured over (position, value) cells and successive pairs: at n = 5 and 6 the chi-square excess is 19 sigma with 6 rounds,
-# 5 with 8, 2 with 10, none with 12. A batch of 2048 of 1.28 million takes about 1 ms.
+# Measured over (position, value) cells and successive pairs: at n = 5 and 6 the chi-square excess
+# is 19 sigma with 6 rounds, 5 with 8, 2 with 10, none with 12. A batch of 2048 of 1.28 million
+# takes about 1 ms.
 _ROUNDS = 12
 
 
 def permute(positions: np.ndarray, n: int, key: int) -> np.ndarray:
     """A pseudo-random bijection of 0..n-1, chosen by `key`, at the given positions only.
 
-    A Feistel network over the smallest power of two that holds n, walked until it lands inside (under two turns on average).
+    A Feistel network over the smallest power of two that holds n, walked until it lands inside
+    (under two turns on average).
 
     Args:
         positions: [B] integers in 0..n-1.
@@ -57,7 +61,8 @@ def permute(positions: np.ndarray, n: int, key: int) -> np.ndarray:
 class BatchPlan:
     """Slots of a global batch of B samples, all of them or b.
 
-    indices: [b] int64 into the source. views: [b] int64, which repeat of the image. positions: [b] int64, step * B + slot.
+    indices: [b] int64 into the source. views: [b] int64, which repeat of the image. positions: [b]
+      int64, step * B + slot.
     """
 
     epoch: int
@@ -80,24 +85,29 @@ class TrainOrder(Protocol):
         ...
 
     def successor(self, index: int, another_shard: bool = False) -> int:
-        """The sample that stands in for an unreadable one; of another shard where its own cannot be had."""
+        """The sample that stands in for an unreadable one; of another shard where its own cannot be
+        had.
+        """
         ...
 
 
 def too_few_samples(batch_size_global: int, num_samples: int, of: int | None) -> InputError:
-    """The error for a batch larger than the data, `of` the number before data.fraction and data.keep_classes."""
+    """The error for a batch larger than the data, `of` the number before data.fraction and
+    data.keep_classes.
+    """
     part = "" if of is None else f" (a part of {of}, by data.fraction or data.keep_classes)"
     return InputError(
-        f"train.batch_size_global is {batch_size_global} and there are {num_samples} training samples{part}: "
-        f"set it to {num_samples} or less"
+        f"train.batch_size_global is {batch_size_global} and there are {num_samples} training"
+        f" samples{part}: set it to {num_samples} or less"
     )
 
 
 class Order:
     """The global order of a training run over records that can be read in any order.
 
-    An epoch has n // batch_size_global steps and drops the tail, as timm does. With repeated augmentation it has as many steps, so
-    only about 1 / repeats of the images appear in it, each `repeats` times and, where the batch size allows, in one batch.
+    An epoch has n // batch_size_global steps and drops the tail, as timm does. With repeated
+    augmentation it has as many steps, so only about 1 / repeats of the images appear in it, each
+    `repeats` times and, where the batch size allows, in one batch.
 
     Args:
         num_samples: records in the source.
@@ -126,17 +136,22 @@ class Order:
         self._subset = subset
         self.steps_per_epoch = self.num_samples // batch_size_global
         if self.steps_per_epoch == 0:
-            raise too_few_samples(batch_size_global, self.num_samples, None if subset is None else num_samples)
+            raise too_few_samples(
+                batch_size_global, self.num_samples, None if subset is None else num_samples
+            )
 
     def batch(self, step: int, slots: np.ndarray | None = None) -> BatchPlan:
         """Some slots of the global batch of a step, null for all; O(B) in time and memory.
 
-        Neighbours (2i, 2i + 1), which mixup and cutmix join, are different images wherever the batch has enough of them. The repeats
-        of an image lie far apart, so that different processes see them.
+        Neighbours (2i, 2i + 1), which mixup and cutmix join, are different images wherever the
+        batch has enough of them. The repeats of an image lie far apart, so that different processes
+        see them.
         """
         size = self.batch_size_global
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
-        ranks, views = np.divmod(np.arange(step_in_epoch * size, (step_in_epoch + 1) * size), self.repeats)
+        ranks, views = np.divmod(
+            np.arange(step_in_epoch * size, (step_in_epoch + 1) * size), self.repeats
+        )
         if self.repeats > 1:
             ranks, views = _spread(ranks, views)
         if slots is None:
@@ -148,21 +163,28 @@ class Order:
         return BatchPlan(epoch, indices, views, step * size + slots)
 
     def successor(self, index: int, another_shard: bool = False) -> int:
-        """The next index in the order of the source (within the subset), around the end: stands in for an unreadable one."""
+        """The next index in the order of the source (within the subset), around the end: stands in
+        for an unreadable one.
+        """
         if self._subset is None:
             return (index + 1) % self._source_size
-        return int(self._subset[(int(np.searchsorted(self._subset, index)) + 1) % len(self._subset)])
+        return int(
+            self._subset[(int(np.searchsorted(self._subset, index)) + 1) % len(self._subset)]
+        )
 
 
 def _spread(ranks: np.ndarray, views: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Reorder one batch so that neighbours are different images.
 
-    View-major order does that whenever two images are whole in the batch. In smaller batches position i of the image-major order is
-    paired with i + B / 2 instead, which fails only if one image fills more than half of the batch.
+    View-major order does that whenever two images are whole in the batch. In smaller batches
+    position i of the image-major order is paired with i + B / 2 instead, which fails only if one
+    image fills more than half of the batch.
     """
     order = np.lexsort((ranks, views))
     half = len(ranks) // 2
     pairs = ranks[order][: 2 * half].reshape(half, 2)
     if (pairs[:, 0] == pairs[:, 1]).any():
-        order = np.concatenate([np.arange(2 * half).reshape(2, half).T.ravel(), np.arange(2 * half, len(ranks))])
+        order = np.concatenate(
+            [np.arange(2 * half).reshape(2, half).T.ravel(), np.arange(2 * half, len(ranks))]
+        )
     return ranks[order], views[order]

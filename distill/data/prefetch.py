@@ -17,9 +17,13 @@ MOST_READY = 64
 
 
 class DeviceIterator(Generic[Host, T]):
-    """`finish(batch)` for each host batch; on CUDA the next one is under way before one is handed out."""
+    """`finish(batch)` for each host batch; on CUDA the next one is under way before one is handed
+    out.
+    """
 
-    def __init__(self, host: HostIterator[Host], finish: Callable[[Host], T], device: torch.device) -> None:
+    def __init__(
+        self, host: HostIterator[Host], finish: Callable[[Host], T], device: torch.device
+    ) -> None:
         self._host = host
         self._batches: Iterator[T] = on_device(host, finish, device)
         self._ahead = int(device.type == "cuda")
@@ -34,7 +38,8 @@ class DeviceIterator(Generic[Host, T]):
         return batch
 
     def ready(self, count: int, timeout_s: float) -> bool:
-        """Whether the next `count` batches come without a wait; waits about so long for them, or without workers makes them.
+        """Whether the next `count` batches come without a wait; waits about so long for them, or
+        without workers makes them.
 
         Of more than 64 the first 64 are looked at.
 
@@ -57,15 +62,19 @@ def move(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.to(device, non_blocking=True)
 
 
-def on_device(host: Iterator[Host], finish: Callable[[Host], T], device: torch.device) -> Iterator[T]:
+def on_device(
+    host: Iterator[Host], finish: Callable[[Host], T], device: torch.device
+) -> Iterator[T]:
     return _prefetched(host, finish, device) if device.type == "cuda" else map(finish, host)
 
 
-def _prefetched(host: Iterator[Host], finish: Callable[[Host], Any], device: torch.device) -> Iterator[Any]:
+def _prefetched(
+    host: Iterator[Host], finish: Callable[[Host], Any], device: torch.device
+) -> Iterator[Any]:
     """`finish(batch)` for each host batch, one ahead, on a side stream.
 
-    The allocator may hand a batch's memory to the next one as soon as Python drops it; record_stream makes it wait for the work that
-    the caller has queued on it.
+    The allocator may hand a batch's memory to the next one as soon as Python drops it;
+    record_stream makes it wait for the work that the caller has queued on it.
     """
     side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 

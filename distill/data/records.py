@@ -11,19 +11,27 @@ from distill.errors import InputError, nearest
 
 
 class UnreadableShard(OSError):  # noqa: N818 - named for what it says of the shard
-    """A whole shard of records cannot be had. The message names it, and where in it the reading ended."""
+    """A whole shard of records cannot be had. The message names it, and where in it the reading
+    ended.
+    """
 
 
 class LabelsOnRead(Protocol):
-    """Labels that come with the records: indexed like an array, they are read as they are asked for."""
+    """Labels that come with the records: indexed like an array, they are read as they are asked
+    for.
+    """
 
     def __getitem__(self, indices: np.ndarray) -> np.ndarray:
-        """[b] indices -> [b] int64. Raises UnreadableImage's reasons (OSError) as `Source.read` does."""
+        """[b] indices -> [b] int64. Raises UnreadableImage's reasons (OSError) as `Source.read`
+        does.
+        """
         ...
 
 
 class Source(Protocol):
-    """N records. `labels`: [N] int64 in 0..K-1, or what reads them; -1 throughout without labels. `classes`: K names, none without labels."""
+    """N records. `labels`: [N] int64 in 0..K-1, or what reads them; -1 throughout without labels.
+    `classes`: K names, none without labels.
+    """
 
     @property
     def labels(self) -> np.ndarray | LabelsOnRead: ...
@@ -34,7 +42,9 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, index: int) -> bytes | np.ndarray:
-        """The undecoded file, or pixels as uint8 [H, W] or [H, W, 3]. Raises OSError when it cannot be read."""
+        """The undecoded file, or pixels as uint8 [H, W] or [H, W, 3]. Raises OSError when it cannot
+        be read.
+        """
         ...
 
     def describe(self, index: int) -> str:
@@ -42,11 +52,14 @@ class Source(Protocol):
         ...
 
     def fingerprint(self) -> str:
-        """SHA-256 over what the records are, wherever they lie, as far as it is cheap to know. May read files."""
+        """SHA-256 over what the records are, wherever they lie, as far as it is cheap to know. May
+        read files.
+        """
         ...
 
 
-# What file servers, archives and notebooks leave beside images: thumbnails, shadows, bins. Hidden names are left out as well.
+# What file servers, archives and notebooks leave beside images: thumbnails, shadows, bins. Hidden
+# names are left out as well.
 _LEFTOVERS = frozenset(
     (
         "@eadir",
@@ -62,7 +75,9 @@ _LEFTOVERS = frozenset(
 
 
 def is_leftover(name: str) -> bool:
-    """Whether a file or folder is no part of a data set: hidden (.AppleDouble, ._x.jpg, .ipynb_checkpoints), or left by a file server."""
+    """Whether a file or folder is no part of a data set: hidden (.AppleDouble, ._x.jpg,
+    .ipynb_checkpoints), or left by a file server.
+    """
     return name.startswith(".") or name.lower() in _LEFTOVERS
 
 
@@ -84,8 +99,8 @@ def read_regular(path: bytes | str | Path) -> bytes:
     """The bytes of a file.
 
     Raises:
-        OSError: it cannot be read, or is a pipe, a socket, a device or a folder: opening a pipe waits for its writer, and
-            reading a device may never end.
+        OSError: it cannot be read, or is a pipe, a socket, a device or a folder: opening a pipe
+            waits for its writer, and reading a device may never end.
     """
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise OSError(f"it is a {kind_of(path)}, not a file")
@@ -95,12 +110,19 @@ def read_regular(path: bytes | str | Path) -> bytes:
 
 def kind_of(path: bytes | str | Path) -> str:
     """What is at a path, for messages."""
-    kinds = {stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket", stat.S_IFDIR: "folder", stat.S_IFREG: "file"}
+    kinds = {
+        stat.S_IFIFO: "pipe",
+        stat.S_IFSOCK: "socket",
+        stat.S_IFDIR: "folder",
+        stat.S_IFREG: "file",
+    }
     return kinds.get(stat.S_IFMT(os.stat(path).st_mode), "device")
 
 
 def literal_start(path: str) -> tuple[str, str]:
-    """A local path in two: the folders of it that exist as written, and the rest, in which [ ] * { } may mean a pattern."""
+    """A local path in two: the folders of it that exist as written, and the rest, in which [ ] * {
+    } may mean a pattern.
+    """
     start, parts = Path(), Path(path).parts
     for i, part in enumerate(parts):
         if not (start / part).exists():
@@ -114,7 +136,8 @@ def missing(path: Path, key: str) -> InputError:
     parent = path.parent
     near = nearest(path.name, os.listdir(parent)) if parent.is_dir() else f" (nor does {parent})"
     return InputError(
-        f"{key}.path: {path} does not exist{near}: give a path that does, absolute or relative to data.root"
+        f"{key}.path: {path} does not exist{near}: give a path that does, absolute or relative to"
+        " data.root"
     )
 
 

@@ -1,4 +1,6 @@
-"""A source whose labels are counted in another class list: the only place where labels are renumbered for a model."""
+"""A source whose labels are counted in another class list: the only place where labels are
+renumbered for a model.
+"""
 
 import numpy as np
 
@@ -19,7 +21,9 @@ class Relabelled:
         self.classes = classes
         own = source.labels
         self.labels: np.ndarray | LabelsOnRead
-        self.labels = labels_for[own] if isinstance(own, np.ndarray) else _Renumbered(own, labels_for)
+        self.labels = (
+            labels_for[own] if isinstance(own, np.ndarray) else _Renumbered(own, labels_for)
+        )
 
     def __len__(self) -> int:
         return len(self._source)

@@ -1,4 +1,6 @@
-"""The worker's side of the loaders: which slots make a micro-batch, and how they become uint8 pixels."""
+"""The worker's side of the loaders: which slots make a micro-batch, and how they become uint8
+pixels.
+"""
 
 import contextlib
 import math
@@ -26,7 +28,9 @@ _MAX_SUBSTITUTES = 100
 
 @dataclass(frozen=True)
 class Shard:
-    """A process's part of every global batch: micro-batch a of rank r holds slots [(a W + r) m, (a W + r + 1) m)."""
+    """A process's part of every global batch: micro-batch a of rank r holds slots [(a W + r) m, (a
+    W + r + 1) m).
+    """
 
     rank: int
     world_size: int
@@ -57,7 +61,9 @@ class HostBatch(NamedTuple):
 
 
 class HostEvalBatch(NamedTuple):
-    """An evaluation batch on the CPU. images: [b, H, W, 3] uint8; labels, indices: [b] int64; valid: [b] bool."""
+    """An evaluation batch on the CPU. images: [b, H, W, 3] uint8; labels, indices: [b] int64;
+    valid: [b] bool.
+    """
 
     images: torch.Tensor
     labels: torch.Tensor
@@ -69,10 +75,11 @@ class HostEvalBatch(NamedTuple):
 class TrainBuilder:
     """(step, micro) -> HostBatch, a map-style data set for torch's DataLoader.
 
-    Steps are those of the run; the order's step 0 is `first_step`. `ahead` is told the order's step and this process's slots before
-    they are read.
+    Steps are those of the run; the order's step 0 is `first_step`. `ahead` is told the order's step
+    and this process's slots before they are read.
 
-    An InputError is returned rather than raised: torch would wrap it into a page of traceback on its way to the main process.
+    An InputError is returned rather than raised: torch would wrap it into a page of traceback on
+    its way to the main process.
     """
 
     def __init__(
@@ -107,7 +114,9 @@ class TrainBuilder:
         images = _empty_images(len(slots), self._transform.image_size)
         pixels = images.numpy()
         num_skipped = 0
-        for index, members in _grouped(indices):  # an image whose views share the micro-batch is decoded once
+        for index, members in _grouped(
+            indices
+        ):  # an image whose views share the micro-batch is decoded once
             image, substitute = self._read(index)
             if substitute != index:
                 shown[members] = substitute
@@ -124,11 +133,19 @@ class TrainBuilder:
         )
 
     def _labels(self, shown: np.ndarray) -> np.ndarray:
-        """Labels of samples that have been read; 0 where they are of another space, and nothing looks at them."""
-        return self._source.labels[shown] if self._mixing.labelled else np.zeros(len(shown), dtype=np.int64)
+        """Labels of samples that have been read; 0 where they are of another space, and nothing
+        looks at them.
+        """
+        return (
+            self._source.labels[shown]
+            if self._mixing.labelled
+            else np.zeros(len(shown), dtype=np.int64)
+        )
 
     def _read(self, index: int) -> tuple[Image.Image, int]:
-        """The image, and the index it came from: the next readable one when unreadable images are skipped."""
+        """The image, and the index it came from: the next readable one when unreadable images are
+        skipped.
+        """
         if self._unreadable == "error":
             return read_image(self._source, index), index
         candidate, tried = index, set[int]()
@@ -138,16 +155,21 @@ class TrainBuilder:
             except UnreadableImage as error:
                 tried.add(candidate)
                 last, failed = error, candidate
-                candidate = self._order.successor(failed, isinstance(error.__cause__, UnreadableShard))
+                candidate = self._order.successor(
+                    failed, isinstance(error.__cause__, UnreadableShard)
+                )
                 if candidate in tried:  # all that its shard has
                     candidate = self._order.successor(failed, another_shard=True)
         raise InputError(
-            f"{_MAX_SUBSTITUTES} images in a row are unreadable from {self._source.describe(index)} on; the last one: {last}"
+            f"{_MAX_SUBSTITUTES} images in a row are unreadable from {self._source.describe(index)}"
+            f" on; the last one: {last}"
         )
 
 
 class EvalBuilder:
-    """Batch number -> HostEvalBatch. Batch j of rank r holds samples [(j W + r) b, (j W + r + 1) b), the last one repeated past the end."""
+    """Batch number -> HostEvalBatch. Batch j of rank r holds samples [(j W + r) b, (j W + r + 1)
+    b), the last one repeated past the end.
+    """
 
     def __init__(
         self,
@@ -200,7 +222,9 @@ class EvalBuilder:
 
 
 def _empty_images(count: int, size: int) -> torch.Tensor:
-    """[count, size, size, 3] uint8; in a worker in memory that the main process shares, where it would be copied to otherwise."""
+    """[count, size, size, 3] uint8; in a worker in memory that the main process shares, where it
+    would be copied to otherwise.
+    """
     shape = (count, size, size, 3)
     if torch.utils.data.get_worker_info() is None:
         return torch.empty(shape, dtype=torch.uint8)
@@ -216,5 +240,7 @@ def _grouped(indices: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def _global_state_kept() -> contextlib.AbstractContextManager[None]:
-    """In the main process the generators belong to the model; in a worker nobody else draws from them."""
+    """In the main process the generators belong to the model; in a worker nobody else draws from
+    them.
+    """
     return seeded(0) if torch.utils.data.get_worker_info() is None else contextlib.nullcontext()

@@ -1,7 +1,7 @@
 """Records of undecoded bytes with their labels, opened from what the recipe says.
 
-A source knows nothing of order, epochs or pixels. It is cheap to send to a loader worker: what is large is memory-mapped,
-shared by fork, or reopened on first use.
+A source knows nothing of order, epochs or pixels. It is cheap to send to a loader worker: what is
+large is memory-mapped, shared by fork, or reopened on first use.
 """
 
 from pathlib import Path
@@ -35,7 +35,8 @@ def open_source(
         shards: how the shards of a stream come here.
 
     Raises:
-        InputError: missing files, empty classes, unknown columns, labels outside the class list, no records; of a stream, also no access.
+        InputError: missing files, empty classes, unknown columns, labels outside the class list, no
+            records; of a stream, also no access.
     """
     source: Source
     match spec:
@@ -57,5 +58,7 @@ def open_source(
 
 
 def says_order(spec: schema.Source) -> bool:
-    """Whether a recipe says in which order the classes of a source are numbered; else it follows from their names."""
+    """Whether a recipe says in which order the classes of a source are numbered; else it follows
+    from their names.
+    """
     return isinstance(spec, schema.FashionMnist) or spec.classes is not None

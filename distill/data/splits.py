@@ -1,7 +1,9 @@
-"""Which split a file or folder belongs to, told by its name: one way for tables, saved data sets, image folders and shards.
+"""Which split a file or folder belongs to, told by its name: one way for tables, saved data sets,
+image folders and shards.
 
-A name is cut at - _ . and its words are looked at, wherever they stand: imagenet1k-validation-00.tar is of validation. A file's own
-name comes before those of the folders above it, the nearest of these first.
+A name is cut at - _ . and its words are looked at, wherever they stand:
+imagenet1k-validation-00.tar is of validation. A file's own name comes before those of the folders
+above it, the nearest of these first.
 """
 
 import posixpath
@@ -22,7 +24,9 @@ _WORDS = re.compile(r"[-_.]")
 
 
 def split_of(path: str) -> str | None:
-    """The split of a file or folder by its path below the data's root: train, validation, test or eval; None without such a word."""
+    """The split of a file or folder by its path below the data's root: train, validation, test or
+    eval; None without such a word.
+    """
     for part in reversed(path.strip("/").split("/")):
         for word in _WORDS.split(part.lower()):
             if word in _SPLIT_OF:
@@ -31,7 +35,9 @@ def split_of(path: str) -> str | None:
 
 
 def split_named(folder: str) -> str | None:
-    """The split that a folder is called, where that is all of its name: a class may be called test_tube."""
+    """The split that a folder is called, where that is all of its name: a class may be called
+    test_tube.
+    """
     return _SPLIT_OF.get(folder.lower())
 
 
@@ -43,7 +49,8 @@ def same_split(split: str, other: str) -> bool:
 def refuse_several(paths: Iterable[str], where: str, key: str, fix: str) -> None:
     """Raises InputError when the paths are of several splits, listing them.
 
-    Files of a split to evaluate on beside files whose names say no split are two sets as well (cifar.tar, cifar_test.tar).
+    Files of a split to evaluate on beside files whose names say no split are two sets as well
+    (cifar.tar, cifar_test.tar).
 
     Args:
         paths: below the data's root.
@@ -55,15 +62,21 @@ def refuse_several(paths: Iterable[str], where: str, key: str, fix: str) -> None
     found = sorted((split for split in names if split is not None), key=_rank)
     if len(found) == 1 and found != ["train"] and None in names:
         raise InputError(
-            f"{key}: {where} has files of split {found[0]} ({printable(names[found[0]])}) beside others that name none "
-            f"({printable(names[None])}): {fix}"
+            f"{key}: {where} has files of split {found[0]} ({printable(names[found[0]])}) beside"
+            f" others that name none ({printable(names[None])}): {fix}"
         )
     if len(found) > 1:
-        raise InputError(f"{key}: {where} has files of {len(found)} splits side by side, {', '.join(found)}: {fix}")
+        raise InputError(
+            f"{key}: {where} has files of {len(found)} splits side by side, {', '.join(found)}:"
+            f" {fix}"
+        )
 
 
-def files_of_split(paths: Sequence[str], root: str, split: str | None, where: str, key: str) -> list[str]:
-    """The files of the split that is asked for; all of them where none is asked for and there is one at most.
+def files_of_split(
+    paths: Sequence[str], root: str, split: str | None, where: str, key: str
+) -> list[str]:
+    """The files of the split that is asked for; all of them where none is asked for and there is
+    one at most.
 
     Args:
         paths: absolute, or as `root` is.
@@ -76,7 +89,12 @@ def files_of_split(paths: Sequence[str], root: str, split: str | None, where: st
     """
     below = [posixpath.relpath(path, root) if root else path for path in paths]
     if split is None:
-        refuse_several(below, where, f"{key}.split", f"set {key}.split to one of them, or {key}.path to its own files")
+        refuse_several(
+            below,
+            where,
+            f"{key}.split",
+            f"set {key}.split to one of them, or {key}.path to its own files",
+        )
         return list(paths)
     asked = _SPLIT_OF.get(split.lower())
     chosen = [
@@ -108,7 +126,9 @@ def choose_split(split: str | None, known: Sequence[str], where: str, key: str) 
     if split is None or split not in known:
         have = ", ".join(map(repr, known))
         asked = (
-            f"{where} has several splits" if split is None else f"{where} has no split {split!r}{nearest(split, known)}"
+            f"{where} has several splits"
+            if split is None
+            else f"{where} has no split {split!r}{nearest(split, known)}"
         )
         raise InputError(f"{key}.split: {asked}: choose one of {have}")
     return split

@@ -1,4 +1,6 @@
-"""Which files a table is: of a file, a folder or a pattern those of one split, and none that only lie beside the data."""
+"""Which files a table is: of a file, a folder or a pattern those of one split, and none that only
+lie beside the data.
+"""
 
 import glob
 import json
@@ -29,9 +31,13 @@ def table_files(path: Path, kind: str, split: str | None, key: str) -> list[str]
         folder = str(path)
     elif path.exists():
         if not path.is_file():
-            raise InputError(f"{key}.path: {path} is a {kind_of(path)}, not a file: name a file or a folder")
+            raise InputError(
+                f"{key}.path: {path} is a {kind_of(path)}, not a file: name a file or a folder"
+            )
         if split is not None:
-            raise InputError(f"{key}.split: {path} is one file, which has no splits: set split to null")
+            raise InputError(
+                f"{key}.split: {path} is one file, which has no splits: set split to null"
+            )
         return [str(path)]
     elif glob.has_magic(str(path)):
         found, folder = matching_files(str(path), key)
@@ -40,7 +46,8 @@ def table_files(path: Path, kind: str, split: str | None, key: str) -> list[str]
     files = _saved_files([file for file in found if not _is_cache(file)])
     if not files and path.is_dir():
         raise InputError(
-            f"{key}.path: {path} has no *.{kind} files: give their folder, or a pattern such as {path}/train-*.{kind}"
+            f"{key}.path: {path} has no *.{kind} files: give their folder, or a pattern such as"
+            f" {path}/train-*.{kind}"
         )
     if not files:
         raise InputError(f"{key}.path: no file matches {path}: correct the pattern")
@@ -63,7 +70,11 @@ def _saved_files(files: Sequence[str]) -> list[str]:
             named[folder] = {str(each["filename"]) for each in state["_data_files"]}
         except (OSError, ValueError, LookupError, TypeError):
             named[folder] = None  # another folder
-    return [file for file in files if (own := named[os.path.dirname(file)]) is None or os.path.basename(file) in own]
+    return [
+        file
+        for file in files
+        if (own := named[os.path.dirname(file)]) is None or os.path.basename(file) in own
+    ]
 
 
 def _of_saved_split(files: Sequence[str], path: Path, split: str | None, key: str) -> list[str]:

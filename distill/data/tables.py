@@ -1,4 +1,6 @@
-"""Parquet, Arrow and saved data sets through Hugging Face `datasets`: memory-mapped, images left undecoded."""
+"""Parquet, Arrow and saved data sets through Hugging Face `datasets`: memory-mapped, images left
+undecoded.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -16,11 +18,14 @@ from distill.data.table_files import table_files
 from distill.errors import InputError, nearest
 from distill.recipe import schema
 
-# Larger labels than this and than the number of rows are identifiers: a class list up to them could fill the memory.
+# Larger labels than this and than the number of rows are identifiers: a class list up to them could
+# fill the memory.
 _MOST_CLASSES = 100_000
 
 
-def open_table(spec: schema.Table | schema.SavedDataset, root: Path, key: str = "data.train") -> Source:
+def open_table(
+    spec: schema.Table | schema.SavedDataset, root: Path, key: str = "data.train"
+) -> Source:
     """A source over Parquet or Arrow files, or over what `save_to_disk` wrote.
 
     Parquet is converted once (`converted`); Arrow files are mapped where they lie.
@@ -60,7 +65,9 @@ def _open_files(files: list[str], kind: str, key: str) -> Any:
         if isinstance(error, InputError):
             raise
         reason = first_line(error)
-        raise InputError(f"{key}.path: cannot open {file} as {kind}: {reason}: repair or remove the file") from error
+        raise InputError(
+            f"{key}.path: cannot open {file} as {kind}: {reason}: repair or remove the file"
+        ) from error
 
 
 def _open_saved(path: Path, split: str | None, key: str) -> Any:
@@ -85,8 +92,8 @@ def _open_saved(path: Path, split: str | None, key: str) -> Any:
 class TableSource:
     """An image column and a label column of a `datasets.Dataset`.
 
-    Labels may be a ClassLabel, strings (in the order of `order_classes`) or integers (classes are named "0", "1", ...). Given
-    `classes`, names are looked up in it, and integers index it.
+    Labels may be a ClassLabel, strings (in the order of `order_classes`) or integers (classes are
+    named "0", "1", ...). Given `classes`, names are looked up in it, and integers index it.
     """
 
     def __init__(
@@ -105,7 +112,8 @@ class TableSource:
             if column not in data.column_names:
                 have = ", ".join(map(repr, data.column_names))
                 raise InputError(
-                    f"{key}.{setting}: {name} has no column {column!r}{nearest(column, data.column_names)}: choose one of {have}"
+                    f"{key}.{setting}: {name} has no column"
+                    f" {column!r}{nearest(column, data.column_names)}: choose one of {have}"
                 )
         data = data.with_format(None)
         feature = data.features[image_column]
@@ -113,7 +121,8 @@ class TableSource:
             data = data.cast_column(image_column, datasets.Image(decode=False))
         elif not _holds_bytes(feature):
             raise InputError(
-                f"{key}.image_column: column {image_column!r} of {name} holds {feature}, not image files: choose the column that does"
+                f"{key}.image_column: column {image_column!r} of {name} holds {feature}, not image"
+                " files: choose the column that does"
             )
         self.labels, self.classes = _labels(
             data, label_column, classes, f"{key}.label_column: column {label_column!r} of {name}"
@@ -138,7 +147,9 @@ class TableSource:
         return content
 
     def fingerprint(self) -> str:
-        """Of sizes, labels, and contents as far as it is cheap; files may be renamed and rows spread over them otherwise."""
+        """Of sizes, labels, and contents as far as it is cheap; files may be renamed and rows
+        spread over them otherwise.
+        """
         return fingerprint(self.labels, b"", self._sizes, self.read)
 
     def _sizes(self, indices: np.ndarray) -> np.ndarray:
@@ -185,7 +196,9 @@ def _holds_bytes(feature: Any) -> bool:
     return isinstance(feature, dict) and {"bytes", "path"} <= set(feature)
 
 
-def _labels(data: Any, column: str, classes: tuple[str, ...] | None, where: str) -> tuple[np.ndarray, tuple[str, ...]]:
+def _labels(
+    data: Any, column: str, classes: tuple[str, ...] | None, where: str
+) -> tuple[np.ndarray, tuple[str, ...]]:
     """([N] int64 labels, class names) of a column."""
     import datasets
     import pyarrow as pa
@@ -193,7 +206,10 @@ def _labels(data: Any, column: str, classes: tuple[str, ...] | None, where: str)
     feature = data.features[column]
     values = data.select_columns([column]).with_format("arrow")[:].column(column)
     if values.null_count:
-        raise InputError(f"{where} has {values.null_count} rows without a label: drop them or choose another column")
+        raise InputError(
+            f"{where} has {values.null_count} rows without a label: drop them or choose another"
+            " column"
+        )
     if pa.types.is_integer(values.type):
         labels = values.to_numpy().astype(np.int64)
         if isinstance(feature, datasets.ClassLabel) and feature.names:
@@ -201,8 +217,9 @@ def _labels(data: Any, column: str, classes: tuple[str, ...] | None, where: str)
         if classes is None:
             if (most := int(labels.max(initial=-1))) >= max(_MOST_CLASSES, len(labels)):
                 raise InputError(
-                    f"{where} has numbers up to {most:,} in {len(labels):,} rows, which are no class numbers: "
-                    "choose the column that has them, or number the classes from 0 on"
+                    f"{where} has numbers up to {most:,} in {len(labels):,} rows, which are no"
+                    " class numbers: choose the column that has them, or number the classes from"
+                    " 0 on"
                 )
             classes = tuple(str(i) for i in range(most + 1))
         return labels, classes
@@ -218,7 +235,9 @@ def _labels(data: Any, column: str, classes: tuple[str, ...] | None, where: str)
 def _renumbered(
     labels: np.ndarray, names: tuple[str, ...], classes: tuple[str, ...] | None, where: str
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Labels that count a ClassLabel's names, counted in the class list; without one, in the names' own order, numbers by value."""
+    """Labels that count a ClassLabel's names, counted in the class list; without one, in the names'
+    own order, numbers by value.
+    """
     in_order = listed_order(names, where)
     classes = in_order if classes is None else classes
     if same_space(names, classes):

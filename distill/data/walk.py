@@ -1,4 +1,6 @@
-"""Files in a folder and below, in an order of their own, found in bounded time whatever the links there."""
+"""Files in a folder and below, in an order of their own, found in bounded time whatever the links
+there.
+"""
 
 import fnmatch
 import glob
@@ -10,15 +12,17 @@ from pathlib import Path
 from distill.data.records import is_leftover, literal_start
 from distill.errors import InputError, printable
 
-# Ways that may lead to one folder. Links that double at every level lead to its end by 2^levels of them.
+# Ways that may lead to one folder. Links that double at every level lead to its end by 2^levels of
+# them.
 _MOST_WAYS = 16
 
 
 def files_below(folder: Path, endings: tuple[str, ...], key: str) -> list[bytes]:
-    """The files whose names end so, in upper or lower case; links are followed, but not into a folder above.
+    """The files whose names end so, in upper or lower case; links are followed, but not into a
+    folder above.
 
-    Hidden names and what file servers leave are passed over. What is no regular file (a pipe, a device, a link to nothing)
-    is listed too, so that reading it says what it is.
+    Hidden names and what file servers leave are passed over. What is no regular file (a pipe, a
+    device, a link to nothing) is listed too, so that reading it says what it is.
 
     Args:
         endings: in lower case.
@@ -51,8 +55,9 @@ def files_below(folder: Path, endings: tuple[str, ...], key: str) -> list[bytes]
         ways[identity] += 1
         if ways[identity] > _MOST_WAYS:
             raise InputError(
-                f"{key}.path: more than {_MOST_WAYS} paths in {printable(str(folder))} lead to one folder, among them {shown}: remove the "
-                "symbolic links to folders that lead to it again and again"
+                f"{key}.path: more than {_MOST_WAYS} paths in {printable(str(folder))} lead to one"
+                f" folder, among them {shown}: remove the symbolic links to folders that lead to it"
+                " again and again"
             )
         for entry in entries:
             name = os.fsdecode(entry.name)
@@ -68,8 +73,8 @@ def files_below(folder: Path, endings: tuple[str, ...], key: str) -> list[bytes]
 def matching_files(path: str, key: str) -> tuple[list[str], str]:
     """The files that a local pattern matches, without what is hidden or left by a file server.
 
-    Below a folder that ** stands for, files are found as by `files_below`: Python's glob follows links in a ring
-    forty levels deep, by every way.
+    Below a folder that ** stands for, files are found as by `files_below`: Python's glob follows
+    links in a ring forty levels deep, by every way.
 
     Returns:
         Their paths, sorted, and the folder that all of them lie below.
@@ -89,11 +94,16 @@ def matching_files(path: str, key: str) -> tuple[list[str], str]:
             for name in files_below(Path(folder), ("",), key)
             if _match(os.fsdecode(name).split("/"), parts[fixed:])
         ]
-    return sorted(name for name in found if Path(name).is_file() and not _has_leftover(name, start)), start
+    return (
+        sorted(name for name in found if Path(name).is_file() and not _has_leftover(name, start)),
+        start,
+    )
 
 
 def _match(names: Sequence[str], parts: Sequence[str]) -> bool:
-    """Whether the names of a path match the parts of a pattern, in which ** stands for any number of folders."""
+    """Whether the names of a path match the parts of a pattern, in which ** stands for any number
+    of folders.
+    """
     if not parts:
         return not names
     if parts[0] == "**":

@@ -1,4 +1,6 @@
-"""Worker processes that decode: torch's DataLoader, made to survive signals, hard ends and forks that hang."""
+"""Worker processes that decode: torch's DataLoader, made to survive signals, hard ends and forks
+that hang.
+"""
 
 import itertools
 import os
@@ -20,12 +22,14 @@ from distill.processes import end_with
 Host = TypeVar("Host")
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-# torch looks after its workers, and gives back the word, each time that so much has passed without a batch.
+# torch looks after its workers, and gives back the word, each time that so much has passed without
+# a batch.
 _LOOK_EVERY_S = 1.0
 _NOT_YET = re.compile(r"DataLoader timed out after")
 _PINNING_ENDS_S = 10.0
-# CPython 3.11 hangs a child for ever that is forked while another thread begins or ends to hold Python objects, as gloo's do after a
-# collective: 1 of 12,000 forks in a loop that provoked it. A worker that has not come up by then is replaced.
+# CPython 3.11 hangs a child for ever that is forked while another thread begins or ends to hold
+# Python objects, as gloo's do after a collective: 1 of 12,000 forks in a loop that provoked it. A
+# worker that has not come up by then is replaced.
 _COMES_UP_S = (5.0, 20.0, 60.0)
 
 
@@ -47,7 +51,8 @@ def data_loader(
         persistent_workers=persistent and num_workers > 0,
         worker_init_fn=Start(num_workers),
         pin_memory=device.type == "cuda",
-        generator=torch.Generator(),  # without it each iterator draws a seed from the global generator
+        # without it each iterator draws a seed from the global generator
+        generator=torch.Generator(),
     )
 
 
@@ -56,7 +61,9 @@ class _NotYet(Exception):  # noqa: N818 - no error: the batch is still being mad
 
 
 class HostIterator(Generic[Host]):
-    """The DataLoader's iterator, which raises what a worker handed back as an error, can be asked what is there, and can be closed."""
+    """The DataLoader's iterator, which raises what a worker handed back as an error, can be asked
+    what is there, and can be closed.
+    """
 
     def __init__(self, loader: DataLoader[Any]) -> None:
         self._loader = loader
@@ -80,7 +87,9 @@ class HostIterator(Generic[Host]):
         return item
 
     def ready(self, count: int, timeout_s: float) -> bool:
-        """Whether the next `count` batches are here, or all up to the end or to an error; waits about so long, or without workers makes them."""
+        """Whether the next `count` batches are here, or all up to the end or to an error; waits
+        about so long, or without workers makes them.
+        """
         deadline = time.monotonic() + timeout_s
         while len(self._here) < count and not self._is_over:
             try:
@@ -97,7 +106,9 @@ class HostIterator(Generic[Host]):
         return len(self._here) >= count or self._is_over
 
     def raise_failure(self, count: int) -> None:
-        """Raises what is wrong with one of the next `count` batches, as far as they are here, or was with the last one asked for."""
+        """Raises what is wrong with one of the next `count` batches, as far as they are here, or
+        was with the last one asked for.
+        """
         if self._raised is not None:
             raise self._raised
         for item in itertools.islice(self._here, count):
@@ -114,13 +125,21 @@ class HostIterator(Generic[Host]):
                 signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         try:
             return next(self._iterator)  # type: ignore[no-any-return]
-        except (ConnectionError, EOFError, FileNotFoundError) as error:  # what shared its memory is gone
-            raise RuntimeError("DataLoader worker (pid unknown) died and took a batch with it") from error
+        except (
+            ConnectionError,
+            EOFError,
+            FileNotFoundError,
+        ) as error:  # what shared its memory is gone
+            raise RuntimeError(
+                "DataLoader worker (pid unknown) died and took a batch with it"
+            ) from error
         except RuntimeError as error:
             if not _NOT_YET.match(str(error)):
                 raise
             thread = _pinning_thread(self._iterator)
-            if thread is not None and not thread.is_alive():  # torch looks only where it has no limit
+            if (
+                thread is not None and not thread.is_alive()
+            ):  # torch looks only where it has no limit
                 raise RuntimeError("Pin memory thread exited unexpectedly") from error
             raise _NotYet from None
 
@@ -131,8 +150,12 @@ class HostIterator(Generic[Host]):
         # The loader has one of persistent workers, whose new pass may not have begun.
         iterator = self._loader._iterator if self._iterator is None else self._iterator
         if self._loader.num_workers and iterator is not None:
-            _end_workers(iterator)  # dropping the iterator does not help while a traceback refers to it
-            self._loader._iterator = None  # else a loader with persistent workers would call the dead ones again
+            _end_workers(
+                iterator
+            )  # dropping the iterator does not help while a traceback refers to it
+            self._loader._iterator = (
+                None  # else a loader with persistent workers would call the dead ones again
+            )
         self._iterator = None
 
 
@@ -144,7 +167,8 @@ def _begun(loader: DataLoader[Any]) -> Any:
     for patience_s in _COMES_UP_S:
         if loader._iterator is None:
             start.came_up.zero_()
-        else:  # of workers that are there, whose answers to the start torch awaits through the same limit
+        # of workers that are there, whose answers to the start torch awaits through the same limit
+        else:
             loader._iterator._timeout = 0
         iterator: Any = iter(loader)
         came_up = False
@@ -158,7 +182,8 @@ def _begun(loader: DataLoader[Any]) -> Any:
             iterator._timeout = _LOOK_EVERY_S
             return iterator
     raise RuntimeError(
-        f"DataLoader worker (pid unknown) did not come up in {_COMES_UP_S[-1]:g} s, {len(_COMES_UP_S)} times"
+        f"DataLoader worker (pid unknown) did not come up in {_COMES_UP_S[-1]:g} s,"
+        f" {len(_COMES_UP_S)} times"
     )
 
 
@@ -168,7 +193,9 @@ def _pinning_thread(iterator: Any) -> threading.Thread | None:
 
 
 def _end_workers(iterator: Any) -> None:
-    """In the middle of whatever they do: torch would wait five seconds for each that is amid a shard."""
+    """In the middle of whatever they do: torch would wait five seconds for each that is amid a
+    shard.
+    """
     if iterator._shutdown:  # by torch, at the end of a pass whose workers do not stay
         return
     # torch's thread reads what they send, and would wait for the rest of a message that was cut.
@@ -182,7 +209,9 @@ def _end_workers(iterator: Any) -> None:
 
 
 def _kill_workers(iterator: Any) -> None:
-    """Also those that have the signal to end blocked, and without torch's word for it that one was killed."""
+    """Also those that have the signal to end blocked, and without torch's word for it that one was
+    killed.
+    """
     heard = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
         for worker in iterator._workers:
@@ -214,15 +243,19 @@ class Start:
 
 
 def start_worker() -> None:
-    """Set up a loader worker: one thread, an ear for the parent's SIGTERM alone, and no life after the parent's.
+    """Set up a loader worker: one thread, an ear for the parent's SIGTERM alone, and no life after
+    the parent's.
 
-    The signals by which SLURM and the terminal ask a run to stop go to all processes of a job step. The run answers by finishing its
-    step and saving, for which it needs its workers; were one to die of SIGTERM, torch would end the run in the middle. Workers are
-    therefore started with these signals blocked. torch itself ends a hung worker by SIGTERM, which still works.
+    The signals by which SLURM and the terminal ask a run to stop go to all processes of a job step.
+    The run answers by finishing its step and saving, for which it needs its workers; were one to
+    die of SIGTERM, torch would end the run in the middle. Workers are therefore started with these
+    signals blocked. torch itself ends a hung worker by SIGTERM, which still works.
     """
     torch.set_num_threads(1)
     parent = os.getppid()
-    end_with(parent, signal.SIGKILL)  # torch looks for its parent every 5 s, and not while a full queue holds it up
+    end_with(
+        parent, signal.SIGKILL
+    )  # torch looks for its parent every 5 s, and not while a full queue holds it up
 
     def watch() -> None:
         while signal.sigwaitinfo([signal.SIGTERM]).si_pid != parent:
@@ -235,14 +268,15 @@ def start_worker() -> None:
 def worker_fault(error: BaseException) -> str | None:
     """What went wrong in a loader's worker, in a sentence; None for every other error.
 
-    torch raises a worker's death out of a signal handler, wherever the main process happens to be, and a worker's exception
-    with its whole traceback for a message.
+    torch raises a worker's death out of a signal handler, wherever the main process happens to be,
+    and a worker's exception with its whole traceback for a message.
     """
     text = str(error)
     if death := re.search(r"DataLoader worker \(pid.*\) (.*)", text):
         return (
-            f"a process that decodes images {death[1].strip(' .')}: most often memory or /dev/shm ran out. Lower data.num_workers or "
-            "data.prefetch_batches; the run goes on from its last checkpoint"
+            f"a process that decodes images {death[1].strip(' .')}: most often memory or /dev/shm"
+            " ran out. Lower data.num_workers or data.prefetch_batches; the run goes on from its"
+            " last checkpoint"
         )
     if re.match(r"Caught \w+ in DataLoader worker process", text):
         *_, what = (line for line in text.splitlines() if line.strip())

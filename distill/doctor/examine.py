@@ -25,7 +25,8 @@ from distill.evaluation_views import decoders
 from distill.recipe import Recipe
 
 _MOST_WORKERS = 16  # what data.num_workers: null takes at most
-# What a class count most often means: training images of ImageNet-1K, ImageNet-21K (the whole, and the winter release), CIFAR-100.
+# What a class count most often means: training images of ImageNet-1K, ImageNet-21K (the whole, and
+# the winter release), CIFAR-100.
 _KNOWN_SETS = {
     1000: (1_281_167, "ImageNet-1K"),
     21_843: (14_197_087, "ImageNet-21K"),
@@ -56,15 +57,18 @@ class Asked:
         whole = self.nodes * self.gpus_per_node
         if self.gpus is not None and self.gpus != whole:
             raise InputError(
-                f"--gpus {self.gpus}: {self.nodes} nodes of {self.gpus_per_node} have {whole}: leave --gpus out, or give --gpus-per-node"
+                f"--gpus {self.gpus}: {self.nodes} nodes of {self.gpus_per_node} have {whole}:"
+                " leave --gpus out, or give --gpus-per-node"
             )
         return whole
 
 
 def examine(recipe: Recipe | None, asked: Asked, *, as_json: bool = False) -> int:
-    """Examine machine and recipe, and show what was found. Returns the exit code: 2 when something is certain to fail.
+    """Examine machine and recipe, and show what was found. Returns the exit code: 2 when something
+    is certain to fail.
 
-    Collective under a launcher: every rank measures the interconnect, the first goes on alone and speaks.
+    Collective under a launcher: every rank measures the interconnect, the first goes on alone and
+      speaks.
     """
     gpu = None if asked.gpu is None else find_gpu(asked.gpu)
     num_gpus = asked.num_gpus
@@ -74,7 +78,8 @@ def examine(recipe: Recipe | None, asked: Asked, *, as_json: bool = False) -> in
     if rank:
         return 0
     zero = recipe is not None and (
-        recipe.train.zero_stage > 0 or (recipe.teacher is not None and recipe.teacher.placement == "zero3")
+        recipe.train.zero_stage > 0
+        or (recipe.teacher is not None and recipe.teacher.placement == "zero3")
     )
     examine_machine(diagnosis, recipe, needs_deepspeed=zero)
     report_interconnect(diagnosis, timings, launched, backend)
@@ -99,7 +104,12 @@ def _talk() -> tuple[list[Timing], int, str]:
 
 
 def _examine_recipe(
-    diagnosis: Diagnosis, recipe: Recipe, asked: Asked, gpu: Gpu | None, num_gpus: int | None, launched: int
+    diagnosis: Diagnosis,
+    recipe: Recipe,
+    asked: Asked,
+    gpu: Gpu | None,
+    num_gpus: int | None,
+    launched: int,
 ) -> None:
     sources = {}
     if num_gpus is None:
@@ -125,7 +135,9 @@ def _examine_recipe(
     here = torch.cuda.get_device_name(0) if torch.cuda.is_available() else ""
     found = recognise(here)
     chosen = gpu or found or GPUS["h100"]
-    sources["gpu"] = "--gpu" if gpu else "the one here" if found else "assumed; --gpu NAME says another"
+    sources["gpu"] = (
+        "--gpu" if gpu else "the one here" if found else "assumed; --gpu NAME says another"
+    )
     here_counts = found is not None and chosen is found
     limit = torch.cuda.get_device_properties(0).total_memory if here_counts else chosen.memory_bytes
     sources["memory"] = "the one here" if here_counts else "vendor data sheet"
@@ -172,11 +184,19 @@ def _classes(recipe: Recipe, reached: Reached) -> tuple[int, str]:
     if reached.num_classes is not None:
         return reached.num_classes, "the data's"
     expected = expected_classes(recipe)
-    return (expected, "the teacher's; the data is not here") if expected else (1000, "assumed; the data is not here")
+    return (
+        (expected, "the teacher's; the data is not here")
+        if expected
+        else (1000, "assumed; the data is not here")
+    )
 
 
-def _images(recipe: Recipe, reached: Reached, asked: Asked, num_classes: int) -> tuple[tuple[int | None, ...], str]:
-    """Training images of each stage, and where the number is from. What is asked or assumed is of the last stage's data, which is the run's own."""
+def _images(
+    recipe: Recipe, reached: Reached, asked: Asked, num_classes: int
+) -> tuple[tuple[int | None, ...], str]:
+    """Training images of each stage, and where the number is from. What is asked or assumed is of
+    the last stage's data, which is the run's own.
+    """
     stages = [recipe.at_stage(index).data for index in range(recipe.num_stages)]
     if asked.images is not None:
         number, source = asked.images, "--images"
@@ -193,7 +213,9 @@ def _images(recipe: Recipe, reached: Reached, asked: Asked, num_classes: int) ->
     ]
     if any(data.fraction < 1 for data in stages):
         source += ", times data.fraction"
-    numbers = tuple(None if n is None else int(n * data.fraction) for n, data in zip(whole, stages, strict=True))
+    numbers = tuple(
+        None if n is None else int(n * data.fraction) for n, data in zip(whole, stages, strict=True)
+    )
     return numbers, source
 
 
@@ -223,7 +245,9 @@ def _cluster(
         workers = _MOST_WORKERS
         sources["decode"] += f"; {_MOST_WORKERS} cores a GPU assumed, --workers"
     network = default.network_bytes_s if asked.network is None else asked.network * 1e9
-    sources["network"] = "assumed, one 400 Gb/s card; --network" if asked.network is None else "--network"
+    sources["network"] = (
+        "assumed, one 400 Gb/s card; --network" if asked.network is None else "--network"
+    )
     return Cluster(gpu, num_gpus, asked.gpus_per_node, network, max(1, workers), decode)
 
 
@@ -237,7 +261,11 @@ def _examine_room(diagnosis: Diagnosis, setting: Setting, profiles: Profiles) ->
         setting.recipe,
         profiles.students,
         layout=layout,
-        workers=decoders(setting.recipe.data.num_workers) if torch.cuda.is_available() else setting.cluster.decoders,
+        workers=(
+            decoders(setting.recipe.data.num_workers)
+            if torch.cuda.is_available()
+            else setting.cluster.decoders
+        ),
         processes_node=min(setting.cluster.num_gpus, setting.cluster.gpus_per_node),
     )
 

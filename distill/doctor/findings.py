@@ -8,7 +8,9 @@ Level = Literal["ok", "unknown", "warning", "problem"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One verdict. `problem`: certain to fail. `warning`: may fail, or wastes much. `unknown`: cannot be seen from here."""
+    """One verdict. `problem`: certain to fail. `warning`: may fail, or wastes much. `unknown`:
+    cannot be seen from here.
+    """
 
     level: Level
     about: str
@@ -21,7 +23,9 @@ class Finding:
 
 @dataclass
 class Section:
-    """A part of the report: its heading, rows of (what, value, where the value comes from), and tables of strings."""
+    """A part of the report: its heading, rows of (what, value, where the value comes from), and
+    tables of strings.
+    """
 
     title: str
     rows: list[tuple[str, str, str]] = field(default_factory=list)
@@ -43,7 +47,9 @@ class Grid:
 
 @dataclass
 class Diagnosis:
-    """Everything the doctor found: `sections` for people, `numbers` for programs, `findings` for both."""
+    """Everything the doctor found: `sections` for people, `numbers` for programs, `findings` for
+    both.
+    """
 
     sections: list[Section] = field(default_factory=list)
     numbers: dict[str, Any] = field(default_factory=dict)

@@ -1,4 +1,6 @@
-"""What a recipe needs and takes on given GPUs, under each placement: tables, verdicts, and the assumption beside each number."""
+"""What a recipe needs and takes on given GPUs, under each placement: tables, verdicts, and the
+assumption beside each number.
+"""
 
 from distill.doctor.findings import Diagnosis, Grid, Section
 from distill.doctor.hardware import SOURCE
@@ -13,14 +15,22 @@ SCALES = (1, 8, 64, 512)
 
 
 def forecast(diagnosis: Diagnosis, setting: Setting) -> None:
-    """Add what is counted, what each placement needs, what bounds the recipe and what it takes on more and fewer GPUs."""
+    """Add what is counted, what each placement needs, what bounds the recipe and what it takes on
+    more and fewer GPUs.
+    """
     try:
         own = setting.layout(setting.cluster.num_gpus)
         setting.step(own)
     except InputError as error:
-        # A batch that does not divide is found by check_recipe; a dtype that the GPU lacks is found here alone.
+        # A batch that does not divide is found by check_recipe; a dtype that the GPU lacks is found
+        # here alone.
         if "does not divide" not in str(error):
-            diagnosis.find("problem", "precision", str(error), "train.precision and teacher.dtype, or another --gpu")
+            diagnosis.find(
+                "problem",
+                "precision",
+                str(error),
+                "train.precision and teacher.dtype, or another --gpu",
+            )
         return
     diagnosis.sections.append(_counted(setting, own))
     diagnosis.sections.append(_fit(diagnosis, setting, own))
@@ -35,14 +45,20 @@ def _counted(setting: Setting, layout: Layout) -> Section:
         gflops = teacher.forward.forward_flops(b) / b / 1e9
         section.add(
             "teacher",
-            f"{teacher.name}: {teacher.parameters / 1e6:,.1f} M parameters, {gib(teacher.weight_bytes)} in {teacher.dtype}; "
-            f"{gflops:,.1f} GFLOP an image",
+            f"{teacher.name}: {teacher.parameters / 1e6:,.1f} M parameters,"
+            f" {gib(teacher.weight_bytes)} in {teacher.dtype}; {gflops:,.1f} GFLOP an image",
             "forward",
         )
-    of_stage = f" (of stage {setting.profiles.of_stage}, which holds most)" if setting.profiles.of_stage else ""
+    of_stage = (
+        f" (of stage {setting.profiles.of_stage}, which holds most)"
+        if setting.profiles.of_stage
+        else ""
+    )
     alike: dict[tuple[str, int, bool], list[str]] = {}
     for student in setting.profiles.students:
-        alike.setdefault((student.model, student.state_bytes, student.checkpointing), []).append(student.name)
+        alike.setdefault((student.model, student.state_bytes, student.checkpointing), []).append(
+            student.name
+        )
     for student in setting.profiles.students:
         names = alike[student.model, student.state_bytes, student.checkpointing]
         if names[0] != student.name:
@@ -50,8 +66,10 @@ def _counted(setting: Setting, layout: Layout) -> Section:
         gflops = student.train.flops(b) / b / 1e9
         section.add(
             ", ".join(names),
-            f"{student.model}: {student.parameters / 1e6:,.1f} M parameters, optimizer {gib(student.state_bytes)}{of_stage}; {gflops:,.1f} GFLOP an image; "
-            f"{student.kept.at(b) / b / 1e6:,.1f} MB of activations an image in {student.precision}",
+            f"{student.model}: {student.parameters / 1e6:,.1f} M parameters, optimizer"
+            f" {gib(student.state_bytes)}{of_stage}; {gflops:,.1f} GFLOP an image;"
+            f" {student.kept.at(b) / b / 1e6:,.1f} MB of activations an image in"
+            f" {student.precision}",
             f"forward and backward, {student.train.times} x the forward",
         )
     return section
@@ -79,8 +97,9 @@ def _fit(diagnosis: Diagnosis, setting: Setting, own: Layout) -> Section:
             )
         )
     note = (
-        f"* the recipe's own; {own.micro_batch} images a forward, {own.num_forwards} a step; against {gib(setting.limit_bytes)} "
-        f"({setting.sources['memory']}). ZeRO takes optimizers that treat each weight by itself: AdamW, SGD, Lion."
+        f"* the recipe's own; {own.micro_batch} images a forward, {own.num_forwards} a step;"
+        f" against {gib(setting.limit_bytes)} ({setting.sources['memory']}). ZeRO takes optimizers"
+        " that treat each weight by itself: AdamW, SGD, Lion."
     )
     columns = (
         "placement",
@@ -110,7 +129,10 @@ def _fit(diagnosis: Diagnosis, setting: Setting, own: Layout) -> Section:
 
 
 def _judge_fit(
-    diagnosis: Diagnosis, setting: Setting, own: Layout, plans: list[tuple[Layout, Memory, Step, bool]]
+    diagnosis: Diagnosis,
+    setting: Setting,
+    own: Layout,
+    plans: list[tuple[Layout, Memory, Step, bool]],
 ) -> None:
     """Does the recipe's own placement fit, and is there a better one?"""
     memory, pace = setting.memory(own), setting.step(own)
@@ -122,7 +144,10 @@ def _judge_fit(
         if best is not None and best[1].images_s > 1.1 * pace.images_s:
             faster = best[1].images_s / pace.images_s - 1
             diagnosis.find(
-                "warning", "placement", f"another placement fits and is about {faster:.0%} faster", _keys(best[0])
+                "warning",
+                "placement",
+                f"another placement fits and is about {faster:.0%} faster",
+                _keys(best[0]),
             )
         return
     if best is not None:
@@ -131,8 +156,13 @@ def _judge_fit(
         smaller = "a smaller train.micro_batch_size" + (
             " (it shapes BatchNorm's statistics)" if own.micro_batch > 2 else ""
         )
-        plain = any(student.can_checkpoint and not student.checkpointing for student in setting.profiles.students)
-        mend = f"{smaller}, more processes" + (", or student.grad_checkpointing=true" if plain else "")
+        plain = any(
+            student.can_checkpoint and not student.checkpointing
+            for student in setting.profiles.students
+        )
+        mend = f"{smaller}, more processes" + (
+            ", or student.grad_checkpointing=true" if plain else ""
+        )
     if memory.lasting > limit:
         diagnosis.find(
             "problem",
@@ -141,7 +171,12 @@ def _judge_fit(
             mend,
         )
     else:
-        diagnosis.find("warning", "memory", f"about {gib(memory.total)} are needed, and {label} has {gib(limit)}", mend)
+        diagnosis.find(
+            "warning",
+            "memory",
+            f"about {gib(memory.total)} are needed, and {label} has {gib(limit)}",
+            mend,
+        )
 
 
 def _pace(diagnosis: Diagnosis, setting: Setting, own: Layout) -> Section:
@@ -149,9 +184,18 @@ def _pace(diagnosis: Diagnosis, setting: Setting, own: Layout) -> Section:
     pace = setting.step(own)
     parts = {
         "teacher forward": (pace.teacher_s, f"{pace.teacher_flops / 1e12:,.1f} TFLOP a process"),
-        "gathering the teacher": (pace.gather_s, f"{pace.gather_bytes / 1e9:,.2f} GB received; what does not hide"),
-        "students, forward and backward": (pace.student_s, f"{pace.student_flops / 1e12:,.1f} TFLOP a process"),
-        "synchronising gradients": (pace.sync_s, f"{pace.sync_bytes / 1e9:,.2f} GB sent; what does not hide"),
+        "gathering the teacher": (
+            pace.gather_s,
+            f"{pace.gather_bytes / 1e9:,.2f} GB received; what does not hide",
+        ),
+        "students, forward and backward": (
+            pace.student_s,
+            f"{pace.student_flops / 1e12:,.1f} TFLOP a process",
+        ),
+        "synchronising gradients": (
+            pace.sync_s,
+            f"{pace.sync_bytes / 1e9:,.2f} GB sent; what does not hide",
+        ),
         "optimizer and averages": (pace.update_s, "memory traffic"),
         "or Python and launches": (pace.host_s, "goes on beside the GPU"),
         "or reading and decoding": (pace.data_s, "goes on beside the GPU"),
@@ -160,7 +204,8 @@ def _pace(diagnosis: Diagnosis, setting: Setting, own: Layout) -> Section:
         section.add(part, f"{seconds * 1e3:,.1f} ms", what)
     section.add(
         f"a step on {own.num_processes}",
-        f"{pace.seconds * 1e3:,.1f} ms, {pace.images_s:,.0f} images/s, {pace.fraction_of_peak:.0%} of peak",
+        f"{pace.seconds * 1e3:,.1f} ms, {pace.images_s:,.0f} images/s, {pace.fraction_of_peak:.0%}"
+        " of peak",
         f"{own.batch_size_global} images",
     )
     rows, numbers = [], []
@@ -199,7 +244,8 @@ def _pace(diagnosis: Diagnosis, setting: Setting, own: Layout) -> Section:
             f"{setting.recipe.budgets}, {length}, on {setting.cluster.gpu.label}",
             ("GPUs", "images each", "ms a step", "images/s", "GPU hours", "hours", "bound"),
             tuple(rows),
-            f"Predicted, not measured; training steps alone. {setting.cluster.gpus_per_node} GPUs a node.",
+            f"Predicted, not measured; training steps alone. {setting.cluster.gpus_per_node} GPUs a"
+            " node.",
         )
     )
     diagnosis.numbers["forecast"] = numbers
@@ -211,7 +257,11 @@ def _pace(diagnosis: Diagnosis, setting: Setting, own: Layout) -> Section:
 def _undivided(batch_size_global: int, count: int) -> str:
     """What would let the batch divide on so many processes."""
     share, rest = divmod(batch_size_global, count)
-    return f"needs micro_batch_size {share}" if not rest and share % 2 == 0 else "batch does not divide"
+    return (
+        f"needs micro_batch_size {share}"
+        if not rest and share % 2 == 0
+        else "batch does not divide"
+    )
 
 
 _MENDS = {
@@ -222,32 +272,52 @@ _MENDS = {
 
 
 def _judge_bound(diagnosis: Diagnosis, setting: Setting, pace: Step) -> None:
-    says = f"{pace.bound} will bound it: about {pace.images_s:,.0f} images/s on {setting.cluster.num_gpus} {setting.cluster.gpu.label}"
+    says = (
+        f"{pace.bound} will bound it: about {pace.images_s:,.0f} images/s on"
+        f" {setting.cluster.num_gpus} {setting.cluster.gpu.label}"
+    )
     if pace.bound in _MENDS:
         ratio = pace.seconds / (pace.teacher_s + pace.student_s + pace.update_s)
-        diagnosis.find("warning", "speed", f"{says}, {ratio:.1f} x what the GPUs would take", _MENDS[pace.bound])
+        diagnosis.find(
+            "warning",
+            "speed",
+            f"{says}, {ratio:.1f} x what the GPUs would take",
+            _MENDS[pace.bound],
+        )
     else:
         wide = (
             pace.bound == "teacher"
             and setting.profiles.teacher is not None
             and setting.profiles.teacher.dtype == "fp32"
         )
-        mend = "teacher.dtype=bf16 doubles its peak, once you have measured that it is exact enough" if wide else ""
+        mend = (
+            "teacher.dtype=bf16 doubles its peak, once you have measured that it is exact enough"
+            if wide
+            else ""
+        )
         diagnosis.find("ok", "speed", says, mend)
 
 
 def _assumptions(setting: Setting) -> Section:
     section = Section("Assumed")
-    cluster, assumed, gpu, sources = setting.cluster, setting.assumed, setting.cluster.gpu, setting.sources
+    cluster, assumed, gpu, sources = (
+        setting.cluster,
+        setting.assumed,
+        setting.cluster.gpu,
+        setting.sources,
+    )
     precision = setting.recipe.train.precision
     section.add(
         "GPU",
-        f"{gpu.label}: {gpu.peak(precision) / 1e12:,.1f} TFLOP/s {precision}, {gpu.memory_bytes_s / 1e12:.2f} TB/s",
+        f"{gpu.label}: {gpu.peak(precision) / 1e12:,.1f} TFLOP/s {precision},"
+        f" {gpu.memory_bytes_s / 1e12:.2f} TB/s",
         SOURCE,
     )
     if assumed.mfu is None:
         section.add(
-            "fraction of peak in products", f"{assumed.product_fraction}", "assumed; measured on a GPU: not run"
+            "fraction of peak in products",
+            f"{assumed.product_fraction}",
+            "assumed; measured on a GPU: not run",
         )
         section.add(
             "fraction of memory bandwidth elsewhere",
@@ -256,15 +326,25 @@ def _assumptions(setting: Setting) -> Section:
         )
     else:
         section.add("fraction of peak", f"{assumed.mfu}", "--mfu")
-    section.add("in a node", f"{gpu.link_bytes_s / 1e9:,.0f} GB/s a GPU and direction ({gpu.link})", SOURCE)
-    section.add("between nodes", f"{cluster.network_bytes_s / 1e9:,.0f} GB/s a node and direction", sources["network"])
+    section.add(
+        "in a node", f"{gpu.link_bytes_s / 1e9:,.0f} GB/s a GPU and direction ({gpu.link})", SOURCE
+    )
+    section.add(
+        "between nodes",
+        f"{cluster.network_bytes_s / 1e9:,.0f} GB/s a node and direction",
+        sources["network"],
+    )
     section.add(
         "fraction of a link that collectives reach",
         f"{assumed.link_fraction}, and {assumed.hop_s * 1e6:.0f} us a hop",
         "assumed",
     )
     section.add("part of a pass that hides communication", f"{assumed.overlap}", "assumed")
-    section.add("Python and launch", f"{assumed.host_s_per_kernel * 1e6:.0f} us a kernel, eager mode", "assumed")
+    section.add(
+        "Python and launch",
+        f"{assumed.host_s_per_kernel * 1e6:.0f} us a kernel, eager mode",
+        "assumed",
+    )
     section.add(
         "decoding",
         f"{cluster.decode_images_s:,.0f} images/s a process, {cluster.decoders} processes a GPU",
@@ -274,7 +354,8 @@ def _assumptions(setting: Setting) -> Section:
     section.add("training images", setting.images_said, sources["images"])
     section.add(
         "reserve",
-        f"{gib(setting.reserve.context_bytes)} for CUDA, NCCL and workspaces, {setting.reserve.fragmentation:.0%} lost between blocks",
+        f"{gib(setting.reserve.context_bytes)} for CUDA, NCCL and workspaces,"
+        f" {setting.reserve.fragmentation:.0%} lost between blocks",
         "assumed",
     )
     return section
@@ -285,7 +366,9 @@ def _name(layout: Layout, setting: Setting) -> str:
     students += ", offloaded" if layout.zero_offload else ""
     if setting.profiles.teacher is None:
         return students
-    return f"{layout.teacher_placement}{', offloaded' if layout.teacher_offload else ''} + {students}"
+    return (
+        f"{layout.teacher_placement}{', offloaded' if layout.teacher_offload else ''} + {students}"
+    )
 
 
 def _keys(layout: Layout) -> str:

@@ -1,4 +1,6 @@
-"""What vendors' data sheets say of GPUs: peak rates of dense products, memory, links. Nothing here was measured."""
+"""What vendors' data sheets say of GPUs: peak rates of dense products, memory, links. Nothing here
+was measured.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,8 +13,9 @@ class Gpu:
     """One GPU, from its vendor's data sheet (G = 1e9).
 
     Attributes:
-        peak_flops: dense products with float32 sums, FLOP/s by dtype; "fp32" is TF32 where the GPU has it, which is what the engine
-            switches on. A dtype that is missing has no fast path there.
+        peak_flops: dense products with float32 sums, FLOP/s by dtype; "fp32" is TF32 where the GPU
+            has it, which is what the engine switches on. A dtype that is missing has no fast path
+            there.
         memory_bytes, memory_bytes_s: size and bandwidth of its memory.
         link_bytes_s: to its neighbours in one node, one direction: NVLink, else PCI Express.
         names: what a driver calls it, lower case, for recognising the GPU of this machine.
@@ -34,7 +37,9 @@ class Gpu:
             InputError: the GPU has no fast products in that dtype.
         """
         if dtype not in self.peak_flops:
-            raise InputError(f"{self.label} has no fast {dtype}: it has {', '.join(self.peak_flops)}")
+            raise InputError(
+                f"{self.label} has no fast {dtype}: it has {', '.join(self.peak_flops)}"
+            )
         return self.peak_flops[dtype]
 
 
@@ -55,24 +60,125 @@ def _gpu(
     return Gpu(name, label, peaks, gb * 1e9, tb_s * 1e12, link[1] * 1e9, link[0], names)
 
 
-# Dense rates: data sheets print those with 2:4 sparsity beside or instead of them, which are twice as high. NVLink figures there
-# add both directions; here is one. Consumer GPUs: NVIDIA's architecture papers, products of halves with float32 sums.
+# Dense rates: data sheets print those with 2:4 sparsity beside or instead of them, which are twice
+# as high. NVLink figures there add both directions; here is one. Consumer GPUs: NVIDIA's
+# architecture papers, products of halves with float32 sums.
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        _gpu("b200", "NVIDIA B200", half=2250, single=1125, gb=180, tb_s=8.0, link=("NVLink", 900), names=("b200",)),
-        _gpu("h200", "NVIDIA H200", half=989.4, single=494.7, gb=141, tb_s=4.8, link=("NVLink", 450), names=("h200",)),
-        _gpu("h100", "NVIDIA H100 SXM", half=989.4, single=494.7, gb=80, tb_s=3.35, link=("NVLink", 450), names=("h100 80gb hbm3", "h100 sxm")),
-        _gpu("h100-pcie", "NVIDIA H100 PCIe", half=756, single=378, gb=80, tb_s=2.0, link=("PCIe 5", 64), names=("h100 pcie",)),
-        _gpu("a100-80", "NVIDIA A100 SXM 80 GB", half=312, single=156, gb=80, tb_s=2.039, link=("NVLink", 300), names=("a100-sxm4-80gb", "a100 80gb")),
-        _gpu("a100-40", "NVIDIA A100 SXM 40 GB", half=312, single=156, gb=40, tb_s=1.555, link=("NVLink", 300), names=("a100-sxm4-40gb", "a100-pcie-40gb")),
-        _gpu("v100", "NVIDIA V100 SXM2 32 GB", half=125, single=15.7, gb=32, tb_s=0.9, link=("NVLink", 150), names=("v100",), bf16=False),
-        _gpu("l40s", "NVIDIA L40S", half=362.05, single=183, gb=48, tb_s=0.864, link=("PCIe 4", 32), names=("nvidia l40s",)),
-        _gpu("l4", "NVIDIA L4", half=121, single=60, gb=24, tb_s=0.3, link=("PCIe 4", 32), names=("nvidia l4",)),
-        _gpu("rtx4090", "NVIDIA RTX 4090", half=165.2, single=82.6, gb=24, tb_s=1.008, link=("PCIe 4", 32), names=("rtx 4090",)),
-        _gpu("rtx3090", "NVIDIA RTX 3090", half=71, single=35.6, gb=24, tb_s=0.936, link=("PCIe 4", 32), names=("rtx 3090",)),
+        _gpu(
+            "b200",
+            "NVIDIA B200",
+            half=2250,
+            single=1125,
+            gb=180,
+            tb_s=8.0,
+            link=("NVLink", 900),
+            names=("b200",),
+        ),
+        _gpu(
+            "h200",
+            "NVIDIA H200",
+            half=989.4,
+            single=494.7,
+            gb=141,
+            tb_s=4.8,
+            link=("NVLink", 450),
+            names=("h200",),
+        ),
+        _gpu(
+            "h100",
+            "NVIDIA H100 SXM",
+            half=989.4,
+            single=494.7,
+            gb=80,
+            tb_s=3.35,
+            link=("NVLink", 450),
+            names=("h100 80gb hbm3", "h100 sxm"),
+        ),
+        _gpu(
+            "h100-pcie",
+            "NVIDIA H100 PCIe",
+            half=756,
+            single=378,
+            gb=80,
+            tb_s=2.0,
+            link=("PCIe 5", 64),
+            names=("h100 pcie",),
+        ),
+        _gpu(
+            "a100-80",
+            "NVIDIA A100 SXM 80 GB",
+            half=312,
+            single=156,
+            gb=80,
+            tb_s=2.039,
+            link=("NVLink", 300),
+            names=("a100-sxm4-80gb", "a100 80gb"),
+        ),
+        _gpu(
+            "a100-40",
+            "NVIDIA A100 SXM 40 GB",
+            half=312,
+            single=156,
+            gb=40,
+            tb_s=1.555,
+            link=("NVLink", 300),
+            names=("a100-sxm4-40gb", "a100-pcie-40gb"),
+        ),
+        _gpu(
+            "v100",
+            "NVIDIA V100 SXM2 32 GB",
+            half=125,
+            single=15.7,
+            gb=32,
+            tb_s=0.9,
+            link=("NVLink", 150),
+            names=("v100",),
+            bf16=False,
+        ),
+        _gpu(
+            "l40s",
+            "NVIDIA L40S",
+            half=362.05,
+            single=183,
+            gb=48,
+            tb_s=0.864,
+            link=("PCIe 4", 32),
+            names=("nvidia l40s",),
+        ),
+        _gpu(
+            "l4",
+            "NVIDIA L4",
+            half=121,
+            single=60,
+            gb=24,
+            tb_s=0.3,
+            link=("PCIe 4", 32),
+            names=("nvidia l4",),
+        ),
+        _gpu(
+            "rtx4090",
+            "NVIDIA RTX 4090",
+            half=165.2,
+            single=82.6,
+            gb=24,
+            tb_s=1.008,
+            link=("PCIe 4", 32),
+            names=("rtx 4090",),
+        ),
+        _gpu(
+            "rtx3090",
+            "NVIDIA RTX 3090",
+            half=71,
+            single=35.6,
+            gb=24,
+            tb_s=0.936,
+            link=("PCIe 4", 32),
+            names=("rtx 3090",),
+        ),
     )
-}  # fmt: skip
+}
 
 SOURCE = "vendor data sheet, dense"
 
@@ -85,13 +191,19 @@ def find_gpu(name: str) -> Gpu:
     """
     key = name.lower().replace("_", "-").replace(" ", "-")
     if key not in GPUS:
-        raise InputError(f"--gpu {name}: not in the table{nearest(key, GPUS)}: it has {', '.join(GPUS)}")
+        raise InputError(
+            f"--gpu {name}: not in the table{nearest(key, GPUS)}: it has {', '.join(GPUS)}"
+        )
     return GPUS[key]
 
 
 def recognise(device_name: str) -> Gpu | None:
-    """The GPU that a driver's name means, such as "NVIDIA A100-SXM4-80GB"; None when the table lacks it."""
+    """The GPU that a driver's name means, such as "NVIDIA A100-SXM4-80GB"; None when the table
+    lacks it.
+    """
     name = device_name.lower()
     found = [gpu for gpu in GPUS.values() if any(known in name for known in gpu.names)]
     # "NVIDIA L4" is the start of "NVIDIA L40S": the longest name that fits is meant.
-    return max(found, key=lambda gpu: max(len(known) for known in gpu.names if known in name), default=None)
+    return max(
+        found, key=lambda gpu: max(len(known) for known in gpu.names if known in name), default=None
+    )

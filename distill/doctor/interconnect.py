@@ -17,10 +17,11 @@ _REPEATS = {"cuda": 10, "cpu": 3}
 
 @dataclass(frozen=True)
 class Timing:
-    """One size: seconds of an all-reduce (the slowest process's, the mean of its repeats), and bus bandwidth in bytes/s.
+    """One size: seconds of an all-reduce (the slowest process's, the mean of its repeats), and bus
+    bandwidth in bytes/s.
 
-    Bus bandwidth is 2 (N - 1) / N * size / seconds: what each process sends in a ring, so that it can be held against a link's rate
-    whatever N is (as in nccl-tests).
+    Bus bandwidth is 2 (N - 1) / N * size / seconds: what each process sends in a ring, so that it
+    can be held against a link's rate whatever N is (as in nccl-tests).
     """
 
     size: int
@@ -42,7 +43,9 @@ def measure_all_reduce(engine: Engine) -> list[Timing]:
         for _ in range(repeats):
             dist.all_reduce(tensor)
         _wait(device)
-        seconds = torch.tensor([(time.perf_counter() - start) / repeats], device=device, dtype=torch.float64)
+        seconds = torch.tensor(
+            [(time.perf_counter() - start) / repeats], device=device, dtype=torch.float64
+        )
         slowest = float(engine.max_(seconds).item())
         timings.append(Timing(size, slowest, all_reduce_bytes(size, engine.world_size) / slowest))
     return timings
@@ -53,7 +56,9 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def report_interconnect(diagnosis: Diagnosis, timings: list[Timing], num_processes: int, backend: str) -> None:
+def report_interconnect(
+    diagnosis: Diagnosis, timings: list[Timing], num_processes: int, backend: str
+) -> None:
     """Add what was measured, or that nothing was."""
     section = Section("Interconnect")
     if not timings:
@@ -63,8 +68,14 @@ def report_interconnect(diagnosis: Diagnosis, timings: list[Timing], num_process
             "torchrun --nproc-per-node N -m distill doctor measures it",
         )
     else:
-        rows = tuple((f"{t.size // _MIB} MiB", f"{t.seconds * 1e3:.2f}", f"{t.bus_bytes_s / 1e9:.2f}") for t in timings)
-        note = f"{num_processes} processes, {backend}; measured; bus bandwidth = 2 (N - 1) / N x size / time"
+        rows = tuple(
+            (f"{t.size // _MIB} MiB", f"{t.seconds * 1e3:.2f}", f"{t.bus_bytes_s / 1e9:.2f}")
+            for t in timings
+        )
+        note = (
+            f"{num_processes} processes, {backend}; measured; bus bandwidth = 2 (N - 1) / N x size"
+            " / time"
+        )
         section.tables.append(Grid("all-reduce", ("size", "ms", "GB/s"), rows, note))
     diagnosis.sections.append(section)
     diagnosis.numbers["interconnect"] = {

@@ -1,4 +1,6 @@
-"""What this machine is: versions, devices, backends, environment. Nothing here needs a recipe, a GPU or a network."""
+"""What this machine is: versions, devices, backends, environment. Nothing here needs a recipe, a
+GPU or a network.
+"""
 
 import os
 import platform
@@ -14,15 +16,45 @@ from distill.engine import check_rendezvous, launched_processes, refuse_contradi
 from distill.errors import InputError
 from distill.recipe import Recipe
 
-_PACKAGES = ("torchvision", "timm", "accelerate", "deepspeed", "datasets", "safetensors", "pydantic", "numpy", "pillow")
-_OPTIONAL = {"deepspeed": "train.zero_stage and teacher.placement: zero3 need it: pip install 'vanillakd[deepspeed]'"}
+_PACKAGES = (
+    "torchvision",
+    "timm",
+    "accelerate",
+    "deepspeed",
+    "datasets",
+    "safetensors",
+    "pydantic",
+    "numpy",
+    "pillow",
+)
+_OPTIONAL = {
+    "deepspeed": (
+        "train.zero_stage and teacher.placement: zero3 need it: pip install 'vanillakd[deepspeed]'"
+    )
+}
 
 # Variables that change how fast or whether a run goes, and are easy to forget.
 _WATCHED = (
-    "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "HF_HOME", "HF_HUB_OFFLINE", "NCCL_DEBUG", "NCCL_SOCKET_IFNAME", "NCCL_IB_DISABLE",
-    "NCCL_P2P_DISABLE", "GLOO_SOCKET_IFNAME", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF", "CUDA_LAUNCH_BLOCKING", "TORCH_DISTRIBUTED_DEBUG",
-    "MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "SLURM_JOB_ID", "SLURM_NNODES",
-)  # fmt: skip
+    "OMP_NUM_THREADS",
+    "CUDA_VISIBLE_DEVICES",
+    "HF_HOME",
+    "HF_HUB_OFFLINE",
+    "NCCL_DEBUG",
+    "NCCL_SOCKET_IFNAME",
+    "NCCL_IB_DISABLE",
+    "NCCL_P2P_DISABLE",
+    "GLOO_SOCKET_IFNAME",
+    "PYTORCH_CUDA_ALLOC_CONF",
+    "PYTORCH_ALLOC_CONF",
+    "CUDA_LAUNCH_BLOCKING",
+    "TORCH_DISTRIBUTED_DEBUG",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE",
+    "SLURM_JOB_ID",
+    "SLURM_NNODES",
+)
 _SLOW = {
     "CUDA_LAUNCH_BLOCKING": "every kernel is waited for",
     "NCCL_P2P_DISABLE": "GPUs of a node talk through host memory",
@@ -52,7 +84,9 @@ def _versions(diagnosis: Diagnosis, needs_deepspeed: bool) -> Section:
         except metadata.PackageNotFoundError:
             found[package] = "not installed"
             if package in _OPTIONAL and needs_deepspeed:
-                diagnosis.find("problem", "versions", f"{package} is not installed", _OPTIONAL[package])
+                diagnosis.find(
+                    "problem", "versions", f"{package} is not installed", _OPTIONAL[package]
+                )
     found["cuda (of torch)"] = torch.version.cuda or "none"
     gpu = torch.cuda.is_available()
     found["cudnn"] = str(torch.backends.cudnn.version() or "none") if gpu else "no GPU"  # type: ignore[no-untyped-call]
@@ -81,27 +115,48 @@ def _devices(diagnosis: Diagnosis) -> Section:
             properties = torch.cuda.get_device_properties(index)
             free, total = torch.cuda.mem_get_info(index)
             gpus.append({"name": properties.name, "memory_bytes": total, "free_bytes": free})
-            section.add(f"GPU {index}", f"{properties.name}, {gib(total)}, {gib(free)} free", "driver")
+            section.add(
+                f"GPU {index}", f"{properties.name}, {gib(total)}, {gib(free)} free", "driver"
+            )
             if free < 0.9 * total:
                 diagnosis.find(
-                    "warning", "devices", f"GPU {index} has {gib(total - free)} in use", "nvidia-smi shows by whom"
+                    "warning",
+                    "devices",
+                    f"GPU {index} has {gib(total - free)} in use",
+                    "nvidia-smi shows by whom",
                 )
     else:
         section.add("GPU", "none", "torch")
         diagnosis.find(
-            "unknown", "devices", "torch sees no GPU here: speeds and memory below are of the GPU named, and predicted"
+            "unknown",
+            "devices",
+            "torch sees no GPU here: speeds and memory below are of the GPU named, and predicted",
         )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    section.add("CPU", f"{cores()} cores usable of {os.cpu_count()}, {gib(memory)} of memory", platform.machine())
+    section.add(
+        "CPU",
+        f"{cores()} cores usable of {os.cpu_count()}, {gib(memory)} of memory",
+        platform.machine(),
+    )
     backends = {
         "gloo": dist.is_available() and dist.is_gloo_available(),
         "nccl": dist.is_available() and dist.is_nccl_available(),
         "mpi": dist.is_available() and dist.is_mpi_available(),
     }
-    section.add("backends", ", ".join(f"{name} {'yes' if there else 'no'}" for name, there in backends.items()))
+    section.add(
+        "backends",
+        ", ".join(f"{name} {'yes' if there else 'no'}" for name, there in backends.items()),
+    )
     if gpus and not backends["nccl"]:
-        diagnosis.find("problem", "devices", "there are GPUs and torch has no NCCL", "install torch for CUDA")
-    diagnosis.numbers["devices"] = {"gpus": gpus, "cores": cores(), "memory_bytes": memory, "backends": backends}
+        diagnosis.find(
+            "problem", "devices", "there are GPUs and torch has no NCCL", "install torch for CUDA"
+        )
+    diagnosis.numbers["devices"] = {
+        "gpus": gpus,
+        "cores": cores(),
+        "memory_bytes": memory,
+        "backends": backends,
+    }
     return section
 
 
@@ -117,7 +172,10 @@ def _environment(diagnosis: Diagnosis, recipe: Recipe | None) -> Section:
         else:
             train = recipe.train
             refuse_contradictions(
-                environment, precision=train.precision, zero_stage=train.zero_stage, zero_offload=train.zero_offload
+                environment,
+                precision=train.precision,
+                zero_stage=train.zero_stage,
+                zero_offload=train.zero_offload,
             )
         check_rendezvous(environment)
         count = launched_processes(environment)
@@ -130,7 +188,9 @@ def _environment(diagnosis: Diagnosis, recipe: Recipe | None) -> Section:
         diagnosis.find("problem", "environment", str(error))
     for name, effect in _SLOW.items():
         if environment.get(name, "0").lower() not in ("", "0", "off", "false"):
-            diagnosis.find("warning", "environment", f"{name}={environment[name]}: {effect}", f"unset {name}")
+            diagnosis.find(
+                "warning", "environment", f"{name}={environment[name]}: {effect}", f"unset {name}"
+            )
     return section
 
 

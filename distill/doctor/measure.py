@@ -1,4 +1,6 @@
-"""From a recipe to profiles: its models built without memory, and counted. No weights are read and no data is needed."""
+"""From a recipe to profiles: its models built without memory, and counted. No weights are read and
+no data is needed.
+"""
 
 import dataclasses
 from dataclasses import dataclass
@@ -21,7 +23,8 @@ from distill.optim import build_optimizer
 from distill.recipe import Recipe, schema
 from distill.recipe.schema import ELEMENTWISE_OPTIMIZERS
 
-# What a student's bytes and FLOPs depend on beside its optimizer; students that differ in objective or schedule alone are counted once.
+# What a student's bytes and FLOPs depend on beside its optimizer; students that differ in objective
+# or schedule alone are counted once.
 _SHAPE = ("model", "model_args", "drop_path", "drop_rate", "grad_checkpointing", "mean", "std")
 
 
@@ -29,7 +32,8 @@ _SHAPE = ("model", "model_args", "drop_path", "drop_rate", "grad_checkpointing",
 class Profiles:
     """What a recipe's models come to. `unknown`: what could not be counted, a sentence each.
 
-    `students`: as they stand in the stage whose optimizers hold most; `of_stage` names it where another's hold less.
+    `students`: as they stand in the stage whose optimizers hold most; `of_stage` names it where
+      another's hold less.
     """
 
     teacher: TeacherProfile | None
@@ -45,7 +49,8 @@ def measure(recipe: Recipe, num_classes: int) -> Profiles:
         num_classes: of the data.
 
     Raises:
-        InputError: a model that timm does not know or refuses; `distill.check` explains it better, and goes first.
+        InputError: a model that timm does not know or refuses; `distill.check` explains it better,
+            and goes first.
     """
     unknown = []
     teacher = None
@@ -53,8 +58,8 @@ def measure(recipe: Recipe, num_classes: int) -> Profiles:
         origin = teacher_known_here(recipe.teacher, Path())
         if origin is None:
             unknown.append(
-                f"teacher: its weights {recipe.teacher.weights} are not here and would name the model: it is left out of what follows; "
-                "teacher.model=NAME gives it"
+                f"teacher: its weights {recipe.teacher.weights} are not here and would name the"
+                " model: it is left out of what follows; teacher.model=NAME gives it"
             )
         else:
             classes = num_classes if recipe.teacher.weights == "random" else None
@@ -63,8 +68,12 @@ def measure(recipe: Recipe, num_classes: int) -> Profiles:
     return Profiles(teacher, students, tuple(unknown), of_stage)
 
 
-def _measure_students(recipe: Recipe, num_classes: int) -> tuple[tuple[StudentProfile, ...], str | None]:
-    """The students with the optimizers of the stage that needs most memory, and which it is, None where all need the same."""
+def _measure_students(
+    recipe: Recipe, num_classes: int
+) -> tuple[tuple[StudentProfile, ...], str | None]:
+    """The students with the optimizers of the stage that needs most memory, and which it is, None
+    where all need the same.
+    """
     counted: dict[str, StudentProfile] = {}
     stages: list[tuple[StudentProfile, ...]] = []
     for index in range(recipe.num_stages):
@@ -77,26 +86,34 @@ def _measure_students(recipe: Recipe, num_classes: int) -> tuple[tuple[StudentPr
                     name, spec, num_classes, recipe.data.image_size, recipe.train.precision
                 )
             elif alike not in counted:
-                net = student_without_memory(spec, num_classes=num_classes, image_size=recipe.data.image_size)
+                net = student_without_memory(
+                    spec, num_classes=num_classes, image_size=recipe.data.image_size
+                )
                 counted[alike] = dataclasses.replace(
                     counted[shape],
                     state_bytes=optimizer_bytes(net, spec.optimizer),
                     elementwise=_is_elementwise(spec.optimizer),
                 )
-            students.append(dataclasses.replace(counted[alike], name=name, num_emas=len(spec.ema.decays)))
+            students.append(
+                dataclasses.replace(counted[alike], name=name, num_emas=len(spec.ema.decays))
+            )
         stages.append(tuple(students))
     state_bytes = [sum(student.state_bytes for student in students) for students in stages]
     largest = state_bytes.index(max(state_bytes))
     # A placement is the run's: every stage's optimizer has to bear it.
     shown = tuple(
-        dataclasses.replace(student, elementwise=all(students[i].elementwise for students in stages))
+        dataclasses.replace(
+            student, elementwise=all(students[i].elementwise for students in stages)
+        )
         for i, student in enumerate(stages[largest])
     )
     return shown, recipe.stages[largest].name if len(set(state_bytes)) > 1 else None
 
 
 def expected_classes(recipe: Recipe) -> int | None:
-    """Classes of the data as the recipe's models tell them, when the data is not here; None when they tell nothing."""
+    """Classes of the data as the recipe's models tell them, when the data is not here; None when
+    they tell nothing.
+    """
     if recipe.teacher is None or recipe.teacher.weights == "random":
         return None
     origin = teacher_known_here(recipe.teacher, Path())
@@ -114,7 +131,9 @@ def measure_teacher(
     view = teacher_view(spec, origin, data_image_size)
     size, dtype = view.image_size, DTYPES[spec.dtype]
     with torch.device("meta"):
-        model = create(origin.name, num_classes=num_classes, image_size=size, model_args=spec.model_args)
+        model = create(
+            origin.name, num_classes=num_classes, image_size=size, model_args=spec.model_args
+        )
     pixels = Pixels(view.mean, view.std, size, view.interpolation, dtype)
     model.eval().requires_grad_(False)
     network = Network(model, pixels)
@@ -143,7 +162,9 @@ def measure_student(
     network = Network(net, Pixels((0.5,) * 3, (0.5,) * 3)).train()  # values cost nothing
     with fake(network):
         weight_bytes, buffer_bytes, largest = held(net)
-        train, kept, working = training_pass(network, image_size, precision, checkpointing=spec.grad_checkpointing)
+        train, kept, working = training_pass(
+            network, image_size, precision, checkpointing=spec.grad_checkpointing
+        )
     return StudentProfile(
         name=name,
         model=spec.model,
@@ -167,13 +188,16 @@ def _is_elementwise(spec: schema.Optimizer) -> bool:
 
 
 def optimizer_bytes(net: nn.Module, spec: schema.Optimizer) -> int:
-    """Bytes of the optimizer's state, from two steps over a small matrix and a small vector: scalars of state a scalar of weights.
+    """Bytes of the optimizer's state, from two steps over a small matrix and a small vector:
+    scalars of state a scalar of weights.
 
-    Exact for optimizers that keep whole moments (AdamW, LAMB, SGD, Lion ...); those that factor them (Adafactor) keep less than this.
-    Step counters are left out.
+    Exact for optimizers that keep whole moments (AdamW, LAMB, SGD, Lion ...); those that factor
+    them (Adafactor) keep less than this. Step counters are left out.
     """
     samples = nn.ParameterDict({"weight": torch.zeros(16, 16), "bias": torch.zeros(16)})
-    optimizer = build_optimizer(samples, spec.model_copy(update={"args": _without_layers(spec.args)}))
+    optimizer = build_optimizer(
+        samples, spec.model_copy(update={"args": _without_layers(spec.args)})
+    )
     for _ in range(2):
         for parameter in samples.parameters():
             parameter.grad = torch.ones_like(parameter)
@@ -181,9 +205,13 @@ def optimizer_bytes(net: nn.Module, spec: schema.Optimizer) -> int:
     each = {}
     for name, parameter in samples.items():
         state = [
-            value for value in optimizer.state[parameter].values() if isinstance(value, torch.Tensor) and value.dim()
+            value
+            for value in optimizer.state[parameter].values()
+            if isinstance(value, torch.Tensor) and value.dim()
         ]
-        each[name] = sum(tensor.numel() * tensor.element_size() for tensor in state) / parameter.numel()
+        each[name] = (
+            sum(tensor.numel() * tensor.element_size() for tensor in state) / parameter.numel()
+        )
     scalars = [parameter for parameter in net.parameters() if parameter.requires_grad]
     total: float = sum(each["weight" if p.dim() > 1 else "bias"] * p.numel() for p in scalars)
     return round(total)

@@ -5,9 +5,11 @@ from dataclasses import dataclass, field
 
 from distill.doctor.profiles import Layout, StudentProfile, TeacherProfile
 
-# DeepSpeed 0.19.8's stage3_prefetch_bucket_size: scalars that ZeRO-3 gathers ahead of the layer that computes.
+# DeepSpeed 0.19.8's stage3_prefetch_bucket_size: scalars that ZeRO-3 gathers ahead of the layer
+# that computes.
 PREFETCH_SCALARS = 5e7
-# What engine.zero sets as its reduce_bucket_size (a test compares): a buffer that each engine allocates whole.
+# What engine.zero sets as its reduce_bucket_size (a test compares): a buffer that each engine
+# allocates whole.
 BUCKET_SCALARS = 5e7
 _FLOAT32 = 4
 
@@ -27,7 +29,9 @@ class Reserve:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one process. `device` and `host` name what holds them; `lasting` are those that no smaller micro-batch would free."""
+    """Bytes of one process. `device` and `host` name what holds them; `lasting` are those that no
+    smaller micro-batch would free.
+    """
 
     device: dict[str, float]
     host: dict[str, float] = field(default_factory=dict)
@@ -54,8 +58,8 @@ LASTING = (TEACHER, WEIGHTS, GRADIENTS, OPTIMIZER, COPY, BUCKET, EMA)
 def teacher_bytes(teacher: TeacherProfile, layout: Layout) -> tuple[float, float, float]:
     """(on the device all the time, gathered during its forward, on the host).
 
-    Replicated: all of it. ZeRO-3: a shard of 1/N on the device or, offloaded, on the host; the forward gathers the layer that computes and
-    `PREFETCH_SCALARS` of those that follow.
+    Replicated: all of it. ZeRO-3: a shard of 1/N on the device or, offloaded, on the host; the
+    forward gathers the layer that computes and `PREFETCH_SCALARS` of those that follow.
     """
     if layout.teacher_placement == "replicated":
         return teacher.weight_bytes, 0.0, 0.0
@@ -65,8 +69,11 @@ def teacher_bytes(teacher: TeacherProfile, layout: Layout) -> tuple[float, float
     return (0.0, gathered, shard) if layout.teacher_offload else (shard, gathered, 0.0)
 
 
-def student_bytes(student: StudentProfile, layout: Layout) -> tuple[dict[str, float], dict[str, float]]:
-    """(on the device, on the host) of one student, without activations. P scalars over N processes, float32 weights:
+def student_bytes(
+    student: StudentProfile, layout: Layout
+) -> tuple[dict[str, float], dict[str, float]]:
+    """(on the device, on the host) of one student, without activations. P scalars over N processes,
+    float32 weights:
 
     ================  =======  =======  =======  =======
     bytes             DDP      ZeRO-1   ZeRO-2   ZeRO-3
@@ -79,11 +86,15 @@ def student_bytes(student: StudentProfile, layout: Layout) -> tuple[dict[str, fl
     bucket            0        b        b        b
     ================  =======  =======  =======  =======
 
-    The copy is DeepSpeed's: stage_1_and_2.py clones the shard that it updates, whatever its dtype; stage3.py does not where weights are
-    float32 and stay on the device. The bucket b is 4 min(P, `BUCKET_SCALARS`). Offloading moves optimizer state, the copy, sharded gradients and,
-    under ZeRO-3, the shard of the weights to the host. Buffers are whole on every process, and whole in each average.
+    The copy is DeepSpeed's: stage_1_and_2.py clones the shard that it updates, whatever its dtype;
+    stage3.py does not where weights are float32 and stay on the device. The bucket b is 4 min(P,
+    `BUCKET_SCALARS`). Offloading moves optimizer state, the copy, sharded gradients and, under
+    ZeRO-3, the shard of the weights to the host. Buffers are whole on every process, and whole in
+    each average.
     """
-    stage = layout.zero_stage if layout.num_processes > 1 or layout.zero_offload else 0  # nothing is sharded over one
+    stage = (
+        layout.zero_stage if layout.num_processes > 1 or layout.zero_offload else 0
+    )  # nothing is sharded over one
     shard = student.weight_bytes / (layout.num_processes if stage else 1)
     weights = shard if stage == 3 else float(student.weight_bytes)
     gradients = shard if stage >= 2 else float(student.weight_bytes)
@@ -105,7 +116,9 @@ def student_bytes(student: StudentProfile, layout: Layout) -> tuple[dict[str, fl
 
 
 def batch_bytes(micro_batch: int, image_size: int, num_classes: int) -> float:
-    """A micro-batch on the device and the next one on its way: float32 and uint8 pixels, label distributions, teacher's logits."""
+    """A micro-batch on the device and the next one on its way: float32 and uint8 pixels, label
+    distributions, teacher's logits.
+    """
     pixels = 3 * image_size**2
     return 2 * micro_batch * (pixels * (_FLOAT32 + 1) + 2 * num_classes * _FLOAT32)
 
@@ -121,8 +134,9 @@ def estimate(
 ) -> Memory:
     """Peak bytes of one process.
 
-    Everything that lasts is added up over students; they compute one after another, and after the teacher, so of the
-    activations only the largest counts. Gathered layers are those of whoever computes: the larger of teacher and students.
+    Everything that lasts is added up over students; they compute one after another, and after the
+    teacher, so of the activations only the largest counts. Gathered layers are those of whoever
+    computes: the larger of teacher and students.
     """
     device: dict[str, float] = {}
     host: dict[str, float] = {}
@@ -140,12 +154,27 @@ def estimate(
                 parts[part] = parts.get(part, 0.0) + size
         working.append(student.working.at(layout.micro_batch))
         if layout.zero_stage == 3:
-            gathered.append(min(student.weight_bytes, student.largest_bytes + PREFETCH_SCALARS * _FLOAT32))
+            gathered.append(
+                min(student.weight_bytes, student.largest_bytes + PREFETCH_SCALARS * _FLOAT32)
+            )
     device[GATHERED] = max(gathered)
     device[BATCH] = batch_bytes(layout.micro_batch, image_size, num_classes)
     device[WORKING] = max(working)
     device[RESERVE] = reserve.context_bytes + reserve.fragmentation * sum(device.values())
-    order = (TEACHER, GATHERED, WEIGHTS, GRADIENTS, OPTIMIZER, COPY, BUCKET, EMA, BATCH, WORKING, RESERVE)
+    order = (
+        TEACHER,
+        GATHERED,
+        WEIGHTS,
+        GRADIENTS,
+        OPTIMIZER,
+        COPY,
+        BUCKET,
+        EMA,
+        BATCH,
+        WORKING,
+        RESERVE,
+    )
     return Memory(
-        {part: device[part] for part in order if device.get(part)}, {part: size for part, size in host.items() if size}
+        {part: device[part] for part in order if device.get(part)},
+        {part: size for part, size in host.items() if size},
     )

@@ -1,7 +1,9 @@
-"""Counts what a forward and a backward would do on a GPU, without one: on tensors that have shapes and no memory.
+"""Counts what a forward and a backward would do on a GPU, without one: on tensors that have shapes
+and no memory.
 
-The tensors are torch's fake ones, said to lie on the CPU, so that autograd, autocast and gradient checkpointing run as they are. A
-dispatch mode under them sees each kernel: what it reads and writes, its FLOPs, and when the memory of a tensor is let go.
+The tensors are torch's fake ones, said to lie on the CPU, so that autograd, autocast and gradient
+checkpointing run as they are. A dispatch mode under them sees each kernel: what it reads and
+writes, its FLOPs, and when the memory of a tensor is let go.
 """
 
 import weakref
@@ -29,7 +31,8 @@ HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Bytes alive and at their peak, memory traffic, FLOPs and kernels of everything computed inside.
+    """Bytes alive and at their peak, memory traffic, FLOPs and kernels of everything computed
+    inside.
 
     Attributes:
         live, peak: bytes of tensors made inside.
@@ -46,7 +49,11 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._alive: dict[int, int] = {}
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
@@ -59,7 +66,11 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         in_place = func._schema.is_mutable
         if not (made or in_place) or "empty" in func.__name__:
             return result
-        traffic = sum(map(_size, inputs)) + sum(map(_size, made)) + (_size(outputs[0]) if in_place and outputs else 0)
+        traffic = (
+            sum(map(_size, inputs))
+            + sum(map(_size, made))
+            + (_size(outputs[0]) if in_place and outputs else 0)
+        )
         self.kernels += 1
         count = flop_registry.get(func._overloadpacket)
         if count is None:
@@ -92,22 +103,40 @@ def _size(tensor: Tensor) -> int:
 
 
 class _AsOnCuda(TorchFunctionMode):
-    """Where autocast on CUDA computes in float32 and autocast on the CPU does not, and attention as CUDA's kernels do it.
+    """Where autocast on CUDA computes in float32 and autocast on the CPU does not, and attention as
+    CUDA's kernels do it.
 
-    With a bias that learns (BEiT's relative positions) the CPU falls back on writing the attention matrix to memory; CUDA's
-    memory-efficient kernel does not.
+    With a bias that learns (BEiT's relative positions) the CPU falls back on writing the attention
+    matrix to memory; CUDA's memory-efficient kernel does not.
     """
 
     _WIDENED = frozenset(
-        ("layer_norm", "group_norm", "softmax", "log_softmax", "norm", "vector_norm", "pow", "exp", "log", "cumsum", "sum", "prod")
-    )  # fmt: skip
+        (
+            "layer_norm",
+            "group_norm",
+            "softmax",
+            "log_softmax",
+            "norm",
+            "vector_norm",
+            "pow",
+            "exp",
+            "log",
+            "cumsum",
+            "sum",
+            "prod",
+        )
+    )
 
     def __init__(self, half: bool) -> None:
         super().__init__()
         self._half = half
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = dict(kwargs or {})
         if func is F.scaled_dot_product_attention and kwargs.get("attn_mask") is not None:
@@ -126,9 +155,11 @@ class _AsOnCuda(TorchFunctionMode):
 
 @contextmanager
 def fake(model: nn.Module, dtype: torch.dtype = torch.float32) -> Iterator[nn.Module]:
-    """The model with fake tensors in place of its own (it may be on "meta"), inside a mode that makes all new ones fake.
+    """The model with fake tensors in place of its own (it may be on "meta"), inside a mode that
+    makes all new ones fake.
 
-    `dtype` is that of its weights, as a teacher is cast: BatchNorm's stay as they are, and so do the means of pixels.
+    `dtype` is that of its weights, as a teacher is cast: BatchNorm's stay as they are, and so do
+    the means of pixels.
     """
     with FakeTensorMode():
         made: dict[int, Tensor] = {}
@@ -144,7 +175,9 @@ def fake(model: nn.Module, dtype: torch.dtype = torch.float32) -> Iterator[nn.Mo
                 if parameter is not None:
                     twin = like(parameter, module)
                     if not isinstance(twin, nn.Parameter):
-                        twin = made[id(parameter)] = nn.Parameter(twin, requires_grad=parameter.requires_grad)
+                        twin = made[id(parameter)] = nn.Parameter(
+                            twin, requires_grad=parameter.requires_grad
+                        )
                     module._parameters[name] = twin
             for name, buffer in module._buffers.items():
                 if buffer is not None:
@@ -161,7 +194,9 @@ def autocast(precision: str) -> AbstractContextManager[Any]:
 
 
 def forward_pass(model: Callable[[Tensor], Tensor], image_size: int) -> tuple[Pass, Line]:
-    """A forward without gradients of images [b, 3, S, S]; returns it and its peak working bytes. Inside `fake`."""
+    """A forward without gradients of images [b, 3, S, S]; returns it and its peak working bytes.
+    Inside `fake`.
+    """
     meters: list[Meter] = []
     for count in (SMALL, LARGE):
         images = torch.empty(count, 3, image_size, image_size)
@@ -171,10 +206,14 @@ def forward_pass(model: Callable[[Tensor], Tensor], image_size: int) -> tuple[Pa
     return _pass(meters, times=1), _line([meter.peak for meter in meters])
 
 
-def training_pass(model: nn.Module, image_size: int, precision: str, *, checkpointing: bool) -> tuple[Pass, Line, Line]:
-    """Forward and backward of a model that learns: the pass, bytes kept between them, and peak bytes. Inside `fake`.
+def training_pass(
+    model: nn.Module, image_size: int, precision: str, *, checkpointing: bool
+) -> tuple[Pass, Line, Line]:
+    """Forward and backward of a model that learns: the pass, bytes kept between them, and peak
+    bytes. Inside `fake`.
 
-    Gradients exist beforehand, as DDP's buckets do. The loss is a KL divergence, which is what most recipes add to the logits.
+    Gradients exist beforehand, as DDP's buckets do. The loss is a KL divergence, which is what most
+    recipes add to the logits.
     """
     meters, kept = [], []
     for parameter in model.parameters():
@@ -189,15 +228,28 @@ def training_pass(model: nn.Module, image_size: int, precision: str, *, checkpoi
                 logits = model(images)
             kept.append(meter.live)
             meter.forward = False
-            loss = F.kl_div(logits.float().log_softmax(-1), torch.empty(logits.shape), reduction="batchmean")
+            loss = F.kl_div(
+                logits.float().log_softmax(-1), torch.empty(logits.shape), reduction="batchmean"
+            )
             del logits
-            # What loss.backward() calls. It is a torch function itself, so that none called inside it would reach a mode: not
-            # those of layers that are computed again, which would then differ from what they were in the forward.
+            # What loss.backward() calls. It is a torch function itself, so that none called inside
+            # it would reach a mode: not those of layers that are computed again, which would then
+            # differ from what they were in the forward.
             torch.autograd.Variable._execution_engine.run_backward(
-                (loss,), (torch.ones_like(loss),), False, False, (), allow_unreachable=True, accumulate_grad=True
+                (loss,),
+                (torch.ones_like(loss),),
+                False,
+                False,
+                (),
+                allow_unreachable=True,
+                accumulate_grad=True,
             )
         meters.append(meter)
-    return _pass(meters, times=4 if checkpointing else 3), _line(kept), _line([meter.peak for meter in meters])
+    return (
+        _pass(meters, times=4 if checkpointing else 3),
+        _line(kept),
+        _line([meter.peak for meter in meters]),
+    )
 
 
 def _line(values: list[int]) -> Line:
@@ -215,10 +267,15 @@ def _pass(meters: list[Meter], times: int) -> Pass:
 
 
 def held(model: nn.Module) -> tuple[int, int, int]:
-    """(bytes of parameters, bytes of buffers, bytes of the one module that holds most itself), tied weights counted once."""
+    """(bytes of parameters, bytes of buffers, bytes of the one module that holds most itself), tied
+    weights counted once.
+    """
     parameters = sum(_bytes({id(p): p for p in model.parameters()}))
     buffers = sum(_bytes({id(b): b for b in model.buffers()}))
-    largest = max((sum(_bytes(dict(enumerate(m.parameters(recurse=False))))) for m in model.modules()), default=0)
+    largest = max(
+        (sum(_bytes(dict(enumerate(m.parameters(recurse=False))))) for m in model.modules()),
+        default=0,
+    )
     return parameters, buffers, largest
 
 

@@ -1,4 +1,5 @@
-"""How long one step takes: numbers in, seconds out. Pure arithmetic, no torch; docs/scaling.md tells the same in words.
+"""How long one step takes: numbers in, seconds out. Pure arithmetic, no torch; docs/scaling.md
+tells the same in words.
 
 Three things go on at once, and the slowest decides:
 
@@ -7,8 +8,8 @@ Three things go on at once, and the slowest decides:
     host = kernels * host_s_per_kernel                    (eager mode: Python launches every kernel)
     data = images of a process / (decoding processes * images/s of a core)
 
-A pass on the device is a sum over its kernels: products take the longer of FLOPs / (fraction * peak) and bytes / (fraction *
-bandwidth), the rest bytes / (fraction * bandwidth).
+A pass on the device is a sum over its kernels: products take the longer of FLOPs / (fraction *
+peak) and bytes / (fraction * bandwidth), the rest bytes / (fraction * bandwidth).
 """
 
 import math
@@ -23,8 +24,9 @@ _DDP_BUCKET = 25 * 2**20  # bytes: torch's bucket_cap_mb
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What was not measured here, each with its default. The two fractions were chosen low, since the paper's V100s took longer than higher
-    ones predict (docs/scaling.md sets the two beside each other); the rest are rules of thumb.
+    """What was not measured here, each with its default. The two fractions were chosen low, since
+    the paper's V100s took longer than higher ones predict (docs/scaling.md sets the two beside each
+    other); the rest are rules of thumb.
 
     Attributes:
         product_fraction: of the data sheet's FLOP/s that large products reach.
@@ -52,8 +54,9 @@ class Cluster:
     Attributes:
         network_bytes_s: between nodes, of one node, one direction, all its cards together.
         decoders: decoding processes of each GPU's process.
-        decode_images_s: images that one decoding process reads, decodes and augments in a second. Default: what `python -m benchmarks.loader
-            --workers 0 --repeats 1 --clock cpu` showed on a core of an AMD EPYC (261.5; JPEGs of 103 kB, strategy A2).
+        decode_images_s: images that one decoding process reads, decodes and augments in a second.
+            Default: what `python -m benchmarks.loader --workers 0 --repeats 1 --clock cpu` showed
+            on a core of an AMD EPYC (261.5; JPEGs of 103 kB, strategy A2).
     """
 
     gpu: Gpu
@@ -69,43 +72,53 @@ class Cluster:
 
     @property
     def bandwidth(self) -> float:
-        """Bytes/s of the slowest link that a ring over all GPUs crosses: inside a node each GPU's own, between nodes each node's."""
+        """Bytes/s of the slowest link that a ring over all GPUs crosses: inside a node each GPU's
+        own, between nodes each node's.
+        """
         link = self.gpu.link_bytes_s
         return min(link, self.network_bytes_s) if self.num_nodes > 1 else link
 
 
-# ---- bytes on the wire -----------------------------------------------------------------------------------------------
+# ---- bytes on the wire ---------------------------------------------------------------------------
 
 
 def all_reduce_bytes(size: float, num_processes: int) -> float:
-    """Bytes that each process sends for an all-reduce of `size` bytes in a ring: 2 (N - 1) / N * size."""
+    """Bytes that each process sends for an all-reduce of `size` bytes in a ring: 2 (N - 1) / N *
+    size.
+    """
     return 2 * (num_processes - 1) / num_processes * size
 
 
 def gather_bytes(size: float, num_processes: int) -> float:
-    """Bytes that each process receives for an all-gather (or sends for a reduce-scatter) of `size` bytes: (N - 1) / N * size."""
+    """Bytes that each process receives for an all-gather (or sends for a reduce-scatter) of `size`
+    bytes: (N - 1) / N * size.
+    """
     return (num_processes - 1) / num_processes * size
 
 
 def teacher_gather_bytes(teacher: TeacherProfile, layout: Layout) -> float:
-    """Bytes that each process receives in a step for a teacher under ZeRO-3: its weights once a forward. Replicated: none."""
+    """Bytes that each process receives in a step for a teacher under ZeRO-3: its weights once a
+    forward. Replicated: none.
+    """
     if layout.teacher_placement == "replicated":
         return 0.0
     return layout.num_forwards * gather_bytes(teacher.weight_bytes, layout.num_processes)
 
 
 def student_sync_bytes(student: StudentProfile, layout: Layout) -> float:
-    """Bytes that each process sends or receives in a step for one student, in units of G = (N - 1) / N * 4P.
+    """Bytes that each process sends or receives in a step for one student, in units of G = (N - 1)
+    / N * 4P.
 
-    DDP: 2 G (all-reduce, once a step). ZeRO-1: 2 G (reduce-scatter, then gather the updated weights). ZeRO-2: (k + 1) G, gradients leave
-    after each of the k micro-batches. ZeRO-3: 3 k G: weights gathered for forward and backward, gradients scattered.
+    DDP: 2 G (all-reduce, once a step). ZeRO-1: 2 G (reduce-scatter, then gather the updated
+    weights). ZeRO-2: (k + 1) G, gradients leave after each of the k micro-batches. ZeRO-3: 3 k G:
+    weights gathered for forward and backward, gradients scattered.
     """
     unit = gather_bytes(student.weight_bytes, layout.num_processes)
     k = layout.num_forwards
     return {0: 2, 1: 2, 2: k + 1, 3: 3 * k}[layout.zero_stage] * unit
 
 
-# ---- seconds ---------------------------------------------------------------------------------------------------------
+# ---- seconds -------------------------------------------------------------------------------------
 
 
 def pass_seconds(work: Pass, images: float, gpu: Gpu, dtype: str, assumed: Assumptions) -> float:
@@ -115,12 +128,18 @@ def pass_seconds(work: Pass, images: float, gpu: Gpu, dtype: str, assumed: Assum
         return work.flops(images) / (assumed.mfu * peak)
     bandwidth = assumed.traffic_fraction * gpu.memory_bytes_s
     rate = assumed.product_fraction * peak
-    products = sum(max(p.flops.at(images) / rate, p.traffic.at(images) / bandwidth) for p in work.products)
+    products = sum(
+        max(p.flops.at(images) / rate, p.traffic.at(images) / bandwidth) for p in work.products
+    )
     return work.times * products + work.other_bytes.at(images) / bandwidth
 
 
-def wire_seconds(size: float, messages: int, cluster: Cluster, assumed: Assumptions, *, ways: int) -> float:
-    """`size` bytes through the slowest link, and `messages` that each climb a tree of the GPUs (`ways` 1) and descend it (2)."""
+def wire_seconds(
+    size: float, messages: int, cluster: Cluster, assumed: Assumptions, *, ways: int
+) -> float:
+    """`size` bytes through the slowest link, and `messages` that each climb a tree of the GPUs
+    (`ways` 1) and descend it (2).
+    """
     if cluster.num_gpus == 1:
         return 0.0
     hops = ways * math.ceil(math.log2(cluster.num_gpus))
@@ -134,7 +153,9 @@ def exposed(wire_s: float, behind_s: float, pieces: int, assumed: Assumptions) -
 
 @dataclass(frozen=True)
 class Step:
-    """Seconds of one step, by what takes them, and how many images a second that makes over all GPUs."""
+    """Seconds of one step, by what takes them, and how many images a second that makes over all
+    GPUs.
+    """
 
     teacher_s: float
     gather_s: float
@@ -164,7 +185,9 @@ class Step:
 
     @property
     def bound(self) -> str:
-        """What one would have to make faster: "data", "host", "teacher", "students" or "communication"."""
+        """What one would have to make faster: "data", "host", "teacher", "students" or
+        "communication".
+        """
         if self.seconds == self.data_s:
             return "data"
         if self.seconds == self.host_s:
@@ -186,8 +209,9 @@ def step(
 ) -> Step:
     """One optimizer step of every student behind one teacher forward.
 
-    Students compute one after another. A student's backward, two thirds of its pass, hides the all-reduce; the teacher's forward hides
-    the gathering of its weights, a message a product. What DeepSpeed's hooks around each module cost the host is not counted.
+    Students compute one after another. A student's backward, two thirds of its pass, hides the
+    all-reduce; the teacher's forward hides the gathering of its weights, a message a product. What
+    DeepSpeed's hooks around each module cost the host is not counted.
     """
     assert layout.num_processes == cluster.num_gpus
     gpu, k, b = cluster.gpu, layout.num_forwards, layout.micro_batch
@@ -203,7 +227,10 @@ def step(
         if gathered:
             layers = len(teacher.forward.products)
             gather_s = exposed(
-                wire_seconds(gathered, k * layers, cluster, assumed, ways=1), teacher_s, k * layers, assumed
+                wire_seconds(gathered, k * layers, cluster, assumed, ways=1),
+                teacher_s,
+                k * layers,
+                assumed,
             )
     student_s = sync_s = synced = update_s = student_flops = 0.0
     for student in students:
@@ -212,7 +239,9 @@ def step(
         ideal_s += flops / gpu.peak(student.precision)
         size = student_sync_bytes(student, layout)
         buckets = max(1, math.ceil(student.weight_bytes / _DDP_BUCKET))
-        sync_s += exposed(wire_seconds(size, buckets, cluster, assumed, ways=2), own_s * 2 / 3, buckets, assumed)
+        sync_s += exposed(
+            wire_seconds(size, buckets, cluster, assumed, ways=2), own_s * 2 / 3, buckets, assumed
+        )
         updated = update_bytes(student, layout)
         update_s += updated / bandwidth
         kernels += k * student.train.num_kernels
@@ -236,7 +265,9 @@ def step(
 
 
 def update_bytes(student: StudentProfile, layout: Layout) -> float:
-    """Memory traffic of the optimizer and the averages in a step: weights and state read and written, gradients read."""
+    """Memory traffic of the optimizer and the averages in a step: weights and state read and
+    written, gradients read.
+    """
     share = layout.num_processes if layout.zero_stage else 1
     optimizer = (3 * student.weight_bytes + 2 * student.state_bytes) / share
     return optimizer + 3 * student.num_emas * student.weight_bytes
@@ -248,14 +279,20 @@ def gpu_hours(steps: int, step_s: float, num_gpus: int) -> float:
 
 
 def crossover_images(teacher: TeacherProfile, cluster: Cluster, assumed: Assumptions) -> int | None:
-    """The smallest micro-batch behind whose forward a gather of the teacher hides: from there on, ZeRO-3 costs next to nothing.
+    """The smallest micro-batch behind whose forward a gather of the teacher hides: from there on,
+    ZeRO-3 costs next to nothing.
 
-    For a transformer of P weights in e bytes that sees T tokens an image, FLOPs are about 2 P T b, so that b is about
-    e * fraction * peak / (2 T * overlap * link): the size of the teacher cancels. None: not within 4,096 images.
+    For a transformer of P weights in e bytes that sees T tokens an image, FLOPs are about 2 P T b,
+    so that b is about e * fraction * peak / (2 T * overlap * link): the size of the teacher
+    cancels. None: not within 4,096 images.
     """
     size = gather_bytes(teacher.weight_bytes, cluster.num_gpus)
     wire_s = wire_seconds(size, len(teacher.forward.products), cluster, assumed, ways=1)
     for images in range(1, 4097):
-        if assumed.overlap * pass_seconds(teacher.forward, images, cluster.gpu, teacher.dtype, assumed) >= wire_s:
+        if (
+            assumed.overlap
+            * pass_seconds(teacher.forward, images, cluster.gpu, teacher.dtype, assumed)
+            >= wire_s
+        ):
             return images
     return None

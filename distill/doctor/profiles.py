@@ -1,6 +1,8 @@
-"""What is counted of a model once, and used for any number of images: bytes, FLOPs, kernels. Plain numbers, no torch.
+"""What is counted of a model once, and used for any number of images: bytes, FLOPs, kernels. Plain
+numbers, no torch.
 
-One FLOP is one multiplication or one addition, so that a product of matrices [m, k] and [k, n] has 2 m k n.
+One FLOP is one multiplication or one addition, so that a product of matrices [m, k] and [k, n] has
+2 m k n.
 """
 
 from dataclasses import dataclass
@@ -18,14 +20,18 @@ class Line:
 
 
 def through(small: float, large: float, num_small: int, num_large: int) -> Line:
-    """The line through what was counted at two numbers of images. Never falling, and never below zero at none."""
+    """The line through what was counted at two numbers of images. Never falling, and never below
+    zero at none.
+    """
     slope = max(0.0, (large - small) / (num_large - num_small))
     return Line(max(0.0, small - slope * num_small), slope)
 
 
 @dataclass(frozen=True)
 class Product:
-    """One kernel that multiplies matrices (linear, convolution, attention): FLOPs, and bytes it reads and writes."""
+    """One kernel that multiplies matrices (linear, convolution, attention): FLOPs, and bytes it
+    reads and writes.
+    """
 
     flops: Line
     traffic: Line
@@ -37,9 +43,11 @@ class Pass:
 
     Attributes:
         products: of one forward.
-        times: how often the pass does the work of `products`: 1 for a forward, 3 with the backward (which makes two products of
-            each), 4 when it computes the forward again (gradient checkpointing).
-        other_bytes: memory traffic of all other kernels of the whole pass: each reads its inputs and writes its outputs once.
+        times: how often the pass does the work of `products`: 1 for a forward, 3 with the backward
+            (which makes two products of each), 4 when it computes the forward again (gradient
+            checkpointing).
+        other_bytes: memory traffic of all other kernels of the whole pass: each reads its inputs
+            and writes its outputs once.
         num_kernels: that the whole pass launches, in eager mode.
     """
 
@@ -64,7 +72,8 @@ class TeacherProfile:
     Attributes:
         parameters: scalars.
         weight_bytes: weights and buffers in the dtype they are held in (BatchNorm stays float32).
-        largest_bytes: of the one module that holds most weights itself: what ZeRO-3 gathers at once.
+        largest_bytes: of the one module that holds most weights itself: what ZeRO-3 gathers at
+            once.
         dtype: "fp32", "bf16" or "fp16".
         working: peak bytes that a forward without gradients holds beyond weights and images.
     """
@@ -91,8 +100,8 @@ class StudentProfile:
         largest_bytes: of the one module that holds most weights itself.
         precision: "fp32", or the dtype of autocast.
         kept: bytes that the forward leaves for the backward.
-        working: peak bytes of forward and backward beyond weights, gradients and images: what is kept, what autocast casts, and the
-            largest temporary.
+        working: peak bytes of forward and backward beyond weights, gradients and images: what is
+            kept, what autocast casts, and the largest temporary.
         checkpointing: whether activations are computed again in the backward.
         can_checkpoint: whether they could be: the model has no BatchNorm.
         elementwise: whether its optimizer may be handed flat shards (ZeRO).
@@ -122,7 +131,8 @@ class StudentProfile:
 class Layout:
     """How a step is spread over processes, one a GPU.
 
-    A process makes `num_forwards` forwards of `micro_batch` images in each step. Placements are those of the recipe.
+    A process makes `num_forwards` forwards of `micro_batch` images in each step. Placements are
+    those of the recipe.
     """
 
     num_processes: int

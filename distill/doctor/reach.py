@@ -32,8 +32,9 @@ _DECODE_IMAGES = 48
 
 @dataclass(frozen=True)
 class Reached:
-    """What is known of the data. `num_images`: of each stage's training set. `images_s`: of the last stage's, measured on one core of this
-    machine, decoded and augmented; None: not measured."""
+    """What is known of the data. `num_images`: of each stage's training set. `images_s`: of the
+    last stage's, measured on one core of this machine, decoded and augmented; None: not measured.
+    """
 
     num_images: tuple[int | None, ...]
     num_classes: int | None = None
@@ -47,7 +48,10 @@ def examine_data(diagnosis: Diagnosis, recipe: Recipe) -> Reached:
     diagnosis.sections.append(section)
     root = Path(recipe.data.root).expanduser()
     opened: dict[str, Source | None] = {}
-    trained = [(f"{prefix}data.train", recipe.at_stage(i).data.train) for i, prefix in enumerate(recipe.stage_keys)]
+    trained = [
+        (f"{prefix}data.train", recipe.at_stage(i).data.train)
+        for i, prefix in enumerate(recipe.stage_keys)
+    ]
     openings: dict[str, Callable[[], Source | None]] = {
         key: partial(open_train, recipe.data, spec, root, key) for key, spec in trained
     }
@@ -58,30 +62,41 @@ def examine_data(diagnosis: Diagnosis, recipe: Recipe) -> Reached:
         if isinstance(found, InputError):
             # What is not here is no fault of the recipe: it may be read on another machine.
             diagnosis.find(
-                "warning", key, str(found).splitlines()[0], "what depends on it below is assumed, and says so"
+                "warning",
+                key,
+                str(found).splitlines()[0],
+                "what depends on it below is assumed, and says so",
             )
             section.add(key, "not reachable here")
         elif isinstance(found, Exception):
             diagnosis.find("problem", key, f"{type(found).__name__}: {found}")
         elif found is None:
             section.add(key, f"still being opened after {_OPEN_S:.0f} s", "not counted")
-            diagnosis.find("unknown", key, f"opening it takes more than {_OPEN_S:.0f} s: not counted here")
+            diagnosis.find(
+                "unknown", key, f"opening it takes more than {_OPEN_S:.0f} s: not counted here"
+            )
         else:
             opened[key] = found
             section.add(key, f"{len(found):,} images, {len(found.classes):,} classes", "opened")
     classes = _classes(diagnosis, recipe, [key for key, _ in trained], opened)
-    sizes = tuple(None if (source := opened.get(key)) is None else len(source) for key, _ in trained)
+    sizes = tuple(
+        None if (source := opened.get(key)) is None else len(source) for key, _ in trained
+    )
     reached = Reached(sizes, len(classes) or None)
     train = opened.get(trained[-1][0])
     if train is None:
         return reached
-    return _decode(diagnosis, section, recipe.at_stage(recipe.num_stages - 1), train, trained[-1][0], reached)
+    return _decode(
+        diagnosis, section, recipe.at_stage(recipe.num_stages - 1), train, trained[-1][0], reached
+    )
 
 
 def _classes(
     diagnosis: Diagnosis, recipe: Recipe, keys: Sequence[str], opened: Mapping[str, Source | None]
 ) -> tuple[str, ...]:
-    """The run's class list, as far as its sources are here; those that must agree are held to it as a run holds them."""
+    """The run's class list, as far as its sources are here; those that must agree are held to it as
+    a run holds them.
+    """
     named = []
     for index, key in enumerate(keys):
         why = reader_of_labels(recipe.at_stage(index), key.removesuffix("data.train"))
@@ -101,12 +116,19 @@ def _classes(
 
 
 def _decode(
-    diagnosis: Diagnosis, section: Section, recipe: Recipe, source: Source, key: str, reached: Reached
+    diagnosis: Diagnosis,
+    section: Section,
+    recipe: Recipe,
+    source: Source,
+    key: str,
+    reached: Reached,
 ) -> Reached:
     """What was reached, with the speed of reading and decoding where it can be measured."""
     if isinstance(source, StreamSource) and not all(shard.is_local for shard in source.shards):
         section.add(
-            "read, decode, augment", "not measured", "its shards are elsewhere; distill data inspect fetches some"
+            "read, decode, augment",
+            "not measured",
+            "its shards are elsewhere; distill data inspect fetches some",
         )
         return reached
     augment = recipe.data.augment.model_dump(exclude={"repeats"})
@@ -118,7 +140,9 @@ def _decode(
     done = 0
     try:
         with seeded(0):
-            transform(read_image(source, indices[0]))  # opens files and fills caches of code: not timed
+            transform(
+                read_image(source, indices[0])
+            )  # opens files and fills caches of code: not timed
             start = time.perf_counter()
             for index in indices:
                 transform(read_image(source, index))
@@ -128,19 +152,24 @@ def _decode(
             seconds = time.perf_counter() - start
         records = [source.read(index) for index in indices[:8]]
     except (UnreadableImage, OSError) as error:
-        diagnosis.find("problem" if recipe.data.unreadable == "error" else "warning", key, str(error))
+        diagnosis.find(
+            "problem" if recipe.data.unreadable == "error" else "warning", key, str(error)
+        )
         return reached
     sizes = sum(len(record) if isinstance(record, bytes) else record.nbytes for record in records)
     section.add(
         "read, decode, augment",
-        f"{done / seconds:,.0f} images/s on one core, {sizes / len(records) / 1e3:,.0f} kB an image",
+        f"{done / seconds:,.0f} images/s on one core, {sizes / len(records) / 1e3:,.0f} kB an"
+        " image",
         f"measured here, {done} images",
     )
     return replace(reached, images_s=done / seconds, record_bytes=sizes / len(records))
 
 
 def _within(seconds: float, act: Callable[[], Any]) -> Any:
-    """What `act` returns or raises; None when it takes longer, and then it goes on in a thread that dies with the process."""
+    """What `act` returns or raises; None when it takes longer, and then it goes on in a thread that
+    dies with the process.
+    """
     box: list[Any] = []
 
     def run() -> None:
@@ -156,7 +185,9 @@ def _within(seconds: float, act: Callable[[], Any]) -> Any:
 
 
 def checkpoint_bytes(students: tuple[StudentProfile, ...]) -> int:
-    """One checkpoint: of each student weights, buffers, optimizer state and averages, in float32."""
+    """One checkpoint: of each student weights, buffers, optimizer state and averages,
+    in float32.
+    """
     return sum(
         (1 + student.num_emas) * (student.weight_bytes + student.buffer_bytes) + student.state_bytes
         for student in students
@@ -164,13 +195,20 @@ def checkpoint_bytes(students: tuple[StudentProfile, ...]) -> int:
 
 
 def shared_memory_bytes(recipe: Recipe, layout: Layout, workers: int, processes_node: int) -> int:
-    """/dev/shm that the loaders of a node fill at most: uint8 pixels and 16 bytes a sample, for each worker's prefetched micro-batches and
-    the one it builds, and of a stream for the micro-batches of a step, which begins when all are there."""
+    """/dev/shm that the loaders of a node fill at most: uint8 pixels and 16 bytes a sample, for
+    each worker's prefetched micro-batches and the one it builds, and of a stream for the
+    micro-batches of a step, which begins when all are there.
+    """
     sample = 3 * recipe.data.image_size**2 + 16
     recipes = [recipe.at_stage(index) for index in range(recipe.num_stages)]
     streams = any(isinstance(each.data.train, Stream) for each in recipes)
     waiting = min(layout.num_forwards, MOST_READY) if streams else 0
-    return processes_node * (workers * (recipe.data.prefetch_batches + 1) + waiting) * layout.micro_batch * sample
+    return (
+        processes_node
+        * (workers * (recipe.data.prefetch_batches + 1) + waiting)
+        * layout.micro_batch
+        * sample
+    )
 
 
 def examine_room(
@@ -187,7 +225,9 @@ def examine_room(
     diagnosis.sections.append(section)
     one = checkpoint_bytes(students)
     exports = sum(student.weight_bytes + student.buffer_bytes for student in students)
-    need = one * (recipe.checkpoint.keep_last + 1) + exports  # the one being written stands beside those kept
+    need = (
+        one * (recipe.checkpoint.keep_last + 1) + exports
+    )  # the one being written stands beside those kept
     folder, free = free_bytes(Path(recipe.output_dir))
     section.add("a checkpoint", gib(one), "counted")
     section.add(
@@ -211,19 +251,23 @@ def examine_room(
         section.add(
             str(there),
             f"{gib(need_shm)} needed, {gib(free_shm)} free",
-            f"{processes_node} processes x {workers} workers x {recipe.data.prefetch_batches + 1} micro-batches of {layout.micro_batch}",
+            f"{processes_node} processes x {workers} workers x {recipe.data.prefetch_batches + 1}"
+            f" micro-batches of {layout.micro_batch}",
         )
         if need_shm > free_shm:
             diagnosis.find(
                 "warning",
                 "room",
-                f"{processes_node} processes a node fill {gib(need_shm)} of /dev/shm, and {gib(free_shm)} are free here",
+                f"{processes_node} processes a node fill {gib(need_shm)} of /dev/shm, and"
+                f" {gib(free_shm)} are free here",
                 "docker --shm-size, or lower data.num_workers or data.prefetch_batches",
             )
     cache = Path(os.environ.get("HF_HOME", "~/.cache/huggingface"))
     there, free_cache = free_bytes(cache)
     section.add(
-        "Hugging Face cache", f"{cache}, {gib(free_cache)} free", "HF_HOME" if "HF_HOME" in os.environ else "default"
+        "Hugging Face cache",
+        f"{cache}, {gib(free_cache)} free",
+        "HF_HOME" if "HF_HOME" in os.environ else "default",
     )
     if (
         recipe.teacher is not None
@@ -236,4 +280,8 @@ def examine_room(
             f"pretrained weights are not in {cache} yet, and are fetched at the start",
             "run once where there is network, and copy the cache",
         )
-    diagnosis.numbers["room"] = {"checkpoint_bytes": one, "output_bytes": need, "output_free_bytes": free}
+    diagnosis.numbers["room"] = {
+        "checkpoint_bytes": one,
+        "output_bytes": need,
+        "output_free_bytes": free,
+    }

@@ -16,7 +16,8 @@ class Setting:
     """What a forecast is made for.
 
     Attributes:
-        num_images: of each stage's training set (after its fraction); None when nothing tells it, and then its epochs have no length.
+        num_images: of each stage's training set (after its fraction); None when nothing tells it,
+            and then its epochs have no length.
         limit_bytes: memory of one GPU.
         sources: where each number comes from, by its name.
     """
@@ -33,14 +34,18 @@ class Setting:
 
     @property
     def total_steps(self) -> int | None:
-        """Steps of all stages; None where epochs of data that is not known count. An epoch is one of its stage's data."""
+        """Steps of all stages; None where epochs of data that is not known count. An epoch is one
+        of its stage's data.
+        """
         batch, steps = self.recipe.train.batch_size_global, 0
         for index, num_images in enumerate(self.num_images):
             budget = self.recipe.at_stage(index).train.budget
             assert budget
             if budget.unit == "epochs" and num_images is None:
                 return None
-            steps += budget.steps(steps_per_epoch=(num_images or 0) // batch, batch_size_global=batch)
+            steps += budget.steps(
+                steps_per_epoch=(num_images or 0) // batch, batch_size_global=batch
+            )
         return steps
 
     @property
@@ -49,7 +54,10 @@ class Setting:
         numbers = ["unknown" if number is None else f"{number:,}" for number in self.num_images]
         if not self.recipe.stages:
             return numbers[0]
-        return ", ".join(f"{stage.name} {number}" for stage, number in zip(self.recipe.stages, numbers, strict=True))
+        return ", ".join(
+            f"{stage.name} {number}"
+            for stage, number in zip(self.recipe.stages, numbers, strict=True)
+        )
 
     def layout(self, num_processes: int) -> Layout:
         """The recipe's own on so many processes.
@@ -85,7 +93,9 @@ class Setting:
 
     def placements(self, own: Layout) -> Iterator[Layout]:
         """Every placement that the recipe's optimizers allow, the plainest first."""
-        stages = (0, 1, 2, 3) if all(student.elementwise for student in self.profiles.students) else (0,)
+        stages = (
+            (0, 1, 2, 3) if all(student.elementwise for student in self.profiles.students) else (0,)
+        )
         for stage in stages if self.recipe.train.precision != "fp16" else (0,):
             for placement in ("replicated", "zero3") if self.profiles.teacher else ("replicated",):
                 yield replace(

@@ -37,7 +37,9 @@ def _grid(console: Console, grid: Grid) -> None:
     console.print(f"  {grid.title}", soft_wrap=True)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for index, column in enumerate(grid.columns):
-        table.add_column(f"  {column}" if index == 0 else column, justify="left" if index == 0 else "right")
+        table.add_column(
+            f"  {column}" if index == 0 else column, justify="left" if index == 0 else "right"
+        )
     for row in grid.rows:
         table.add_row(f"  {row[0]}", *row[1:])
     show_table(console, table)

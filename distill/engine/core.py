@@ -1,7 +1,8 @@
 """The only place that configures Accelerate, process groups, precision and compilation.
 
-Accelerate starts the processes' group, places models, wraps them in DDP and carries the trackers. Precision is ours, not
-Accelerate's: each student needs its own gradient scaler (trap 10) and a frozen teacher none, and Accelerate has one for all.
+Accelerate starts the processes' group, places models, wraps them in DDP and carries the trackers.
+Precision is ours, not Accelerate's: each student needs its own gradient scaler (trap 10) and a
+frozen teacher none, and Accelerate has one for all.
 """
 
 import gc
@@ -18,7 +19,11 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, ProjectConfiguration
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    InitProcessGroupKwargs,
+    ProjectConfiguration,
+)
 from torch import nn
 
 from distill.engine import zero
@@ -42,7 +47,9 @@ def _flat_settings(config: dict[str, Any], prefix: str = "") -> dict[str, int | 
         if isinstance(value, dict):
             flat |= _flat_settings(value, f"{prefix}{key}.")
         else:
-            flat[f"{prefix}{key}"] = value if isinstance(value, int | float | str) else json.dumps(value)
+            flat[f"{prefix}{key}"] = (
+                value if isinstance(value, int | float | str) else json.dumps(value)
+            )
     return flat
 
 
@@ -61,31 +68,46 @@ class Engine:
         timeout_s: float = 600,
     ) -> None:
         environment = dict(os.environ)
-        refuse_contradictions(environment, precision=precision, zero_stage=zero_stage, zero_offload=zero_offload)
+        refuse_contradictions(
+            environment, precision=precision, zero_stage=zero_stage, zero_offload=zero_offload
+        )
         check_rendezvous(environment)
         reach_master(environment, timeout_s)
-        on_cpu = not torch.cuda.is_available() or environment.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
+        on_cpu = not torch.cuda.is_available() or environment.get(
+            "ACCELERATE_USE_CPU", ""
+        ).lower() in ("1", "true")
         group = InitProcessGroupKwargs(timeout=timedelta(seconds=timeout_s))
         shared: dict[str, Any] = {
             "mixed_precision": "no",
             "log_with": list(tracking.names) or None,
-            "project_config": ProjectConfiguration(logging_dir=str(tracking.directory)) if tracking.directory else None,
+            "project_config": (
+                ProjectConfiguration(logging_dir=str(tracking.directory))
+                if tracking.directory
+                else None
+            ),
         }
         # Weights sharded over one process are not sharded, unless they move to the host.
         self.sharding = zero_stage > 0 and (launched_processes(environment) > 1 or zero_offload)
         if self.sharding and on_cpu and torch.cuda.is_available():
             raise InputError(
-                "train.zero_stage: DeepSpeed takes the GPUs that it finds: to stay on the CPU, hide them with CUDA_VISIBLE_DEVICES= as well"
+                "train.zero_stage: DeepSpeed takes the GPUs that it finds: to stay on the CPU, hide"
+                " them with CUDA_VISIBLE_DEVICES= as well"
             )
         zero.bound_waits(timeout_s)
         with meeting(timeout_s):
             if self.sharding:
                 with zero.accelerate_environment(on_cpu):
-                    plugin = zero.training_plugin(zero_stage, zero_offload, "cpu" if on_cpu else "cuda")
+                    plugin = zero.training_plugin(
+                        zero_stage, zero_offload, "cpu" if on_cpu else "cuda"
+                    )
                     group.backend = "gloo" if on_cpu else "nccl"
-                    self.accelerator = Accelerator(deepspeed_plugin=plugin, kwargs_handlers=[group], **shared)
+                    self.accelerator = Accelerator(
+                        deepspeed_plugin=plugin, kwargs_handlers=[group], **shared
+                    )
             else:
-                ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+                ddp = DistributedDataParallelKwargs(
+                    broadcast_buffers=False, gradient_as_bucket_view=True
+                )
                 self.accelerator = Accelerator(cpu=on_cpu, kwargs_handlers=[ddp, group], **shared)
         self._ended_together = False
         self.device: torch.device = self.accelerator.device
@@ -94,8 +116,9 @@ class Engine:
         self.is_main: bool = self.accelerator.is_main_process
         if self.world_size != launched_processes(dict(os.environ)):
             raise InputError(
-                f"the launcher started {launched_processes(dict(os.environ))} processes and they found {self.world_size}: "
-                "without GPUs start them with torchrun and ACCELERATE_USE_CPU=true"
+                f"the launcher started {launched_processes(dict(os.environ))} processes and they"
+                f" found {self.world_size}: without GPUs start them with torchrun and"
+                " ACCELERATE_USE_CPU=true"
             )
         self.precision = precision
         self._channels_last = channels_last
@@ -103,11 +126,14 @@ class Engine:
         self._tracking_of = tracking
         self._tracking = False
         self._timeout_s = timeout_s
-        self._hosts: Any = None  # their group over the network, where there is one beside the devices'
+        self._hosts: Any = (
+            None  # their group over the network, where there is one beside the devices'
+        )
         if self.device.type == "cuda":
             torch.backends.cudnn.benchmark = True
-            # "fp32" means float32 values and TF32 products, for students and teachers alike: 10 bits of a product's 23, which
-            # no recipe of the paper needs, at several times the speed. torch would take TF32 in convolutions and not in matmuls.
+            # "fp32" means float32 values and TF32 products, for students and teachers alike: 10
+            # bits of a product's 23, which no recipe of the paper needs, at several times the
+            # speed. torch would take TF32 in convolutions and not in matmuls.
             torch.backends.cuda.matmul.allow_tf32 = True
             torch.backends.cudnn.allow_tf32 = True
         else:
@@ -119,32 +145,49 @@ class Engine:
         return torch.autocast(self.device.type, dtype=dtype) if dtype else nullcontext()
 
     def new_scaler(self) -> torch.amp.GradScaler | None:
-        """A gradient scaler of its own for each student under fp16, so that one's overflow leaves the others' scale alone."""
+        """A gradient scaler of its own for each student under fp16, so that one's overflow leaves
+        the others' scale alone.
+        """
         return torch.amp.GradScaler(self.device.type) if self.precision == "fp16" else None
 
     def place(self, module: nn.Module, *, in_shards: bool = False) -> nn.Module:
-        """To the device, in the memory format of the run; weights that go into shards keep their plain order."""
+        """To the device, in the memory format of the run; weights that go into shards keep their
+        plain order.
+        """
         module = module.to(self.device)
-        return module.to(memory_format=torch.channels_last) if self._channels_last and not in_shards else module
+        return (
+            module.to(memory_format=torch.channels_last)
+            if self._channels_last and not in_shards
+            else module
+        )
 
     def compile_(self, module: nn.Module) -> None:
-        """Compile the module's forward in place, when the run is compiled. Names in its state dict stay."""
+        """Compile the module's forward in place, when the run is compiled. Names in its state dict
+        stay.
+        """
         if self._compile:
             module.compile(
                 dynamic=False
             )  # two shapes, training's and evaluation's: each its own graph, whatever came first
 
     def prepare(self, module: nn.Module) -> nn.Module:
-        """The module to call in training: compiled when asked, under DDP when there are several processes. Collective: every rank."""
+        """The module to call in training: compiled when asked, under DDP when there are several
+        processes. Collective: every rank.
+        """
         self.compile_(module)
         with warnings.catch_warnings():
-            # torch 2.15 calls broadcast_buffers deprecated; what replaces it does not exist before, nor keep buffers unsynced.
-            warnings.filterwarnings("ignore", message=".*broadcast_buffers.*", category=FutureWarning)
+            # torch 2.15 calls broadcast_buffers deprecated; what replaces it does not exist before,
+            # nor keep buffers unsynced.
+            warnings.filterwarnings(
+                "ignore", message=".*broadcast_buffers.*", category=FutureWarning
+            )
             prepared: nn.Module = self.accelerator.prepare_model(module, device_placement=False)
         return prepared
 
     def shard_frozen(self, model: nn.Module, *, offload: bool, dtype: torch.dtype) -> nn.Module:
-        """A frozen model in shards over the processes (ZeRO-3): call the result in its place. Collective: every rank."""
+        """A frozen model in shards over the processes (ZeRO-3): call the result in its place.
+        Collective: every rank.
+        """
         return zero.shard_frozen(model, offload=offload, device=self.device, dtype=dtype)
 
     def prepare_sharded(
@@ -156,7 +199,9 @@ class Engine:
         num_forwards: int,
         clip_grad_norm: float | None,
     ) -> Any:
-        """DeepSpeed's engine around a module and its optimizer, when the run is sharded. Collective: every rank."""
+        """DeepSpeed's engine around a module and its optimizer, when the run is sharded.
+        Collective: every rank.
+        """
         zero.fit_plugin(
             self.accelerator.state.deepspeed_plugin,
             num_parameters=sum(parameter.numel() for parameter in module.parameters()),
@@ -165,7 +210,8 @@ class Engine:
             clip_grad_norm=clip_grad_norm,
         )
         self.accelerator.gradient_accumulation_steps = num_forwards
-        # Only accelerator.backward wants to know the last model prepared; it is not called here, and it would warn of the second.
+        # Only accelerator.backward wants to know the last model prepared; it is not called here,
+        # and it would warn of the second.
         self.accelerator.deepspeed_engine_wrapped = None
         with zero.quiet():
             prepared, _ = self.accelerator.prepare(module, optimizer)
@@ -173,7 +219,9 @@ class Engine:
 
     @contextmanager
     def accumulating(self, module: nn.Module, more_to_come: bool) -> Iterator[None]:
-        """Inside, gradients stay on their process when `more_to_come`, and are averaged over processes otherwise."""
+        """Inside, gradients stay on their process when `more_to_come`, and are averaged over
+        processes otherwise.
+        """
         if more_to_come and isinstance(module, nn.parallel.DistributedDataParallel):
             with module.no_sync():
                 yield
@@ -181,7 +229,9 @@ class Engine:
             yield
 
     def seed_forward(self, key: int) -> None:
-        """Seed what a forward draws (dropout): the CPU generators, and this process's device generator."""
+        """Seed what a forward draws (dropout): the CPU generators, and this process's device
+        generator.
+        """
         seed_global(key)
         if self.device.type == "cuda":
             torch.cuda.default_generators[self.device.index or 0].manual_seed(key & (MASK >> 1))
@@ -199,7 +249,8 @@ class Engine:
         return tensor
 
     def connect_hosts(self) -> None:
-        """Make what `any_on_hosts` talks through; on the CPU that is the processes' own group. Collective: every rank.
+        """Make what `any_on_hosts` talks through; on the CPU that is the processes' own group.
+        Collective: every rank.
 
         Raises:
             InputError: the network's interface is not found.
@@ -210,12 +261,15 @@ class Engine:
             self._hosts = dist.new_group(backend="gloo", timeout=timedelta(seconds=self._timeout_s))
         except RuntimeError as error:
             raise InputError(
-                "gloo did not connect the processes, which streams need beside NCCL: name the network's interface in "
-                f"GLOO_SOCKET_IFNAME, such as eth0 ({str(error).splitlines()[0]})"
+                "gloo did not connect the processes, which streams need beside NCCL: name the"
+                " network's interface in GLOO_SOCKET_IFNAME, such as eth0"
+                f" ({str(error).splitlines()[0]})"
             ) from error
 
     def any_on_hosts(self, *flags: bool) -> list[bool]:
-        """Each flag: whether it is raised on some process. Between the hosts, so that no device is waited for. Collective: every rank."""
+        """Each flag: whether it is raised on some process. Between the hosts, so that no device is
+        waited for. Collective: every rank.
+        """
         if self.world_size == 1:
             return list(flags)
         raised = torch.tensor(flags, dtype=torch.int32)
@@ -225,20 +279,23 @@ class Engine:
     def average_(self, tensors: list[torch.Tensor]) -> None:
         """Mean over processes of float tensors, in place, in one message. Collective: every rank.
 
-        For BatchNorm's running statistics: their update is linear, so averaging now or later gives the same averages.
+        For BatchNorm's running statistics: their update is linear, so averaging now or later gives
+        the same averages.
         """
         if self.world_size > 1 and tensors:
             flat = torch.cat([tensor.detach().flatten() for tensor in tensors])
             dist.all_reduce(flat)
             flat.div_(self.world_size)
             parts = torch.split(flat, [tensor.numel() for tensor in tensors])
-            torch._foreach_copy_(tensors, [part.view_as(t) for part, t in zip(parts, tensors, strict=True)])
+            torch._foreach_copy_(
+                tensors, [part.view_as(t) for part, t in zip(parts, tensors, strict=True)]
+            )
 
     def on_main(self, act: Callable[[], Result]) -> Result:
         """Let the main process act, and give every process its result. Collective: every rank.
 
-        On an error all end: the main process by raising it, which shows it once, the others with an exit code: 2 for bad input,
-        1 for a fault.
+        On an error all end: the main process by raising it, which shows it once, the others with an
+        exit code: 2 for bad input, 1 for a fault.
         """
         outcome: list[tuple[Any, int | None]] = [(None, None)]
         error: Exception | None = None
@@ -257,7 +314,9 @@ class Engine:
             raise SystemExit(code)
         return result  # type: ignore[no-any-return]
 
-    def start_trackers(self, run_name: str, output: Path, config: dict[str, Any], step: int) -> None:
+    def start_trackers(
+        self, run_name: str, output: Path, config: dict[str, Any], step: int
+    ) -> None:
         """Start TensorBoard, wandb or trackio, where the recipe names them. Collective: every rank.
 
         Args:
@@ -265,20 +324,25 @@ class Engine:
             step: steps done before this session.
 
         Raises:
-            InputError: a tracker does not start: no account, no network, a folder that cannot be written.
+            InputError: a tracker does not start: no account, no network, a folder that cannot be
+                written.
         """
         if self._tracking_of.names:
             self.on_main(lambda: self._init_trackers(run_name, output, config, step))
             self._tracking = True
 
-    def _init_trackers(self, run_name: str, output: Path, config: dict[str, Any], step: int) -> None:
+    def _init_trackers(
+        self, run_name: str, output: Path, config: dict[str, Any], step: int
+    ) -> None:
         tracking = self._tracking_of
         try:
             run_id = kept_run_id(output / "trackers")
             if tracking.directory:
                 tracking.directory.mkdir(parents=True, exist_ok=True)
             if tracking.trackio_directory:
-                os.environ["TRACKIO_DIR"] = str(tracking.trackio_directory)  # read when trackio is imported
+                os.environ["TRACKIO_DIR"] = str(
+                    tracking.trackio_directory
+                )  # read when trackio is imported
             self.accelerator.init_trackers(
                 tracking.project,
                 config=_flat_settings(config),
@@ -291,7 +355,8 @@ class Engine:
         except Exception as error:  # each library fails in its own ways
             reason = " ".join(str(error).split()) or type(error).__name__
             raise InputError(
-                f"log.trackers: {', '.join(tracking.names)} did not start ({reason}): fix that, or leave it out"
+                f"log.trackers: {', '.join(tracking.names)} did not start ({reason}): fix that, or"
+                " leave it out"
             ) from error
 
     def track(self, values: dict[str, float], step: int) -> None:
@@ -303,28 +368,37 @@ class Engine:
         """End trackers and the process group.
 
         Args:
-            failed: this process ends by an error. Unless all learnt of it together, the group is left as it is: taking it down waits
-                for collectives in flight, which the others never join (with gloo, all of timeout_s), and the launcher ends
-                the others only after this process.
+            failed: this process ends by an error. Unless all learnt of it together, the group is
+                left as it is: taking it down waits for collectives in flight, which the others
+                never join (with gloo, all of timeout_s), and the launcher ends the others only
+                after this process.
         """
         if self._tracking:
-            for tracker in self.accelerator.trackers:  # not end_training, which takes the group down as well
+            for (
+                tracker
+            ) in self.accelerator.trackers:  # not end_training, which takes the group down as well
                 tracker.finish()
         if failed and self.world_size > 1 and not self._ended_together:
             return
-        # What DDP wrapped holds the group, in reference cycles: left to the interpreter's exit, gloo's threads once aborted there.
+        # What DDP wrapped holds the group, in reference cycles: left to the interpreter's exit,
+        # gloo's threads once aborted there.
         self.accelerator.free_memory()
         gc.collect()
         zero.leave_group()
         if dist.is_initialized():
             dist.destroy_process_group()
         zero.forget()
-        # Accelerate keeps its state in class attributes; without this a second command in one process would find a dead group.
+        # Accelerate keeps its state in class attributes; without this a second command in one
+        # process would find a dead group.
         AcceleratorState._reset_state(reset_partial_state=True)
 
     def device_name(self) -> str:
         """What a report calls the device of a process."""
-        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+        return (
+            torch.cuda.get_device_name(self.device)
+            if self.device.type == "cuda"
+            else self.device.type
+        )
 
     def free_memory_bytes(self) -> int | None:
         """What the device of this process has free now; None on the CPU, where nobody can say."""

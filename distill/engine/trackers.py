@@ -1,4 +1,6 @@
-"""How a run is known to TensorBoard, wandb and trackio, so that a resumed run continues there too."""
+"""How a run is known to TensorBoard, wandb and trackio, so that a resumed run continues
+there too.
+"""
 
 import uuid
 from dataclasses import dataclass
@@ -7,7 +9,17 @@ from typing import Any
 
 TRACKERS = ("tensorboard", "wandb", "trackio")
 # The models of a metric in one chart of TensorBoard's tab "custom scalars".
-OVERLAID = ("loss_total", "loss_hard", "loss_soft", "lr", "top1", "top5", "loss", "agreement", "teacher_kl")
+OVERLAID = (
+    "loss_total",
+    "loss_hard",
+    "loss_soft",
+    "lr",
+    "top1",
+    "top5",
+    "loss",
+    "agreement",
+    "teacher_kl",
+)
 
 
 @dataclass(frozen=True)
@@ -52,7 +64,9 @@ class Tracking:
 
 
 def kept_run_id(folder: Path) -> str:
-    """Return the id of the run in `folder`, made the first time. The main process alone calls this."""
+    """Return the id of the run in `folder`, made the first time. The main process alone
+    calls this.
+    """
     file = folder / "run_id"
     if not file.is_file():
         folder.mkdir(parents=True, exist_ok=True)

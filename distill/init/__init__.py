@@ -1,1 +1,3 @@
-"""distill init: looks at a folder of images and a teacher, and writes a recipe that trains well on them."""
+"""distill init: looks at a folder of images and a teacher, and writes a recipe that trains well on
+them.
+"""

@@ -13,7 +13,9 @@ _EVALUATIONS = 20
 
 @dataclass(frozen=True)
 class Advice:
-    """Values by dotted key of the recipe, and why each is what it is; no reason where the value says it."""
+    """Values by dotted key of the recipe, and why each is what it is; no reason where the value
+    says it.
+    """
 
     values: dict[str, Any]
     reasons: dict[str, str]
@@ -81,14 +83,26 @@ def advise(
             "half from the teacher: its answers say more of an image than one label",
         )
     else:
-        put("student.objective.hard", {"loss": "ce", "smoothing": 0.1}, "no teacher: from the labels alone")
+        put(
+            "student.objective.hard",
+            {"loss": "ce", "smoothing": 0.1},
+            "no teacher: from the labels alone",
+        )
     lowest = 0.25 if num_images < 50_000 and image_size >= 48 else 0.08
     put("data.augment.scale", [lowest, 1.0], "each crop shows at least this part of the image")
-    put("data.augment.horizontal_flip", 0.5, "0 where left and right differ in meaning, such as text")
+    put(
+        "data.augment.horizontal_flip",
+        0.5,
+        "0 where left and right differ in meaning, such as text",
+    )
     if image_size >= 48:
         put("data.augment.auto_augment", "rand-m7-mstd0.5", "varies colours and shapes a little")
     every = max(1, epochs // _EVALUATIONS)
-    put("evaluate.every", f"{every} epochs", f"about {_EVALUATIONS} times in the run; the best weights are kept")
+    put(
+        "evaluate.every",
+        f"{every} epochs",
+        f"about {_EVALUATIONS} times in the run; the best weights are kept",
+    )
     put("checkpoint.every", f"{every} epochs", "what a stopped run resumes from")
     put("log.every", "1 epochs" if steps < 100 else "50 iterations")
     if has_gpu:
@@ -108,7 +122,9 @@ def batch_size(num_images: int) -> int:
 
 
 def num_epochs(num_images: int, pretrained: bool) -> int:
-    """1,500 times the inverse root of the number of images, between 30 and 150; half of that for good weights."""
+    """1,500 times the inverse root of the number of images, between 30 and 150; half of that for
+    good weights.
+    """
     epochs = min(150.0, max(30.0, 1500 / math.sqrt(num_images)))
     epochs *= 0.5 if pretrained else 1.0
     return 10 * max(1, round(epochs / 10))

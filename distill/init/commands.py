@@ -1,4 +1,6 @@
-"""distill init and distill launchers, as the command line has them: flags, questions, and what they say."""
+"""distill init and distill launchers, as the command line has them: flags, questions, and what they
+say.
+"""
 
 import os
 import shlex
@@ -13,24 +15,44 @@ from distill.errors import InputError
 
 def init(
     folder: Annotated[
-        Path | None, typer.Argument(metavar="FOLDER", help="A folder a class, or train/ and val/ with such folders.")
+        Path | None,
+        typer.Argument(
+            metavar="FOLDER", help="A folder a class, or train/ and val/ with such folders."
+        ),
     ] = None,
     teacher: Annotated[
-        str | None, typer.Option(help="A file of weights, a run, an export, or a timm name. None: labels alone.")
+        str | None,
+        typer.Option(
+            help="A file of weights, a run, an export, or a timm name. None: labels alone."
+        ),
     ] = None,
-    teacher_model: Annotated[str | None, typer.Option(help="timm name, for a file of weights.")] = None,
+    teacher_model: Annotated[
+        str | None, typer.Option(help="timm name, for a file of weights.")
+    ] = None,
     teacher_image_size: Annotated[
         int | None, typer.Option(min=8, help="Pixels it was trained at, for a file of weights.")
     ] = None,
     teacher_classes: Annotated[
         str | None, typer.Option(help="File of class names, a line for each of its logits.")
     ] = None,
-    student: Annotated[str | None, typer.Option(help="timm name; a small model if left out.")] = None,
-    image_size: Annotated[int | None, typer.Option(min=8, help="Pixels; the teacher's if left out.")] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="By the number of images if left out.")] = None,
-    holdout: Annotated[float, typer.Option(help="Part of each class to evaluate on, where there is no val/.")] = 0.2,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="The recipe; FOLDER.yaml if left out.")] = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing: take the defaults, and say which.")] = False,
+    student: Annotated[
+        str | None, typer.Option(help="timm name; a small model if left out.")
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option(min=8, help="Pixels; the teacher's if left out.")
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="By the number of images if left out.")
+    ] = None,
+    holdout: Annotated[
+        float, typer.Option(help="Part of each class to evaluate on, where there is no val/.")
+    ] = 0.2,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The recipe; FOLDER.yaml if left out.")
+    ] = None,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Ask nothing: take the defaults, and say which.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the recipe.")] = False,
 ) -> None:
     """Write a recipe for a folder of images and a teacher.
@@ -66,18 +88,22 @@ def init(
     facts = look_at(folder.expanduser(), teacher_classes)
     fewest, most = facts.images_a_class
     say(
-        f"{folder}: {facts.num_images:,} images in {facts.num_classes} classes, {fewest:,} to {most:,} a class, "
-        f"shorter side about {facts.shorter_side} pixels"
+        f"{folder}: {facts.num_images:,} images in {facts.num_classes} classes, {fewest:,} to"
+        f" {most:,} a class, shorter side about {facts.shorter_side} pixels"
     )
     if teacher is None and asks:
         teacher = typer.prompt(
-            "Teacher (weights, run, export or timm name; empty: none)", default="", show_default=False
+            "Teacher (weights, run, export or timm name; empty: none)",
+            default="",
+            show_default=False,
         )
     found = None
     if teacher:
         if asks and says_nothing(teacher):
             teacher_model = teacher_model or typer.prompt("timm name of the teacher's model")
-            teacher_image_size = teacher_image_size or typer.prompt("Pixels it was trained at", type=int)
+            teacher_image_size = teacher_image_size or typer.prompt(
+                "Pixels it was trained at", type=int
+            )
         found = look_at_teacher(
             teacher,
             facts.source.classes,
@@ -86,20 +112,27 @@ def init(
             class_file=teacher_classes,
         )
         say(
-            f"teacher: {teacher}, {found.parameters / 1e6:.1f} M parameters, sees {found.view.image_size} pixels ({found.why_size})"
+            f"teacher: {teacher}, {found.parameters / 1e6:.1f} M parameters, sees"
+            f" {found.view.image_size} pixels ({found.why_size})"
         )
         for note in found.notes:
             say(f"note: {note}")
         if found.classes:
             say(f"note: {found.classes}; --teacher-classes FILE says it")
     if asks:
-        image_size = image_size or typer.prompt("Image size", type=int, default=default_image_size(facts, found))
-        student = student or typer.prompt("Student (timm name; empty: a small one)", default="", show_default=False)
+        image_size = image_size or typer.prompt(
+            "Image size", type=int, default=default_image_size(facts, found)
+        )
+        student = student or typer.prompt(
+            "Student (timm name; empty: a small one)", default="", show_default=False
+        )
     if output is None:
         output = Path(f"{facts.root.name or 'mine'}.yaml")
         output = Path(typer.prompt("Recipe to write", default=str(output))) if asks else output
     asked = Asked(student or None, image_size, epochs, holdout)
-    draft = draft_recipe(facts, found, asked, command=shlex.join(["distill", *sys.argv[1:]]), file=output)
+    draft = draft_recipe(
+        facts, found, asked, command=shlex.join(["distill", *sys.argv[1:]]), file=output
+    )
     write_draft(draft, output, force)
     for note in draft.notes:
         say(f"note: {note}")
@@ -111,7 +144,9 @@ def init(
 
 
 def launchers(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to write; it may be there.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="The folder to write; it may be there.")
+    ],
 ) -> None:
     """Write the launch files: SLURM, torchrun, Accelerate, Kubernetes.
 
@@ -127,4 +162,8 @@ def launchers(
 
     written = write_launchers(folder)
     console = make_console()
-    console.print(f"{folder}: {len(written)} files; start with {folder / 'README.md'}", markup=False, soft_wrap=True)
+    console.print(
+        f"{folder}: {len(written)} files; start with {folder / 'README.md'}",
+        markup=False,
+        soft_wrap=True,
+    )

@@ -52,7 +52,9 @@ def default_image_size(folder: FolderFacts, teacher: TeacherFacts | None) -> int
     return min(_LARGEST_SIZE, max(_SIZE_STEP, _SIZE_STEP * round(folder.shorter_side / _SIZE_STEP)))
 
 
-def draft_recipe(folder: FolderFacts, teacher: TeacherFacts | None, asked: Asked, *, command: str, file: Path) -> Draft:
+def draft_recipe(
+    folder: FolderFacts, teacher: TeacherFacts | None, asked: Asked, *, command: str, file: Path
+) -> Draft:
     """The recipe for a folder, a teacher and what was asked for.
 
     Args:
@@ -91,9 +93,15 @@ def draft_recipe(folder: FolderFacts, teacher: TeacherFacts | None, asked: Asked
     low, high = min(map(min, folder.sizes)), max(map(max, folder.sizes))
     head = [
         f"Written by: {command}",
-        f"From {folder.num_images:,} images in {folder.num_classes} classes ({fewest:,} to {most:,} a class, {low} to {high} pixels)."
-        if fewest < most
-        else f"From {folder.num_images:,} images in {folder.num_classes} classes ({fewest:,} each, {low} to {high} pixels).",
+        (
+            f"From {folder.num_images:,} images in {folder.num_classes} classes ({fewest:,} to"
+            f" {most:,} a class, {low} to {high} pixels)."
+            if fewest < most
+            else (
+                f"From {folder.num_images:,} images in {folder.num_classes} classes ({fewest:,}"
+                f" each, {low} to {high} pixels)."
+            )
+        ),
         f"Train:  distill train {shlex.quote(str(file))}",
         "Change: any value here; for one run also behind the command, as train.budget='10 epochs'",
     ]
@@ -132,7 +140,10 @@ def _data(
         why = f"the images' shorter side is {folder.shorter_side} pixels in the middle"
     lines.append(Line("data.image_size", image_size, why))
     if teacher is not None:
-        view = {key: getattr(teacher.view, key) for key in ("crop_fraction", "crop_mode", "interpolation")}
+        view = {
+            key: getattr(teacher.view, key)
+            for key in ("crop_fraction", "crop_mode", "interpolation")
+        }
         lines.append(Line("data.eval_view", view, "the teacher's"))
     return lines
 
@@ -141,11 +152,17 @@ def _models(teacher: TeacherFacts | None, student: StudentFacts) -> list[Line]:
     lines = []
     if teacher is not None:
         whys = {"image_size": teacher.why_size, "weights": teacher.classes}
-        lines = [Line(f"teacher.{key}", value, whys.get(key, "")) for key, value in teacher.spec.items()]
+        lines = [
+            Line(f"teacher.{key}", value, whys.get(key, "")) for key, value in teacher.spec.items()
+        ]
     return [
         *lines,
         Line("students.student", {}, "one; others beside it learn from the same teacher forward"),
-        Line("student.model", student.model, f"{student.parameters / 1e6:.1f} M parameters; {student.why_model}"),
+        Line(
+            "student.model",
+            student.model,
+            f"{student.parameters / 1e6:.1f} M parameters; {student.why_model}",
+        ),
         Line("student.weights", "pretrained" if student.pretrained else None, student.why_weights),
     ]
 
@@ -169,7 +186,9 @@ def write_draft(draft: Draft, file: Path, force: bool) -> None:
     if file.is_dir():
         raise InputError(f"--output {file}: is a folder: name the file in it")
     if file.exists() and not force:
-        raise InputError(f"{file}: is there already: name another with --output, or overwrite it with --force")
+        raise InputError(
+            f"{file}: is there already: name another with --output, or overwrite it with --force"
+        )
     if not file.parent.is_dir():
         raise InputError(f"--output {file}: the folder {file.parent} does not exist")
     with tempfile.TemporaryDirectory() as folder:

@@ -80,7 +80,9 @@ def look_at(folder: Path, class_file: str | None = None) -> FolderFacts:
     try:
         str(root).encode()
     except UnicodeEncodeError:
-        raise InputError(f"{root!r}: the name is not UTF-8, and a recipe is: rename the folder") from None
+        raise InputError(
+            f"{root!r}: the name is not UTF-8, and a recipe is: rename the folder"
+        ) from None
     train, evaluation, notes = _layout(root)
     if class_file is not None:
         train = {**train, "classes": class_file}
@@ -88,8 +90,8 @@ def look_at(folder: Path, class_file: str | None = None) -> FolderFacts:
     source = _open(train, root, "data.train")
     if len(source.classes) < 2:
         raise InputError(
-            f"{folder}: holds a single class, {source.classes[0]!r}: a classifier needs two or more, each in a "
-            "folder of its own"
+            f"{folder}: holds a single class, {source.classes[0]!r}: a classifier needs two or"
+            " more, each in a folder of its own"
         )
     if evaluation is not None:
         _open(evaluation, root, "data.eval")
@@ -102,27 +104,39 @@ def look_at(folder: Path, class_file: str | None = None) -> FolderFacts:
 def _open(spec: dict[str, Any], root: Path, key: str) -> Source:
     if spec["kind"] == "stream":
         raise InputError(
-            f"{root}: holds shards, of which no part can be held out for evaluation: start from a shipped recipe "
-            "(kind: stream, with data.eval), or give a folder with a folder a class, or a table"
+            f"{root}: holds shards, of which no part can be held out for evaluation: start from a"
+            " shipped recipe (kind: stream, with data.eval), or give a folder with a folder a"
+            " class, or a table"
         )
     return open_source(schema.Data.model_validate({"train": spec}).train, root, key)
 
 
 def _layout(root: Path) -> tuple[dict[str, Any], dict[str, Any] | None, tuple[str, ...]]:
     """How training and evaluation images lie in a folder: (train, eval, notes)."""
-    folders = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not is_leftover(entry.name))
+    folders = sorted(
+        entry.name for entry in os.scandir(root) if entry.is_dir() and not is_leftover(entry.name)
+    )
     # A class may be called train: then its images lie in it, and not folders of classes.
-    splits = {split: name for name in folders if (split := split_named(name)) and _holds_folders(root / name)}
+    splits = {
+        split: name
+        for name in folders
+        if (split := split_named(name)) and _holds_folders(root / name)
+    }
     if "train" not in splits:
         guessed = guess_source(str(root), default_split="train", option="FOLDER")
         spec = {**guessed.model_dump(exclude_defaults=True, exclude={"classes"}), "path": "."}
         return _table_layout(spec, _table_splits(root, guessed.kind), root)
     train = splits["train"]
     evaluation = next((splits[split] for split in _EVAL if split in splits), None)
-    notes = [f"{name} beside {train} is not read" for name in folders if name not in splits.values()]
+    notes = [
+        f"{name} beside {train} is not read" for name in folders if name not in splits.values()
+    ]
     for split in _EVAL:
         if split in splits and splits[split] != evaluation:
-            notes.append(f"{splits[split]} is left for the end: distill evaluate RUN --data {root / splits[split]}")
+            notes.append(
+                f"{splits[split]} is left for the end: distill evaluate RUN --data"
+                f" {root / splits[split]}"
+            )
     eval_spec = {"kind": "image_folder", "path": evaluation} if evaluation else None
     return {"kind": "image_folder", "path": train}, eval_spec, tuple(notes)
 
@@ -138,7 +152,10 @@ def _table_layout(
         return spec, None, ()
     chosen = next((split for split in _EVAL if split in splits), None)
     others = [name for split, name in splits.items() if split not in ("train", chosen)]
-    notes = [f"{name} is left for the end: distill evaluate RUN --data {root} --split {name}" for name in others]
+    notes = [
+        f"{name} is left for the end: distill evaluate RUN --data {root} --split {name}"
+        for name in others
+    ]
     evaluation = {**spec, "split": splits[chosen]} if chosen else None
     return {**spec, "split": splits["train"]}, evaluation, tuple(notes)
 

@@ -20,7 +20,8 @@ class Line:
 
 
 def page(head: Sequence[str], lines: Iterable[Line]) -> str:
-    """YAML with a comment at each line, in the order of `lines`; keys of one section stand together.
+    """YAML with a comment at each line, in the order of `lines`; keys of one section stand
+    together.
 
     Args:
         head: what stands above, a comment a line.

@@ -10,8 +10,9 @@ from distill.models.build import config, create
 
 _REACH_S = 5.0  # patience with the Hub
 _TINY_IMAGE = 48  # pixels; ImageNet models shrink such an image to less than 2x2 before their head
-# Smallest first: (millions of parameters with 10 classes, model). Without ImageNet weights ResNets learn fastest: 600 images in
-# 5 epochs, behind one teacher: resnet10t 76.5 %, mobilenetv4_conv_small 64.2 %, regnetx_002 61.2 % (docs/log.md).
+# Smallest first: (millions of parameters with 10 classes, model). Without ImageNet weights ResNets
+# learn fastest: 600 images in 5 epochs, behind one teacher: resnet10t 76.5 %,
+# mobilenetv4_conv_small 64.2 %, regnetx_002 61.2 % (docs/log.md).
 _SMALL = ((4.9, "resnet10t.c3_in1k"), (11.2, "resnet18.a1_in1k"))
 _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
@@ -44,11 +45,17 @@ def choose_student(
         limit = (teacher_parameters or 50_000_000) / 2e6
         fitting = [name for size, name in _SMALL if size <= limit]
         name = fitting[-1] if fitting else _SMALL[0][1]
-        why = "at most half the size of its teacher" if teacher_parameters and fitting else "small and fast"
+        why = (
+            "at most half the size of its teacher"
+            if teacher_parameters and fitting
+            else "small and fast"
+        )
     pretrained, why_weights = _weights_of(name)
     model = name if pretrained else name.partition(".")[0] if ":" not in name else name
     net = create(model, num_classes=num_classes, image_size=image_size)
-    return StudentFacts(model, pretrained, sum(p.numel() for p in net.parameters()), why, why_weights)
+    return StudentFacts(
+        model, pretrained, sum(p.numel() for p in net.parameters()), why, why_weights
+    )
 
 
 def _weights_of(name: str) -> tuple[bool, str]:
@@ -63,9 +70,21 @@ def _weights_of(name: str) -> tuple[bool, str]:
     if any(isinstance(try_to_load_from_cache(repository, file), str) for file in files):
         return True, "from its ImageNet weights, which are in this machine's cache"
     if constants.HF_HUB_OFFLINE:
-        return False, "from nothing: HF_HUB_OFFLINE is set, and its weights are not in the cache; else: pretrained"
+        return (
+            False,
+            (
+                "from nothing: HF_HUB_OFFLINE is set, and its weights are not in the cache; else:"
+                " pretrained"
+            ),
+        )
     try:
         get_hf_file_metadata(hf_hub_url(repository, files[0]), timeout=_REACH_S)
     except Exception as error:  # no network, a proxy that refuses, no such file
-        return False, f"from nothing: no way to its weights ({type(error).__name__}); with network: pretrained"
+        return (
+            False,
+            (
+                f"from nothing: no way to its weights ({type(error).__name__}); with network:"
+                " pretrained"
+            ),
+        )
     return True, "from its ImageNet weights, fetched once"

@@ -39,7 +39,9 @@ class TeacherFacts:
 
 
 def says_nothing(teacher: str) -> bool:
-    """Whether a teacher is a file of weights without a config beside it, so that model and size must be asked for."""
+    """Whether a teacher is a file of weights without a config beside it, so that model and size
+    must be asked for.
+    """
     path = Path(teacher).expanduser()
     return path.is_file() and not is_timm_config(path.parent / CONFIG_FILE)
 
@@ -61,12 +63,14 @@ def look_at_teacher(
         class_file: its class list, an absolute path or the name of a label set.
 
     Raises:
-        InputError: no such model or file, what is missing to know what it sees, or other classes than the data's.
+        InputError: no such model or file, what is missing to know what it sees, or other classes
+            than the data's.
     """
     path = Path(teacher).expanduser()
     spec: dict[str, Any] = {"weights": "pretrained"}
     if path.exists():
-        # Not resolved: behind a link, as in the cache of the Hub, no config.json lies beside the file.
+        # Not resolved: behind a link, as in the cache of the Hub, no config.json lies beside the
+        # file.
         spec["weights"] = os.path.abspath(path)
         if path.is_file():
             _refuse_unsaid_size(path, model, image_size)
@@ -75,7 +79,10 @@ def look_at_teacher(
         spec["model"] = teacher
     if model is not None:
         if not path.is_file():
-            raise InputError(f"--teacher-model {model}: --teacher {teacher} names its own architecture: leave it out")
+            raise InputError(
+                f"--teacher-model {model}: --teacher {teacher} names its own architecture: leave"
+                " it out"
+            )
         spec["model"] = model
     if image_size is not None:
         spec["image_size"] = image_size
@@ -90,7 +97,9 @@ def look_at_teacher(
     )
     assumed = built.match is not None and built.match.how in ("numbers", "order")
     return TeacherFacts(
-        spec={key: spec[key] for key in ("model", "weights", "image_size", "classes") if key in spec},
+        spec={
+            key: spec[key] for key in ("model", "weights", "image_size", "classes") if key in spec
+        },
         parameters=sum(parameter.numel() for parameter in built.net.parameters()),
         view=built.view,
         why_size="--teacher-image-size" if image_size else built.view.sources["image_size"],
@@ -100,12 +109,15 @@ def look_at_teacher(
 
 
 def _refuse_unsaid_size(path: Path, model: str | None, image_size: int | None) -> None:
-    """Raises InputError where nothing says the architecture of weights, or the size of images they were trained at."""
+    """Raises InputError where nothing says the architecture of weights, or the size of images they
+    were trained at.
+    """
     origin = origin_of_file(path, model, "--teacher-model")
     if origin.assumed and image_size is None and not takes_image_size(origin.name, {}):
         raise InputError(
-            f"--teacher {path}: a file of weights does not say how large its images were, and at another size it "
-            "answers wrongly: give --teacher-image-size and the pixels it was trained at"
+            f"--teacher {path}: a file of weights does not say how large its images were, and at"
+            " another size it answers wrongly: give --teacher-image-size and the pixels it was"
+            " trained at"
         )
 
 
@@ -117,5 +129,6 @@ def _refuse_unknown(teacher: str) -> None:
         place = Path(teacher)
         beside = [each.name for each in place.parent.iterdir()] if place.parent.is_dir() else []
         raise InputError(
-            f"--teacher {teacher}: no such file or folder{nearest(place.name, beside)}, and as the name of a model: {error}"
+            f"--teacher {teacher}: no such file or folder{nearest(place.name, beside)}, and as the"
+            f" name of a model: {error}"
         ) from error

@@ -1,4 +1,6 @@
-"""Models with their weights, out of whatever a path holds: a run, a checkpoint, an export, a file of weights."""
+"""Models with their weights, out of whatever a path holds: a run, a checkpoint, an export, a file
+of weights.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -53,12 +55,14 @@ class Found:
 def find_models(
     path: Path, *, model: str | None, student: str | None, weights: str, image_size: int | None
 ) -> list[Found]:
-    """The models that a path holds: those of a run or a checkpoint, an export, or a file of weights.
+    """The models that a path holds: those of a run or a checkpoint, an export, or a file of
+    weights.
 
     Args:
         model: timm name, for a file of weights.
         student: one of a run; None for all that have such weights.
-        weights: of a run: "best", or "raw" or an average such as "ema-0.999" of the newest checkpoint.
+        weights: of a run: "best", or "raw" or an average such as "ema-0.999" of the newest
+            checkpoint.
         image_size: None for the model's own.
 
     Raises:
@@ -71,31 +75,41 @@ def find_models(
         raise InputError(f"{path}: there is no such run, checkpoint, export or file")
     if model is not None:
         raise InputError(
-            f"--model names the architecture of a file of weights; {path} is a folder, which names its own"
+            f"--model names the architecture of a file of weights; {path} is a folder, which names"
+            " its own"
         )
     if is_export(path):
         _refuse_choice(path, student, weights)
         return [_from_export(path, path.name, image_size)]
     if not (path / RECIPE_FILE).is_file():
         raise InputError(
-            f"{path}: neither a run (recipe.yaml), a checkpoint (manifest.json) nor an export (config.json and {WEIGHTS_FILE})"
+            f"{path}: neither a run (recipe.yaml), a checkpoint (manifest.json) nor an export"
+            f" (config.json and {WEIGHTS_FILE})"
         )
     recipe = load_recipe(path / RECIPE_FILE)
     if student is not None and student not in recipe.students:
         raise InputError(
-            f"{path}: no student {student!r}{nearest(student, recipe.students)}; it has {', '.join(recipe.students)}"
+            f"{path}: no student {student!r}{nearest(student, recipe.students)}; it has"
+            f" {', '.join(recipe.students)}"
         )
     weights = RAW if weights == RAW_BEFORE else weights
     names = [student] if student else list(recipe.students)
     if is_checkpoint(path):
-        return _from_checkpoint(load(path), recipe, names, RAW if weights == "best" else weights, image_size)
+        return _from_checkpoint(
+            load(path), recipe, names, RAW if weights == "best" else weights, image_size
+        )
     if weights != "best":
         return _from_checkpoint(newest_checkpoint(path), recipe, names, weights, image_size)
     folders = {name: current_directory(best_dir(path, name)) for name in names}
-    found = [_from_export(folder, name, image_size) for name, folder in folders.items() if folder is not None]
+    found = [
+        _from_export(folder, name, image_size)
+        for name, folder in folders.items()
+        if folder is not None
+    ]
     if not found:
         raise InputError(
-            f"{path}: nothing was judged here yet, so there are no best weights; --weights raw takes those of its newest checkpoint"
+            f"{path}: nothing was judged here yet, so there are no best weights; --weights raw"
+            " takes those of its newest checkpoint"
         )
     return found
 
@@ -105,7 +119,9 @@ def which_weights(found: Found) -> str:
     if "step" not in found.record:
         return str(found.record.get("weights", ""))
     kind, step = found.record["weights"], found.record["step"]
-    best = found.record.get("top1") is not None  # only what was kept as the best says what it scored
+    best = (
+        found.record.get("top1") is not None
+    )  # only what was kept as the best says what it scored
     return f"best weights ({kind}, step {step})" if best else f"{kind} weights of step {step}"
 
 
@@ -115,9 +131,15 @@ def is_checkpoint(path: Path) -> bool:
 
 
 def _refuse_choice(path: Path, student: str | None, weights: str) -> None:
-    for option, given in (("--student", student), ("--weights", weights if weights != "best" else None)):
+    for option, given in (
+        ("--student", student),
+        ("--weights", weights if weights != "best" else None),
+    ):
         if given is not None:
-            raise InputError(f"{option} {given} picks among what a run holds, and {path} is one model: leave it out")
+            raise InputError(
+                f"{option} {given} picks among what a run holds, and {path} is one model: leave"
+                " it out"
+            )
 
 
 def _from_export(folder: Path, name: str, image_size: int | None) -> Found:
@@ -133,11 +155,15 @@ def _loaded(origin: Origin, name: str, image_size: int | None, what: Path) -> Fo
     assert origin.file is not None
     state_dict, note = load_state_dict(origin.file)
     told = None if image_size is None else Told(image_size, "--image-size")
-    view = sized_view(origin, {}, told=told, of_data=None, option="--image-size", state_dict=state_dict)
+    view = sized_view(
+        origin, {}, told=told, of_data=None, option="--image-size", state_dict=state_dict
+    )
     num_classes = head_classes(origin.config, state_dict)
     refuse_other_head(origin, num_classes)
     net = create(origin.name, num_classes=num_classes, image_size=view.image_size)
-    found = fitted(net, state_dict, f"{what} for {origin.name}" if origin.assumed else f"{origin.file}")
+    found = fitted(
+        net, state_dict, f"{what} for {origin.name}" if origin.assumed else f"{origin.file}"
+    )
     refuse_unsaid_size(origin, found, view, "--image-size")
     net.load_state_dict(found.state_dict)
     record = {} if origin.assumed else read_record(origin.file.parent)
@@ -147,14 +173,22 @@ def _loaded(origin: Origin, name: str, image_size: int | None, what: Path) -> Fo
         net=net,
         view=view,
         classes=origin.classes or (),
-        record=record or {"model": origin.name if origin.assumed else origin.config["architecture"], "weights": note},
+        record=record
+        or {
+            "model": origin.name if origin.assumed else origin.config["architecture"],
+            "weights": note,
+        },
         notes=found.notes,
         promise=promise if image_size is None else None,
     )
 
 
 def _from_checkpoint(
-    checkpoint: Checkpoint, recipe: Recipe, names: Iterable[str], weights: str, image_size: int | None
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    names: Iterable[str],
+    weights: str,
+    image_size: int | None,
 ) -> list[Found]:
     classes = tuple(checkpoint.values["classes"])
     size = image_size or recipe.data.image_size
@@ -172,16 +206,25 @@ def _from_checkpoint(
         if which not in held:
             known = ["best", *(RAW if stem == "model" else stem for stem in held)]
             raise InputError(
-                f"{checkpoint.path}: no weights {weights!r} of {name}{nearest(weights, known)}; there are {', '.join(known)}"
+                f"{checkpoint.path}: no weights {weights!r} of {name}{nearest(weights, known)};"
+                f" there are {', '.join(known)}"
             )
-        net = create(spec.model, num_classes=len(classes), image_size=size, model_args=spec.model_args)
-        tensors = {k: v for k, v in checkpoint.tensors(f"{name}.{which}").items() if not k.startswith("ema/")}
+        net = create(
+            spec.model, num_classes=len(classes), image_size=size, model_args=spec.model_args
+        )
+        tensors = {
+            k: v
+            for k, v in checkpoint.tensors(f"{name}.{which}").items()
+            if not k.startswith("ema/")
+        }
         apply_weights(net, tensors, f"{checkpoint.path}/{name}.{which}")
         found.append(
             Found(
                 name=name,
                 net=net,
-                view=_view_of_run(checkpoint, recipe, name).replaced("--image-size", image_size=image_size),
+                view=_view_of_run(checkpoint, recipe, name).replaced(
+                    "--image-size", image_size=image_size
+                ),
                 classes=classes,
                 record={
                     "run": recipe.name,
@@ -194,15 +237,22 @@ def _from_checkpoint(
             )
         )
     if not found:
-        raise InputError(f"{checkpoint.path}: {', '.join(names)} had stopped before, on a loss that was not finite")
+        raise InputError(
+            f"{checkpoint.path}: {', '.join(names)} had stopped before, on a loss that was not"
+            " finite"
+        )
     return found
 
 
 def _view_of_run(checkpoint: Checkpoint, recipe: Recipe, name: str) -> ModelView:
-    """What a student of a run sees: as its checkpoint recorded it, since the weights it began with may be gone."""
+    """What a student of a run sees: as its checkpoint recorded it, since the weights it began with
+    may be gone.
+    """
     spec = recipe.students[name].model_copy(update={"weights": None})
     view = student_view(spec, Path(), recipe.data, f"students.{name}")
-    if "views" not in checkpoint.values:  # of a version whose students always saw timm's mean and std, or the recipe's
+    if (
+        "views" not in checkpoint.values
+    ):  # of a version whose students always saw timm's mean and std, or the recipe's
         return view
     recorded, source = checkpoint.values["views"][name], f"recorded in {checkpoint.path}"
     return view.replaced(source, mean=tuple(recorded["mean"]), std=tuple(recorded["std"]))

@@ -49,7 +49,8 @@ def open_images(
 
 
 def _refuse_other_images(source: Source, path: Path) -> None:
-    """Raises InputError where other images are held out than when the run trained: it may have seen these.
+    """Raises InputError where other images are held out than when the run trained: it may have seen
+    these.
 
     Args:
         path: the run, or one of its checkpoints.
@@ -58,15 +59,20 @@ def _refuse_other_images(source: Source, path: Path) -> None:
         return
     now = contents_of(source, "evaluation")
     try:
-        before = (load(path, verify=False) if is_checkpoint(path) else newest_checkpoint(path, verify=False)).values
+        before = (
+            load(path, verify=False)
+            if is_checkpoint(path)
+            else newest_checkpoint(path, verify=False)
+        ).values
     except InputError as error:
         raise InputError(
             f"data.eval: only a checkpoint says which images were held out ({error}): give --data"
         ) from error
     if any(before["inputs"].get(key) != value for key, value in now.items()):
         raise InputError(
-            "data.eval: data.train has changed since the run, so that other images are held out now, which it may have "
-            "trained on: put the earlier images back, or evaluate on others with --data"
+            "data.eval: data.train has changed since the run, so that other images are held out"
+            " now, which it may have trained on: put the earlier images back, or evaluate on others"
+            " with --data"
         )
 
 

@@ -11,7 +11,9 @@ from distill.recipe import load_recipe
 from distill.rundir import RECIPE_FILE, best_dir, best_student
 
 
-def export_student(run: Path, output: Path, *, student: str | None = None, weights: str = "best") -> None:
+def export_student(
+    run: Path, output: Path, *, student: str | None = None, weights: str = "best"
+) -> None:
     """Write one student of a run to `output`, in the form that timm loads.
 
     Raises:
@@ -36,9 +38,12 @@ def export_student(run: Path, output: Path, *, student: str | None = None, weigh
     top1 = "" if score is None else f", top-1 {score:.2f} %"
     name = found.record.get("student", found.name)
     console.print(f"{output}: {name}, {which_weights(found)}{top1}", markup=False, soft_wrap=True)
-    needs = "import distill.models; " if str(found.record.get("model", "")).startswith("cifar_") else ""
+    needs = (
+        "import distill.models; " if str(found.record.get("model", "")).startswith("cifar_") else ""
+    )
     console.print(
-        f"load it: python -c \"{needs}import timm; timm.create_model('local-dir:{output}', pretrained=True)\"",
+        f"load it: python -c \"{needs}import timm; timm.create_model('local-dir:{output}',"
+        ' pretrained=True)"',
         markup=False,
         soft_wrap=True,
     )
@@ -57,7 +62,11 @@ def _best_of(run: Path) -> str:
         if best := best_student(run):
             return best
         folders = {name: current_directory(best_dir(run, name)) for name in names}
-        scores = {name: read_record(folder).get("top1") for name, folder in folders.items() if folder is not None}
+        scores = {
+            name: read_record(folder).get("top1")
+            for name, folder in folders.items()
+            if folder is not None
+        }
         judged = {name: score for name, score in scores.items() if score is not None}
         if judged:
             return max(judged, key=lambda name: judged[name])

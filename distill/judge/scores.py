@@ -43,7 +43,9 @@ def judge(
     image_size: int | None = None,
     unreadable: Unreadable = "error",
 ) -> dict[str, Accuracy]:
-    """Judge what lies at a path, show a table, return the scores by name. Collective under a launcher."""
+    """Judge what lies at a path, show a table, return the scores by name. Collective under a
+    launcher.
+    """
     found = find_models(path, model=model, student=student, weights=weights, image_size=image_size)
     recipe = load_recipe(path / RECIPE_FILE) if (path / RECIPE_FILE).is_file() else None
     opened, order_given = open_images(data, split, classes, recipe, path)
@@ -61,7 +63,9 @@ def judge(
         samples = next(iter(results.values()))
         skipped = f", {samples.num_skipped} unreadable skipped" if samples.num_skipped else ""
         console = make_console()
-        console.print(f"{path}: {samples.num_samples} images{skipped}", markup=False, soft_wrap=True)
+        console.print(
+            f"{path}: {samples.num_samples} images{skipped}", markup=False, soft_wrap=True
+        )
         if match.how != "names" or not match.in_order:
             console.print(match.describe(), markup=False, soft_wrap=True)
         show_table(console, _table(found, results))  # first, for programs that look for its figures
@@ -78,7 +82,13 @@ def _match(found: list[Found], source: Source, order_given: bool) -> Match:
     for each in found:
         num_classes = int(each.net.num_classes)  # type: ignore[arg-type]
         matches.append(
-            match_classes(each.classes or None, num_classes, source.classes, who=each.name, order_given=order_given)
+            match_classes(
+                each.classes or None,
+                num_classes,
+                source.classes,
+                who=each.name,
+                order_given=order_given,
+            )
         )
     assert len({(match.num_logits, match.logits.tobytes()) for match in matches}) == 1
     return matches[0]
@@ -100,24 +110,32 @@ def _judge(
     num_workers: int | None,
     unreadable: Unreadable,
 ) -> dict[str, Accuracy]:
-    """One pass for models of one view; another pass for each other view, the teacher's own among them."""
+    """One pass for models of one view; another pass for each other view, the teacher's own among
+    them.
+    """
     answers_of = place_teacher(teacher, engine)
     results: dict[str, Accuracy] = {}
     loader_of = partial(
         eval_loader,
         source,
         engine=engine,
-        batch_size=min(batch_size, -(-len(source) // engine.world_size)),  # batches are filled up to their size
+        batch_size=min(
+            batch_size, -(-len(source) // engine.world_size)
+        ),  # batches are filled up to their size
         num_workers=num_workers,
         unreadable=unreadable,
     )
     frames = list(dict.fromkeys(each.view.frame for each in found))
     for frame in frames:
         networks = {
-            each.name: engine.place(Network(each.net, each.pixels)).eval() for each in found if each.view.frame == frame
+            each.name: engine.place(Network(each.net, each.pixels)).eval()
+            for each in found
+            if each.view.frame == frame
         }
         with loader_of(frame) as loader:
-            results |= evaluate(networks, loader, engine, TeacherAnswers(answers_of) if answers_of else None)
+            results |= evaluate(
+                networks, loader, engine, TeacherAnswers(answers_of) if answers_of else None
+            )
     if teacher is not None and answers_of is not None and teacher.view.frame not in frames:
         with loader_of(teacher.view.frame) as loader:
             results |= evaluate({TEACHER: answers_of}, loader, engine)
@@ -125,17 +143,24 @@ def _judge(
 
 
 def _seen(found: list[Found], teacher: Teacher | None) -> list[str]:
-    """What each model sees, and what was adapted of its weights: a line each; models that see the same share one."""
+    """What each model sees, and what was adapted of its weights: a line each; models that see the
+    same share one.
+    """
     views = {each.name: each.view for each in found} | ({TEACHER: teacher.view} if teacher else {})
     names: dict[str, list[str]] = {}
     for name, view in views.items():
         names.setdefault(view.describe(), []).append(name)
-    lines = [f"{', '.join(alike)} see{'s' if len(alike) == 1 else ''} {line}" for line, alike in names.items()]
+    lines = [
+        f"{', '.join(alike)} see{'s' if len(alike) == 1 else ''} {line}"
+        for line, alike in names.items()
+    ]
     return [*lines, *(f"{each.name}: {note}" for each in found for note in each.notes)]
 
 
 def _doubts(found: list[Found], teacher: Teacher | None, results: dict[str, Accuracy]) -> list[str]:
-    """Warnings about accuracies that are no better than guessing, or far below what a record says."""
+    """Warnings about accuracies that are no better than guessing, or far below what a
+    record says.
+    """
     warnings = []
     for each in found:
         score, num_classes = results[each.name], int(each.net.num_classes)  # type: ignore[arg-type]
@@ -165,14 +190,23 @@ def _teacher(recipe: Recipe | None, source: Source) -> Teacher | None:
             order_given=True,
         )
     except InputError as error:
-        make_console(stderr=True).print(f"without the teacher: {error}", markup=False, soft_wrap=True)
+        make_console(stderr=True).print(
+            f"without the teacher: {error}", markup=False, soft_wrap=True
+        )
         return None
 
 
 def _table(found: list[Found], results: dict[str, Accuracy]) -> Table:
     with_teacher = TEACHER in results
     table = Table(box=None, pad_edge=False)
-    for heading in ("", "weights", "top-1 %", "top-5 %", "cross-entropy", *(TEACHER_COLUMNS if with_teacher else ())):
+    for heading in (
+        "",
+        "weights",
+        "top-1 %",
+        "top-5 %",
+        "cross-entropy",
+        *(TEACHER_COLUMNS if with_teacher else ()),
+    ):
         table.add_column(heading, justify="left" if heading in ("", "weights") else "right")
     notes = {each.name: str(each.record.get("weights", "")) for each in found}
     for name, result in results.items():

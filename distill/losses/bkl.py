@@ -1,4 +1,6 @@
-"""The binary counterpart of KL, as the paper writes it (Eq. 3) and as its released code computes it; they differ."""
+"""The binary counterpart of KL, as the paper writes it (Eq. 3) and as its released code computes
+it; they differ.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -12,20 +14,28 @@ from distill.losses.kl import divergence
 def log_complement(log_p: Tensor) -> Tensor:
     """log(1 - p_i) for every class from log-probabilities: [B, K] -> [B, K].
 
-    Only the largest probability can exceed 1/2, so `log1p(-p)` is accurate for all others. For the largest, 1 - p rounds to 0
-    from a logit gap of 17 on (float32), and is therefore taken as what it is: the sum of the other probabilities.
+    Only the largest probability can exceed 1/2, so `log1p(-p)` is accurate for all others. For the
+    largest, 1 - p rounds to 0 from a logit gap of 17 on (float32), and is therefore taken as what
+    it is: the sum of the other probabilities.
     """
-    largest = torch.zeros_like(log_p, dtype=torch.bool).scatter_(-1, log_p.argmax(-1, keepdim=True), True)
+    largest = torch.zeros_like(log_p, dtype=torch.bool).scatter_(
+        -1, log_p.argmax(-1, keepdim=True), True
+    )
     others = log_p.masked_fill(largest, -torch.inf)
     return torch.where(largest, others.logsumexp(-1, keepdim=True), torch.log1p(-others.exp()))
 
 
 def bkl(
-    student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0, min_confidence: float | None = None
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    temperature: float = 1.0,
+    min_confidence: float | None = None,
 ) -> Tensor:
-    """Eq. 3: sum_i [p^t_i log(p^t_i / p^s_i) + (1 - p^t_i) log((1 - p^t_i) / (1 - p^s_i))]. Scalar, float32.
+    """Eq. 3: sum_i [p^t_i log(p^t_i / p^s_i) + (1 - p^t_i) log((1 - p^t_i) / (1 - p^s_i))]. Scalar,
+    float32.
 
-    p are softmax probabilities of logits / T, on both sides. Summed over classes, averaged over the batch, times T^2.
+    p are softmax probabilities of logits / T, on both sides. Summed over classes, averaged over the
+    batch, times T^2.
 
     Args:
         student_logits: [B, K].
@@ -42,10 +52,11 @@ def bkl(
 
 
 def bce_teacher(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """The released code's "BKL": BCE(sigmoid(student), softmax(teacher)), averaged over batch and classes. Scalar, float32.
+    """The released code's "BKL": BCE(sigmoid(student), softmax(teacher)), averaged over batch and
+    classes. Scalar, float32.
 
-    Differs from Eq. 3 in three ways: the student goes through a sigmoid, classes are averaged (K times smaller), and the
-    teacher's entropy is left out, so its minimum is not 0.
+    Differs from Eq. 3 in three ways: the student goes through a sigmoid, classes are averaged (K
+    times smaller), and the teacher's entropy is left out, so its minimum is not 0.
 
     Args:
         student_logits: [B, K].

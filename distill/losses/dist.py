@@ -1,11 +1,13 @@
-"""DIST (arXiv 2205.10536; the paper's Eq. 5 without its label loss): Pearson distances between relations of probabilities.
+"""DIST (arXiv 2205.10536; the paper's Eq. 5 without its label loss): Pearson distances between
+relations of probabilities.
 
-Correlation ignores scale and shift. So each row and column of probabilities is divided by its largest entry, inside the
-exponential: a class of probability 1e-30 in every sample counts as much as any other. A fixed eps beside the norms, as in the
-usual code (1e-8), silences the intra term at 21,841 classes, where column norms are near 1e-5 or far below.
+Correlation ignores scale and shift. So each row and column of probabilities is divided by its
+largest entry, inside the exponential: a class of probability 1e-30 in every sample counts as much
+as any other. A fixed eps beside the norms, as in the usual code (1e-8), silences the intra term at
+21,841 classes, where column norms are near 1e-5 or far below.
 
-The intra term depends on which samples stand together. With `gather` these are the samples of all processes. Only nine
-numbers a class travel (extremes, means and second moments), never the logits.
+The intra term depends on which samples stand together. With `gather` these are the samples of all
+processes. Only nine numbers a class travel (extremes, means and second moments), never the logits.
 """
 
 from typing import Any
@@ -21,7 +23,9 @@ _LOG_ZERO = -1e4  # exp() of it is 0 in every dtype, and it can be subtracted fr
 
 
 class _SumOverRanks(torch.autograd.Function):
-    """All-reduce whose backward is an all-reduce: every rank's loss depends on what every rank put in. Collective."""
+    """All-reduce whose backward is an all-reduce: every rank's loss depends on what every rank put
+    in. Collective.
+    """
 
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:
@@ -39,12 +43,15 @@ def _all_reduce(value: Tensor, op: Any) -> Tensor:
 
 
 def _correlation(log_student: Tensor, log_teacher: Tensor, dim: int, num_ranks: int = 1) -> Tensor:
-    """Pearson correlation of student and teacher probabilities along `dim`: [B, K] log-probabilities -> [K] or [B].
+    """Pearson correlation of student and teacher probabilities along `dim`: [B, K]
+    log-probabilities -> [K] or [B].
 
-    0, with zero gradient, where either side is constant: its log-probabilities span no more than their own rounding.
+    0, with zero gradient, where either side is constant: its log-probabilities span no more than
+    their own rounding.
     """
     sides = (log_student.detach(), log_teacher)
-    # [4, n]: the largest of each side, then minus the smallest of each, so that one MAX reduces all.
+    # [4, n]: the largest of each side, then minus the smallest of each, so that one MAX reduces
+    # all.
     bounds = torch.stack([side.amax(dim) for side in sides] + [-side.amin(dim) for side in sides])
     if num_ranks > 1:
         bounds = _all_reduce(bounds, distributed.ReduceOp.MAX)
@@ -57,13 +64,15 @@ def _correlation(log_student: Tensor, log_teacher: Tensor, dim: int, num_ranks: 
     totals = torch.stack([student.detach().sum(dim), teacher.sum(dim)])
     if num_ranks > 1:
         totals = _all_reduce(totals, distributed.ReduceOp.SUM)
-    # The means carry no gradient, and need none: the derivative of a centred second moment by its mean is the sum of
-    # centred values, which is 0.
+    # The means carry no gradient, and need none: the derivative of a centred second moment by its
+    # mean is the sum of centred values, which is 0.
     means = totals / (log_student.shape[dim] * num_ranks)
     student = student - means[0].unsqueeze(dim)
     teacher = teacher - means[1].unsqueeze(dim)
 
-    moments = torch.stack([(student * student).sum(dim), (teacher * teacher).sum(dim), (student * teacher).sum(dim)])
+    moments = torch.stack(
+        [(student * student).sum(dim), (teacher * teacher).sum(dim), (student * teacher).sum(dim)]
+    )
     if num_ranks > 1:
         moments = _SumOverRanks.apply(moments)
     student_square, teacher_square, product = moments.unbind()
@@ -82,16 +91,19 @@ def dist(
 ) -> Tensor:
     """tau^2 (beta inter + gamma intra), p = softmax(logits / tau). Scalar, float32.
 
-    inter = 1 - mean over samples of the correlation between the rows p^s_b and p^t_b (over classes).
-    intra = 1 - mean over classes of the correlation between the columns p^s_:k and p^t_:k (over samples).
+    inter = 1 - mean over samples of the correlation between the rows p^s_b and p^t_b (over
+    classes). intra = 1 - mean over classes of the correlation between the columns p^s_:k and p^t_:k
+    (over samples).
 
-    A constant row or column (zero variance; a batch of one, a head initialised to zero) has no correlation: it counts as 0, a
-    distance of 1, and gives no gradient. "Constant" means up to float32's rounding, a relative variation of about 1e-6 (1 + |log p|);
-    a class above 1 - 6e-8 in every sample is constant too.
+    A constant row or column (zero variance; a batch of one, a head initialised to zero) has no
+    correlation: it counts as 0, a distance of 1, and gives no gradient. "Constant" means up to
+    float32's rounding, a relative variation of about 1e-6 (1 + |log p|); a class above 1 - 6e-8 in
+    every sample is constant too.
 
-    With `gather`, when torch.distributed runs more than one process, columns extend over all ranks. Collective: every rank,
-    equal B. Rows need no other rank, so the value's inter part is the rank's own mean, like any other loss. The gradient is
-    right under DDP's averaging: averaged over ranks, parameters get the gradient of one process with the whole batch.
+    With `gather`, when torch.distributed runs more than one process, columns extend over all ranks.
+    Collective: every rank, equal B. Rows need no other rank, so the value's inter part is the
+    rank's own mean, like any other loss. The gradient is right under DDP's averaging: averaged over
+    ranks, parameters get the gradient of one process with the whole batch.
 
     Args:
         student_logits: [B, K].

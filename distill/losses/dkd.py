@@ -1,4 +1,6 @@
-"""Decoupled knowledge distillation (arXiv 2203.08679; the paper's Eq. 4): alpha TCKD + beta NCKD."""
+"""Decoupled knowledge distillation (arXiv 2203.08679; the paper's Eq. 4): alpha TCKD +
+beta NCKD.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +13,9 @@ from distill.losses.kl import divergence
 def target_class(targets: Tensor, labels: Tensor) -> Tensor:
     """DKD's one target class of an image whose label is mixed: [B, K], [B] -> [B] int64.
 
-    The class with the largest share; where that is a tie, as at lambda = 0.5, and the image's own label is among the first,
-    the own label. The released code takes the argmax, which leaves ties to the order of the classes.
+    The class with the largest share; where that is a tie, as at lambda = 0.5, and the image's own
+    label is among the first, the own label. The released code takes the argmax, which leaves ties
+    to the order of the classes.
 
     Args:
         targets: [B, K] mixed label distribution.
@@ -26,8 +29,9 @@ def target_class(targets: Tensor, labels: Tensor) -> Tensor:
 def teachers_class(teacher_logits: Tensor) -> Tensor:
     """The teacher's own first choice in the place of a label: [B, K] -> [B] int64.
 
-    For images whose labels are of another space, as those of ImageNet-21K under a 1K teacher. The paper's Table 14 has DKD there and
-    does not say what its target is: this is our choice. Of equal logits the first class is taken.
+    For images whose labels are of another space, as those of ImageNet-21K under a 1K teacher. The
+    paper's Table 14 has DKD there and does not say what its target is: this is our choice. Of equal
+    logits the first class is taken.
     """
     return teacher_logits.detach().argmax(-1)
 
@@ -42,14 +46,16 @@ def dkd(
 ) -> Tensor:
     """T^2 (alpha TCKD + beta NCKD), averaged over the batch. Scalar, float32.
 
-    TCKD = KL([p^t_y, 1 - p^t_y] || [p^s_y, 1 - p^s_y]), NCKD = KL between the softmaxes over the classes other than y. All in
-    log space: log(1 - p_y) is the log-sum-exp of the other log-probabilities. Through `log(softmax)`, as in the released
-    code, it is inf or NaN from a logit gap of 18 (fp16) or 110 (fp32).
+    TCKD = KL([p^t_y, 1 - p^t_y] || [p^s_y, 1 - p^s_y]), NCKD = KL between the softmaxes over the
+    classes other than y. All in log space: log(1 - p_y) is the log-sum-exp of the other
+    log-probabilities. Through `log(softmax)`, as in the released code, it is inf or NaN from a
+    logit gap of 18 (fp16) or 110 (fp32).
 
     Args:
         student_logits: [B, K].
         teacher_logits: [B, K]; no gradient flows into it.
-        target: [B] int64, the class y. Under mixing, see `target_class`; without labels, `teachers_class`.
+        target: [B] int64, the class y. Under mixing, see `target_class`; without labels,
+            `teachers_class`.
         alpha: weight of TCKD.
         beta: weight of NCKD.
         temperature: T > 0.
@@ -63,7 +69,9 @@ def dkd(
         rest = log_p.masked_fill(is_target, -torch.inf).logsumexp(-1, keepdim=True)
         return torch.cat([log_p.gather(-1, target), rest], dim=-1)
 
-    def among_others(logits: Tensor) -> Tensor:  # -> [B, K], -inf at the target, which `divergence` counts as 0
+    def among_others(
+        logits: Tensor,
+    ) -> Tensor:  # -> [B, K], -inf at the target, which `divergence` counts as 0
         return F.log_softmax(logits.masked_fill(is_target, -torch.inf), dim=-1)
 
     student, teacher = student / temperature, teacher / temperature

@@ -1,7 +1,10 @@
-"""Losses on labels: cross-entropy and binary cross-entropy against a mixed label distribution (Table 2's "Label Loss", Table 4).
+"""Losses on labels: cross-entropy and binary cross-entropy against a mixed label distribution
+(Table 2's "Label Loss", Table 4).
 
-Released code and timm: BCE is averaged over classes and batch. Beside a KL that is summed over classes it is then a small
-voice: at K = 1000 its gradient is tens to hundreds of times smaller. `class_reduction="sum"` is the other choice.
+Released code and timm: BCE is averaged over classes and batch. Beside a KL that is summed over
+  classes it is then a small
+voice: at K = 1000 its gradient is tens to hundreds of times smaller. `class_reduction="sum"` is the
+  other choice.
 """
 
 from typing import Literal
@@ -16,8 +19,9 @@ from distill.losses.inputs import float_pair
 def smooth(targets: Tensor, smoothing: float) -> Tensor:
     """Label smoothing of distributions: (1 - s) t + s / K.
 
-    timm smooths the one-hot vectors and mixes after. Both orders give the same numbers, since smoothing is affine and mixing
-    weights sum to one; so a batch carries unsmoothed distributions and each objective smooths for itself.
+    timm smooths the one-hot vectors and mixes after. Both orders give the same numbers, since
+    smoothing is affine and mixing weights sum to one; so a batch carries unsmoothed distributions
+    and each objective smooths for itself.
 
     Args:
         targets: [B, K], rows sum to one.
@@ -43,7 +47,8 @@ def cross_entropy(student_logits: Tensor, targets: Tensor) -> Tensor:
 def binary_cross_entropy(
     student_logits: Tensor, targets: Tensor, class_reduction: Literal["mean", "sum"] = "mean"
 ) -> Tensor:
-    """-t_i log sigmoid(z_i) - (1 - t_i) log sigmoid(-z_i), averaged over the batch. Scalar, float32.
+    """-t_i log sigmoid(z_i) - (1 - t_i) log sigmoid(-z_i), averaged over the batch. Scalar,
+    float32.
 
     Args:
         student_logits: [B, K].

@@ -1,4 +1,6 @@
-"""What every loss does first: check that its two tensors speak of the same classes, and leave half precision."""
+"""What every loss does first: check that its two tensors speak of the same classes, and leave half
+precision.
+"""
 
 import torch
 from torch import Tensor
@@ -13,16 +15,20 @@ def float_pair(student_logits: Tensor, other: Tensor, name: str) -> tuple[Tensor
         name: what `other` is, for the message.
 
     Raises:
-        ValueError: the tensors differ in shape, are not [B, K], or K < 2. A teacher of another label space ends here.
+        ValueError: the tensors differ in shape, are not [B, K], or K < 2. A teacher of another
+            label space ends here.
     """
     if student_logits.shape != other.shape:
         raise ValueError(
-            f"the student's logits are {list(student_logits.shape)} and {name} {list(other.shape)}: "
-            "both must be [batch, classes] over the same classes"
+            f"the student's logits are {list(student_logits.shape)} and {name} {list(other.shape)}:"
+            " both must be [batch, classes] over the same classes"
         )
     if student_logits.ndim != 2 or student_logits.shape[1] < 2:
         raise ValueError(
-            f"logits must be [batch, classes] with 2 classes or more, and are {list(student_logits.shape)}"
+            "logits must be [batch, classes] with 2 classes or more, and are"
+            f" {list(student_logits.shape)}"
         )
-    dtype = torch.promote_types(torch.promote_types(student_logits.dtype, other.dtype), torch.float32)
+    dtype = torch.promote_types(
+        torch.promote_types(student_logits.dtype, other.dtype), torch.float32
+    )
     return student_logits.to(dtype), other.detach().to(dtype)

@@ -1,4 +1,5 @@
-"""What one student minimises: total = hard.weight * hard + soft.weight * soft (Eq. 1 with free weights).
+"""What one student minimises: total = hard.weight * hard + soft.weight * soft (Eq. 1 with free
+weights).
 
 The paper weighs both by 0.5, its released code by 1.0; recipes say which.
 """
@@ -48,7 +49,9 @@ class HardTerm:
 
 @dataclass(frozen=True)
 class SoftTerm:
-    """`min_confidence`: the loss leaves out samples of which the teacher is less sure; here it is only counted how many stay."""
+    """`min_confidence`: the loss leaves out samples of which the teacher is less sure; here it is
+    only counted how many stay.
+    """
 
     loss: SoftLoss
     weight: float = 1.0
@@ -56,9 +59,11 @@ class SoftTerm:
 
 
 class LossTerms(NamedTuple):
-    """Scalars, float32, on the device. `hard`, `soft` and `hint` are unweighted; None: the objective has no such term.
+    """Scalars, float32, on the device. `hard`, `soft` and `hint` are unweighted; None: the
+    objective has no such term.
 
-    `kept`: the share of samples that the soft term did not leave out as unsure, in 0..1; None where it leaves out none.
+    `kept`: the share of samples that the soft term did not leave out as unsure, in 0..1; None where
+      it leaves out none.
     """
 
     total: Tensor
@@ -81,19 +86,22 @@ class Objective:
         self.hard = hard
         self.soft = soft
 
-    def __call__(self, student_logits: Tensor, targets: Tensor | None, batch: Supervision) -> LossTerms:
+    def __call__(
+        self, student_logits: Tensor, targets: Tensor | None, batch: Supervision
+    ) -> LossTerms:
         """Compute the terms.
 
         Args:
             student_logits: [B, K], any floating dtype.
             targets: [B, K] teacher logits, any floating dtype; None where there is no soft term.
-            batch: its label distribution and labels are read only by terms that need them, so an objective of soft labels
-                alone takes images whose labels live in another space.
+            batch: its label distribution and labels are read only by terms that need them, so an
+                objective of soft labels alone takes images whose labels live in another space.
 
         Raises:
             ValueError: there is a soft term and no targets, or shapes that do not agree.
         """
-        # Once, for both terms: each would widen half-precision logits for itself, and their gradients be rounded before they add.
+        # Once, for both terms: each would widen half-precision logits for itself, and their
+        # gradients be rounded before they add.
         student_logits = student_logits.to(torch.promote_types(student_logits.dtype, torch.float32))
         hard = soft = kept = total = None
         if self.hard is not None:
@@ -101,7 +109,9 @@ class Objective:
             total = self.hard.weight * hard
         if self.soft is not None:
             if targets is None:
-                raise ValueError("the soft term learns from a teacher, and no teacher logits were given")
+                raise ValueError(
+                    "the soft term learns from a teacher, and no teacher logits were given"
+                )
             soft = self.soft.loss(student_logits, targets, batch)
             if self.soft.min_confidence is not None:
                 kept = confident(targets, self.soft.min_confidence).float().mean()
@@ -116,12 +126,15 @@ def build_objective(spec: schema.Objective, *, gather: bool = False) -> Objectiv
 
     Args:
         spec: the recipe's `objective` section.
-        gather: losses that relate samples to each other (DIST) relate those of all processes. Then calls are collective.
+        gather: losses that relate samples to each other (DIST) relate those of all processes. Then
+            calls are collective.
     """
     hard = None if spec.hard is None else HardTerm(_hard_loss(spec.hard), spec.hard.weight)
     soft = None
     if spec.soft is not None:
-        min_confidence = spec.soft.min_confidence if isinstance(spec.soft, schema.KL | schema.BKL) else None
+        min_confidence = (
+            spec.soft.min_confidence if isinstance(spec.soft, schema.KL | schema.BKL) else None
+        )
         soft = SoftTerm(_soft_loss(spec.soft, gather), spec.soft.weight, min_confidence)
     return Objective(hard, soft)
 
@@ -141,23 +154,36 @@ def _hard_loss(spec: schema.Hard) -> HardLoss:
 def _soft_loss(spec: schema.Soft, gather: bool) -> SoftLoss:
     match spec:
         case schema.KL():
-            return lambda logits, teacher, _: kl(logits, teacher, spec.temperature, spec.min_confidence)
+            return lambda logits, teacher, _: kl(
+                logits, teacher, spec.temperature, spec.min_confidence
+            )
         case schema.BKL():
-            return lambda logits, teacher, _: bkl(logits, teacher, spec.temperature, spec.min_confidence)
+            return lambda logits, teacher, _: bkl(
+                logits, teacher, spec.temperature, spec.min_confidence
+            )
         case schema.BCETeacher():
             return lambda logits, teacher, _: bce_teacher(logits, teacher)
         case schema.DKD():
             return lambda logits, teacher, batch: dkd(
                 logits,
                 teacher,
-                teachers_class(teacher) if spec.target == "teacher" else target_class(batch.targets, batch.labels),
+                (
+                    teachers_class(teacher)
+                    if spec.target == "teacher"
+                    else target_class(batch.targets, batch.labels)
+                ),
                 alpha=spec.alpha,
                 beta=spec.beta,
                 temperature=spec.temperature,
             )
         case schema.DIST():
             return lambda logits, teacher, _: dist(
-                logits, teacher, beta=spec.beta, gamma=spec.gamma, temperature=spec.temperature, gather=gather
+                logits,
+                teacher,
+                beta=spec.beta,
+                gamma=spec.gamma,
+                temperature=spec.temperature,
+                gather=gather,
             )
         case _:
             assert_never(spec)

@@ -1,8 +1,9 @@
 """BatchNorm whose result does not depend on how a global batch is spread over processes.
 
-Two cases. With a fixed micro-batch, statistics are each forward's own, and only the running averages need care: a step that
-takes several forwards must move them once, by the mean of the forwards' statistics, as that many processes would. Without one,
-statistics are those of the global batch, synchronised between processes.
+Two cases. With a fixed micro-batch, statistics are each forward's own, and only the running
+averages need care: a step that takes several forwards must move them once, by the mean of the
+forwards' statistics, as that many processes would. Without one, statistics are those of the global
+batch, synchronised between processes.
 """
 
 from typing import Any
@@ -20,20 +21,25 @@ def norms(module: nn.Module) -> list[_BatchNorm]:
 
 
 def running_statistics(module: nn.Module) -> list[torch.Tensor]:
-    """Running means and variances of all BatchNorm layers: what differs between processes, and averages linearly."""
+    """Running means and variances of all BatchNorm layers: what differs between processes, and
+    averages linearly.
+    """
     return [b for m in norms(module) for b in (m.running_mean, m.running_var) if b is not None]
 
 
 class StepStatistics:
     """Moves running statistics once a step, by the mean over the step's forwards.
 
-    A forward moves r to (1 - m) r + m s. Put back to r before each forward and averaged at the end, that gives
-    (1 - m) r + m mean(s): what one forward on each of several processes gives after their buffers are averaged.
+    A forward moves r to (1 - m) r + m s. Put back to r before each forward and averaged at the end,
+    that gives (1 - m) r + m mean(s): what one forward on each of several processes gives after
+    their buffers are averaged.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self._buffers = running_statistics(module)
-        self._counts = [m.num_batches_tracked for m in norms(module) if m.num_batches_tracked is not None]
+        self._counts = [
+            m.num_batches_tracked for m in norms(module) if m.num_batches_tracked is not None
+        ]
         self._start = [torch.empty_like(b) for b in self._buffers]
         self._sums = [torch.empty_like(b) for b in self._buffers]
 
@@ -59,7 +65,9 @@ class StepStatistics:
 
 
 class _SumOverProcesses(torch.autograd.Function):
-    """All-reduce whose backward is an all-reduce: the loss of every process depends on what each put in. Collective."""
+    """All-reduce whose backward is an all-reduce: the loss of every process depends on what each
+    put in. Collective.
+    """
 
     @staticmethod
     def forward(ctx: Any, value: torch.Tensor) -> torch.Tensor:
@@ -82,9 +90,11 @@ def _sum_over_processes(value: torch.Tensor) -> torch.Tensor:
 
 
 class GlobalBatchNorm(nn.Module):
-    """BatchNorm over the samples of all processes, for devices that torch's SyncBatchNorm refuses (it wants CUDA).
+    """BatchNorm over the samples of all processes, for devices that torch's SyncBatchNorm refuses
+    (it wants CUDA).
 
-    Takes over the parameters and buffers of the layer it replaces, and what timm's BatchNormAct2d does after normalising.
+    Takes over the parameters and buffers of the layer it replaces, and what timm's BatchNormAct2d
+    does after normalising.
     """
 
     def __init__(self, norm: _BatchNorm) -> None:
@@ -128,7 +138,9 @@ class GlobalBatchNorm(nn.Module):
 
 
 def synchronise(module: nn.Module, device: torch.device) -> nn.Module:
-    """Every BatchNorm of the module over the global batch. Names in its state dict stay. Collective when called, not here."""
+    """Every BatchNorm of the module over the global batch. Names in its state dict stay. Collective
+    when called, not here.
+    """
     if device.type == "cuda":
         return convert_sync_batchnorm(module)  # type: ignore[no-any-return]
     for name, child in module.named_children():

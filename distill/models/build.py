@@ -1,4 +1,6 @@
-"""timm models by name: what timm would refuse late, silently or in its own words is refused here in the recipe's words."""
+"""timm models by name: what timm would refuse late, silently or in its own words is refused here in
+the recipe's words.
+"""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -18,7 +20,8 @@ from distill.errors import InputError, nearest
 from distill.models import cifar as cifar  # registers its models
 from distill.recipe import schema
 
-# Arguments of timm.create_model that a recipe says elsewhere, or that make something else than a classifier.
+# Arguments of timm.create_model that a recipe says elsewhere, or that make something else than a
+# classifier.
 RESERVED = {
     "num_classes": "it follows from the data",
     "pretrained": "use weights",
@@ -30,7 +33,9 @@ RESERVED = {
     "features_only": "the model must return logits",
 }
 
-_MOST_TENSORS = 20_000  # timm's largest models have 2,000 parameter tensors; building 20,000 takes a minute
+_MOST_TENSORS = (
+    20_000  # timm's largest models have 2,000 parameter tensors; building 20,000 takes a minute
+)
 
 
 def create(
@@ -43,17 +48,22 @@ def create(
     drop_rate: float = 0.0,
     model_args: Mapping[str, Any] | None = None,
 ) -> nn.Module:
-    """`timm.create_model`, with errors for users. Initial weights draw from the global generators: see `create_student`.
+    """`timm.create_model`, with errors for users. Initial weights draw from the global generators:
+    see `create_student`.
 
     Args:
-        name: a timm name, with or without a pretrained tag, or "hf_hub:owner/name" or "local-dir:path".
+        name: a timm name, with or without a pretrained tag, or "hf_hub:owner/name" or
+            "local-dir:path".
         num_classes: of the head; None keeps the number of the model's own weights.
-        pretrained: load timm's weights. With another `num_classes` timm replaces their head by a fresh one.
-        image_size: pixels, passed to models that are built for one size (ViT, BEiT, Swin ...); the others take any.
+        pretrained: load timm's weights. With another `num_classes` timm replaces their head by a
+            fresh one.
+        image_size: pixels, passed to models that are built for one size (ViT, BEiT, Swin ...); the
+            others take any.
         model_args: further arguments of the model's constructor.
 
     Raises:
-        InputError: no such model or tag, arguments that timm refuses, or pretrained weights that cannot be had.
+        InputError: no such model or tag, arguments that timm refuses, or pretrained weights that
+            cannot be had.
     """
     model_args = dict(model_args or {})
     for key in model_args:
@@ -83,14 +93,19 @@ def create(
 
 @contextmanager
 def _bounded(name: str) -> Iterator[None]:
-    """Raises InputError, while a model is built, once it has more parameter tensors than any that is of use."""
+    """Raises InputError, while a model is built, once it has more parameter tensors than any that
+    is of use.
+    """
     count = 0
 
     def counted(module: nn.Module, parameter_name: str, parameter: nn.Parameter) -> None:
         nonlocal count
         count += 1
         if count > _MOST_TENSORS:
-            raise InputError(f"model_args of {name}: more than {_MOST_TENSORS:,} parameter tensors: lower its depth")
+            raise InputError(
+                f"model_args of {name}: more than {_MOST_TENSORS:,} parameter tensors: lower its"
+                " depth"
+            )
 
     handle = register_module_parameter_registration_hook(counted)
     try:
@@ -113,7 +128,9 @@ def student_without_memory(spec: schema.Student, *, num_classes: int, image_size
         return student_architecture(spec, num_classes, image_size, pretrained=False)
 
 
-def student_architecture(spec: schema.Student, num_classes: int, image_size: int, pretrained: bool) -> nn.Module:
+def student_architecture(
+    spec: schema.Student, num_classes: int, image_size: int, pretrained: bool
+) -> nn.Module:
     """The model of a student as its recipe builds it."""
     return create(
         spec.model,
@@ -127,14 +144,17 @@ def student_architecture(spec: schema.Student, num_classes: int, image_size: int
 
 
 def checkpoint_activations(model: nn.Module, name: str) -> None:
-    """Let the model compute activations again in the backward, block by block, instead of keeping them.
+    """Let the model compute activations again in the backward, block by block, instead of keeping
+    them.
 
     Raises:
-        InputError: timm cannot for this model, or it has BatchNorm, whose running statistics would move twice a forward.
+        InputError: timm cannot for this model, or it has BatchNorm, whose running statistics would
+            move twice a forward.
     """
     if any(isinstance(module, _BatchNorm) for module in model.modules()):
         raise InputError(
-            f"grad_checkpointing: {name} has BatchNorm, whose running statistics a second forward would move again; set it to false"
+            f"grad_checkpointing: {name} has BatchNorm, whose running statistics a second forward"
+            " would move again; set it to false"
         )
     try:
         model.set_grad_checkpointing(True)  # type: ignore[operator]
@@ -143,7 +163,8 @@ def checkpoint_activations(model: nn.Module, name: str) -> None:
 
 
 def config(name: str) -> dict[str, Any]:
-    """timm's pretrained config of a model name, as a dict with at least num_classes, input_size, mean and std.
+    """timm's pretrained config of a model name, as a dict with at least num_classes, input_size,
+    mean and std.
 
     Raises:
         InputError: no such model, or no such pretrained tag of it, with the nearest names.
@@ -152,14 +173,20 @@ def config(name: str) -> dict[str, Any]:
         return _config_from_source(name)
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
-        hint = f"; one of the Hub is hf_hub:{name}" if "/" in name else nearest(architecture, timm.list_models())
+        hint = (
+            f"; one of the Hub is hf_hub:{name}"
+            if "/" in name
+            else nearest(architecture, timm.list_models())
+        )
         raise InputError(f"timm {timm.__version__} has no model {name!r}{hint}")
     try:
         found = get_pretrained_cfg(name)
     except RuntimeError as error:
         tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{architecture}.*")]
         known = f": it has {', '.join(tags)}" if tags else ": timm has no pretrained weights of it"
-        raise InputError(f"{architecture} has no pretrained tag {tag!r}{nearest(tag, tags)}{known}") from error
+        raise InputError(
+            f"{architecture} has no pretrained tag {tag!r}{nearest(tag, tags)}{known}"
+        ) from error
     known = found.to_dict() if found is not None else PretrainedCfg().to_dict()
     return {"architecture": architecture, **known}
 
@@ -177,7 +204,8 @@ def _config_from_source(name: str) -> dict[str, Any]:
         raise InputError(f"model {name!r}: a source is hf_hub: or local-dir:, not {source!r}")
     if not timm.is_model(architecture):
         raise InputError(
-            f"{name}: timm {timm.__version__} has no model {architecture!r}{nearest(architecture, timm.list_models())}"
+            f"{name}: timm {timm.__version__} has no model"
+            f" {architecture!r}{nearest(architecture, timm.list_models())}"
         )
     usual = config(architecture)  # where the head is, if a config written by hand leaves it out
     head = {"classifier": usual["classifier"]} if "classifier" in usual else {}
@@ -185,23 +213,30 @@ def _config_from_source(name: str) -> dict[str, Any]:
 
 
 def _local_config(path: Path) -> tuple[dict[str, Any], str]:
-    """The pretrained config and the architecture of an exported model, with the class count and names that stand beside them."""
+    """The pretrained config and the architecture of an exported model, with the class count and
+    names that stand beside them.
+    """
     file = path / "config.json"
     if not file.is_file():
         raise InputError(f"{path}: no exported timm model: config.json is not there")
     if not is_timm_config(file):
-        raise InputError(f"{file}: not the config.json of an exported timm model (architecture, pretrained_cfg)")
+        raise InputError(
+            f"{file}: not the config.json of an exported timm model (architecture, pretrained_cfg)"
+        )
     try:
         found, architecture, _ = load_model_config_from_path(path)
         return dict(found), str(architecture)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f"{file}: not the config.json of an exported timm model ({type(error).__name__}: {error})"
+            f"{file}: not the config.json of an exported timm model ({type(error).__name__}:"
+            f" {error})"
         ) from error
 
 
 def is_timm_config(file: Path) -> bool:
-    """Whether a file is the config.json of a timm model; other programs write files of that name too."""
+    """Whether a file is the config.json of a timm model; other programs write files of that name
+    too.
+    """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -215,7 +250,9 @@ def is_timm_config(file: Path) -> bool:
 
 
 def config_source(name: str, known: Mapping[str, Any]) -> str:
-    """Where the config of a model name is from, for people: a file, or timm's under the name that it resolves to."""
+    """Where the config of a model name is from, for people: a file, or timm's under the name that
+    it resolves to.
+    """
     source, _, location = name.partition(":")
     if source == "local-dir":
         return f"{location}/config.json"
@@ -226,9 +263,15 @@ def config_source(name: str, known: Mapping[str, Any]) -> str:
 
 
 def takes_image_size(name: str, model_args: Mapping[str, Any]) -> bool:
-    """Whether the model is built for one input size: timm then passes `img_size` to its constructor."""
+    """Whether the model is built for one input size: timm then passes `img_size` to its
+    constructor.
+    """
     fixed = config(name).get("fixed_input_size", False)
-    return bool(fixed) and not model_args.get("dynamic_img_size", False) and model_args.get("strict_img_size", True)
+    return (
+        bool(fixed)
+        and not model_args.get("dynamic_img_size", False)
+        and model_args.get("strict_img_size", True)
+    )
 
 
 def _refused(name: str, error: Exception, arguments: Mapping[str, Any]) -> InputError:
@@ -237,17 +280,21 @@ def _refused(name: str, error: Exception, arguments: Mapping[str, Any]) -> Input
         return InputError(f"drop_path: {name} has no stochastic depth in timm; set drop_path to 0")
     if "'drop_rate'" in str(error):
         return InputError(f"drop_rate: {name} has no dropout in timm; set drop_rate to 0")
-    return InputError(f"model_args of {name}: timm refused ({given}): {type(error).__name__}: {error}")
+    return InputError(
+        f"model_args of {name}: timm refused ({given}): {type(error).__name__}: {error}"
+    )
 
 
 def _unavailable(name: str, error: Exception) -> InputError:
     """What to do when pretrained weights could not be fetched."""
     if "No pretrained weights exist" in str(error):
         return InputError(
-            f"timm has no pretrained weights of {name}: give weights a file, or choose one of timm.list_pretrained()"
+            f"timm has no pretrained weights of {name}: give weights a file, or choose one of"
+            " timm.list_pretrained()"
         )
     reason = str(error).strip().split("\n", 1)[0][:200]
     return InputError(
-        f"the pretrained weights of {name} could not be loaded ({type(error).__name__}: {reason}): run once with network access to fill "
-        "the cache (HF_HOME), or give weights a local .safetensors file; set HF_HUB_OFFLINE=1 where there is no network"
+        f"the pretrained weights of {name} could not be loaded ({type(error).__name__}: {reason}):"
+        " run once with network access to fill the cache (HF_HOME), or give weights a local"
+        " .safetensors file; set HF_HUB_OFFLINE=1 where there is no network"
     )

@@ -1,8 +1,9 @@
 """CIFAR ResNets, registered with timm: three stages of n basic blocks, depth 6n + 2.
 
-He et al. 2016, section 4.2, with a projection (option B) where the shape changes; the "x4" models widen every layer
-four times behind a 32-channel stem (CRD's model zoo). Parameters carry the zoo's names, so its checkpoints load.
-A release of one of these loads through `timm.create_model` only after `import distill.models`.
+He et al. 2016, section 4.2, with a projection (option B) where the shape changes; the "x4" models
+widen every layer four times behind a 32-channel stem (CRD's model zoo). Parameters carry the zoo's
+names, so its checkpoints load. A release of one of these loads through `timm.create_model` only
+after `import distill.models`.
 """
 
 from collections.abc import Callable
@@ -30,7 +31,8 @@ class BasicBlock(nn.Module):
         self.downsample: nn.Sequential | None = None
         if stride != 1 or in_channels != channels:
             self.downsample = nn.Sequential(
-                nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False), nn.BatchNorm2d(channels)
+                nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False),
+                nn.BatchNorm2d(channels),
             )
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
         self.act2 = nn.ReLU(inplace=True)
@@ -49,7 +51,8 @@ def _stage(in_channels: int, channels: int, stride: int, rates: list[float]) -> 
 
 
 class CifarResNet(nn.Module):
-    """Images [B, in_chans, H, W] to logits [B, num_classes]; written for 32x32, correct at any size.
+    """Images [B, in_chans, H, W] to logits [B, num_classes]; written for 32x32, correct at any
+    size.
 
     Args:
         depth: 6n + 2, where n is the number of blocks in each of the three stages.
@@ -81,15 +84,21 @@ class CifarResNet(nn.Module):
         self.bn1 = nn.BatchNorm2d(widths[0])
         self.act1 = nn.ReLU(inplace=True)
         self.feature_info = [{"num_chs": widths[0], "reduction": 1, "module": "act1"}]
-        rates = torch.linspace(0, drop_path_rate, 3 * blocks, dtype=torch.float64, device="cpu").tolist()
+        rates = torch.linspace(
+            0, drop_path_rate, 3 * blocks, dtype=torch.float64, device="cpu"
+        ).tolist()
         stages = []
         for i in range(3):
             rates_here = rates[i * blocks : (i + 1) * blocks]
             stages.append(_stage(widths[i], widths[i + 1], 1 if i == 0 else 2, rates_here))
-            self.feature_info.append({"num_chs": widths[i + 1], "reduction": 2**i, "module": f"layer{i + 1}"})
+            self.feature_info.append(
+                {"num_chs": widths[i + 1], "reduction": 2**i, "module": f"layer{i + 1}"}
+            )
         self.layer1, self.layer2, self.layer3 = stages
         self.num_features = widths[-1]
-        self.global_pool, self.fc = create_classifier(self.num_features, num_classes, pool_type=global_pool)
+        self.global_pool, self.fc = create_classifier(
+            self.num_features, num_classes, pool_type=global_pool
+        )
         self.head_hidden_size = self.num_features
 
         for module in self.modules():
@@ -103,7 +112,9 @@ class CifarResNet(nn.Module):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         self.num_classes = num_classes
         pool_type = self.global_pool.pool_type if global_pool is None else global_pool
-        self.global_pool, self.fc = create_classifier(self.num_features, num_classes, pool_type=pool_type)
+        self.global_pool, self.fc = create_classifier(
+            self.num_features, num_classes, pool_type=pool_type
+        )
         reference = self.conv1.weight
         self.fc.to(device=reference.device, dtype=reference.dtype)
 
@@ -114,7 +125,9 @@ class CifarResNet(nn.Module):
         return out
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
-        """[B, num_features, h, w] to logits [B, num_classes], or with `pre_logits` to [B, num_features]."""
+        """[B, num_features, h, w] to logits [B, num_classes], or with `pre_logits` to [B,
+        num_features].
+        """
         x = self.global_pool(x)
         if self.drop_rate:
             x = F.dropout(x, p=self.drop_rate, training=self.training)
@@ -150,7 +163,9 @@ _X4: Widths = (32, 64, 128, 256)
 
 def _create(variant: str, pretrained: bool, **kwargs: Any) -> CifarResNet:
     feature_cfg = {"out_indices": (0, 1, 2, 3)}
-    model: CifarResNet = build_model_with_cfg(CifarResNet, variant, pretrained, feature_cfg=feature_cfg, **kwargs)
+    model: CifarResNet = build_model_with_cfg(
+        CifarResNet, variant, pretrained, feature_cfg=feature_cfg, **kwargs
+    )
     return model
 
 

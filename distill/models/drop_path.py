@@ -1,13 +1,15 @@
 """Stochastic depth whose draws belong to samples, not to processes.
 
-timm's DropPath draws from the device's global generator: the same run on another number of processes, or with another
-micro-batch, would drop other samples. Here the draw of (layer, sample) is hash(key, layer, position), so it is the same wherever the
-sample is computed. Plain nn.Dropout still draws from the global generator: a recipe with drop_rate > 0 repeats on the same
-processes and seed only.
+timm's DropPath draws from the device's global generator: the same run on another number of
+processes, or with another micro-batch, would drop other samples. Here the draw of (layer, sample)
+is hash(key, layer, position), so it is the same wherever the sample is computed. Plain nn.Dropout
+still draws from the global generator: a recipe with drop_rate > 0 repeats on the same processes and
+seed only.
 
-A DropPath that its block applies to several branches (mixers, xcit, cait, coat) drops all of a sample's branches or none: each
-has timm's rate, but they are not independent as in timm. Drawing anew per call would need a counter in forward, and that
-breaks recomputation under gradient checkpointing.
+A DropPath that its block applies to several branches (mixers, xcit, cait, coat) drops all of a
+sample's branches or none: each has timm's rate, but they are not independent as in timm. Drawing
+anew per call would need a counter in forward, and that breaks recomputation under gradient
+checkpointing.
 """
 
 import torch
@@ -19,13 +21,16 @@ from distill.errors import InputError
 
 
 class PositionDropPath(nn.Module):
-    """timm's DropPath with the keep factors given from outside by `DropPathKeys`. Identity in eval mode."""
+    """timm's DropPath with the keep factors given from outside by `DropPathKeys`. Identity in eval
+    mode.
+    """
 
     def __init__(self, drop_prob: float, scale_by_keep: bool = True) -> None:
         super().__init__()
         self.drop_prob = drop_prob
         self.scale_by_keep = scale_by_keep
-        # [B] float32: 0 drops, 1 / keep (or 1) keeps. A plain attribute: DDP broadcasts buffers, and this one differs a rank.
+        # [B] float32: 0 drops, 1 / keep (or 1) keeps. A plain attribute: DDP broadcasts buffers,
+        # and this one differs a rank.
         self.factor: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -35,8 +40,9 @@ class PositionDropPath(nn.Module):
         assert self.factor is not None, "DropPathKeys.set comes before each training forward"
         if x.shape[0] != self.factor.shape[0]:
             raise InputError(
-                f"drop_path: this model drops paths of {x.shape[0]} rows where the batch has {self.factor.shape[0]} samples, and rows "
-                "that are not samples cannot be dropped by position: set drop_path to 0"
+                f"drop_path: this model drops paths of {x.shape[0]} rows where the batch has"
+                f" {self.factor.shape[0]} samples, and rows that are not samples cannot be dropped"
+                " by position: set drop_path to 0"
             )
         return x * self.factor.to(x.dtype).view(-1, *[1] * (x.ndim - 1))
 
@@ -48,7 +54,8 @@ def replace_drop_path(model: nn.Module) -> list[PositionDropPath]:
     """Swap every timm DropPath with a rate above 0, in place.
 
     Returns:
-        The new layers; a layer's index here is its key, and follows the order of `model.modules()` that hold them.
+        The new layers; a layer's index here is its key, and follows the order of `model.modules()`
+        that hold them.
     """
     replaced: dict[int, PositionDropPath] = {}
     for parent in list(model.modules()):
@@ -62,9 +69,11 @@ def replace_drop_path(model: nn.Module) -> list[PositionDropPath]:
 
 
 class DropPathKeys:
-    """Draws the masks of all drop paths of a model, once a forward: one [L, B] tensor on the device, no host synchronisation.
+    """Draws the masks of all drop paths of a model, once a forward: one [L, B] tensor on the
+    device, no host synchronisation.
 
-    The draw of layer l for a sample drops it when `uniform(hash64(*keys, l, position)) >= 1 - drop_prob`, where `key = hash64(*keys)`.
+    The draw of layer l for a sample drops it when `uniform(hash64(*keys, l, position)) >= 1 -
+    drop_prob`, where `key = hash64(*keys)`.
 
     Args:
         model: its timm DropPath layers are replaced in place.
@@ -81,11 +90,13 @@ class DropPathKeys:
         self._keys: tuple[int, Tensor] | None = None  # of the layers; the same all run long
 
     def set(self, key: int, positions: Tensor) -> None:
-        """Draw for the next forward. Call it outside what is compiled: only tensors change, so nothing recompiles.
+        """Draw for the next forward. Call it outside what is compiled: only tensors change, so
+        nothing recompiles.
 
         Args:
             key: 64 bits from rng.hash64(seed, purpose, student).
-            positions: [B] int64, on the model's device: positions in the run of this forward's samples, in its order.
+            positions: [B] int64, on the model's device: positions in the run of this forward's
+                samples, in its order.
         """
         if not self.layers:
             return
@@ -95,7 +106,9 @@ class DropPathKeys:
             )
             self._keys = None
         if self._keys is None or self._keys[0] != key:
-            pattern = torch.tensor(key - (1 << 64) if key >> 63 else key, dtype=torch.int64).to(positions.device)
+            pattern = torch.tensor(key - (1 << 64) if key >> 63 else key, dtype=torch.int64).to(
+                positions.device
+            )
             self._keys = key, rng.hash64_tensor(pattern, self._index)[:, None]
         layer_keys = self._keys[1]
         draws = rng.hash64_tensor(layer_keys, positions[None, :])

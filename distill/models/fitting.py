@@ -1,4 +1,6 @@
-"""Weights laid into a model, strictly: names and shapes agree, or what timm adapted is said, or they are refused."""
+"""Weights laid into a model, strictly: names and shapes agree, or what timm adapted is said, or
+they are refused.
+"""
 
 import math
 import re
@@ -14,7 +16,9 @@ from distill.errors import InputError
 
 MAX_LISTED = 5
 # What depends on the size of the images: timm's converters resample these and nothing else.
-_SIZED = re.compile(r"pos_embed|rel_pos|relative_position|position_bias|attention_bias|patch_embed\.")
+_SIZED = re.compile(
+    r"pos_embed|rel_pos|relative_position|position_bias|attention_bias|patch_embed\."
+)
 _COUNTER = "num_batches_tracked"  # BatchNorm's; it changes no answer, and older checkpoints lack it
 
 
@@ -38,7 +42,9 @@ class Fitted:
 
 
 def classifier_names(model: nn.Module) -> tuple[str, ...]:
-    """Names of the model's classifier modules, from its timm config; the first one decides the number of classes."""
+    """Names of the model's classifier modules, from its timm config; the first one decides the
+    number of classes.
+    """
     config: Any = model.pretrained_cfg
     return _classifiers(config)
 
@@ -49,9 +55,11 @@ def _classifiers(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def head_classes(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> int:
-    """How many classes weights have: from their classifier, else from the timm config of their model.
+    """How many classes weights have: from their classifier, else from the timm config of their
+    model.
 
-    Names inside another module's ("model.fc.weight", as Lightning writes them) count when all that end so agree.
+    Names inside another module's ("model.fc.weight", as Lightning writes them) count when all that
+    end so agree.
     """
     for name in _classifiers(config):
         if f"{name}.weight" in state_dict:
@@ -63,7 +71,9 @@ def head_classes(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) ->
 
 
 def apply_weights(model: nn.Module, state_dict: Mapping[str, Tensor], what: str) -> tuple[str, ...]:
-    """Load `state_dict` into a timm model: see `fitted`. Returns what was adapted, a sentence each."""
+    """Load `state_dict` into a timm model: see `fitted`. Returns what was adapted, a
+    sentence each.
+    """
     found = fitted(model, state_dict, what)
     model.load_state_dict(found.state_dict)
     return found.notes
@@ -72,17 +82,18 @@ def apply_weights(model: nn.Module, state_dict: Mapping[str, Tensor], what: str)
 def fitted(model: nn.Module, state_dict: Mapping[str, Tensor], what: str) -> Fitted:
     """Bring weights under the model's names and into its shapes.
 
-    Where they do not agree, a prefix that all of the model's names have in the file is taken off (Lightning and others
-    nest the model in a module of theirs), then timm's own converter for the architecture (`checkpoint_filter_fn`) is
-    tried: it knows the original authors' names, and resamples what depends on the size of the images.
+    Where they do not agree, a prefix that all of the model's names have in the file is taken off
+    (Lightning and others nest the model in a module of theirs), then timm's own converter for the
+    architecture (`checkpoint_filter_fn`) is tried: it knows the original authors' names, and
+    resamples what depends on the size of the images.
 
     Args:
         model: it may be without memory ("meta"); nothing is loaded.
         what: the file and its place in the recipe, which opens the message.
 
     Raises:
-        InputError: naming the head when it has another number of classes, a patch size that is not the model's, and up to five
-            names of each kind of mismatch.
+        InputError: naming the head when it has another number of classes, a patch size that is not
+            the model's, and up to five names of each kind of mismatch.
     """
     given = dict(state_dict)
     if not _mismatch(model, given):
@@ -94,29 +105,45 @@ def fitted(model: nn.Module, state_dict: Mapping[str, Tensor], what: str) -> Fit
     return Fitted(_with_counters(model, converted), resampled(nested, converted, what), left_out)
 
 
-def _without_prefix(model: nn.Module, state_dict: dict[str, Tensor], what: str) -> tuple[dict[str, Tensor], str]:
-    """The weights under one prefix that holds every name of the model, and a note on what else the file has."""
+def _without_prefix(
+    model: nn.Module, state_dict: dict[str, Tensor], what: str
+) -> tuple[dict[str, Tensor], str]:
+    """The weights under one prefix that holds every name of the model, and a note on what else the
+    file has.
+    """
     own = [name for name in model.state_dict() if not name.endswith(_COUNTER)]
     if not own or all(name in state_dict for name in own):
         return state_dict, ""
     prefixes = [
         key.removesuffix(own[0])
         for key in state_dict
-        if key.endswith(f".{own[0]}") and all(key.removesuffix(own[0]) + name in state_dict for name in own)
+        if key.endswith(f".{own[0]}")
+        and all(key.removesuffix(own[0]) + name in state_dict for name in own)
     ]
     if len(prefixes) > 1:
         names = ", ".join(prefix.rstrip(".") for prefix in prefixes)
-        raise InputError(f"{what}: holds several models that fit ({names}): save the one you mean in a file of its own")
+        raise InputError(
+            f"{what}: holds several models that fit ({names}): save the one you mean in a file of"
+            " its own"
+        )
     if not prefixes:
         return state_dict, ""
     prefix = prefixes[0]
-    inside = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
+    inside = {
+        key.removeprefix(prefix): value
+        for key, value in state_dict.items()
+        if key.startswith(prefix)
+    }
     left = len(state_dict) - len(inside)
-    return inside, f"{left} tensors beside {prefix}* are not the model's and were left out" if left else ""
+    return inside, (
+        f"{left} tensors beside {prefix}* are not the model's and were left out" if left else ""
+    )
 
 
 def _with_counters(model: nn.Module, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    missing = {k: v for k, v in model.state_dict().items() if k.endswith(_COUNTER) and k not in state_dict}
+    missing = {
+        k: v for k, v in model.state_dict().items() if k.endswith(_COUNTER) and k not in state_dict
+    }
     return {**state_dict, **missing}
 
 
@@ -128,7 +155,9 @@ def _converted(model: nn.Module, state_dict: dict[str, Tensor]) -> dict[str, Ten
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # scipy's, of NaN outside the interpolated table
             converted: Mapping[str, Tensor] = convert(dict(state_dict), model)
-    except Exception:  # written for checkpoints of this architecture: on any other it may fail anyhow
+    except (
+        Exception
+    ):  # written for checkpoints of this architecture: on any other it may fail anyhow
         return state_dict
     return dict(converted)
 
@@ -138,7 +167,10 @@ def _mismatch(model: nn.Module, state_dict: Mapping[str, Tensor]) -> str:
     for name in classifier_names(model):
         key = f"{name}.weight"
         if key in own and key in state_dict and own[key].shape[0] != state_dict[key].shape[0]:
-            return f"its head has {state_dict[key].shape[0]} classes, the recipe's data {own[key].shape[0]}"
+            return (
+                f"its head has {state_dict[key].shape[0]} classes, the recipe's data"
+                f" {own[key].shape[0]}"
+            )
     missing = [key for key in own if key not in state_dict and not key.endswith(_COUNTER)]
     unexpected = [key for key in state_dict if key not in own]
     shapes = [
@@ -148,7 +180,11 @@ def _mismatch(model: nn.Module, state_dict: Mapping[str, Tensor]) -> str:
     ]
     parts = [("missing", missing), ("unexpected", unexpected), ("other shapes", shapes)]
     found = "; ".join(f"{title}: {_listed(names)}" for title, names in parts if names)
-    return f"these are not weights of {type(model).__name__} as the recipe builds it: {found}" if found else ""
+    return (
+        f"these are not weights of {type(model).__name__} as the recipe builds it: {found}"
+        if found
+        else ""
+    )
 
 
 def _listed(names: list[str]) -> str:
@@ -156,11 +192,14 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names[:MAX_LISTED]) + more
 
 
-# ---- what a converter adapted ----------------------------------------------------------------------------------------
+# ---- what a converter adapted --------------------------------------------------------------------
 
 
-def resampled(before: Mapping[str, Tensor], after: Mapping[str, Tensor], what: str) -> tuple[str, ...]:
-    """A note on each kind of tensor that was resampled: no tensor of the file has its number of elements.
+def resampled(
+    before: Mapping[str, Tensor], after: Mapping[str, Tensor], what: str
+) -> tuple[str, ...]:
+    """A note on each kind of tensor that was resampled: no tensor of the file has its number of
+    elements.
 
     Raises:
         InputError: the file's patches have another size than the model's: that is another model.
@@ -169,13 +208,16 @@ def resampled(before: Mapping[str, Tensor], after: Mapping[str, Tensor], what: s
     found: dict[str, str] = {}
     for name, tensor in after.items():
         source = before.get(name)
-        changed = source.numel() != tensor.numel() if source is not None else tensor.numel() not in sizes
+        changed = (
+            source.numel() != tensor.numel() if source is not None else tensor.numel() not in sizes
+        )
         if not changed or not _SIZED.search(name):
             continue
         if name.endswith("patch_embed.proj.weight") and source is not None and source.ndim == 4:
             raise InputError(
-                f"{what}: its patches are {source.shape[-1]}x{source.shape[-1]} pixels, the model's "
-                f"{tensor.shape[-1]}x{tensor.shape[-1]}: name the model of these weights, or set model_args.patch_size"
+                f"{what}: its patches are {source.shape[-1]}x{source.shape[-1]} pixels, the model's"
+                f" {tensor.shape[-1]}x{tensor.shape[-1]}: name the model of these weights, or set"
+                " model_args.patch_size"
             )
         found.setdefault(re.sub(r"\d+", "*", name), _change(source, tensor, _patch_side(after)))
     return tuple(f"{name} {change}" for name, change in found.items())
@@ -196,14 +238,20 @@ def _change(before: Tensor | None, after: Tensor, patch: int | None) -> str:
 
 
 def _patch_side(state_dict: Mapping[str, Tensor]) -> int | None:
-    weight = next((t for key, t in state_dict.items() if key.endswith("patch_embed.proj.weight")), None)
+    weight = next(
+        (t for key, t in state_dict.items() if key.endswith("patch_embed.proj.weight")), None
+    )
     return int(weight.shape[-1]) if weight is not None and weight.ndim == 4 else None
 
 
 def _grid(tensor: Tensor) -> int | None:
-    """The side of the square grid that a table of positions holds, beside at most five tokens of other kinds."""
+    """The side of the square grid that a table of positions holds, beside at most five tokens of
+    other kinds.
+    """
     if tensor.ndim == 4:
-        return int(tensor.shape[-1]) if tensor.shape[-1] == tensor.shape[-2] else int(tensor.shape[1])
+        return (
+            int(tensor.shape[-1]) if tensor.shape[-1] == tensor.shape[-2] else int(tensor.shape[1])
+        )
     if tensor.ndim not in (2, 3):
         return None
     number = tensor.shape[0] if tensor.ndim == 2 else tensor.shape[1]
@@ -215,12 +263,16 @@ def _is_square(number: int) -> bool:
 
 
 def size_in(state_dict: Mapping[str, Tensor]) -> int | None:
-    """The image size that position embeddings and patches of the weights come to; None where there are none."""
+    """The image size that position embeddings and patches of the weights come to; None where there
+    are none.
+    """
     patch = _patch_side(state_dict)
     if patch is None:
         return None
     for name, tensor in state_dict.items():
-        side = _grid(tensor) if name.endswith(("pos_embed", "relative_position_bias_table")) else None
+        side = (
+            _grid(tensor) if name.endswith(("pos_embed", "relative_position_bias_table")) else None
+        )
         if side:
             return patch * ((side + 1) // 2 if tensor.ndim == 2 else side)
     return None

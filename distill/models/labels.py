@@ -1,4 +1,6 @@
-"""Which of a model's logits is which class of the data? Class lists are compared by what they say, and an assumption is printed."""
+"""Which of a model's logits is which class of the data? Class lists are compared by what they say,
+and an assumption is printed.
+"""
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -35,8 +37,8 @@ class Match:
     Attributes:
         logits: [C] int64, for each of the data's classes the index of its logit.
         num_logits: K of the model.
-        how: what the match rests on: equal names; synsets or words of WordNet; folder names that are class numbers; or
-            nothing but the order, which is an assumption.
+        how: what the match rests on: equal names; synsets or words of WordNet; folder names that
+            are class numbers; or nothing but the order, which is an assumption.
         data_classes: the names of the data, in the order of its labels.
         who: the model in messages.
     """
@@ -55,15 +57,22 @@ class Match:
     def describe(self) -> str:
         """What was matched by what, with the first five classes, in a line."""
         first = ", ".join(
-            f"{name} = {index}" for name, index in zip(self.data_classes[:_SHOWN], self.logits, strict=False)
+            f"{name} = {index}"
+            for name, index in zip(self.data_classes[:_SHOWN], self.logits, strict=False)
         )
         more = ", ..." if len(self.data_classes) > _SHOWN else ""
-        part = "" if len(self.logits) == self.num_logits else f"{len(self.logits)} of {self.num_logits:,} classes, "
+        part = (
+            ""
+            if len(self.logits) == self.num_logits
+            else f"{len(self.logits)} of {self.num_logits:,} classes, "
+        )
         how = {
             "names": "matched by name",
             "synsets": "matched by WordNet's synsets and words",
             "numbers": "class names are numbers and taken for indices of the logits",
-            "order": "nothing names the classes of the logits: ASSUMED to be in the order of the data's",
+            "order": (
+                "nothing names the classes of the logits: ASSUMED to be in the order of the data's"
+            ),
         }
         return f"classes of {self.who}: {part}{how[self.how]}: {first}{more}"
 
@@ -76,26 +85,32 @@ def match_classes(
     who: str = "the teacher",
     order_given: bool = False,
 ) -> Match:
-    """Find the logit of each class of the data; the data may hold only some of the model's classes, in any order.
+    """Find the logit of each class of the data; the data may hold only some of the model's classes,
+    in any order.
 
-    Names are compared first, then WordNet's synsets and words, then names that are numbers are taken for indices. Where a model does not name its
-    classes, a head of ImageNet's size is tried as ImageNet, and as many logits as classes are assumed to be in the same order.
+    Names are compared first, then WordNet's synsets and words, then names that are numbers are
+    taken for indices. Where a model does not name its classes, a head of ImageNet's size is tried
+    as ImageNet, and as many logits as classes are assumed to be in the same order.
 
     Args:
         model_classes: names in the order of the logits; None where nothing recorded them.
         data_classes: names in the order of the labels.
         who: the model in messages.
-        order_given: the user has written the data's class list down, so that its order is no guess of ours.
+        order_given: the user has written the data's class list down, so that its order is no guess
+            of ours.
 
     Raises:
-        InputError: the lists cannot be compared or differ, or the order would be a mere guess. Says how to name the classes.
+        InputError: the lists cannot be compared or differ, or the order would be a mere guess. Says
+            how to name the classes.
     """
     if not data_classes:
         raise InputError(f"{who}: the data have no class names, so its labels say nothing: {_FIX}")
     if num_logits < 2:
         raise InputError(f"{who}'s head has {num_logits} class: there is nothing to tell apart")
     if model_classes is not None and len(model_classes) != num_logits:
-        raise InputError(f"{who}'s list names {len(model_classes)} classes, its head has {num_logits}")
+        raise InputError(
+            f"{who}'s list names {len(model_classes)} classes, its head has {num_logits}"
+        )
     own, data = model_classes, tuple(data_classes)
 
     def match(logits: list[int] | np.ndarray, how: How) -> Match:
@@ -108,16 +123,21 @@ def match_classes(
     if list_to_try is not None and (found := _by_synset(list_to_try, data, who)) is not None:
         return match(found, "synsets")
     numbers = (
-        None if order_given and list(map(str, range(len(data)))) != list(map(meaning, data)) else class_numbers(data)
+        None
+        if order_given and list(map(str, range(len(data)))) != list(map(meaning, data))
+        else class_numbers(data)
     )
     if numbers is not None and (own is None or class_numbers(own) is None):
         if max(numbers) >= num_logits:
             raise InputError(
-                f"{who}'s head has {num_logits} classes, 0 to {num_logits - 1}, and the data's classes are numbers up to {max(numbers)}: "
-                f"which logit each means cannot be told: {_FIX}"
+                f"{who}'s head has {num_logits} classes, 0 to {num_logits - 1}, and the data's"
+                f" classes are numbers up to {max(numbers)}: which logit each means cannot be told:"
+                f" {_FIX}"
             )
         return match(numbers, "numbers")
-    if own is not None and not (order_given and class_numbers(data) is not None and len(data) == num_logits):
+    if own is not None and not (
+        order_given and class_numbers(data) is not None and len(data) == num_logits
+    ):
         raise InputError(_different(own, num_logits, data, who))
     if len(data) != num_logits:
         raise InputError(_different(None, num_logits, data, who))
@@ -133,10 +153,12 @@ def match_teacher(
     pretrained: bool = False,
     order_given: bool = False,
 ) -> Match:
-    """As `match_classes`, of a teacher: its logits must be the run's classes, all of them, in their order.
+    """As `match_classes`, of a teacher: its logits must be the run's classes, all of them, in their
+    order.
 
     Args:
-        pretrained: the weights are timm's own, so that a head of ImageNet's size is one of ImageNet.
+        pretrained: the weights are timm's own, so that a head of ImageNet's size is one of
+            ImageNet.
 
     Raises:
         InputError: as `match_classes`; other classes, or another order.
@@ -150,11 +172,16 @@ def match_teacher(
     match = match_classes(own, num_teacher, data_classes, who=who, order_given=order_given)
     if not match.in_order:
         index = int(np.flatnonzero(match.logits != np.arange(num_teacher))[0])
-        listed = own or named_list(space_of_size(num_teacher) or "") or tuple(map(str, range(num_teacher)))
+        listed = (
+            own
+            or named_list(space_of_size(num_teacher) or "")
+            or tuple(map(str, range(num_teacher)))
+        )
         raise InputError(
-            f"{who}'s classes are not the data's: {_spaces(listed, data_classes, who)}; class {index} is {listed[index]!r} for {who} and "
-            f"{data_classes[index]!r} in the data; the order of the labels must agree: give data.train.classes and data.eval.classes in the "
-            "teacher's order (teacher.classes names a list of its own)"
+            f"{who}'s classes are not the data's: {_spaces(listed, data_classes, who)}; class"
+            f" {index} is {listed[index]!r} for {who} and {data_classes[index]!r} in the data; the"
+            " order of the labels must agree: give data.train.classes and data.eval.classes in the"
+            " teacher's order (teacher.classes names a list of its own)"
         )
     return match
 
@@ -171,10 +198,12 @@ def _by_name(own: Sequence[str], data: Sequence[str]) -> np.ndarray | None:
 
 
 def _by_synset(own: Sequence[str], data: Sequence[str], who: str) -> np.ndarray | None:
-    """The index of each class by WordNet's synsets, or None where the lists do not both speak of WordNet.
+    """The index of each class by WordNet's synsets, or None where the lists do not both speak of
+    WordNet.
 
-    Words differ between sources in places ("maillot, tank suit"): in a whole list, a class that WordNet does not know counts as agreeing
-    with its place, as long as half of the classes are known. What is refused is a known class at another index.
+    Words differ between sources in places ("maillot, tank suit"): in a whole list, a class that
+    WordNet does not know counts as agreeing with its place, as long as half of the classes are
+    known. What is refused is a known class at another index.
     """
     if not (are_synsets(own) or are_synsets(data) or known_as(own)):
         return None
@@ -191,31 +220,41 @@ def _by_synset(own: Sequence[str], data: Sequence[str], who: str) -> np.ndarray 
     found: list[int] = []
     for label, (name, synsets) in enumerate(zip(data, right, strict=True)):
         logits = set[int]().union(*(places[synset] for synset in synsets if synset in places))
-        if label in logits and len(own) == len(data):  # "crane" is a bird and a machine; here it stands where it should
+        if label in logits and len(own) == len(
+            data
+        ):  # "crane" is a bird and a machine; here it stands where it should
             logits = {label}
         if len(logits) != 1:
             what = f"is {len(logits)} classes of {who}" if logits else f"is none of {who}'s classes"
             raise InputError(
-                f"{who}'s classes are not the data's: {_spaces(own, data, who)}; class {label} of the data, {name!r}, {what}: {_FIX}"
+                f"{who}'s classes are not the data's: {_spaces(own, data, who)}; class {label} of"
+                f" the data, {name!r}, {what}: {_FIX}"
             )
         found += logits
     return np.array(found, dtype=np.int64)
 
 
 def _agree(own: frozenset[str], other: frozenset[str]) -> bool:
-    """Whether two classes at one place may be the same; words that WordNet does not know may be any."""
+    """Whether two classes at one place may be the same; words that WordNet does not know may be
+    any.
+    """
     return not own or not other or not own.isdisjoint(other)
 
 
 def _refuse_two_orders(data: tuple[str, ...], who: str, order_given: bool) -> None:
-    """Raises InputError where torchvision and timm would have numbered these names otherwise, and the model does not name its classes."""
+    """Raises InputError where torchvision and timm would have numbered these names otherwise, and
+    the model does not name its classes.
+    """
     other = natural_order(data)
     if order_given or data != tuple(sorted(data)) or data == other:
         return
-    index = next(i for i, (ours, theirs) in enumerate(zip(data, other, strict=True)) if ours != theirs)
+    index = next(
+        i for i, (ours, theirs) in enumerate(zip(data, other, strict=True)) if ours != theirs
+    )
     raise InputError(
-        f"{who} does not name its classes, and these folders or names have two usual orders: class {index} is {data[index]!r} as text "
-        f"(torchvision) and {other[index]!r} in natural order (timm), so which logit is which cannot be told: {_FIX}"
+        f"{who} does not name its classes, and these folders or names have two usual orders: class"
+        f" {index} is {data[index]!r} as text (torchvision) and {other[index]!r} in natural order"
+        f" (timm), so which logit is which cannot be told: {_FIX}"
     )
 
 
@@ -226,10 +265,14 @@ def _spaces(own: Sequence[str], data: Sequence[str], who: str) -> str:
 def _different(own: Sequence[str] | None, num_logits: int, data: Sequence[str], who: str) -> str:
     if num_logits != len(data):
         fix = (
-            "a teacher speaks of its own classes only; choose one trained on this data's classes, or fine-tune it on them first; where "
-            "the data hold only some of its classes, give the whole list with `classes`"
+            "a teacher speaks of its own classes only; choose one trained on this data's classes,"
+            " or fine-tune it on them first; where the data hold only some of its classes, give the"
+            " whole list with `classes`"
             if who == "the teacher"
-            else "a model is judged on its own classes; choose that data, or give the whole class list where a folder holds only some"
+            else (
+                "a model is judged on its own classes; choose that data, or give the whole class"
+                " list where a folder holds only some"
+            )
         )
         model = known_as(own) if own else space_of_size(num_logits)
         theirs = known_as(data)
@@ -237,9 +280,12 @@ def _different(own: Sequence[str] | None, num_logits: int, data: Sequence[str], 
         absent = next((name for name in data if meaning(name) not in has), None)
         missing = "" if absent is None else f" (class {absent!r} is none of the model's)"
         return (
-            f"{who}'s head has {num_logits} classes{f' (as {model} has)' if model else ''}, the data {len(data)}"
-            f"{f' ({theirs})' if theirs else ''}: {fix}{missing}"
+            f"{who}'s head has {num_logits} classes{f' (as {model} has)' if model else ''}, the"
+            f" data {len(data)}{f' ({theirs})' if theirs else ''}: {fix}{missing}"
         )
     assert own is not None
     names = " (teacher.classes names a list)" if who == "the teacher" else ""
-    return f"{who}'s classes are not the data's: {mismatch(own, data, who)}; the order of the labels must agree{names}: {_FIX}"
+    return (
+        f"{who}'s classes are not the data's: {mismatch(own, data, who)}; the order of the labels"
+        f" must agree{names}: {_FIX}"
+    )

@@ -1,7 +1,8 @@
-"""Where a model's weights are, and the timm config that says which model it is and how it sees images.
+"""Where a model's weights are, and the timm config that says which model it is and how it sees
+images.
 
-A config.json beside a file of weights is that file's own, as in a folder. Without one, timm's config of the name that the user
-gives is an assumption, and is called one wherever it is printed.
+A config.json beside a file of weights is that file's own, as in a folder. Without one, timm's
+config of the name that the user gives is an assumption, and is called one wherever it is printed.
 """
 
 import json
@@ -26,7 +27,8 @@ class Origin:
         name: what `create` builds: a timm name, or "local-dir:FOLDER".
         config: its timm config.
         file: of the weights; None for timm's own weights or random ones.
-        assumed: the config is timm's of the bare name, and the weights may have been trained in another way.
+        assumed: the config is timm's of the bare name, and the weights may have been trained in
+            another way.
     """
 
     name: str
@@ -52,7 +54,8 @@ def origin_of_teacher(spec: schema.Teacher, root: Path) -> Origin:
     """The weights that a recipe's teacher names.
 
     Raises:
-        InputError: no such model or weights, or a config beside them that says another model than the recipe.
+        InputError: no such model or weights, or a config beside them that says another model than
+            the recipe.
     """
     if spec.weights in ("pretrained", "random"):
         assert spec.model is not None, "the schema refuses this"
@@ -74,15 +77,22 @@ def origin_of_teacher(spec: schema.Teacher, root: Path) -> Origin:
 
 
 def teacher_known_here(spec: schema.Teacher, root: Path) -> Origin | None:
-    """A recipe's teacher: its weights where they lie here, else its timm name alone; None where neither is known."""
+    """A recipe's teacher: its weights where they lie here, else its timm name alone; None where
+    neither is known.
+    """
     try:
         return origin_of_teacher(spec, root)
     except InputError:  # distill.check says it
-        return None if spec.model is None else Origin(spec.model, config(spec.model), None, assumed=True)
+        return (
+            None
+            if spec.model is None
+            else Origin(spec.model, config(spec.model), None, assumed=True)
+        )
 
 
 def origin_of_student(spec: schema.Student, root: Path) -> Origin:
-    """What a recipe's student starts from. Its model is always the recipe's: a config beside its weights must agree with it.
+    """What a recipe's student starts from. Its model is always the recipe's: a config beside its
+    weights must agree with it.
 
     Raises:
         InputError: no such model, or a config beside the weights that says another one.
@@ -106,7 +116,8 @@ def origin_of_file(path: Path, model: str | None, key: str) -> Origin:
         return _beside(path.parent, path, model, key)
     if model is None:
         raise InputError(
-            f"{path}: a file of weights does not name its architecture, and no config.json of timm lies beside it: give {key} and a timm name"
+            f"{path}: a file of weights does not name its architecture, and no config.json of timm"
+            f" lies beside it: give {key} and a timm name"
         )
     return Origin(model, config(model), path, assumed=True)
 
@@ -121,7 +132,9 @@ def origin_of_folder(path: Path, model: str | None, key: str) -> Origin:
         if (path / file).is_file():
             return _beside(path, path / file, model, key)
     _beside(path, None, model, key)
-    raise InputError(f"{path}: config.json is there, model.safetensors is not: the export is incomplete")
+    raise InputError(
+        f"{path}: config.json is there, model.safetensors is not: the export is incomplete"
+    )
 
 
 def _beside(folder: Path, file: Path | None, model: str | None, key: str) -> Origin:
@@ -129,10 +142,13 @@ def _beside(folder: Path, file: Path | None, model: str | None, key: str) -> Ori
     found = config(name)
     if model is not None and (own := str(config(model)["architecture"])) != found["architecture"]:
         what = (
-            f"{folder} holds" if file is None or file.name in WEIGHTS_FILES else f"the config.json beside {file} says"
+            f"{folder} holds"
+            if file is None or file.name in WEIGHTS_FILES
+            else f"the config.json beside {file} says"
         )
         raise InputError(
-            f"{key} is {own}, and {what} a {found['architecture']}: leave {key} out, or move the config.json away if it is of other weights"
+            f"{key} is {own}, and {what} a {found['architecture']}: leave {key} out, or move the"
+            " config.json away if it is of other weights"
         )
     return Origin(name, found, file, assumed=False)
 
@@ -140,28 +156,33 @@ def _beside(folder: Path, file: Path | None, model: str | None, key: str) -> Ori
 def _refuse_student(spec: schema.Teacher, where: str) -> None:
     if spec.student is not None:
         raise InputError(
-            f"teacher.student {spec.student!r} picks among the students of a run, and {where} is one model"
+            f"teacher.student {spec.student!r} picks among the students of a run, and {where} is"
+            " one model"
         )
 
 
 def _of_run(path: Path, student: str | None) -> Path:
     """The exported model of one student of a run, or of a run's folder `best`."""
     best = path / "best" if (path / "best").is_dir() else path
-    names = sorted(e.parent.name for e in best.glob(f"*/{CONFIG_FILE}") if not e.parent.name.startswith("."))
+    names = sorted(
+        e.parent.name for e in best.glob(f"*/{CONFIG_FILE}") if not e.parent.name.startswith(".")
+    )
     if not names:
         raise InputError(
-            f"teacher.weights: {path} is neither an exported model (config.json, model.safetensors) nor a finished run (best/<student>/)"
+            f"teacher.weights: {path} is neither an exported model (config.json, model.safetensors)"
+            " nor a finished run (best/<student>/)"
         )
     report = best.parent / "report.json"
     if not report.is_file():
         raise InputError(
-            f"teacher.weights: the run {path} is not finished (no report.json): finish it, or name the weights it has so far, "
-            f"{best / names[0]}"
+            f"teacher.weights: the run {path} is not finished (no report.json): finish it, or name"
+            f" the weights it has so far, {best / names[0]}"
         )
     student = student or _best_in(report)
     if student not in names:
         raise InputError(
-            f"teacher.student: the run {path} has no {student!r}{nearest(student, names)}: it has {', '.join(names)}"
+            f"teacher.student: the run {path} has no {student!r}{nearest(student, names)}: it has"
+            f" {', '.join(names)}"
         )
     return best / student
 
@@ -170,5 +191,7 @@ def _best_in(report: Path) -> str:
     try:
         best: str = json.loads(report.read_text(encoding="utf-8"))["best"]
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{report}: does not name the run's best student: give teacher.student") from error
+        raise InputError(
+            f"{report}: does not name the run's best student: give teacher.student"
+        ) from error
     return best

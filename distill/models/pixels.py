@@ -1,7 +1,9 @@
-"""Each model's own pixels: size, mean and std, applied on the device to images that everyone shares.
+"""Each model's own pixels: size, mean and std, applied on the device to images that everyone
+shares.
 
-Images arrive in [0, 1], augmented and mixed. Normalising is affine and mixing is a convex combination, so normalising after
-mixing equals mixing what was normalised: student and teacher share one batch and differ only here.
+Images arrive in [0, 1], augmented and mixed. Normalising is affine and mixing is a convex
+combination, so normalising after mixing equals mixing what was normalised: student and teacher
+share one batch and differ only here.
 """
 
 from collections.abc import Sequence
@@ -17,14 +19,16 @@ def device_mode(interpolation: str) -> str:
 
 
 class Pixels(nn.Module):
-    """Images [B, 3, H, W] in [0, 1] to the model's pixels [B, 3, S, S] in `dtype`. No parameters, nothing in the state dict.
+    """Images [B, 3, H, W] in [0, 1] to the model's pixels [B, 3, S, S] in `dtype`. No parameters,
+    nothing in the state dict.
 
     Args:
         mean, std: of the model's training pixels, three values each, in units of [0, 1].
         image_size: S; None leaves the size alone.
-        interpolation: of the resize on the device, antialiased: "bilinear", or bicubic for all others, which torch has no antialiased
-            form of. Bicubic overshoot is not clamped, so that the whole stays linear. An evaluation in a model's own view resizes with
-            Pillow before, and this does nothing.
+        interpolation: of the resize on the device, antialiased: "bilinear", or bicubic for all
+            others, which torch has no antialiased form of. Bicubic overshoot is not clamped, so
+            that the whole stays linear. An evaluation in a model's own view resizes with Pillow
+            before, and this does nothing.
         dtype: of the result; the arithmetic is float32.
     """
 
@@ -44,7 +48,10 @@ class Pixels(nn.Module):
         self.image_size = image_size
         self.mode = device_mode(interpolation)
         self.dtype = dtype
-        mean64, std64 = torch.tensor(self.mean, dtype=torch.float64), torch.tensor(self.std, dtype=torch.float64)
+        mean64, std64 = (
+            torch.tensor(self.mean, dtype=torch.float64),
+            torch.tensor(self.std, dtype=torch.float64),
+        )
         self.register_buffer("scale", (1 / std64).float().view(1, -1, 1, 1), persistent=False)
         self.register_buffer("shift", (-mean64 / std64).float().view(1, -1, 1, 1), persistent=False)
 
@@ -52,15 +59,22 @@ class Pixels(nn.Module):
         images = images.float()
         size = self.image_size
         if size is not None and images.shape[-2:] != (size, size):
-            images = F.interpolate(images, size=(size, size), mode=self.mode, antialias=True, align_corners=False)
+            images = F.interpolate(
+                images, size=(size, size), mode=self.mode, antialias=True, align_corners=False
+            )
         return torch.addcmul(self.shift, images, self.scale).to(self.dtype)
 
     def extra_repr(self) -> str:
-        return f"mean={self.mean}, std={self.std}, image_size={self.image_size}, mode={self.mode}, dtype={self.dtype}"
+        return (
+            f"mean={self.mean}, std={self.std}, image_size={self.image_size}, mode={self.mode},"
+            f" dtype={self.dtype}"
+        )
 
 
 class Network(nn.Module):
-    """What is called in training: images in [0, 1] become the pixels that the model expects, then logits."""
+    """What is called in training: images in [0, 1] become the pixels that the model expects, then
+    logits.
+    """
 
     def __init__(self, net: nn.Module, pixels: Pixels) -> None:
         super().__init__()

@@ -1,4 +1,6 @@
-"""The size of the images that weights were trained on, as far as the weights or the user say it. Never a silent default."""
+"""The size of the images that weights were trained on, as far as the weights or the user say it.
+Never a silent default.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -26,7 +28,10 @@ class Told:
 
 
 def teacher_view(
-    spec: schema.Teacher, origin: Origin, data_image_size: int, state_dict: Mapping[str, Tensor] | None = None
+    spec: schema.Teacher,
+    origin: Origin,
+    data_image_size: int,
+    state_dict: Mapping[str, Tensor] | None = None,
 ) -> ModelView:
     """What a recipe's teacher sees, and the source of each value.
 
@@ -36,7 +41,8 @@ def teacher_view(
         state_dict: the weights, where they have been read.
 
     Raises:
-        InputError: nothing says the size that the weights were trained on, or two keys say different ones.
+        InputError: nothing says the size that the weights were trained on, or two keys say
+            different ones.
     """
     view = sized_view(
         origin,
@@ -49,8 +55,11 @@ def teacher_view(
     return view.replaced("teacher.mean", mean=spec.mean).replaced("teacher.std", std=spec.std)
 
 
-def resampled_by_timm(origin: Origin, model_args: Mapping[str, Any], image_size: int, source: str) -> tuple[str, ...]:
-    """Notes on what timm resamples of its own pretrained weights to another image size while it loads them.
+def resampled_by_timm(
+    origin: Origin, model_args: Mapping[str, Any], image_size: int, source: str
+) -> tuple[str, ...]:
+    """Notes on what timm resamples of its own pretrained weights to another image size while it
+    loads them.
 
     Args:
         source: the key that says `image_size`.
@@ -60,37 +69,51 @@ def resampled_by_timm(origin: Origin, model_args: Mapping[str, Any], image_size:
         return ()
     with torch.device("meta"):
         before, after = (
-            create(origin.name, num_classes=None, image_size=size, model_args=model_args).state_dict()
+            create(
+                origin.name, num_classes=None, image_size=size, model_args=model_args
+            ).state_dict()
             for size in (usual, image_size)
         )
     return tuple(f"{note} ({source})" for note in resampled(before, after, origin.name))
 
 
 def resized_on_device(view: ModelView, data_image_size: int) -> tuple[str, ...]:
-    """A note where training resizes a run's images for the teacher in another way than its view says."""
+    """A note where training resizes a run's images for the teacher in another way than its view
+    says.
+    """
     mode = device_mode(view.interpolation)
     if view.image_size == data_image_size or view.interpolation == mode:
         return ()
     return (
-        f"its own evaluation resizes with {view.interpolation}; in training and for agreement with it, the run's images of "
-        f"{data_image_size} px become {view.image_size} px on the device, which has no {view.interpolation}: {mode} there",
+        (
+            f"its own evaluation resizes with {view.interpolation}; in training and for agreement"
+            f" with it, the run's images of {data_image_size} px become {view.image_size} px on the"
+            f" device, which has no {view.interpolation}: {mode} there"
+        ),
     )
 
 
 def refuse_unsaid_size(origin: Origin, found: Fitted, view: ModelView, option: str) -> None:
-    """Raises InputError where weights do not have the size that the config beside them says, and the user says none."""
+    """Raises InputError where weights do not have the size that the config beside them says, and
+    the user says none.
+    """
     if found.adapted and view.sources["image_size"] == origin.source:
         raise InputError(
-            f"{origin.file}: config.json says {view.image_size} px, the weights do not fit it unchanged "
-            f"({'; '.join(found.adapted)}): give {option}, or correct config.json"
+            f"{origin.file}: config.json says {view.image_size} px, the weights do not fit it"
+            f" unchanged ({'; '.join(found.adapted)}): give {option}, or correct config.json"
         )
 
 
 def refuse_other_head(origin: Origin, num_classes: int) -> None:
-    """Raises InputError where weights have another number of classes than the config beside them says."""
+    """Raises InputError where weights have another number of classes than the config beside them
+    says.
+    """
     said = int(origin.config["num_classes"])
     if not origin.assumed and said != num_classes:
-        raise InputError(f"{origin.file}: its head has {num_classes} classes, the config.json beside it says {said}")
+        raise InputError(
+            f"{origin.file}: its head has {num_classes} classes, the config.json beside it says"
+            f" {said}"
+        )
 
 
 def _told(spec: schema.Teacher) -> Told | None:
@@ -103,7 +126,8 @@ def _told(spec: schema.Teacher) -> Told | None:
     side: int = sides.pop()
     if spec.image_size not in (None, side):
         raise InputError(
-            f"teacher.image_size {spec.image_size} and teacher.model_args.img_size {side} contradict each other: leave one out"
+            f"teacher.image_size {spec.image_size} and teacher.model_args.img_size {side}"
+            " contradict each other: leave one out"
         )
     return Told(side, "teacher.model_args.img_size")
 
@@ -117,14 +141,17 @@ def sized_view(
     option: str,
     state_dict: Mapping[str, Tensor] | None = None,
 ) -> ModelView:
-    """The view of a model: its config's, in the size that was told or that its weights were trained on.
+    """The view of a model: its config's, in the size that was told or that its weights were trained
+    on.
 
-    A config that is the weights' own says the size. Where there is none, a model that takes any size sees `of_data`, and a
-    model that is built for one size sees the one at which its weights fit unchanged.
+    A config that is the weights' own says the size. Where there is none, a model that takes any
+    size sees `of_data`, and a model that is built for one size sees the one at which its weights
+    fit unchanged.
 
     Args:
         told: what the user says of this model.
-        of_data: the size of the run's images; None outside a run, where timm's config is the assumption left.
+        of_data: the size of the run's images; None outside a run, where timm's config is the
+            assumption left.
         option: the key or option that would tell the size, for messages.
         state_dict: the weights; they are read from the origin's file where needed and not given.
     """
@@ -151,10 +178,12 @@ def _size_that_fits(
     of_data: Told | None,
     option: str,
 ) -> Told:
-    """The size at which the weights go into the model with nothing resampled; of several the data's.
+    """The size at which the weights go into the model with nothing resampled; of several the
+    data's.
 
     Raises:
-        InputError: there is none among the data's, the one that the shapes come to, and the one that timm builds the model for.
+        InputError: there is none among the data's, the one that the shapes come to, and the one
+            that timm builds the model for.
     """
 
     def adapted(size: int) -> bool:
@@ -171,8 +200,8 @@ def _size_that_fits(
             return Told(size, f"the shapes in {origin.file}")
     adapted(own or usual)  # it says more than the line below where the weights are of another model
     raise InputError(
-        f"{origin.file}: not weights of {origin.name} at {usual} px, and their shapes do not say the size: name the model of these "
-        f"weights, or give {option}"
+        f"{origin.file}: not weights of {origin.name} at {usual} px, and their shapes do not say"
+        f" the size: name the model of these weights, or give {option}"
     )
 
 

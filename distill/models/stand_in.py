@@ -7,10 +7,12 @@ from torch import Tensor, nn
 
 
 def call_with(net: nn.Module, tensors: Mapping[str, Tensor], images: Tensor) -> Tensor:
-    """What `net` answers with these parameters and buffers in place of its own. Those not given stay its own.
+    """What `net` answers with these parameters and buffers in place of its own. Those not given
+    stay its own.
 
-    `torch.func.functional_call` by itself refuses a whole state dict where a module stands in two places (timm's CoaT), and given one name of
-    it puts the wrong tensor back. So each attribute of each module is named once here; tied parameters are given under all their names.
+    `torch.func.functional_call` by itself refuses a whole state dict where a module stands in two
+    places (timm's CoaT), and given one name of it puts the wrong tensor back. So each attribute of
+    each module is named once here; tied parameters are given under all their names.
 
     Args:
         tensors: by the names of a state dict; buffers that it leaves out may be given too.

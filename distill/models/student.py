@@ -21,10 +21,12 @@ from distill.recipe import schema
 def create_student(
     spec: schema.Student, *, classes: Sequence[str], image_size: int, seed: int, root: Path
 ) -> tuple[nn.Module, tuple[str, ...]]:
-    """The student of a recipe, on the CPU, in train mode, and notes on what was adapted of its weights.
+    """The student of a recipe, on the CPU, in train mode, and notes on what was adapted of its
+    weights.
 
-    Its initial weights are a pure function of (seed, spec.seed) and the architecture. `spec.weights` are "pretrained" or a file
-    below `root`; a file must fit the whole model, its head included, and be of these classes where a config beside it names them.
+    Its initial weights are a pure function of (seed, spec.seed) and the architecture.
+    `spec.weights` are "pretrained" or a file below `root`; a file must fit the whole model, its
+    head included, and be of these classes where a config beside it names them.
     """
     pretrained, notes = spec.weights == "pretrained", tuple[str, ...]()
     with rng.seeded(rng.hash64(seed, "init", spec.seed)):
@@ -43,22 +45,32 @@ def create_student(
 
 
 def _refuse_other_classes(named: Sequence[str], classes: Sequence[str], who: str) -> None:
-    """Raises InputError where the head of weights stands for other classes than the data's, or in another order."""
+    """Raises InputError where the head of weights stands for other classes than the data's, or in
+    another order.
+    """
     if not match_classes(named, len(named), classes, who=who).in_order:
         raise InputError(
-            f"{who} have the data's classes in another order: give data.train.classes and data.eval.classes in theirs"
+            f"{who} have the data's classes in another order: give data.train.classes and"
+            " data.eval.classes in theirs"
         )
 
 
-def student_notes(spec: schema.Student, *, num_classes: int | None, image_size: int, root: Path) -> tuple[str, ...]:
-    """What `create_student` would note or refuse of a student's weights where they lie here, without its memory.
+def student_notes(
+    spec: schema.Student, *, num_classes: int | None, image_size: int, root: Path
+) -> tuple[str, ...]:
+    """What `create_student` would note or refuse of a student's weights where they lie here,
+    without its memory.
 
     `num_classes`: of the data; None where it is not known, so that the weights' own number counts.
     """
     origin = origin_of_student(spec, root)
     if origin.file is None:
         pretrained = spec.weights == "pretrained"
-        return resampled_by_timm(origin, spec.model_args, image_size, "data.image_size") if pretrained else ()
+        return (
+            resampled_by_timm(origin, spec.model_args, image_size, "data.image_size")
+            if pretrained
+            else ()
+        )
     if not origin.file.is_file():
         return ()
     state_dict, _ = load_state_dict(origin.file)
@@ -69,12 +81,16 @@ def student_notes(spec: schema.Student, *, num_classes: int | None, image_size: 
 
 
 def first_weights(spec: schema.Student) -> dict[str, str]:
-    """What a student began with, for the record of its export: its weights derive from these, and so may their licence."""
+    """What a student began with, for the record of its export: its weights derive from these, and
+    so may their licence.
+    """
     if spec.weights is None:
         return {"began_with": "random weights"}
     if spec.weights != "pretrained":
         return {"began_with": spec.weights}
-    if ":" in spec.model:  # its config may be on the network, which is not asked in the middle of a run
+    if (
+        ":" in spec.model
+    ):  # its config may be on the network, which is not asked in the middle of a run
         return {"began_with": f"pretrained {spec.model}"}
     known = config(spec.model)
     name = config_source(spec.model, known).removeprefix("timm's config of ")
@@ -82,8 +98,11 @@ def first_weights(spec: schema.Student) -> dict[str, str]:
     return {"began_with": f"pretrained {name}", **licence}
 
 
-def student_view(spec: schema.Student, root: Path, data: schema.Data, key: str = "student") -> ModelView:
-    """What a recipe's student sees: the run's images in the run's evaluation view, under its own mean and std.
+def student_view(
+    spec: schema.Student, root: Path, data: schema.Data, key: str = "student"
+) -> ModelView:
+    """What a recipe's student sees: the run's images in the run's evaluation view, under its own
+    mean and std.
 
     Args:
         key: of the student in the recipe, for sources.
@@ -94,5 +113,7 @@ def student_view(spec: schema.Student, root: Path, data: schema.Data, key: str =
     origin: Origin = origin_of_student(spec, root)
     view = view_of_config(origin.config, config_source(origin.name, origin.config))
     crop = data.eval_view.model_dump()
-    view = view.replaced("data.image_size", image_size=data.image_size).replaced("data.eval_view", **crop)
+    view = view.replaced("data.image_size", image_size=data.image_size).replaced(
+        "data.eval_view", **crop
+    )
     return view.replaced(f"{key}.mean", mean=spec.mean).replaced(f"{key}.std", std=spec.std)

@@ -11,9 +11,11 @@ from distill.errors import InputError, nearest
 
 
 class Taps:
-    """Context manager: inside, each forward of `model` leaves in `outputs` a copy of what the named modules returned last.
+    """Context manager: inside, each forward of `model` leaves in `outputs` a copy of what the named
+    modules returned last.
 
-    A copy, since what follows may change it in place. Compiled models run eagerly inside, for compiled ones call no hooks.
+    A copy, since what follows may change it in place. Compiled models run eagerly inside, for
+    compiled ones call no hooks.
 
     Raises:
         InputError: the model has no such module.
@@ -39,20 +41,28 @@ class Taps:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
         self._eager.__exit__(None, None, None)
-        if error is None and (silent := [name for name in self._modules if name not in self.outputs]):
-            raise InputError(f"the forward never calls the module {silent[0]!r}: tap one that it does")
+        if error is None and (
+            silent := [name for name in self._modules if name not in self.outputs]
+        ):
+            raise InputError(
+                f"the forward never calls the module {silent[0]!r}: tap one that it does"
+            )
 
     def _keep(self, name: str) -> Any:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
             if not isinstance(output, Tensor):
                 raise InputError(
-                    f"the module {name!r} returns a {type(output).__name__}, not a tensor: tap one inside it"
+                    f"the module {name!r} returns a {type(output).__name__}, not a tensor: tap one"
+                    " inside it"
                 )
             self.outputs[name] = output.clone()
 

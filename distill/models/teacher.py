@@ -1,4 +1,6 @@
-"""The teacher: a frozen model with its own pixels and its own precision, outside every parent's train mode."""
+"""The teacher: a frozen model with its own pixels and its own precision, outside every parent's
+train mode.
+"""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -38,11 +40,13 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 class Teacher(nn.Module):
     """Images [B, 3, H, W] in [0, 1] to logits [B, K] in float32, without gradients.
 
-    Always in eval mode: `.train()` on it or on a parent does nothing. Autocast is off inside, which would otherwise cast
-    frozen float32 weights anew each step; `dtype` says what the teacher computes in. BatchNorm keeps float32 parameters and
-    statistics in any dtype: running variances can leave fp16's range. Measured with EfficientNet-Lite0 on 800 crops of 20 ImageNet
-    images (CPU), against float32: bf16 agrees in top-1 on 98.9 %, mean KL 1.7e-3 (98.6 %, 2.3e-3 with BatchNorm in bf16 too);
-    fp16 on 99.6 %, 9e-6.
+    Always in eval mode: `.train()` on it or on a parent does nothing. Autocast is off inside, which
+    would otherwise cast frozen float32 weights anew each step; `dtype` says what the teacher
+    computes in. BatchNorm keeps float32 parameters and
+    statistics in any dtype: running variances can leave fp16's range. Measured with
+    EfficientNet-Lite0 on 800 crops of 20 ImageNet images (CPU), against float32: bf16 agrees in
+    top-1 on 98.9 %, mean KL 1.7e-3 (98.6 %, 2.3e-3 with BatchNorm in bf16 too); fp16 on 99.6 %,
+    9e-6.
 
     Args:
         model: timm model with its weights; it becomes frozen, is cast and stays where it is.
@@ -66,7 +70,9 @@ class Teacher(nn.Module):
         promised: Promise | None = None,
     ) -> None:
         super().__init__()
-        self.model = model.requires_grad_(False)  # what is called: the timm model, or what holds it in shards
+        self.model = model.requires_grad_(
+            False
+        )  # what is called: the timm model, or what holds it in shards
         self.net = model
         self.pixels = Pixels(view.mean, view.std, view.image_size, view.interpolation)
         self.num_classes = num_classes
@@ -74,7 +80,9 @@ class Teacher(nn.Module):
         self.dtype = dtype
         self.source = source
         self.classes = classes
-        self.match: Match | None = None  # what its logits being the data's classes rests on; None for random weights
+        self.match: Match | None = (
+            None  # what its logits being the data's classes rests on; None for random weights
+        )
         self.view = view
         self.notes = notes
         self.promised = promised
@@ -87,15 +95,19 @@ class Teacher(nn.Module):
         return self
 
     def forward(self, images: Tensor) -> Tensor:
-        """images: [B, 3, H, W] in [0, 1], any size. Returns logits [B, K], float32, a constant to autograd."""
+        """images: [B, 3, H, W] in [0, 1], any size. Returns logits [B, K], float32, a constant to
+        autograd.
+        """
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             logits: Tensor = self.model(self.pixels(images))
         return logits.float()
 
     def features(self, images: Tensor, names: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Logits, and what the modules of these names put out in the same forward, in the teacher's dtype.
+        """Logits, and what the modules of these names put out in the same forward, in the teacher's
+        dtype.
 
-        The forward is that of the whole model, since under ZeRO-3 a part of it would find no weights.
+        The forward is that of the whole model, since under ZeRO-3 a part of it would find no
+        weights.
 
         Raises:
             InputError: the model has no such module.
@@ -105,10 +117,11 @@ class Teacher(nn.Module):
         return logits, taps.outputs
 
     def shard(self, shard_frozen: Callable[[nn.Module], nn.Module]) -> None:
-        """Let `shard_frozen` spread the weights, and call what it returns from now on. Collective: every rank.
+        """Let `shard_frozen` spread the weights, and call what it returns from now on. Collective:
+        every rank.
 
-        BatchNorm's parameters become buffers first, which stay whole on every process and in float32; so do scalars, which DeepSpeed
-        cannot spread.
+        BatchNorm's parameters become buffers first, which stay whole on every process and in
+        float32; so do scalars, which DeepSpeed cannot spread.
         """
         for module in self.net.modules():
             for name, parameter in list(module.named_parameters(recurse=False)):
@@ -149,16 +162,19 @@ def build_teacher(
 ) -> Teacher:
     """The teacher of a recipe, checked against the data's classes, frozen, on `device`.
 
-    It is built with the number of classes its weights have: for any other, timm would give it a fresh, random head.
+    It is built with the number of classes its weights have: for any other, timm would give it a
+    fresh, random head.
 
     Args:
         classes: the data's class names, in the order of the labels.
         root: what relative paths in the recipe are relative to.
-        data_image_size: the recipe's data.image_size: what a teacher sees that takes any size, where nothing says its own.
+        data_image_size: the recipe's data.image_size: what a teacher sees that takes any size,
+            where nothing says its own.
         order_given: the recipe says the order of the classes; else it follows from their names.
 
     Raises:
-        InputError: no such model or weights, weights of another architecture or size, or other classes than the data's.
+        InputError: no such model or weights, weights of another architecture or size, or other
+            classes than the data's.
     """
     match: Match | None = None
     loaded = load_teacher(spec, root, data_image_size, len(classes))
@@ -168,7 +184,9 @@ def build_teacher(
     else:
         recorded = _recorded_classes(spec, loaded.origin, root)
         pretrained = spec.weights == "pretrained"
-        match = match_teacher(recorded, num_classes, classes, pretrained=pretrained, order_given=order_given)
+        match = match_teacher(
+            recorded, num_classes, classes, pretrained=pretrained, order_given=order_given
+        )
     teacher = Teacher(
         loaded.model,
         loaded.view,
@@ -200,13 +218,19 @@ class Loaded:
 
 
 def load_teacher(
-    spec: schema.Teacher, root: Path, data_image_size: int, num_random_classes: int, *, shapes_only: bool = False
+    spec: schema.Teacher,
+    root: Path,
+    data_image_size: int,
+    num_random_classes: int,
+    *,
+    shapes_only: bool = False,
 ) -> Loaded:
     """Build a recipe's teacher and lay its weights in.
 
     Args:
         num_random_classes: of the head where the weights are random.
-        shapes_only: build it on torch's device "meta", read a file of weights and try whether they fit, download nothing.
+        shapes_only: build it on torch's device "meta", read a file of weights and try whether they
+            fit, download nothing.
 
     Raises:
         InputError: as `build_teacher`, but for classes.
@@ -221,7 +245,10 @@ def load_teacher(
     elif spec.weights == "random":
         num_classes = num_random_classes
     view = teacher_view(spec, origin, data_image_size, state_dict)
-    with rng.seeded(rng.hash64("teacher", "init")), torch.device("meta") if shapes_only else nullcontext():
+    with (
+        rng.seeded(rng.hash64("teacher", "init")),
+        torch.device("meta") if shapes_only else nullcontext(),
+    ):
         model = create(
             origin.name,
             num_classes=num_classes,
@@ -230,10 +257,15 @@ def load_teacher(
             model_args=spec.model_args,
         )
     if int(model.num_classes) == 0:  # type: ignore[arg-type]
-        raise InputError(f"teacher.model {origin.name}: these weights have no classifier, and a teacher is its logits")
+        raise InputError(
+            f"teacher.model {origin.name}: these weights have no classifier, and a teacher is its"
+            " logits"
+        )
     notes: tuple[str, ...] = ()
     if spec.weights == "pretrained":
-        notes = resampled_by_timm(origin, spec.model_args, view.image_size, view.sources["image_size"])
+        notes = resampled_by_timm(
+            origin, spec.model_args, view.image_size, view.sources["image_size"]
+        )
     if state_dict is not None:
         found = fitted(model, state_dict, f"teacher.weights {origin.file} for {origin.name}")
         refuse_unsaid_size(origin, found, view, "teacher.image_size")
@@ -241,7 +273,9 @@ def load_teacher(
         if not shapes_only:
             model.load_state_dict(found.state_dict)
     notes += resized_on_device(view, data_image_size)
-    return Loaded(model, origin, view, f"{origin.name}, {which}", tuple(f"teacher: {note}" for note in notes))
+    return Loaded(
+        model, origin, view, f"{origin.name}, {which}", tuple(f"teacher: {note}" for note in notes)
+    )
 
 
 def _recorded_classes(spec: schema.Teacher, origin: Origin, root: Path) -> tuple[str, ...] | None:

@@ -1,4 +1,6 @@
-"""What a model sees of an image: size, crop, interpolation, mean and std, and where each comes from. Resolved as timm does it."""
+"""What a model sees of an image: size, crop, interpolation, mean and std, and where each comes
+from. Resolved as timm does it.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -16,7 +18,8 @@ _FIELDS = tuple(name for part in _PARTS for name in part)
 
 @dataclass(frozen=True)
 class Frame:
-    """How an image of any size becomes a square of pixels. Models of one frame can share their images.
+    """How an image of any size becomes a square of pixels. Models of one frame can share their
+    images.
 
     Attributes:
         fill: the colour that crop_mode "border" pads with, in [0, 1]; None where nothing is padded.
@@ -37,9 +40,11 @@ class ModelView:
         image_size: pixels of the square that the model gets.
         mean, std: of pixels in [0, 1], one value for each of three channels.
         crop_fraction: the share of the resized image that the crop keeps (timm: crop_pct).
-        crop_mode: timm's "center", "squash" (aspect ratio is lost) or "border" (padded with the mean).
+        crop_mode: timm's "center", "squash" (aspect ratio is lost) or "border" (padded with the
+            mean).
         interpolation: of the resize, through Pillow.
-        sources: field -> where its value comes from: a recipe's key, a file, or the name of a timm config.
+        sources: field -> where its value comes from: a recipe's key, a file, or the name of a timm
+            config.
     """
 
     image_size: int
@@ -88,32 +93,43 @@ class ModelView:
     def as_dict(self) -> dict[str, Any]:
         """Values and sources, JSON-able, for reports."""
         values = {name: getattr(self, name) for name in _FIELDS}
-        shown = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        shown = {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in values.items()
+        }
         return {**shown, "sources": dict(self.sources)}
 
 
 def view_of_config(config: Mapping[str, Any], source: str) -> ModelView:
     """The view of a timm pretrained config, with timm's own defaults for what it leaves out.
 
-    As in `timm.data.resolve_model_data_config`, `test_input_size` and `test_crop_pct` are not used; timm's validate.py
-    takes them unless it gets --use-train-size.
+    As in `timm.data.resolve_model_data_config`, `test_input_size` and `test_crop_pct` are not used;
+    timm's validate.py takes them unless it gets --use-train-size.
 
     Args:
         config: as `distill.models.build.config` returns it.
         source: what the sources of the view say.
 
     Raises:
-        InputError: images that are not square or not RGB, or a crop or interpolation that timm does not have in evaluation.
+        InputError: images that are not square or not RGB, or a crop or interpolation that timm does
+            not have in evaluation.
     """
     resolved = resolve_data_config({}, pretrained_cfg=dict(config))
     channels, height, width = resolved["input_size"]
     if channels != 3:
-        raise InputError(f"{source}: wants images of {channels} channels, and images are read as RGB")
+        raise InputError(
+            f"{source}: wants images of {channels} channels, and images are read as RGB"
+        )
     if height != width:
         raise InputError(f"{source}: wants {height}x{width} images, and recipes hold square ones")
-    for key, known in (("crop_mode", get_args(CropMode)), ("interpolation", get_args(Interpolation))):
+    for key, known in (
+        ("crop_mode", get_args(CropMode)),
+        ("interpolation", get_args(Interpolation)),
+    ):
         if resolved[key] not in known:
-            raise InputError(f"{source}: {key} is {resolved[key]!r}, and an evaluation has {', '.join(known)}")
+            raise InputError(
+                f"{source}: {key} is {resolved[key]!r}, and an evaluation has {', '.join(known)}"
+            )
     return ModelView(
         image_size=int(height),
         mean=_triple(resolved["mean"], f"{source}: mean"),
@@ -127,7 +143,9 @@ def view_of_config(config: Mapping[str, Any], source: str) -> ModelView:
 
 def _triple(values: Any, what: str) -> tuple[float, float, float]:
     numbers = tuple(map(float, values)) if isinstance(values, list | tuple) else (float(values),)
-    numbers = numbers * 3 if len(numbers) == 1 else numbers  # timm spreads one value over the channels
+    numbers = (
+        numbers * 3 if len(numbers) == 1 else numbers
+    )  # timm spreads one value over the channels
     if len(numbers) != 3:
         raise InputError(f"{what} has {len(numbers)} values, and RGB images have three channels")
     return numbers[0], numbers[1], numbers[2]

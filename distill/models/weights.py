@@ -1,7 +1,8 @@
 """Weights from files, without running what a pickle says.
 
-`torch.load(weights_only=True)` rebuilds tensors and plain containers. Besides those exactly one class is let through,
-argparse.Namespace, because every checkpoint of timm's train.py carries one; unpickling it sets attributes and calls nothing.
+`torch.load(weights_only=True)` rebuilds tensors and plain containers. Besides those exactly one
+class is let through, argparse.Namespace, because every checkpoint of timm's train.py carries one;
+unpickling it sets attributes and calls nothing.
 """
 
 import argparse
@@ -20,22 +21,35 @@ from torch import Tensor
 from distill.errors import InputError
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar")
-# Averages first: they are what a trainer evaluates and publishes. `ema` is ours, the first two are timm's.
+# Averages first: they are what a trainer evaluates and publishes. `ema` is ours, the first two are
+# timm's.
 EMA_KEYS = ("state_dict_ema", "model_ema", "ema")
-PLAIN_KEYS = ("state_dict", "model", "model_state_dict", "model_state", "module", "net", "network", "weights", "params")
+PLAIN_KEYS = (
+    "state_dict",
+    "model",
+    "model_state_dict",
+    "model_state",
+    "module",
+    "net",
+    "network",
+    "weights",
+    "params",
+)
 
 
 def load_state_dict(path: Path | str) -> tuple[dict[str, Tensor], str]:
     """Read a state dict from a .safetensors file or a PyTorch checkpoint, on the CPU.
 
-    Averaged weights are preferred where the file has them. The wrappers `module.` (DDP) and `_orig_mod.` (torch.compile) are
-    taken off the names.
+    Averaged weights are preferred where the file has them. The wrappers `module.` (DDP) and
+    `_orig_mod.` (torch.compile) are taken off the names.
 
     Returns:
-        The state dict, and a note that says which weights of the file these are, for logs and reports.
+        The state dict, and a note that says which weights of the file these are, for logs and
+        reports.
 
     Raises:
-        InputError: no such file, an unknown kind of file, a damaged file, a pickle that would run code, or no state dict inside.
+        InputError: no such file, an unknown kind of file, a damaged file, a pickle that would run
+            code, or no state dict inside.
     """
     path = Path(path)
     if not path.is_file():
@@ -50,7 +64,9 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path, device="cpu")
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: damaged or truncated ({error}): copy or download it again") from error
+        raise InputError(
+            f"{path}: damaged or truncated ({error}): copy or download it again"
+        ) from error
 
 
 def _read_torch(path: Path) -> Any:
@@ -58,10 +74,13 @@ def _read_torch(path: Path) -> Any:
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickle's protocols: what matters raises
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # zip, pickle and storage readers each raise their own kinds on damaged bytes
+    except (
+        Exception
+    ) as error:  # zip, pickle and storage readers each raise their own kinds on damaged bytes
         if refused := _refused_code(error, path):
             raise InputError(
-                f"{path} would run code when loaded ({refused}): refused; convert it to safetensors. {_how_to_convert(path)}"
+                f"{path} would run code when loaded ({refused}): refused; convert it to"
+                f" safetensors. {_how_to_convert(path)}"
             ) from error
         raise InputError(
             f"{path}: damaged, truncated or no checkpoint of PyTorch: copy or download it again"
@@ -89,7 +108,8 @@ def _how_to_convert(path: Path) -> str:
     return (
         "If you trust where it is from, this runs its code once and keeps the tensors: "
         f"python -c \"import torch; c = torch.load({str(path)!r}, 'cpu', weights_only=False); "
-        "c = c.state_dict() if hasattr(c, 'state_dict') else c; c = c.get('state_dict', c.get('model', c)); "
+        "c = c.state_dict() if hasattr(c, 'state_dict') else c; c = c.get('state_dict',"
+        " c.get('model', c)); "
         f'torch.save(c, {str(path.with_name(path.name.split(".")[0] + "_weights.pth"))!r})"'
     )
 
@@ -97,7 +117,8 @@ def _how_to_convert(path: Path) -> str:
 def _unwrap(content: Any, path: Path) -> tuple[dict[str, Tensor], str]:
     """The state dict in a checkpoint, and which one it is.
 
-    Averages come first, then the usual names in their order, then whatever else is the only one there.
+    Averages come first, then the usual names in their order, then whatever else is the only one
+    there.
     """
     if not isinstance(content, Mapping) or not content:
         raise InputError(f"{path}: holds no state dict")
@@ -113,11 +134,15 @@ def _unwrap(content: Any, path: Path) -> tuple[dict[str, Tensor], str]:
         return _strip_wrappers(found), f"weights ({key})"
     if others:
         raise InputError(
-            f"{path}: holds several state dicts ({', '.join(map(str, others))}) and none by the name of state_dict or model: save the one "
-            "you mean in a file of its own"
+            f"{path}: holds several state dicts ({', '.join(map(str, others))}) and none by the"
+            " name of state_dict or model: save the one you mean in a file of its own"
         )
-    key, value = next((k, v) for k, v in content.items() if not isinstance(k, str) or not isinstance(v, Tensor))
-    raise InputError(f"{path}: holds no state dict: {key!r} is a {type(value).__name__}, not a tensor")
+    key, value = next(
+        (k, v) for k, v in content.items() if not isinstance(k, str) or not isinstance(v, Tensor)
+    )
+    raise InputError(
+        f"{path}: holds no state dict: {key!r} is a {type(value).__name__}, not a tensor"
+    )
 
 
 def _state_dict_in(content: Any) -> dict[str, Tensor] | None:
@@ -125,14 +150,19 @@ def _state_dict_in(content: Any) -> dict[str, Tensor] | None:
     for _ in range(3):
         if not isinstance(content, Mapping) or not content:
             return None
-        if all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()):
+        if all(
+            isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
+        ):
             return content if isinstance(content, dict) else dict(content)
-        content = next((content[key] for key in PLAIN_KEYS if isinstance(content.get(key), Mapping)), None)
+        content = next(
+            (content[key] for key in PLAIN_KEYS if isinstance(content.get(key), Mapping)), None
+        )
     return None
 
 
 def _strip_wrappers(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    # torch.compile of parts leaves its marker inside names; DDP's `module.` may be a model's own name unless all keys have it.
+    # torch.compile of parts leaves its marker inside names; DDP's `module.` may be a model's own
+    # name unless all keys have it.
     state_dict = {key.replace("_orig_mod.", ""): value for key, value in state_dict.items()}
     while all(key.startswith("module.") for key in state_dict):
         state_dict = {key.removeprefix("module."): value for key, value in state_dict.items()}

@@ -1,7 +1,9 @@
-"""How one student's weights, gradients, optimizer state and averages lie over the processes: whole on each, or in shards.
+"""How one student's weights, gradients, optimizer state and averages lie over the processes: whole
+on each, or in shards.
 
-A student calls its placement and does not know which it has. What a placement saves is the same in both, whole tensors by parameter
-name, so a run goes on under another placement and on another number of processes.
+A student calls its placement and does not know which it has. What a placement saves is the same in
+both, whole tensors by parameter name, so a run goes on under another placement and on another
+number of processes.
 """
 
 from distill.placement.contract import Averages, BuildOptimizer, Judged, Placement, Tensors

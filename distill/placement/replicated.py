@@ -1,4 +1,6 @@
-"""A student whole on every process; DDP averages its gradients. Every optimizer is exact here, LAMB's layer norms included."""
+"""A student whole on every process; DDP averages its gradients. Every optimizer is exact here,
+LAMB's layer norms included.
+"""
 
 from contextlib import AbstractContextManager
 from typing import Any
@@ -66,7 +68,12 @@ class Replicated:
         for ema in self._emas.values():
             ema.update(self._net)
 
-    def restart(self, build_optimizer: BuildOptimizer | None, clip_grad_norm: float | None, new_averages: bool) -> None:
+    def restart(
+        self,
+        build_optimizer: BuildOptimizer | None,
+        clip_grad_norm: float | None,
+        new_averages: bool,
+    ) -> None:
         self._clip_grad_norm = clip_grad_norm
         if build_optimizer:
             self._optimizer = build_optimizer(self._net)

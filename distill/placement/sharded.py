@@ -1,7 +1,8 @@
 """A student in shards over the processes: ZeRO-1, 2 or 3 through Accelerate's DeepSpeed plugin.
 
-Averages are kept in the shards too, so an update of theirs sends nothing. An evaluation gathers whole weights once and forwards a
-plain twin of the model: no collective happens in it, and each process needs room for one set of float32 weights more per average.
+Averages are kept in the shards too, so an update of theirs sends nothing. An evaluation gathers
+whole weights once and forwards a plain twin of the model: no collective happens in it, and each
+process needs room for one set of float32 weights more per average.
 """
 
 import copy
@@ -35,7 +36,9 @@ class _Autocast(nn.Module):
 
 
 class _Masters:
-    """What `Ema` averages here, in the place of a module: flat masters and the model's buffers, by name."""
+    """What `Ema` averages here, in the place of a module: flat masters and the model's buffers, by
+    name.
+    """
 
     def __init__(self, shards: Shards) -> None:
         self._shards = shards
@@ -48,17 +51,23 @@ class _Masters:
 def _buffers(net: nn.Module) -> Tensors:
     """Buffers that a state dict holds."""
     parameters = {id(parameter) for parameter in net.parameters()}
-    return {name: t for name, t in net.state_dict(keep_vars=True).items() if id(t) not in parameters}
+    return {
+        name: t for name, t in net.state_dict(keep_vars=True).items() if id(t) not in parameters
+    }
 
 
 def _twin(net: nn.Module) -> nn.Module:
-    """A copy of a model in evaluation mode whose weights take no memory, to be called with others."""
+    """A copy of a model in evaluation mode whose weights take no memory, to be called
+    with others.
+    """
     twin = copy.deepcopy(net).eval().requires_grad_(False)
     empty: dict[int, nn.Parameter] = {}  # tied weights stay tied
     for module in twin.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:
-                hollow = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
+                hollow = nn.Parameter(
+                    torch.empty_like(parameter, device="meta"), requires_grad=False
+                )
                 module._parameters[name] = empty.setdefault(id(parameter), hollow)
     return twin
 
@@ -82,7 +91,9 @@ class Sharded:
         micro_batch_size: int,
         num_forwards: int,
     ) -> None:
-        assert all(parameter.requires_grad for parameter in network.net.parameters()), "shards hold what is trained"
+        assert all(parameter.requires_grad for parameter in network.net.parameters()), (
+            "shards hold what is trained"
+        )
         self.failed = False
         self._net, self._pixels, self._engine = network.net, network.pixels, engine
         self._twin = _twin(network.net)
@@ -128,7 +139,12 @@ class Sharded:
         for ema in self._emas.values():
             ema.update(self._masters)
 
-    def restart(self, build_optimizer: BuildOptimizer | None, clip_grad_norm: float | None, new_averages: bool) -> None:
+    def restart(
+        self,
+        build_optimizer: BuildOptimizer | None,
+        clip_grad_norm: float | None,
+        new_averages: bool,
+    ) -> None:
         if build_optimizer:
             self._shards.base_optimizer.state.clear()
         if new_averages:
@@ -154,7 +170,8 @@ class Sharded:
     def _whole(self, state: Mapping[str, Tensor], *, to_save: bool = False) -> Tensors:
         """Whole weights and buffers out of those that `_Masters` names. Collective: every rank.
 
-        `to_save`: each goes to the host of the main process, which writes, as it is gathered; elsewhere nothing is kept.
+        `to_save`: each goes to the host of the main process, which writes, as it is gathered;
+          elsewhere nothing is kept.
         """
         flats = {index: state[f"{index}"].detach() for index in range(len(self._shards.flats))}
         whole: Tensors = {}
@@ -168,13 +185,20 @@ class Sharded:
         tensors = {"model": self._whole(self._masters.state_dict(), to_save=True)}
         tensors["optimizer"], values = self._optimizer_state()
         for name, ema in self._emas.items():
-            tensors[name] = {**self._whole(ema.weights(), to_save=True), COUNTER: ema.state_dict()[COUNTER]}
+            tensors[name] = {
+                **self._whole(ema.weights(), to_save=True),
+                COUNTER: ema.state_dict()[COUNTER],
+            }
         return tensors, {"optimizer": values}
 
     def _kept(self, tensors: Tensors, to_save: bool = True) -> Tensors:
         if not to_save:
             return tensors
-        return {name: tensor.detach().cpu() for name, tensor in tensors.items()} if self._engine.is_main else {}
+        return (
+            {name: tensor.detach().cpu() for name, tensor in tensors.items()}
+            if self._engine.is_main
+            else {}
+        )
 
     def _optimizer_state(self) -> tuple[Tensors, dict[str, Any]]:
         """As `optim.split_state` gives that of a replicated student. Collective: every rank."""
@@ -188,13 +212,19 @@ class Sharded:
                 if not isinstance(value, Tensor):
                     slots[key] = value
                 elif value.shape == self._shards.flats[index].shape:
-                    tensors |= self._kept({key: self._shards.gather(name, {index: value}, self._engine.device)})
+                    tensors |= self._kept(
+                        {key: self._shards.gather(name, {index: value}, self._engine.device)}
+                    )
                 else:
                     tensors |= self._kept({key: value.clone()})
         groups = [
             {
                 "parameters": names,
-                "settings": {k: v for k, v in group.items() if k != "params" and not isinstance(v, torch.dtype)},
+                "settings": {
+                    k: v
+                    for k, v in group.items()
+                    if k != "params" and not isinstance(v, torch.dtype)
+                },
             }
             for names, group in zip(self._groups, base.param_groups, strict=True)
         ]
@@ -227,7 +257,9 @@ class Sharded:
             for slot, value in saved["settings"].items():
                 group[slot] = tuple(value) if isinstance(value, list) else value
         # Step counts live on the host, unless the kernels themselves count.
-        on_device = any(group.get("fused") or group.get("capturable") for group in base.param_groups)
+        on_device = any(
+            group.get("fused") or group.get("capturable") for group in base.param_groups
+        )
         for key, value in [*tensors.items(), *values["slots"].items()]:
             name, _, slot = key.rpartition("/")
             flat = shards.flats[shards.flat_of[name]]
@@ -238,7 +270,9 @@ class Sharded:
                 shards.scatter(name, value, {shards.flat_of[name]: state[slot]})
             elif slot not in state:
                 state[slot] = (
-                    value.to(flat.device if on_device else "cpu", copy=True) if isinstance(value, Tensor) else value
+                    value.to(flat.device if on_device else "cpu", copy=True)
+                    if isinstance(value, Tensor)
+                    else value
                 )
 
     def clear(self) -> None:

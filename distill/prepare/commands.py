@@ -1,4 +1,6 @@
-"""distill data shard | inspect. What they need is imported when they run: the other commands start as fast without."""
+"""distill data shard | inspect. What they need is imported when they run: the other commands start
+as fast without.
+"""
 
 import os
 from pathlib import Path
@@ -11,30 +13,47 @@ from distill.errors import InputError
 if TYPE_CHECKING:
     from distill.recipe import schema
 
-data_app = typer.Typer(help="Look at data, and cut it into shards that a run can stream.", no_args_is_help=True)
+data_app = typer.Typer(
+    help="Look at data, and cut it into shards that a run can stream.", no_args_is_help=True
+)
 
 SourceArgument = Annotated[
     str,
     typer.Argument(
         metavar="SOURCE",
-        help="An image folder; Parquet, Arrow or tar files (a file, a folder, a pattern, names in braces); a saved data set; a URL "
-        "(https://, s3://, hf://datasets/OWNER/NAME); fashion_mnist[:SPLIT]; or a recipe's data, as RECIPE:data.train.",
+        help=(
+            "An image folder; Parquet, Arrow or tar files (a file, a folder, a pattern, names in"
+            " braces); a saved data set; a URL (https://, s3://, hf://datasets/OWNER/NAME);"
+            " fashion_mnist[:SPLIT]; or a recipe's data, as RECIPE:data.train."
+        ),
     ),
 ]
 Classes = Annotated[
     str | None,
-    typer.Option(help="File of class names, a name a line, where SOURCE holds only some; or imagenet-1k."),
+    typer.Option(
+        help="File of class names, a name a line, where SOURCE holds only some; or imagenet-1k."
+    ),
 ]
-Split = Annotated[str | None, typer.Option(help="Where SOURCE has splits: train, if left out and it needs one.")]
+Split = Annotated[
+    str | None, typer.Option(help="Where SOURCE has splits: train, if left out and it needs one.")
+]
 Unlabelled = Annotated[
-    bool, typer.Option("--unlabelled", help="Leave the labels out: images of another label space than the teacher's.")
+    bool,
+    typer.Option(
+        "--unlabelled",
+        help="Leave the labels out: images of another label space than the teacher's.",
+    ),
 ]
 Workers = Annotated[
-    int | None, typer.Option(min=0, help="Local processes; the cores of the machine if left out, 0 for none.")
+    int | None,
+    typer.Option(min=0, help="Local processes; the cores of the machine if left out, 0 for none."),
 ]
 Cache = Annotated[
     str | None,
-    typer.Option(metavar="FOLDER", help="Where shards of a stream are kept; in the temporary folder if left out."),
+    typer.Option(
+        metavar="FOLDER",
+        help="Where shards of a stream are kept; in the temporary folder if left out.",
+    ),
 ]
 CacheGb = Annotated[float, typer.Option(metavar="GB", help="What that folder may hold.")]
 
@@ -43,31 +62,49 @@ CacheGb = Annotated[float, typer.Option(metavar="GB", help="What that folder may
 def shard(
     source: SourceArgument,
     out: Annotated[
-        Path, typer.Argument(metavar="OUT", help="The folder to write; all processes share it.", file_okay=True)
+        Path,
+        typer.Argument(
+            metavar="OUT", help="The folder to write; all processes share it.", file_okay=True
+        ),
     ],
-    container: Annotated[Literal["tar", "parquet"], typer.Option(help="tar is webdataset's form.")] = "tar",
+    container: Annotated[
+        Literal["tar", "parquet"], typer.Option(help="tar is webdataset's form.")
+    ] = "tar",
     shard_mb: Annotated[
         float | None,
-        typer.Option(help="About so many MB a shard, by the size of some of the images; 64 if left out."),
+        typer.Option(
+            help="About so many MB a shard, by the size of some of the images; 64 if left out."
+        ),
     ] = None,
-    samples_per_shard: Annotated[int | None, typer.Option(min=1, help="At most so many, instead.")] = None,
+    samples_per_shard: Annotated[
+        int | None, typer.Option(min=1, help="At most so many, instead.")
+    ] = None,
     resize: Annotated[
         int | None,
         typer.Option(
-            min=8, metavar="PIXELS", help="Shrink larger images to this shorter side, as JPEG. Never enlarges."
+            min=8,
+            metavar="PIXELS",
+            help="Shrink larger images to this shorter side, as JPEG. Never enlarges.",
         ),
     ] = None,
     quality: Annotated[
-        int | None, typer.Option(min=1, max=100, help="Of the JPEGs that --resize makes; 95 if left out.")
+        int | None,
+        typer.Option(min=1, max=100, help="Of the JPEGs that --resize makes; 95 if left out."),
     ] = None,
-    shuffle: Annotated[bool, typer.Option(help="Mix the classes over the shards, or keep the order of SOURCE.")] = True,
-    seed: Annotated[int, typer.Option(min=0, help="Of the shuffling: the same seed makes the same files.")] = 0,
+    shuffle: Annotated[
+        bool, typer.Option(help="Mix the classes over the shards, or keep the order of SOURCE.")
+    ] = True,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Of the shuffling: the same seed makes the same files.")
+    ] = 0,
     classes: Classes = None,
     split: Split = None,
     unlabelled: Unlabelled = False,
     unreadable: Annotated[
         Literal["error", "skip"],
-        typer.Option(help="Stop at an unreadable image, or leave it out: its shard then holds fewer."),
+        typer.Option(
+            help="Stop at an unreadable image, or leave it out: its shard then holds fewer."
+        ),
     ] = "error",
     workers: Workers = None,
     cache: Cache = None,
@@ -98,9 +135,17 @@ def shard(
     if shard_mb is not None and not 0 < shard_mb < float("inf"):
         raise InputError(f"--shard-mb {shard_mb}: should be above 0")
     if quality is not None and resize is None:
-        raise InputError("--quality: only what --resize shrinks is encoded anew; give both, or neither")
+        raise InputError(
+            "--quality: only what --resize shrinks is encoded anew; give both, or neither"
+        )
     rank = read_rank(os.environ)
-    named = open_named(source, classes=classes, split=split, labelled=not unlabelled, shards=_shards(cache, cache_gb))
+    named = open_named(
+        source,
+        classes=classes,
+        split=split,
+        labelled=not unlabelled,
+        shards=_shards(cache, cache_gb),
+    )
     asked = Asked(
         container=container,
         seed=seed if shuffle else None,
@@ -125,18 +170,30 @@ def inspect(
     source: SourceArgument,
     recipe: Annotated[
         str | None,
-        typer.Option(metavar="RECIPE", help="Whose augmentation and teacher the sheet shows; strategy A2 if left out."),
+        typer.Option(
+            metavar="RECIPE",
+            help="Whose augmentation and teacher the sheet shows; strategy A2 if left out.",
+        ),
     ] = None,
     stage: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Which one, of a RECIPE in stages; the first if left out."),
+        typer.Option(
+            metavar="NAME", help="Which one, of a RECIPE in stages; the first if left out."
+        ),
     ] = None,
-    sheet: Annotated[Path, typer.Option(metavar="FILE", help="The PNG to write.")] = Path("inspect.png"),
+    sheet: Annotated[Path, typer.Option(metavar="FILE", help="The PNG to write.")] = Path(
+        "inspect.png"
+    ),
     no_sheet: Annotated[bool, typer.Option("--no-sheet", help="Write none.")] = False,
     teacher_size: Annotated[
-        int | None, typer.Option(min=8, metavar="PIXELS", help="What the teacher sees; the recipe's if left out.")
+        int | None,
+        typer.Option(
+            min=8, metavar="PIXELS", help="What the teacher sees; the recipe's if left out."
+        ),
     ] = None,
-    images: Annotated[int, typer.Option(min=1, help="How many to look at, of at most four shards.")] = 256,
+    images: Annotated[
+        int, typer.Option(min=1, help="How many to look at, of at most four shards.")
+    ] = 256,
     seed: Annotated[int, typer.Option(min=0, help="Which ones, and how they are augmented.")] = 0,
     classes: Classes = None,
     split: Split = None,
@@ -144,7 +201,8 @@ def inspect(
     count: Annotated[
         bool,
         typer.Option(
-            "--count", help="Read every shard of a stream once, where nothing says how many samples it holds."
+            "--count",
+            help="Read every shard of a stream once, where nothing says how many samples it holds.",
         ),
     ] = False,
     workers: Workers = None,
@@ -171,7 +229,10 @@ def inspect(
     from distill.recipe import load_recipe
 
     if recipe is not None and no_sheet:
-        raise InputError("--recipe: says how the sheet is drawn, and --no-sheet says there is none: leave one out")
+        raise InputError(
+            "--recipe: says how the sheet is drawn, and --no-sheet says there is none: leave"
+            " one out"
+        )
     if stage is not None and recipe is None:
         raise InputError("--stage: is of --recipe; give both, or neither")
     given = None if recipe is None else load_recipe(recipe)
@@ -184,7 +245,9 @@ def inspect(
         count=_count if count else None,
     )
     view = view_of(given or named.recipe, recipe or source, teacher_size, stage)
-    report, readable = examine(named, num_images=images, seed=seed, num_workers=num_workers_here(workers, os.environ))
+    report, readable = examine(
+        named, num_images=images, seed=seed, num_workers=num_workers_here(workers, os.environ)
+    )
     if not no_sheet:
         write_sheet(named, readable, view, seed, sheet)
     show(report, None if no_sheet else sheet, view.augment_of, as_json=as_json)
@@ -208,7 +271,8 @@ def _count(spec: "schema.Stream", shards: "schema.Shards") -> None:
 
     def progress(done: int, total: int) -> None:
         console.print(
-            f"counted {done:,} of {total:,} shards", end="\r" if console.is_terminal and done < total else "\n"
+            f"counted {done:,} of {total:,} shards",
+            end="\r" if console.is_terminal and done < total else "\n",
         )
 
     count_samples(spec, Path(), OPTION, shards, progress)

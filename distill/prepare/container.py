@@ -9,7 +9,8 @@ from typing import Any, BinaryIO, Literal, NamedTuple
 
 Container = Literal["tar", "parquet"]
 
-# Rows of Parquet that are written, and later read, together: about 10 MB of photographs, as `datasets` does for images.
+# Rows of Parquet that are written, and later read, together: about 10 MB of photographs, as
+# `datasets` does for images.
 _ROWS = 100
 
 
@@ -23,7 +24,9 @@ class Sample(NamedTuple):
 
 
 class Check(NamedTuple):
-    """What of a sample is compared after writing: its file's name, a CRC-32 of its bytes, and its label."""
+    """What of a sample is compared after writing: its file's name, a CRC-32 of its bytes, and its
+    label.
+    """
 
     name: str
     crc: int
@@ -38,7 +41,9 @@ def check_of(sample: Sample) -> Check:
 
 
 def write_tar(file: BinaryIO, samples: Iterable[Sample]) -> None:
-    """KEY.jpg and, with labels, KEY.cls behind it: webdataset's form. Owner, time and mode are the same for all."""
+    """KEY.jpg and, with labels, KEY.cls behind it: webdataset's form. Owner, time and mode are the
+    same for all.
+    """
     with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as archive:
         for sample in samples:
             _add(archive, f"{sample.key}.{sample.extension}", sample.content)
@@ -70,7 +75,9 @@ def read_tar(path: Path) -> Iterator[Check]:
 
 
 def parquet_schema(classes: tuple[str, ...] | None) -> Any:
-    """Columns image and, with labels, label, with what `datasets` needs to know them as Image and ClassLabel."""
+    """Columns image and, with labels, label, with what `datasets` needs to know them as Image and
+    ClassLabel.
+    """
     import datasets
 
     features = {"image": datasets.Image()}
@@ -89,7 +96,9 @@ def parquet_writer(schema: Any) -> Writer:
         def flush(rows: list[Sample]) -> None:
             images = [{"bytes": row.content, "path": f"{row.key}.{row.extension}"} for row in rows]
             columns = {"image": images, "label": [row.label for row in rows]}
-            writer.write_table(pa.table({name: columns[name] for name in schema.names}, schema=schema))
+            writer.write_table(
+                pa.table({name: columns[name] for name in schema.names}, schema=schema)
+            )
 
         # Images do not compress, and dictionaries of them would be held in memory.
         with pq.ParquetWriter(file, schema, compression="none", use_dictionary=False) as writer:
@@ -116,4 +125,7 @@ def read_parquet(path: Path) -> Iterator[Check]:
                 yield Check(image["path"], zlib.crc32(image["bytes"]), row.get("label"))
 
 
-READERS: dict[Container, Callable[[Path], Iterator[Check]]] = {"tar": read_tar, "parquet": read_parquet}
+READERS: dict[Container, Callable[[Path], Iterator[Check]]] = {
+    "tar": read_tar,
+    "parquet": read_parquet,
+}

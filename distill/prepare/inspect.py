@@ -15,7 +15,16 @@ from distill.data.lanes import default_block
 from distill.data.records import Source
 from distill.data.stream.source import StreamSource
 from distill.errors import InputError, printable
-from distill.prepare.look import Choice, Seen, bring, choose, kinds_of, look, measure_speed, pixels_of
+from distill.prepare.look import (
+    Choice,
+    Seen,
+    bring,
+    choose,
+    kinds_of,
+    look,
+    measure_speed,
+    pixels_of,
+)
 from distill.prepare.named import Named, as_options
 from distill.prepare.sheet import View, draw_sheet
 
@@ -39,8 +48,11 @@ def _spread(values: Sequence[int] | np.ndarray) -> Spread:
     return Spread(int(ordered[0]), int(ordered[len(ordered) // 2]), int(ordered[-1]))
 
 
-def examine(named: Named, *, num_images: int, seed: int, num_workers: int) -> tuple[dict[str, Any], list[int]]:
-    """All that is said of a source, as values for JSON, and the images that were looked at and can be read.
+def examine(
+    named: Named, *, num_images: int, seed: int, num_workers: int
+) -> tuple[dict[str, Any], list[int]]:
+    """All that is said of a source, as values for JSON, and the images that were looked at and can
+    be read.
 
     Raises:
         InputError: a shard of the source cannot be had.
@@ -58,7 +70,11 @@ def examine(named: Named, *, num_images: int, seed: int, num_workers: int) -> tu
         "shards": None,
         "classes": _classes(source),
         "looked_at": _looked_at(source, choice, seen),
-        "speed": None if speed is None else {key: round(value, 1) for key, value in asdict(speed).items()},
+        "speed": (
+            None
+            if speed is None
+            else {key: round(value, 1) for key, value in asdict(speed).items()}
+        ),
     }
     if isinstance(source, StreamSource):
         report["shards"] = _shards(source, choice, brought_s)
@@ -102,10 +118,17 @@ def _classes(source: Source) -> dict[str, Any] | None:
 
 def _looked_at(source: Source, choice: Choice, seen: list[Seen]) -> dict[str, Any]:
     whole = sorted(
-        (each for each in seen if each.fault is None), key=lambda each: (each.width * each.height, each.width)
+        (each for each in seen if each.fault is None),
+        key=lambda each: (each.width * each.height, each.width),
     )
     middle = [whole[0], whole[len(whole) // 2], whole[-1]] if whole else []
-    pixels = dict(zip(("smallest", "median", "largest"), ([each.width, each.height] for each in middle), strict=False))
+    pixels = dict(
+        zip(
+            ("smallest", "median", "largest"),
+            ([each.width, each.height] for each in middle),
+            strict=False,
+        )
+    )
     return {
         "images": len(seen),
         "shards": len(choice.shards) or None,
@@ -113,9 +136,13 @@ def _looked_at(source: Source, choice: Choice, seen: list[Seen]) -> dict[str, An
         "pixels": pixels or None,
         "formats": kinds_of(seen),
         "pixel_formats": pixels_of(seen),
-        "brightest_of_deep": max((each.brightest for each in seen if each.brightest is not None), default=None),
+        "brightest_of_deep": max(
+            (each.brightest for each in seen if each.brightest is not None), default=None
+        ),
         "unreadable": [
-            {"where": source.describe(each.number), "why": each.fault} for each in seen if each.fault is not None
+            {"where": source.describe(each.number), "why": each.fault}
+            for each in seen
+            if each.fault is not None
         ],
         "refused": sum(each.refused for each in seen),
     }
@@ -132,11 +159,12 @@ def write_sheet(named: Named, indices: Sequence[int], view: View, seed: int, pat
         sheet.save(path, "PNG")
     except OSError as error:
         raise InputError(
-            f"--sheet {path}: cannot be written: {error.strerror or error}; name another file, or give --no-sheet"
+            f"--sheet {path}: cannot be written: {error.strerror or error}; name another file, or"
+            " give --no-sheet"
         ) from error
 
 
-# ---- for people ------------------------------------------------------------------------------------------------------
+# ---- for people ----------------------------------------------------------------------------------
 
 
 def show(report: dict[str, Any], sheet: Path | None, view_of: str, *, as_json: bool) -> None:
@@ -171,28 +199,42 @@ def _lines(report: dict[str, Any]) -> list[tuple[str, list[str]]]:
         looked_at.append(_range(seen["pixels"], lambda size: "x".join(map(str, size)), "pixels"))
         looked_at.append(_range(seen["bytes"], _bytes, "each"))
         looked_at.append(", ".join(f"{count:,} {kind}" for kind, count in seen["formats"].items()))
-    if unusual := {name: count for name, count in seen["pixel_formats"].items() if name not in _USUAL_PIXELS}:
-        looked_at.append("pixels: " + ", ".join(f"{count:,} {name}" for name, count in unusual.items()))
+    if unusual := {
+        name: count for name, count in seen["pixel_formats"].items() if name not in _USUAL_PIXELS
+    }:
+        looked_at.append(
+            "pixels: " + ", ".join(f"{count:,} {name}" for name, count in unusual.items())
+        )
     lines.append(("looked at", looked_at))
     brightest = seen["brightest_of_deep"]
     if brightest is not None and brightest < 128:  # half of what the bits allow
         looked_at.append(
-            f"the brightest pixel of those with more than 8 bits becomes {brightest} of 255: they may have fewer bits "
-            "than their files say; if so, store 8-bit pixels"
+            f"the brightest pixel of those with more than 8 bits becomes {brightest} of 255: they"
+            " may have fewer bits than their files say; if so, store 8-bit pixels"
         )
     faults = [f"{fault['where']}: {fault['why']}" for fault in seen["unreadable"]]
     if len(faults) > _NAMED_FAULTS:
         faults[_NAMED_FAULTS:] = [f"and {len(faults) - _NAMED_FAULTS} more"]
     refused = f", {seen['refused']:,} for the range of their values" if seen["refused"] else ""
     lines.append(
-        ("unreadable", [f"{len(seen['unreadable']):,} of them{refused}", *faults] if faults else ["none of them"])
+        (
+            "unreadable",
+            (
+                [f"{len(seen['unreadable']):,} of them{refused}", *faults]
+                if faults
+                else ["none of them"]
+            ),
+        )
     )
     if speed:
         by = _count(int(speed["processes"]), "process", "processes")
         lines.append(
             (
                 "speed",
-                [f"{speed['images_per_s']:,.0f} images/s ({_bytes(speed['bytes_per_s'])}/s) read and decoded by {by}"],
+                [
+                    f"{speed['images_per_s']:,.0f} images/s ({_bytes(speed['bytes_per_s'])}/s) read"
+                    f" and decoded by {by}"
+                ],
             )
         )
     return lines
@@ -200,16 +242,25 @@ def _lines(report: dict[str, Any]) -> list[tuple[str, list[str]]]:
 
 def _shard_lines(shards: dict[str, Any]) -> list[str]:
     samples, size = shards["samples"], shards["bytes"]
-    lines = [f"{shards['count']:,}, of {_range(samples, '{:,}'.format, 'images')}; the first is {shards['first']}"]
+    lines = [
+        f"{shards['count']:,}, of {_range(samples, '{:,}'.format, 'images')}; the first is"
+        f" {shards['first']}"
+    ]
     if size:
         lines.append(f"{_range(size, _bytes, 'each')}; {_bytes(shards['bytes_total'])} together")
-    lines.append(f"a run shuffles within {shards['block']:,} images of a lane, unless it sets data.train.block")
+    lines.append(
+        f"a run shuffles within {shards['block']:,} images of a lane, unless it sets"
+        " data.train.block"
+    )
     if fetched := shards["fetched"]:
         rate = ""
         if fetched["bytes"] and fetched["seconds"]:
-            rate = f" ({_bytes(fetched['bytes'])}, {_bytes(fetched['bytes'] / fetched['seconds'])}/s)"
+            rate = (
+                f" ({_bytes(fetched['bytes'])}, {_bytes(fetched['bytes'] / fetched['seconds'])}/s)"
+            )
         lines.append(
-            f"{_count(fetched['shards'], 'shard')} came here in {fetched['seconds']:.1f} s{rate}; what the cache held took none"
+            f"{_count(fetched['shards'], 'shard')} came here in {fetched['seconds']:.1f} s{rate};"
+            " what the cache held took none"
         )
     return lines
 
@@ -217,7 +268,9 @@ def _shard_lines(shards: dict[str, Any]) -> list[str]:
 def _class_lines(classes: dict[str, Any] | None) -> list[str]:
     if classes is None:
         return ["none: no labels"]
-    first = ", ".join(map(_name, classes["first"])) + (", ..." if classes["count"] > len(classes["first"]) else "")
+    first = ", ".join(map(_name, classes["first"])) + (
+        ", ..." if classes["count"] > len(classes["first"]) else ""
+    )
     label_set = f" ({classes['label_set']})" if classes["label_set"] else ""
     lines = [f"{classes['count']:,}{label_set}: {first}"]
     if samples := classes["samples"]:
@@ -227,7 +280,9 @@ def _class_lines(classes: dict[str, Any] | None) -> list[str]:
 
 
 def _name(name: str) -> str:
-    """A class name in a list: in quotes where its ends, or that it is one name, would not be seen; cut where it is long."""
+    """A class name in a list: in quotes where its ends, or that it is one name, would not be seen;
+    cut where it is long.
+    """
     shown = printable(name)
     if len(shown) > _LONGEST_NAME:
         shown = f"{shown[:_LONGEST_NAME]}..."
@@ -238,7 +293,10 @@ def _range(spread: Mapping[str, Any], say: Callable[[Any], str], what: str) -> s
     """A `Spread` of something: "3 to 9 images, median 5", or "5 images" where all are the same."""
     if spread["smallest"] == spread["largest"]:
         return f"{say(spread['median'])} {what}"
-    return f"{say(spread['smallest'])} to {say(spread['largest'])} {what}, median {say(spread['median'])}"
+    return (
+        f"{say(spread['smallest'])} to {say(spread['largest'])} {what}, median"
+        f" {say(spread['median'])}"
+    )
 
 
 def _count(number: int, one: str, several: str | None = None) -> str:

@@ -1,4 +1,6 @@
-"""A look at some images of a source: what they are, which cannot be read, and how fast this machine reads and decodes them."""
+"""A look at some images of a source: what they are, which cannot be read, and how fast this machine
+reads and decodes them.
+"""
 
 import time
 from collections import Counter
@@ -23,11 +25,13 @@ _SPEED_S = 2.0
 
 
 class Seen(NamedTuple):
-    """One image; `number`: its index. `fault`: why it cannot be read, and then the rest is nothing but `pixels`.
+    """One image; `number`: its index. `fault`: why it cannot be read, and then the rest is nothing
+    but `pixels`.
 
-    `kind`: its format, "pixels" where it has none. `pixels`: how it stores them, as "L" or "RGB of 16 bits".
-    `brightest`: of more than 8 bits a channel, the greatest value after decoding, None for others. `refused`: the file is whole,
-    and what its values mean is not known.
+    `kind`: its format, "pixels" where it has none. `pixels`: how it stores them, as "L" or "RGB of
+      16 bits".
+    `brightest`: of more than 8 bits a channel, the greatest value after decoding, None for others.
+    `refused`: the file is whole, and what its values mean is not known.
     """
 
     number: int
@@ -52,22 +56,31 @@ class Speed:
 
 @dataclass(frozen=True)
 class Choice:
-    """Which images are looked at: `candidates` are all that may be, in a random order, of `shards` alone where the source has any."""
+    """Which images are looked at: `candidates` are all that may be, in a random order, of `shards`
+    alone where the source has any.
+    """
 
     candidates: np.ndarray
     shards: tuple[int, ...]
 
 
 def choose(source: Source, count: int, seed: int) -> Choice:
-    """Images at random, as a function of the seed; of a source over shards from at most four of them."""
+    """Images at random, as a function of the seed; of a source over shards from at most four of
+    them.
+    """
     if not isinstance(source, Sharded):
         order = permute(np.arange(min(len(source), 1 << 17)), len(source), hash64(seed, "look"))
         return Choice(order, ())
     sizes = np.asarray(source.shard_sizes, dtype=np.int64)
-    shards = permute(np.arange(min(_SHARDS, len(sizes))), len(sizes), hash64(seed, "look at shards"))
+    shards = permute(
+        np.arange(min(_SHARDS, len(sizes))), len(sizes), hash64(seed, "look at shards")
+    )
     starts = np.cumsum(sizes) - sizes
     members = np.concatenate([np.arange(starts[s], starts[s] + sizes[s]) for s in shards])
-    return Choice(members[permute(np.arange(len(members)), len(members), hash64(seed, "look"))], tuple(shards.tolist()))
+    return Choice(
+        members[permute(np.arange(len(members)), len(members), hash64(seed, "look"))],
+        tuple(shards.tolist()),
+    )
 
 
 def bring(source: Source, choice: Choice) -> float:
@@ -126,7 +139,8 @@ def _seen(source: Source, index: int) -> Seen:
 def measure_speed(source: Source, indices: Sequence[int], num_workers: int) -> Speed | None:
     """Read and decode for two seconds in each process; None if nothing can be read.
 
-    The images are begun anew where they do not last, and then come from memory rather than the disk.
+    The images are begun anew where they do not last, and then come from memory rather than the
+    disk.
     """
     num_processes = max(1, min(num_workers, len(indices)))
     parts = [list(indices[i::num_processes]) for i in range(num_processes)]
@@ -163,5 +177,7 @@ def kinds_of(seen: Sequence[Seen]) -> dict[str, int]:
 
 
 def pixels_of(seen: Sequence[Seen]) -> dict[str, int]:
-    """How many there are of each way to store pixels, the most frequent first; of the unreadable as far as that is known."""
+    """How many there are of each way to store pixels, the most frequent first; of the unreadable as
+    far as that is known.
+    """
     return dict(Counter(each.pixels for each in seen if each.pixels).most_common())

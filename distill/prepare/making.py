@@ -22,7 +22,9 @@ _MAX_UNREADABLE = 100
 
 @dataclass(frozen=True)
 class Job:
-    """All that a process needs to make any of the shards. `known`: what the manifest of a finished set says of them."""
+    """All that a process needs to make any of the shards. `known`: what the manifest of a finished
+    set says of them.
+    """
 
     source: Source
     plan: Plan
@@ -37,7 +39,8 @@ def make(job: Job, number: int) -> Done:
     """The shard as it is to be.
 
     Raises:
-        InputError: an unreadable image that is not to be left out, no room, a finished set that cannot be made again.
+        InputError: an unreadable image that is not to be left out, no room, a finished set that
+            cannot be made again.
     """
     with explained(job.out):
         there = _found(job, number)
@@ -47,8 +50,9 @@ def make(job: Job, number: int) -> Done:
         before = job.known.get(number)
         if before is not None and before.sha256 != done.sha256:
             raise InputError(
-                f"{job.out / job.plan.file(number)}: was damaged, and written again it differs from what {MANIFEST_FILE} says (another version "
-                f"of Pillow or pyarrow, or SOURCE has changed): remove the folder {job.out}, and write it again"
+                f"{job.out / job.plan.file(number)}: was damaged, and written again it differs from"
+                f" what {MANIFEST_FILE} says (another version of Pillow or pyarrow, or SOURCE has"
+                f" changed): remove the folder {job.out}, and write it again"
             )
         keep_state(job.out, job.plan.file(number), done)
         return done
@@ -70,12 +74,17 @@ def _found(job: Job, number: int) -> Done | None:
 
 
 def known_shards(out: Path, plan: Plan) -> dict[int, Done]:
-    """What the manifest of a set that was finished says of its shards; nothing where there is none."""
+    """What the manifest of a set that was finished says of its shards; nothing where
+    there is none.
+    """
     try:
         content = (out / MANIFEST_FILE).read_bytes()
         manifest = read_manifest(content, str(out / MANIFEST_FILE))
         labels = None if manifest.labels_file is None else np.load(out / manifest.labels_file)
-    except (OSError, ValueError):  # not there, or damaged: made again from what is in the state folder, or from nothing
+    except (
+        OSError,
+        ValueError,
+    ):  # not there, or damaged: made again from what is in the state folder, or from nothing
         return {}
     numbers = {plan.file(i): i for i in range(plan.num_shards)}
     if not {entry.file for entry in manifest.shards} <= numbers.keys():
@@ -100,7 +109,8 @@ def _written(job: Job, number: int) -> Done:
     def read_back(tmp: Path) -> bool:
         if checks and list(READERS[job.plan.asked.container](tmp)) != checks:
             raise InputError(
-                f"{path}: what was written is not what is read back: the disk or its file system loses data"
+                f"{path}: what was written is not what is read back: the disk or its file system"
+                " loses data"
             )
         said.append((tmp.stat().st_size, sha256_of(tmp)) if checks else (0, ""))
         return bool(checks)
@@ -108,7 +118,9 @@ def _written(job: Job, number: int) -> Done:
     replace(path, write, read_back)
     ((size, sha256),) = said
     labels = tuple(int(check.label) for check in checks if check.label is not None)
-    return Done(len(checks), size, sha256, tuple(skipped), labels if job.plan.asked.labelled else None)
+    return Done(
+        len(checks), size, sha256, tuple(skipped), labels if job.plan.asked.labelled else None
+    )
 
 
 def _noted(samples: Iterator[Sample], checks: list[Check]) -> Iterator[Sample]:
@@ -132,8 +144,9 @@ def _samples(job: Job, number: int, skipped: list[int]) -> Iterator[Sample]:
             in_a_row += 1
             if in_a_row == _MAX_UNREADABLE:
                 raise InputError(
-                    f"{OPTION}: {in_a_row} images in a row cannot be read, the last of them {source.describe(index)}: is the disk there? "
-                    "The same command goes on when it is"
+                    f"{OPTION}: {in_a_row} images in a row cannot be read, the last of them"
+                    f" {source.describe(index)}: is the disk there? The same command goes on when"
+                    " it is"
                 )
             continue
         in_a_row = 0
@@ -145,7 +158,8 @@ def converted(source: Source, index: int, convert: Conversion, skip: bool) -> St
     """A record as it is to be stored; None for an unreadable one, where these are left out.
 
     Raises:
-        InputError: it is unreadable, or a whole shard of the source cannot be had, which is no image's fault.
+        InputError: it is unreadable, or a whole shard of the source cannot be had, which is no
+            image's fault.
     """
     try:
         return convert(source.read(index))
@@ -157,5 +171,6 @@ def converted(source: Source, index: int, convert: Conversion, skip: bool) -> St
         if skip:
             return None
         raise InputError(
-            f"{source.describe(index)}: unreadable image ({first_line(error)}): mend or remove it, or give --unreadable skip"
+            f"{source.describe(index)}: unreadable image ({first_line(error)}): mend or remove it,"
+            " or give --unreadable skip"
         ) from error

@@ -1,4 +1,6 @@
-"""What SOURCE names on the command line: a path, a URL, fashion_mnist, or the data of a recipe (my.yaml:data.train)."""
+"""What SOURCE names on the command line: a path, a URL, fashion_mnist, or the data of a recipe
+(my.yaml:data.train).
+"""
 
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +24,9 @@ _OPTIONS = {
     "data.shards.cache": "--cache",
     "set labelled: false": "give --unlabelled",
 }
-_OF_A_RECIPE = re.compile(r"(?P<recipe>.+):(?:stages\.(?P<stage>[^.:]+)\.)?data\.(?P<part>train|eval)")
+_OF_A_RECIPE = re.compile(
+    r"(?P<recipe>.+):(?:stages\.(?P<stage>[^.:]+)\.)?data\.(?P<part>train|eval)"
+)
 
 
 @runtime_checkable
@@ -38,7 +42,9 @@ class Sharded(Protocol):
 
 @dataclass(frozen=True)
 class Named:
-    """An opened source. `text`: what it was called, for people, without passwords. `recipe`: the one that it is part of, as it stands in that stage."""
+    """An opened source. `text`: what it was called, for people, without passwords. `recipe`: the
+    one that it is part of, as it stands in that stage.
+    """
 
     source: Source
     spec: schema.Source
@@ -60,7 +66,8 @@ def open_named(
 
     Args:
         split: "train" where one is needed and none given.
-        shards: how those of a stream come here, as the command line has it; a recipe says so itself.
+        shards: how those of a stream come here, as the command line has it; a recipe says so
+            itself.
         count: called before a stream is opened, to count its samples.
 
     Raises:
@@ -73,7 +80,12 @@ def open_named(
             raise InputError(f"{given}: {name} says that itself, in the recipe; leave it out")
         return _of_recipe(name, found["recipe"], found["stage"], found["part"])
     spec = guess_source(
-        name, known_classes(classes), split=split, default_split="train", labelled=labelled, option=OPTION
+        name,
+        known_classes(classes),
+        split=split,
+        default_split="train",
+        labelled=labelled,
+        option=OPTION,
     )
     with as_options():
         if count is not None and isinstance(spec, schema.Stream):
@@ -110,7 +122,9 @@ def in_stage(recipe: Recipe, stage: str, key: str) -> Recipe:
     stages = [each.name for each in recipe.stages]
     if stage not in stages:
         have = ", ".join(stages) or "none"
-        raise InputError(f"{key}: the recipe has no stage {stage!r}{nearest(stage, stages)}; it has {have}")
+        raise InputError(
+            f"{key}: the recipe has no stage {stage!r}{nearest(stage, stages)}; it has {have}"
+        )
     return recipe.at_stage(stages.index(stage))
 
 
@@ -122,7 +136,13 @@ def _of_recipe(name: str, recipe_name: str, stage: str | None, part: str) -> Nam
     key = f"stages.{stage}.data.{part}" if stage else f"data.{part}"
     root = Path(recipe.data.root).expanduser()
     if part == "train":
-        return Named(open_train(run_data, recipe.data.train, root, key), recipe.data.train, root, name, recipe)
+        return Named(
+            open_train(run_data, recipe.data.train, root, key),
+            recipe.data.train,
+            root,
+            name,
+            recipe,
+        )
     source = open_eval(run_data, root, key)
     if source is None or run_data.eval is None:
         raise InputError(f"{name}: data.eval of the recipe is null: it names no images")

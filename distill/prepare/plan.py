@@ -1,4 +1,6 @@
-"""Which sample goes into which shard, as pure functions of the source and the options; and the file that holds a folder to them."""
+"""Which sample goes into which shard, as pure functions of the source and the options; and the file
+that holds a folder to them.
+"""
 
 import hashlib
 import json
@@ -21,7 +23,8 @@ from distill.recipe import schema
 from distill.rng import hash64
 
 PLAN_FILE = "plan.json"
-# Of a source that comes in shards so many are mixed together: a new shard then needs these, and not all of them.
+# Of a source that comes in shards so many are mixed together: a new shard then needs these, and not
+# all of them.
 _WINDOW_SHARDS = 16
 _FINGERPRINT_RECORDS = 32
 
@@ -43,7 +46,8 @@ class Asked:
 class Plan:
     """N samples in S shards, each of N // S or one more. `source`: its fingerprint.
 
-    `extension`: of every image's name, the one that most of them have: `datasets` refuses tar files of several. Readers see what an image is from its bytes.
+    `extension`: of every image's name, the one that most of them have: `datasets` refuses tar files
+      of several. Readers see what an image is from its bytes.
     """
 
     asked: Asked
@@ -57,14 +61,18 @@ class Plan:
 
     def positions(self, shard: int) -> np.ndarray:
         """[n] int64: where in the order the samples of a shard stand."""
-        first, last = (shard * self.num_samples // self.num_shards, (shard + 1) * self.num_samples // self.num_shards)
+        first, last = (
+            shard * self.num_samples // self.num_shards,
+            (shard + 1) * self.num_samples // self.num_shards,
+        )
         return np.arange(first, last, dtype=np.int64)
 
 
 def order(source: Source, positions: np.ndarray, seed: int | None) -> np.ndarray:
     """[n] int64 indices into the source of the samples at `positions`.
 
-    Shuffled, it is a permutation of the whole. A source over shards is permuted shard by shard, and its samples within windows of 16 of those.
+    Shuffled, it is a permutation of the whole. A source over shards is permuted shard by shard, and
+    its samples within windows of 16 of those.
     """
     if seed is None or len(source) == 0:
         return positions
@@ -80,7 +88,9 @@ def order(source: Source, positions: np.ndarray, seed: int | None) -> np.ndarray
         start = int(window_ends[window - 1]) if window else 0
         here = windows == window
         size = int(window_ends[window]) - start
-        mixed[here] = start + permute(positions[here] - start, size, hash64(seed, "shard window", int(window)))
+        mixed[here] = start + permute(
+            positions[here] - start, size, hash64(seed, "shard window", int(window))
+        )
     slots = np.searchsorted(ends, mixed, side="right")
     starts = np.cumsum(sizes) - sizes
     return np.asarray(starts[shards[slots]] + mixed - (ends[slots] - sizes[shards[slots]]))
@@ -93,26 +103,40 @@ def shards_of(source: Sharded, indices: np.ndarray) -> list[int]:
 
 
 def fingerprint(source: Source, spec: schema.Source) -> str:
-    """SHA-256 over what a source is, wherever it lies: its classes and the labels that are known; its shards, or a few records."""
+    """SHA-256 over what a source is, wherever it lies: its classes and the labels that are known;
+    its shards, or a few records.
+    """
     digest = hashlib.sha256(json.dumps([len(source), list(source.classes)]).encode())
     if isinstance(source.labels, np.ndarray):
         digest.update(np.asarray(source.labels, dtype=np.int64).tobytes())
     if isinstance(source, Sharded):
         fields = (spec.image, spec.label, spec.labelled) if isinstance(spec, schema.Stream) else ()
-        shards = [_shard_identity(shard) for shard in source.shards] if isinstance(source, StreamSource) else []
+        shards = (
+            [_shard_identity(shard) for shard in source.shards]
+            if isinstance(source, StreamSource)
+            else []
+        )
         digest.update(json.dumps([source.fingerprint(), fields, shards]).encode())
         return digest.hexdigest()
-    for index in np.linspace(0, len(source) - 1, min(len(source), _FINGERPRINT_RECORDS)).astype(int).tolist():
+    for index in (
+        np.linspace(0, len(source) - 1, min(len(source), _FINGERPRINT_RECORDS)).astype(int).tolist()
+    ):
         try:
             record = source.read(index)
         except OSError:
             record = b"unreadable"
-        digest.update(hashlib.sha256(bytes(record) if isinstance(record, bytes) else record.tobytes()).digest())
+        digest.update(
+            hashlib.sha256(
+                bytes(record) if isinstance(record, bytes) else record.tobytes()
+            ).digest()
+        )
     return digest.hexdigest()
 
 
 def _shard_identity(shard: ListedShard) -> list[object]:
-    """What tells that a shard has other content, without reading it: its checksum, else its size, and the time of a local one."""
+    """What tells that a shard has other content, without reading it: its checksum, else its size,
+    and the time of a local one.
+    """
     said: list[object] = [shard.name, shard.num_samples, shard.sha256]
     if shard.sha256 is None and shard.is_local:
         status = os.stat(shard.url)
@@ -121,7 +145,8 @@ def _shard_identity(shard: ListedShard) -> list[object]:
 
 
 def read_plan(out: Path) -> Plan | None:
-    """The plan that a folder was begun with: while shards are missing in a file of its own, then in the manifest.
+    """The plan that a folder was begun with: while shards are missing in a file of its own, then in
+    the manifest.
 
     Raises:
         InputError: it is damaged.
@@ -140,7 +165,9 @@ def read_plan(out: Path) -> Plan | None:
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: damaged: write into another folder, or remove {out} and write it again") from error
+        raise InputError(
+            f"{path}: damaged: write into another folder, or remove {out} and write it again"
+        ) from error
 
 
 def keep_plan(out: Path, plan: Plan) -> Plan:
@@ -185,15 +212,19 @@ def refuse_another(out: Path, plan: Plan, asked: Asked, source: str) -> None:
         InputError: other options, or another source.
     """
     differs = [
-        f"{option} ({_said(name, getattr(plan.asked, name))} then, {_said(name, getattr(asked, name))} now)"
+        f"{option} ({_said(name, getattr(plan.asked, name))} then,"
+        f" {_said(name, getattr(asked, name))} now)"
         for name, option in _OPTIONS.items()
         if getattr(plan.asked, name) != getattr(asked, name)
     ]
     if plan.source != source:
-        differs.append("SOURCE or --classes (it holds other images, labels or classes, or shards written anew)")
+        differs.append(
+            "SOURCE or --classes (it holds other images, labels or classes, or shards written anew)"
+        )
     if differs:
         raise InputError(
-            f"{out} was begun with other input: {', '.join(differs)}. Give what it was begun with, or write into another folder"
+            f"{out} was begun with other input: {', '.join(differs)}. Give what it was begun with,"
+            " or write into another folder"
         )
 
 

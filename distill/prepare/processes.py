@@ -26,8 +26,12 @@ class Rank:
     world_size: int
 
     def share(self, count: int) -> range:
-        """The numbers in 0..count-1 that are this process's: neighbours, since they come from neighbouring parts of a stream."""
-        return range(self.rank * count // self.world_size, (self.rank + 1) * count // self.world_size)
+        """The numbers in 0..count-1 that are this process's: neighbours, since they come from
+        neighbouring parts of a stream.
+        """
+        return range(
+            self.rank * count // self.world_size, (self.rank + 1) * count // self.world_size
+        )
 
 
 def read_rank(environment: Mapping[str, str]) -> Rank:
@@ -41,8 +45,9 @@ def read_rank(environment: Mapping[str, str]) -> Rank:
         return Rank(0, 1)
     if not (rank.isdigit() and world_size.isdigit() and int(rank) < int(world_size)):
         raise InputError(
-            f"RANK={rank} and WORLD_SIZE={world_size}: should be a process's number, from 0, and how many there are; a launcher (torchrun, "
-            "accelerate launch) sets them. For one process, unset both"
+            f"RANK={rank} and WORLD_SIZE={world_size}: should be a process's number, from 0, and"
+            " how many there are; a launcher (torchrun, accelerate launch) sets them. For one"
+            " process, unset both"
         )
     return Rank(int(rank), int(world_size))
 
@@ -51,12 +56,16 @@ def num_workers_here(asked: int | None, environment: Mapping[str, str]) -> int:
     """Local processes: as asked, or this process's share of the cores that it may run on."""
     if asked is not None:
         return asked
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     return max(1, cores // int(environment.get("LOCAL_WORLD_SIZE", "1") or "1"))
 
 
 def runs(pid: int) -> bool:
-    """Whether a process of this machine runs; one that has ended and that nobody has waited for does not."""
+    """Whether a process of this machine runs; one that has ended and that nobody has waited for
+    does not.
+    """
     try:
         os.kill(pid, 0)
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
@@ -84,7 +93,10 @@ def _call(work: Callable[[Any, Item], Result], item: Item) -> Result:
 
 
 def in_processes(
-    work: Callable[[Context, Item], Result], context: Context, items: Sequence[Item], num_workers: int
+    work: Callable[[Context, Item], Result],
+    context: Context,
+    items: Sequence[Item],
+    num_workers: int,
 ) -> Iterator[Result]:
     """work(context, item) of each item, as they are done; in this process if `num_workers` is 0.
 
@@ -99,7 +111,10 @@ def in_processes(
     num_workers = min(num_workers, len(items))
     method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
     pool = ProcessPoolExecutor(
-        num_workers, multiprocessing.get_context(method), initializer=_begin, initargs=(context, os.getpid())
+        num_workers,
+        multiprocessing.get_context(method),
+        initializer=_begin,
+        initargs=(context, os.getpid()),
     )
     waiting: set[Future[Result]] = set()
     try:
@@ -115,7 +130,8 @@ def in_processes(
                 yield future.result()
     except BrokenProcessPool as error:
         raise InputError(
-            "one of the local processes was killed, often for want of memory: the same command goes on, perhaps with fewer --workers"
+            "one of the local processes was killed, often for want of memory: the same command goes"
+            " on, perhaps with fewer --workers"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)

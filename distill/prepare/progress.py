@@ -39,7 +39,9 @@ class Progress:
             self._bar.stop()
 
     def advance(self, num_images: int, *, was_there: bool) -> None:
-        """A shard is done. The bar begins here, since processes are better begun before its thread is."""
+        """A shard is done. The bar begins here, since processes are better begun before its thread
+        is.
+        """
         self._images += num_images
         self._shards += 1
         self._new += 0 if was_there else num_images

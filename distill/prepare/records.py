@@ -9,7 +9,8 @@ from PIL import Image
 
 from distill.data.decode import decode, open_image
 
-# What every reader of webdataset shards takes for an image; MPO is a JPEG with further pictures behind it.
+# What every reader of webdataset shards takes for an image; MPO is a JPEG with further pictures
+# behind it.
 _KEPT = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
 
 
@@ -22,10 +23,12 @@ class Stored(NamedTuple):
 
 @dataclass(frozen=True)
 class Conversion:
-    """`resize`: pixels of the shorter side, null for none. An image is only ever shrunk, and then stored as JPEG of `quality`.
+    """`resize`: pixels of the shorter side, null for none. An image is only ever shrunk, and then
+    stored as JPEG of `quality`.
 
-    The others keep their bytes, if they are JPEG, PNG or WebP; other formats become PNG of the pixels that `decode` gives.
-    Every image is decoded, so that a broken one is found here and not in a run.
+    The others keep their bytes, if they are JPEG, PNG or WebP; other formats become PNG of the
+    pixels that `decode` gives. Every image is decoded, so that a broken one is found here and not
+    in a run.
     """
 
     resize: int | None = None
@@ -35,7 +38,9 @@ class Conversion:
         """Raises whatever a decoder raises for a broken image."""
         image = decode(record)
         if self.resize is not None and min(image.size) > self.resize:
-            return Stored(_encoded(_shrunk(image, self.resize), "JPEG", quality=self.quality), "jpg")
+            return Stored(
+                _encoded(_shrunk(image, self.resize), "JPEG", quality=self.quality), "jpg"
+            )
         if isinstance(record, np.ndarray):
             return Stored(_encoded(Image.fromarray(record), "PNG"), "png")
         with open_image(record) as header:

@@ -1,7 +1,9 @@
-"""A source into shards: any number of processes take shards by number, and whichever finds the last one written closes the set.
+"""A source into shards: any number of processes take shards by number, and whichever finds the last
+one written closes the set.
 
-A shard is written beside its place, synced, read back and renamed; then a file of its own says that it is there, with size and
-SHA-256. So a kill at any moment costs the shards in flight, and no process waits for another.
+A shard is written beside its place, synced, read back and renamed; then a file of its own says that
+it is there, with size and SHA-256. So a kill at any moment costs the shards in flight, and no
+process waits for another.
 """
 
 import math
@@ -16,7 +18,13 @@ from pathlib import Path
 import numpy as np
 
 from distill.data.records import Source
-from distill.data.stream.manifest import MANIFEST_FILE, Manifest, ShardEntry, read_manifest, write_manifest
+from distill.data.stream.manifest import (
+    MANIFEST_FILE,
+    Manifest,
+    ShardEntry,
+    read_manifest,
+    write_manifest,
+)
 from distill.errors import InputError
 from distill.prepare.container import parquet_schema, parquet_writer, write_tar
 from distill.prepare.making import Job, converted, known_shards, make
@@ -51,18 +59,23 @@ DEFAULT_SHARD_MB = 64.0
 _MARKER = "close"
 # Images that are looked at for the size of a shard and the names in it.
 _LOOKED_AT = 256
-# Bytes of a tar beside an image's own: its header and half a block of padding, and the same for a label of a few digits.
+# Bytes of a tar beside an image's own: its header and half a block of padding, and the same for a
+# label of a few digits.
 _TAR_OVERHEAD = 512 + 256 + 1024
 
 
-def shard(named: Named, out: Path, asked: Asked, *, skip: bool, num_workers: int, rank: Rank) -> Manifest | None:
-    """Write this process's part of the shards, and the manifest if it is the one that finds them whole.
+def shard(
+    named: Named, out: Path, asked: Asked, *, skip: bool, num_workers: int, rank: Rank
+) -> Manifest | None:
+    """Write this process's part of the shards, and the manifest if it is the one that finds them
+    whole.
 
     Returns:
         The manifest; None when other processes have shards to write yet.
 
     Raises:
-        InputError: the folder is not ours or was begun otherwise, an unreadable image without `skip`, no room on the disk.
+        InputError: the folder is not ours or was begun otherwise, an unreadable image without
+            `skip`, no room on the disk.
     """
     source = named.source
     with explained(out):
@@ -74,39 +87,55 @@ def shard(named: Named, out: Path, asked: Asked, *, skip: bool, num_workers: int
         known = known_shards(out, plan)
         job = Job(source, plan, out, convert, write, skip, known)
         mine = rank.share(plan.num_shards)
-        remove_leftovers(out, {LABELS_FILE, MANIFEST_FILE, PLAN_FILE, _MARKER, *(plan.file(i) for i in mine)})
+        remove_leftovers(
+            out, {LABELS_FILE, MANIFEST_FILE, PLAN_FILE, _MARKER, *(plan.file(i) for i in mine)}
+        )
         began = time.monotonic()
         num_new = 0
-        with Progress(out.name, sum(len(plan.positions(i)) for i in mine), len(mine), show=rank.rank == 0) as progress:
+        with Progress(
+            out.name, sum(len(plan.positions(i)) for i in mine), len(mine), show=rank.rank == 0
+        ) as progress:
             for done in in_processes(make, job, mine, num_workers):
                 num_new += 0 if done.was_there else done.num_samples
                 progress.advance(done.num_samples + len(done.skipped), was_there=done.was_there)
         manifest = _close(job, named.text, classes)
     rate = num_new / (time.monotonic() - began)
-    progress.finish(_closing_line(job, rank, len(mine), manifest, num_new, rate), manifest is not None)
+    progress.finish(
+        _closing_line(job, rank, len(mine), manifest, num_new, rate), manifest is not None
+    )
     return manifest
 
 
 def _closing_line(
-    job: Job, rank: Rank, num_mine: int, manifest: Manifest | None, num_new: int, images_per_s: float
+    job: Job,
+    rank: Rank,
+    num_mine: int,
+    manifest: Manifest | None,
+    num_new: int,
+    images_per_s: float,
 ) -> str:
-    speed = f"; {images_per_s:,.0f} images/s" if num_new else "; all of them were there and are whole"
+    speed = (
+        f"; {images_per_s:,.0f} images/s" if num_new else "; all of them were there and are whole"
+    )
     if manifest is None:
-        missing = sum(not state_file(job.out, job.plan.file(i)).is_file() for i in range(job.plan.num_shards))
+        missing = sum(
+            not state_file(job.out, job.plan.file(i)).is_file() for i in range(job.plan.num_shards)
+        )
         return (
-            f"{job.out}: process {rank.rank} of {rank.world_size} has its {num_mine} shards{speed}. {missing} of {job.plan.num_shards} are "
-            f"not there yet: the process that writes the last one writes {MANIFEST_FILE}; if one has died, start the same command again"
+            f"{job.out}: process {rank.rank} of {rank.world_size} has its {num_mine} shards{speed}."
+            f" {missing} of {job.plan.num_shards} are not there yet: the process that writes the"
+            f" last one writes {MANIFEST_FILE}; if one has died, start the same command again"
         )
     size = sum(each.size for each in manifest.shards)
     shards = "shard" if len(manifest.shards) == 1 else "shards"
     skipped = f", {manifest.num_skipped:,} unreadable left out" if manifest.num_skipped else ""
     return (
-        f"{job.out}: {manifest.num_samples:,} images in {len(manifest.shards):,} {manifest.container} {shards}, "
-        f"{size / 1e6:,.1f} MB{skipped}{speed}"
+        f"{job.out}: {manifest.num_samples:,} images in {len(manifest.shards):,}"
+        f" {manifest.container} {shards}, {size / 1e6:,.1f} MB{skipped}{speed}"
     )
 
 
-# ---- before the first shard ------------------------------------------------------------------------------------------
+# ---- before the first shard ----------------------------------------------------------------------
 
 
 def _refuse_folder(named: Named, out: Path) -> None:
@@ -117,10 +146,17 @@ def _refuse_folder(named: Named, out: Path) -> None:
     if path is not None and "://" not in path and (named.root / path).is_dir():
         inside = (named.root / path).resolve()
         if out.resolve() == inside or inside in out.resolve().parents:
-            raise InputError(f"{out}: lies in {named.root / path}, which is read: give a folder outside of it")
-    if out.is_dir() and {each.name for each in out.iterdir()} - {STATE_FOLDER} and read_plan(out) is None:
+            raise InputError(
+                f"{out}: lies in {named.root / path}, which is read: give a folder outside of it"
+            )
+    if (
+        out.is_dir()
+        and {each.name for each in out.iterdir()} - {STATE_FOLDER}
+        and read_plan(out) is None
+    ):
         raise InputError(
-            f"{out}: holds files that distill data shard did not write: give a folder that is empty, or not there yet"
+            f"{out}: holds files that distill data shard did not write: give a folder that is"
+            " empty, or not there yet"
         )
 
 
@@ -145,26 +181,34 @@ def _planned(source: Source, identity: str, asked: Asked, convert: Conversion, s
         if stored or num >= _LOOKED_AT:
             break
     if not stored:
-        raise InputError(f"{OPTION}: none of {num} images could be read: see that they are images, and whole")
+        raise InputError(
+            f"{OPTION}: none of {num} images could be read: see that they are images, and whole"
+        )
     if asked.samples_per_shard is not None:
         num_shards = math.ceil(len(source) / asked.samples_per_shard)
     else:
         overhead = _TAR_OVERHEAD if asked.container == "tar" else 0
         per_sample = sum(len(each.content) for each in stored) / len(stored) + overhead
-        num_shards = math.ceil(len(source) * per_sample / ((asked.shard_mb or DEFAULT_SHARD_MB) * 1e6))
+        num_shards = math.ceil(
+            len(source) * per_sample / ((asked.shard_mb or DEFAULT_SHARD_MB) * 1e6)
+        )
     ((extension, _),) = Counter(each.extension for each in stored).most_common(1)
     return Plan(asked, identity, len(source), min(num_shards, len(source)), extension)
 
 
 def _looks(source: Source, seed: int | None) -> Iterator[list[int]]:
-    """Which images are looked at first, and which next where none of those can be read: of a source over shards those of one shard,
-    the first in the new order, since each image elsewhere would bring a shard of its own here."""
+    """Which images are looked at first, and which next where none of those can be read: of a source
+    over shards those of one shard, the first in the new order, since each image elsewhere would
+    bring a shard of its own here.
+    """
     if not isinstance(source, Sharded):
         yield order(source, _spread(0, len(source)), seed).tolist()
         return
     ends = np.cumsum(np.asarray(source.shard_sizes, dtype=np.int64))
     for shard in shards_of(source, order(source, np.arange(min(len(source), _LOOKED_AT)), seed)):
-        yield _spread(int(ends[shard] - source.shard_sizes[shard]), int(source.shard_sizes[shard])).tolist()
+        yield _spread(
+            int(ends[shard] - source.shard_sizes[shard]), int(source.shard_sizes[shard])
+        ).tolist()
 
 
 def _spread(start: int, size: int) -> np.ndarray:
@@ -172,11 +216,13 @@ def _spread(start: int, size: int) -> np.ndarray:
     return start + np.linspace(0, size - 1, min(size, _LOOKED_AT)).astype(np.int64)
 
 
-# ---- after the last shard --------------------------------------------------------------------------------------------
+# ---- after the last shard ------------------------------------------------------------------------
 
 
 def _close(job: Job, made_from: str, classes: tuple[str, ...] | None) -> Manifest | None:
-    """Write labels and manifest if every shard is there. Two processes that both find it so write the same."""
+    """Write labels and manifest if every shard is there. Two processes that both find it so write
+    the same.
+    """
     # On NFS a folder's listing may be old; a change that this process makes there brings a new one.
     marker = job.out / STATE_FOLDER / tmp_name(_MARKER)
     try:
@@ -192,16 +238,21 @@ def _close(job: Job, made_from: str, classes: tuple[str, ...] | None) -> Manifes
             return _closed_by_another(job)
         done.append((number, each))
     shards = tuple(
-        ShardEntry(job.plan.file(i), each.num_samples, each.size, each.sha256) for i, each in done if each.num_samples
+        ShardEntry(job.plan.file(i), each.num_samples, each.size, each.sha256)
+        for i, each in done
+        if each.num_samples
     )
     if not shards:
         raise InputError(
-            f"{OPTION}: none of its {job.plan.num_samples} images could be read: see that they are images, and whole"
+            f"{OPTION}: none of its {job.plan.num_samples} images could be read: see that they are"
+            " images, and whole"
         )
     num_skipped = job.plan.num_samples - sum(each.num_samples for each in shards)
     labels_sha256 = None
     if classes is not None:
-        labels = np.array([label for _, each in done for label in each.labels or ()], dtype=np.int32)
+        labels = np.array(
+            [label for _, each in done for label in each.labels or ()], dtype=np.int32
+        )
         labels_sha256 = _write_labels(job.out, labels)
     manifest = Manifest(
         container=job.plan.asked.container,

@@ -1,4 +1,6 @@
-"""A picture of some images as a student sees them in training, and beside each what its teacher sees of it."""
+"""A picture of some images as a student sees them in training, and beside each what its teacher
+sees of it.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,7 +34,8 @@ _LEAST = 112
 
 @dataclass(frozen=True)
 class View:
-    """How images are seen. `augment_of`: whose augmentation it is. `teacher_of`: why the teacher's size is that one.
+    """How images are seen. `augment_of`: whose augmentation it is. `teacher_of`: why the teacher's
+    size is that one.
 
     `interpolation`: of the teacher's view, from the student's size to its own.
     """
@@ -45,7 +48,9 @@ class View:
     interpolation: str = "bicubic"
 
 
-def view_of(recipe: Recipe | None, name: str, teacher_size: int | None = None, stage: str | None = None) -> View:
+def view_of(
+    recipe: Recipe | None, name: str, teacher_size: int | None = None, stage: str | None = None
+) -> View:
     """The view of a recipe's training data; without one that of strategy A2.
 
     Args:
@@ -60,7 +65,9 @@ def view_of(recipe: Recipe | None, name: str, teacher_size: int | None = None, s
         data = read_tree(recipes_dir() / "strategies" / "a2.yaml")["data"]
         size = int(data["image_size"])
         of = "--teacher-size" if teacher_size else "as the student's; --teacher-size says otherwise"
-        return View(schema.Augment(**data["augment"]), size, teacher_size or size, "strategy A2", of)
+        return View(
+            schema.Augment(**data["augment"]), size, teacher_size or size, "strategy A2", of
+        )
     if stage is None and recipe.stages:
         stage = recipe.stages[0].name
     if stage is not None:
@@ -72,7 +79,9 @@ def view_of(recipe: Recipe | None, name: str, teacher_size: int | None = None, s
 
 
 def _teacher_size(recipe: Recipe) -> tuple[int, str, str]:
-    """Return the pixels that a recipe's teacher sees, where they are from, and how it resizes, as a run resolves them."""
+    """Return the pixels that a recipe's teacher sees, where they are from, and how it resizes, as a
+    run resolves them.
+    """
     spec, size = recipe.teacher, recipe.data.image_size
     if spec is None:
         return size, "as the student's: no teacher", "bicubic"
@@ -87,25 +96,33 @@ def _teacher_size(recipe: Recipe) -> tuple[int, str, str]:
 
 
 def student_view(source: Source, index: int, view: View, seed: int) -> np.ndarray:
-    """uint8 [S, S, 3]: the image as the first epoch of a run with this seed would show it, before mixing.
+    """uint8 [S, S, 3]: the image as the first epoch of a run with this seed would show it, before
+    mixing.
 
     Raises:
         UnreadableImage: it cannot be read.
     """
-    transform = TrainTransform(image_size=view.image_size, **view.augment.model_dump(exclude={"repeats"}))
+    transform = TrainTransform(
+        image_size=view.image_size, **view.augment.model_dump(exclude={"repeats"})
+    )
     with seeded(sample_key(seed, 0, index, 0)):
         return np.array(transform(read_image(source, index)))
 
 
 def teacher_view(pixels: np.ndarray, size: int, interpolation: str = "bicubic") -> np.ndarray:
-    """uint8 [size, size, 3]: the student's view [S, S, 3] as the teacher resizes it, without its mean and std."""
+    """uint8 [size, size, 3]: the student's view [S, S, 3] as the teacher resizes it, without its
+    mean and std.
+    """
     images = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255
     resized = Pixels((0.0,) * 3, (1.0,) * 3, size, interpolation)(images)[0].permute(1, 2, 0)
     return np.asarray((resized * 255).round().clamp(0, 255).byte().numpy())
 
 
-def draw_sheet(source: Source, indices: Sequence[int], view: View, seed: int, title: str) -> Image.Image:
-    """At most 24 pairs, the student's view left and the teacher's right, under a line that says which is which.
+def draw_sheet(
+    source: Source, indices: Sequence[int], view: View, seed: int, title: str
+) -> Image.Image:
+    """At most 24 pairs, the student's view left and the teacher's right, under a line that says
+    which is which.
 
     Args:
         indices: of the images; those that cannot be read are passed over.
@@ -128,12 +145,25 @@ def draw_sheet(source: Source, indices: Sequence[int], view: View, seed: int, ti
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(_FONT)
     draw.text((_MARGIN, 4), printable(title), "black", font)
-    columns = f"in each pair: left the student, {view.image_size} px; right the teacher, {view.teacher_size} px ({view.teacher_of})"
-    draw.text((_MARGIN, 4 + _LABEL), printable(f"augmentation of {view.augment_of}; {columns}"), "black", font)
+    columns = (
+        f"in each pair: left the student, {view.image_size} px; right the teacher,"
+        f" {view.teacher_size} px ({view.teacher_of})"
+    )
+    draw.text(
+        (_MARGIN, 4 + _LABEL),
+        printable(f"augmentation of {view.augment_of}; {columns}"),
+        "black",
+        font,
+    )
     for i, (index, student, teacher) in enumerate(pairs):
         row, column = divmod(i, PAIRS_IN_A_ROW)
         x, y = _MARGIN + column * width, top + row * height
-        draw.text((x, y), _fitting(_label(source, index), draw, font, left + right + _MARGIN), "black", font)
+        draw.text(
+            (x, y),
+            _fitting(_label(source, index), draw, font, left + right + _MARGIN),
+            "black",
+            font,
+        )
         sheet.paste(_larger(student, times), (x, y + _LABEL))
         sheet.paste(_larger(teacher, times), (x + left + _MARGIN, y + _LABEL))
     return sheet
@@ -152,7 +182,10 @@ def _label(source: Source, index: int) -> str:
 
 
 def _fitting(
-    text: str, draw: ImageDraw.ImageDraw, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int
+    text: str,
+    draw: ImageDraw.ImageDraw,
+    font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
+    width: int,
 ) -> str:
     """A text cut to `width` pixels."""
     text = text[:width]  # no letter is narrower than a pixel, and a name may have a million

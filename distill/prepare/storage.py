@@ -1,4 +1,6 @@
-"""The files behind a folder of shards: what says that a shard is there, files being written, and what a disk can do to them."""
+"""The files behind a folder of shards: what says that a shard is there, files being written, and
+what a disk can do to them.
+"""
 
 import errno
 import hashlib
@@ -24,7 +26,9 @@ _GRACE_S = 3600
 
 @dataclass(frozen=True)
 class Done:
-    """A shard that is there. `num_samples` 0: nothing of it could be read, and it has no file. `skipped`: indices into the source."""
+    """A shard that is there. `num_samples` 0: nothing of it could be read, and it has no file.
+    `skipped`: indices into the source.
+    """
 
     num_samples: int
     size: int
@@ -47,12 +51,20 @@ def keep_state(out: Path, name: str, done: Done) -> None:
 
 
 def read_state(out: Path, name: str) -> Done | None:
-    """What was said of a shard; None where nothing was, or nothing of ours, and then the shard is made again."""
+    """What was said of a shard; None where nothing was, or nothing of ours, and then the shard is
+    made again.
+    """
     try:
         record = json.loads(state_file(out, name).read_text(encoding="utf-8"))
         labels = record["labels"]
         return Done(
-            **(record | {"skipped": tuple(record["skipped"]), "labels": None if labels is None else tuple(labels)})
+            **(
+                record
+                | {
+                    "skipped": tuple(record["skipped"]),
+                    "labels": None if labels is None else tuple(labels),
+                }
+            )
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -63,8 +75,14 @@ def tmp_name(name: str) -> str:
     return f".tmp-{name}--{os.uname().nodename}-{os.getpid()}"
 
 
-def replace(path: Path, write: Callable[[BinaryIO], object], check: Callable[[Path], bool] = lambda tmp: True) -> None:
-    """Put what `write` writes in place of a file, in one step, if `check` of the synced file says so."""
+def replace(
+    path: Path,
+    write: Callable[[BinaryIO], object],
+    check: Callable[[Path], bool] = lambda tmp: True,
+) -> None:
+    """Put what `write` writes in place of a file, in one step, if `check` of the synced file says
+    so.
+    """
     tmp = path.with_name(tmp_name(path.name))
     try:
         with tmp.open("wb") as file:
@@ -107,8 +125,11 @@ def explained(out: Path) -> Iterator[None]:
             where = next(parent for parent in (out, *out.resolve().parents) if parent.is_dir())
             free = shutil.disk_usage(where).free / 1e6
             raise InputError(
-                f"{out}: no room left to write there ({free:,.0f} MB free). What is finished stays: free some room, and the same command goes on"
+                f"{out}: no room left to write there ({free:,.0f} MB free). What is finished stays:"
+                " free some room, and the same command goes on"
             ) from error
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-            raise InputError(f"{out}: cannot be written: {error.strerror}; give a folder that can") from error
+            raise InputError(
+                f"{out}: cannot be written: {error.strerror}; give a folder that can"
+            ) from error
         raise

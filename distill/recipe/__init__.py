@@ -1,4 +1,6 @@
-"""What a run is: frozen pydantic models (`schema`), loaded from YAML with `extends` and overrides (`load`)."""
+"""What a run is: frozen pydantic models (`schema`), loaded from YAML with `extends` and overrides
+(`load`).
+"""
 
 from distill.recipe.duration import Duration, DurationValue
 from distill.recipe.identity import recipe_digest

@@ -36,11 +36,17 @@ class DurationValue(NamedTuple):
     unit: Unit
 
     def __str__(self) -> str:
-        number = int(self.amount) if self.amount == int(self.amount) else f"{Decimal(repr(self.amount)):f}"
+        number = (
+            int(self.amount)
+            if self.amount == int(self.amount)
+            else f"{Decimal(repr(self.amount)):f}"
+        )
         return f"{number} {self.unit}"
 
     def steps(self, *, steps_per_epoch: int, batch_size_global: int) -> int:
-        """Optimizer steps, rounded to the nearest. An epoch is `steps_per_epoch` steps, so "300 epochs" is exact."""
+        """Optimizer steps, rounded to the nearest. An epoch is `steps_per_epoch` steps, so "300
+        epochs" is exact.
+        """
         if self.unit == "iterations":
             return round(self.amount)
         if self.unit == "epochs":
@@ -52,19 +58,23 @@ def parse_duration(value: Any) -> DurationValue:
     """Parse "300 epochs", "187.5k iterations", "1.2M samples".
 
     Raises:
-        ValueError: no number, no unit, an unknown unit, a part of an iteration, or longer than any machine lasts.
+        ValueError: no number, no unit, an unknown unit, a part of an iteration, or longer than any
+            machine lasts.
     """
     if isinstance(value, DurationValue):
         return value
     match = _PATTERN.fullmatch(value) if isinstance(value, str) and len(value) < 100 else None
     if match is None or match[3] not in _UNITS:
         raise ValueError(
-            f"{value!r} is no duration: write a number and a unit, as in '300 epochs', '750k iterations' or '10M samples'"
+            f"{value!r} is no duration: write a number and a unit, as in '300 epochs', '750k"
+            " iterations' or '10M samples'"
         )
     unit = _UNITS[match[3]]
     amount = Decimal(match[1]) * _MULTIPLES[match[2].lower()]
     if amount > _LONGEST[unit]:
-        raise ValueError(f"{value}: should be at most {_LONGEST[unit]:,} {unit}: longer than any machine lasts")
+        raise ValueError(
+            f"{value}: should be at most {_LONGEST[unit]:,} {unit}: longer than any machine lasts"
+        )
     if unit != "epochs" and amount != int(amount):
         raise ValueError(f"{value}: should be a whole number of {unit}: only epochs have parts")
     return DurationValue(float(amount), unit)
@@ -76,5 +86,7 @@ def _positive(value: DurationValue) -> DurationValue:
     return value
 
 
-Duration = Annotated[DurationValue, BeforeValidator(parse_duration), PlainSerializer(str, return_type=str)]
+Duration = Annotated[
+    DurationValue, BeforeValidator(parse_duration), PlainSerializer(str, return_type=str)
+]
 Interval = Annotated[Duration, AfterValidator(_positive)]

@@ -1,4 +1,6 @@
-"""What pydantic found wrong with a recipe, in the words of the file: the dotted key, what is wrong, the mend."""
+"""What pydantic found wrong with a recipe, in the words of the file: the dotted key, what is wrong,
+the mend.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +10,8 @@ from pydantic import BaseModel
 from distill.errors import nearest
 from distill.recipe.schema import Recipe
 
-# A mapping with one of these keys is one of several kinds of thing: another kind replaces it, instead of merging with it.
+# A mapping with one of these keys is one of several kinds of thing: another kind replaces it,
+# instead of merging with it.
 DISCRIMINATORS = ("kind", "loss")
 
 Tree = dict[str, Any]
@@ -17,7 +20,9 @@ Tree = dict[str, Any]
 def explain(detail: Any, tree: Tree) -> str:
     """One pydantic error as a sentence: the dotted key, what is wrong, the nearest known key."""
     whole = detail["loc"]
-    location = tuple(p for i, p in enumerate(whole) if p != "[key]" and not _is_union_tag(p, whole[:i], tree))
+    location = tuple(
+        p for i, p in enumerate(whole) if p != "[key]" and not _is_union_tag(p, whole[:i], tree)
+    )
     key = ".".join(str(part) for part in location)
     if detail["type"] == "extra_forbidden":
         known = _known_keys(location[:-1], tree)
@@ -28,7 +33,11 @@ def explain(detail: Any, tree: Tree) -> str:
     if detail["type"].startswith("union_tag"):
         key = f"{key}.{detail['ctx']['discriminator'].strip(chr(39))}"
     message = _message(detail)
-    given = "" if isinstance(detail["input"], dict) or detail["type"] in _NOT_GIVEN else f", not {detail['input']!r}"
+    given = (
+        ""
+        if isinstance(detail["input"], dict) or detail["type"] in _NOT_GIVEN
+        else f", not {detail['input']!r}"
+    )
     return f"{key}: {message}{given}{_how_to_write(detail)}" if key else message
 
 
@@ -39,7 +48,11 @@ def _how_to_write(detail: Any) -> str:
         return ": YAML reads yes, no, on and off so: put the text in quotes"
     if detail["type"] == "string_type" and isinstance(value, int | float):
         return ": put the text in quotes"
-    if detail["type"] in ("int_type", "int_from_float") and isinstance(value, float) and value == int(value):
+    if (
+        detail["type"] in ("int_type", "int_from_float")
+        and isinstance(value, float)
+        and value == int(value)
+    ):
         return f": write {int(value)}"
     return ""
 
@@ -60,28 +73,43 @@ def _message(detail: Any) -> str:
     match detail["type"]:
         case "union_tag_invalid":
             known = context["expected_tags"].replace("'", "").split(", ")
-            return f"no {context['tag']!r} here{nearest(context['tag'], known)}; it is one of {', '.join(known)}"
+            return (
+                f"no {context['tag']!r} here{nearest(context['tag'], known)}; it is one of"
+                f" {', '.join(known)}"
+            )
         case "union_tag_not_found":
             return "missing: it says which kind of thing this is"
         case "too_short":
-            return f"should have at least {context['min_length']}, and has {context['actual_length']}"
+            return (
+                f"should have at least {context['min_length']}, and has {context['actual_length']}"
+            )
         case "too_long":
-            return f"should have at most {context['max_length']}, and has {context['actual_length']}"
+            return (
+                f"should have at most {context['max_length']}, and has {context['actual_length']}"
+            )
         case "string_pattern_mismatch":
             start = "a letter" if detail["loc"][0] == "stages" else "a letter or digit"
             return f"a name is letters, digits, - and _, and starts with {start}"
     if detail["type"] in _PLAIN:
         return _PLAIN[detail["type"]]
     message: str = detail["msg"].removeprefix("Value error, ")
-    return message.replace("Input should be ", "should be ").replace("String should have", "should have")
+    return message.replace("Input should be ", "should be ").replace(
+        "String should have", "should have"
+    )
 
 
 def _is_union_tag(part: Any, above: tuple[Any, ...], tree: Tree) -> bool:
-    """Pydantic puts the tag of a union ("kl", "image_folder") into an error's location; it is no key of the file."""
+    """Pydantic puts the tag of a union ("kl", "image_folder") into an error's location; it is no
+    key of the file.
+    """
     node: Any = tree
     for step in above:
         node = _below(node, step)
-    return isinstance(node, Mapping) and part not in node and any(node.get(d) == part for d in DISCRIMINATORS)
+    return (
+        isinstance(node, Mapping)
+        and part not in node
+        and any(node.get(d) == part for d in DISCRIMINATORS)
+    )
 
 
 def _below(node: Any, step: Any) -> Any:
@@ -123,4 +151,6 @@ def _literals(model: type[BaseModel], key: str) -> tuple[Any, ...]:
 def _models_in(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [model for argument in getattr(annotation, "__args__", ()) for model in _models_in(argument)]
+    return [
+        model for argument in getattr(annotation, "__args__", ()) for model in _models_in(argument)
+    ]

@@ -21,27 +21,34 @@ NOT_IDENTITY = {
     "teacher": {"placement", "offload"},
     "students": {"__all__": {"grad_checkpointing"}},
 }
-# Of a stream besides: where the shards lie, and numbers that null leaves to the data. A continuation must come to the same shards and the same
-# numbers all the same, which `Plan.inputs` tells.
+# Of a stream besides: where the shards lie, and numbers that null leaves to the data. A
+# continuation must come to the same shards and the same numbers all the same, which `Plan.inputs`
+# tells.
 STREAM_NOT_IDENTITY = frozenset({"path", "lanes", "block"})
 
 
 def recipe_digest(recipe: Recipe) -> str:
-    """SHA-256 of everything in the recipe that shapes the result, but for what the data are. A checkpoint continues only under an equal digest."""
+    """SHA-256 of everything in the recipe that shapes the result, but for what the data are. A
+    checkpoint continues only under an equal digest.
+    """
     identity = with_streams_anywhere(recipe.model_dump(mode="json", exclude=NOT_IDENTITY))  # type: ignore[arg-type]
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
 def with_streams_anywhere(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """A resolved recipe's tree less STREAM_NOT_IDENTITY of its streams: those of the run and of its stages."""
+    """A resolved recipe's tree less STREAM_NOT_IDENTITY of its streams: those of the run and of its
+    stages.
+    """
     found = dict(tree)
     if isinstance(data := tree.get("data"), Mapping):
         found["data"] = _anywhere(data)
     if isinstance(stages := tree.get("stages"), list | tuple):
         found["stages"] = [
-            {**stage, "data": _anywhere(stage["data"])}
-            if isinstance(stage, Mapping) and isinstance(stage.get("data"), Mapping)
-            else stage
+            (
+                {**stage, "data": _anywhere(stage["data"])}
+                if isinstance(stage, Mapping) and isinstance(stage.get("data"), Mapping)
+                else stage
+            )
             for stage in stages
         ]
     return found
@@ -49,16 +56,21 @@ def with_streams_anywhere(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 def _anywhere(data: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        name: {key: value for key, value in spec.items() if key not in STREAM_NOT_IDENTITY}
-        if _is_stream(spec)
-        else spec
+        name: (
+            {key: value for key, value in spec.items() if key not in STREAM_NOT_IDENTITY}
+            if _is_stream(spec)
+            else spec
+        )
         for name, spec in data.items()
     }
 
 
 def stream_paths(tree: Mapping[str, Any]) -> dict[str, str]:
     """Key -> path of each stream of a resolved recipe's tree."""
-    named = [("", tree), *((f"stages.{stage['name']}.", stage) for stage in tree.get("stages") or ())]
+    named = [
+        ("", tree),
+        *((f"stages.{stage['name']}.", stage) for stage in tree.get("stages") or ()),
+    ]
     return {
         f"{prefix}data.{name}.path": spec["path"]
         for prefix, owner in named

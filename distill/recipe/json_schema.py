@@ -1,4 +1,6 @@
-"""The JSON schema of recipe files as people write them, for editors: what a file says may be any part of a recipe."""
+"""The JSON schema of recipe files as people write them, for editors: what a file says may be any
+part of a recipe.
+"""
 
 from typing import Any
 
@@ -14,10 +16,11 @@ _SHARE = r"^\s*\d{1,2}(\.\d*)?\s*%\s*$"
 
 
 def json_schema() -> dict[str, Any]:
-    """A schema that takes each recipe file, complete or not, and refuses unknown keys and wrong types.
+    """A schema that takes each recipe file, complete or not, and refuses unknown keys and wrong
+    types.
 
-    Nothing is required, since what a file leaves out may come from what it extends. `student` and `extends`, which a resolved
-    recipe no longer has, are added.
+    Nothing is required, since what a file leaves out may come from what it extends. `student` and
+    `extends`, which a resolved recipe no longer has, are added.
     """
     schema = _as_written(Recipe.model_json_schema())
     parts = schema["$defs"]
@@ -38,7 +41,8 @@ def json_schema() -> dict[str, Any]:
     del students["minProperties"]
     students["additionalProperties"] = False
     students["patternProperties"] = {
-        name: {"anyOf": [student, {"type": "null"}]} for name, student in students["patternProperties"].items()
+        name: {"anyOf": [student, {"type": "null"}]}
+        for name, student in students["patternProperties"].items()
     }
     parts["Stage"]["properties"]["student"] = {
         "description": "What all students have in this stage.",
@@ -58,7 +62,8 @@ def _as_written(node: Any) -> Any:
     written = {
         named.get(key, key): _as_written(value)
         for key, value in node.items()
-        if key not in ("required", "discriminator") and not (key == "title" and isinstance(value, str))
+        if key not in ("required", "discriminator")
+        and not (key == "title" and isinstance(value, str))
     }
     if written.get("$ref") == "#/$defs/DurationValue" and isinstance(written.get("default"), list):
         amount, unit = written["default"]

@@ -1,4 +1,6 @@
-"""Every key of a recipe, read from the schema: its type, default and meaning, for the terminal and for docs/recipes.md."""
+"""Every key of a recipe, read from the schema: its type, default and meaning, for the terminal and
+for docs/recipes.md.
+"""
 
 import json
 import types
@@ -27,11 +29,16 @@ FILLED = {
 }
 _OPEN = (StageData, StageStudent)  # their keys are listed where they belong to the run
 _UNSAID = 1e30
-EXTENDS = "A recipe, or a list of them, that this one is laid over, later ones over earlier: shipped ones by name, others by path."
+EXTENDS = (
+    "A recipe, or a list of them, that this one is laid over, later ones over earlier: shipped ones"
+    " by name, others by path."
+)
 
 
 class Key(NamedTuple):
-    """A key as it is written in a file or an override. `name` is its last part; `default` is "required" where there is none."""
+    """A key as it is written in a file or an override. `name` is its last part; `default` is
+    "required" where there is none.
+    """
 
     path: str
     type: str
@@ -44,7 +51,9 @@ class Key(NamedTuple):
 
 
 class Part(NamedTuple):
-    """The keys of one mapping. `kind` tells which of several, such as "kind: stream"; empty where there is one."""
+    """The keys of one mapping. `kind` tells which of several, such as "kind: stream"; empty where
+    there is one.
+    """
 
     path: str
     kind: str
@@ -68,7 +77,8 @@ def each_key() -> Iterator[Key]:
 
 
 def parts_below(prefix: str) -> list[Part]:
-    """The mappings with those keys that are `prefix` or lie below it; `students.NAME.` is written as `student.` too.
+    """The mappings with those keys that are `prefix` or lie below it; `students.NAME.` is written
+    as `student.` too.
 
     Raises:
         InputError: there is none; names the nearest.
@@ -87,7 +97,9 @@ def parts_below(prefix: str) -> list[Part]:
     ]
     if not found:
         known = sorted({key.path for key in each_key()} | {key.name for key in each_key()})
-        raise InputError(f"no key {prefix!r}{nearest('.'.join(wanted), known)}; 'distill recipe keys' lists all")
+        raise InputError(
+            f"no key {prefix!r}{nearest('.'.join(wanted), known)}; 'distill recipe keys' lists all"
+        )
     return found
 
 
@@ -128,7 +140,11 @@ def _key(path: str, field: FieldInfo) -> Key:
     elif isinstance(default, BaseModel):
         shown = "see below"
     else:
-        shown = str(default) if isinstance(default, DurationValue) else json.dumps(default, ensure_ascii=False)
+        shown = (
+            str(default)
+            if isinstance(default, DurationValue)
+            else json.dumps(default, ensure_ascii=False)
+        )
     return Key(path, _type(field.annotation, field.metadata), shown, _sentence(field.description))
 
 
@@ -154,7 +170,9 @@ def _type(annotation: Any, metadata: Any = ()) -> str:
     if origin in (Union, types.UnionType):
         some = [argument for argument in arguments if argument is not type(None)]
         text = (
-            "mapping" if all(_models_in(each) for each in some) else " or ".join(_type(each, metadata) for each in some)
+            "mapping"
+            if all(_models_in(each) for each in some)
+            else " or ".join(_type(each, metadata) for each in some)
         )
         return f"{text} or null" if len(some) < len(arguments) else text
     if origin is Literal:
@@ -163,7 +181,9 @@ def _type(annotation: Any, metadata: Any = ()) -> str:
         return "duration"
     if origin is tuple:
         if arguments[-1] is Ellipsis:
-            return "list of mappings" if _models_in(arguments[0]) else f"list: {_type(arguments[0])}"
+            return (
+                "list of mappings" if _models_in(arguments[0]) else f"list: {_type(arguments[0])}"
+            )
         return f"list of {len(arguments)} numbers"
     if origin is dict or _models_in(annotation):
         return "mapping"
@@ -206,7 +226,8 @@ def markdown() -> str:
         lines += [f"## {part.title}", "", part.meaning, ""]
         lines += ["| key | type | default | meaning |", "|---|---|---|---|"]
         lines += [
-            f"| `{key.path}` | {_cell(key.type)} | {_cell(key.default)} | {_cell(key.meaning)} |" for key in part.keys
+            f"| `{key.path}` | {_cell(key.type)} | {_cell(key.default)} | {_cell(key.meaning)} |"
+            for key in part.keys
         ]
         lines.append("")
     return "\n".join(lines)

@@ -1,4 +1,6 @@
-"""The part of a recipe that says who learns from whom, and how: teacher, optimizer, schedule, averages, student."""
+"""The part of a recipe that says who learns from whom, and how: teacher, optimizer, schedule,
+averages, student.
+"""
 
 import math
 from typing import Annotated, Any, Literal, Self
@@ -7,16 +9,33 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from distill.recipe.duration import Duration, DurationValue
 from distill.recipe.objective import Objective
-from distill.recipe.values import ModelArgs, NonNegative, Pixels, Positive, Section, Seed, Std, Triple, Within, as_tuple
+from distill.recipe.values import (
+    ModelArgs,
+    NonNegative,
+    Pixels,
+    Positive,
+    Section,
+    Seed,
+    Std,
+    Triple,
+    Within,
+    as_tuple,
+)
 
 
 class Teacher(Section):
-    """A frozen model, which sees pixels of its own: size, mean and std of its timm config unless given here."""
+    """A frozen model, which sees pixels of its own: size, mean and std of its timm config unless
+    given here.
+    """
 
     model: str | None = None
-    """The timm name of the model; null when the weights are a run or an export of ours, which name it."""
+    """The timm name of the model; null when the weights are a run or an export of ours, which name
+    it.
+    """
     weights: str = "pretrained"
-    """`pretrained` (timm's own), `random`, a .safetensors or .pth file, or the folder of a run or export of ours."""
+    """`pretrained` (timm's own), `random`, a .safetensors or .pth file, or the folder of a run or
+    export of ours.
+    """
     student: str | None = None
     """The student to take from a run of several; null is its best."""
     model_args: ModelArgs = Field(default_factory=dict)
@@ -24,10 +43,13 @@ class Teacher(Section):
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     """What the teacher computes in."""
     placement: Literal["replicated", "zero3"] = "replicated"
-    """`replicated` holds it whole on every process; `zero3` shards its weights over the processes and gathers them layer by
-    layer in each forward, uncompiled. It answers the same."""
+    """`replicated` holds it whole on every process; `zero3` shards its weights over the processes
+    and gathers them layer by layer in each forward, uncompiled. It answers the same.
+    """
     offload: bool = False
-    """With `zero3`: keep the shards in host memory. One process alone shards nothing unless it offloads."""
+    """With `zero3`: keep the shards in host memory. One process alone shards nothing unless it
+    offloads.
+    """
     image_size: Pixels | None = None
     """Side in pixels of the images it sees; null is its own."""
     mean: Triple | None = None
@@ -35,7 +57,9 @@ class Teacher(Section):
     std: Std | None = None
     """Standard deviation of its pixels, likewise."""
     classes: str | None = None
-    """What its outputs stand for, where its weights do not say: a text file, a class a line, or a label space by name."""
+    """What its outputs stand for, where its weights do not say: a text file, a class a line, or a
+    label space by name.
+    """
 
     @model_validator(mode="after")
     def _named(self) -> Self:
@@ -46,7 +70,9 @@ class Teacher(Section):
     @model_validator(mode="after")
     def _offload_of_shards(self) -> Self:
         if self.offload and self.placement != "zero3":
-            raise ValueError("offload: true goes with placement: zero3; a replicated teacher lies on the device")
+            raise ValueError(
+                "offload: true goes with placement: zero3; a replicated teacher lies on the device"
+            )
         return self
 
 
@@ -54,9 +80,12 @@ class LrScaling(Section):
     """Ties a learning rate to the batch; `warmup_lr` and `min_lr` are not scaled."""
 
     rule: Literal["linear", "sqrt"]
-    """The run takes `lr` times train.batch_size_global / batch_size (`linear`: SGD, LAMB), or times the square root of that
-    (`sqrt`: Adam and its kin)."""
-    batch_size: Annotated[int, Field(ge=1), Within(1, 2**20, "no machine holds more images at once")]
+    """The run takes `lr` times train.batch_size_global / batch_size (`linear`: SGD, LAMB), or times
+    the square root of that (`sqrt`: Adam and its kin).
+    """
+    batch_size: Annotated[
+        int, Field(ge=1), Within(1, 2**20, "no machine holds more images at once")
+    ]
     """The global batch size that `lr` is meant for."""
 
     def factor(self, batch_size_global: int) -> float:
@@ -69,7 +98,9 @@ class Optimizer(Section):
     """A timm optimizer."""
 
     name: str
-    """Its name in timm: adamw, lamb, momentum (SGD with classical momentum; timm's sgd is Nesterov's), ..."""
+    """Its name in timm: adamw, lamb, momentum (SGD with classical momentum; timm's sgd is
+    Nesterov's), ...
+    """
     lr: Positive
     """The learning rate at its largest, at the end of warm-up."""
     lr_scaling: LrScaling | None = None
@@ -83,7 +114,9 @@ class Optimizer(Section):
     clip_grad_norm: Positive | None = None
     """Largest norm of the whole gradient; null clips nothing, LAMB included."""
     args: dict[str, Any] = Field(default_factory=dict)
-    """Further arguments of the optimizer by name; also timm's layer_decay and layer_decay_min_scale."""
+    """Further arguments of the optimizer by name; also timm's layer_decay and
+    layer_decay_min_scale.
+    """
 
     def at_batch(self, batch_size_global: int) -> "Optimizer":
         """The optimizer with the learning rate that it has at this batch size."""
@@ -94,19 +127,27 @@ class Optimizer(Section):
 
 
 class Schedule(Section):
-    """Learning rate as a function of the step. Decay is measured from step 0, as in timm: warm-up only replaces its start."""
+    """Learning rate as a function of the step. Decay is measured from step 0, as in timm: warm-up
+    only replaces its start.
+    """
 
     over: Literal["stage", "run"] = "stage"
-    """Of a run in stages: each stage has its schedule from start to end, or one schedule goes through all of them."""
+    """Of a run in stages: each stage has its schedule from start to end, or one schedule goes
+    through all of them.
+    """
     name: Literal["cosine", "linear", "polynomial", "step", "constant"] = "cosine"
     """How the learning rate falls."""
     warmup: Duration = DurationValue(0, "iterations")
-    """How long the learning rate rises first; in a file also a share of the budget that the schedule spans, such as 5%."""
+    """How long the learning rate rises first; in a file also a share of the budget that the
+    schedule spans, such as 5%.
+    """
     warmup_lr: NonNegative = 0.0
     """The learning rate that warm-up starts at."""
     min_lr: NonNegative = 0.0
     """The learning rate at the end of the budget, and the smallest of all."""
-    power: Annotated[float, Field(gt=0), Within(1e-3, 1e3, "the learning rate would be a step")] = 1.0
+    power: Annotated[float, Field(gt=0), Within(1e-3, 1e3, "the learning rate would be a step")] = (
+        1.0
+    )
     """Exponent of `polynomial`."""
     milestones: Annotated[tuple[Duration, ...], BeforeValidator(as_tuple)] = ()
     """Of `step`: when the learning rate is multiplied by `decay_factor`."""
@@ -116,10 +157,13 @@ class Schedule(Section):
     @model_validator(mode="after")
     def _milestones(self) -> Self:
         if (self.name == "step") != bool(self.milestones):
-            raise ValueError("schedule.milestones goes with name: step, and step needs at least one milestone")
+            raise ValueError(
+                "schedule.milestones goes with name: step, and step needs at least one milestone"
+            )
         if len(self.milestones) * math.log10(self.decay_factor) > 38:
             raise ValueError(
-                f"decay_factor {self.decay_factor:g} over {len(self.milestones)} milestones leaves float32: lower it"
+                f"decay_factor {self.decay_factor:g} over {len(self.milestones)} milestones leaves"
+                " float32: lower it"
             )
         return self
 
@@ -149,23 +193,33 @@ class Student(Section):
     model: str
     """The timm name of the model."""
     weights: str | None = None
-    """What it starts from: `pretrained` (timm's own), a .safetensors or .pth file; null starts from scratch."""
+    """What it starts from: `pretrained` (timm's own), a .safetensors or .pth file; null starts from
+    scratch.
+    """
     model_args: ModelArgs = Field(default_factory=dict)
     """Arguments of the timm model by name."""
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Stochastic depth: the probability that a sample skips the last block; earlier blocks have less."""
+    """Stochastic depth: the probability that a sample skips the last block; earlier blocks have
+    less.
+    """
     drop_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout before the classifier."""
     grad_checkpointing: bool = False
-    """Compute activations again in the backward instead of keeping them, block by block: less memory, more time."""
+    """Compute activations again in the backward instead of keeping them, block by block: less
+    memory, more time.
+    """
     mean: Triple | None = None
-    """Mean of its pixels, a number from 0 to 1 for red, green and blue; null is that of its timm config."""
+    """Mean of its pixels, a number from 0 to 1 for red, green and blue; null is that of its timm
+    config.
+    """
     std: Std | None = None
     """Standard deviation of its pixels, likewise."""
     seed: Seed = 0
     """Of its first weights and dropout; batches and their order follow the run's seed."""
     objective: Objective
-    """What it learns from; left out, cross-entropy and the teacher's KL, 1 + 1, or cross-entropy alone without a teacher."""
+    """What it learns from; left out, cross-entropy and the teacher's KL, 1 + 1, or cross-entropy
+    alone without a teacher.
+    """
     optimizer: Optimizer
     """How its weights move; left out, AdamW (see `optimizer.name`)."""
     schedule: Schedule = Schedule()

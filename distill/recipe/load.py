@@ -12,7 +12,14 @@ from distill.recipe.explain import explain
 from distill.recipe.identity import recipe_digest
 from distill.recipe.notes import rate_notes
 from distill.recipe.overrides import apply_overrides
-from distill.recipe.resolve import Tree, fit_warmups, mark_shipped, merge, resolve_stages, resolve_students
+from distill.recipe.resolve import (
+    Tree,
+    fit_warmups,
+    mark_shipped,
+    merge,
+    resolve_stages,
+    resolve_students,
+)
 from distill.recipe.schema import Recipe
 from distill.recipe.text import TextError, dump, parse, read_text
 
@@ -28,18 +35,26 @@ def recipes_dir() -> Path:
 
 
 def shipped_recipes() -> list[str]:
-    """Names of the complete recipes that come with the package: what `find_recipe` takes. Fragments are left out."""
+    """Names of the complete recipes that come with the package: what `find_recipe` takes. Fragments
+    are left out.
+    """
     paths = (path.relative_to(recipes_dir()) for path in recipes_dir().rglob("*.yaml"))
-    return sorted(path.with_suffix("").as_posix() for path in paths if path.parts[0] not in _FRAGMENTS)
+    return sorted(
+        path.with_suffix("").as_posix() for path in paths if path.parts[0] not in _FRAGMENTS
+    )
 
 
 def shipped_files() -> list[str]:
     """Names of all files under recipes/: what `extends` takes."""
-    return sorted(path.relative_to(recipes_dir()).with_suffix("").as_posix() for path in recipes_dir().rglob("*.yaml"))
+    return sorted(
+        path.relative_to(recipes_dir()).with_suffix("").as_posix()
+        for path in recipes_dir().rglob("*.yaml")
+    )
 
 
 def find_recipe(name: str) -> Path:
-    """A recipe by path, or by its name among the shipped ones ("quickstart/students", with or without .yaml).
+    """A recipe by path, or by its name among the shipped ones ("quickstart/students", with or
+    without .yaml).
 
     Raises:
         InputError: there is no such file; names the nearest shipped recipe.
@@ -55,11 +70,16 @@ def find_recipe(name: str) -> Path:
         if _is_file(candidate):
             return candidate
     if _exists(path) and path.is_dir():
-        raise InputError(f"{name}: a folder without recipe.yaml, so no run; a recipe is a YAML file")
+        raise InputError(
+            f"{name}: a folder without recipe.yaml, so no run; a recipe is a YAML file"
+        )
     if _exists(path):
-        raise InputError(f"{name}: a pipe or a device; a recipe is a YAML file, which a run reads more than once")
+        raise InputError(
+            f"{name}: a pipe or a device; a recipe is a YAML file, which a run reads more than once"
+        )
     raise InputError(
-        f"no recipe {name[:200]!r}{nearest(name[:200], shipped_recipes())}; 'distill recipe list' shows those that come with the package"
+        f"no recipe {name[:200]!r}{nearest(name[:200], shipped_recipes())}; 'distill recipe list'"
+        " shows those that come with the package"
     )
 
 
@@ -97,12 +117,18 @@ class _Files:
         self._read: dict[Path, Tree] = {}
 
     def tree(self, path: Path, seen: tuple[Path, ...] = ()) -> Tree:
-        """One file with what it extends merged below it: a path relative to the file, or a list of them (later wins)."""
+        """One file with what it extends merged below it: a path relative to the file, or a list of
+        them (later wins).
+        """
         path = path.resolve()
         if path in seen:
-            raise InputError(f"{path}: extends itself through {' -> '.join(p.name for p in (*seen, path))}")
+            raise InputError(
+                f"{path}: extends itself through {' -> '.join(p.name for p in (*seen, path))}"
+            )
         if len(seen) > _MAX_EXTENDS:
-            raise InputError(f"{seen[0]}: extends files that extend others, more than {_MAX_EXTENDS} deep")
+            raise InputError(
+                f"{seen[0]}: extends files that extend others, more than {_MAX_EXTENDS} deep"
+            )
         if path in self._read:
             return self._read[path]
         own = _read_file(path)
@@ -133,7 +159,11 @@ def _read_file(path: Path) -> Tree:
     except TextError as error:
         raise InputError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(tree, dict):
-        holds = "nothing" if tree is None else f"a {'list' if isinstance(tree, list) else type(tree).__name__}"
+        holds = (
+            "nothing"
+            if tree is None
+            else f"a {'list' if isinstance(tree, list) else type(tree).__name__}"
+        )
         raise InputError(f"{path}: a recipe is a mapping of keys, and this file holds {holds}")
     return tree
 
@@ -145,20 +175,25 @@ def _find_base(base: str, path: Path) -> Path:
         if _is_file(place):
             return place
     raise InputError(
-        f"{path}: extends {base!r}, and {own} {'is no plain file' if _exists(own) else 'does not exist'}, nor a shipped "
-        f"recipe of that name{nearest(base, shipped_files())}"
+        f"{path}: extends {base!r}, and {own}"
+        f" {'is no plain file' if _exists(own) else 'does not exist'}, nor a shipped recipe of that"
+        f" name{nearest(base, shipped_files())}"
     )
 
 
 def read_recipe(name: str | Path, overrides: Iterable[str] = ()) -> tuple[Recipe, list[str]]:
-    """Read, extend, override, validate; and what was decided on the way that its user should know, a sentence each.
+    """Read, extend, override, validate; and what was decided on the way that its user should know,
+    a sentence each.
 
     Raises:
         InputError: what is wrong, a line a key, with the nearest known key.
     """
     path = find_recipe(str(name))
     files = _Files()
-    tree = {"name": path.parent.name if path.name == "recipe.yaml" else path.stem, **files.tree(path)}
+    tree = {
+        "name": path.parent.name if path.name == "recipe.yaml" else path.stem,
+        **files.tree(path),
+    }
     tree, notes = fill_defaults(resolve_students(apply_overrides(tree, overrides)))
     tree = resolve_stages(tree)
     notes += fit_warmups(tree)
@@ -166,7 +201,9 @@ def read_recipe(name: str | Path, overrides: Iterable[str] = ()) -> tuple[Recipe
         recipe = Recipe.model_validate(tree)
     except ValidationError as error:
         lines = [explain(detail, tree) for detail in error.errors()]
-        raise InputError(f"{path}:\n" + "\n".join(f"  {line}" for line in dict.fromkeys(lines))) from error
+        raise InputError(
+            f"{path}:\n" + "\n".join(f"  {line}" for line in dict.fromkeys(lines))
+        ) from error
     return recipe, [*notes, *rate_notes(recipe, files.shipped)]
 
 
@@ -181,7 +218,8 @@ def dump_recipe(recipe: Recipe, *, ascii_only: bool = False) -> str:
 
 
 def digest_today(text: str) -> str:
-    """The digest of a resolved recipe that an earlier version saved, with this version's defaults for keys it did not know.
+    """The digest of a resolved recipe that an earlier version saved, with this version's defaults
+    for keys it did not know.
 
     Empty where this version no longer takes it.
     """

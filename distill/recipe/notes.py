@@ -7,7 +7,8 @@ from distill.recipe.schema import Optimizer, Recipe
 
 
 def rate_notes(recipe: Recipe, shipped: Mapping[str, Any]) -> list[str]:
-    """How each learning rate is scaled to the batch, and where one of a strategy stands beside a batch that is not the strategy's.
+    """How each learning rate is scaled to the batch, and where one of a strategy stands beside a
+    batch that is not the strategy's.
 
     Args:
         shipped: what the shipped files that the recipe extends say.
@@ -24,12 +25,14 @@ def rate_notes(recipe: Recipe, shipped: Mapping[str, Any]) -> list[str]:
             scaled = optimizer.at_batch(batch).lr
             root = "sqrt" if scaling.rule == "sqrt" else ""
             note = (
-                f"{optimizer.lr:g} x {root}({batch} / {scaling.batch_size}) = {scaled:g} (lr_scaling: {scaling.rule})"
+                f"{optimizer.lr:g} x {root}({batch} / {scaling.batch_size}) = {scaled:g}"
+                f" (lr_scaling: {scaling.rule})"
             )
         elif theirs is not None and theirs != batch and optimizer.lr == their_lr:
             note = (
-                f"{optimizer.lr:g} was chosen for batches of {theirs:g}, and train.batch_size_global is {batch}; "
-                f"student.optimizer.lr_scaling='{{rule: linear, batch_size: {theirs:g}}}' makes it {optimizer.lr * batch / theirs:g}"
+                f"{optimizer.lr:g} was chosen for batches of {theirs:g}, and"
+                f" train.batch_size_global is {batch}; student.optimizer.lr_scaling='{{rule:"
+                f" linear, batch_size: {theirs:g}}}' makes it {optimizer.lr * batch / theirs:g}"
             )
         else:
             continue
@@ -40,7 +43,10 @@ def rate_notes(recipe: Recipe, shipped: Mapping[str, Any]) -> list[str]:
 def _optimizers(recipe: Recipe) -> list[tuple[str, Optimizer]]:
     """Each student's optimizer in each stage, as the recipe writes it."""
     if not recipe.stages:
-        return [(f"students.{name}.optimizer", student.optimizer) for name, student in recipe.students.items()]
+        return [
+            (f"students.{name}.optimizer", student.optimizer)
+            for name, student in recipe.students.items()
+        ]
     return [
         (f"stages.{stage.name}.students.{name}.optimizer", student.optimizer)
         for stage in recipe.stages

@@ -1,4 +1,6 @@
-"""What a student learns from: a hard loss against labels, a soft one against the teacher, or both."""
+"""What a student learns from: a hard loss against labels, a soft one against the
+teacher, or both.
+"""
 
 from typing import Annotated, Literal, Self
 
@@ -36,7 +38,9 @@ class BCE(Section):
 
 
 class KL(Section):
-    """Hinton's KL divergence: summed over classes, averaged over the batch, times the temperature squared."""
+    """Hinton's KL divergence: summed over classes, averaged over the batch, times the temperature
+    squared.
+    """
 
     loss: Literal["kl"]
     """The loss."""
@@ -45,8 +49,9 @@ class KL(Section):
     temperature: Temperature = 1.0
     """What the logits of both are divided by."""
     min_confidence: Confidence | None = None
-    """Samples whose largest teacher probability (temperature 1) is below it count zero; the mean is still over all samples
-    of the batch. Null: all count."""
+    """Samples whose largest teacher probability (temperature 1) is below it count zero; the mean is
+    still over all samples of the batch. Null: all count.
+    """
 
 
 class BKL(Section):
@@ -63,7 +68,9 @@ class BKL(Section):
 
 
 class BCETeacher(Section):
-    """What the released code calls BKL: BCE-with-logits(student logits, softmax(teacher logits)), averaged over classes."""
+    """What the released code calls BKL: BCE-with-logits(student logits, softmax(teacher logits)),
+    averaged over classes.
+    """
 
     loss: Literal["bce_teacher"]
     """The loss."""
@@ -85,12 +92,15 @@ class DKD(Section):
     temperature: Temperature = 1.0
     """What the logits of both are divided by."""
     target: Literal["label", "teacher"] = "label"
-    """The class that is set apart: the image's label (under mixing, the larger share), or the teacher's first choice, which
-    images need whose labels are of another space or missing."""
+    """The class that is set apart: the image's label (under mixing, the larger share), or the
+    teacher's first choice, which images need whose labels are of another space or missing.
+    """
 
 
 class DIST(Section):
-    """DIST (Eq. 5): Pearson distances between and within classes, over the samples of `train.micro_batch_size`."""
+    """DIST (Eq. 5): Pearson distances between and within classes, over the samples of
+    `train.micro_batch_size`.
+    """
 
     loss: Literal["dist"]
     """The loss."""
@@ -118,11 +128,16 @@ class Objective(Section):
 
     @property
     def reads_labels(self) -> bool:
-        """Whether it learns from the images' labels, so that these must be of the student's classes."""
+        """Whether it learns from the images' labels, so that these must be of the student's
+        classes.
+        """
         return self.hard is not None or (isinstance(self.soft, DKD) and self.soft.target == "label")
 
     @model_validator(mode="after")
     def _something(self) -> Self:
         if self.hard is None and self.soft is None:
-            raise ValueError("a student needs something to learn from: give objective.hard, objective.soft or both")
+            raise ValueError(
+                "a student needs something to learn from: give objective.hard, objective.soft or"
+                " both"
+            )
         return self

@@ -13,33 +13,51 @@ def apply_overrides(tree: Tree, overrides: Iterable[str]) -> Tree:
     """Lay "a.b=c" on the tree, the value read as YAML.
 
     Raises:
-        InputError: no "=", an empty key, a value that is not YAML, or one that no stage would follow, since each says it for itself.
+        InputError: no "=", an empty key, a value that is not YAML, or one that no stage would
+            follow, since each says it for itself.
     """
     for override in map(_in_utf8, overrides):
         before = tree
         key, equals, text = override.partition("=")
         if not equals or not all(key.split(".")):
             raise InputError(
-                f"override {override!r}: write key=value with dots between keys, as in train.batch_size_global=256"
+                f"override {override!r}: write key=value with dots between keys, as in"
+                " train.batch_size_global=256"
             )
         if key == "extends":
-            raise InputError(f"override {override!r}: extends stands in a recipe file; overrides change single keys")
+            raise InputError(
+                f"override {override!r}: extends stands in a recipe file; overrides change single"
+                " keys"
+            )
         if not text.strip():
             raise InputError(
-                f"override {override!r}: no value: write {key}=null for none, or {key}='\"\"' for an empty text"
+                f"override {override!r}: no value: write {key}=null for none, or {key}='\"\"' for"
+                " an empty text"
             )
         try:
             value = parse(text)
         except TextError as error:
-            raise InputError(f"override {override!r}: the value is not valid YAML: {error}") from error
+            raise InputError(
+                f"override {override!r}: the value is not valid YAML: {error}"
+            ) from error
         parts = key.split(".")
         if len(parts) > MAX_DEPTH:
             raise InputError(
-                f"override of {len(parts)} keys, one below the other: a recipe is at most {MAX_DEPTH} deep"
+                f"override of {len(parts)} keys, one below the other: a recipe is at most"
+                f" {MAX_DEPTH} deep"
             )
         students = tree.get("students")
-        known = [name for name, own in students.items() if own is not None] if isinstance(students, Mapping) else None
-        if parts[0] == "students" and len(parts) > 2 and known is not None and parts[1] not in known:
+        known = (
+            [name for name, own in students.items() if own is not None]
+            if isinstance(students, Mapping)
+            else None
+        )
+        if (
+            parts[0] == "students"
+            and len(parts) > 2
+            and known is not None
+            and parts[1] not in known
+        ):
             raise InputError(
                 f"override {override!r}: no student {parts[1]!r}{nearest(parts[1], known)}; "
                 f"students.{parts[1]}={{}} adds one"
@@ -47,7 +65,9 @@ def apply_overrides(tree: Tree, overrides: Iterable[str]) -> Tree:
         if parts[0] == "stages" and len(parts) > 2:
             tree = {
                 **tree,
-                "stages": _override_stage(tree.get("stages"), override, parts[1], _nested(parts[2:], value)),
+                "stages": _override_stage(
+                    tree.get("stages"), override, parts[1], _nested(parts[2:], value)
+                ),
             }
         else:
             tree = merge(tree, _nested(parts, value))
@@ -56,16 +76,26 @@ def apply_overrides(tree: Tree, overrides: Iterable[str]) -> Tree:
 
 
 def _in_utf8(word: str) -> str:
-    """A word of the command line, read as UTF-8 where an ASCII locale has left its bytes undecoded."""
+    """A word of the command line, read as UTF-8 where an ASCII locale has left its
+    bytes undecoded.
+    """
     try:
         return word.encode("utf-8", "surrogateescape").decode("utf-8")
     except UnicodeError:
         return word  # refused as YAML
 
 
-def _refuse_without_effect(before: Tree, after: Tree, override: str, parts: list[str], value: Any) -> None:
-    """Of a recipe in stages, what a stage says for itself is laid over what the run says: another value there changes nothing."""
-    stageable = {"data": (1, STAGE_DATA), "student": (1, STAGE_STUDENT), "students": (2, STAGE_STUDENT)}
+def _refuse_without_effect(
+    before: Tree, after: Tree, override: str, parts: list[str], value: Any
+) -> None:
+    """Of a recipe in stages, what a stage says for itself is laid over what the run says: another
+    value there changes nothing.
+    """
+    stageable = {
+        "data": (1, STAGE_DATA),
+        "student": (1, STAGE_STUDENT),
+        "students": (2, STAGE_STUDENT),
+    }
     inner = parts[2:] if parts[0] == "stages" else parts
     at, keys = stageable.get(inner[0] if inner else "", (0, ()))
     if not before.get("stages") or len(inner) <= at or inner[at] not in keys:
@@ -80,9 +110,12 @@ def _refuse_without_effect(before: Tree, after: Tree, override: str, parts: list
             chosen = [students.get(inner[1])] if inner[0] == "students" else list(students.values())
             places += [stage["data"]] if inner[0] == "data" else chosen
     if not any(_at(place, inner[at:]) == value for place in places):
-        which = {"data": "data.", "student": "students.NAME."}.get(inner[0], f"students.{inner[1]}.")
+        which = {"data": "data.", "student": "students.NAME."}.get(
+            inner[0], f"students.{inner[1]}."
+        )
         raise InputError(
-            f"override {override!r}: no stage follows it, since each says so for itself: write stages.NAME.{which}{'.'.join(inner[at:])}=..."
+            f"override {override!r}: no stage follows it, since each says so for itself: write"
+            f" stages.NAME.{which}{'.'.join(inner[at:])}=..."
         )
 
 
@@ -105,7 +138,8 @@ def _override_stage(stages: Any, override: str, name: str, value: Tree) -> list[
         raise InputError(f"override {override!r}: this recipe has no list of stages")
     if name not in known and not (name.isdigit() and int(name) < len(known)):
         raise InputError(
-            f"override {override!r}: no stage {name!r}{nearest(name, known)}; there are {', '.join(known) or 'none'}"
+            f"override {override!r}: no stage {name!r}{nearest(name, known)}; there are"
+            f" {', '.join(known) or 'none'}"
         )
     index = known.index(name) if name in known else int(name)
     return [merge(stage, value) if i == index else stage for i, stage in enumerate(stages)]

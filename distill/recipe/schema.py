@@ -1,7 +1,8 @@
-"""What a run is, complete and immutable. Every number that shapes the result stands here, none in the environment.
+"""What a run is, complete and immutable. Every number that shapes the result stands here, none in
+the environment.
 
-Numbers carry their unit or scope in their name; optional is `X | None`. What can be checked without data or models is
-checked here; the rest (model names, files, label spaces) in `distill.check`.
+Numbers carry their unit or scope in their name; optional is `X | None`. What can be checked without
+data or models is checked here; the rest (model names, files, label spaces) in `distill.check`.
 """
 
 from typing import Annotated, Literal, Self
@@ -67,28 +68,30 @@ __all__ = [
     "Train",
 ]
 
-ELEMENTWISE_ARGS = (
-    frozenset(  # timm's Lion divides by a mean over the tensor when it is cautious, so what is not known is refused
-        {
-            "betas",
-            "eps",
-            "amsgrad",
-            "nesterov",
-            "dampening",
-            "maximize",
-            "foreach",
-            "fused",
-            "layer_decay",
-            "layer_decay_min_scale",
-        }
-    )
+# timm's Lion divides by a mean over the tensor when it is cautious, so what is not known is refused
+ELEMENTWISE_ARGS = frozenset(
+    {
+        "betas",
+        "eps",
+        "amsgrad",
+        "nesterov",
+        "dampening",
+        "maximize",
+        "foreach",
+        "fused",
+        "layer_decay",
+        "layer_decay_min_scale",
+    }
 )
-# They treat each weight by itself, so flat shards of layers are as good as layers. A test holds each to it.
+# They treat each weight by itself, so flat shards of layers are as good as layers. A test holds
+# each to it.
 ELEMENTWISE_OPTIMIZERS = ("adamw", "adam", "sgd", "momentum", "lion")
 
 
 class Recipe(Section):
-    """A complete run. `student` holds what all `students` share; each student is merged over it when the file is read."""
+    """A complete run. `student` holds what all `students` share; each student is merged over it
+    when the file is read.
+    """
 
     name: Annotated[str, Field(min_length=1)]
     """What the run is called; left out, the name of the file."""
@@ -99,13 +102,17 @@ class Recipe(Section):
     seed: Seed = 0
     """Of order, augmentation and mixing, and with a student's own seed of its weights."""
     resume: Literal["auto", "never"] = "auto"
-    """Whether a run resumes from the newest whole checkpoint in its folder, or moves the earlier run aside."""
+    """Whether a run resumes from the newest whole checkpoint in its folder, or moves the earlier
+    run aside.
+    """
     data: Data
     """Which images, and how they are seen."""
     teacher: Teacher | None = None
     """Whom the students learn from; null where they learn from labels alone."""
     students: Annotated[
-        dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=100)], Student],
+        dict[
+            Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=100)], Student
+        ],
         Field(min_length=1, max_length=1000),
     ]
     """Name -> what each student has of its own, laid over `student`; null leaves a student out."""
@@ -137,11 +144,15 @@ class Recipe(Section):
 
     @property
     def stage_keys(self) -> tuple[str, ...]:
-        """What stands before the keys of each stage: "stages.NAME."; of a run without stages, nothing once."""
+        """What stands before the keys of each stage: "stages.NAME."; of a run without stages,
+        nothing once.
+        """
         return tuple(f"stages.{stage.name}." for stage in self.stages) or ("",)
 
     def at_stage(self, index: int) -> "Recipe":
-        """The recipe as it stands in one of its stages: that of a run which has no other, with learning rates scaled to the batch."""
+        """The recipe as it stands in one of its stages: that of a run which has no other, with
+        learning rates scaled to the batch.
+        """
         learning = self.stages[index].students if self.stages else self.students
         keys = STAGE_STUDENT if self.stages else ()
         students = {}
@@ -154,12 +165,17 @@ class Recipe(Section):
         stage = self.stages[index]
         data = self.data.model_copy(update={key: getattr(stage.data, key) for key in STAGE_DATA})
         train = self.train.model_copy(update={"budget": stage.budget})
-        return self.model_copy(update={"data": data, "students": students, "train": train, "stages": ()})
+        return self.model_copy(
+            update={"data": data, "students": students, "train": train, "stages": ()}
+        )
 
     @model_validator(mode="after")
     def _names(self) -> Self:
         if "teacher" in self.students:
-            raise ValueError('students.teacher: the name "teacher" is taken by the teacher: give the student another')
+            raise ValueError(
+                'students.teacher: the name "teacher" is taken by the teacher: give the student'
+                " another"
+            )
         return self
 
     @model_validator(mode="after")
@@ -168,13 +184,16 @@ class Recipe(Section):
             raise ValueError("train.budget: missing, and it has no default")
         if self.train.budget is not None and self.stages:
             raise ValueError(
-                "train.budget: each of stages has a budget of its own: leave this one out, or set it to null"
+                "train.budget: each of stages has a budget of its own: leave this one out, or set"
+                " it to null"
             )
         return self
 
     @model_validator(mode="after")
     def _stages(self) -> Self:
-        for problem in stage_problems(self.stages, self.students, self.train.zero_stage, self.train.batch_size_global):
+        for problem in stage_problems(
+            self.stages, self.students, self.train.zero_stage, self.train.batch_size_global
+        ):
             raise ValueError(problem)
         return self
 
@@ -186,7 +205,8 @@ class Recipe(Section):
             and self.data.train not in [stage.data.train for stage in self.stages]
         ):
             raise ValueError(
-                "data.eval: kind: holdout takes a part of data.train, and no stage trains on data.train: give data.eval a source of its own"
+                "data.eval: kind: holdout takes a part of data.train, and no stage trains on"
+                " data.train: give data.eval a source of its own"
             )
         return self
 
@@ -195,7 +215,8 @@ class Recipe(Section):
         for key, student in self._settings():
             if self.teacher is None and student.objective.soft is not None:
                 raise ValueError(
-                    f"{key}.objective.soft learns from a teacher, and teacher is null: name a teacher, or set objective.soft to null"
+                    f"{key}.objective.soft learns from a teacher, and teacher is null: name a"
+                    " teacher, or set objective.soft to null"
                 )
         return self
 
@@ -205,7 +226,9 @@ class Recipe(Section):
             return [
                 (
                     f"students.{name}",
-                    StageStudent(objective=spec.objective, optimizer=spec.optimizer, schedule=spec.schedule),
+                    StageStudent(
+                        objective=spec.objective, optimizer=spec.optimizer, schedule=spec.schedule
+                    ),
                 )
                 for name, spec in self.students.items()
             ]
@@ -218,15 +241,23 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _elementwise_under_zero(self) -> Self:
         for key, student in self._settings():
-            if self.train.zero_stage and student.optimizer.name.lower() not in ELEMENTWISE_OPTIMIZERS:
+            if (
+                self.train.zero_stage
+                and student.optimizer.name.lower() not in ELEMENTWISE_OPTIMIZERS
+            ):
                 raise ValueError(
-                    f"{key}.optimizer: {student.optimizer.name} looks at whole layers or is not known to look at single weights, and "
-                    f"train.zero_stage {self.train.zero_stage} hands it flat shards, which makes it silently wrong (LAMB's trust ratio): use "
-                    f"zero_stage: 0, or one of {', '.join(ELEMENTWISE_OPTIMIZERS)}"
+                    f"{key}.optimizer: {student.optimizer.name} looks at whole layers or is not"
+                    " known to look at single weights, and train.zero_stage"
+                    f" {self.train.zero_stage} hands it flat shards, which makes it silently wrong"
+                    " (LAMB's trust ratio): use zero_stage: 0, or one of"
+                    f" {', '.join(ELEMENTWISE_OPTIMIZERS)}"
                 )
-            if self.train.zero_stage and (odd := sorted(student.optimizer.args.keys() - ELEMENTWISE_ARGS)):
+            if self.train.zero_stage and (
+                odd := sorted(student.optimizer.args.keys() - ELEMENTWISE_ARGS)
+            ):
                 raise ValueError(
-                    f"{key}.optimizer.args.{odd[0]}: not known to treat each weight by itself, as train.zero_stage "
-                    f"{self.train.zero_stage} needs: leave it out, or use zero_stage: 0"
+                    f"{key}.optimizer.args.{odd[0]}: not known to treat each weight by itself, as"
+                    f" train.zero_stage {self.train.zero_stage} needs: leave it out, or use"
+                    " zero_stage: 0"
                 )
         return self

@@ -1,4 +1,6 @@
-"""The part of a recipe that says what comes after what: stages, each with its own data, budget and objectives."""
+"""The part of a recipe that says what comes after what: stages, each with its own data, budget and
+objectives.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
@@ -12,13 +14,16 @@ from distill.recipe.learning import Optimizer, Schedule, Student
 from distill.recipe.objective import Objective
 from distill.recipe.values import Fraction, Section
 
-# What of `data` and of a student a stage may have of its own. Models, batch and evaluation are the run's.
+# What of `data` and of a student a stage may have of its own. Models, batch and evaluation are the
+# run's.
 STAGE_DATA = ("train", "fraction", "keep_classes", "augment", "mixing", "unreadable")
 STAGE_STUDENT = ("objective", "optimizer", "schedule")
 
 
 class StageData(Section):
-    """What a stage trains on; in a file it is laid over `data`, whose fraction and keep_classes a stage with its own `train` leaves behind."""
+    """What a stage trains on; in a file it is laid over `data`, whose fraction and keep_classes a
+    stage with its own `train` leaves behind.
+    """
 
     train: Source
     """The training images."""
@@ -35,7 +40,9 @@ class StageData(Section):
 
 
 class StageStudent(Section):
-    """How a student learns in a stage; in a file, `student` and `students` of the stage are laid over the run's."""
+    """How a student learns in a stage; in a file, `student` and `students` of the stage are laid
+    over the run's.
+    """
 
     objective: Objective
     """What it learns from in this stage."""
@@ -46,7 +53,9 @@ class StageStudent(Section):
 
 
 class Stage(Section):
-    """One of several stages. Where its data has classes of its own (ImageNet-21K before 1K), it teaches soft labels alone."""
+    """One of several stages. Where its data has classes of its own (ImageNet-21K before 1K), it
+    teaches soft labels alone.
+    """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", max_length=100)]
     """What the stage is called."""
@@ -63,9 +72,14 @@ class Stage(Section):
 
 
 def stage_problems(
-    stages: Sequence[Stage], students: Mapping[str, Student], zero_stage: int, batch_size_global: int
+    stages: Sequence[Stage],
+    students: Mapping[str, Student],
+    zero_stage: int,
+    batch_size_global: int,
 ) -> Iterator[str]:
-    """What is wrong between stages: names given twice, students that one lacks, settings that cannot change on the way."""
+    """What is wrong between stages: names given twice, students that one lacks, settings that
+    cannot change on the way.
+    """
     names = [stage.name for stage in stages]
     for name in names:
         if names.count(name) > 1:
@@ -73,10 +87,15 @@ def stage_problems(
     for stage in stages:
         for name in students:
             if name not in stage.students:
-                yield f"stages.{stage.name}.students: {name!r} is missing: every student takes part in every stage"
+                yield (
+                    f"stages.{stage.name}.students: {name!r} is missing: every student takes part"
+                    " in every stage"
+                )
     for name in students:
         learning = [
-            (stage, _at_batch(stage.students[name], batch_size_global)) for stage in stages if name in stage.students
+            (stage, _at_batch(stage.students[name], batch_size_global))
+            for stage in stages
+            if name in stage.students
         ]
         for (_, before), (stage, now) in pairwise(learning):
             yield from _changes(f"stages.{stage.name}", name, stage, before, now, zero_stage)
@@ -95,8 +114,8 @@ def _changes(
         before.schedule != now.schedule or before.optimizer.lr != now.optimizer.lr
     ):
         yield (
-            f"{key}.students.{name}: schedule.over: run is one schedule through all stages, and this stage has another schedule or lr: "
-            "set over: stage, or give no stage its own"
+            f"{key}.students.{name}: schedule.over: run is one schedule through all stages, and"
+            " this stage has another schedule or lr: set over: stage, or give no stage its own"
         )
     changed = [
         field
@@ -105,11 +124,13 @@ def _changes(
     ]
     if changed and stage.optimizer == "carry":
         yield (
-            f"{key}.students.{name}.optimizer.{changed[0]}: another than in the stage before, whose optimizer is carried on: "
-            f"set {key}.optimizer: reset, or leave it as it was (lr may change)"
+            f"{key}.students.{name}.optimizer.{changed[0]}: another than in the stage before, whose"
+            f" optimizer is carried on: set {key}.optimizer: reset, or leave it as it was (lr may"
+            " change)"
         )
     if changed and zero_stage:
         yield (
-            f"{key}.students.{name}.optimizer.{changed[0]}: another than in the stage before, which train.zero_stage {zero_stage} "
-            "cannot do: use zero_stage: 0, or leave it as it was (lr may change)"
+            f"{key}.students.{name}.optimizer.{changed[0]}: another than in the stage before, which"
+            f" train.zero_stage {zero_stage} cannot do: use zero_stage: 0, or leave it as it was"
+            " (lr may change)"
         )

@@ -1,7 +1,9 @@
-"""Recipe text: UTF-8 files and YAML, bounded in size, read as a person means it or refused; and written so that it reads back.
+"""Recipe text: UTF-8 files and YAML, bounded in size, read as a person means it or refused; and
+written so that it reads back.
 
-YAML 1.1 reads 010 as 8, 1:30 as 90, 1e-3 as text and 2024-01-01 as a date. Here a number with a leading zero is refused, 1e-3 is
-a number, and 1:30 and dates are text. Keys are text always, so that a student may be named `on` or `1e3`.
+YAML 1.1 reads 010 as 8, 1:30 as 90, 1e-3 as text and 2024-01-01 as a date. Here a number with a
+leading zero is refused, 1e-3 is a number, and 1:30 and dates are text. Keys are text always, so
+that a student may be named `on` or `1e3`.
 """
 
 import codecs
@@ -42,20 +44,28 @@ class TextError(ValueError):
 
 
 class _Loader(yaml.SafeLoader):
-    """A SafeLoader with bounds, without dates, sexagesimal and octal numbers, and whose mappings have text keys, each given once."""
+    """A SafeLoader with bounds, without dates, sexagesimal and octal numbers, and whose mappings
+    have text keys, each given once.
+    """
 
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
         self._depth = self._deepest = self._num_nodes = 0
-        self._extents: dict[int, tuple[int, int]] = {}  # of each finished node: the nodes in it, and how deep it goes
+        self._extents: dict[
+            int, tuple[int, int]
+        ] = {}  # of each finished node: the nodes in it, and how deep it goes
 
     def compose_node(self, parent: Any, index: Any) -> yaml.Node | None:
-        """Compose a node and count what it stands for: an alias costs a word and may stand for a million."""
+        """Compose a node and count what it stands for: an alias costs a word and may stand for a
+        million.
+        """
         mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
         if self.check_event(yaml.AliasEvent):
             node = super().compose_node(parent, index)
             if id(node) not in self._extents:
-                raise yaml.composer.ComposerError(None, None, "an alias inside what it stands for", mark)
+                raise yaml.composer.ComposerError(
+                    None, None, "an alias inside what it stands for", mark
+                )
             size, depth = self._extents[id(node)]
             self._count(size, self._depth + depth, mark)
             return node
@@ -73,9 +83,13 @@ class _Loader(yaml.SafeLoader):
         self._num_nodes += size
         self._deepest = max(self._deepest, depth)
         if self._num_nodes > MAX_NODES:
-            raise yaml.composer.ComposerError(None, None, f"more than {MAX_NODES:,} values, aliases written out", mark)
+            raise yaml.composer.ComposerError(
+                None, None, f"more than {MAX_NODES:,} values, aliases written out", mark
+            )
         if depth > MAX_DEPTH:
-            raise yaml.composer.ComposerError(None, None, f"nested more than {MAX_DEPTH} deep", mark)
+            raise yaml.composer.ComposerError(
+                None, None, f"nested more than {MAX_DEPTH} deep", mark
+            )
 
     def construct_mapping(self, node: yaml.Node, deep: bool = False) -> dict[Any, Any]:
         if not isinstance(node, yaml.MappingNode):
@@ -87,7 +101,9 @@ class _Loader(yaml.SafeLoader):
                 raise _refusal(f"the key {key!r} is given twice", key_node)
             seen.add(key)
         self.flatten_mapping(node)
-        return {self._key(key): self.construct_object(value, deep=deep) for key, value in node.value}
+        return {
+            self._key(key): self.construct_object(value, deep=deep) for key, value in node.value
+        }
 
     def _key(self, node: yaml.Node) -> str:
         if not isinstance(node, yaml.ScalarNode):
@@ -95,14 +111,20 @@ class _Loader(yaml.SafeLoader):
         return _printable(node)
 
     def construct_scalar(self, node: Any) -> str:
-        return _printable(node) if isinstance(node, yaml.ScalarNode) else str(super().construct_scalar(node))
+        return (
+            _printable(node)
+            if isinstance(node, yaml.ScalarNode)
+            else str(super().construct_scalar(node))
+        )
 
     def construct_yaml_int(self, node: Any) -> int:
         text = self.construct_scalar(node).replace("_", "")
         if re.match(r"[-+]?0\d", text):
             plain = re.sub(r"^([-+]?)0+(?=\d)", r"\1", text)
             raise _refusal(
-                f"{node.value}: write {plain}, or '{node.value}' for text: YAML reads a leading 0 as octal", node
+                f"{node.value}: write {plain}, or '{node.value}' for text: YAML reads a leading 0"
+                " as octal",
+                node,
             )
         if len(text) > _MAX_DIGITS:
             raise _refusal(f"a number of {len(text)} digits", node)
@@ -110,7 +132,11 @@ class _Loader(yaml.SafeLoader):
 
     def construct_yaml_float(self, node: Any) -> float:
         text = self.construct_scalar(node)
-        value = math.nan if text.lstrip("+-").lower() in (".inf", ".nan") else float(text.replace("_", ""))
+        value = (
+            math.nan
+            if text.lstrip("+-").lower() in (".inf", ".nan")
+            else float(text.replace("_", ""))
+        )
         if not math.isfinite(value):
             raise _refusal(f"{text}: should be a finite number; null leaves a setting out", node)
         return value
@@ -123,7 +149,9 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """A SafeDumper that quotes each text that _Loader, or any YAML 1.1 reader, takes for something else."""
+    """A SafeDumper that quotes each text that _Loader, or any YAML 1.1 reader, takes for something
+    else.
+    """
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -137,21 +165,33 @@ def _printable(node: yaml.ScalarNode) -> str:
     """A scalar's text.
 
     Raises:
-        ConstructorError: it has characters that no name, path or terminal takes: controls, NUL, halves of a surrogate pair.
+        ConstructorError: it has characters that no name, path or terminal takes: controls, NUL,
+            halves of a surrogate pair.
     """
     text: str = node.value
     for character in text:
         code = ord(character)
-        if (code < 0x20 and character not in "\n\t") or 0x7F <= code < 0xA0 or 0xD800 <= code < 0xE000:
+        if (
+            (code < 0x20 and character not in "\n\t")
+            or 0x7F <= code < 0xA0
+            or 0xD800 <= code < 0xE000
+        ):
             raise _refusal(f"the control character {character!a} in a text", node)
     return text
 
 
 _Loader.yaml_implicit_resolvers = {
-    start: [(tag, pattern) for tag, pattern in known if tag.removeprefix(_TAG) not in ("timestamp", "int", "float")]
+    start: [
+        (tag, pattern)
+        for tag, pattern in known
+        if tag.removeprefix(_TAG) not in ("timestamp", "int", "float")
+    ]
     for start, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-for _class in (_Loader, _Dumper):  # a dumper quotes what its resolvers take for something else than text
+for _class in (
+    _Loader,
+    _Dumper,
+):  # a dumper quotes what its resolvers take for something else than text
     _class.add_implicit_resolver(f"{_TAG}int", _INT, _NUMBER_STARTS)
     _class.add_implicit_resolver(f"{_TAG}float", _FLOAT, _NUMBER_STARTS)
     _class.add_implicit_resolver(_NONE, re.compile("^None$"), ["N"])
@@ -177,12 +217,18 @@ def parse(text: str) -> Any:
         raise TextError(f"{where}{error.problem or error.context}") from error
     except yaml.YAMLError as error:
         raise TextError(" ".join(str(error).split())) from error
-    except (ValueError, OverflowError, LookupError, AttributeError) as error:  # "\UFFFFFFFF", !!bool x, !!int ""
+    except (
+        ValueError,
+        OverflowError,
+        LookupError,
+        AttributeError,
+    ) as error:  # "\UFFFFFFFF", !!bool x, !!int ""
         raise TextError(f"{type(error).__name__}: {error}") from error
 
 
 def read_text(path: Path) -> str:
-    """The text of a recipe file, whatever the locale: UTF-8, or UTF-16 and UTF-32 where a byte order mark says so.
+    """The text of a recipe file, whatever the locale: UTF-8, or UTF-16 and UTF-32 where a byte
+    order mark says so.
 
     Raises:
         InputError: no plain file, too large, not readable, or in another encoding.
@@ -190,18 +236,25 @@ def read_text(path: Path) -> str:
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
-            raise InputError(f"{path}: should be a plain file, and it is a folder, a pipe or a device")
+            raise InputError(
+                f"{path}: should be a plain file, and it is a folder, a pipe or a device"
+            )
         if status.st_size > MAX_BYTES:
-            raise InputError(f"{path}: {status.st_size:,} bytes; a recipe has at most {MAX_BYTES:,}")
+            raise InputError(
+                f"{path}: {status.st_size:,} bytes; a recipe has at most {MAX_BYTES:,}"
+            )
         content = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-    mark, encoding = next(((mark, name) for mark, name in _BOMS if content.startswith(mark)), (b"", "utf-8"))
+    mark, encoding = next(
+        ((mark, name) for mark, name in _BOMS if content.startswith(mark)), (b"", "utf-8")
+    )
     try:
         return content.removeprefix(mark).decode(encoding)
     except UnicodeDecodeError as error:
         raise InputError(
-            f"{path}: cannot be read: byte {error.start} is not {encoding.upper()}: save the file as UTF-8"
+            f"{path}: cannot be read: byte {error.start} is not {encoding.upper()}: save the file"
+            " as UTF-8"
         ) from error
 
 

@@ -1,4 +1,6 @@
-"""What the sections of a recipe are made of: numbers with their bounds, tuples written as YAML lists, and the frozen base."""
+"""What the sections of a recipe are made of: numbers with their bounds, tuples written as YAML
+lists, and the frozen base.
+"""
 
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -17,16 +19,22 @@ from pydantic_core import CoreSchema, core_schema
 
 @dataclass(frozen=True)
 class Within:
-    """A bound that is no part of a number's meaning: beyond it a run that was called sound fails or hangs. `why` is shown."""
+    """A bound that is no part of a number's meaning: beyond it a run that was called sound fails or
+    hangs. `why` is shown.
+    """
 
     low: float
     high: float
     why: str
 
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
         return core_schema.no_info_after_validator_function(self._checked, handler(source))
 
-    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
         return {"minimum": self.low, **handler(schema), "maximum": self.high}
 
     def _checked(self, value: float) -> float:
@@ -41,24 +49,32 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0), Within(0, 1e30, _FLOAT32)]
 Positive = Annotated[float, Field(gt=0), Within(1e-30, 1e30, _FLOAT32)]
 Weight = Annotated[float, Field(ge=0), Within(0, 1e6, "a loss of a larger weight leaves float32")]
-Temperature = Annotated[float, Field(gt=0), Within(1e-2, 1e3, "logits divided by it, or its square, leave float32")]
+Temperature = Annotated[
+    float, Field(gt=0), Within(1e-2, 1e3, "logits divided by it, or its square, leave float32")
+]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Count = Annotated[int, Field(ge=1), Within(1, 10**9, "nothing that is counted here comes to more")]
 Seconds = Annotated[int, Field(ge=1), Within(1, 10**6, "that is eleven days")]
-EvenBatch = Annotated[int, Field(ge=2, multiple_of=2), Within(2, 2**20, "no machine holds more images at once")]
+EvenBatch = Annotated[
+    int, Field(ge=2, multiple_of=2), Within(2, 2**20, "no machine holds more images at once")
+]
 Pixels = Annotated[int, Field(ge=8), Within(8, 4096, "no classifier looks at larger images")]
 
 
 def as_tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value  # YAML has lists only, and strict tuples refuse them
+    return (
+        tuple(value) if isinstance(value, list) else value
+    )  # YAML has lists only, and strict tuples refuse them
 
 
 def _ascending(value: tuple[float, float]) -> tuple[float, float]:
     if not 0 < value[0] <= value[1]:
         raise ValueError(f"should be two numbers above 0, the smaller first, not {list(value)}")
     if value[0] < 0.01 or value[1] > 100:
-        raise ValueError(f"should be two numbers from 0.01 to 100, not {list(value)}: other crops have no pixels")
+        raise ValueError(
+            f"should be two numbers from 0.01 to 100, not {list(value)}: other crops have no pixels"
+        )
     return value
 
 
@@ -71,7 +87,9 @@ Names = Annotated[tuple[str, ...], BeforeValidator(as_tuple)]
 
 
 def _countable(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Raises ValueError for a whole number, at any depth, that no count or size of a model comes to."""
+    """Raises ValueError for a whole number, at any depth, that no count or size of a model comes
+    to.
+    """
     waiting: list[tuple[str, Any]] = list(arguments.items())
     while waiting:
         key, value = waiting.pop()
@@ -80,7 +98,9 @@ def _countable(arguments: dict[str, Any]) -> dict[str, Any]:
         elif isinstance(value, list):
             waiting += [(key, inner) for inner in value]
         elif isinstance(value, int) and abs(value) > _LARGEST_ARGUMENT:
-            raise ValueError(f"{key}: should be at most {_LARGEST_ARGUMENT:,}, not {value}: no model is so large")
+            raise ValueError(
+                f"{key}: should be at most {_LARGEST_ARGUMENT:,}, not {value}: no model is so large"
+            )
     return arguments
 
 
@@ -89,7 +109,9 @@ ModelArgs = Annotated[dict[str, Any], AfterValidator(_countable)]
 
 
 class Section(BaseModel):
-    """A mapping of a recipe: frozen, strict, without unknown keys. Each field's docstring is its description."""
+    """A mapping of a recipe: frozen, strict, without unknown keys. Each field's docstring is its
+    description.
+    """
 
     model_config = ConfigDict(
         frozen=True,

@@ -1,4 +1,6 @@
-"""Help that fits 80 columns, options that are keys of the recipe, completion, output on a terminal without the letters."""
+"""Help that fits 80 columns, options that are keys of the recipe, completion, output on a terminal
+without the letters.
+"""
 
 import io
 import os
@@ -21,7 +23,9 @@ from distill.recipe.keys import each_key
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def each_command(command: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+def each_command(
+    command: Any, words: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], Any]]:
     yield words, command
     for name, each in getattr(command, "commands", {}).items():
         yield from each_command(each, (*words, name))
@@ -68,11 +72,20 @@ def test_options_and_defaults_are_shown_as_typed(cli: Cli) -> None:
 @pytest.mark.parametrize(
     ("typed", "says"),
     [
-        (["train", "my.yaml", "--lr", "1e-3"], "No such option: --lr; write student.optimizer.lr=1e-3"),
+        (
+            ["train", "my.yaml", "--lr", "1e-3"],
+            "No such option: --lr; write student.optimizer.lr=1e-3",
+        ),
         (["train", "my.yaml", "--epochs=10"], "write train.budget='10 epochs'"),
         (["train", "--batch-size", "64", "my.yaml"], "write train.batch_size_global=64"),
-        (["recipe", "check", "my.yaml", "--clip-grad-norm", "1.0"], "write student.optimizer.clip_grad_norm=1.0"),
-        (["recipe", "show", "my.yaml", "--weight-decay"], "write student.optimizer.weight_decay=0.05"),
+        (
+            ["recipe", "check", "my.yaml", "--clip-grad-norm", "1.0"],
+            "write student.optimizer.clip_grad_norm=1.0",
+        ),
+        (
+            ["recipe", "show", "my.yaml", "--weight-decay"],
+            "write student.optimizer.weight_decay=0.05",
+        ),
         (["doctor", "my.yaml", "--micro-batch-size", "32"], "write train.micro_batch_size=32"),
         (["train", "my.yaml", "--momentun", "0.9"], "did you mean 'momentum'"),
     ],
@@ -96,12 +109,21 @@ def test_each_hint_is_an_override_that_loads() -> None:
     assert hint("--zzzzzz", None) == ""
 
 
-def test_completion_offers_recipes_and_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_completion_offers_recipes_and_keys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "quick.yaml").touch()
     (tmp_path / "quick.png").touch()
-    assert list(complete_recipe("quick")) == ["quick.yaml", "quickstart/students", "quickstart/teacher"]
-    assert list(complete_key("student.optimizer.l")) == ["student.optimizer.lr=", "student.optimizer.lr_scaling."]
+    assert list(complete_recipe("quick")) == [
+        "quick.yaml",
+        "quickstart/students",
+        "quickstart/teacher",
+    ]
+    assert list(complete_key("student.optimizer.l")) == [
+        "student.optimizer.lr=",
+        "student.optimizer.lr_scaling.",
+    ]
     assert "train." in set(complete_key("t"))
     monkeypatch.setenv("_DISTILL_COMPLETE", "complete_bash")
     monkeypatch.setenv("COMP_WORDS", "distill train quickstart/te")
@@ -126,28 +148,40 @@ def test_keys_lists_prints_and_refuses(cli: Cli) -> None:
 
 
 def test_every_shipped_file_is_under_a_heading(cli: Cli) -> None:
-    assert len([line for line in cli("recipe", "list").out.splitlines() if line.startswith("  ")]) == len(
-        shipped_files()
-    )
+    assert len(
+        [line for line in cli("recipe", "list").out.splitlines() if line.startswith("  ")]
+    ) == len(shipped_files())
 
 
-# ---- locales -----------------------------------------------------------------------------------------------------------
+# ---- locales -------------------------------------------------------------------------------------
 
 
 def test_a_recipe_in_utf8_under_an_ascii_locale_and_no_torch(tmp_path: Path) -> None:
-    """Also what the quick commands cost: torch takes seconds to import, and none of them needs it."""
+    """Also what the quick commands cost: torch takes seconds to import, and none of
+    them needs it.
+    """
     text = "extends: quickstart/teacher\nname: Ämter\ndescription: Größe übrig λ\n"
     (tmp_path / "a.yaml").write_text(text, encoding="utf-8")
     code = (
-        "import sys\nfrom distill.__main__ import main\n"
-        "for words in (['recipe', 'show', 'a.yaml'], ['recipe', 'list'], ['recipe', 'keys', 'log'], ['--help']):\n"
-        "    sys.argv = ['distill', *words]\n"
-        "    try:\n        main()\n    except SystemExit as end:\n        assert not end.code, words\n"
-        "assert 'torch' not in sys.modules\nassert 'timm' not in sys.modules\n"
+        "import sys\nfrom distill.__main__ import main\nfor words in (['recipe', 'show', 'a.yaml'],"
+        " ['recipe', 'list'], ['recipe', 'keys', 'log'], ['--help']):\n    sys.argv = ['distill',"
+        " *words]\n    try:\n        main()\n    except SystemExit as end:\n        assert not"
+        " end.code, words\nassert 'torch' not in sys.modules\nassert 'timm' not in sys.modules\n"
     )
-    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(ROOT)}
+    environment = {
+        **os.environ,
+        "LC_ALL": "C",
+        "PYTHONUTF8": "0",
+        "PYTHONCOERCECLOCALE": "0",
+        "PYTHONPATH": str(ROOT),
+    }
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     shown = yaml.safe_load(done.stdout.partition("Start here")[0])
@@ -156,7 +190,9 @@ def test_a_recipe_in_utf8_under_an_ascii_locale_and_no_torch(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
 def test_a_recipe_with_a_byte_order_mark(encoding: str, tmp_path: Path) -> None:
-    (tmp_path / "a.yaml").write_text("extends: quickstart/teacher\ndescription: Größe\n", encoding=encoding)
+    (tmp_path / "a.yaml").write_text(
+        "extends: quickstart/teacher\ndescription: Größe\n", encoding=encoding
+    )
     assert load_recipe(tmp_path / "a.yaml").description == "Größe"
 
 
@@ -168,10 +204,14 @@ def test_an_override_whose_bytes_an_ascii_locale_left_undecoded() -> None:
 def test_a_letter_that_a_locale_lacks_is_no_traceback() -> None:
     error = UnicodeEncodeError("ascii", "Größe", 2, 3, "ordinal not in range(128)")
     message, code = explained(error) or ("", 0)
-    assert (code, "'\\xf6': this locale writes ASCII" in message, "PYTHONUTF8=1" in message) == (2, True, True)
+    assert (code, "'\\xf6': this locale writes ASCII" in message, "PYTHONUTF8=1" in message) == (
+        2,
+        True,
+        True,
+    )
 
 
-# ---- what is no recipe file --------------------------------------------------------------------------------------------
+# ---- what is no recipe file ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -190,7 +230,9 @@ def test_a_letter_that_a_locale_lacks_is_no_traceback() -> None:
         ("~nobody-here/x", "no recipe '~nobody-here/x'"),
     ],
 )
-def test_what_is_no_recipe_never_blocks(name: str, says: str, tmp_path: Path, cli: Cli, monkeypatch: Any) -> None:
+def test_what_is_no_recipe_never_blocks(
+    name: str, says: str, tmp_path: Path, cli: Cli, monkeypatch: Any
+) -> None:
     monkeypatch.chdir(tmp_path)
     os.mkfifo("fifo")
     Path("folder").mkdir()
@@ -209,6 +251,8 @@ def test_what_is_no_recipe_never_blocks(name: str, says: str, tmp_path: Path, cl
 def test_doubling_extends_are_read_once(tmp_path: Path) -> None:
     """2^15 files if each were read where it is named."""
     for number in range(15):
-        (tmp_path / f"{number}.yaml").write_text(f"extends: [{number + 1}.yaml, {number + 1}.yaml]\n")
+        (tmp_path / f"{number}.yaml").write_text(
+            f"extends: [{number + 1}.yaml, {number + 1}.yaml]\n"
+        )
     (tmp_path / "15.yaml").write_text("extends: quickstart/teacher\n")
     assert load_recipe(tmp_path / "0.yaml").name == "quickstart/teacher"

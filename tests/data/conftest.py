@@ -26,7 +26,11 @@ class MemorySource:
             height, width = rng.integers(20, 40, 2)
             # smooth, so that crops differ by content and not by noise alone
             record = encode(
-                np.array(Image.fromarray(rng.integers(0, 255, (4, 4, 3), np.uint8)).resize((width, height), 2))
+                np.array(
+                    Image.fromarray(rng.integers(0, 255, (4, 4, 3), np.uint8)).resize(
+                        (width, height), 2
+                    )
+                )
             )
             self.records.append(record[: len(record) // 2] if i in broken else record)
 

@@ -5,14 +5,22 @@ from PIL import Image, ImageOps
 from timm.data import create_transform
 from torchvision import transforms
 
-from distill.data.augment import IMAGENET_MEAN, IMAGENET_STD, EvalTransform, TrainTransform, sample_key
+from distill.data.augment import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    EvalTransform,
+    TrainTransform,
+    sample_key,
+)
 from distill.errors import InputError
 from distill.rng import seeded
 
 
 def picture(width=60, height=45):
     rng = np.random.default_rng(1)
-    return Image.fromarray(rng.integers(0, 255, (6, 8, 3), np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
+    return Image.fromarray(rng.integers(0, 255, (6, 8, 3), np.uint8)).resize(
+        (width, height), Image.Resampling.BICUBIC
+    )
 
 
 @pytest.fixture
@@ -20,7 +28,9 @@ def old_posterize(monkeypatch):
     """Pillow before 13, where 0 bits make black; timm needs it, and our transforms must not."""
     new = ImageOps.posterize
     monkeypatch.setattr(
-        ImageOps, "posterize", lambda image, bits: new(image, bits) if bits > 0 else Image.new("RGB", image.size)
+        ImageOps,
+        "posterize",
+        lambda image, bits: new(image, bits) if bits > 0 else Image.new("RGB", image.size),
     )
 
 
@@ -39,7 +49,10 @@ TIMM_CASES = {
         {"auto_augment": "rand-m9-n3-p1.0", "mean": (0.1, 0.9, 0.4), "std": (0.2, 0.2, 0.2)},
         {"auto_augment": "rand-m9-n3-p1.0", "mean": (0.1, 0.9, 0.4), "std": (0.2, 0.2, 0.2)},
     ),
-    "jitter": ({"color_jitter": 0.4, "scale": (0.3, 1.0)}, {"color_jitter": 0.4, "scale": (0.3, 1.0)}),
+    "jitter": (
+        {"color_jitter": 0.4, "scale": (0.3, 1.0)},
+        {"color_jitter": 0.4, "scale": (0.3, 1.0)},
+    ),
     "original": (
         {"auto_augment": "original", "interpolation": "bilinear"},
         {"auto_augment": "original", "interpolation": "bilinear"},
@@ -71,14 +84,21 @@ def test_posterizing_to_no_bits_is_black_with_any_pillow(policy):
 def test_random_erasing_is_timms_requantised():
     transform = TrainTransform(image_size=32, random_erasing=0.6)
     reference = create_transform(
-        32, is_training=True, interpolation="random", color_jitter=None, re_prob=0.6, re_mode="pixel"
+        32,
+        is_training=True,
+        interpolation="random",
+        color_jitter=None,
+        re_prob=0.6,
+        re_mode="pixel",
     )
     plain = TrainTransform(image_size=32)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
     num_erased = 0
     for key in range(30):
         normalised = run(reference, key)
-        expected = ((normalised * std + mean) * 255).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
+        expected = (
+            ((normalised * std + mean) * 255).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
+        )
         pixels = run(transform, key)
         assert np.array_equal(pixels, expected)
         num_erased += not np.array_equal(pixels, run(plain, key))
@@ -87,7 +107,9 @@ def test_random_erasing_is_timms_requantised():
 
 def test_padded_crop_is_the_cifar_one():
     image = picture(32, 32)
-    transform = TrainTransform(image_size=32, crop="padded", padding=4, horizontal_flip=0.5, auto_augment="cifar10")
+    transform = TrainTransform(
+        image_size=32, crop="padded", padding=4, horizontal_flip=0.5, auto_augment="cifar10"
+    )
     reference = transforms.Compose(
         [
             transforms.RandomCrop(32, padding=4),
@@ -112,29 +134,42 @@ def test_no_crop_leaves_the_image_or_fits_it():
 
 def test_eval_view_is_timms():
     for size, crop, mode in ((32, 0.95, "bicubic"), (24, 0.875, "bilinear"), (28, 1.0, "bicubic")):
-        reference = create_transform(size, is_training=False, crop_pct=crop, interpolation=mode, use_prefetcher=True)
+        reference = create_transform(
+            size, is_training=False, crop_pct=crop, interpolation=mode, use_prefetcher=True
+        )
         pixels = EvalTransform(image_size=size, crop_fraction=crop, interpolation=mode)(picture())
         assert np.array_equal(pixels, reference(picture()).permute(1, 2, 0).numpy())
 
 
 def test_each_key_counts():
-    keys = {sample_key(s, e, i, v) for s in range(2) for e in range(3) for i in range(4) for v in range(3)}
+    keys = {
+        sample_key(s, e, i, v)
+        for s in range(2)
+        for e in range(3)
+        for i in range(4)
+        for v in range(3)
+    }
     assert len(keys) == 72
 
 
 def test_views_differ():
     transform = TrainTransform(image_size=32)
-    assert not np.array_equal(run(transform, sample_key(0, 0, 5, 0)), run(transform, sample_key(0, 0, 5, 1)))
+    assert not np.array_equal(
+        run(transform, sample_key(0, 0, 5, 0)), run(transform, sample_key(0, 0, 5, 1))
+    )
 
 
-@pytest.mark.parametrize("policy", ["rand-x9", "rand-foo", "v9", "nonsense", "rand-m7-tnothing", "v0-mstd"])
+@pytest.mark.parametrize(
+    "policy", ["rand-x9", "rand-foo", "v9", "nonsense", "rand-m7-tnothing", "v0-mstd"]
+)
 def test_unknown_policies_are_refused_by_name(policy):
     with pytest.raises(InputError, match=f"data.augment.auto_augment.*{policy}"):
         TrainTransform(image_size=32, auto_augment=policy)
 
 
 @pytest.mark.parametrize(
-    "policy", ["rand-m9-n3-p0.5-mstd0.5-mmax12-inc1-tweights", "augmix-m5-w4-d2", "v0r-mstd0.5", "3a"]
+    "policy",
+    ["rand-m9-n3-p0.5-mstd0.5-mmax12-inc1-tweights", "augmix-m5-w4-d2", "v0r-mstd0.5", "3a"],
 )
 def test_timms_policies_are_taken(policy):
     run(TrainTransform(image_size=32, auto_augment=policy), 0)

@@ -1,4 +1,6 @@
-"""One order of classes for every kind of source: numbers by value, other names by code points; names that cannot be told apart are refused."""
+"""One order of classes for every kind of source: numbers by value, other names by code points;
+names that cannot be told apart are refused.
+"""
 
 import os
 import unicodedata
@@ -53,13 +55,22 @@ def test_numbers_are_sorted_by_value_in_every_kind_of_source(make, tmp_path: Pat
     assert [int(source.read(i)) for i in range(12)] == source.labels.tolist()
 
 
-def test_a_class_label_of_numbers_is_renumbered_by_value_and_one_of_words_is_kept(tmp_path: Path) -> None:
+def test_a_class_label_of_numbers_is_renumbered_by_value_and_one_of_words_is_kept(
+    tmp_path: Path,
+) -> None:
     import datasets
 
     for names, expected in ((tuple(sorted(TWELVE)), TWELVE), (("yak", "ox"), ("yak", "ox"))):
-        features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(names))})
-        rows = {"image": [{"bytes": name.encode(), "path": None} for name in names], "label": range(len(names))}
-        datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / f"{len(names)}.parquet")
+        features = datasets.Features(
+            {"image": datasets.Image(), "label": datasets.ClassLabel(names=list(names))}
+        )
+        rows = {
+            "image": [{"bytes": name.encode(), "path": None} for name in names],
+            "label": range(len(names)),
+        }
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(
+            tmp_path / f"{len(names)}.parquet"
+        )
         source = open_source(Table(kind="parquet", path=f"{len(names)}.parquet"), tmp_path)
         assert source.classes == expected
         assert [source.classes[label].encode() for label in source.labels] == [
@@ -83,7 +94,9 @@ def test_words_and_mixed_lists_keep_the_order_of_text(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("make", [folders, table])
-def test_names_that_say_the_same_are_refused(make, names: tuple[str, ...], message: str, tmp_path: Path) -> None:
+def test_names_that_say_the_same_are_refused(
+    make, names: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
     spec = make(tmp_path, names)
     with pytest.raises(InputError, match=message):
         open_source(spec, tmp_path)
@@ -97,7 +110,9 @@ def test_empty_names_and_names_that_are_not_utf8_are_refused(tmp_path: Path) -> 
         open_source(table(tmp_path, ("", "cat")), tmp_path)
     spec = folders(tmp_path, ("cat",))
     os.mkdir(os.fsencode(tmp_path / "photos") + b"/caf\xe9")
-    with pytest.raises(InputError, match=r"the class name caf\\udce9 is not UTF-8: rename it") as info:
+    with pytest.raises(
+        InputError, match=r"the class name caf\\udce9 is not UTF-8: rename it"
+    ) as info:
         open_source(spec, tmp_path)
     assert str(info.value).isprintable()
 
@@ -107,10 +122,13 @@ def test_a_list_names_folders_in_any_form_of_unicode_and_numbers_with_zeros(tmp_
     (tmp_path / "names.txt").write_text("\ufeff7\ncaf\u00e9\n", encoding="utf-8")
     source = open_source(spec.model_copy(update={"classes": "names.txt"}), tmp_path)
     assert source.classes == ("7", "caf\u00e9")
-    assert {source.read(i).decode(): int(source.labels[i]) for i in range(2)} == {"007": 0, "cafe\u0301": 1}
+    assert {source.read(i).decode(): int(source.labels[i]) for i in range(2)} == {
+        "007": 0,
+        "cafe\u0301": 1,
+    }
 
 
-# ---- any names at all ------------------------------------------------------------------------------------------------
+# ---- any names at all ----------------------------------------------------------------------------
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
@@ -130,7 +148,12 @@ def test_any_names_are_ordered_or_refused(names: list[str]) -> None:
     assert [meaning(name) for name in forms] == [meaning(name) for name in classes]
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(names=ANY_NAMES)
 def test_any_table_of_names_is_read_right_or_refused(names: list[str], tmp_path: Path) -> None:
     rows = tuple(name.encode("utf-8", "replace").decode() for name in names)

@@ -47,13 +47,18 @@ def test_every_usual_format_becomes_rgb(kind):
 def test_every_mode_becomes_rgb():
     rgb = Image.fromarray(PIXELS)
     grey = np.asarray(rgb.convert("L"))
-    assert np.array_equal(np.asarray(decode(encoded(rgb.convert("L"), "PNG"))), np.stack([grey] * 3, -1))
+    assert np.array_equal(
+        np.asarray(decode(encoded(rgb.convert("L"), "PNG"))), np.stack([grey] * 3, -1)
+    )
     rgba = rgb.convert("RGBA")
     rgba.putalpha(Image.fromarray(grey))
-    assert np.array_equal(np.asarray(decode(encoded(rgba, "PNG"))), PIXELS)  # transparency is dropped, not blended
+    assert np.array_equal(
+        np.asarray(decode(encoded(rgba, "PNG"))), PIXELS
+    )  # transparency is dropped, not blended
     palette = rgb.quantize(16)
     assert np.array_equal(
-        np.asarray(decode(encoded(palette, "PNG", transparency=3))), np.asarray(palette.convert("RGB"))
+        np.asarray(decode(encoded(palette, "PNG", transparency=3))),
+        np.asarray(palette.convert("RGB")),
     )
     for mode, kind in (("CMYK", "JPEG"), ("LA", "PNG"), ("1", "PNG"), ("YCbCr", "JPEG")):
         assert decode(encoded(rgb.convert(mode), kind)).mode == "RGB"
@@ -77,7 +82,9 @@ def test_pixels_pass_through():
     assert np.array_equal(np.asarray(decode(PIXELS[..., 0])), np.stack([PIXELS[..., 0]] * 3, -1))
 
 
-@pytest.mark.parametrize(("kind", "options"), [("JPEG", {}), ("JPEG", {"progressive": True}), ("PNG", {})])
+@pytest.mark.parametrize(
+    ("kind", "options"), [("JPEG", {}), ("JPEG", {"progressive": True}), ("PNG", {})]
+)
 def test_a_cut_file_is_an_error_that_names_it_not_a_grey_image(kind, options):
     record = encoded(Image.fromarray(PIXELS), kind, **options)
     assert read_image(One(record), 0).size == (64, 48)
@@ -89,7 +96,9 @@ def test_a_cut_file_is_an_error_that_names_it_not_a_grey_image(kind, options):
             read_image(One(record[:-2]), 0)  # all but the end marker
 
 
-@pytest.mark.parametrize("record", [b"", b"\x00" * 100, b"<html>not found</html>", OSError("stale file handle")])
+@pytest.mark.parametrize(
+    "record", [b"", b"\x00" * 100, b"<html>not found</html>", OSError("stale file handle")]
+)
 def test_what_is_no_image_is_an_error_in_one_line(record):
     with pytest.raises(UnreadableImage, match=r"set data.unreadable to skip") as info:
         read_image(One(record), 0)

@@ -1,4 +1,6 @@
-"""Every way to store pixels gives the right RGB, against values computed here by hand, or a refusal."""
+"""Every way to store pixels gives the right RGB, against values computed here by hand, or a
+refusal.
+"""
 
 import io
 import struct
@@ -16,9 +18,15 @@ RAMP = np.linspace(0, 1, 60).reshape(5, 12)
 
 
 def tiff(
-    pixels: np.ndarray, *, bits: int | None = None, photometric: int = 1, tags: dict[int, tuple[str, Any]] | None = None
+    pixels: np.ndarray,
+    *,
+    bits: int | None = None,
+    photometric: int = 1,
+    tags: dict[int, tuple[str, Any]] | None = None,
 ) -> bytes:
-    """An uncompressed little-endian TIFF of one strip. pixels: [H, W] or [H, W, C]; 12 bits are packed."""
+    """An uncompressed little-endian TIFF of one strip. pixels: [H, W] or [H, W, C]; 12 bits are
+    packed.
+    """
     samples = 1 if pixels.ndim == 2 else pixels.shape[2]
     width = bits or 8 * pixels.itemsize
     data = pixels.tobytes()
@@ -51,7 +59,15 @@ def tiff(
             place = content.ljust(4, b"\0")
         directory += struct.pack("<HHI", tag, kinds[kind], len(values)) + place
     body = data + b"\0" * (len(data) % 2)
-    return b"II*\0" + struct.pack("<I", start) + body + struct.pack("<H", len(entries)) + directory + b"\0" * 4 + extra
+    return (
+        b"II*\0"
+        + struct.pack("<I", start)
+        + body
+        + struct.pack("<H", len(entries))
+        + directory
+        + b"\0" * 4
+        + extra
+    )
 
 
 def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
@@ -63,7 +79,11 @@ def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
 def pgm(values: np.ndarray, most: int) -> bytes:
     kind = ">u2" if most > 255 else "u1"
     magic = b"P5" if values.ndim == 2 else b"P6"
-    return magic + f"\n{values.shape[1]} {values.shape[0]}\n{most}\n".encode() + values.astype(kind).tobytes()
+    return (
+        magic
+        + f"\n{values.shape[1]} {values.shape[0]}\n{most}\n".encode()
+        + values.astype(kind).tobytes()
+    )
 
 
 def grey(record: bytes) -> np.ndarray:
@@ -74,7 +94,11 @@ def grey(record: bytes) -> np.ndarray:
 
 
 def deep(high: float, kind: str) -> np.ndarray:
-    return (RAMP * high).round().astype(kind) if np.dtype(kind).kind != "f" else (RAMP * high).astype(kind)
+    return (
+        (RAMP * high).round().astype(kind)
+        if np.dtype(kind).kind != "f"
+        else (RAMP * high).astype(kind)
+    )
 
 
 RIGHT = np.round(RAMP * 255)
@@ -102,7 +126,9 @@ STATED = {340: ("d", -1.0), 341: ("d", 3.0)}
     ],
     ids=map(str, range(15)),
 )
-def test_a_ramp_over_the_stated_range_is_a_ramp_from_black_to_white(record: bytes, pixels: str) -> None:
+def test_a_ramp_over_the_stated_range_is_a_ramp_from_black_to_white(
+    record: bytes, pixels: str
+) -> None:
     assert pixel_format(open_image(record)) == pixels
     assert np.abs(grey(record) - RIGHT).max() <= 1
     assert (grey(record).min(), grey(record).max()) == (0, 255)
@@ -172,17 +198,28 @@ def test_the_inks_of_adobe_s_jpegs() -> None:
     right = [[(255 - ink) * (255 - k) / 255 for ink in (c, m, y)] for c, m, y, k in inks]
     cmyk = encoded(Image.fromarray(blocks(inks), "CMYK"), "JPEG", quality=100, subsampling=0)
     assert np.abs(middles(decode(cmyk)) - right).max() <= 3
-    assert np.abs(middles(decode(encoded(Image.fromarray(blocks(inks), "CMYK"), "TIFF"))) - right).max() <= 1
-    # The same bytes said to be Y, Cb, Cr and K (transform 2), all of them inverted by Adobe's custom.
+    assert (
+        np.abs(
+            middles(decode(encoded(Image.fromarray(blocks(inks), "CMYK"), "TIFF"))) - right
+        ).max()
+        <= 1
+    )
+    # The same bytes said to be Y, Cb, Cr and K (transform 2), all of them inverted by Adobe's
+    # custom.
     mark = cmyk.index(b"Adobe\0")
     ycck = cmyk[: mark + 11] + b"\2" + cmyk[mark + 12 :]
     raw = [[255 - ink for ink in each] for each in inks]
     red_green_blue = [
-        (y + 1.402 * (cr - 128), y - 0.344136 * (cb - 128) - 0.714136 * (cr - 128), y + 1.772 * (cb - 128))
+        (
+            y + 1.402 * (cr - 128),
+            y - 0.344136 * (cb - 128) - 0.714136 * (cr - 128),
+            y + 1.772 * (cb - 128),
+        )
         for y, cb, cr, _ in raw
     ]
     right = [
-        [(255 - min(max(v, 0), 255)) * k / 255 for v in rgb] for rgb, (*_, k) in zip(red_green_blue, raw, strict=True)
+        [(255 - min(max(v, 0), 255)) * k / 255 for v in rgb]
+        for rgb, (*_, k) in zip(red_green_blue, raw, strict=True)
     ]
     assert np.abs(middles(decode(ycck)) - right).max() <= 4
 
@@ -192,16 +229,25 @@ def test_lab_is_lightness_between_two_axes() -> None:
     lab = [(128, 0, 0), (255, 0, 0), (0, 0, 0), (150, 40, -30), (120, -40, 40)]
     bytes_ = np.array([[(lightness, a % 256, b % 256) for lightness, a, b in lab]], np.uint8)
     matrix = np.array(
-        [[3.1338561, -1.6168667, -0.4906146], [-0.9787684, 1.9161415, 0.0334540], [0.0719453, -0.2289914, 1.4052427]]
+        [
+            [3.1338561, -1.6168667, -0.4906146],
+            [-0.9787684, 1.9161415, 0.0334540],
+            [0.0719453, -0.2289914, 1.4052427],
+        ]
     )
     right = []
     for lightness, a, b in lab:
         y = (lightness / 255 * 100 + 16) / 116
         cubes = np.array(
-            [v**3 if v > 6 / 29 else (v - 16 / 116) * 3 * (6 / 29) ** 2 for v in (y + a / 500, y, y - b / 200)]
+            [
+                v**3 if v > 6 / 29 else (v - 16 / 116) * 3 * (6 / 29) ** 2
+                for v in (y + a / 500, y, y - b / 200)
+            ]
         )
         linear = np.clip(matrix @ (cubes * [0.9642, 1, 0.8249]), 0, 1)
-        right.append(255 * np.where(linear > 0.0031308, 1.055 * linear ** (1 / 2.4) - 0.055, 12.92 * linear))
+        right.append(
+            255 * np.where(linear > 0.0031308, 1.055 * linear ** (1 / 2.4) - 0.055, 12.92 * linear)
+        )
     assert np.abs(np.asarray(decode(tiff(bytes_, photometric=8)))[0] - np.array(right)).max() <= 3
 
 
@@ -215,7 +261,9 @@ def test_palettes_masks_and_few_bits() -> None:
     two = np.array([[0, 1, 1, 0, 1]], bool)
     for kind in ("PNG", "TIFF", "BMP"):
         assert np.array_equal(grey(encoded(Image.fromarray(two), kind)), two * np.uint8(255))
-    assert np.array_equal(grey(tiff(np.array([[0b11100100]], "u1"), bits=2))[0], [255])  # one pixel a row is given
+    assert np.array_equal(
+        grey(tiff(np.array([[0b11100100]], "u1"), bits=2))[0], [255]
+    )  # one pixel a row is given
     grey_alpha = np.array([[(200, 0), (100, 128)]], np.uint8)
     assert np.array_equal(grey(encoded(Image.fromarray(grey_alpha), "PNG"))[0], [200, 100])
 
@@ -224,7 +272,12 @@ def test_premultiplied_colours_are_divided_again() -> None:
     straight, alpha = np.array([200, 100, 50]), 128
     stored = np.round(straight * alpha / 255).astype(np.uint8)
     pixels = np.array([[[*stored, alpha]]], np.uint8)
-    assert np.abs(np.asarray(decode(tiff(pixels, photometric=2, tags={338: ("H", 1)})))[0, 0] - straight).max() <= 2
+    assert (
+        np.abs(
+            np.asarray(decode(tiff(pixels, photometric=2, tags={338: ("H", 1)})))[0, 0] - straight
+        ).max()
+        <= 2
+    )
     two = np.array([[[stored[0], alpha]]], np.uint8)
     assert abs(int(grey(tiff(two, tags={338: ("H", 1)}))[0, 0]) - 200) <= 2
 
@@ -245,20 +298,30 @@ def test_a_program_is_no_picture() -> None:
 @settings(max_examples=120, deadline=None, derandomize=True)
 @given(
     kind=st.sampled_from(["u1", "u2", "u4", "i1", "i2", "i4", "f4", "f8"]),
-    high=st.one_of(st.floats(), st.floats(-10, 2**33), st.sampled_from([255, 4095, 65535, 2**32 - 1])),
+    high=st.one_of(
+        st.floats(), st.floats(-10, 2**33), st.sampled_from([255, 4095, 65535, 2**32 - 1])
+    ),
     channels=st.sampled_from([1, 2, 3, 4]),
     photometric=st.integers(0, 8),
     tags=st.dictionaries(
-        st.sampled_from([280, 281, 338, 339, 340, 341]), st.tuples(st.just("d"), st.floats(-1e6, 1e10)), max_size=3
+        st.sampled_from([280, 281, 338, 339, 340, 341]),
+        st.tuples(st.just("d"), st.floats(-1e6, 1e10)),
+        max_size=3,
     ),
 )
 def test_any_tiff_is_right_or_an_error(
     kind: str, high: float, channels: int, photometric: int, tags: dict[int, tuple[str, float]]
 ) -> None:
-    """A ramp of one channel whose range is that of its bits is a ramp; others are an image of 8 bits or an error."""
+    """A ramp of one channel whose range is that of its bits is a ramp; others are an image of 8
+    bits or an error.
+    """
     with np.errstate(all="ignore"):
         values = (RAMP * high).astype(kind)
-    record = tiff(values if channels == 1 else np.stack([values] * channels, -1), photometric=photometric, tags=tags)
+    record = tiff(
+        values if channels == 1 else np.stack([values] * channels, -1),
+        photometric=photometric,
+        tags=tags,
+    )
     try:
         image = decode(record)
     except Exception:  # which `read_image` turns into a message

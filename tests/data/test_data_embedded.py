@@ -12,7 +12,9 @@ from distill.errors import InputError
 from distill.recipe.schema import FashionMnist, Table
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
-needs_debian = pytest.mark.skipif(not DEBIAN.is_dir(), reason="Debian's dataset-fashion-mnist is not installed")
+needs_debian = pytest.mark.skipif(
+    not DEBIAN.is_dir(), reason="Debian's dataset-fashion-mnist is not installed"
+)
 
 
 @pytest.mark.parametrize(("split", "per_class"), [("train", 600), ("test", 100)])
@@ -21,7 +23,9 @@ def test_the_embedded_set_is_balanced_and_decodes(split, per_class):
     assert len(source) == 10 * per_class
     assert source.classes == CLASSES
     assert np.bincount(source.labels).tolist() == [per_class] * 10
-    assert len({hashlib.sha256(source.read(i)).digest() for i in range(len(source))}) > 0.99 * len(source)
+    assert len({hashlib.sha256(source.read(i)).digest() for i in range(len(source))}) > 0.99 * len(
+        source
+    )
     assert np.asarray(read_image(source, 0)).shape == (28, 28, 3)
     assert "fashion_mnist.parquet" in source.describe(3)
     assert len(pickle.loads(pickle.dumps(source))) == len(source)
@@ -66,7 +70,9 @@ def test_idx_files_are_reopened_rather_than_sent():
 def test_bad_idx_files_are_named(tmp_path):
     with pytest.raises(InputError, match="does not exist"):
         open_fashion_mnist("train", tmp_path / "nowhere")
-    with pytest.raises(InputError, match=r"neither train-images-idx3-ubyte nor train-images-idx3-ubyte.gz"):
+    with pytest.raises(
+        InputError, match=r"neither train-images-idx3-ubyte nor train-images-idx3-ubyte.gz"
+    ):
         open_fashion_mnist("train", tmp_path)
     file = tmp_path / "train-images-idx3-ubyte"
     file.write_bytes(b"no idx at all")

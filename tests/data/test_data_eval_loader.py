@@ -14,7 +14,14 @@ VIEW = EvalTransform(image_size=16, crop_fraction=0.9)
 def loaders(source, world, batch_size, workers=0, unreadable="error"):
     return [
         EvalLoader(
-            source, VIEW, batch_size, rank=r, world_size=world, num_workers=workers, device="cpu", unreadable=unreadable
+            source,
+            VIEW,
+            batch_size,
+            rank=r,
+            world_size=world,
+            num_workers=workers,
+            device="cpu",
+            unreadable=unreadable,
         )
         for r in range(world)
     ]
@@ -22,7 +29,17 @@ def loaders(source, world, batch_size, workers=0, unreadable="error"):
 
 @pytest.mark.parametrize(
     ("count", "world", "batch_size"),
-    [(1, 1, 4), (1, 4, 4), (3, 4, 2), (8, 2, 4), (9, 2, 4), (23, 3, 4), (23, 1, 23), (23, 1, 64), (24, 3, 1)],
+    [
+        (1, 1, 4),
+        (1, 4, 4),
+        (3, 4, 2),
+        (8, 2, 4),
+        (9, 2, 4),
+        (23, 3, 4),
+        (23, 1, 23),
+        (23, 1, 64),
+        (24, 3, 1),
+    ],
 )
 def test_every_sample_is_valid_exactly_once(memory_source, count, world, batch_size):
     source = memory_source(count)
@@ -46,7 +63,10 @@ def test_every_sample_is_valid_exactly_once(memory_source, count, world, batch_s
 def test_images_are_the_evaluation_view_and_passes_repeat(memory_source, workers):
     source = memory_source(11)
     expected = (
-        torch.from_numpy(np.stack([VIEW(read_image(source, i)) for i in range(11)])).permute(0, 3, 1, 2).float() / 255
+        torch.from_numpy(np.stack([VIEW(read_image(source, i)) for i in range(11)]))
+        .permute(0, 3, 1, 2)
+        .float()
+        / 255
     )
     (loader,) = loaders(source, 1, 4, workers)
     with loader:

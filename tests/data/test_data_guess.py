@@ -24,7 +24,12 @@ from distill.recipe import schema
 def test_urls_braces_and_tar_files_are_streams(path: str) -> None:
     spec = guess_source(path, "names.txt", split="validation", labelled=False)
     assert isinstance(spec, schema.Stream)
-    assert (spec.path, spec.classes, spec.split, spec.labelled) == (path, "names.txt", "validation", False)
+    assert (spec.path, spec.classes, spec.split, spec.labelled) == (
+        path,
+        "names.txt",
+        "validation",
+        False,
+    )
 
 
 def test_folders_of_shards_are_streams_and_those_of_tables_are_not(tmp_path: Path) -> None:
@@ -38,8 +43,17 @@ def test_folders_of_shards_are_streams_and_those_of_tables_are_not(tmp_path: Pat
     ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text('{"shards": []}' if name.startswith("made/m") else "{}")
-    kinds = {name: guess_source(str(tmp_path / name)).kind for name in ("tars", "made", "tables", "app", "tars/a.tar")}
-    assert kinds == {"tars": "stream", "made": "stream", "tables": "parquet", "app": "parquet", "tars/a.tar": "stream"}
+    kinds = {
+        name: guess_source(str(tmp_path / name)).kind
+        for name in ("tars", "made", "tables", "app", "tars/a.tar")
+    }
+    assert kinds == {
+        "tars": "stream",
+        "made": "stream",
+        "tables": "parquet",
+        "app": "parquet",
+        "tars/a.tar": "stream",
+    }
     unlabelled = guess_source(str(tmp_path / "tables"), labelled=False)  # a table wants its labels
     assert isinstance(unlabelled, schema.Stream)
     assert not unlabelled.labelled
@@ -62,10 +76,19 @@ def test_tars_below_subfolders_are_a_stream_and_images_are_not(tmp_path: Path) -
 
 
 def test_the_first_file_in_order_of_names_tells(tmp_path: Path) -> None:
-    for name in ("tars/x/1.tar", "tars/x/2.jpg", "photos/x/1.jpg", "photos/x/2.tar", "photos/y/0.tar"):
+    for name in (
+        "tars/x/1.tar",
+        "tars/x/2.jpg",
+        "photos/x/1.jpg",
+        "photos/x/2.tar",
+        "photos/y/0.tar",
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    assert [guess_source(str(tmp_path / name)).kind for name in ("tars", "photos")] == ["stream", "image_folder"]
+    assert [guess_source(str(tmp_path / name)).kind for name in ("tars", "photos")] == [
+        "stream",
+        "image_folder",
+    ]
 
 
 def test_a_damaged_manifest_is_one_of_ours(tmp_path: Path) -> None:
@@ -79,7 +102,9 @@ def test_saved_data_sets_and_their_splits(tmp_path: Path) -> None:
     for name in ("one/state.json", "several/dataset_dict.json"):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_text("{}")
-    found = [guess_source(str(tmp_path / name), default_split="train") for name in ("one", "several")]
+    found = [
+        guess_source(str(tmp_path / name), default_split="train") for name in ("one", "several")
+    ]
     assert [(each.kind, each.split) for each in found] == [("saved", None)] * 2  # type: ignore[union-attr]
     assert guess_source(str(tmp_path / "several"), split="val").split == "val"  # type: ignore[union-attr]
 
@@ -117,7 +142,9 @@ def test_what_is_not_there_or_mixed_is_refused(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=f"SOURCE {path}: there is no such file or folder"):
             guess_source(path, option="SOURCE")
     (tmp_path / "photos").mkdir()
-    with pytest.raises(InputError, match=r"phots: there is no such file or folder \(did you mean 'photos'\?\)"):
+    with pytest.raises(
+        InputError, match=r"phots: there is no such file or folder \(did you mean 'photos'\?\)"
+    ):
         guess_source(str(tmp_path / "phots"))
     with pytest.raises(InputError, match=r"a.tar: there is no such file or folder$"):
         guess_source(str(tmp_path / "no/folder/a.tar"))
@@ -126,7 +153,9 @@ def test_what_is_not_there_or_mixed_is_refused(tmp_path: Path) -> None:
         guess_source("", option="SOURCE")
     for name in ("a.arrow", "a.parquet"):
         (tmp_path / name).touch()
-    with pytest.raises(InputError, match=r"--data .*: holds \*\.parquet and \*\.arrow: say which with a pattern"):
+    with pytest.raises(
+        InputError, match=r"--data .*: holds \*\.parquet and \*\.arrow: say which with a pattern"
+    ):
         guess_source(str(tmp_path))
     assert guess_source(f"{tmp_path}/*.arrow").kind == "arrow"
 
@@ -136,14 +165,16 @@ def test_classes_are_a_file_or_a_label_space(tmp_path: Path) -> None:
     for known in (None, str(tmp_path / "names.txt"), "imagenet-22k"):
         assert known_classes(known) == known
     with pytest.raises(
-        InputError, match=r"--classes imagenet-2k: neither a file nor a label set \(did you mean 'imagenet-2"
+        InputError,
+        match=r"--classes imagenet-2k: neither a file nor a label set \(did you mean 'imagenet-2",
     ):
         known_classes("imagenet-2k")
 
 
 def test_messages_in_the_words_of_the_command_line() -> None:
     said = in_options(
-        "SOURCE.path: a, absolute or relative to data.root; SOURCE.classes; SOURCE.split; set data.unreadable to skip",
+        "SOURCE.path: a, absolute or relative to data.root; SOURCE.classes; SOURCE.split; set"
+        " data.unreadable to skip",
         "SOURCE",
     )
     assert said == "SOURCE: a; --classes; --split; give --unreadable skip"

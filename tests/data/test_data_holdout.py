@@ -1,4 +1,6 @@
-"""Hold-out evaluation: training and evaluation sets are disjoint, complete, and the same for every seed."""
+"""Hold-out evaluation: training and evaluation sets are disjoint, complete, and the same for every
+seed.
+"""
 
 import json
 from pathlib import Path
@@ -31,7 +33,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for label, (name, size) in enumerate(SIZES.items()):
         (root / name).mkdir(parents=True)
         for number in range(size):
-            Image.new("RGB", (16, 16), (20 * label, 20 * number, 0)).save(root / name / f"{number}.png")
+            Image.new("RGB", (16, 16), (20 * label, 20 * number, 0)).save(
+                root / name / f"{number}.png"
+            )
     return root
 
 
@@ -62,18 +66,29 @@ def trained_on(plan: Plan, folder: Path) -> set[str]:
     return {str(Path(stage.source.describe(int(i))).relative_to(folder)) for i in seen}
 
 
-def test_every_image_is_trained_on_or_held_out_and_none_is_both(folder: Path, tmp_path: Path) -> None:
+def test_every_image_is_trained_on_or_held_out_and_none_is_both(
+    folder: Path, tmp_path: Path
+) -> None:
     plan = plan_of(folder, tmp_path)
     evaluated = names(plan.eval_source, folder)
     every = {str(path.relative_to(folder)) for path in folder.rglob("*.png")}
     assert trained_on(plan, folder) == every - evaluated
-    counts = np.bincount([sorted(SIZES).index(name.split("/")[0]) for name in evaluated], minlength=4)
-    assert counts.tolist() == [3, 2, 1, 0]  # round(3.0), round(2.1), at least 1 of two, never the last one
+    counts = np.bincount(
+        [sorted(SIZES).index(name.split("/")[0]) for name in evaluated], minlength=4
+    )
+    assert counts.tolist() == [
+        3,
+        2,
+        1,
+        0,
+    ]  # round(3.0), round(2.1), at least 1 of two, never the last one
     for index, label in enumerate(plan.eval_source.labels):
         assert plan.eval_source.describe(index).split("/")[-2] == plan.classes[label]
 
 
-def test_the_seed_moves_no_image_and_a_fraction_takes_of_the_rest(folder: Path, tmp_path: Path) -> None:
+def test_the_seed_moves_no_image_and_a_fraction_takes_of_the_rest(
+    folder: Path, tmp_path: Path
+) -> None:
     first = plan_of(folder, tmp_path)
     other = plan_of(folder, tmp_path, "seed=7", "data.fraction=0.5")
     assert names(first.eval_source, folder) == names(other.eval_source, folder)
@@ -95,13 +110,17 @@ def test_the_seed_moves_no_image_and_a_fraction_takes_of_the_rest(folder: Path, 
 def test_each_class_gives_its_part(sizes: list[int], fraction: float, order: Any) -> None:
     labels = [label for label, size in enumerate(sizes) for _ in range(size)]
     order.shuffle(labels)
-    source: Any = SimpleNamespace(labels=np.array(labels, np.int64), classes=tuple(map(str, range(len(sizes)))))
+    source: Any = SimpleNamespace(
+        labels=np.array(labels, np.int64), classes=tuple(map(str, range(len(sizes))))
+    )
     chosen = held_out(source, fraction)
     for label, size in enumerate(sizes):
         count = int(chosen[source.labels == label].sum())
         assert count == (0 if size < 2 else min(max(1, int(fraction * size + 0.5)), size - 1))
     # another class list leaves the images of a class where they are
-    more: Any = SimpleNamespace(labels=np.r_[0, source.labels + 1], classes=("new", *source.classes))
+    more: Any = SimpleNamespace(
+        labels=np.r_[0, source.labels + 1], classes=("new", *source.classes)
+    )
     assert (held_out(more, fraction)[1:] == chosen).all()
 
 
@@ -110,7 +129,11 @@ def test_what_a_run_scores_is_what_evaluate_scores(folder: Path, tmp_path: Path,
     assert tiny.run(recipe) == 0
     _, record = tiny.best(tmp_path / "run", "alone")
     scored = judge(tmp_path / "run", num_workers=0)["alone"]
-    assert (scored.top1, scored.loss, scored.num_samples) == (record["top1"], pytest.approx(record["loss"]), 6)
+    assert (scored.top1, scored.loss, scored.num_samples) == (
+        record["top1"],
+        pytest.approx(record["loss"]),
+        6,
+    )
     shown = cli("data", "inspect", f"{recipe}:data.train", "--json", "--no-sheet", "--workers", 0)
     assert json.loads(shown.out)["num_samples"] == 14
     shown = cli("data", "inspect", f"{recipe}:data.eval", "--json", "--no-sheet", "--workers", 0)
@@ -119,14 +142,18 @@ def test_what_a_run_scores_is_what_evaluate_scores(folder: Path, tmp_path: Path,
     assert json.loads(shown.out)["sections"]["Data"]["data.train"]["value"].startswith("14 images")
 
 
-def test_a_run_whose_images_changed_is_neither_resumed_nor_evaluated(folder: Path, tmp_path: Path) -> None:
+def test_a_run_whose_images_changed_is_neither_resumed_nor_evaluated(
+    folder: Path, tmp_path: Path
+) -> None:
     import shutil
 
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
     recipe = recipe_of(copy, tmp_path, {"teacher": None, "train": {"budget": "4 iterations"}})
     assert tiny.run(recipe) == 0
-    (copy / "ant/0.png").rename(copy / "ant/zero.png")  # as many of each class, and others are held out
+    (copy / "ant/0.png").rename(
+        copy / "ant/zero.png"
+    )  # as many of each class, and others are held out
     with pytest.raises(InputError, match="evaluation names, sizes and contents"):
         tiny.run(recipe)
     with pytest.raises(InputError, match=r"data.train has changed since the run"):
@@ -142,28 +169,44 @@ STAGE = {"name": "one", "budget": "4 iterations"}
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (STREAM, "eval: kind: holdout needs the label of every image of data.train before any is read"),
+        (
+            STREAM,
+            "eval: kind: holdout needs the label of every image of data.train before any is read",
+        ),
         ({"data": {"eval": {"fraction": 1.0}}}, "fraction"),
         ({"data": {"train": {"kind": "holdout"}}}, "no 'holdout' here"),
         (
             {
                 "train": {"budget": None},
-                "stages": [{**STAGE, "data": {"train": {"kind": "fashion_mnist", "split": "train"}}}],
+                "stages": [
+                    {**STAGE, "data": {"train": {"kind": "fashion_mnist", "split": "train"}}}
+                ],
             },
             "no stage trains on data.train",
         ),
     ],
 )
-def test_what_cannot_be_held_out_is_refused(folder: Path, tmp_path: Path, change: Any, message: str) -> None:
+def test_what_cannot_be_held_out_is_refused(
+    folder: Path, tmp_path: Path, change: Any, message: str
+) -> None:
     with pytest.raises(InputError, match=message):
         load_recipe(recipe_of(folder, tmp_path, change))
 
 
 def test_every_stage_trains_without_the_held_out_images(folder: Path, tmp_path: Path) -> None:
-    other = {"kind": "fashion_mnist", "split": "train"}  # labels of another space: soft labels alone
+    other = {
+        "kind": "fashion_mnist",
+        "split": "train",
+    }  # labels of another space: soft labels alone
     soft = {"objective": {"hard": None, "soft": {"loss": "kl"}}}
-    stages = [STAGE, {**STAGE, "name": "two", "data": {"train": other}, "student": soft}, {**STAGE, "name": "three"}]
-    plan = make_plan(load_recipe(recipe_of(folder, tmp_path, {"train": {"budget": None}, "stages": stages})))
+    stages = [
+        STAGE,
+        {**STAGE, "name": "two", "data": {"train": other}, "student": soft},
+        {**STAGE, "name": "three"},
+    ]
+    plan = make_plan(
+        load_recipe(recipe_of(folder, tmp_path, {"train": {"budget": None}, "stages": stages}))
+    )
     evaluated = names(plan.eval_source, folder)
     for stage in (plan.stages[0], plan.stages[2]):
         assert len(stage.source) == 14
@@ -171,16 +214,27 @@ def test_every_stage_trains_without_the_held_out_images(folder: Path, tmp_path: 
     assert len(plan.stages[1].source) == 6000
 
 
-def test_a_stage_may_not_read_the_same_images_under_other_settings(folder: Path, tmp_path: Path) -> None:
+def test_a_stage_may_not_read_the_same_images_under_other_settings(
+    folder: Path, tmp_path: Path
+) -> None:
     (tmp_path / "names.txt").write_text("\n".join(SIZES))
-    again = {"kind": "image_folder", "path": f"{folder}/../images", "classes": str(tmp_path / "names.txt")}
+    again = {
+        "kind": "image_folder",
+        "path": f"{folder}/../images",
+        "classes": str(tmp_path / "names.txt"),
+    }
     stages = [STAGE, {**STAGE, "name": "two", "data": {"train": again}}]
     recipe = load_recipe(recipe_of(folder, tmp_path, {"train": {"budget": None}, "stages": stages}))
-    with pytest.raises(InputError, match=r"stages.two.data.train: reads .*images with other settings than data.train"):
+    with pytest.raises(
+        InputError,
+        match=r"stages.two.data.train: reads .*images with other settings than data.train",
+    ):
         make_plan(recipe)
 
 
-def test_the_data_are_opened_once(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_data_are_opened_once(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     opened: list[str] = []
 
     def opening(spec: Any, root: Path, key: str, *args: Any) -> Source:
@@ -189,7 +243,9 @@ def test_the_data_are_opened_once(folder: Path, tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(holdout, "open_source", opening)
     stages = [STAGE, {**STAGE, "name": "two"}]
-    plan = make_plan(load_recipe(recipe_of(folder, tmp_path, {"train": {"budget": None}, "stages": stages})))
+    plan = make_plan(
+        load_recipe(recipe_of(folder, tmp_path, {"train": {"budget": None}, "stages": stages}))
+    )
     assert opened == ["data.train"]
     assert plan.eval_source is not None
     assert [len(stage.source) for stage in plan.stages] == [14, 14]
@@ -200,10 +256,18 @@ def test_two_words_for_one_split_are_the_same_images(folder: Path, tmp_path: Pat
     data = load_recipe(recipe_of(folder, tmp_path)).data
     saved = schema.SavedDataset(kind="saved", path="saved", split="validation")
     data = data.model_copy(update={"train": saved})
-    with pytest.raises(InputError, match=r"stages.two.data.train: reads .*with other settings than data.train"):
-        open_train(data, saved.model_copy(update={"split": "val"}), tmp_path, "stages.two.data.train")
-    with pytest.raises(InputError, match="saved does not exist"):  # another split: opened, if it were there
-        open_train(data, saved.model_copy(update={"split": "test"}), tmp_path, "stages.two.data.train")
+    with pytest.raises(
+        InputError, match=r"stages.two.data.train: reads .*with other settings than data.train"
+    ):
+        open_train(
+            data, saved.model_copy(update={"split": "val"}), tmp_path, "stages.two.data.train"
+        )
+    with pytest.raises(
+        InputError, match="saved does not exist"
+    ):  # another split: opened, if it were there
+        open_train(
+            data, saved.model_copy(update={"split": "test"}), tmp_path, "stages.two.data.train"
+        )
 
 
 def test_single_images_cannot_be_held_out(folder: Path, tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
-"""Label spaces by name: the lists are timm's, pinned by content; lists are compared, in synsets and in words, never counts."""
+"""Label spaces by name: the lists are timm's, pinned by content; lists are compared, in synsets and
+in words, never counts.
+"""
 
 import hashlib
 from pathlib import Path
@@ -30,9 +32,18 @@ PINNED = {
     "imagenet-12k": (11_821, "f6483e79f18a9b670d43d915ddba40bbcaf82cfc4e92a07bd44057b9d44935f3"),
     "imagenet-22k": (21_841, "0ae24538751973797b29d8dec412b2bdc61bc4ec3ecd081eba0735804236bbd2"),
     "imagenet-22k-ms": (21_842, "f2c7ac47500e1d1d70432d3cb2e2b2187c6880125439832bf4b4038f716ca278"),
-    "imagenet-21k-goog": (21_843, "66362bdedf36d933382edca5493fc562dcc17128ce36403c9e730a75f48cb2f2"),
-    "imagenet-21k-miil": (11_221, "cd76d977daaa2f13a4a91fca0f53713f2f29675308d4ce0f0ee0e5b07a3164c6"),
-    "imagenet-21k-miil-w21": (10_450, "f49dde3d69946b8635586432f34f35985f807d168286ce5fde746aac3a7d94c8"),
+    "imagenet-21k-goog": (
+        21_843,
+        "66362bdedf36d933382edca5493fc562dcc17128ce36403c9e730a75f48cb2f2",
+    ),
+    "imagenet-21k-miil": (
+        11_221,
+        "cd76d977daaa2f13a4a91fca0f53713f2f29675308d4ce0f0ee0e5b07a3164c6",
+    ),
+    "imagenet-21k-miil-w21": (
+        10_450,
+        "f49dde3d69946b8635586432f34f35985f807d168286ce5fde746aac3a7d94c8",
+    ),
 }
 TEDDY = "n04399382"
 
@@ -58,7 +69,10 @@ def test_lists_are_what_they_were(name: str) -> None:
     count, digest = PINNED[name]
     assert len(set(synsets(name))) == count
     assert space_of_size(count) == name
-    assert hashlib.sha256("".join(f"{synset}\n" for synset in synsets(name)).encode()).hexdigest() == digest
+    assert (
+        hashlib.sha256("".join(f"{synset}\n" for synset in synsets(name)).encode()).hexdigest()
+        == digest
+    )
 
 
 def test_every_name_is_pinned_and_every_list_of_timm_has_a_name() -> None:
@@ -69,7 +83,9 @@ def test_every_name_is_pinned_and_every_list_of_timm_has_a_name() -> None:
 
 
 def test_the_two_lists_of_miil_are_two_lists() -> None:
-    """11,221 are of fall 2011, 10,450 of winter 2021, which took 771 synsets away and added none."""
+    """11,221 are of fall 2011, 10,450 of winter 2021, which took 771 synsets away and
+    added none.
+    """
     fall, winter = set(synsets("imagenet-21k-miil")), set(synsets("imagenet-21k-miil-w21"))
     assert winter < fall
     assert len(fall - winter) == 771
@@ -99,13 +115,21 @@ def test_words_may_differ_from_wordnets_in_a_few_places() -> None:
     assert known_as(hub) == "imagenet-1k"
     hub[second] = words("imagenet-1k")[0]  # known, and another class's
     assert known_as(hub) is None
-    assert known_as([f"a new {name}" if i < 11 else name for i, name in enumerate(words("imagenet-1k"))]) is None
+    assert (
+        known_as(
+            [f"a new {name}" if i < 11 else name for i, name in enumerate(words("imagenet-1k"))]
+        )
+        is None
+    )
 
 
 def test_spaces_in_words() -> None:
     assert describe_space(synsets("imagenet-22k")) == "imagenet-22k (21,841 classes)"
     assert describe_space(words("imagenet-1k")) == "imagenet-1k (1,000 classes)"
-    assert describe_space(swapped(synsets("imagenet-1k"), 3, 7)) == "imagenet-1k in another order (1,000 classes)"
+    assert (
+        describe_space(swapped(synsets("imagenet-1k"), 3, 7))
+        == "imagenet-1k in another order (1,000 classes)"
+    )
     assert describe_space(["cat", "dog"]) == "2 classes of its own"
     assert describe_space(["cat"]) == "1 class of its own"
     assert describe_space(()) == "no classes"
@@ -113,14 +137,20 @@ def test_spaces_in_words() -> None:
 
 def test_a_mismatch_names_both_spaces_and_the_first_class_that_differs() -> None:
     assert mismatch(["a", "b"], ("a", "b")) is None
-    assert mismatch(synsets("imagenet-22k"), synsets("imagenet-1k")) == (
-        "the teacher has imagenet-22k (21,841 classes), the data imagenet-1k (1,000 classes); "
+    assert (
+        mismatch(synsets("imagenet-22k"), synsets("imagenet-1k"))
+        == "the teacher has imagenet-22k (21,841 classes), the data imagenet-1k (1,000 classes); "
         "class 0 is 'n00004475' for the teacher and 'n01440764' in the data"
     )
-    assert mismatch(["ant", "dog"], ["ant", "cat"], "stage 1", "the run") == (
-        "stage 1 has 2 classes of its own, the run 2 classes of its own; class 1 is 'dog' for stage 1 and 'cat' in the run"
+    assert (
+        mismatch(["ant", "dog"], ["ant", "cat"], "stage 1", "the run")
+        == "stage 1 has 2 classes of its own, the run 2 classes of its own; class 1 is 'dog' for"
+        " stage 1 and 'cat' in the run"
     )
-    for own, others, who in ((["ant"], ["ant", "cat"], "the data"), (["ant", "cat"], ["ant"], "the teacher")):
+    for own, others, who in (
+        (["ant"], ["ant", "cat"], "the data"),
+        (["ant", "cat"], ["ant"], "the teacher"),
+    ):
         assert str(mismatch(own, others)).endswith(f"from class 1 ('cat') on only {who} has names")
 
 
@@ -156,7 +186,9 @@ def test_a_folder_takes_its_classes_by_name(tmp_path: Path) -> None:
         (tmp_path / "train" / synset).mkdir(parents=True)
         (tmp_path / "train" / synset / "1.jpg").write_bytes(b"")
     source = open_source(
-        schema.ImageFolder(kind="image_folder", path="train", classes="imagenet-22k"), root=tmp_path, key="data.train"
+        schema.ImageFolder(kind="image_folder", path="train", classes="imagenet-22k"),
+        root=tmp_path,
+        key="data.train",
     )
     assert source.classes == synsets("imagenet-22k")
     assert [source.classes[label] for label in source.labels] == ["n01440764", "n01443537"]
@@ -188,19 +220,27 @@ def test_overlap_with_imagenet_1k(name: str, shared: int) -> None:
 
 def test_overlap_is_as_long_as_the_first_list() -> None:
     mask = overlap(synsets("imagenet-1k"), synsets("imagenet-22k"))
-    assert [synset for synset, shared in zip(synsets("imagenet-1k"), mask, strict=True) if not shared] == [TEDDY]
+    assert [
+        synset for synset, shared in zip(synsets("imagenet-1k"), mask, strict=True) if not shared
+    ] == [TEDDY]
 
 
 def test_overlap_by_words_alone() -> None:
     """Part of a list: "crane" may be the bird or the machine, and counts as shared with either."""
     classes = ["tench, Tinca tinca", "crane", "goldfish, Carassius auratus"]
     assert overlap(classes, ["n01440764", "n03126707"]).tolist() == [True, True, False]
-    assert overlap(["n02012849", "n03126707", "n01440764"], ["crane"]).tolist() == [True, True, False]
+    assert overlap(["n02012849", "n03126707", "n01440764"], ["crane"]).tolist() == [
+        True,
+        True,
+        False,
+    ]
 
 
 def test_names_are_compared_by_what_they_say() -> None:
     assert mismatch(["01", "2"], ["1", "2"]) is None
-    assert str(mismatch(["01", "2"], ["1", "3"])).endswith("class 1 is '2' for the teacher and '3' in the data")
+    assert str(mismatch(["01", "2"], ["1", "3"])).endswith(
+        "class 1 is '2' for the teacher and '3' in the data"
+    )
     assert overlap(["caf\u00e9", "tea", "7"], ["cafe\u0301", "07"]).tolist() == [True, False, True]
 
 
@@ -215,7 +255,11 @@ def test_a_list_that_lacks_classes_of_the_other_is_said_to_lack_them() -> None:
 
 
 def test_overlap_by_names_of_ones_own() -> None:
-    assert overlap(["shirt", "boot", "hat"], ["boot", "coat"]).tolist() == [False, True, False]  # coat is WordNet's too
+    assert overlap(["shirt", "boot", "hat"], ["boot", "coat"]).tolist() == [
+        False,
+        True,
+        False,
+    ]  # coat is WordNet's too
     assert overlap(["hen", "cock"], ["hen"]).tolist() == [True, False]
 
 
@@ -234,7 +278,9 @@ def test_overlap_by_names_of_ones_own() -> None:
         (["boot"], (), "no class names"),
     ],
 )
-def test_overlap_refuses_what_it_cannot_compare(classes: list[str], others: list[str], message: str) -> None:
+def test_overlap_refuses_what_it_cannot_compare(
+    classes: list[str], others: list[str], message: str
+) -> None:
     with pytest.raises(InputError, match=message):
         overlap(classes, others)
 
@@ -262,8 +308,12 @@ def test_a_set_that_names_its_classes_in_words_takes_the_synsets(kind: str, tmp_
 
     synsets = named_list("imagenet-1k") or ()
     words = [words_of(name) for name in synsets]
-    words = [f"{word}2" if word in words[:i] else word for i, word in enumerate(words)]  # as the Hub's "crane2"
-    features = datasets.Features({"image": datasets.Value("binary"), "label": datasets.ClassLabel(names=words)})
+    words = [
+        f"{word}2" if word in words[:i] else word for i, word in enumerate(words)
+    ]  # as the Hub's "crane2"
+    features = datasets.Features(
+        {"image": datasets.Value("binary"), "label": datasets.ClassLabel(names=words)}
+    )
     rows = {"image": [b"x", b"y"], "label": [7, 999]}
     datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "train.parquet")
     path = str(tmp_path / "train.parquet")

@@ -36,7 +36,8 @@ def test_classes_without_samples_stay_empty():
 
 
 @pytest.mark.parametrize(
-    ("labels", "message"), [([0, 1, 5], "row 2 has label 5.*0 to 4"), ([0, -1, -1], "row 1 has label -1.*test split")]
+    ("labels", "message"),
+    [([0, 1, 5], "row 2 has label 5.*0 to 4"), ([0, -1, -1], "row 1 has label -1.*test split")],
 )
 def test_labels_outside_the_class_list_are_refused(labels, message):
     with pytest.raises(InputError, match=message):

@@ -1,4 +1,6 @@
-"""Who comes when in a stream: every sample once an epoch, from any step at once, a few shards at a time."""
+"""Who comes when in a stream: every sample once an epoch, from any step at once, a few shards at a
+time.
+"""
 
 import pickle
 
@@ -36,10 +38,17 @@ def shards_of(sizes: np.ndarray, indices: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("sizes", "batch", "lanes", "block"),
-    [(UNEVEN, 16, 8, 9), (np.full(10, 100), 20, 10, 64), (np.array([1000]), 50, 2, 5000), (np.full(77, 13), 8, 4, 1)],
+    [
+        (UNEVEN, 16, 8, 9),
+        (np.full(10, 100), 20, 10, 64),
+        (np.array([1000]), 50, 2, 5000),
+        (np.full(77, 13), 8, 4, 1),
+    ],
     ids=str,
 )
-def test_an_epoch_has_every_sample_once_but_the_tail(sizes: np.ndarray, batch: int, lanes: int, block: int) -> None:
+def test_an_epoch_has_every_sample_once_but_the_tail(
+    sizes: np.ndarray, batch: int, lanes: int, block: int
+) -> None:
     o = order(sizes, batch, lanes=lanes, block=block)
     total = int(sizes.sum())
     assert o.steps_per_epoch == total // batch
@@ -50,7 +59,9 @@ def test_an_epoch_has_every_sample_once_but_the_tail(sizes: np.ndarray, batch: i
         assert 0 <= seen.min() <= seen.max() < total
         missed.append(set(range(total)) - set(seen.tolist()))
     if missed[0]:
-        assert len({frozenset(m) for m in missed}) > 1, "the tail that is dropped should be another each epoch"
+        assert len({frozenset(m) for m in missed}) > 1, (
+            "the tail that is dropped should be another each epoch"
+        )
 
 
 def test_epochs_and_seeds_have_orders_of_their_own() -> None:
@@ -59,7 +70,9 @@ def test_epochs_and_seeds_have_orders_of_their_own() -> None:
     assert not np.array_equal(first, epoch_of(order(seed=2), 0))
     assert np.array_equal(first, epoch_of(order(), 0))
     one_shard = order(np.array([64]), 8, lanes=2, block=32)
-    assert not np.array_equal(epoch_of(one_shard, 0), epoch_of(one_shard, 1)), "blocks are shuffled anew each epoch"
+    assert not np.array_equal(epoch_of(one_shard, 0), epoch_of(one_shard, 1)), (
+        "blocks are shuffled anew each epoch"
+    )
 
 
 def test_slots_are_those_of_the_whole_batch_from_any_step() -> None:
@@ -83,7 +96,9 @@ def test_each_lane_gives_as_much_to_every_batch_and_neighbours_are_of_two_lanes(
         lanes = np.array([laid[int(i)] for i in o.batch(step).indices]) // lane_length
         assert (np.bincount(lanes, minlength=16) == 4).all()
         assert (lanes[::2] != lanes[1::2]).all()
-        assert (lanes.reshape(8, 8) // 2 == np.arange(8)[:, None]).all(), "a pair of lanes fills 2 B / L slots in a row"
+        assert (lanes.reshape(8, 8) // 2 == np.arange(8)[:, None]).all(), (
+            "a pair of lanes fills 2 B / L slots in a row"
+        )
 
 
 def _laid_out(o: LaneOrder, epoch: int) -> np.ndarray:
@@ -95,7 +110,9 @@ def test_a_lane_reads_its_blocks_one_after_the_other() -> None:
     sizes = np.full(20, 100)
     o = order(sizes, 20, lanes=4, block=50)
     laid = {int(index): place for place, index in enumerate(_laid_out(o, 0))}
-    places = np.array([[laid[int(i)] for i in o.batch(step).indices] for step in range(o.steps_per_epoch)])
+    places = np.array(
+        [[laid[int(i)] for i in o.batch(step).indices] for step in range(o.steps_per_epoch)]
+    )
     lane = places // 500
     for number in range(4):
         within = places[lane == number] - number * 500  # in the order of steps
@@ -109,7 +126,9 @@ def test_shards_ahead_of_blocks_shorter_than_a_step_are_all_that_it_reads(block:
     sizes = np.full(60, 3)
     o = order(sizes, 24, lanes=4, block=block)
     for step in range(2 * o.steps_per_epoch):
-        assert set(shards_of(sizes, o.batch(step).indices)) <= set(o.shards_ahead(step, np.arange(24)).tolist())
+        assert set(shards_of(sizes, o.batch(step).indices)) <= set(
+            o.shards_ahead(step, np.arange(24)).tolist()
+        )
 
 
 @pytest.mark.parametrize("repeats", [1, 3])
@@ -121,18 +140,23 @@ def test_shards_ahead_are_what_this_block_and_the_next_read(repeats: int) -> Non
         ahead = o.shards_ahead(step, slots)
         assert len(set(ahead.tolist())) == len(ahead)
         assert set(shards_of(sizes, o.batch(step, slots).indices)) <= set(ahead.tolist())
-        # A block of 25 images lasts 25 * repeats / 5 steps; what a step reads was announced that long before, in its own epoch or the last.
+        # A block of 25 images lasts 25 * repeats / 5 steps; what a step reads was announced that
+        # long before, in its own epoch or the last.
         later = o.batch(step + repeats * 5 - repeats, slots).indices
         assert set(shards_of(sizes, later)) <= set(ahead.tolist())
 
 
 @pytest.mark.parametrize("repeats", [1, 3])
 def test_nothing_is_announced_that_is_read_only_after_the_end(repeats: int) -> None:
-    """A lane has 50 images in 5 shards, a block is a shard, and a step reads one image, or a third of one."""
+    """A lane has 50 images in 5 shards, a block is a shard, and a step reads one image, or a third
+    of one.
+    """
     sizes = np.full(10, 10)
     o = order(sizes, 2, lanes=2, block=10, repeats=repeats)
     slot = np.array([0])
-    read = [set(shards_of(sizes, o.batch(step, slot).indices)) for step in range(3 * o.steps_per_epoch)]
+    read = [
+        set(shards_of(sizes, o.batch(step, slot).indices)) for step in range(3 * o.steps_per_epoch)
+    ]
     for end in (1, 10, 11, 49, 50, 51, 73, 100, 117, 150):
         for step in range(max(0, end - 60), end):
             announced = set(o.shards_ahead(step, slot, end).tolist())
@@ -176,12 +200,16 @@ def test_a_subset_is_all_that_comes() -> None:
     assert set(o.shards_ahead(0, np.arange(8)).tolist()) <= {0, 1, 2, 4, 5}
 
 
-def test_an_unreadable_sample_gives_way_to_the_next_of_its_shard_and_a_shard_to_the_next_filled_one() -> None:
+def test_an_unreadable_sample_gives_way_to_the_next_of_its_shard_and_a_shard_to_the_next_filled_one() -> (
+    None
+):
     o = order()
     assert o.successor(0) == 1
     assert o.successor(6) == 0, "around the end of the shard"
     assert o.successor(2, another_shard=True) == 9
-    assert o.successor(108, another_shard=True) == 111, "shard 2 has 3 samples, the first of shard 4 is 110"
+    assert o.successor(108, another_shard=True) == 111, (
+        "shard 2 has 3 samples, the first of shard 4 is 110"
+    )
     assert o.successor(199, another_shard=True) == 39 % 7
     part = order(subset=np.array([3, 5, 8, 120]), batch=2, lanes=2)
     assert part.successor(5) == 3
@@ -218,24 +246,33 @@ def test_small_micro_batches_take_more_lanes(batch: int, micro: int, lanes: int)
 
 def test_a_batch_larger_than_the_data_is_refused() -> None:
     with pytest.raises(
-        InputError, match=r"train.batch_size_global is 256 and there are 200 training samples: set it to 200 or less"
+        InputError,
+        match=(
+            r"train.batch_size_global is 256 and there are 200 training samples: set it to 200 or"
+            r" less"
+        ),
     ):
         order(batch=256)
     with pytest.raises(
-        InputError, match=r"4 training samples \(a part of 200, by data.fraction or data.keep_classes\)"
+        InputError,
+        match=r"4 training samples \(a part of 200, by data.fraction or data.keep_classes\)",
     ):
         order(subset=np.arange(4))
 
 
 def test_labels_of_sorted_shards_mix_within_a_batch() -> None:
-    """Shards of one class each, the worst case: a batch still sees about as many classes as it has lanes."""
+    """Shards of one class each, the worst case: a batch still sees about as many classes as it has
+    lanes.
+    """
     sizes = np.full(128, 40)
     o = order(sizes, 64, lanes=32, block=40)
-    classes = [len(np.unique(shards_of(sizes, o.batch(step).indices))) for step in range(o.steps_per_epoch)]
+    classes = [
+        len(np.unique(shards_of(sizes, o.batch(step).indices))) for step in range(o.steps_per_epoch)
+    ]
     assert min(classes) >= 32
 
 
-# ---- the block where the recipe says none -----------------------------------------------------------------------------
+# ---- the block where the recipe says none --------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -266,9 +303,15 @@ def test_a_block_of_a_subset_is_a_quarter_of_what_shards_hold_of_it() -> None:
     assert default_block(sizes, np.arange(0, 32_000, 400)) == 256
 
 
-@pytest.mark.parametrize(("num_samples", "num_shards", "batch"), [(1_281_167, 1024, 2048), (2_003_000, 300, 2048)])
-def test_with_that_block_a_lane_has_a_shard_or_two(num_samples: int, num_shards: int, batch: int) -> None:
-    """Under a resumption's first batch, and with the next block; at an epoch's end those of the next one come besides."""
+@pytest.mark.parametrize(
+    ("num_samples", "num_shards", "batch"), [(1_281_167, 1024, 2048), (2_003_000, 300, 2048)]
+)
+def test_with_that_block_a_lane_has_a_shard_or_two(
+    num_samples: int, num_shards: int, batch: int
+) -> None:
+    """Under a resumption's first batch, and with the next block; at an epoch's end those of the
+    next one come besides.
+    """
     sizes = np.diff(np.arange(num_shards + 1) * num_samples // num_shards)
     lanes = default_lanes(batch, None)
     o = order(sizes, batch, lanes=lanes, block=default_block(sizes))

@@ -1,4 +1,6 @@
-"""Large images are decoded small, one at a time where they are whole in memory, and without a warning on the terminal."""
+"""Large images are decoded small, one at a time where they are whole in memory, and without a
+warning on the terminal.
+"""
 
 import io
 import struct
@@ -32,11 +34,20 @@ def picture(monkeypatch: pytest.MonkeyPatch) -> Image.Image:
 
 @pytest.mark.parametrize(
     ("kind", "options"),
-    [("JPEG", {"quality": 98}), ("JPEG", {"quality": 98, "progressive": True}), ("PNG", {}), ("TIFF", {})],
+    [
+        ("JPEG", {"quality": 98}),
+        ("JPEG", {"quality": 98, "progressive": True}),
+        ("PNG", {}),
+        ("TIFF", {}),
+    ],
 )
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 def test_a_large_image_is_halved_until_it_is_none(
-    picture: Image.Image, kind: str, options: dict[str, Any], mode: str, monkeypatch: pytest.MonkeyPatch
+    picture: Image.Image,
+    kind: str,
+    options: dict[str, Any],
+    mode: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     mode = "RGBA" if (kind, mode) == ("PNG", "CMYK") else mode
     turns: list[object] = []
@@ -48,10 +59,14 @@ def test_a_large_image_is_halved_until_it_is_none(
     assert len(turns) == (0 if options == {"quality": 98} else 1)
 
 
-def test_an_ordinary_image_keeps_every_pixel(monkeypatch: pytest.MonkeyPatch, picture: Image.Image) -> None:
+def test_an_ordinary_image_keeps_every_pixel(
+    monkeypatch: pytest.MonkeyPatch, picture: Image.Image
+) -> None:
     monkeypatch.setattr(distill.data.decode, "LARGE_PIXELS", 16_000)
     record = encoded(picture, "JPEG")
-    assert np.array_equal(np.asarray(decode(record)), np.asarray(Image.open(io.BytesIO(record)).convert("RGB")))
+    assert np.array_equal(
+        np.asarray(decode(record)), np.asarray(Image.open(io.BytesIO(record)).convert("RGB"))
+    )
 
 
 def test_large_images_wait_for_each_other_and_nothing_waits_without_a_folder(
@@ -60,7 +75,9 @@ def test_large_images_wait_for_each_other_and_nothing_waits_without_a_folder(
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
     with ExitStack() as stack:
         distill.data.decode._wait_for_turn(stack)
-        assert [path.name.startswith("distill-large-image") for path in tmp_path.iterdir()] == [True]
+        assert [path.name.startswith("distill-large-image") for path in tmp_path.iterdir()] == [
+            True
+        ]
     assert not list(tmp_path.iterdir())
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path / "gone"))
     assert decode(encoded(picture, "PNG")).size == (80, 50)
@@ -81,7 +98,9 @@ def _header_of(width: int, height: int) -> bytes:
     """A PNG that says its size and holds nothing."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")

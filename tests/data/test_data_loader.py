@@ -73,7 +73,9 @@ def global_batches(source, num_steps, *, world=1, accumulation=1, first_step=0, 
     parts = {}
     for rank in range(world):
         shape = {"rank": rank, "world": world, "micro": micro, "accumulation": accumulation}
-        with loader(source, first_step=first_step, last_step=first_step + num_steps, **shape, **options) as batches:
+        with loader(
+            source, first_step=first_step, last_step=first_step + num_steps, **shape, **options
+        ) as batches:
             got = list(batches)
         assert [(b.step, b.micro) for b in got] == [
             (s, a) for s in range(first_step, first_step + num_steps) for a in range(accumulation)
@@ -86,7 +88,8 @@ def global_batches(source, num_steps, *, world=1, accumulation=1, first_step=0, 
     for step, slices in parts.items():
         ordered = [slices[start] for start in sorted(slices)]
         images, targets, labels = (
-            torch.cat([getattr(b, name) for b in ordered]) for name in ("images", "targets", "labels")
+            torch.cat([getattr(b, name) for b in ordered])
+            for name in ("images", "targets", "labels")
         )
         result[step] = (images, targets, labels, sum(b.num_skipped for b in ordered))
     return result
@@ -110,10 +113,16 @@ def reference(source):
 
 
 @pytest.mark.parametrize(
-    ("world", "accumulation", "workers"), [(1, 1, 2), (1, 4, 0), (2, 1, 0), (2, 2, 2), (4, 2, 0), (8, 1, 0)]
+    ("world", "accumulation", "workers"),
+    [(1, 1, 2), (1, 4, 0), (2, 1, 0), (2, 2, 2), (4, 2, 0), (8, 1, 0)],
 )
-def test_the_global_batch_is_the_same_bits_however_it_is_cut(source, reference, world, accumulation, workers):
-    assert_same(global_batches(source, 7, world=world, accumulation=accumulation, workers=workers), reference)
+def test_the_global_batch_is_the_same_bits_however_it_is_cut(
+    source, reference, world, accumulation, workers
+):
+    assert_same(
+        global_batches(source, 7, world=world, accumulation=accumulation, workers=workers),
+        reference,
+    )
 
 
 @pytest.mark.parametrize(("first", "workers"), [(3, 0), (5, 2)])
@@ -133,7 +142,9 @@ def test_a_batch_is_what_its_parts_say(source):
         with seeded(sample_key(5, 0, int(index), int(view))):
             views.append(transform(read_image(source, int(index))))
     labels = torch.from_numpy(source.labels[plan.indices])
-    images, targets = mix.apply(torch.from_numpy(np.stack(views)), labels, mix.plan(0, np.arange(B)))
+    images, targets = mix.apply(
+        torch.from_numpy(np.stack(views)), labels, mix.plan(0, np.arange(B))
+    )
     assert torch.equal(batch.images, images)
     assert torch.equal(batch.targets, targets)
     assert torch.equal(batch.labels, labels)
@@ -206,7 +217,7 @@ def test_a_subset_is_all_that_is_seen(source):
         assert labels.tolist() == source.labels[indices].tolist()
 
 
-# ---- unreadable images -----------------------------------------------------------------------------------------------
+# ---- unreadable images ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -225,7 +236,9 @@ def test_skipping_is_deterministic_and_counted(memory_source):
     whole = global_batches(source, 6, unreadable="skip")
     for step, (_, _, labels, num_skipped) in whole.items():
         wanted = order.batch(step).indices
-        shown = np.select([np.isin(wanted, (4, 5, 6)), wanted == 20, wanted == 69], [7, 21, 0], wanted)
+        shown = np.select(
+            [np.isin(wanted, (4, 5, 6)), wanted == 20, wanted == 69], [7, 21, 0], wanted
+        )
         assert labels.tolist() == source.labels[shown].tolist()
         assert num_skipped == np.isin(wanted, broken).sum()
     assert sum(count for *_, count in whole.values()) > 0
@@ -238,12 +251,16 @@ def test_a_substitute_takes_the_place_but_not_the_randomness(memory_source):
     transform = everything_on()
     plain = mixing(mixup=0.0, cutmix=0.0)
     order = Order(40, B, seed=5, repeats=3)
-    step, slot = next((s, int(i)) for s in range(99) for i in np.flatnonzero(order.batch(s).indices == 8))
+    step, slot = next(
+        (s, int(i)) for s in range(99) for i in np.flatnonzero(order.batch(s).indices == 8)
+    )
     plan = order.batch(step)
     images = global_batches(source, 1, first_step=step, unreadable="skip", mix=plain)[step][0]
     with seeded(sample_key(5, plan.epoch, 8, int(plan.views[slot]))):
         expected = transform(read_image(source, 9))
-    assert torch.equal((images[slot].permute(1, 2, 0) * 255).round().byte(), torch.from_numpy(expected.copy()))
+    assert torch.equal(
+        (images[slot].permute(1, 2, 0) * 255).round().byte(), torch.from_numpy(expected.copy())
+    )
 
 
 def test_substitutes_stay_in_the_subset_and_come_to_an_end(memory_source):
@@ -257,18 +274,26 @@ def test_substitutes_stay_in_the_subset_and_come_to_an_end(memory_source):
         global_batches(memory_source(40, broken=tuple(range(40))), 1, unreadable="skip")
 
 
-# ---- sizes, workers --------------------------------------------------------------------------------------------------
+# ---- sizes, workers ------------------------------------------------------------------------------
 
 
 def test_sizes_that_do_not_fit_are_refused(source):
     with pytest.raises(
-        InputError, match="batch_size_global is 16, but 2 processes x 4 samples x 1 micro-batches make 8"
+        InputError,
+        match="batch_size_global is 16, but 2 processes x 4 samples x 1 micro-batches make 8",
     ):
         loader(source, world=2, micro=4)
     order = Order(70, 15, seed=5)
     with pytest.raises(InputError, match="micro_batch_size: 5 a process is odd"):
         TrainLoader(
-            source, order, everything_on(), mixing(), Shard(0, 1, 5, 3), num_workers=0, prefetch_batches=1, device="cpu"
+            source,
+            order,
+            everything_on(),
+            mixing(),
+            Shard(0, 1, 5, 3),
+            num_workers=0,
+            prefetch_batches=1,
+            device="cpu",
         )
 
 
@@ -284,7 +309,12 @@ def test_workers_have_one_thread_survive_signals_and_go_on_close(memory_source):
     workers = multiprocessing.active_children()
     assert len(workers) == 2
     for worker in workers:
-        for signal in ("TERM", "INT", "USR1", "USR2"):  # from another process, as SLURM and the terminal send them
+        for signal in (
+            "TERM",
+            "INT",
+            "USR1",
+            "USR2",
+        ):  # from another process, as SLURM and the terminal send them
             subprocess.run(["kill", f"-{signal}", str(worker.pid)], check=True)
     time.sleep(0.1)
     for _ in range(10):  # more than was prefetched

@@ -41,7 +41,9 @@ def by_hand(mixing, images, labels, plan):
     return mixed, targets
 
 
-@pytest.mark.parametrize("changes", [{}, {"mixup": 0.0}, {"cutmix": 0.0}, {"probability": 0.5}, {"group_size": 2}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"mixup": 0.0}, {"cutmix": 0.0}, {"probability": 0.5}, {"group_size": 2}]
+)
 def test_apply_is_mixup_and_cutmix_between_neighbours(changes):
     mixing = make(**changes)
     images, labels = batch()
@@ -72,7 +74,9 @@ def test_the_box_covers_what_lambda_says():
     for step in range(50):
         plan = mixing.plan(step, np.arange(16))
         top, bottom, left, right = plan.boxes.T
-        torch.testing.assert_close(1 - (bottom - top) * (right - left) / 144, plan.lam, atol=1e-7, rtol=0)
+        torch.testing.assert_close(
+            1 - (bottom - top) * (right - left) / 144, plan.lam, atol=1e-7, rtol=0
+        )
         assert (plan.boxes >= 0).all()
         assert (plan.boxes <= 12).all()
 
@@ -92,7 +96,9 @@ def test_draws_follow_the_distributions():
     boxes = torch.cat([plan.boxes for plan in plans])[::2]
     lam = torch.cat([plan.lam for plan in plans])[::2]
     cut = boxes[:, 1] > boxes[:, 0]
-    assert abs(cut.float().mean() - 0.8 * 0.3) < 0.04  # 4 sigma, less the few boxes that come out empty
+    assert (
+        abs(cut.float().mean() - 0.8 * 0.3) < 0.04
+    )  # 4 sigma, less the few boxes that come out empty
     mixed = ~cut & (lam != 1)
     assert abs(mixed.float().mean() - 0.8 * 0.7) < 0.045
     drawn = lam[mixed]

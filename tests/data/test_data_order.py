@@ -34,7 +34,9 @@ def test_permute_is_uniform_over_positions_and_successive_pairs(n):
     expected = trials / (n * (n - 1))
     off_diagonal = pairs[~np.eye(n, dtype=bool)]
     freedom = n * (n - 1) - 1
-    assert abs(((off_diagonal - expected) ** 2 / expected).sum() - freedom) < 4.5 * np.sqrt(2 * freedom)
+    assert abs(((off_diagonal - expected) ** 2 / expected).sum() - freedom) < 4.5 * np.sqrt(
+        2 * freedom
+    )
 
 
 def test_permute_has_no_fixed_structure():
@@ -43,7 +45,9 @@ def test_permute_has_no_fixed_structure():
     for order in (a, b):
         assert abs(np.corrcoef(np.arange(n), order)[0, 1]) < 0.06
         assert abs(np.corrcoef(order[:-1], order[1:])[0, 1]) < 0.06
-        assert (order == np.arange(n)).sum() < 8  # a random permutation has one fixed point on average
+        assert (
+            order == np.arange(n)
+        ).sum() < 8  # a random permutation has one fixed point on average
     assert (a == b).sum() < 8
     assert abs(np.corrcoef(a, b)[0, 1]) < 0.06
 
@@ -66,15 +70,20 @@ def test_an_epoch_shows_every_sample_once_and_drops_the_tail():
 
 
 def test_a_batch_larger_than_the_data_is_an_error_that_says_how_large():
-    with pytest.raises(InputError, match=r"batch_size_global is 64 .* 50 training samples.*set it to 50 or less"):
+    with pytest.raises(
+        InputError, match=r"batch_size_global is 64 .* 50 training samples.*set it to 50 or less"
+    ):
         Order(50, 64, seed=0)
     with pytest.raises(
-        InputError, match=r"10 training samples \(a part of 50, by data.fraction or data.keep_classes\)"
+        InputError,
+        match=r"10 training samples \(a part of 50, by data.fraction or data.keep_classes\)",
     ):
         Order(50, 64, seed=0, subset=np.arange(10))
 
 
-@pytest.mark.parametrize(("n", "batch", "repeats"), [(1000, 96, 3), (1000, 64, 3), (500, 32, 2), (300, 50, 4)])
+@pytest.mark.parametrize(
+    ("n", "batch", "repeats"), [(1000, 96, 3), (1000, 64, 3), (500, 32, 2), (300, 50, 4)]
+)
 def test_repeated_augmentation_keeps_the_length_of_an_epoch(n, batch, repeats):
     order = Order(n, batch, seed=1, repeats=repeats)
     assert order.steps_per_epoch == n // batch

@@ -1,4 +1,6 @@
-"""What a path names: brackets of a name, ~, what file servers leave; and a table that is replaced under the same name and time."""
+"""What a path names: brackets of a name, ~, what file servers leave; and a table that is replaced
+under the same name and time.
+"""
 
 import multiprocessing
 import os
@@ -17,7 +19,12 @@ from distill.recipe.schema import ImageFolder, Source, Stream, Table
 
 def parquet(file: Path, images: list[bytes], labels: list[object] | None = None) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table({"image": pa.array(images), "label": labels or [i % 2 for i in range(len(images))]}), file)
+    pq.write_table(
+        pa.table(
+            {"image": pa.array(images), "label": labels or [i % 2 for i in range(len(images))]}
+        ),
+        file,
+    )
     return file
 
 
@@ -32,7 +39,7 @@ def photos(root: Path, *names: str) -> None:
         (root / name).write_bytes(name.encode())
 
 
-# ---- replaced tables -------------------------------------------------------------------------------------------------
+# ---- replaced tables -----------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -74,7 +81,9 @@ def test_a_table_is_converted_and_read_whole_once_wherever_it_lies(
     (tmp_path / "moved").mkdir()
     file.replace(tmp_path / "moved/u.parquet")
     assert contents(Table(kind="parquet", path="moved"), tmp_path) == [b"1", b"2"]
-    assert [file.suffix for file in table_cache.iterdir() if file.suffix not in (".arrow", ".json")] == []
+    assert [
+        file.suffix for file in table_cache.iterdir() if file.suffix not in (".arrow", ".json")
+    ] == []
     assert len(list(table_cache.glob("*.arrow"))) == 1
 
 
@@ -112,7 +121,9 @@ def test_a_table_that_changes_between_its_checksum_and_its_rows_is_refused(
     assert contents(Table(kind="parquet", path="t.parquet"), tmp_path) == [b"new 1"]
 
 
-def test_a_home_that_cannot_be_written_is_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_home_that_cannot_be_written_is_no_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import datasets
 
     (tmp_path / "file").touch()
@@ -134,7 +145,7 @@ def test_categories_of_pandas_are_words(tmp_path: Path) -> None:
     assert (source.classes, source.labels.tolist()) == (("ox", "yak"), [0, 1, 0])
 
 
-# ---- paths -----------------------------------------------------------------------------------------------------------
+# ---- paths ---------------------------------------------------------------------------------------
 
 
 def test_a_path_that_exists_is_no_pattern(tmp_path: Path) -> None:
@@ -149,10 +160,15 @@ def test_a_path_that_exists_is_no_pattern(tmp_path: Path) -> None:
     ):
         for at in ((Path(path), root), (root / path, Path())):
             assert contents(Table(kind="parquet", path=str(at[0])), at[1]) == [image]
-            assert contents(Stream(kind="stream", path=str(at[0]), labelled=False), at[1]) == [image]
+            assert contents(Stream(kind="stream", path=str(at[0]), labelled=False), at[1]) == [
+                image
+            ]
         assert guess_source(str(root / path)).kind == "parquet"
     photos(root / "photos", "a/1.png", "b/1.png")
-    assert contents(ImageFolder(kind="image_folder", path="photos"), root) == [b"a/1.png", b"b/1.png"]
+    assert contents(ImageFolder(kind="image_folder", path="photos"), root) == [
+        b"a/1.png",
+        b"b/1.png",
+    ]
     (tmp_path / "names [1].txt").write_text("b\na\n")
     spec = ImageFolder(kind="image_folder", path="photos", classes=str(tmp_path / "names [1].txt"))
     assert open_source(spec, root).labels.tolist() == [1, 0]
@@ -164,12 +180,16 @@ def test_a_path_from_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     parquet(tmp_path / "t.parquet", [b"1"])
     (tmp_path / "names").write_text("b\na\n")
     elsewhere = Path("/nowhere")
-    source = open_source(ImageFolder(kind="image_folder", path="~/photos", classes="~/names"), elsewhere)
+    source = open_source(
+        ImageFolder(kind="image_folder", path="~/photos", classes="~/names"), elsewhere
+    )
     assert source.labels.tolist() == [1, 0]
     assert contents(Table(kind="parquet", path="~/t.parquet"), elsewhere) == [b"1"]
     assert contents(Stream(kind="stream", path="~/t.parquet", labelled=False), elsewhere) == [b"1"]
     assert guess_source("~/photos").kind == "image_folder"
-    with pytest.raises(InputError, match=r"data.train.path: ~nobody-of-that-name/x: .*give the path without ~"):
+    with pytest.raises(
+        InputError, match=r"data.train.path: ~nobody-of-that-name/x: .*give the path without ~"
+    ):
         open_source(ImageFolder(kind="image_folder", path="~nobody-of-that-name/x"), elsewhere)
     with pytest.raises(InputError, match="has a NUL"):
         open_source(ImageFolder(kind="image_folder", path="a\0b"), elsewhere)
@@ -177,8 +197,20 @@ def test_a_path_from_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_what_file_servers_leave_is_neither_class_nor_image_nor_table(tmp_path: Path) -> None:
     left = ("@eaDir", ".AppleDouble", "__MACOSX", "lost+found", ".ipynb_checkpoints", "#recycle")
-    photos(tmp_path / "photos", "a/1.png", "b/sub/1.png", "a/._1.png", "Thumbs.db", "a/Thumbs.db", "@eaDir/x/1.png")
-    photos(tmp_path / "photos", *(f"{name}/1.png" for name in left), *(f"a/{name}/1.png" for name in left))
+    photos(
+        tmp_path / "photos",
+        "a/1.png",
+        "b/sub/1.png",
+        "a/._1.png",
+        "Thumbs.db",
+        "a/Thumbs.db",
+        "@eaDir/x/1.png",
+    )
+    photos(
+        tmp_path / "photos",
+        *(f"{name}/1.png" for name in left),
+        *(f"a/{name}/1.png" for name in left),
+    )
     source = open_source(ImageFolder(kind="image_folder", path="photos"), tmp_path)
     assert source.classes == ("a", "b")
     assert [source.read(i) for i in range(len(source))] == [b"a/1.png", b"b/sub/1.png"]
@@ -195,7 +227,9 @@ def test_a_folder_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
     photos(tmp_path / "photos", "a/1.png", "b/1.png", "b/sub/2.png")
     (tmp_path / "photos/b/sub").chmod(0)
     try:
-        with pytest.raises(InputError, match=r"data.train.path: .*b/sub cannot be read \(Permission denied\)"):
+        with pytest.raises(
+            InputError, match=r"data.train.path: .*b/sub cannot be read \(Permission denied\)"
+        ):
             open_source(ImageFolder(kind="image_folder", path="photos"), tmp_path)
     finally:
         (tmp_path / "photos/b/sub").chmod(0o700)

@@ -95,7 +95,9 @@ def test_cuda_batches_are_the_cpu_ones(memory_source):
             got[device] = [[t.cpu() for t in batch.tensors()] for batch in loader]
     assert len(got["cpu"]) == len(got["cuda"]) == 20
     for host, device in zip(got["cpu"], got["cuda"], strict=True):
-        torch.testing.assert_close(host[0], device[0], atol=1e-6, rtol=0)  # division by 255 rounds differently
+        torch.testing.assert_close(
+            host[0], device[0], atol=1e-6, rtol=0
+        )  # division by 255 rounds differently
         torch.testing.assert_close(host[1], device[1], atol=1e-6, rtol=0)
         assert torch.equal(host[2], device[2])
         assert torch.equal(host[3], device[3])

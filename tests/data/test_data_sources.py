@@ -27,7 +27,9 @@ def colours(png):
 
 @pytest.fixture
 def folder(tmp_path, colours):
-    for i, name in enumerate(["cat/1.png", "cat/deep/er/2.PNG", "ant/1.png", "ant/0.jpeg", "dog/x.png"]):
+    for i, name in enumerate(
+        ["cat/1.png", "cat/deep/er/2.PNG", "ant/1.png", "ant/0.jpeg", "dog/x.png"]
+    ):
         path = tmp_path / "images" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(colours[i])
@@ -40,7 +42,7 @@ def first_pixel(source, index):
     return int(np.asarray(read_image(source, index))[0, 0, 0])
 
 
-# ---- image folders ---------------------------------------------------------------------------------------------------
+# ---- image folders -------------------------------------------------------------------------------
 
 
 def test_image_folder_reads_sorted_classes_at_any_depth(folder):
@@ -55,7 +57,9 @@ def test_image_folder_reads_sorted_classes_at_any_depth(folder):
 
 def test_image_folder_with_a_class_list(folder):
     (folder / "names.txt").write_text("dog\nemu\ncat\nant\n")
-    source = open_source(ImageFolder(kind="image_folder", path="images", classes="names.txt"), folder)
+    source = open_source(
+        ImageFolder(kind="image_folder", path="images", classes="names.txt"), folder
+    )
     assert source.classes == ("dog", "emu", "cat", "ant")
     assert source.labels.tolist() == [3, 3, 2, 2, 0]
 
@@ -79,7 +83,9 @@ def test_bad_class_lists(folder, names, message):
 
 def test_bad_image_folders(folder):
     spec = ImageFolder(kind="image_folder", path="imags")
-    with pytest.raises(InputError, match=r"data.eval.path: .*imags does not exist.*did you mean 'images'"):
+    with pytest.raises(
+        InputError, match=r"data.eval.path: .*imags does not exist.*did you mean 'images'"
+    ):
         open_source(spec, folder, key="data.eval")
     (folder / "images/bee").mkdir()
     with pytest.raises(InputError, match=r"class folder .*bee has no images"):
@@ -88,7 +94,7 @@ def test_bad_image_folders(folder):
         open_source(ImageFolder(kind="image_folder", path="images/bee"), folder)
 
 
-# ---- tables ----------------------------------------------------------------------------------------------------------
+# ---- tables --------------------------------------------------------------------------------------
 
 
 def test_numbers_that_are_no_class_numbers(tmp_path, colours):
@@ -97,19 +103,26 @@ def test_numbers_that_are_no_class_numbers(tmp_path, colours):
 
     labels = [10**12, *range(len(colours) - 1)]
     pq.write_table(pa.table({"image": colours, "label": labels}), tmp_path / "ids.parquet")
-    with pytest.raises(InputError, match=r"has numbers up to 1,000,000,000,000 in 9 rows, which are no class numbers"):
+    with pytest.raises(
+        InputError,
+        match=r"has numbers up to 1,000,000,000,000 in 9 rows, which are no class numbers",
+    ):
         open_source(Table(kind="parquet", path="ids.parquet"), tmp_path)
 
 
 def test_a_label_that_its_names_do_not_have(tmp_path, colours):
     data = make_dataset(colours, "class_label")
-    table = data.data.table.set_column(1, data.data.table.schema.field(1), [[0, 2, 3] * 3])  # 3 of 3 names
+    table = data.data.table.set_column(
+        1, data.data.table.schema.field(1), [[0, 2, 3] * 3]
+    )  # 3 of 3 names
     import pyarrow.parquet as pq
 
     pq.write_table(table, tmp_path / "d.parquet")
     (tmp_path / "names").write_text("asp\nox\nyak\nzebra\n")  # a list in which 3 is zebra
     for classes in ("names", None):
-        with pytest.raises(InputError, match=r"row 2 has label 3, and labels go from 0 to 2; 3 of 9 rows"):
+        with pytest.raises(
+            InputError, match=r"row 2 has label 3, and labels go from 0 to 2; 3 of 9 rows"
+        ):
             open_source(Table(kind="parquet", path="d.parquet", classes=classes), tmp_path)
 
 
@@ -127,7 +140,9 @@ def make_dataset(colours, kind):
     else:
         rows["label"] = [0, 2, 1] * 3
         label = datasets.Value("int32")
-    return datasets.Dataset.from_dict(rows, features=datasets.Features({"image": images, "label": label}))
+    return datasets.Dataset.from_dict(
+        rows, features=datasets.Features({"image": images, "label": label})
+    )
 
 
 EXPECTED = {
@@ -174,14 +189,20 @@ def test_several_parquet_files_and_where_a_row_lies(tmp_path, colours):
 def test_plain_parquet_without_hugging_face_features(tmp_path, colours):
     table = pa.table({"jpg": pa.array(colours, pa.binary()), "cls": [2, 1, 0] * 3})
     pq.write_table(table, tmp_path / "plain.parquet")
-    source = open_source(Table(kind="parquet", path="plain.parquet", image_column="jpg", label_column="cls"), tmp_path)
+    source = open_source(
+        Table(kind="parquet", path="plain.parquet", image_column="jpg", label_column="cls"),
+        tmp_path,
+    )
     assert [source.read(i) for i in range(9)] == colours
     assert source.labels.tolist() == [2, 1, 0] * 3
 
 
 def test_arrow_files_of_either_format(tmp_path, colours):
     table = pa.table({"image": pa.array(colours, pa.binary()), "label": [2, 1, 0] * 3})
-    with pa.OSFile(str(tmp_path / "f.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+    with (
+        pa.OSFile(str(tmp_path / "f.arrow"), "wb") as sink,
+        pa.ipc.new_file(sink, table.schema) as writer,
+    ):
         writer.write_table(table)
     source = open_source(Table(kind="arrow", path="f.arrow"), tmp_path)
     assert [source.read(i) for i in range(9)] == colours
@@ -200,7 +221,9 @@ def test_class_lists_over_tables(tmp_path, colours):
     (tmp_path / "names").write_text("asp\nzebu\nyak\nox\n")
     for kind, expected in (("class_label", [3, 0, 2]), ("string", [3, 2, 0]), ("int", [0, 2, 1])):
         make_dataset(colours, kind).to_parquet(tmp_path / f"{kind}.parquet")
-        source = open_source(Table(kind="parquet", path=f"{kind}.parquet", classes="names"), tmp_path)
+        source = open_source(
+            Table(kind="parquet", path=f"{kind}.parquet", classes="names"), tmp_path
+        )
         assert source.classes == ("asp", "zebu", "yak", "ox")
         assert source.labels[:3].tolist() == expected
 
@@ -209,10 +232,16 @@ def test_saved_splits(tmp_path, colours):
     import datasets
 
     data = make_dataset(colours, "int")
-    datasets.DatasetDict({"train": data, "validation": data.select(range(3))}).save_to_disk(tmp_path / "d")
+    datasets.DatasetDict({"train": data, "validation": data.select(range(3))}).save_to_disk(
+        tmp_path / "d"
+    )
     assert len(open_source(SavedDataset(kind="saved", path="d", split="validation"), tmp_path)) == 3
     with pytest.raises(
-        InputError, match=r"no split 'validate' \(did you mean 'validation'\?\): choose one of 'train', 'validation'"
+        InputError,
+        match=(
+            r"no split 'validate' \(did you mean 'validation'\?\): choose one of 'train',"
+            r" 'validation'"
+        ),
     ):
         open_source(SavedDataset(kind="saved", path="d", split="validate"), tmp_path)
     with pytest.raises(InputError, match="choose one of"):
@@ -226,8 +255,14 @@ def test_saved_splits(tmp_path, colours):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"image_column": "imag"}, r"data.train.image_column: .* no column 'imag' \(did you mean 'image'\?\)"),
-        ({"label_column": "labels"}, r"data.train.label_column: .* no column 'labels' \(did you mean 'label'\?\)"),
+        (
+            {"image_column": "imag"},
+            r"data.train.image_column: .* no column 'imag' \(did you mean 'image'\?\)",
+        ),
+        (
+            {"label_column": "labels"},
+            r"data.train.label_column: .* no column 'labels' \(did you mean 'label'\?\)",
+        ),
         ({"image_column": "label"}, "column 'label' .* not image files"),
         ({"label_column": "image"}, "labels are integers, names or a ClassLabel"),
         ({"path": "d.parqet"}, r"does not exist \(did you mean 'd.parquet'"),
@@ -247,10 +282,18 @@ def test_bad_tables(tmp_path, colours, changes, message):
 
 @pytest.mark.parametrize(
     ("labels", "message"),
-    [([0, 1, -1], "row 2 has label -1, and labels go from 0 to 1"), ([0, None, 1], "1 rows without a label")],
+    [
+        ([0, 1, -1], "row 2 has label -1, and labels go from 0 to 1"),
+        ([0, None, 1], "1 rows without a label"),
+    ],
 )
 def test_bad_labels_in_tables(tmp_path, colours, labels, message):
-    table = pa.table({"image": pa.array(colours[: len(labels)], pa.binary()), "label": pa.array(labels, pa.int64())})
+    table = pa.table(
+        {
+            "image": pa.array(colours[: len(labels)], pa.binary()),
+            "label": pa.array(labels, pa.int64()),
+        }
+    )
     pq.write_table(table, tmp_path / "d.parquet")
     with pytest.raises(InputError, match=message):
         open_source(Table(kind="parquet", path="d.parquet"), tmp_path)
@@ -258,7 +301,10 @@ def test_bad_labels_in_tables(tmp_path, colours, labels, message):
 
 def test_no_records_at_all(tmp_path, colours):
     schema = pa.schema([("image", pa.binary()), ("label", pa.int64())])
-    with pa.OSFile(str(tmp_path / "d.arrow"), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+    with (
+        pa.OSFile(str(tmp_path / "d.arrow"), "wb") as sink,
+        pa.ipc.new_stream(sink, schema) as writer,
+    ):
         writer.write_table(schema.empty_table())
     with pytest.raises(InputError, match=r"data.train: arrow holds no records"):
         open_source(Table(kind="arrow", path="d.arrow"), tmp_path)

@@ -16,7 +16,9 @@ from distill.errors import InputError
 
 
 class Numbers:
-    """Request n -> n, late while a file of that name is there; an error where one of the name `bad-n` is."""
+    """Request n -> n, late while a file of that name is there; an error where one of the name
+    `bad-n` is.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -24,7 +26,9 @@ class Numbers:
     def __getitem__(self, number: int) -> int | InputError:
         while (self._folder / str(number)).exists():
             time.sleep(0.01)
-        return InputError(f"number {number}") if (self._folder / f"bad-{number}").exists() else number
+        return (
+            InputError(f"number {number}") if (self._folder / f"bad-{number}").exists() else number
+        )
 
 
 def iterator(folder: Path, num_workers: int, persistent: bool = False) -> HostIterator[int]:
@@ -51,7 +55,9 @@ def hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("persistent", [False, True])
-def test_a_worker_that_hangs_at_its_start_is_replaced(hangs: Path, tmp_path: Path, persistent: bool) -> None:
+def test_a_worker_that_hangs_at_its_start_is_replaced(
+    hangs: Path, tmp_path: Path, persistent: bool
+) -> None:
     hangs.write_text("xx")
     host = iterator(tmp_path, 2, persistent)
     assert list(host) == list(range(6))
@@ -106,7 +112,9 @@ def test_what_is_there_is_known_and_nothing_is_lost_by_asking(tmp_path: Path) ->
 def test_workers_in_the_middle_of_something_do_not_hold_up_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where nothing was asked for in vain. torch gives each worker five seconds, here a minute, so that a verdict does not hang on time."""
+    """Also where nothing was asked for in vain. torch gives each worker five seconds, here a
+    minute, so that a verdict does not hang on time.
+    """
     monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 60)
     for number in (2, 3):
         (tmp_path / str(number)).touch()
@@ -122,7 +130,7 @@ def test_one_that_answers_late_at_the_next_pass_is_waited_for(tmp_path: Path) ->
     """Of workers that stay, torch awaits an answer at each start."""
     loader = data_loader(Numbers(tmp_path), range(6), 2, 2, torch.device("cpu"), persistent=True)
     assert list(HostIterator[int](loader)) == list(range(6))
-    (late, _) = map(int, _children())
+    late, _ = map(int, _children())
     os.kill(late, signal.SIGSTOP)
     if os.fork() == 0:  # a thread would be stopped by the lock that the main one waits with
         time.sleep(1.5)
@@ -134,7 +142,9 @@ def test_one_that_answers_late_at_the_next_pass_is_waited_for(tmp_path: Path) ->
     os.wait()
 
 
-def test_a_signal_as_they_come_up_leaves_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_as_they_come_up_leaves_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(self: workers.Start, timeout_s: float) -> bool:
         raise KeyboardInterrupt
 
@@ -194,7 +204,9 @@ class Asked:
 def test_on_a_device_the_batch_that_is_there_counts_and_the_one_behind_is_asked_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("distill.data.prefetch.on_device", lambda host, finish, device: map(finish, host))
+    monkeypatch.setattr(
+        "distill.data.prefetch.on_device", lambda host, finish, device: map(finish, host)
+    )
     host: Any = Asked()
     batches = DeviceIterator(host, str, torch.device("cuda"))
     for _ in range(3):
@@ -210,8 +222,12 @@ def test_on_a_device_the_batch_that_is_there_counts_and_the_one_behind_is_asked_
 
 
 @pytest.mark.parametrize("persistent", [False, True])
-def test_a_pass_that_pins_ends_and_closes(persistent: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on CUDA: torch's thread pins, and at the end of a pass whose workers do not stay it has closed everything itself."""
+def test_a_pass_that_pins_ends_and_closes(
+    persistent: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on CUDA: torch's thread pins, and at the end of a pass whose workers do not stay it has
+    closed everything itself.
+    """
     monkeypatch.setattr(torch.accelerator, "is_available", lambda *_: True)
     monkeypatch.setattr(torch.accelerator, "current_device_index", lambda *_: 0)
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda *_: torch.device("cuda"))

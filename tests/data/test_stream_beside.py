@@ -1,4 +1,6 @@
-"""What paths name and what lies beside shards, where it says little, nothing, or another thing; whose counts are whose."""
+"""What paths name and what lies beside shards, where it says little, nothing, or another thing;
+whose counts are whose.
+"""
 
 import io
 import json
@@ -14,7 +16,14 @@ from servers import FolderServer
 from shards import describe, write_tars
 
 from distill.data.splits import choose_split
-from distill.data.stream.names import container_of, matching, named_files, names_files, shown, unsigned
+from distill.data.stream.names import (
+    container_of,
+    matching,
+    named_files,
+    names_files,
+    shown,
+    unsigned,
+)
 from distill.data.stream.opening import count_samples, open_stream
 from distill.data.stream.source import StreamSource
 from distill.data.stream.transport import Transport
@@ -47,17 +56,23 @@ def info(folder: Path, lengths: Mapping[str, int]) -> None:
 
 def write_table(file: Path, columns: dict[str, list[Any]], names: Mapping[str, list[str]]) -> None:
     features = {name: {"names": of, "_type": "ClassLabel"} for name, of in names.items()}
-    said = {"huggingface": json.dumps({"info": {"features": features | {"image": {"_type": "Image"}}}})}
+    said = {
+        "huggingface": json.dumps({"info": {"features": features | {"image": {"_type": "Image"}}}})
+    }
     pq.write_table(pa.table(columns).replace_schema_metadata(said), file)
 
 
-# ---- names -----------------------------------------------------------------------------------------------------------
+# ---- names ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("url", "plain", "kept"),
     [
-        ("s3://me:secret@bucket/a.tar?x-amz-signature=2", "s3://bucket/a.tar", "s3://me:secret@bucket/a.tar"),
+        (
+            "s3://me:secret@bucket/a.tar?x-amz-signature=2",
+            "s3://bucket/a.tar",
+            "s3://me:secret@bucket/a.tar",
+        ),
         ("s3://bucket/a-?.tar?sig=2", "s3://bucket/a-", "s3://bucket/a-?.tar?sig=2"),
         ("/a/b?sig=1.tar", "/a/b?sig=1.tar", "/a/b?sig=1.tar"),
         ("http://h/a.tar?series=1&policy=2", "http://h/a.tar", "http://h/a.tar?series=1"),
@@ -67,7 +82,9 @@ def test_what_is_shown_and_kept_of_a_url(url: str, plain: str, kept: str) -> Non
     assert (shown(url), unsigned(url)) == (plain, kept)
 
 
-@pytest.mark.parametrize("url", ["http://me:secret@/a.tar?sig=secret", "http://me:secret@[::1/a.tar?sig=secret"])
+@pytest.mark.parametrize(
+    "url", ["http://me:secret@/a.tar?sig=secret", "http://me:secret@[::1/a.tar?sig=secret"]
+)
 def test_what_is_no_url_is_shown_without_secrets(url: str) -> None:
     with pytest.raises(InputError) as caught:
         address_of(url)
@@ -95,7 +112,9 @@ def test_secrets_stay_out_of_what_is_refused(tmp_path: Path, served: FolderServe
     refused(uncounted, "manifest.json: damaged")
 
 
-def test_a_redirect_elsewhere_is_shown_without_secrets(tmp_path: Path, served: FolderServer) -> None:
+def test_a_redirect_elsewhere_is_shown_without_secrets(
+    tmp_path: Path, served: FolderServer
+) -> None:
     served.fault("0.tar", "redirect", on=None, location="ftp://me:secret@h/0.tar?sig=secret")
     with pytest.raises(InputError, match=r"302 redirect to ftp://h/0\.tar") as caught:
         Transport(retries=0, timeout_s=5).read(f"{served.url}/0.tar")
@@ -144,12 +163,15 @@ def test_names_and_counts_are_part_of_what_shards_are(tmp_path: Path, served: Fo
     """Of tars without checksums they are all that is known."""
     prints = set()
     for names, lengths in (("ab", (1, 2)), ("ac", (1, 2)), ("ab", (2, 1)), ("ba", (1, 2))):
-        info(tmp_path / "served", {f"{name}.tar": count for name, count in zip(names, lengths, strict=True)})
+        info(
+            tmp_path / "served",
+            {f"{name}.tar": count for name, count in zip(names, lengths, strict=True)},
+        )
         prints.add(opened(tmp_path, served.url).fingerprint())
     assert len(prints) == 4
 
 
-# ---- beside the shards -----------------------------------------------------------------------------------------------
+# ---- beside the shards ---------------------------------------------------------------------------
 
 
 def test_a_manifest_of_other_shards_is_not_theirs(tmp_path: Path) -> None:
@@ -157,14 +179,19 @@ def test_a_manifest_of_other_shards_is_not_theirs(tmp_path: Path) -> None:
     describe(tmp_path / "tars")
     write_tars(tmp_path / "more", [b"d"], 1)[0].rename(tmp_path / "tars/later.tar")
     source = opened(tmp_path, "tars/{later,shard-00001}.tar")
-    assert (source.shard_sizes.tolist(), [shard.sha256 for shard in source.shards]) == ([1, 1], [None, None])
+    assert (source.shard_sizes.tolist(), [shard.sha256 for shard in source.shards]) == (
+        [1, 1],
+        [None, None],
+    )
 
 
 def test_a_shard_of_the_manifest_that_is_gone(tmp_path: Path) -> None:
     paths = write_tars(tmp_path / "tars", [b"a", b"b", b"c"], 1)
     describe(tmp_path / "tars")
     paths[1].unlink()
-    with pytest.raises(InputError, match=r"1 of 3 shards do not exist, the first of them .*shard-00001\.tar"):
+    with pytest.raises(
+        InputError, match=r"1 of 3 shards do not exist, the first of them .*shard-00001\.tar"
+    ):
         opened(tmp_path, "tars")
 
 
@@ -175,7 +202,9 @@ def test_a_store_that_forbids_what_is_not_there(tmp_path: Path, served: FolderSe
     assert sizes(tmp_path, f"{served.url}/0.parquet") == [1]
 
 
-@pytest.mark.parametrize("said", [[], {"splits": 3}, {"splits": {"train": {}}}, {"splits": {"train": 1}}])
+@pytest.mark.parametrize(
+    "said", [[], {"splits": 3}, {"splits": {"train": {}}}, {"splits": {"train": 1}}]
+)
 def test_another_file_of_that_name_is_passed_over(said: object, tmp_path: Path) -> None:
     write_tars(tmp_path / "tars", [b"a"], 1)
     (tmp_path / "tars/_info.json").write_text(json.dumps(said))
@@ -190,13 +219,17 @@ def test_counts_of_some_of_the_shards_are_none(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["../a.tar", "/a.tar", "http://elsewhere/a.tar"])
-def test_counts_of_files_elsewhere_are_refused(name: str, tmp_path: Path, served: FolderServer) -> None:
+def test_counts_of_files_elsewhere_are_refused(
+    name: str, tmp_path: Path, served: FolderServer
+) -> None:
     info(tmp_path / "served", {name: 1})
-    with pytest.raises(InputError, match=f"_info.json names {name}, which is no file of its folder"):
+    with pytest.raises(
+        InputError, match=f"_info.json names {name}, which is no file of its folder"
+    ):
         opened(tmp_path, served.url)
 
 
-# ---- counts ----------------------------------------------------------------------------------------------------------
+# ---- counts --------------------------------------------------------------------------------------
 
 
 def test_footers_are_asked_though_counts_are_known(tmp_path: Path, served: FolderServer) -> None:
@@ -216,12 +249,17 @@ def test_footers_that_are_kept_are_of_the_columns(tmp_path: Path, served: Folder
     columns = {"image": [b"a"], "other": [b"b"], "label": [0], "fine": [0]}
     write_table(tmp_path / "served/0.parquet", columns, {"label": ["ox"], "fine": ["young ox"]})
     for label, classes in ((None, ("ox",)), ("fine", ("young ox",))):
-        assert opened(tmp_path, f"{served.url}/0.parquet", labelled=True, label=label).classes == classes
+        assert (
+            opened(tmp_path, f"{served.url}/0.parquet", labelled=True, label=label).classes
+            == classes
+        )
     with pytest.raises(InputError, match="elsewhere"):
         opened(tmp_path, f"{served.url}/0.parquet", image="elsewhere")
 
 
-def test_footers_that_were_spoilt_are_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_footers_that_were_spoilt_are_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for spoil in (lambda text: text.replace("{", "("), lambda text: "[]".ljust(len(text))):
         write_table(tmp_path / "0.parquet", {"image": [b"a", b"b"]}, {})
         assert sizes(tmp_path, "*.parquet") == [2]
@@ -253,7 +291,9 @@ def test_counts_are_of_what_counts_as_an_image(tmp_path: Path, served: FolderSer
                 open_stream(spec, tmp_path, "data.train", settings)
         else:
             assert count_samples(spec, tmp_path, "data.train", settings).tolist() == [count]
-            assert open_stream(spec, tmp_path, "data.train", settings).shard_sizes.tolist() == [count]
+            assert open_stream(spec, tmp_path, "data.train", settings).shard_sizes.tolist() == [
+                count
+            ]
 
 
 def test_of_two_counts_the_last_one_holds(tmp_path: Path, served: FolderServer) -> None:
@@ -262,6 +302,8 @@ def test_of_two_counts_the_last_one_holds(tmp_path: Path, served: FolderServer) 
     for images in ([b"a"], [b"a", b"b"]):
         write_tars(tmp_path / "served", images, 2)
         assert count_samples(spec, tmp_path, "data.train", settings).tolist() == [len(images)]
-        assert open_stream(spec, tmp_path, "data.train", settings).shard_sizes.tolist() == [len(images)]
+        assert open_stream(spec, tmp_path, "data.train", settings).shard_sizes.tolist() == [
+            len(images)
+        ]
         for file in (tmp_path / "cache").glob("*tar*"):
             file.unlink()  # of a mere URL it is not known that it is another

@@ -1,4 +1,6 @@
-"""The shard cache: made once among many, whole or absent after any kill, within its limit, and plain about a folder it cannot use."""
+"""The shard cache: made once among many, whole or absent after any kill, within its limit, and
+plain about a folder it cannot use.
+"""
 
 import fcntl
 import json
@@ -125,10 +127,14 @@ def test_of_eight_that_ask_one_makes(tmp_path: Path, how: str) -> None:
     for asker in askers:
         asker.join()
     assert log.read_text() == "made\n" * 2
-    assert [(tmp_path / f"{key}{number}").read_bytes() for key in "ab" for number in range(8)] == [b"right"] * 16
+    assert [(tmp_path / f"{key}{number}").read_bytes() for key in "ab" for number in range(8)] == [
+        b"right"
+    ] * 16
 
 
-def test_after_kill_nine_a_waiter_makes_it(tmp_path: Path, started: Callable[..., BaseProcess]) -> None:
+def test_after_kill_nine_a_waiter_makes_it(
+    tmp_path: Path, started: Callable[..., BaseProcess]
+) -> None:
     cache, ready, log = ShardCache(tmp_path / "cache", LARGE), tmp_path / "ready", tmp_path / "log"
     writer = started(stuck, cache, "a", ready)
     until(ready.exists)
@@ -149,7 +155,11 @@ def test_after_kill_nine_a_waiter_makes_it(tmp_path: Path, started: Callable[...
 def test_a_child_that_was_forked_meanwhile_does_not_keep_the_lock(
     tmp_path: Path, started: Callable[..., BaseProcess]
 ) -> None:
-    cache, ready, child_is = ShardCache(tmp_path / "cache", LARGE), tmp_path / "ready", tmp_path / "child"
+    cache, ready, child_is = (
+        ShardCache(tmp_path / "cache", LARGE),
+        tmp_path / "ready",
+        tmp_path / "child",
+    )
 
     def fork_and_stick() -> None:
         def make(path: Path) -> None:
@@ -173,7 +183,9 @@ def test_a_child_that_was_forked_meanwhile_does_not_keep_the_lock(
         os.kill(child, signal.SIGKILL)
 
 
-def test_what_the_dead_left_goes_at_the_next_file(tmp_path: Path, started: Callable[..., BaseProcess]) -> None:
+def test_what_the_dead_left_goes_at_the_next_file(
+    tmp_path: Path, started: Callable[..., BaseProcess]
+) -> None:
     cache = ShardCache(tmp_path / "cache", 50)
     whole = cache.file("whole", writing(b"whole"))
     whole.with_name(f"{whole.name}.lock").touch()  # killed just before it let go
@@ -188,7 +200,8 @@ def test_what_the_dead_left_goes_at_the_next_file(tmp_path: Path, started: Calla
     (cache.folder / "notes.part").write_text("somebody else's")
     (cache.folder / "README").write_text("somebody else's, and larger than the limit")
     cache.file("c", writing(b"c"))
-    # What is left belongs to the whole, to b, which is still being written, to c, and to somebody else.
+    # What is left belongs to the whole, to b, which is still being written, to c, and to somebody
+    # else.
     assert names(cache) == ["", "", "", "lock", "part", "part", "part.index", "size", "size"]
     assert cache.has("whole")
     assert cache.has("c")
@@ -249,9 +262,13 @@ def test_an_exception_of_make_leaves_nothing(tmp_path: Path) -> None:
     assert ShardCache(cache.folder, LARGE).file("a", writing(b"a")).read_bytes() == b"a"
 
 
-@pytest.mark.parametrize("error", [ConnectionError("the server is gone"), InputError("no access")], ids=["os", "input"])
+@pytest.mark.parametrize(
+    "error", [ConnectionError("the server is gone"), InputError("no access")], ids=["os", "input"]
+)
 def test_who_waited_for_a_maker_that_failed_fails_with_it(tmp_path: Path, error: Exception) -> None:
-    """Each with its own retries, one after the other, would wait for minutes, whatever run it is of."""
+    """Each with its own retries, one after the other, would wait for minutes, whatever run it is
+    of.
+    """
     cache, tries, answers = ShardCache(tmp_path / "cache", LARGE), [], []
     begun = threading.Event()
 
@@ -351,7 +368,9 @@ def test_which_processes_are_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert same(tmp_path / "torchrun")
     monkeypatch.setattr(os, "getppid", lambda: 1)  # of another torchrun
     tries: list[Path] = []
-    ShardCache(tmp_path / "torchrun", LARGE).file("a", lambda path: (tries.append(path), path.touch())[1])
+    ShardCache(tmp_path / "torchrun", LARGE).file(
+        "a", lambda path: (tries.append(path), path.touch())[1]
+    )
     assert len(tries) == 1
 
 
@@ -423,7 +442,9 @@ def test_the_least_recently_used_go_first_and_readers_keep_them(tmp_path: Path) 
     assert names(cache) == ["", "size"]
 
 
-def test_what_is_being_written_counts_and_is_spared(tmp_path: Path, started: Callable[..., BaseProcess]) -> None:
+def test_what_is_being_written_counts_and_is_spared(
+    tmp_path: Path, started: Callable[..., BaseProcess]
+) -> None:
     cache = ShardCache(tmp_path / "cache", 40)
     cache.file("a", writing(b"a" * 10))
     started(stuck, cache, "b", tmp_path / "ready")  # 4 and 24 bytes
@@ -443,7 +464,9 @@ def limited(cache: ShardCache) -> None:
     os._exit(1)
 
 
-def test_a_file_that_the_disk_does_not_take_is_explained(tmp_path: Path, started: Callable[..., BaseProcess]) -> None:
+def test_a_file_that_the_disk_does_not_take_is_explained(
+    tmp_path: Path, started: Callable[..., BaseProcess]
+) -> None:
     cache = ShardCache(tmp_path / "cache", LARGE)
     asker = started(limited, cache)
     asker.join()
@@ -467,7 +490,8 @@ def test_many_small_files_do_not_cost_a_look_at_all_of_them_each(
     assert 3 <= len(looks) <= 5
     monkeypatch.undo()
 
-    # Whoever writes alone keeps to the limit after each file, and each other process to a thousandth more.
+    # Whoever writes alone keeps to the limit after each file, and each other process to a
+    # thousandth more.
     small = ShardCache(tmp_path / "small", 100_000)
     other = ShardCache(tmp_path / "small", 100_000)
     for number in range(600):
@@ -487,11 +511,14 @@ def test_a_full_disk_is_explained(tmp_path: Path) -> None:
     try:
         cache = ShardCache(disk / "cache", LARGE)
         with cache.file("a", writing(b"a" * 600_000)).open("rb") as held:
-            with pytest.raises(InputError, match=r"data\.shards\.cache: .* is full .* have open keep .*cache_gb"):
+            with pytest.raises(
+                InputError, match=r"data\.shards\.cache: .* is full .* have open keep .*cache_gb"
+            ):
                 cache.file("b", writing(b"b" * 600_000))
             assert held.read() == b"a" * 600_000
         assert names(cache) == []
-        # Others have filled it, and nobody has the files of the cache open: they make room, the oldest first and no more of them than need be.
+        # Others have filled it, and nobody has the files of the cache open: they make room, the
+        # oldest first and no more of them than need be.
         for number in range(9):
             cache.file(f"{number}", writing(b"x" * 100_000))
         paths = sorted(path for path in cache.folder.iterdir() if not path.suffix)
@@ -506,12 +533,16 @@ def test_a_full_disk_is_explained(tmp_path: Path) -> None:
 def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("a file")
     for folder in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/cache")):
-        with pytest.raises(InputError, match=r"data\.shards\.cache: .* cannot be written .*: give a folder"):
+        with pytest.raises(
+            InputError, match=r"data\.shards\.cache: .* cannot be written .*: give a folder"
+        ):
             ShardCache(folder, LARGE)
 
 
 def churn(cache: ShardCache, seed: int) -> None:
-    """Asks for files of a crowd for ever, and ends with code 1 at one that is not as it was made."""
+    """Asks for files of a crowd for ever, and ends with code 1 at one that is not as it
+    was made.
+    """
     state = seed
     while True:
         state = (state * 1103515245 + 12345) % 2**31
@@ -526,7 +557,9 @@ def churn(cache: ShardCache, seed: int) -> None:
             os._exit(1)
 
 
-def test_kills_amid_a_crowd_with_a_small_limit(tmp_path: Path, started: Callable[..., BaseProcess]) -> None:
+def test_kills_amid_a_crowd_with_a_small_limit(
+    tmp_path: Path, started: Callable[..., BaseProcess]
+) -> None:
     cache = ShardCache(tmp_path / "cache", 60_000)
     crowd = [started(churn, cache, seed) for seed in range(4)]
     for turn in range(30):

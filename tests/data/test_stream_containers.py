@@ -1,4 +1,6 @@
-"""What a shard holds and where, of tar and Parquet; and a shard as a local file that is read in any order."""
+"""What a shard holds and where, of tar and Parquet; and a shard as a local file that is read in any
+order.
+"""
 
 import gzip
 import io
@@ -13,7 +15,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from distill.data.stream.local import ENTRY, DamagedShard, LocalShard, NoImage, add_checksums, append_index
+from distill.data.stream.local import (
+    ENTRY,
+    DamagedShard,
+    LocalShard,
+    NoImage,
+    add_checksums,
+    append_index,
+)
 from distill.data.stream.parquet import localise_parquet, read_footer, tail_size
 from distill.data.stream.tar import index_tar, member_name, read_members
 from distill.errors import InputError
@@ -33,7 +42,10 @@ def samples(count: int) -> list[tuple[str, bytes]]:
     return [
         member
         for i in range(count)
-        for member in ((f"{i:06d}.jpg", bytes([i + 1]) * (300 + 100 * i)), (f"{i:06d}.cls", b"%d" % (i % 3)))
+        for member in (
+            (f"{i:06d}.jpg", bytes([i + 1]) * (300 + 100 * i)),
+            (f"{i:06d}.cls", b"%d" % (i % 3)),
+        )
     ]
 
 
@@ -53,9 +65,17 @@ def opened(tmp_path):
         os.close(fd)
 
 
-# ---- tar: members ----------------------------------------------------------------------------------------------------
+# ---- tar: members --------------------------------------------------------------------------------
 
-NAMES = ["a.jpg", "folder/b.jpg", "ü/größe.png", "x" * 99, "x" * 100, "y" * 101 + ".jpg", "d/" * 60 + "deep.jpg"]
+NAMES = [
+    "a.jpg",
+    "folder/b.jpg",
+    "ü/größe.png",
+    "x" * 99,
+    "x" * 100,
+    "y" * 101 + ".jpg",
+    "d/" * 60 + "deep.jpg",
+]
 LONG = ["z" * 300 + ".jpg", "0.cls", "ö" * 120 + ".jpg", "1.cls"]
 
 
@@ -76,14 +96,20 @@ def test_members_are_those_that_tarfile_finds(opened, kind, names):
 
 
 def test_what_other_writers_write(opened, tmp_path):
-    """Folders, links, V7 headers, PAX of the whole archive, sizes in base 256, and one block of zeros at the end or many."""
+    """Folders, links, V7 headers, PAX of the whole archive, sizes in base 256, and one block of
+    zeros at the end or many.
+    """
     buffer = io.BytesIO()
     with tarfile.open(
         fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT, pax_headers={"comment": "of all"}
     ) as archive:
         for name, kind in (("d", tarfile.DIRTYPE), ("s", tarfile.SYMTYPE), ("h", tarfile.LNKTYPE)):
             info = tarfile.TarInfo(name)
-            info.type, info.linkname, info.size = kind, "d/a.jpg", 0 if kind == tarfile.DIRTYPE else 600
+            info.type, info.linkname, info.size = (
+                kind,
+                "d/a.jpg",
+                0 if kind == tarfile.DIRTYPE else 600,
+            )
             archive.addfile(info)
         info = tarfile.TarInfo("d/a.jpg")
         info.size, info.pax_headers = 3, {"mtime": "1.5", "size": "3"}
@@ -126,7 +152,10 @@ FAULTS = {
     "cut between members": (SHARD[:4096], "cut at byte 4096: the archive has no end"),
     "a name changed": (flipped(SHARD, 2048), "header at byte 2048 is damaged: its checksum"),
     "a size changed": (flipped(SHARD, 2048 + 132), "header at byte 2048 is damaged"),
-    "a size without digits": (SHARD[:2172] + b"hello" + SHARD[2177:], "header at byte 2048 is damaged"),
+    "a size without digits": (
+        SHARD[:2172] + b"hello" + SHARD[2177:],
+        "header at byte 2048 is damaged",
+    ),
     "overwritten": (SHARD[:2048] + b"\xff" * 4096 + SHARD[6144:], "no tar header at byte 2048"),
     "zeroed in the middle": (
         SHARD[:2048] + bytes(1024) + SHARD[3072:],
@@ -157,7 +186,7 @@ def test_a_damaged_pax_header(opened):
         read_members(opened(content[:at] + b"999" + content[at + 3 :]))
 
 
-# ---- tar: samples ----------------------------------------------------------------------------------------------------
+# ---- tar: samples --------------------------------------------------------------------------------
 
 
 def test_samples_of_a_tar(opened):
@@ -165,20 +194,33 @@ def test_samples_of_a_tar(opened):
     entries, names = index_tar(fd)
     assert names is None
     assert entries["label"].tolist() == [0, 1, 2, 0, 1]
-    assert [os.pread(fd, size, offset) for offset, size, _, _ in entries] == [c for n, c in samples(5) if "jpg" in n]
+    assert [os.pread(fd, size, offset) for offset, size, _, _ in entries] == [
+        c for n, c in samples(5) if "jpg" in n
+    ]
     assert [member_name(os.pread(fd, 512, offset - 512)) for offset, *_ in entries] == [
         f"{i:06d}.jpg" for i in range(5)
     ]
 
 
 def test_members_are_grouped_as_webdataset_groups_them(opened):
-    """By folder and name up to the first dot, whatever the letters' case; other members and hidden files do not matter."""
+    """By folder and name up to the first dot, whatever the letters' case; other members and hidden
+    files do not matter.
+    """
     shard = pack(
         [
-            ("README.md", b"text"), ("./a/0.JPG", b"first"), ("a/0.cls", b"7"), ("b/0.cls", b"8\n"), ("b/0.seg.png", b"mask"),
-            ("b/0.jpeg", b"second"), ("b/0.json", b"{}"), ("b/._0.jpg", b"shadow"), ("b/.1.cls", b""), ("b/.jpg", b"hidden"), ("__index__.txt", b""),
+            ("README.md", b"text"),
+            ("./a/0.JPG", b"first"),
+            ("a/0.cls", b"7"),
+            ("b/0.cls", b"8\n"),
+            ("b/0.seg.png", b"mask"),
+            ("b/0.jpeg", b"second"),
+            ("b/0.json", b"{}"),
+            ("b/._0.jpg", b"shadow"),
+            ("b/.1.cls", b""),
+            ("b/.jpg", b"hidden"),
+            ("__index__.txt", b""),
         ]
-    )  # fmt: skip
+    )
     with pytest.raises(InputError, match="key 'a/0' has a label and no image"):
         index_tar(opened(shard))  # "./a/0" is another key for webdataset too
     fd = opened(pack([(name.removeprefix("./"), content) for name, content in _members(shard)]))
@@ -198,7 +240,9 @@ def _members(content: bytes) -> list[tuple[str, bytes]]:
 
 def test_labels_of_a_tar(opened):
     images = [("0.jpg", b"x"), ("1.jpg", b"y"), ("2.jpg", b"z")]
-    jsons = [(f"{i}.json", json.dumps({"label": i + 4, "wnid": f"n{2 - i}"}).encode()) for i in range(3)]
+    jsons = [
+        (f"{i}.json", json.dumps({"label": i + 4, "wnid": f"n{2 - i}"}).encode()) for i in range(3)
+    ]
     assert index_tar(opened(pack(images + jsons)))[0]["label"].tolist() == [4, 5, 6]
     entries, names = index_tar(opened(pack(images + jsons)), label="wnid")
     assert (entries["label"].tolist(), names) == ([2, 1, 0], ("n0", "n1", "n2"))
@@ -213,7 +257,10 @@ def test_labels_of_a_tar(opened):
 @pytest.mark.parametrize("name", ["b.gif", "b.v1.jpg", "b.JFIF", "b.seg.tiff"])
 def test_an_image_under_another_name_is_not_lost(opened, name):
     members = [("a.jpg", b"1"), ("a.seg.png", b"mask"), (name, b"2"), ("b.txt", b"")]
-    with pytest.raises(InputError, match=rf"'{name}' is an image, and none of key 'b'.*name all extensions in `image`"):
+    with pytest.raises(
+        InputError,
+        match=rf"'{name}' is an image, and none of key 'b'.*name all extensions in `image`",
+    ):
         index_tar(opened(pack(members)), labelled=False)
     found, _ = index_tar(opened(pack(members)), image=f"jpg;{name[2:]}", labelled=False)
     assert len(found) == 2
@@ -226,15 +273,24 @@ def test_an_image_under_another_name_is_not_lost(opened, name):
         ([("a.jpg", b"1"), ("a.cls", b"0"), ("a.jpg", b"2")], "key 'a' has two images"),
         ([("a.jpg", b"1"), ("a.cls", b"0"), ("a.cls", b"2")], "key 'a' has two cls members"),
         ([("a.jpg", b"1"), ("a.cls", b"0"), ("b.cls", b"2")], "key 'b' has a label and no image"),
-        ([("a.jpg", b"1"), ("a.cls", b"0"), ("b.jpg", b"2")], "key 'b' has no cls member.*labelled: false"),
+        (
+            [("a.jpg", b"1"), ("a.cls", b"0"), ("b.jpg", b"2")],
+            "key 'b' has no cls member.*labelled: false",
+        ),
         ([("a.jpg", b"1"), ("a.cls", b"")], "key 'a' has no cls member"),
         ([("a.jpg", b"1"), ("a.json", b"{")], "key 'a': its json member at byte 1536 is broken"),
-        ([("a.jpg", b"1"), ("a.json", b"[1]")], "key 'a' has no cls member, nor cls or label in its json"),
+        (
+            [("a.jpg", b"1"), ("a.json", b"[1]")],
+            "key 'a' has no cls member, nor cls or label in its json",
+        ),
         (
             [("a.jpg", b"1"), ("a.cls", b"0"), ("b.jpg", b"2"), ("b.cls", b"ox")],
             "key 'a' has a number .* key 'b' a name",
         ),
-        ([("a.jpg", b"1"), ("a.cls", b"9" * 20)], "key 'a' has label 9{20}, which is no class number"),
+        (
+            [("a.jpg", b"1"), ("a.cls", b"9" * 20)],
+            "key 'a' has label 9{20}, which is no class number",
+        ),
         ([("a.jpg", b"1"), ("a.json", b'{"cls": -%d}' % 10**19)], "key 'a' has label -1"),
         ([("a.gif", b"1"), ("a.cls", b"0")], "no member is an image.*name the extension"),
         ([], "no member is an image"),
@@ -255,7 +311,7 @@ def test_links_are_refused(opened):
         index_tar(opened(buffer.getvalue()))
 
 
-# ---- a local file ----------------------------------------------------------------------------------------------------
+# ---- a local file --------------------------------------------------------------------------------
 
 
 def open_local(path: Path, data: Path | None = None) -> LocalShard:
@@ -313,7 +369,7 @@ def test_no_descriptor_is_left(tmp_path):
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-# ---- Parquet ---------------------------------------------------------------------------------------------------------
+# ---- Parquet -------------------------------------------------------------------------------------
 
 IMAGES = [os.urandom(50 + i) for i in range(150)]
 
@@ -342,7 +398,11 @@ STORED = {
 @pytest.mark.parametrize("stored", STORED)
 def test_records_of_parquet(tmp_path, stored):
     shard = localise(
-        write_table(tmp_path / "t.parquet", STORED[stored], pa.array([i % 7 for i in range(150)], pa.int32()))
+        write_table(
+            tmp_path / "t.parquet",
+            STORED[stored],
+            pa.array([i % 7 for i in range(150)], pa.int32()),
+        )
     )
     assert [shard.read(i) for i in range(150)] == IMAGES
     assert [shard.label(i) for i in range(150)] == [i % 7 for i in range(150)]
@@ -364,7 +424,12 @@ def test_names_in_parquet_and_columns_of_other_names(tmp_path):
 
 def test_empty_cells_hold_no_image(tmp_path):
     images = pa.array(
-        [{"bytes": b"x", "path": None}, None, {"bytes": None, "path": "a.jpg"}, {"bytes": b"y", "path": None}]
+        [
+            {"bytes": b"x", "path": None},
+            None,
+            {"bytes": None, "path": "a.jpg"},
+            {"bytes": b"y", "path": None},
+        ]
     )
     shard = localise(write_table(tmp_path / "t.parquet", images, [0, 1, 2, 3]))
     assert (shard.read(0), shard.read(3)) == (b"x", b"y")
@@ -376,7 +441,10 @@ def test_empty_cells_hold_no_image(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"image": "imag"}, r"no column 'imag' \(did you mean 'image'\?\): set `image` to one of 'image', 'label'"),
+        (
+            {"image": "imag"},
+            r"no column 'imag' \(did you mean 'image'\?\): set `image` to one of 'image', 'label'",
+        ),
         ({"label": "cls"}, "no column 'cls': set `label` to one of .*labelled: false"),
         ({"image": "label"}, "column 'label' holds int64, not image files"),
         ({"label": "image"}, "column 'image' holds binary: labels are integers"),
@@ -388,7 +456,10 @@ def test_columns_that_are_refused(tmp_path, fields, message):
         localise(file, **fields)
     content = file.read_bytes()
     with pytest.raises(InputError, match=message):
-        read_footer(content[-tail_size(content[-8:]) :], **{"image": None, "label": None, "labelled": True} | fields)
+        read_footer(
+            content[-tail_size(content[-8:]) :],
+            **{"image": None, "label": None, "labelled": True} | fields,
+        )
 
 
 def test_a_row_without_a_label(tmp_path):
@@ -399,7 +470,9 @@ def test_a_row_without_a_label(tmp_path):
 
 
 def test_damaged_parquet(tmp_path):
-    file = write_table(tmp_path / "t.parquet", STORED["binary"], list(range(150)), compression="none")
+    file = write_table(
+        tmp_path / "t.parquet", STORED["binary"], list(range(150)), compression="none"
+    )
     content = file.read_bytes()
     for spoilt in (
         content[:2000],
@@ -422,7 +495,9 @@ def test_damaged_parquet(tmp_path):
 def test_what_a_footer_says(tmp_path):
     import datasets
 
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["ox", "yak"])})
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=["ox", "yak"])}
+    )
     rows = {"image": [{"bytes": image, "path": None} for image in IMAGES], "label": [0, 1] * 75}
     datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "t.parquet")
     content = (tmp_path / "t.parquet").read_bytes()
@@ -443,7 +518,9 @@ def test_memory_does_not_grow_with_a_parquet_file(tmp_path):
         columns = pa.schema([("image", pa.binary()), ("label", pa.int64())])
         with pq.ParquetWriter(file, columns, use_dictionary=False) as writer:
             for _ in range(groups):
-                writer.write(pa.table([[os.urandom(100_000) for _ in range(40)], [0] * 40], schema=columns))
+                writer.write(
+                    pa.table([[os.urandom(100_000) for _ in range(40)], [0] * 40], schema=columns)
+                )
         peaks.append(_peak_of(file))
     assert 4e6 < peaks[0] < 20e6
     assert peaks[1] < 1.1 * peaks[0]

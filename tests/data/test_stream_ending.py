@@ -51,7 +51,9 @@ def table(folder: Path) -> Path:
 def test_the_interpreter_waits_for_what_is_held() -> None:
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, "-c", LEAVING]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, "whole\n", "")
 
 

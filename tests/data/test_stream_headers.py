@@ -42,7 +42,9 @@ def pack(*members: tuple[str, bytes]) -> bytes:
 
 
 def summed(content: bytes, at: int, field: bytes, *, signed: bool = False) -> bytes:
-    """The archive with a field of its first header changed, and the checksum with it; `signed`: as old tars of Sun add it up."""
+    """The archive with a field of its first header changed, and the checksum with it; `signed`: as
+    old tars of Sun add it up.
+    """
     header = bytearray(content[:512])
     header[at : at + len(field)] = field
     header[148:156] = b" " * 8
@@ -60,7 +62,10 @@ def test_a_long_link_is_no_member(opened: Opened) -> None:
         image = tarfile.TarInfo("a.jpg")
         image.size = 3
         archive.addfile(image, io.BytesIO(b"abc"))
-    assert [(m.name, m.size) for m in read_members(opened(buffer.getvalue()))] == [("link", 0), ("a.jpg", 3)]
+    assert [(m.name, m.size) for m in read_members(opened(buffer.getvalue()))] == [
+        ("link", 0),
+        ("a.jpg", 3),
+    ]
 
 
 def test_a_prefix_is_posix_s_alone(opened: Opened) -> None:
@@ -75,7 +80,9 @@ def test_a_prefix_is_posix_s_alone(opened: Opened) -> None:
 def test_sums_of_signed_bytes(opened: Opened) -> None:
     content = pack(("größe.jpg", b"abc"))
     for signed in (False, True):
-        assert [m.name for m in read_members(opened(summed(content, 0, b"", signed=signed)))] == ["größe.jpg"]
+        assert [m.name for m in read_members(opened(summed(content, 0, b"", signed=signed)))] == [
+            "größe.jpg"
+        ]
     wrong = bytearray(summed(content, 0, b"", signed=True))
     wrong[153] ^= 1
     with pytest.raises(DamagedShard, match="header at byte 0 is damaged"):
@@ -93,7 +100,9 @@ def test_a_size_that_leads_beyond_the_end_is_a_damaged_header(opened: Opened) ->
 def test_a_truth_is_no_label(opened: Opened) -> None:
     for record in ({"cls": True}, ["cls"], {}):
         content = pack(("a.jpg", b"abc"), ("a.json", json.dumps(record).encode()))
-        with pytest.raises(InputError, match="key 'a' has no cls member, nor cls or label in its json"):
+        with pytest.raises(
+            InputError, match="key 'a' has no cls member, nor cls or label in its json"
+        ):
             index_tar(opened(content))
 
 

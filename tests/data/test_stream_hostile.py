@@ -1,4 +1,6 @@
-"""What a server or a disk can put in the way of a stream: endless files, web pages, pipes, loops of links. Bounded or refused, by name."""
+"""What a server or a disk can put in the way of a stream: endless files, web pages, pipes, loops of
+links. Bounded or refused, by name.
+"""
 
 import json
 import os
@@ -57,7 +59,9 @@ class Handler(BaseHTTPRequestHandler):
                     self.server.sent += 65536
             except OSError:
                 return
-        self.send_header("Content-Type", "text/html" if body is self.server.pages else "application/octet-stream")
+        self.send_header(
+            "Content-Type", "text/html" if body is self.server.pages else "application/octet-stream"
+        )
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -75,7 +79,9 @@ def server(tmp_path: Path) -> Iterator[Server]:
     server.server_close()
 
 
-def opened(server: Server, tmp_path: Path, name: str = "shard-{00000..00001}.tar", **options: object) -> object:
+def opened(
+    server: Server, tmp_path: Path, name: str = "shard-{00000..00001}.tar", **options: object
+) -> object:
     url = f"http://127.0.0.1:{server.server_address[1]}/d/{name}"
     spec = schema.Stream(kind="stream", path=url, labelled=False, **options)  # type: ignore[arg-type]
     shards = schema.Shards(cache=str(tmp_path / "cache"), retries=0, timeout_s=5)
@@ -83,20 +89,32 @@ def opened(server: Server, tmp_path: Path, name: str = "shard-{00000..00001}.tar
 
 
 def test_pages_for_unknown_paths_are_no_manifest(server: Server, tmp_path: Path) -> None:
-    counts = {"splits": {"train": {"filenames": ["shard-00000.tar", "shard-00001.tar"], "shard_lengths": [3, 3]}}}
+    counts = {
+        "splits": {
+            "train": {"filenames": ["shard-00000.tar", "shard-00001.tar"], "shard_lengths": [3, 3]}
+        }
+    }
     with pytest.raises(InputError, match="nothing says how many samples"):
         opened(server, tmp_path)
-    server.files["/d/info.json"] = json.dumps(counts).encode()  # while manifest.json and _info.json are pages
+    server.files["/d/info.json"] = json.dumps(
+        counts
+    ).encode()  # while manifest.json and _info.json are pages
     source = opened(server, tmp_path)
     assert [source.read(i) for i in range(6)] == IMAGES  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("answer", [b"Not Found", b'{"error": "no such file"}', b"[]", b""])
-def test_other_answers_for_unknown_paths_are_no_manifest(server: Server, tmp_path: Path, answer: bytes) -> None:
+def test_other_answers_for_unknown_paths_are_no_manifest(
+    server: Server, tmp_path: Path, answer: bytes
+) -> None:
     server.pages = answer
     with pytest.raises(InputError, match="nothing says how many samples"):
         opened(server, tmp_path)
-    counts = {"splits": {"train": {"filenames": ["shard-00000.tar", "shard-00001.tar"], "shard_lengths": [3, 3]}}}
+    counts = {
+        "splits": {
+            "train": {"filenames": ["shard-00000.tar", "shard-00001.tar"], "shard_lengths": [3, 3]}
+        }
+    }
     server.files["/d/info.json"] = json.dumps(counts).encode()
     source = opened(server, tmp_path)
     assert [source.read(i) for i in range(6)] == IMAGES  # type: ignore[attr-defined]
@@ -105,13 +123,19 @@ def test_other_answers_for_unknown_paths_are_no_manifest(server: Server, tmp_pat
 def test_a_page_in_place_of_a_shard_says_so(server: Server, tmp_path: Path) -> None:
     counts = {"splits": {"train": {"filenames": ["gone.tar"], "shard_lengths": [3]}}}
     server.files["/d/_info.json"] = json.dumps(counts).encode()
-    with pytest.raises(UnreadableImage, match=r"d/gone\.tar: a web page \(HTML\) in place of a tar file"):
+    with pytest.raises(
+        UnreadableImage, match=r"d/gone\.tar: a web page \(HTML\) in place of a tar file"
+    ):
         read_image(opened(server, tmp_path, "gone.tar"), 0)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match=r"d/gone\.parquet: a web page \(HTML\) in place of a Parquet file"):
+    with pytest.raises(
+        InputError, match=r"d/gone\.parquet: a web page \(HTML\) in place of a Parquet file"
+    ):
         opened(server, tmp_path, "gone.parquet")
 
 
-def test_a_file_without_end_is_bounded(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_without_end_is_bounded(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(transport.Transport.read, "__kwdefaults__", {"most_bytes": 1 << 20})
     server.endless = "/d/manifest.json"
     with pytest.raises(InputError, match=r"d/manifest\.json: more than 1 MB"):
@@ -123,20 +147,24 @@ def test_a_file_without_end_is_bounded(server: Server, tmp_path: Path, monkeypat
 def test_counts_that_no_shard_has_are_refused(server: Server, tmp_path: Path, count: int) -> None:
     counts = {"splits": {"train": {"filenames": ["shard-00000.tar"], "shard_lengths": [count]}}}
     server.files["/d/_info.json"] = json.dumps(counts).encode()
-    with pytest.raises(InputError, match=rf"_info\.json says that shard-00000\.tar holds {count} samples"):
+    with pytest.raises(
+        InputError, match=rf"_info\.json says that shard-00000\.tar holds {count} samples"
+    ):
         opened(server, tmp_path, "shard-00000.tar")
 
 
 @pytest.mark.parametrize(
     "content", ["[" * 100_000, '{"splits": {"a": {"filenames": ["x"], "shard_lengths": [1e999]}}}']
 )
-def test_json_that_no_parser_takes_is_no_listing(server: Server, tmp_path: Path, content: str) -> None:
+def test_json_that_no_parser_takes_is_no_listing(
+    server: Server, tmp_path: Path, content: str
+) -> None:
     server.files["/d/_info.json"] = content.encode()
     with pytest.raises(InputError, match="nothing says how many samples"):
         opened(server, tmp_path)
 
 
-# ---- on disk ---------------------------------------------------------------------------------------------------------
+# ---- on disk -------------------------------------------------------------------------------------
 
 
 def test_pipes_sockets_and_devices_among_images_are_unreadable_images(tmp_path: Path) -> None:
@@ -150,20 +178,32 @@ def test_pipes_sockets_and_devices_among_images_are_unreadable_images(tmp_path: 
         listener.bind(str(folder / "e.png"))
     source = ImageFolderSource(tmp_path / "train", None, "data.train")
     assert len(source) == 5
-    for index, kind in ((1, "it is a pipe"), (2, "it is a device"), (3, "No such file"), (4, "it is a socket")):
-        with pytest.raises(UnreadableImage, match=rf"{'abcde'[index]}\.png: unreadable image \(.*{kind}"):
+    for index, kind in (
+        (1, "it is a pipe"),
+        (2, "it is a device"),
+        (3, "No such file"),
+        (4, "it is a socket"),
+    ):
+        with pytest.raises(
+            UnreadableImage, match=rf"{'abcde'[index]}\.png: unreadable image \(.*{kind}"
+        ):
             read_image(source, index)
 
 
 def test_a_pipe_as_a_shard_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x.tar")
     with pytest.raises(InputError, match=r"x\.tar is a pipe, not a file"):
-        open_source(schema.Stream(kind="stream", path=str(tmp_path / "x.tar"), labelled=False), Path())
+        open_source(
+            schema.Stream(kind="stream", path=str(tmp_path / "x.tar"), labelled=False), Path()
+        )
 
 
 def test_a_pipe_as_a_class_list_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "names.txt")
-    with pytest.raises(InputError, match=r"data.train.classes: cannot read .*names.txt \(it is a pipe, not a file\)"):
+    with pytest.raises(
+        InputError,
+        match=r"data.train.classes: cannot read .*names.txt \(it is a pipe, not a file\)",
+    ):
         class_list("names.txt", tmp_path, "data.train")
 
 
@@ -176,7 +216,9 @@ def test_links_that_double_at_every_level_are_refused(tmp_path: Path) -> None:
     (tmp_path / "real29" / "x.png").write_bytes(IMAGES[0])
     (tmp_path / "root").mkdir()
     (tmp_path / "root" / "cat").symlink_to(tmp_path / "real0")
-    with pytest.raises(InputError, match=r"data.train.path: more than 16 paths in .*cat lead to one folder"):
+    with pytest.raises(
+        InputError, match=r"data.train.path: more than 16 paths in .*cat lead to one folder"
+    ):
         ImageFolderSource(tmp_path / "root", None, "data.train")
     stream = schema.Stream(kind="stream", path=str(tmp_path / "root"), labelled=False)
     with pytest.raises(InputError, match="more than 16 paths in"):
@@ -223,7 +265,9 @@ def test_two_stars_do_not_run_in_a_ring(tmp_path: Path) -> None:
     assert open_source(spec, Path()).read(5) == IMAGES[5]
 
 
-@pytest.mark.parametrize("braces", ["{0..99999999999}", "{0..9999}{0..9999}", "{1,2,3,4,5,6,7,8,9,10}" * 8])
+@pytest.mark.parametrize(
+    "braces", ["{0..99999999999}", "{0..9999}{0..9999}", "{1,2,3,4,5,6,7,8,9,10}" * 8]
+)
 def test_braces_of_more_files_than_there_are_are_refused(braces: str) -> None:
     with pytest.raises(InputError, match="stand for more than 10,000,000 files"):
         expand_braces(f"x-{braces}.tar")
@@ -234,7 +278,11 @@ def test_endings_in_capitals_name_shards(tmp_path: Path) -> None:
     """As a path, a folder and a pattern; in guesses, listings and tables."""
     for path in write_tars(tmp_path / "set", IMAGES, 3):
         path.rename(path.with_suffix(".TAR"))
-    for path in (tmp_path / "set", tmp_path / "set" / "*.TAR", tmp_path / "set" / "shard-00000.TAR"):
+    for path in (
+        tmp_path / "set",
+        tmp_path / "set" / "*.TAR",
+        tmp_path / "set" / "shard-00000.TAR",
+    ):
         spec = guess_source(str(path), labelled=False)
         assert spec.kind == "stream"
         source = open_source(spec, Path())
@@ -259,5 +307,8 @@ def test_a_label_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
         for i in range(2):
             add(archive, f"{i}.png", IMAGES[i])
             add(archive, f"{i}.cls", bytes([0xFE + i]))
-    with (tmp_path / "x.tar").open("rb") as file, pytest.raises(InputError, match=r"key .0.: its label .* not UTF-8"):
+    with (
+        (tmp_path / "x.tar").open("rb") as file,
+        pytest.raises(InputError, match=r"key .0.: its label .* not UTF-8"),
+    ):
         index_tar(file.fileno())

@@ -29,16 +29,23 @@ except InputError as error:
 """
 
 
-def ask(server: FolderServer, folder: Path, run: str | None, path: str, split: str, times: int) -> list[str]:
+def ask(
+    server: FolderServer, folder: Path, run: str | None, path: str, split: str, times: int
+) -> list[str]:
     """What so many processes of a run say, which start together."""
     environment = os.environ | {
-        "HF_ENDPOINT": server.url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(folder / "home"), "PYTHONPATH": str(Path(__file__).parents[2])
-    }  # fmt: skip
+        "HF_ENDPOINT": server.url,
+        "HF_HUB_OFFLINE": "0",
+        "HF_HOME": str(folder / "home"),
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
     if run is not None:
         environment |= {"TORCHELASTIC_RUN_ID": run, "TORCHELASTIC_RESTART_COUNT": "0"}
     command = [sys.executable, "-c", ASKING, path, split, str(folder / "cache")]
     started = [
-        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
         for _ in range(times)
     ]
     said = []
@@ -54,7 +61,9 @@ def test_one_process_of_a_run_asks(tmp_path: Path) -> None:
     (tmp_path / "served").mkdir()
     with FolderServer(tmp_path / "served") as server:
         hub = Hub(tmp_path / "served", server)
-        hub.repository("timm/wds", {"x-train-0.tar": b"a", "x-train-1.tar": b"bc", "x-test-0.tar": b"d"})
+        hub.repository(
+            "timm/wds", {"x-train-0.tar": b"a", "x-train-1.tar": b"bc", "x-test-0.tar": b"d"}
+        )
         tree = f"/api/datasets/timm/wds/tree/{COMMIT}"
 
         def asked(run: str | None, split: str, times: int) -> tuple[set[str], int]:
@@ -66,16 +75,24 @@ def test_one_process_of_a_run_asks(tmp_path: Path) -> None:
         alone, cost = asked(None, "train", 1)
         assert cost > 0
         root = f"hf://datasets/timm/wds@{COMMIT}"
-        files = [(f"{root}/x-train-{i}.tar", i + 1, hashlib.sha256((b"a", b"bc")[i]).hexdigest()) for i in range(2)]
+        files = [
+            (f"{root}/x-train-{i}.tar", i + 1, hashlib.sha256((b"a", b"bc")[i]).hexdigest())
+            for i in range(2)
+        ]
         assert alone == {f"{files} None"}
         assert asked("one", "train", 3) == (alone, cost)
         assert asked("one", "train", 1) == (alone, 0)
         assert asked("one", "test", 1)[0] != alone
         assert asked("two", "train", 1) == (alone, cost)
-        (kept,) = (file for file in (tmp_path / "cache").iterdir() if '"run": "torchrun two' in file.read_text())
+        (kept,) = (
+            file
+            for file in (tmp_path / "cache").iterdir()
+            if '"run": "torchrun two' in file.read_text()
+        )
         text = kept.read_text()
         record = json.loads(text)
-        # A requeued job, which has the token of its run before; as long as the file was, or it were taken for damaged.
+        # A requeued job, which has the token of its run before; as long as the file was, or it were
+        # taken for damaged.
         kept.write_text(json.dumps(record | {"time": int(record["time"]) - 1000}).ljust(len(text)))
         assert asked("two", "train", 1) == (alone, cost)
 

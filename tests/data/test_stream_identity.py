@@ -1,4 +1,6 @@
-"""What a shard is taken for: nothing that is kept of one file may be read for another, and nothing is read twice that is kept."""
+"""What a shard is taken for: nothing that is kept of one file may be read for another, and nothing
+is read twice that is kept.
+"""
 
 import contextlib
 import io
@@ -38,7 +40,9 @@ def write_tar(file: Path, numbers: list[int], padding: int = 0) -> None:
 def write_parquet(file: Path, names: list[str], labels: list[int], size_bytes: int = 4) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     features = {"image": {"_type": "Image"}, "label": {"names": names, "_type": "ClassLabel"}}
-    table = pa.table({"image": [names[i].encode() + os.urandom(size_bytes) for i in labels], "label": labels})
+    table = pa.table(
+        {"image": [names[i].encode() + os.urandom(size_bytes) for i in labels], "label": labels}
+    )
     said = {"huggingface": json.dumps({"info": {"features": features}})}
     pq.write_table(table.replace_schema_metadata(said), file, compression="none")
 
@@ -50,20 +54,29 @@ def served(tmp_path):
         yield server
 
 
-def opened(root: Path, path: object, cache: Path, *, cache_gb: float = 1.0, **fields) -> StreamSource:
+def opened(
+    root: Path, path: object, cache: Path, *, cache_gb: float = 1.0, **fields
+) -> StreamSource:
     spec = Stream(kind="stream", path=str(path), **fields)
-    return open_stream(spec, root, "data.train", Shards(cache=str(cache), cache_gb=cache_gb, retries=0, timeout_s=5))
+    return open_stream(
+        spec,
+        root,
+        "data.train",
+        Shards(cache=str(cache), cache_gb=cache_gb, retries=0, timeout_s=5),
+    )
 
 
 def seen(source: StreamSource) -> list[tuple[int, int]]:
     return [(int(source.read(i)), int(source.labels[np.array([i])][0])) for i in range(len(source))]
 
 
-# ---- local files -----------------------------------------------------------------------------------------------------
+# ---- local files ---------------------------------------------------------------------------------
 
 
 def test_relative_paths_do_not_meet_in_a_cache(tmp_path, monkeypatch):
-    """Of two folders, with shards of one name, size and time, as archives and images of containers set it."""
+    """Of two folders, with shards of one name, size and time, as archives and images of containers
+    set it.
+    """
     (tmp_path / "c.txt").write_text("a\nb\nc\nd\n")
     for folder, numbers in (("A", [1, 2, 3]), ("B", [3, 2, 1])):
         write_tar(tmp_path / folder / "shards/0.tar", numbers)
@@ -84,24 +97,34 @@ def test_a_file_in_the_place_of_another_of_its_size_and_time(tmp_path):
         assert seen(source) == [(number, number) for number in numbers]
 
 
-# ---- files of a server -----------------------------------------------------------------------------------------------
+# ---- files of a server ---------------------------------------------------------------------------
 
 
 def test_a_table_that_is_written_anew_under_its_url(tmp_path, served, monkeypatch):
-    """The classes in another order, and not a byte more or less: labels and names are of one state of the file."""
+    """The classes in another order, and not a byte more or less: labels and names are of one state
+    of the file.
+    """
     monkeypatch.setattr(counts, "_TOGETHER_S", 1e-9)
     file = tmp_path / "served/0.parquet"
     prints = []
     for names, labels in ((["cat", "dog"], [0, 0, 1]), (["dog", "cat"], [1, 1, 0])):
         write_parquet(file, names, labels)
         source = opened(tmp_path, f"{served.url}/0.parquet", tmp_path / "cache")
-        assert [source.classes[label] for label in source.labels[np.arange(3)]] == ["cat", "cat", "dog"]
+        assert [source.classes[label] for label in source.labels[np.arange(3)]] == [
+            "cat",
+            "cat",
+            "dog",
+        ]
         assert [source.read(i)[:3] for i in range(3)] == [b"cat", b"cat", b"dog"]
-        prints.append((source.fingerprint(), opened(tmp_path, file, tmp_path / "cache").fingerprint()))
+        prints.append(
+            (source.fingerprint(), opened(tmp_path, file, tmp_path / "cache").fingerprint())
+        )
     assert prints[0][0] == prints[0][1] != prints[1][0] == prints[1][1]
     late = opened(tmp_path, f"{served.url}/0.parquet", tmp_path / "another")
     write_parquet(file, ["ape", "cat"], [1, 1, 0])
-    with pytest.raises(InputError, match=r"0.parquet: it is another file than when its footer was read"):
+    with pytest.raises(
+        InputError, match=r"0.parquet: it is another file than when its footer was read"
+    ):
         late.read(0)
 
 
@@ -126,19 +149,32 @@ def test_footers_are_read_once_a_machine(tmp_path, served):
 def test_a_size_that_is_known_spares_a_request(tmp_path, served):
     file = tmp_path / "served/0.parquet"
     write_parquet(file, ["cat", "dog"], [0, 1])
-    shard = counts.ListedShard(f"{served.url}/0.parquet", "0.parquet", size_bytes=file.stat().st_size)
+    shard = counts.ListedShard(
+        f"{served.url}/0.parquet", "0.parquet", size_bytes=file.stat().st_size
+    )
     fields = counts.Fields(None, None, True)
-    footer, size_bytes = counts._footer(shard, fields, counts.Transport(retries=0, timeout_s=5), "data.train")
-    assert (footer.num_rows, size_bytes, served.requests["/0.parquet"]) == (2, file.stat().st_size, 1)
+    footer, size_bytes = counts._footer(
+        shard, fields, counts.Transport(retries=0, timeout_s=5), "data.train"
+    )
+    assert (footer.num_rows, size_bytes, served.requests["/0.parquet"]) == (
+        2,
+        file.stat().st_size,
+        1,
+    )
 
 
 def test_another_signature_is_no_other_file(tmp_path, served):
     write_tar(tmp_path / "served/0.tar", [1, 2])
     for signature in ("one", "two"):
-        spec = {"path": f"{served.url}/0.tar?X-Amz-Expires=9&X-Amz-Signature={signature}", "labelled": False}
+        spec = {
+            "path": f"{served.url}/0.tar?X-Amz-Expires=9&X-Amz-Signature={signature}",
+            "labelled": False,
+        }
         if signature == "one":
             settings = Shards(cache=str(tmp_path / "cache"), retries=0)
-            assert count_samples(Stream(kind="stream", **spec), tmp_path, "data.train", settings).tolist() == [2]
+            assert count_samples(
+                Stream(kind="stream", **spec), tmp_path, "data.train", settings
+            ).tolist() == [2]
         assert opened(tmp_path, cache=tmp_path / "cache", **spec).read(1) == b"2"
     assert served.requests["/0.tar"] == 1
 
@@ -166,12 +202,19 @@ def test_a_count_goes_on_where_it_was_broken_off(tmp_path, served):
         kept.write('["torn')
     assert count() == [1, 2, 3, 4, 5, 6]
     assert [served.requests[f"/{i}.tar"] for i in range(6)] == [1, 1, 1, 1, 1, 2]
-    assert opened(tmp_path, spec.path, tmp_path / "cache", labelled=False).shard_sizes.tolist() == [1, 2, 3, 4, 5, 6]
+    assert opened(tmp_path, spec.path, tmp_path / "cache", labelled=False).shard_sizes.tolist() == [
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+    ]
     write_tar(tmp_path / "served/0.tar", [7, 8])
     assert count() == [2, 2, 3, 4, 5, 6]  # a count that was finished is made anew
 
 
-# ---- what a process holds --------------------------------------------------------------------------------------------
+# ---- what a process holds ------------------------------------------------------------------------
 
 
 def held(cache: Path) -> int:
@@ -216,7 +259,11 @@ def test_a_damaged_shard_is_fetched_once_more_and_not_by_each(tmp_path, served, 
     copies = [opened(tmp_path, served.url, tmp_path / "cache", labelled=False) for _ in range(4)]
     for copy in copies:
         copy.read(0)
-    (file,) = (each for each in (tmp_path / "cache").iterdir() if "00_tar" in each.name and "." not in each.name)
+    (file,) = (
+        each
+        for each in (tmp_path / "cache").iterdir()
+        if "00_tar" in each.name and "." not in each.name
+    )
     with file.open("r+b") as damaged:
         damaged.seek(2000)
         damaged.write(b"#")
@@ -224,7 +271,7 @@ def test_a_damaged_shard_is_fetched_once_more_and_not_by_each(tmp_path, served, 
     assert served.requests["/00.tar"] == 2
 
 
-# ---- the end of the process ------------------------------------------------------------------------------------------
+# ---- the end of the process ----------------------------------------------------------------------
 
 AT_WORK = """
 import os, sys, time
@@ -255,7 +302,9 @@ def test_a_process_ends_amid_tables(tmp_path):
         write_parquet(tmp_path / f"{i}.parquet", ["cat"], [0] * 200, size_bytes=100_000)
     command = [sys.executable, "-c", AT_WORK, str(tmp_path)]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
     assert (done.returncode, done.stderr) == (0, "")
 
 

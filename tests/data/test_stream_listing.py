@@ -1,4 +1,6 @@
-"""A path -> its shards, in order, with their counts: names, folders, servers, file systems, the Hub."""
+"""A path -> its shards, in order, with their counts: names, folders, servers, file systems, the
+Hub.
+"""
 
 import hashlib
 import io
@@ -35,7 +37,10 @@ def tar_of(indices: range) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
         for i in indices:
-            for name, content in ((f"{i:04d}.jpg", b"image %d" % i), (f"{i:04d}.cls", b"%d" % (i % 2))):
+            for name, content in (
+                (f"{i:04d}.jpg", b"image %d" % i),
+                (f"{i:04d}.cls", b"%d" % (i % 2)),
+            ):
                 info = tarfile.TarInfo(name)
                 info.size = len(content)
                 archive.addfile(info, io.BytesIO(content))
@@ -44,12 +49,17 @@ def tar_of(indices: range) -> bytes:
 
 def parquet_of(indices: range, names: list[str] | None = None, padding: int = 0) -> bytes:
     table = pa.table(
-        {"image": [{"bytes": b"image %d" % i, "path": None} for i in indices], "label": [i % 2 for i in indices]}
+        {
+            "image": [{"bytes": b"image %d" % i, "path": None} for i in indices],
+            "label": [i % 2 for i in indices],
+        }
     )
     said: dict[str, Any] = {"padding": "x" * padding}
     if names:
         label = {"names": names, "_type": "ClassLabel"}
-        said["huggingface"] = json.dumps({"info": {"features": {"image": {"_type": "Image"}, "label": label}}})
+        said["huggingface"] = json.dumps(
+            {"info": {"features": {"image": {"_type": "Image"}, "label": label}}}
+        )
     buffer = io.BytesIO()
     if not indices:
         table = table.cast(parquet_schema())
@@ -58,7 +68,12 @@ def parquet_of(indices: range, names: list[str] | None = None, padding: int = 0)
 
 
 def parquet_schema() -> pa.Schema:
-    return pa.schema([("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])), ("label", pa.int64())])
+    return pa.schema(
+        [
+            ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+            ("label", pa.int64()),
+        ]
+    )
 
 
 def fill(folder: Path, names: str, content=tar_of) -> list[Path]:
@@ -77,12 +92,17 @@ def cache_in(folder: Path) -> ShardCache:
 def listed(root: Path, path: object, **fields) -> list[str]:
     """The names of the shards."""
     spec = Stream(kind="stream", path=str(path), **fields)
-    return [shard.name for shard in list_shards(spec, root, "data.train", TRANSPORT, cache_in(root)).shards]
+    return [
+        shard.name
+        for shard in list_shards(spec, root, "data.train", TRANSPORT, cache_in(root)).shards
+    ]
 
 
 def sizes(root: Path, path: object, cache: str = "cache", **fields) -> list[int]:
     spec = Stream(kind="stream", path=str(path), **{"labelled": False} | fields)
-    return open_stream(spec, root, "data.train", Shards(cache=cache, retries=0)).shard_sizes.tolist()
+    return open_stream(
+        spec, root, "data.train", Shards(cache=cache, retries=0)
+    ).shard_sizes.tolist()
 
 
 @pytest.fixture
@@ -92,7 +112,7 @@ def served(tmp_path):
         yield server
 
 
-# ---- names -----------------------------------------------------------------------------------------------------------
+# ---- names ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -113,12 +133,20 @@ def test_braces(path, names):
     ("url", "plain", "kept"),
     [
         ("/a/b?.tar", "/a/b?.tar", "/a/b?.tar"),
-        ("http://me:p@ss@h/a.tar?X-Amz-Date=1&X-Amz-Signature=2", "http://h/a.tar", "http://me:p@ss@h/a.tar"),
+        (
+            "http://me:p@ss@h/a.tar?X-Amz-Date=1&X-Amz-Signature=2",
+            "http://h/a.tar",
+            "http://me:p@ss@h/a.tar",
+        ),
         ("https://h/a.tar?v=3&sig=x&se=y", "https://h/a.tar", "https://h/a.tar?v=3"),
-        ("https://h/a.tar?Expires=1&Signature=2&Key-Pair-Id=3&version=4", "https://h/a.tar", "https://h/a.tar?version=4"),
+        (
+            "https://h/a.tar?Expires=1&Signature=2&Key-Pair-Id=3&version=4",
+            "https://h/a.tar",
+            "https://h/a.tar?version=4",
+        ),
         ("s3://bucket/a-?.tar", "s3://bucket/a-?.tar", "s3://bucket/a-?.tar"),
     ],
-)  # fmt: skip
+)
 def test_what_signs_a_url(url, plain, kept):
     assert (shown(url), unsigned(url)) == (plain, kept)
 
@@ -142,7 +170,13 @@ def test_files_by_name(tmp_path):
     assert listed(tmp_path, "{b,a}/t-*.tar") == ["b/t-1.tar", "a/t-0.tar", "a/t-2.tar"]
     assert listed(tmp_path, tmp_path / "a/t-{0,2}.tar") == ["t-0.tar", "t-2.tar"]
     assert listed(tmp_path, f"file://{tmp_path}/a/u.tar") == ["u.tar"]
-    assert listed(tmp_path, "**/*.tar") == ["a/t-0.tar", "a/t-2.tar", "a/u.tar", "b/t-1.tar", "other.tar"]
+    assert listed(tmp_path, "**/*.tar") == [
+        "a/t-0.tar",
+        "a/t-2.tar",
+        "a/u.tar",
+        "b/t-1.tar",
+        "other.tar",
+    ]
     assert sizes(tmp_path, "{b,a}/t-*.tar") == [1, 2, 3]
 
 
@@ -163,28 +197,67 @@ def test_folders(tmp_path):
         ("shardz", {}, r"data.train.path: .*shardz does not exist \(did you mean 'shards'"),
         ("shards/trian-0.tar", {}, r"trian-0.tar does not exist \(did you mean 'train-0.tar'"),
         ("shards/*.tarr", {}, r"data.train.path: no file matches .*shards/\*.tarr"),
-        ("shards/train-{0..3}.tar", {}, r"2 of 4 files do not exist, the first of them .*shards/train-2.tar"),
+        (
+            "shards/train-{0..3}.tar",
+            {},
+            r"2 of 4 files do not exist, the first of them .*shards/train-2.tar",
+        ),
         ("shards/train-{0,0}.tar", {}, r"names .*train-0.tar twice"),
-        ("shards", {}, r"data.train.split: .*shards has files of 2 splits side by side, train, validation"),
-        ("shards", {"split": "trian"}, r"data.train.split: no file in .* is of split 'trian' \(did you mean 'train'"),
-        ("shards/train-*.tar", {"split": "train"}, r"data.train.split: .*names files, which have no splits"),
+        (
+            "shards",
+            {},
+            r"data.train.split: .*shards has files of 2 splits side by side, train, validation",
+        ),
+        (
+            "shards",
+            {"split": "trian"},
+            r"data.train.split: no file in .* is of split 'trian' \(did you mean 'train'",
+        ),
+        (
+            "shards/train-*.tar",
+            {"split": "train"},
+            r"data.train.split: .*names files, which have no splits",
+        ),
         ("mixed", {}, r"data.train.container: there are tar and Parquet files"),
-        ("mixed/*", {}, r"data.train.container: .* is neither .tar nor .parquet|there are tar and Parquet"),
+        (
+            "mixed/*",
+            {},
+            r"data.train.container: .* is neither .tar nor .parquet|there are tar and Parquet",
+        ),
         ("packed", {}, r"data.train.path: .*packed/0.tar.gz is compressed.*unpack"),
         ("packed/{0..0}.tar.gz", {}, r"0.tar.gz is compressed"),
         ("empty", {}, r"empty has no .tar or .parquet files"),
-        ("http://127.0.0.1:1/a-*.tar", {}, r"a web server does not list its files: name them in braces"),
-        ("nosuch://bucket/*.tar", {}, r"data.train.path: nosuch://bucket/.*: Protocol not known: nosuch: install"),
+        (
+            "http://127.0.0.1:1/a-*.tar",
+            {},
+            r"a web server does not list its files: name them in braces",
+        ),
+        (
+            "nosuch://bucket/*.tar",
+            {},
+            r"data.train.path: nosuch://bucket/.*: Protocol not known: nosuch: install",
+        ),
         ("nosuch://bucket/a.tar", {}, r"nosuch"),
         ("http://me:secret@127.0.0.1:1/a-*.tar", {}, r"http://127.0.0.1:1/a-\*.tar: a web server"),
         ("http://me:secret@[::1/x.tar", {}, r"data.train.path: http://\[::1/x.tar is no URL"),
         ("http://me:secret@[::1]:1/shards", {}, r"http://\[::1\]:1/shards/manifest.json: "),
-        ("upwards", {}, r"data.train.path|upwards/_info.json names ../shards/train-0.tar, which is no file of its folder"),
+        (
+            "upwards",
+            {},
+            (
+                r"data.train.path|upwards/_info.json names ../shards/train-0.tar, which is no file"
+                r" of its folder"
+            ),
+        ),
         ("hf://models/a/b", {}, r"data sets of the Hub are hf://datasets/OWNER/NAME"),
     ],
-)  # fmt: skip
+)
 def test_paths_that_are_refused(tmp_path, path, fields, message):
-    fill(tmp_path, "shards/train-0.tar shards/train-1.tar shards/val-0.tar mixed/0.tar mixed/0.parquet packed/0.tar.gz")
+    fill(
+        tmp_path,
+        "shards/train-0.tar shards/train-1.tar shards/val-0.tar mixed/0.tar mixed/0.parquet"
+        " packed/0.tar.gz",
+    )
     (tmp_path / "empty").mkdir()
     (tmp_path / "upwards").mkdir()
     said = {"splits": {"train": {"filenames": ["../shards/train-0.tar"], "shard_lengths": [1]}}}
@@ -207,26 +280,40 @@ def test_files_that_fsspec_opens(tmp_path):
     for i in range(3):
         memory.pipe_file(f"/bucket/t-{i}.parquet", parquet_of(range(i + 1), ["ox", "yak"]))
     try:
-        assert listed(tmp_path, "memory://bucket/*.parquet") == ["t-0.parquet", "t-1.parquet", "t-2.parquet"]
+        assert listed(tmp_path, "memory://bucket/*.parquet") == [
+            "t-0.parquet",
+            "t-1.parquet",
+            "t-2.parquet",
+        ]
         spec = Stream(kind="stream", path="memory://bucket/t-{1,2}.parquet")
         source = open_stream(spec, tmp_path, "data.train", Shards(cache="cache", retries=0))
         assert (source.shard_sizes.tolist(), source.classes) == ([2, 3], ("ox", "yak"))
-        assert [source.read(i) for i in range(5)] == [b"image 0", b"image 1", b"image 0", b"image 1", b"image 2"]
+        assert [source.read(i) for i in range(5)] == [
+            b"image 0",
+            b"image 1",
+            b"image 0",
+            b"image 1",
+            b"image 2",
+        ]
     finally:
         memory.store.clear()
 
 
-# ---- counts ----------------------------------------------------------------------------------------------------------
+# ---- counts --------------------------------------------------------------------------------------
 
 
 def test_counts_of_parquet_are_read_from_footers_alone(tmp_path, served):
     # The last footer is larger than what is asked for at first.
     for i, padding in enumerate((0, 0, 200_000)):
-        (tmp_path / f"served/{i}.parquet").write_bytes(parquet_of(range(300 + i), ["ox", "yak"], padding))
+        (tmp_path / f"served/{i}.parquet").write_bytes(
+            parquet_of(range(300 + i), ["ox", "yak"], padding)
+        )
     spec = Stream(kind="stream", path=f"{served.url}/{{0..2}}.parquet")
     source = open_stream(spec, tmp_path, "data.train", Shards(cache="cache", retries=0))
     assert (source.shard_sizes.tolist(), source.classes) == ([300, 301, 302], ("ox", "yak"))
-    assert not any(seen.status == 200 for seen in served.log if seen.path.endswith("parquet"))  # parts only
+    assert not any(
+        seen.status == 200 for seen in served.log if seen.path.endswith("parquet")
+    )  # parts only
 
 
 def test_counts_of_info_files(tmp_path, served):
@@ -234,7 +321,11 @@ def test_counts_of_info_files(tmp_path, served):
     said = {
         "name": "x",
         "splits": {
-            "train": {"filenames": ["train-0.tar", "train-1.tar"], "shard_lengths": [1, 2], "num_samples": 3},
+            "train": {
+                "filenames": ["train-0.tar", "train-1.tar"],
+                "shard_lengths": [1, 2],
+                "num_samples": 3,
+            },
             "val": {"filenames": ["val-0.tar"], "shard_lengths": [3]},
         },
     }
@@ -243,12 +334,16 @@ def test_counts_of_info_files(tmp_path, served):
     assert sizes(tmp_path, f"{served.url}/{{val-0,train-1}}.tar") == [3, 2]
     assert sizes(tmp_path, "served", split="val") == [3]
     assert not any(seen.path.endswith(".tar") for seen in served.log)
-    with pytest.raises(InputError, match=r"data.train.split: .* has several splits: choose one of 'train', 'val'"):
+    with pytest.raises(
+        InputError, match=r"data.train.split: .* has several splits: choose one of 'train', 'val'"
+    ):
         sizes(tmp_path, served.url)
     with pytest.raises(InputError, match=r"no split 'vall' \(did you mean 'val'"):
         sizes(tmp_path, served.url, split="vall")
     (tmp_path / "served/train-1.tar").unlink()
-    with pytest.raises(InputError, match=r"1 of 2 shards do not exist, the first of them .*train-1.tar"):
+    with pytest.raises(
+        InputError, match=r"1 of 2 shards do not exist, the first of them .*train-1.tar"
+    ):
         sizes(tmp_path, "served", split="train")
 
 
@@ -259,12 +354,16 @@ def test_counts_of_a_manifest_for_some_of_its_shards(tmp_path, served):
     np.save(tmp_path / "served/labels.npy", np.array([0, 0, 1, 0, 1, 0], np.int32))
     said = hashlib.sha256((tmp_path / "served/labels.npy").read_bytes()).hexdigest()
     write_manifest(
-        tmp_path / "served", Manifest("tar", ("ox", "yak"), tuple(entries), "labels.npy", said, None, "test")
+        tmp_path / "served",
+        Manifest("tar", ("ox", "yak"), tuple(entries), "labels.npy", said, None, "test"),
     )
     for place in ("served", served.url):
         spec = Stream(kind="stream", path=f"{place}/a-{{2,1}}.tar")
         listing = list_shards(spec, tmp_path, "data.train", TRANSPORT, cache_in(tmp_path))
-        assert [(s.num_samples, s.sha256) for s in listing.shards] == [(3, hashes[2]), (2, hashes[1])]
+        assert [(s.num_samples, s.sha256) for s in listing.shards] == [
+            (3, hashes[2]),
+            (2, hashes[1]),
+        ]
         assert listing.labels.tolist() == [0, 1, 0, 0, 1]
         assert listing.classes == ("ox", "yak")
     assert listed(tmp_path, f"{served.url}/manifest.json") == ["a-0.tar", "a-1.tar", "a-2.tar"]
@@ -283,9 +382,13 @@ def test_counts_of_a_manifest_for_some_of_its_shards(tmp_path, served):
 
 def test_shards_made_without_labels(tmp_path):
     (file,) = fill(tmp_path / "shards", "a-0.tar")
-    entry = ShardEntry(file.name, 1, file.stat().st_size, hashlib.sha256(file.read_bytes()).hexdigest())
+    entry = ShardEntry(
+        file.name, 1, file.stat().st_size, hashlib.sha256(file.read_bytes()).hexdigest()
+    )
     write_manifest(tmp_path / "shards", Manifest("tar", None, (entry,), None, None, None, "test"))
-    with pytest.raises(InputError, match=r"data.train.path: .* made without labels: set labelled: false"):
+    with pytest.raises(
+        InputError, match=r"data.train.path: .* made without labels: set labelled: false"
+    ):
         sizes(tmp_path, "shards", labelled=True)
     assert sizes(tmp_path, "shards") == [1]
 
@@ -306,12 +409,17 @@ def test_counts_of_local_tars_are_kept(tmp_path, monkeypatch):
 def test_counting_remote_tars(tmp_path, served):
     fill(tmp_path / "served", "a-0.tar a-1.tar a-2.tar")
     path = f"{served.url}/a-{{0..2}}.tar"
-    with pytest.raises(InputError, match=r"data.train.path: nothing says how many .*distill data inspect '.*' --count"):
+    with pytest.raises(
+        InputError,
+        match=r"data.train.path: nothing says how many .*distill data inspect '.*' --count",
+    ):
         sizes(tmp_path, path)
     calls = []
     spec = Stream(kind="stream", path=path, labelled=False)
     settings = Shards(cache="cache", retries=0)
-    counts = count_samples(spec, tmp_path, "data", settings, lambda done, of: calls.append((done, of)))
+    counts = count_samples(
+        spec, tmp_path, "data", settings, lambda done, of: calls.append((done, of))
+    )
     assert counts.tolist() == [1, 2, 3]
     assert calls == [(1, 3), (2, 3), (3, 3)]
     assert sizes(tmp_path, path) == [1, 2, 3]
@@ -330,7 +438,10 @@ def test_counting_remote_tars(tmp_path, served):
             [parquet_of(range(3), ["ox", "yak"]), parquet_of(range(3), ["yak", "ox"])],
             "name other classes in their schemas",
         ),
-        ([parquet_of(range(3)), parquet_of(range(3))[:-1]], "1.parquet: it does not end as a Parquet file does"),
+        (
+            [parquet_of(range(3)), parquet_of(range(3))[:-1]],
+            "1.parquet: it does not end as a Parquet file does",
+        ),
         ([parquet_of(range(3)), parquet_of(range(0))], "1.parquet holds no samples: remove it"),
         ([b"", b""], "0.parquet: it does not end as"),
     ],
@@ -345,12 +456,15 @@ def test_parquet_that_is_refused(tmp_path, contents, message):
 def test_a_column_that_is_not_there_names_the_file(tmp_path):
     (tmp_path / "0.parquet").write_bytes(parquet_of(range(3)))
     with pytest.raises(
-        InputError, match=r"data.train.path: .*0.parquet: no column 'jpg'.*set `image` to one of 'image', 'label'"
+        InputError,
+        match=(
+            r"data.train.path: .*0.parquet: no column 'jpg'.*set `image` to one of 'image', 'label'"
+        ),
     ):
         sizes(tmp_path, "0.parquet", image="jpg")
 
 
-# ---- the Hub ---------------------------------------------------------------------------------------------------------
+# ---- the Hub -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -406,14 +520,27 @@ dataset_info:
 
 
 def test_the_hub(tmp_path, served):
-    """Webdataset and Parquet repositories, a gate, and what is not there, in a process of its own, since the endpoint is read at import."""
+    """Webdataset and Parquet repositories, a gate, and what is not there, in a process of its own,
+    since the endpoint is read at import.
+    """
     hub = Hub(tmp_path / "served", served)
-    info = {"splits": {"train": {"filenames": ["x-train-0.tar", "x-train-1.tar"], "shard_lengths": [1, 2]}}}
-    tars = {f"x-train-{i}.tar": tar_of(range(i + 1)) for i in range(2)} | {"x-validation-0.tar": tar_of(range(3))}
+    info = {
+        "splits": {
+            "train": {"filenames": ["x-train-0.tar", "x-train-1.tar"], "shard_lengths": [1, 2]}
+        }
+    }
+    tars = {f"x-train-{i}.tar": tar_of(range(i + 1)) for i in range(2)} | {
+        "x-validation-0.tar": tar_of(range(3))
+    }
     hub.repository("timm/wds", tars | {"_info.json": json.dumps(info).encode()})
-    tables = {f"data/train-{i:05d}-of-00002.parquet": parquet_of(range(i + 2), ["ox", "yak"]) for i in range(2)}
+    tables = {
+        f"data/train-{i:05d}-of-00002.parquet": parquet_of(range(i + 2), ["ox", "yak"])
+        for i in range(2)
+    }
     hub.repository(
-        "o/table", tables | {"data/test-00000-of-00001.parquet": parquet_of(range(1), ["ox", "yak"])}, README
+        "o/table",
+        tables | {"data/test-00000-of-00001.parquet": parquet_of(range(1), ["ox", "yak"])},
+        README,
     )
     hub.repository("o/pictures", {"a.txt": b"text"})
     hub.gated("o/gated")
@@ -431,29 +558,55 @@ def test_the_hub(tmp_path, served):
         {"path": "hf://datasets/o/pictures"},
     ]
     environment = {
-        **os.environ, "HF_ENDPOINT": served.url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": "hf_secret",
+        **os.environ,
+        "HF_ENDPOINT": served.url,
+        "HF_HUB_OFFLINE": "0",
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_TOKEN": "hf_secret",
         "PYTHONPATH": str(Path(__file__).parents[2]),
-    }  # fmt: skip
+    }
     command = [sys.executable, "-c", ASKING, json.dumps(asked), str(tmp_path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
-    said = [json.loads(line.removeprefix("SAID ")) for line in done.stdout.splitlines() if line.startswith("SAID")]
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=600, check=False
+    )
+    said = [
+        json.loads(line.removeprefix("SAID "))
+        for line in done.stdout.splitlines()
+        if line.startswith("SAID")
+    ]
     assert len(said) == len(asked), done.stderr
     whole, part, table, uncounted, *refused = said
     root = f"hf://datasets/timm/wds@{COMMIT}"
     assert whole["urls"] == [f"{root}/x-train-0.tar", f"{root}/x-train-1.tar"]
-    assert (whole["sizes"], whole["images"], whole["labels"]) == ([1, 2], ["image 0", "image 0", "image 1"], [0, 0, 1])
-    assert whole["sha256"] == [hashlib.sha256(tars[f"x-train-{i}.tar"]).hexdigest() for i in range(2)]
+    assert (whole["sizes"], whole["images"], whole["labels"]) == (
+        [1, 2],
+        ["image 0", "image 0", "image 1"],
+        [0, 0, 1],
+    )
+    assert whole["sha256"] == [
+        hashlib.sha256(tars[f"x-train-{i}.tar"]).hexdigest() for i in range(2)
+    ]
     assert (part["sizes"], part["urls"]) == ([2], [f"{root}/x-train-1.tar"])
-    assert (table["sizes"], table["classes"], table["labels"]) == ([2, 3], ["ox", "yak"], [0, 1, 0, 1, 0])
+    assert (table["sizes"], table["classes"], table["labels"]) == (
+        [2, 3],
+        ["ox", "yak"],
+        [0, 1, 0, 1, 0],
+    )
     assert table["images"] == ["image 0", "image 1", "image 0", "image 1", "image 2"]
     assert any(seen.path == "/datasets/timm/wds/resolve/v1/README.md" for seen in served.log)
     assert "--count" in uncounted
     for message, expected in zip(
         refused,
         (
-            "data.train.split: hf://datasets/o/table has no split 'trai' (did you mean 'train'?): choose one of ",
+            (
+                "data.train.split: hf://datasets/o/table has no split 'trai' (did you mean"
+                " 'train'?): choose one of "
+            ),
             "data.train.classes: nothing in hf://datasets/timm/wds names its classes",
-            f"is a gated dataset on the Hub. You must be authenticated to access it: accept the terms at {served.url}/datasets/o/gated",
+            (
+                "is a gated dataset on the Hub. You must be authenticated to access it: accept the"
+                f" terms at {served.url}/datasets/o/gated"
+            ),
             "data.train.path: hf://datasets/o/none: ",
             "data.train.path: hf://datasets/timm/wds/y-*.tar: ",
             "data.train.container: a.txt is neither .tar nor .parquet",

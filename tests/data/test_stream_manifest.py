@@ -1,4 +1,6 @@
-"""The manifest of a set of shards: what is written is read, and what was changed since is refused."""
+"""The manifest of a set of shards: what is written is read, and what was changed since
+is refused.
+"""
 
 import dataclasses
 import json
@@ -20,14 +22,19 @@ from distill.errors import InputError
 LABELLED = Manifest(
     container="tar",
     classes=("tench", 'gold"fish', "Größe"),
-    shards=(ShardEntry("shard-00000.tar", 3, 10240, "ab" * 32), ShardEntry("shard-00001.tar", 2, 9216, "cd" * 32)),
+    shards=(
+        ShardEntry("shard-00000.tar", 3, 10240, "ab" * 32),
+        ShardEntry("shard-00001.tar", 2, 9216, "cd" * 32),
+    ),
     labels_file="labels.npy",
     labels_sha256="ef" * 32,
     resize=256,
     made_from="/data/train",
     num_skipped=1,
 )
-UNLABELLED = dataclasses.replace(LABELLED, classes=None, labels_file=None, labels_sha256=None, resize=None)
+UNLABELLED = dataclasses.replace(
+    LABELLED, classes=None, labels_file=None, labels_sha256=None, resize=None
+)
 
 
 @pytest.mark.parametrize("manifest", [LABELLED, UNLABELLED])
@@ -54,7 +61,8 @@ def test_a_changed_one_is_refused(at: str) -> None:
     changed = text.replace(at, at[:-1] + ("7" if at[-1] != "7" else "8"))
     assert changed != text
     with pytest.raises(
-        InputError, match=r"^s3://b/manifest\.json: damaged, its content is not what its sha256 says: fetch"
+        InputError,
+        match=r"^s3://b/manifest\.json: damaged, its content is not what its sha256 says: fetch",
     ):
         read_manifest(changed.encode(), "s3://b/manifest.json")
 
@@ -76,7 +84,9 @@ def test_other_json_is_no_manifest(content: bytes) -> None:
 
 def test_another_format_is_refused() -> None:
     record = json.loads(manifest_text(LABELLED)) | {"format": 2}
-    with pytest.raises(InputError, match="here: format 2, and this version reads 1: use the version"):
+    with pytest.raises(
+        InputError, match="here: format 2, and this version reads 1: use the version"
+    ):
         read_manifest(json.dumps(record).encode(), "here")
 
 
@@ -88,7 +98,10 @@ def test_another_format_is_refused() -> None:
         ({"shards": [], "num_samples": 0}, "no shards"),
         ({"shards": None}, "TypeError"),
         ({"labels": {"file": "../labels.npy", "sha256": "00"}}, "no plain name"),
-        ({"shards": [{"file": "/etc/passwd", "num_samples": 5, "size": 1, "sha256": ""}]}, "no plain name"),
+        (
+            {"shards": [{"file": "/etc/passwd", "num_samples": 5, "size": 1, "sha256": ""}]},
+            "no plain name",
+        ),
         ({"shards": [{"num_samples": 5, "size": 1, "sha256": ""}]}, "KeyError"),
     ],
 )

@@ -1,4 +1,6 @@
-"""Room in the shard cache: which files go when the disk is full, when they are in use, and when the limit is near."""
+"""Room in the shard cache: which files go when the disk is full, when they are in use, and when the
+limit is near.
+"""
 
 import multiprocessing
 import os
@@ -82,7 +84,9 @@ def test_a_file_too_large_for_its_owner_costs_no_other(tmp_path: Path) -> None:
     assert there(cache, 3) == [0, 1, 2]
 
 
-def test_a_folder_of_somebody_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_of_somebody_else_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Who makes the folder of the default name first could put shards of his own into it."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     folder = cache_folder(Shards(), Path())

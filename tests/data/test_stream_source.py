@@ -1,4 +1,6 @@
-"""A stream as a source: every sample in any order, from disk, cache and a server with faults; labels, classes, counts held to."""
+"""A stream as a source: every sample in any order, from disk, cache and a server with faults;
+labels, classes, counts held to.
+"""
 
 import hashlib
 import io
@@ -48,14 +50,21 @@ def write_parquet(file: Path, indices: range) -> None:
         "label": {"names": list(CLASSES), "_type": "ClassLabel"},
     }
     table = pa.table(
-        {"image": [{"bytes": IMAGES[i], "path": None} for i in indices], "label": [LABELS[i] for i in indices]}
+        {
+            "image": [{"bytes": IMAGES[i], "path": None} for i in indices],
+            "label": [LABELS[i] for i in indices],
+        }
     )
     said = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
     pq.write_table(table.replace_schema_metadata(said), file, row_group_size=3)
 
 
-def write_shards(folder: Path, kind: str, sizes: tuple[int, ...] = SIZES, manifest: str = "") -> None:
-    """`manifest`: "" writes none, "labels" one with labels.npy, "plain" one whose labels are in the shards."""
+def write_shards(
+    folder: Path, kind: str, sizes: tuple[int, ...] = SIZES, manifest: str = ""
+) -> None:
+    """`manifest`: "" writes none, "labels" one with labels.npy, "plain" one whose labels are in the
+    shards.
+    """
     folder.mkdir(exist_ok=True)
     start, entries = 0, []
     for number, size in enumerate(sizes):
@@ -63,7 +72,9 @@ def write_shards(folder: Path, kind: str, sizes: tuple[int, ...] = SIZES, manife
         (write_tar if kind == "tar" else write_parquet)(file, range(start, start + size))
         start += size
         content = file.read_bytes()
-        entries.append(ShardEntry(file.name, size, len(content), hashlib.sha256(content).hexdigest()))
+        entries.append(
+            ShardEntry(file.name, size, len(content), hashlib.sha256(content).hexdigest())
+        )
     if manifest:
         np.save(folder / "labels.npy", np.array(LABELS, np.int32))
         said = hashlib.sha256((folder / "labels.npy").read_bytes()).hexdigest()
@@ -85,7 +96,9 @@ def opened(tmp_path):
 
     def open_it(path: object, *, retries: int = 0, cache: str = "cache", **fields) -> StreamSource:
         spec = Stream(kind="stream", path=str(path), **fields)
-        return open_source(spec, tmp_path, "data.train", Shards(cache=cache, retries=retries, timeout_s=5))
+        return open_source(
+            spec, tmp_path, "data.train", Shards(cache=cache, retries=retries, timeout_s=5)
+        )
 
     return open_it
 
@@ -104,7 +117,7 @@ def assert_all_there(source: StreamSource, labelled: bool = True) -> None:
             source.read(index)
 
 
-# ---- every way in ----------------------------------------------------------------------------------------------------
+# ---- every way in --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("manifest", ["", "plain", "labels"])
@@ -115,7 +128,13 @@ def test_every_sample_of_every_way(tmp_path, served, opened, place, kind, manife
     write_shards(folder, kind, manifest=manifest)
     if kind == "tar" and not manifest:
         (folder / "_info.json").write_text(
-            json.dumps({"splits": {"train": {"filenames": sorted(os.listdir(folder)), "shard_lengths": SIZES}}})
+            json.dumps(
+                {
+                    "splits": {
+                        "train": {"filenames": sorted(os.listdir(folder)), "shard_lengths": SIZES}
+                    }
+                }
+            )
         )
     path = "served" if place == "local" else f"{served.url}/"
     if place == "http" and kind == "parquet" and not manifest:
@@ -138,14 +157,19 @@ def test_a_local_tar_is_read_where_it_lies(tmp_path, opened):
     write_shards(tmp_path / "shards", "tar")
     source = opened("shards", classes="classes.txt")
     assert_all_there(source)
-    assert sum(file.stat().st_size for file in (tmp_path / "cache").iterdir()) < sum(map(len, IMAGES)) / 3
+    assert (
+        sum(file.stat().st_size for file in (tmp_path / "cache").iterdir())
+        < sum(map(len, IMAGES)) / 3
+    )
 
 
 @pytest.mark.parametrize("kind", ["tar", "parquet"])
 def test_a_local_shard_that_is_written_anew_is_read_anew(tmp_path, opened, kind):
     write_shards(tmp_path / "shards", kind)
     assert opened("shards", classes="classes.txt").read(5) == IMAGES[5]
-    (write_tar if kind == "tar" else write_parquet)(tmp_path / f"shards/train-0001.{kind}", range(9, 10))
+    (write_tar if kind == "tar" else write_parquet)(
+        tmp_path / f"shards/train-0001.{kind}", range(9, 10)
+    )
     assert opened("shards", classes="classes.txt").read(5) == IMAGES[9]
 
 
@@ -159,11 +183,15 @@ def test_what_is_kept_is_asked_for_by_what_is_read(tmp_path, opened, kind):
 
 def test_messages_hide_passwords(tmp_path, served, opened):
     write_shards(tmp_path / "served", "parquet")
-    source = opened(served.url.replace("//", "//user:secret@") + "/train-{0000..0003}.parquet?token=secret")
+    source = opened(
+        served.url.replace("//", "//user:secret@") + "/train-{0000..0003}.parquet?token=secret"
+    )
     assert source.read(3) == IMAGES[3]
     assert "secret" not in source.describe(3)
     served.fault("/train-0001.parquet", "status", on=None, status=404)
-    with pytest.raises(InputError, match=r"data.train.path: http://127.0.0.1:\d+/train-0001.parquet: ") as info:
+    with pytest.raises(
+        InputError, match=r"data.train.path: http://127.0.0.1:\d+/train-0001.parquet: "
+    ) as info:
         source.read(5)
     assert "secret" not in str(info.value)
 
@@ -232,7 +260,7 @@ def test_threads_read_one_source(tmp_path, served, opened):
     assert wrong == []
 
 
-# ---- ahead of time ---------------------------------------------------------------------------------------------------
+# ---- ahead of time -------------------------------------------------------------------------------
 
 
 def test_prepare_brings_shards_here(tmp_path, served, opened):
@@ -271,7 +299,7 @@ def test_failures_do_not_stop_what_comes_ahead():
     assert sorted(begun) == list(range(22))  # what failed rests
 
 
-# ---- faults ----------------------------------------------------------------------------------------------------------
+# ---- faults --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("fault", ["truncate", "reset", "status"])
@@ -284,10 +312,16 @@ def test_faults_that_pass_leave_no_trace(tmp_path, served, opened, fault):
 @pytest.mark.parametrize("kind", ["tar", "parquet"])
 def test_a_shard_that_is_cut_for_good_is_named_with_its_byte(tmp_path, served, opened, kind):
     write_shards(tmp_path / "served", kind)
-    source = opened(f"{served.url}/train-{{0000..0003}}.{kind}", classes="classes.txt") if kind == "parquet" else None
+    source = (
+        opened(f"{served.url}/train-{{0000..0003}}.{kind}", classes="classes.txt")
+        if kind == "parquet"
+        else None
+    )
     if source is None:
         counted(tmp_path, served)
-        source = opened(f"{served.url}/train-{{0000..0003}}.tar", classes="classes.txt", cache="other")
+        source = opened(
+            f"{served.url}/train-{{0000..0003}}.tar", classes="classes.txt", cache="other"
+        )
     served.fault(f"/train-0002.{kind}", "shorten", on=None, after_bytes=2000)
     where = "cut at byte 2000" if kind == "tar" else r"it has 2000 bytes and \d+ were promised"
     with pytest.raises(UnreadableShard, match=rf"/train-0002.{kind}: .*{where}"):
@@ -367,16 +401,22 @@ def test_damage_in_the_cache_is_mended(tmp_path, served, opened):
 @pytest.mark.parametrize("kind", ["tar", "parquet"])
 def test_local_shards_are_held_to_their_manifest(tmp_path, opened, kind):
     write_shards(tmp_path / "shards", kind, manifest="plain")
-    if kind == "tar":  # an index is kept, and made anew for a file that has changed; of Parquet a checked copy is kept
+    if (
+        kind == "tar"
+    ):  # an index is kept, and made anew for a file that has changed; of Parquet a checked copy is kept
         assert opened("shards").read(8) == IMAGES[8]
     file = tmp_path / f"shards/train-0002.{kind}"
     content = file.read_bytes()
     at = content.index(IMAGES[8]) + 5
     file.write_bytes(content[:at] + b"#" + content[at + 1 :])
-    with pytest.raises(UnreadableShard, match=rf"train-0002.{kind}: its SHA-256 is not the promised"):
+    with pytest.raises(
+        UnreadableShard, match=rf"train-0002.{kind}: its SHA-256 is not the promised"
+    ):
         opened("shards").read(8)
     file.write_bytes(content[:-512])
-    with pytest.raises(UnreadableShard, match=rf"has {len(content) - 512} bytes, and {len(content)} are promised"):
+    with pytest.raises(
+        UnreadableShard, match=rf"has {len(content) - 512} bytes, and {len(content)} are promised"
+    ):
         opened("shards").read(8)
 
 
@@ -389,7 +429,7 @@ def test_a_local_tar_that_is_cut_while_it_is_open(tmp_path, opened):
         source.read(4)
 
 
-# ---- what was said of the shards -------------------------------------------------------------------------------------
+# ---- what was said of the shards -----------------------------------------------------------------
 
 
 def test_a_count_that_is_not_kept(tmp_path, served, opened):
@@ -400,13 +440,17 @@ def test_a_count_that_is_not_kept(tmp_path, served, opened):
     (folder / "_info.json").write_text(json.dumps(said))
     source = opened(served.url, classes="classes.txt")
     assert len(source) == TOTAL + 1
-    with pytest.raises(InputError, match=r"data.train.path: .*train-0002.tar holds 7 samples, and 8 are promised"):
+    with pytest.raises(
+        InputError, match=r"data.train.path: .*train-0002.tar holds 7 samples, and 8 are promised"
+    ):
         source.read(7)
 
 
 def test_a_layout_that_is_refused_names_the_shard(tmp_path, served, opened):
     write_shards(tmp_path / "served", "tar", manifest="plain")
-    with pytest.raises(InputError, match=r"data.train.path: .*/train-0000.tar: key '0000' has no wnid member") as info:
+    with pytest.raises(
+        InputError, match=r"data.train.path: .*/train-0000.tar: key '0000' has no wnid member"
+    ) as info:
         opened(served.url, label="wnid").read(0)
     assert str(info.value).count("train-0000.tar") == 1
     requests = served.requests["/train-0000.tar"]
@@ -416,18 +460,24 @@ def test_a_layout_that_is_refused_names_the_shard(tmp_path, served, opened):
 def test_labels_outside_the_classes(tmp_path, opened):
     (tmp_path / "two.txt").write_text("ox\nyak\n")
     write_shards(tmp_path / "shards", "tar")
-    with pytest.raises(InputError, match=r"train-0000.tar: sample 1 has label 2, and labels go from 0 to 1"):
+    with pytest.raises(
+        InputError, match=r"train-0000.tar: sample 1 has label 2, and labels go from 0 to 1"
+    ):
         opened("shards", classes="two.txt").read(0)
     assert opened("shards", labelled=False).read(0) == IMAGES[0]
     write_shards(tmp_path / "named", "parquet")
-    with pytest.raises(InputError, match=r"data.train.classes: class 'emu' is not in the class list of 2"):
+    with pytest.raises(
+        InputError, match=r"data.train.classes: class 'emu' is not in the class list of 2"
+    ):
         opened("named", classes="two.txt")
     write_shards(tmp_path / "with", "tar", manifest="labels")
     with pytest.raises(InputError, match=r"class 'emu' is not in the class list of 2"):
         opened("with", classes="two.txt")
 
 
-@pytest.mark.parametrize(("kind", "manifest"), [("parquet", ""), ("tar", "plain"), ("tar", "labels")])
+@pytest.mark.parametrize(
+    ("kind", "manifest"), [("parquet", ""), ("tar", "plain"), ("tar", "labels")]
+)
 def test_classes_in_another_order(tmp_path, opened, kind, manifest):
     (tmp_path / "other.txt").write_text("emu\nzebu\nyak\nox\n")
     write_shards(tmp_path / "shards", kind, manifest=manifest)
@@ -440,7 +490,9 @@ def test_classes_in_another_order(tmp_path, opened, kind, manifest):
 def test_labels_that_are_names(tmp_path, opened):
     (tmp_path / "shards").mkdir()
     write_tar(tmp_path / "shards/train-0000.tar", range(8), lambda i: CLASSES[LABELS[i]].encode())
-    write_tar(tmp_path / "shards/train-0001.tar", range(8, 9), lambda i: CLASSES[LABELS[i]].encode())
+    write_tar(
+        tmp_path / "shards/train-0001.tar", range(8, 9), lambda i: CLASSES[LABELS[i]].encode()
+    )
     source = opened("shards", classes="classes.txt")
     assert source.labels[np.arange(9)].tolist() == LABELS[:9]
     (tmp_path / "two.txt").write_text("ox\nyaks\n")
@@ -452,7 +504,9 @@ def test_labels_that_are_names(tmp_path, opened):
 def test_digits_that_may_be_numbers_or_names_are_refused(tmp_path, opened, names):
     (tmp_path / "names.txt").write_text(names)
     write_shards(tmp_path / "shards", "tar")
-    with pytest.raises(InputError, match=r"train-0000.tar has labels of digits, and class \d is called '[01]'"):
+    with pytest.raises(
+        InputError, match=r"train-0000.tar has labels of digits, and class \d is called '[01]'"
+    ):
         opened("shards", classes="names.txt").read(0)
     (tmp_path / "names.txt").write_text("0\n1\n2\n")
     assert opened("shards", classes="names.txt").labels[np.arange(TOTAL)].tolist() == LABELS
@@ -460,16 +514,21 @@ def test_digits_that_may_be_numbers_or_names_are_refused(tmp_path, opened, names
 
 def test_a_label_that_no_index_holds(tmp_path, opened):
     (tmp_path / "shards").mkdir()
-    table = pa.table({"image": pa.array([b"x"] * 3), "label": pa.array([0, 2**63 + 1, 0], pa.uint64())})
+    table = pa.table(
+        {"image": pa.array([b"x"] * 3), "label": pa.array([0, 2**63 + 1, 0], pa.uint64())}
+    )
     pq.write_table(table, tmp_path / "shards/0.parquet")
-    with pytest.raises(InputError, match=r"0.parquet: row 1 has label 9223372036854775809 in column 'label'"):
+    with pytest.raises(
+        InputError, match=r"0.parquet: row 1 has label 9223372036854775809 in column 'label'"
+    ):
         opened("shards", classes="classes.txt").read(0)
 
 
 def test_classes_that_nothing_names(tmp_path, opened):
     write_shards(tmp_path / "shards", "tar")
     with pytest.raises(
-        InputError, match=r"data.train.classes: .*a label set such as imagenet-1k, or set labelled: false"
+        InputError,
+        match=r"data.train.classes: .*a label set such as imagenet-1k, or set labelled: false",
     ):
         opened("shards")
     assert len(opened("shards", classes="imagenet-1k").classes) == 1000
@@ -478,13 +537,21 @@ def test_classes_that_nothing_names(tmp_path, opened):
 
 def test_the_fingerprint_tells_data_and_not_places(tmp_path, served, opened):
     write_shards(tmp_path / "served", "tar", manifest="plain")
-    prints = {opened(path, cache=cache).fingerprint() for path in ("served", served.url) for cache in ("a", "b")}
+    prints = {
+        opened(path, cache=cache).fingerprint()
+        for path in ("served", served.url)
+        for cache in ("a", "b")
+    }
     assert len(prints) == 1
     write_tar(tmp_path / "served/train-0003.tar", range(0, 4))
     content = (tmp_path / "served/train-0003.tar").read_bytes()
     old = json.loads((tmp_path / "served/manifest.json").read_text())["shards"]
-    entries = [ShardEntry(each["file"], each["num_samples"], each["size"], each["sha256"]) for each in old]
+    entries = [
+        ShardEntry(each["file"], each["num_samples"], each["size"], each["sha256"]) for each in old
+    ]
     entries[3] = ShardEntry("train-0003.tar", 4, len(content), hashlib.sha256(content).hexdigest())
-    write_manifest(tmp_path / "served", Manifest("tar", CLASSES, tuple(entries), None, None, None, "a test"))
+    write_manifest(
+        tmp_path / "served", Manifest("tar", CLASSES, tuple(entries), None, None, None, "a test")
+    )
     assert opened("served").fingerprint() not in prints
     assert opened("served/train-000[0-2].tar").fingerprint() not in prints

@@ -1,4 +1,6 @@
-"""Tar archives of any members: the samples are those that Python's tarfile finds, or the archive is refused in words."""
+"""Tar archives of any members: the samples are those that Python's tarfile finds, or the archive is
+refused in words.
+"""
 
 import io
 import os
@@ -15,7 +17,19 @@ from distill.errors import InputError
 STEMS = st.one_of(
     st.text(st.characters(exclude_characters="\0"), min_size=1, max_size=12),
     st.sampled_from(
-        ["a", "b", "../up", "/abs/x", "d/e", "x" * 120, "y" * 300, "./dot", "a//b", ".hidden", "é图\u202e"]
+        [
+            "a",
+            "b",
+            "../up",
+            "/abs/x",
+            "d/e",
+            "x" * 120,
+            "y" * 300,
+            "./dot",
+            "a//b",
+            ".hidden",
+            "é图\u202e",
+        ]
     ),
 )
 EXTENSIONS = st.sampled_from([".jpg", ".png", ".JPG", ".cls", ".json", ".txt", ".seg.png", ""])
@@ -26,17 +40,23 @@ MEMBERS = st.lists(
         EXTENSIONS,
         TYPES,
         st.binary(max_size=700),
-        st.dictionaries(st.sampled_from(["comment", "mtime", "path2"]), st.text(max_size=5), max_size=2),
+        st.dictionaries(
+            st.sampled_from(["comment", "mtime", "path2"]), st.text(max_size=5), max_size=2
+        ),
     ),
     max_size=6,
 )
 
 
-def archive_of(members: list[tuple[str, str, bytes, bytes, dict[str, str]]], form: int) -> bytes | None:
+def archive_of(
+    members: list[tuple[str, str, bytes, bytes, dict[str, str]]], form: int
+) -> bytes | None:
     """None where tarfile refuses to write it."""
     buffer = io.BytesIO()
     try:
-        with tarfile.open(fileobj=buffer, mode="w", format=form, errors="surrogateescape") as archive:
+        with tarfile.open(
+            fileobj=buffer, mode="w", format=form, errors="surrogateescape"
+        ) as archive:
             for stem, extension, kind, content, pax in members:
                 member = tarfile.TarInfo(stem + extension)
                 member.type, member.linkname, member.pax_headers = kind, "a.jpg", dict(pax)
@@ -97,5 +117,7 @@ def test_any_archive_is_read_as_tarfile_reads_it_or_refused(
             entries, _ = index_tar(file.fileno(), labelled=labelled)
         except (DamagedShard, InputError):
             return
-        images = [os.pread(file.fileno(), int(entry["size"]), int(entry["offset"])) for entry in entries]
+        images = [
+            os.pread(file.fileno(), int(entry["size"]), int(entry["offset"])) for entry in entries
+        ]
     assert images == list(expected(content).values())

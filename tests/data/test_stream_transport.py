@@ -1,4 +1,6 @@
-"""Bytes from anywhere: every fault of a real server on loopback is mended or explained, and no byte is lost, doubled or spliced."""
+"""Bytes from anywhere: every fault of a real server on loopback is mended or explained, and no byte
+is lost, doubled or spliced.
+"""
 
 import hashlib
 import json
@@ -55,7 +57,9 @@ def deaf(folder: Path) -> Iterator[FolderServer]:
         yield opened
 
 
-def fetched(server: FolderServer, path: Path, transport: Transport = QUICK, **promised: Any) -> bytes:
+def fetched(
+    server: FolderServer, path: Path, transport: Transport = QUICK, **promised: Any
+) -> bytes:
     transport.fetch(f"{server.url}/a.bin", path, **promised)
     return path.read_bytes()
 
@@ -71,7 +75,9 @@ def failure(act: Callable[[], object], kind: type[Exception]) -> str:
 def test_a_broken_transfer_goes_on_where_it_was(
     server: FolderServer, tmp_path: Path, kind: Any, after_bytes: int
 ) -> None:
-    transport = Transport(retries=2, timeout_s=1.0, first_wait_s=0.001) if kind == "stall" else QUICK
+    transport = (
+        Transport(retries=2, timeout_s=1.0, first_wait_s=0.001) if kind == "stall" else QUICK
+    )
     server.fault("a.bin", kind, after_bytes=after_bytes)
     assert fetched(server, tmp_path / "a", transport, size=SIZE, sha256=SHA256) == CONTENT
     if kind != "stall":  # a loaded machine may stall once more
@@ -96,7 +102,9 @@ def test_what_may_pass_is_tried_again(server: FolderServer, tmp_path: Path, stat
 
 @pytest.mark.parametrize("guard", ["If-Range", "ETag alone", "none"])
 @pytest.mark.parametrize("size", [SIZE, 600_000])
-def test_two_states_of_a_file_are_not_spliced(folder: Path, tmp_path: Path, guard: str, size: int) -> None:
+def test_two_states_of_a_file_are_not_spliced(
+    folder: Path, tmp_path: Path, guard: str, size: int
+) -> None:
     changed = CONTENT[::-1][:size]
     with FolderServer(folder, etags=guard != "none", if_range=guard == "If-Range") as server:
         server.fault("a.bin", "reset", after_bytes=1_000_000, on=(1,))
@@ -120,14 +128,18 @@ def test_progress_forgives_failures(server: FolderServer, tmp_path: Path) -> Non
     assert server.requests["/a.bin"] == 9
 
 
-def test_failures_without_progress_are_bounded(server: FolderServer, deaf: FolderServer, tmp_path: Path) -> None:
+def test_failures_without_progress_are_bounded(
+    server: FolderServer, deaf: FolderServer, tmp_path: Path
+) -> None:
     server.fault("a.bin", "reset", after_bytes=1000, on=(1,))
     server.fault("a.bin", "status", status=503, on=None)
     said = failure(lambda: fetched(server, tmp_path / "a"), TransferFailed)
     assert f"{server.url}/a.bin: at byte 1000, tried 4 times: the server answers 503" in said
     assert server.requests["/a.bin"] == 4
 
-    deaf.fault("a.bin", "truncate", after_bytes=1000, on=None)  # the same bytes again and again are no progress
+    deaf.fault(
+        "a.bin", "truncate", after_bytes=1000, on=None
+    )  # the same bytes again and again are no progress
     said = failure(lambda: fetched(deaf, tmp_path / "a"), TransferFailed)
     assert f"ended after 1000 of {SIZE} bytes" in said
     assert deaf.requests["/a.bin"] == 4
@@ -139,7 +151,9 @@ def test_failures_without_progress_are_bounded(server: FolderServer, deaf: Folde
 
 @contextmanager
 def speaking(answer: Callable[[socket.socket, str], None]) -> Iterator[str]:
-    """The URL of a server that does with each connection, and what was asked there, as `answer` says."""
+    """The URL of a server that does with each connection, and what was asked there, as `answer`
+    says.
+    """
     with socket.create_server(("127.0.0.1", 0)) as listening:
 
         def speak(connection: socket.socket) -> None:
@@ -149,7 +163,9 @@ def speaking(answer: Callable[[socket.socket, str], None]) -> Iterator[str]:
         def listen() -> None:
             with suppress(OSError):
                 while True:
-                    threading.Thread(target=speak, args=(listening.accept()[0],), daemon=True).start()
+                    threading.Thread(
+                        target=speak, args=(listening.accept()[0],), daemon=True
+                    ).start()
 
         threading.Thread(target=listen, daemon=True).start()
         yield f"http://127.0.0.1:{listening.getsockname()[1]}/a.bin"
@@ -175,10 +191,14 @@ def test_a_trickle_is_given_up(where: str, tmp_path: Path) -> None:
             case "chunk":
                 connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5;")
             case "redirect":
-                connection.sendall(b"HTTP/1.1 302 Found\r\nLocation: /b\r\nContent-Length: 1000000\r\n\r\n")
+                connection.sendall(
+                    b"HTTP/1.1 302 Found\r\nLocation: /b\r\nContent-Length: 1000000\r\n\r\n"
+                )
             case _:
                 at = int(asked.partition("bytes=")[2].partition("-")[0] or 0)
-                header = f'HTTP/1.1 206 P\r\nETag: "x"\r\nContent-Range: bytes {at}-999/1000\r\n\r\nx'
+                header = (
+                    f'HTTP/1.1 206 P\r\nETag: "x"\r\nContent-Range: bytes {at}-999/1000\r\n\r\nx'
+                )
                 connection.sendall(header.encode())
                 time.sleep(1.0)
                 return
@@ -200,7 +220,9 @@ def test_waits_that_a_server_asks_for_are_bounded_together(
     monkeypatch.setattr("distill.data.stream.transport.time.sleep", slept.append)
     server.fault("a.bin", "status", status=429, retry_after="200", on=None)
     transport = Transport(retries=1000, timeout_s=60, first_wait_s=0.001)
-    assert "answers 429" in failure(lambda: fetched(server, tmp_path / "a", transport), TransferFailed)
+    assert "answers 429" in failure(
+        lambda: fetched(server, tmp_path / "a", transport), TransferFailed
+    )
     assert slept == [200.0] * 9
 
 
@@ -212,7 +234,10 @@ def test_a_server_that_sends_a_little_each_time_is_not_waited_for(
     def answer(connection: socket.socket, asked: str) -> None:
         at = int(asked.partition("bytes=")[2].partition("-")[0] or 0)
         part = content[at : at + 1000]
-        place = f"Content-Range: bytes {at}-{at + len(part) - 1}/{len(content)}\r\nContent-Length: {len(part)}"
+        place = (
+            f"Content-Range: bytes {at}-{at + len(part) - 1}/{len(content)}\r\nContent-Length:"
+            f" {len(part)}"
+        )
         connection.sendall(f'HTTP/1.1 206 P\r\nETag: "x"\r\n{place}\r\n\r\n'.encode() + part)
 
     monkeypatch.setattr("distill.data.stream.transport.time.sleep", lambda _: pytest.fail("waits"))
@@ -246,16 +271,24 @@ def test_waits_grow_are_bounded_and_hear_the_server() -> None:
 
     assert asked("Retry-After", "7") == 7.0
     assert asked("RateLimit", '"resolvers";r=0;t=56') == 56.0
-    later = asked("Retry-After", format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True))
+    later = asked(
+        "Retry-After", format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True)
+    )
     assert later is not None
     assert 3000 < later <= 3600
     assert asked("Retry-After", "Thu, 01 Jan 1970 00:00:00 GMT") == 0.0
     assert asked("Retry-After", "soon") is None
 
 
-def test_retry_after_is_waited_and_no_random_generator_moves(server: FolderServer, tmp_path: Path) -> None:
+def test_retry_after_is_waited_and_no_random_generator_moves(
+    server: FolderServer, tmp_path: Path
+) -> None:
     server.fault("a.bin", "status", status=429, retry_after="1")
-    before, before_numpy, start = random.getstate(), np.random.get_state()[1].tolist(), time.monotonic()  # type: ignore[index]
+    before, before_numpy, start = (
+        random.getstate(),
+        np.random.get_state()[1].tolist(),
+        time.monotonic(),
+    )  # type: ignore[index]
     assert fetched(server, tmp_path / "a") == CONTENT
     assert time.monotonic() - start >= 1.0
     assert random.getstate() == before
@@ -263,17 +296,23 @@ def test_retry_after_is_waited_and_no_random_generator_moves(server: FolderServe
 
 
 @pytest.mark.parametrize("kind", ["corrupt", "shorten"])
-def test_a_file_other_than_promised_is_fetched_once_more(server: FolderServer, tmp_path: Path, kind: Any) -> None:
+def test_a_file_other_than_promised_is_fetched_once_more(
+    server: FolderServer, tmp_path: Path, kind: Any
+) -> None:
     server.fault("a.bin", kind, after_bytes=1_500_000, on=(1, 3, 4))
     assert fetched(server, tmp_path / "a", size=SIZE, sha256=SHA256) == CONTENT
     assert server.requests["/a.bin"] == 2
-    said = failure(lambda: fetched(server, tmp_path / "a", size=SIZE, sha256=SHA256), TransferFailed)
+    said = failure(
+        lambda: fetched(server, tmp_path / "a", size=SIZE, sha256=SHA256), TransferFailed
+    )
     assert f"{server.url}/a.bin: it" in said
     assert ("SHA-256" if kind == "corrupt" else "1500000 bytes") in said
     assert server.requests["/a.bin"] == 4
 
 
-def test_a_length_that_the_server_hides_is_still_held_to_the_promise(deaf: FolderServer, tmp_path: Path) -> None:
+def test_a_length_that_the_server_hides_is_still_held_to_the_promise(
+    deaf: FolderServer, tmp_path: Path
+) -> None:
     deaf.fault("a.bin", "chunked", on=None)
     assert fetched(deaf, tmp_path / "a", size=SIZE) == CONTENT
     said = failure(lambda: fetched(deaf, tmp_path / "a", size=SIZE - 1), TransferFailed)
@@ -284,9 +323,17 @@ def test_a_length_that_the_server_hides_is_still_held_to_the_promise(deaf: Folde
 
 @pytest.mark.parametrize(
     ("status", "mend"),
-    [(401, "credentials"), (403, "credentials"), (404, "mend the path"), (410, "path"), (451, "URL")],
+    [
+        (401, "credentials"),
+        (403, "credentials"),
+        (404, "mend the path"),
+        (410, "path"),
+        (451, "URL"),
+    ],
 )
-def test_what_no_retry_mends_is_explained_at_once(server: FolderServer, tmp_path: Path, status: int, mend: str) -> None:
+def test_what_no_retry_mends_is_explained_at_once(
+    server: FolderServer, tmp_path: Path, status: int, mend: str
+) -> None:
     server.fault("a.bin", "status", status=status, on=None)
     said = failure(lambda: fetched(server, tmp_path / "a"), InputError)
     assert f"{server.url}/a.bin" in said
@@ -299,7 +346,11 @@ def test_hosts_that_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "mend" in failure(lambda: QUICK.read("http://a..b/x"), InputError)
     for url in ("http://[::1/x.tar", "http://me:s3cret@[::1/x.tar?s3cret"):
         said = failure(lambda: QUICK.read(url), InputError)  # noqa: B023
-        assert said == "[::1/x.tar: not a URL (Invalid IPv6 URL): mend it" if "@" in url else "not a URL" in said
+        assert (
+            said == "[::1/x.tar: not a URL (Invalid IPv6 URL): mend it"
+            if "@" in url
+            else "not a URL" in said
+        )
     assert "without a host" in failure(lambda: QUICK.read("http:///x"), InputError)
 
     def lookup(code: int) -> Callable[..., Any]:
@@ -309,20 +360,28 @@ def test_hosts_that_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
         return fail
 
     monkeypatch.setattr(socket, "getaddrinfo", lookup(socket.EAI_NONAME))
-    assert "no host nowhere.example is known" in failure(lambda: QUICK.read("http://nowhere.example/x"), InputError)
-    monkeypatch.setattr(socket, "getaddrinfo", lookup(socket.EAI_AGAIN))  # the resolver may come back
-    assert "tried 3 times" in failure(lambda: QUICK.read("http://nowhere.example/x"), TransferFailed)
+    assert "no host nowhere.example is known" in failure(
+        lambda: QUICK.read("http://nowhere.example/x"), InputError
+    )
+    monkeypatch.setattr(
+        socket, "getaddrinfo", lookup(socket.EAI_AGAIN)
+    )  # the resolver may come back
+    assert "tried 3 times" in failure(
+        lambda: QUICK.read("http://nowhere.example/x"), TransferFailed
+    )
 
 
-def test_secrets_stay_with_their_host_and_out_of_messages(server: FolderServer, deaf: FolderServer) -> None:
+def test_secrets_stay_with_their_host_and_out_of_messages(
+    server: FolderServer, deaf: FolderServer
+) -> None:
     other = deaf
     url = server.url.replace("//", "//me:s3cret@") + "/a.bin?signature=s3cret"
     server.fault("a.bin", "redirect", location=f"{server.url}/here.bin")
     server.fault("here.bin", "redirect", location=f"{other.url}/a.bin")
     assert QUICK.read(url) == CONTENT
-    assert [seen.headers.get("authorization") for seen in (*server.log, *other.log)] == ["Basic bWU6czNjcmV0"] * 2 + [
-        None
-    ]
+    assert [seen.headers.get("authorization") for seen in (*server.log, *other.log)] == [
+        "Basic bWU6czNjcmV0"
+    ] * 2 + [None]
     assert server.log[0].query == "signature=s3cret"
     server.fault("a.bin", "status", status=403)
     assert "s3cret" not in failure(lambda: QUICK.read(url), InputError)
@@ -330,7 +389,9 @@ def test_secrets_stay_with_their_host_and_out_of_messages(server: FolderServer, 
     assert "Redirection" in failure(lambda: QUICK.read(url), InputError)
 
 
-def test_a_proxy_of_the_environment_is_used(server: FolderServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_proxy_of_the_environment_is_used(
+    server: FolderServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("http_proxy", server.url)
     assert QUICK.read("http://far.example/a.bin") == CONTENT
     assert server.log[0].headers["host"] == "far.example"
@@ -355,7 +416,9 @@ def test_ranges_are_slices(server: FolderServer, deaf: FolderServer, ranges: boo
     assert QUICK.read(f"{asked.url}/empty.bin") == b""
 
 
-def test_a_range_of_a_server_without_ranges_is_not_read_to_the_end(deaf: FolderServer, folder: Path) -> None:
+def test_a_range_of_a_server_without_ranges_is_not_read_to_the_end(
+    deaf: FolderServer, folder: Path
+) -> None:
     with (folder / "large.bin").open("wb") as file:
         file.truncate(64 << 20)
     assert QUICK.read(f"{deaf.url}/large.bin", 10, 20) == bytes(10)
@@ -392,7 +455,9 @@ def test_a_full_disk_is_not_the_servers_fault(server: FolderServer) -> None:
     assert server.requests["/a.bin"] == 1
 
 
-def test_memory_stays_flat_and_plain_values_travel(server: FolderServer, folder: Path, tmp_path: Path) -> None:
+def test_memory_stays_flat_and_plain_values_travel(
+    server: FolderServer, folder: Path, tmp_path: Path
+) -> None:
     with (folder / "large.bin").open("wb") as file:
         file.truncate(48 << 20)
     transport: Transport = pickle.loads(pickle.dumps(QUICK))
@@ -425,8 +490,12 @@ def test_local_files_and_fsspec(folder: Path, tmp_path: Path) -> None:
                 (SIZE + 1, SIZE + 3),
             ]:
                 assert QUICK.read(url, start, end) == CONTENT[start:end], (url, start, end)
-            assert "SHA-256" in failure(lambda: QUICK.fetch(url, tmp_path / "a", sha256="0" * 64), TransferFailed)  # noqa: B023
-            assert "were promised" in failure(lambda: QUICK.fetch(url, tmp_path / "a", size=3), TransferFailed)  # noqa: B023
+            assert "SHA-256" in failure(
+                lambda url=url: QUICK.fetch(url, tmp_path / "a", sha256="0" * 64), TransferFailed
+            )
+            assert "were promised" in failure(
+                lambda url=url: QUICK.fetch(url, tmp_path / "a", size=3), TransferFailed
+            )
             assert "does not exist" in failure(lambda: QUICK.read(f"{url}.no"), InputError)  # noqa: B023
         for path in (str(folder), "memory://stream"):
             assert "is a folder" in failure(lambda: QUICK.read(path), InputError)  # noqa: B023
@@ -436,7 +505,9 @@ def test_local_files_and_fsspec(folder: Path, tmp_path: Path) -> None:
         fs.rm("/stream", recursive=True)
 
 
-def test_a_file_system_that_breaks_off_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_system_that_breaks_off_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import fsspec
     from fsspec.implementations.memory import MemoryFile
 
@@ -481,7 +552,9 @@ def from_hub(
     hub = {"HF_ENDPOINT": server.url, "HF_HUB_OFFLINE": str(int(offline)), "HF_HOME": str(home)}
     kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     given = {**kept, **hub, **({} if token is None else {"HF_TOKEN": token})}
-    ended = subprocess.run([sys.executable, "-c", HUB, *urls], env=given, capture_output=True, text=True, check=True)
+    ended = subprocess.run(
+        [sys.executable, "-c", HUB, *urls], env=given, capture_output=True, text=True, check=True
+    )
     said: list[str] = json.loads(ended.stdout)
     return said
 
@@ -489,14 +562,22 @@ def from_hub(
 def test_the_hub(server: FolderServer, deaf: FolderServer, folder: Path, tmp_path: Path) -> None:
     def answer(repo: str, status: int, code: str | None) -> None:
         headers = {} if code is None else {"X-Error-Code": code}
-        server.fault(f"datasets/{repo}/resolve/*", "status", status=status, headers=headers, on=None)
+        server.fault(
+            f"datasets/{repo}/resolve/*", "status", status=status, headers=headers, on=None
+        )
 
     store = folder / "datasets/own/set/resolve"
-    for revision, content in (("main", "of main"), ("v2", "of v2"), ("refs/convert/parquet", "of a ref")):
+    for revision, content in (
+        ("main", "of main"),
+        ("v2", "of v2"),
+        ("refs/convert/parquet", "of a ref"),
+    ):
         (store / revision).mkdir(parents=True)
         (store / revision / "x.tar").write_text(content)
     (folder / "cdn.bin").write_text("of the cdn")
-    server.fault("datasets/own/set/resolve/main/far.tar", "redirect", location=f"{deaf.url}/cdn.bin")
+    server.fault(
+        "datasets/own/set/resolve/main/far.tar", "redirect", location=f"{deaf.url}/cdn.bin"
+    )
     answer("own/gated", 403, "GatedRepo")
     answer("own/none", 404, "RepoNotFound")
     answer("own/rev", 404, "RevisionNotFound")
@@ -506,7 +587,12 @@ def test_the_hub(server: FolderServer, deaf: FolderServer, folder: Path, tmp_pat
     said = from_hub(
         server,
         tmp_path / "home",
-        *(f"{root}/set/x.tar", f"{root}/set@v2/x.tar", f"{root}/set@refs/convert/parquet/x.tar", f"{root}/set/far.tar"),
+        *(
+            f"{root}/set/x.tar",
+            f"{root}/set@v2/x.tar",
+            f"{root}/set@refs/convert/parquet/x.tar",
+            f"{root}/set/far.tar",
+        ),
         *(f"{root}/{repo}/x.tar" for repo in ("gated", "none", "rev", "file", "odd")),
         "hf://own/x.tar",
         token="hf_secret",
@@ -514,13 +600,22 @@ def test_the_hub(server: FolderServer, deaf: FolderServer, folder: Path, tmp_pat
     assert said[:4] == ["of main", "of v2", "of a ref", "of the cdn"]
     assert {seen.headers["authorization"] for seen in server.log} == {"Bearer hf_secret"}
     assert [seen.headers.get("authorization") for seen in deaf.log] == [None]
-    wanted = ["accept its terms at {}/datasets/own/gated with the account", "no data set own/none", "no such revision"]
+    wanted = [
+        "accept its terms at {}/datasets/own/gated with the account",
+        "no data set own/none",
+        "no such revision",
+    ]
     wanted += ["no such file", "your token is not valid", "names no file of the Hub"]
     for text, message in zip(wanted, said[4:], strict=True):
         assert message.startswith("InputError: hf://")
         assert text.format(server.url) in message
         assert "HF_TOKEN" not in message
-    without = from_hub(server, tmp_path / "home", f"{root}/gated/x.tar", f"{root}/none/x.tar", f"{root}/odd/x.tar")
+    without = from_hub(
+        server, tmp_path / "home", f"{root}/gated/x.tar", f"{root}/none/x.tar", f"{root}/odd/x.tar"
+    )
     for message in without:
         assert "log in with `hf auth login` or set HF_TOKEN" in message
-    assert "HF_HUB_OFFLINE" in from_hub(server, tmp_path / "home", f"{root}/set/x.tar", offline=True)[0]
+    assert (
+        "HF_HUB_OFFLINE"
+        in from_hub(server, tmp_path / "home", f"{root}/set/x.tar", offline=True)[0]
+    )

@@ -1,10 +1,12 @@
-"""Run by torchrun, one copy a rank: several `distill` commands, one after the other, each with a process group of its own.
+"""Run by torchrun, one copy a rank: several `distill` commands, one after the other, each with a
+process group of its own.
 
     torchrun --nproc-per-node 2 driver.py FOLDER
 
-FOLDER/commands.json lists {"name", "arguments", "port", "stop_rank", "stop_step"}, or with "call" in place of arguments a function
-"module:name" beside this file, which is called with its rank and returns what JSON can hold. Each rank writes what a command came to into
-FOLDER/NAME.RANK.json: {"code", "shown", "returned"}, where `shown` is what it printed on either stream.
+FOLDER/commands.json lists {"name", "arguments", "port", "stop_rank", "stop_step"}, or with "call"
+in place of arguments a function "module:name" beside this file, which is called with its rank and
+returns what JSON can hold. Each rank writes what a command came to into FOLDER/NAME.RANK.json:
+{"code", "shown", "returned"}, where `shown` is what it printed on either stream.
 """
 
 import contextlib
@@ -47,7 +49,8 @@ def run_all(folder: Path) -> None:
     """Every command of the list."""
     torch.set_num_threads(1)
     rank = int(os.environ["RANK"])
-    # A store that outlives a group gives the next one the addresses of the last: each group gets a store of its own.
+    # A store that outlives a group gives the next one the addresses of the last: each group gets a
+    # store of its own.
     os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
     for command in json.loads((folder / "commands.json").read_text()):
         os.environ["MASTER_PORT"] = str(command["port"])
@@ -63,7 +66,9 @@ def run_all(folder: Path) -> None:
         (folder / f"{command['name']}.{rank}.json").write_text(json.dumps(result))
         if "Traceback (most recent call last)" in result["shown"]:
             # A crash ends the launch at once: the other process would wait long for this one.
-            raise SystemExit(f"{command['name']} crashed on rank {rank}:\n{result['shown'][-4000:]}")
+            raise SystemExit(
+                f"{command['name']} crashed on rank {rank}:\n{result['shown'][-4000:]}"
+            )
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
     torchrun --nproc-per-node 2 faulty.py '{"kind": "kill", "rank": 1, "step": 5}' train RECIPE
 
-In the middle of step `step`, between the backward pass and the update: "kill" (-9), "raise", "stop" (a process that hangs), "kill launcher" (-9),
-"terminate launcher" (SIGTERM). In the evaluation after step `step`: "terminate". Or "none".
+In the middle of step `step`, between the backward pass and the update: "kill" (-9), "raise", "stop"
+(a process that hangs), "kill launcher" (-9), "terminate launcher" (SIGTERM). In the evaluation
+after step `step`: "terminate". Or "none".
 """
 
 import json

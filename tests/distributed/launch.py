@@ -1,4 +1,6 @@
-"""One launch of `driver.py` for many commands of two processes, and how far apart two runs ended."""
+"""One launch of `driver.py` for many commands of two processes, and how far apart two
+runs ended.
+"""
 
 import json
 import os
@@ -27,13 +29,22 @@ class Launch:
         self.folder = folder
         self._commands: list[dict[str, Any]] = []
 
-    def add(self, name: str, recipe: Path, stop_rank: int | None = None, stop_step: int | None = None) -> None:
-        command = {"name": name, "arguments": ["train", str(recipe)], "stop_rank": stop_rank, "stop_step": stop_step}
+    def add(
+        self, name: str, recipe: Path, stop_rank: int | None = None, stop_step: int | None = None
+    ) -> None:
+        command = {
+            "name": name,
+            "arguments": ["train", str(recipe)],
+            "stop_rank": stop_rank,
+            "stop_step": stop_step,
+        }
         self._commands.append(command)
 
     def call(self, function: str) -> None:
         """Have both ranks call "module:name" of a file in this folder."""
-        self._commands.append({"name": function, "call": function, "stop_rank": None, "stop_step": None})
+        self._commands.append(
+            {"name": function, "call": function, "stop_rank": None, "stop_step": None}
+        )
 
     def returned(self, function: str) -> list[Any]:
         """What `call` returned, by rank."""
@@ -51,7 +62,14 @@ class Launch:
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": os.pathsep.join(filter(None, paths)),
         }
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        launcher = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            "2",
+        ]
         self._log = (self.folder / "launch.log").open("w")
         self._process = subprocess.Popen(
             [*launcher, str(driver), str(self.folder)],
@@ -67,7 +85,8 @@ class Launch:
             self._process.wait(TIMEOUT_S)
         except subprocess.TimeoutExpired:
             pytest.fail(
-                f"the launch has not ended within {TIMEOUT_S} s: {(self.folder / 'launch.log').read_text()[-2000:]}"
+                f"the launch has not ended within {TIMEOUT_S} s:"
+                f" {(self.folder / 'launch.log').read_text()[-2000:]}"
             )
         finally:
             if self._process.poll() is None:
@@ -86,7 +105,9 @@ class Launch:
 
 
 def deviation(one: Path, two: Path, recipe: Path) -> dict[str, float]:
-    """For each student, how far apart two runs ended, in units of how far training moved the weights (Euclidean norms)."""
+    """For each student, how far apart two runs ended, in units of how far training moved the
+    weights (Euclidean norms).
+    """
     models = build_models(make_plan(load_recipe(recipe)))
     result = {}
     for name, net in models.nets.items():
@@ -98,5 +119,7 @@ def deviation(one: Path, two: Path, recipe: Path) -> dict[str, float]:
 
         keys = [key for key in start if not key.endswith("num_batches_tracked")]
         held = [flat({key: end[f"{name}.model/{key}"] for key in keys}, keys) for end in ends]
-        result[name] = float((held[0] - held[1]).norm() / (held[0] - flat(dict(start), keys)).norm())
+        result[name] = float(
+            (held[0] - held[1]).norm() / (held[0] - flat(dict(start), keys)).norm()
+        )
     return result

@@ -27,7 +27,10 @@ STRUCK = [f"shard-{number:05d}.tar" for number in (2, 5, 11, 17, 20)]
 CORRUPTED = STRUCK[-1]
 BROKEN_SHARDS, CUT_AT = (10, 11), 20_000  # in lanes of the second process, and of the first
 TIMEOUT_S = 120
-HELD: dict[str, Any] = {"data": {"shards": {"timeout_s": TIMEOUT_S}}, "checkpoint": {"every": "1 iterations"}}
+HELD: dict[str, Any] = {
+    "data": {"shards": {"timeout_s": TIMEOUT_S}},
+    "checkpoint": {"every": "1 iterations"},
+}
 BROKEN: dict[str, Any] = {"data": {"shards": {"retries": 0, "timeout_s": TIMEOUT_S}}}
 
 
@@ -51,7 +54,9 @@ class Shards:
         return f"{self.server.url}/{case}"
 
     def faults(self, case: str, *, stall: bool = True) -> None:
-        """What strikes each of some shards once. `stall`: for recipes that wait a second; on a busy machine a good answer may take that long too."""
+        """What strikes each of some shards once. `stall`: for recipes that wait a second; on a busy
+        machine a good answer may take that long too.
+        """
         unavailable, reset, stalled, truncated, corrupted = (f"/{case}/{name}" for name in STRUCK)
         self.server.fault(unavailable, "status", status=503)
         self.server.fault(reset, "reset", after_bytes=5000)
@@ -79,7 +84,9 @@ class Shards:
         path = self.url(case)
         if BROKEN in changes:
             for number in BROKEN_SHARDS:
-                self.server.fault(f"/{case}/shard-{number:05d}.tar", "shorten", after_bytes=CUT_AT, on=None)
+                self.server.fault(
+                    f"/{case}/shard-{number:05d}.tar", "shorten", after_bytes=CUT_AT, on=None
+                )
         elif HELD not in changes:
             self.faults(case)
         stream = {**STREAM, "path": path, "labelled": False, "classes": None}
@@ -102,7 +109,9 @@ class Shards:
     def requested(self, case: str) -> dict[str, int]:
         """How often each shard was asked for."""
         start = f"/{case}/shard-"
-        return {path: count for path, count in self.server.requests.items() if path.startswith(start)}
+        return {
+            path: count for path, count in self.server.requests.items() if path.startswith(start)
+        }
 
 
 @contextmanager

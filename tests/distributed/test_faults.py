@@ -1,6 +1,8 @@
-"""Processes that die, fail, hang or are told to stop, under real launchers: all end in time, one says why, none is left, and the run goes on.
+"""Processes that die, fail, hang or are told to stop, under real launchers: all end in time, one
+says why, none is left, and the run goes on.
 
-Each launch has a folder of its own; a process of it is one whose command line names that folder (workers inherit it by fork).
+Each launch has a folder of its own; a process of it is one whose command line names that folder
+(workers inherit it by fork).
 """
 
 import json
@@ -28,18 +30,31 @@ TIMEOUT_S = 10  # longer than a decoding process is waited for that hung at its 
 SOON_S = 25
 CHANGES: dict[str, Any] = {
     "train": {"timeout_s": TIMEOUT_S},
-    "evaluate": {"batch_size_process": 4},  # seven batches on each process: two looks at whether to stop
+    "evaluate": {
+        "batch_size_process": 4
+    },  # seven batches on each process: two looks at whether to stop
     "students": {"alone": {}, "kd": {"seed": 1, "objective": {"soft": {"loss": "kl"}}}},
 }
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-SINGLE = ["-m", "accelerate.commands.launch", "--config_file", str(ROOT / "launchers/accelerate/single.yaml")]
+SINGLE = [
+    "-m",
+    "accelerate.commands.launch",
+    "--config_file",
+    str(ROOT / "launchers/accelerate/single.yaml"),
+]
 
 
 class Launch:
     """A run under a launcher, with one fault."""
 
     def __init__(
-        self, folder: Path, kind: str, *, rank: int = 1, step: int = 6, launcher: list[str] = TORCHRUN
+        self,
+        folder: Path,
+        kind: str,
+        *,
+        rank: int = 1,
+        step: int = 6,
+        launcher: list[str] = TORCHRUN,
     ) -> None:
         folder.mkdir(exist_ok=True)
         self.folder, self.output = folder, folder / "run"
@@ -65,18 +80,23 @@ class Launch:
     def ended(self, within_s: float = SOON_S, left_s: float = 3) -> tuple[int, str]:
         """The launcher's exit code and all that was shown.
 
-        The last word came `within_s` after the last record of the run, and nothing runs any more `left_s` after the launcher's end.
+        The last word came `within_s` after the last record of the run, and nothing runs any more
+        `left_s` after the launcher's end.
         """
         try:
             self._process.wait(STARTED_S + within_s)
             deadline = time.monotonic() + left_s
             while self.left():
-                assert time.monotonic() < deadline, f"left: {self.left()}; {self._log.read_text()[-2000:]}"
+                assert time.monotonic() < deadline, (
+                    f"left: {self.left()}; {self._log.read_text()[-2000:]}"
+                )
                 time.sleep(0.05)
         finally:
             self.clear()
         shown = self._log.read_text()
-        assert self._log.stat().st_mtime - (self.output / "metrics.jsonl").stat().st_mtime < within_s, shown
+        assert (
+            self._log.stat().st_mtime - (self.output / "metrics.jsonl").stat().st_mtime < within_s
+        ), shown
         return self._process.returncode, shown
 
     def clear(self) -> None:
@@ -92,7 +112,10 @@ class Launch:
         found = []
         for entry in Path("/proc").glob("[0-9]*"):
             try:
-                if str(self.folder).encode() in (entry / "cmdline").read_bytes() and int(entry.name) != os.getpid():
+                if (
+                    str(self.folder).encode() in (entry / "cmdline").read_bytes()
+                    and int(entry.name) != os.getpid()
+                ):
                     found.append(int(entry.name))
             except OSError:
                 pass
@@ -127,7 +150,9 @@ def whole(hanging: Launch, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def assert_as_undisturbed(output: Path, whole: Path) -> None:
-    """Weights and optimizers bit for bit (a sum of two gradients has one order); running statistics within their rounding."""
+    """Weights and optimizers bit for bit (a sum of two gradients has one order); running statistics
+    within their rounding.
+    """
     assert_equal_but_statistics(tensors(output), tensors(whole))
     steps = [(line["event"], line["step"]) for line in records(output)]
     assert steps == [(line["event"], line["step"]) for line in records(whole)]
@@ -150,7 +175,8 @@ def test_a_rank_that_is_killed(whole: Path, tmp_path: Path) -> None:
     (message,) = said(shown)
     assert "another process of this run has ended after step 5" in message
     assert re.search(
-        r"; the same command goes on from the last checkpoint. Seen here: .*[Cc]onnection (closed|reset) by peer",
+        r"; the same command goes on from the last checkpoint. Seen here: .*[Cc]onnection"
+        r" (closed|reset) by peer",
         message,
     )
     assert shown.count("Traceback") == 1, "torchrun's own, which ends every failed launch"
@@ -173,15 +199,21 @@ def test_a_rank_that_raises(whole: Path, tmp_path: Path) -> None:
     assert_as_undisturbed(tmp_path / "run", whole)
 
 
-@pytest.mark.parametrize(("kind", "launcher"), [("kill launcher", TORCHRUN), ("terminate launcher", SINGLE)])
+@pytest.mark.parametrize(
+    ("kind", "launcher"), [("kill launcher", TORCHRUN), ("terminate launcher", SINGLE)]
+)
 def test_ranks_save_and_end_when_their_launcher_is_gone(
     kind: str, launcher: list[str], whole: Path, tmp_path: Path
 ) -> None:
-    """torchrun killed with -9; Accelerate's launcher of one process, which does not hand a SIGTERM on."""
+    """torchrun killed with -9; Accelerate's launcher of one process, which does not hand a SIGTERM
+    on.
+    """
     rank = 1 if launcher is TORCHRUN else 0
     code, shown = Launch(tmp_path, kind, rank=rank, step=5, launcher=launcher).ended(left_s=SOON_S)
     assert code == (-signal.SIGKILL if launcher is TORCHRUN else -signal.SIGTERM)
-    assert ": stopped after step 6, saved in" in shown, "the step after the one in which the signal came"
+    assert ": stopped after step 6, saved in" in shown, (
+        "the step after the one in which the signal came"
+    )
     assert "Traceback" not in shown
     assert run(tmp_path / "run.yaml") == DONE
     assert_as_undisturbed(tmp_path / "run", whole)
@@ -202,8 +234,9 @@ def test_a_rank_that_hangs(hanging: Launch, whole: Path) -> None:
     code, shown = hanging.ended(within_s=TIMEOUT_S + GRACE_S + SOON_S)
     assert code == 1
     assert said(shown) == [
-        f"distill: waited {TIMEOUT_S} s for another process of this run (train.timeout_s) after step 5: it hangs, or its machine is lost; "
-        "the same command goes on from the last checkpoint"
+        f"distill: waited {TIMEOUT_S} s for another process of this run (train.timeout_s) after"
+        " step 5: it hangs, or its machine is lost; the same command goes on from the last"
+        " checkpoint"
     ]
     assert shown.count("Traceback") == 1
     assert run(hanging.recipe) == DONE
@@ -216,7 +249,13 @@ def test_processes_that_do_not_meet(tmp_path: Path) -> None:
     started = [
         subprocess.Popen(
             [sys.executable, "-m", "distill", "train", str(recipe)],
-            env=environment(WORLD_SIZE="2", RANK=rank, LOCAL_RANK=rank, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)),
+            env=environment(
+                WORLD_SIZE="2",
+                RANK=rank,
+                LOCAL_RANK=rank,
+                MASTER_ADDR="127.0.0.1",
+                MASTER_PORT=str(port),
+            ),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -228,7 +267,10 @@ def test_processes_that_do_not_meet(tmp_path: Path) -> None:
     assert "Traceback" not in "".join(shown)
     assert len(shown[1].splitlines()) == 1, shown[1]
     # The first has printed the run's header before it waits.
-    assert "1 of 2 processes came to the rendezvous (waited 2 s, train.timeout_s)" in shown[0].splitlines()[-1]
+    assert (
+        "1 of 2 processes came to the rendezvous (waited 2 s, train.timeout_s)"
+        in shown[0].splitlines()[-1]
+    )
     assert "distill (rank 1): no process answers at MASTER_ADDR=127.0.0.1, MASTER_PORT=" in shown[1]
     assert "(Connection refused; waited 2 s)" in shown[1]
     assert not (tmp_path / "run").exists()

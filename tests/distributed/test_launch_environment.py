@@ -1,4 +1,6 @@
-"""What launchers say in the environment: contradictions are refused, a missing rendezvous is named; and what gloo and NCCL say is put into words."""
+"""What launchers say in the environment: contradictions are refused, a missing rendezvous is named;
+and what gloo and NCCL say is put into words.
+"""
 
 import os
 import re
@@ -20,7 +22,13 @@ from distill.engine.rendezvous import meeting, reach_master
 from distill.errors import InputError
 from distill.processes import is_launcher, speaks_first
 
-WHOLE = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+WHOLE = {
+    "WORLD_SIZE": "2",
+    "RANK": "1",
+    "LOCAL_RANK": "1",
+    "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": "29500",
+}
 # What `accelerate launch` sets of its own accord.
 QUIET = {
     "ACCELERATE_MIXED_PRECISION": "no",
@@ -76,12 +84,16 @@ def test_what_agrees_is_accepted() -> None:
     ],
 )
 def test_what_contradicts_is_refused_by_name(variable: str, value: str, says: str) -> None:
-    with pytest.raises(InputError, match=f"^{variable}={value}: .*{re.escape(says)}.*unset it, or take it out"):
+    with pytest.raises(
+        InputError, match=f"^{variable}={value}: .*{re.escape(says)}.*unset it, or take it out"
+    ):
         refuse_contradictions({**QUIET, **ZERO, variable: value}, zero_stage=3)
 
 
 def test_zero_of_the_launcher_alone_is_refused() -> None:
-    with pytest.raises(InputError, match=r"ACCELERATE_USE_DEEPSPEED=true: train\.zero_stage is 0 in the recipe"):
+    with pytest.raises(
+        InputError, match=r"ACCELERATE_USE_DEEPSPEED=true: train\.zero_stage is 0 in the recipe"
+    ):
         refuse_contradictions(ZERO)
     with pytest.raises(InputError, match=r"OPTIMIZER_DEVICE=none: train\.zero_offload is true"):
         refuse_contradictions(ZERO, zero_stage=3, zero_offload=True)
@@ -93,7 +105,10 @@ def test_a_rendezvous_is_whole_or_named() -> None:
     check_rendezvous({"WORLD_SIZE": "1", "LOCAL_RANK": "-1"})
     check_rendezvous({"SLURM_STEP_NUM_TASKS": "1"})
     for missing in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
-        with pytest.raises(InputError, match=rf"WORLD_SIZE=2.* is missing: {missing} not set; start it with torchrun"):
+        with pytest.raises(
+            InputError,
+            match=rf"WORLD_SIZE=2.* is missing: {missing} not set; start it with torchrun",
+        ):
             check_rendezvous({name: value for name, value in WHOLE.items() if name != missing})
     with pytest.raises(InputError, match="is missing: WORLD_SIZE not set"):
         check_rendezvous({name: value for name, value in WHOLE.items() if name != "WORLD_SIZE"})
@@ -119,7 +134,9 @@ def test_a_variable_that_cannot_be_is_named(variable: str, value: str) -> None:
     ("variable", "starter"), [("SLURM_STEP_NUM_TASKS", "srun"), ("OMPI_COMM_WORLD_SIZE", "mpirun")]
 )
 def test_tasks_that_do_not_know_of_each_other(variable: str, starter: str) -> None:
-    with pytest.raises(InputError, match=f"{starter} started 4 processes of this command .*WORLD_SIZE is not set"):
+    with pytest.raises(
+        InputError, match=f"{starter} started 4 processes of this command .*WORLD_SIZE is not set"
+    ):
         check_rendezvous({variable: "4"})
     check_rendezvous({variable: "4", **WHOLE})
     assert launched_processes({variable: "4"}) == 1
@@ -131,7 +148,9 @@ def test_the_master_is_waited_for() -> None:
     with socket.create_server(("127.0.0.1", port)):
         reach_master(where, 5)
     start = time.monotonic()
-    with pytest.raises(InputError, match=r"no process answers at MASTER_ADDR=127\.0\.0\.1.*refused; waited 0\.5 s"):
+    with pytest.raises(
+        InputError, match=r"no process answers at MASTER_ADDR=127\.0\.0\.1.*refused; waited 0\.5 s"
+    ):
         reach_master(where, 0.5)
     assert time.monotonic() - start < 30, "not the 300 s of a launch"
     reach_master({**where, "RANK": "0"}, 0.5)  # it is the master
@@ -141,35 +160,53 @@ def test_the_master_is_waited_for() -> None:
 
 def test_other_errors_of_a_start_are_no_rendezvous() -> None:
     with pytest.raises(InputError, match="1 of 8 processes came to the rendezvous"), meeting(3):
-        raise dist.DistStoreError("Timed out after 4 seconds waiting for clients. 1/8 clients joined.")
+        raise dist.DistStoreError(
+            "Timed out after 4 seconds waiting for clients. 1/8 clients joined."
+        )
     with pytest.raises(RuntimeError, match="out of memory"), meeting(3):
         raise RuntimeError("CUDA error: out of memory")
 
 
 # As torch 2.15 says them, with gloo and with NCCL.
 GONE = [
-    "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]:1153. This is typically caused by",
-    "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:536] Read error [127.0.0.1]:55711: Connection reset by peer",
+    (
+        "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:561] Connection closed by peer"
+        " [127.0.0.1]:1153. This is typically caused by"
+    ),
+    (
+        "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:536] Read error [127.0.0.1]:55711:"
+        " Connection reset by peer"
+    ),
     "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:456] writev [127.0.0.1]:2: Broken pipe",
-    "NCCL error in: ProcessGroupNCCL.cpp:94, remote process exited or there was a network error, NCCL version 2.27.3\nncclRemoteError: A call",
+    (
+        "NCCL error in: ProcessGroupNCCL.cpp:94, remote process exited or there was a network"
+        " error, NCCL version 2.27.3\nncclRemoteError: A call"
+    ),
     "NCCL communicator was aborted on rank 0. ",
 ]
 LATE = [
     (
-        "[/pytorch/gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 4000ms for recv operation to complete",
+        (
+            "[/pytorch/gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 4000ms for recv"
+            " operation to complete"
+        ),
         "4 s",
     ),
     ("wait timeout after 600000ms, keys: /default_pg/0//cuda//0", "600 s"),
     (
-        "[Rank 0] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=7, OpType=ALLREDUCE, Timeout(ms)=20000) ran for 20001 "
-        "milliseconds before timing out.",
+        (
+            "[Rank 0] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=7,"
+            " OpType=ALLREDUCE, Timeout(ms)=20000) ran for 20001 milliseconds before timing out."
+        ),
         "20 s",
     ),
     ("Socket Timeout", "train.timeout_s"),
 ]
 
 
-def test_the_end_and_the_silence_of_another_process_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_end_and_the_silence_of_another_process_are_told_apart(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     for text in GONE:
         message, code = explained(dist.DistBackendError(text)) or ("", 0)
@@ -183,7 +220,8 @@ def test_the_end_and_the_silence_of_another_process_are_told_apart(monkeypatch: 
         message, code = explained(error) or ("", 0)
         assert code == 1
         assert message.startswith(
-            f"waited {waited} for another process of this run (train.timeout_s) after step 7: it hangs"
+            f"waited {waited} for another process of this run (train.timeout_s) after step 7: it"
+            " hangs"
         )
         assert message.endswith("the same command goes on from the last checkpoint")
     assert explained(RuntimeError("CUDA out of memory")) is None
@@ -205,8 +243,12 @@ def test_the_first_on_a_machine_speaks(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert speaks_first()
 
 
-def test_a_process_that_fails_alone_leaves_the_group_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Taking it down would wait for the others: measured, 12 s of a timeout of 12 s where one collective was in flight."""
+def test_a_process_that_fails_alone_leaves_the_group_as_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Taking it down would wait for the others: measured, 12 s of a timeout of 12 s where one
+    collective was in flight.
+    """
     taken_down = []
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
     monkeypatch.setattr(dist, "destroy_process_group", lambda: taken_down.append(True))
@@ -256,12 +298,18 @@ def test_only_launchers_take_their_ranks_with_them(command: str, launcher: bool)
 
 
 def test_a_run_of_a_shell_outlives_it(tmp_path: Path) -> None:
-    """nohup and tmux mean what they say: only a launcher's death ends a process. And end_with means the process that it names."""
+    """nohup and tmux mean what they say: only a launcher's death ends a process. And end_with means
+    the process that it names.
+    """
     done = tmp_path / "done"
-    for call, outlives in (("end_with_launcher()", True), ("end_with(os.getppid(), signal.SIGKILL)", False)):
+    for call, outlives in (
+        ("end_with_launcher()", True),
+        ("end_with(os.getppid(), signal.SIGKILL)", False),
+    ):
         child = (
-            f"import os, pathlib, signal, time; from distill.processes import end_with, end_with_launcher; {call}; "
-            f"print(flush=True); time.sleep(1); pathlib.Path({str(done)!r}).touch()"
+            "import os, pathlib, signal, time; from distill.processes import end_with,"
+            f" end_with_launcher; {call}; print(flush=True); time.sleep(1);"
+            f" pathlib.Path({str(done)!r}).touch()"
         )
         # The shell is killed once the child has spoken.
         shell = subprocess.Popen(

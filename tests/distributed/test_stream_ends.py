@@ -1,4 +1,6 @@
-"""Processes that miss a shard, or are killed while they stream: all end in time, one says why, and the same command ends as if nothing had been."""
+"""Processes that miss a shard, or are killed while they stream: all end in time, one says why, and
+the same command ends as if nothing had been.
+"""
 
 import multiprocessing
 import os
@@ -12,7 +14,16 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from stream_set import BROKEN, CUT_AT, FOREIGN, HELD, PER_SHARD, TIMEOUT_S, Shards, shards_and_undisturbed
+from stream_set import (
+    BROKEN,
+    CUT_AT,
+    FOREIGN,
+    HELD,
+    PER_SHARD,
+    TIMEOUT_S,
+    Shards,
+    shards_and_undisturbed,
+)
 from tiny import assert_equal_but_statistics, run, tensors
 
 from distill.plan import make_plan
@@ -28,7 +39,14 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shards]:
 
 def torchrun(recipe: Path, log: Path) -> subprocess.Popen[bytes]:
     """`distill train` on two processes, in a session of its own."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+    ]
     with log.open("w") as file:
         return subprocess.Popen(
             [*launcher, "-m", "distill", "train", str(recipe)],
@@ -49,13 +67,19 @@ def ended(process: subprocess.Popen[bytes]) -> int:
 
 def test_a_shard_that_one_process_misses_ends_both(shards: Shards, tmp_path: Path) -> None:
     """It says why, and exits with 2; the other, which waits for it, ends without a word."""
-    recipe = shards.run_recipe("missed", BROKEN, {"seed": 13})  # the second process comes to one at its fourth step
+    recipe = shards.run_recipe(
+        "missed", BROKEN, {"seed": 13}
+    )  # the second process comes to one at its fourth step
     log = tmp_path / "log"
     assert ended(torchrun(recipe, log)) == 1
     shown = log.read_text()
     assert re.findall(r"^distill.*", shown, re.MULTILINE) == [
-        f"distill (rank 1): {shards.server.url}/missed/shard-00010.tar: it has {CUT_AT} bytes and {shards.paths[10].stat().st_size} were promised, "
-        "in both of 2 transfers: it has changed, or is damaged where it lies: mend it or its server, or set data.unreadable to skip",
+        (
+            f"distill (rank 1): {shards.server.url}/missed/shard-00010.tar: it has {CUT_AT} bytes"
+            f" and {shards.paths[10].stat().st_size} were promised, in both of 2 transfers: it has"
+            " changed, or is damaged where it lies: mend it or its server, or set data.unreadable"
+            " to skip"
+        ),
         "distill FAILED",  # torchrun's summary of its command
     ]
     assert dict(re.findall(r"rank +: (\d).*?\n.*?exitcode +: (\S+)", shown))["1"] == "2"
@@ -64,7 +88,9 @@ def test_a_shard_that_one_process_misses_ends_both(shards: Shards, tmp_path: Pat
 
 
 def held_recipe(shards: Shards, case: str) -> tuple[Path, str]:
-    """A run that comes to a shard which the server holds back, between its third step and the end of the first stage; and that shard."""
+    """A run that comes to a shard which the server holds back, between its third step and the end
+    of the first stage; and that shard.
+    """
     recipe = shards.run_recipe(case, HELD)
     order = make_plan(load_recipe(recipe)).stages[0].order
     later = [set((order.batch(step).indices // PER_SHARD).tolist()) for step in range(FOREIGN)]
@@ -84,7 +110,9 @@ def until(happened: Callable[[], bool], goes_on: Callable[[], bool]) -> None:
 
 def comes_to(shards: Shards, output: Path, path: str) -> bool:
     """Whether three steps are saved, and somebody waits for the shard."""
-    return (output / "checkpoints" / "step-00000003").exists() and bool(shards.server.requests[path])
+    return (output / "checkpoints" / "step-00000003").exists() and bool(
+        shards.server.requests[path]
+    )
 
 
 def goes_on_to_the_same_end(shards: Shards, output: Path) -> None:
@@ -95,9 +123,13 @@ def goes_on_to_the_same_end(shards: Shards, output: Path) -> None:
 
 
 def test_killed_while_it_waits_for_a_shard_the_same_command_goes_on(shards: Shards) -> None:
-    """kill -9 of a process whose workers and threads are fetching; what it left in the cache hinders nobody."""
+    """kill -9 of a process whose workers and threads are fetching; what it left in the cache
+    hinders nobody.
+    """
     recipe, path = held_recipe(shards, "killed")
-    child = multiprocessing.get_context("fork").Process(target=lambda: os._exit(run(recipe, "data.num_workers=2")))
+    child = multiprocessing.get_context("fork").Process(
+        target=lambda: os._exit(run(recipe, "data.num_workers=2"))
+    )
     child.start()
     try:
         until(lambda: comes_to(shards, shards.folder / "killed", path), child.is_alive)
@@ -111,12 +143,17 @@ def test_killed_while_it_waits_for_a_shard_the_same_command_goes_on(shards: Shar
 
 
 @pytest.mark.slow
-def test_one_of_two_killed_while_they_stream_the_same_command_goes_on(shards: Shards, tmp_path: Path) -> None:
+def test_one_of_two_killed_while_they_stream_the_same_command_goes_on(
+    shards: Shards, tmp_path: Path
+) -> None:
     shards.server.release.clear()
     recipe, path = held_recipe(shards, "killed-2")
     process = torchrun(recipe, tmp_path / "first")
     try:
-        until(lambda: comes_to(shards, shards.folder / "killed-2", path), lambda: process.poll() is None)
+        until(
+            lambda: comes_to(shards, shards.folder / "killed-2", path),
+            lambda: process.poll() is None,
+        )
         os.kill(rank_of(process.pid, 1), signal.SIGKILL)
     finally:
         code = ended(process)

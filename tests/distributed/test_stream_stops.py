@@ -1,4 +1,6 @@
-"""Told to stop while a step waits for a shard that does not come: all save where they stand, and the same command ends as if nothing had been."""
+"""Told to stop while a step waits for a shard that does not come: all save where they stand, and
+the same command ends as if nothing had been.
+"""
 
 import os
 import re
@@ -58,7 +60,10 @@ class Alone:
 
 def steps_before(recipe: Path, path: str) -> int:
     """How many steps a run can do without a shard."""
-    number, order = int(re.findall(r"\d+", path)[-1]), make_plan(load_recipe(recipe)).stages[0].order
+    number, order = (
+        int(re.findall(r"\d+", path)[-1]),
+        make_plan(load_recipe(recipe)).stages[0].order,
+    )
     return next(step for step in range(FOREIGN) if number in order.batch(step).indices // PER_SHARD)
 
 
@@ -69,11 +74,15 @@ def logged(output: Path) -> int:
 
 
 def checkpoints(output: Path) -> list[int]:
-    return sorted(int(path.name.removeprefix("step-")) for path in (output / "checkpoints").glob("step-*"))
+    return sorted(
+        int(path.name.removeprefix("step-")) for path in (output / "checkpoints").glob("step-*")
+    )
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_one_process_saves_where_it_stands(num_workers: int, shards: Shards, tmp_path: Path) -> None:
+def test_one_process_saves_where_it_stands(
+    num_workers: int, shards: Shards, tmp_path: Path
+) -> None:
     """Checkpoints are far apart: what is saved, the signal saved."""
     case, workers = f"stopped-{num_workers}", f"data.num_workers={num_workers}"
     shards.server.release.clear()
@@ -100,12 +109,17 @@ def test_before_the_first_step_there_is_nothing_to_save(shards: Shards, tmp_path
         until(lambda: any(shards.requested("early").values()), child.lives)
         assert child.terminated() == INTERRUPTED
     shards.server.release.set()
-    assert "SIGTERM: stopped after step 0, nothing to save; the same command goes on" in log.read_text()
+    assert (
+        "SIGTERM: stopped after step 0, nothing to save; the same command goes on"
+        in log.read_text()
+    )
     assert run(recipe) == DONE
     goes_on_to_the_same_end(shards, shards.folder / "early")
 
 
-def test_at_the_border_of_stages_what_the_stage_before_left_stays(shards: Shards, tmp_path: Path) -> None:
+def test_at_the_border_of_stages_what_the_stage_before_left_stays(
+    shards: Shards, tmp_path: Path
+) -> None:
     """The first shard of a second stage does not come."""
     shards.server.release.clear()
     recipe = shards.run_recipe("border", {"data": {"shards": {"timeout_s": 120}}})
@@ -116,18 +130,24 @@ def test_at_the_border_of_stages_what_the_stage_before_left_stays(shards: Shards
     shards.server.fault("/border/*.tar", "hold", on=None)
     output = shards.folder / "border"
     with Alone(tmp_path / "log", recipe) as child:
-        until(lambda: any(shards.requested("border").values()) and logged(output) == OWN, child.lives)
+        until(
+            lambda: any(shards.requested("border").values()) and logged(output) == OWN, child.lives
+        )
         (saved,) = (output / "checkpoints").glob(f"step-{OWN:08d}")
         before = saved.stat().st_ino
         assert child.terminated() == INTERRUPTED
     shards.server.release.set()
     assert saved.stat().st_ino == before
-    assert f"SIGTERM: stopped after step {OWN}, saved in {saved}; " in (tmp_path / "log").read_text()
+    assert (
+        f"SIGTERM: stopped after step {OWN}, saved in {saved}; " in (tmp_path / "log").read_text()
+    )
     assert run(recipe) == DONE
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_an_evaluation_that_waits_is_given_up(num_workers: int, shards: Shards, tmp_path: Path) -> None:
+def test_an_evaluation_that_waits_is_given_up(
+    num_workers: int, shards: Shards, tmp_path: Path
+) -> None:
     shards.server.release.clear()
     source, case = EmbeddedFashionMnist("test"), f"judged-{num_workers}"
     folder = shards.folder / "served" / case
@@ -135,7 +155,8 @@ def test_an_evaluation_that_waits_is_given_up(num_workers: int, shards: Shards, 
     describe(folder, source.classes)
     judged = {"kind": "stream", "path": f"{shards.server.url}/{case}"}
     recipe = write_recipe(
-        tmp_path, {"data": {"eval": judged, "shards": {"timeout_s": 120, "cache": str(tmp_path / "cache")}}}
+        tmp_path,
+        {"data": {"eval": judged, "shards": {"timeout_s": 120, "cache": str(tmp_path / "cache")}}},
     )
     shards.server.fault(f"/{case}/shard-00003.tar", "hold", on=None)
     workers = f"data.num_workers={num_workers}"
@@ -145,7 +166,9 @@ def test_an_evaluation_that_waits_is_given_up(num_workers: int, shards: Shards, 
     shards.server.release.set()
     assert "SIGTERM: stopped after step 4, saved in" in (tmp_path / "log").read_text()
     assert run(recipe, workers) == DONE
-    judged_steps = [line["step"] for line in records(tmp_path / "run") if line["event"] == "evaluate"]
+    judged_steps = [
+        line["step"] for line in records(tmp_path / "run") if line["event"] == "evaluate"
+    ]
     assert judged_steps == [4, 8], "the sitting after it began with the one that was given up"
 
 

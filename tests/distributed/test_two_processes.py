@@ -1,7 +1,9 @@
-"""Two processes compute what one does: weights, optimizers, averages, statistics, losses, accuracies; and they end together.
+"""Two processes compute what one does: weights, optimizers, averages, statistics, losses,
+accuracies; and they end together.
 
-One launch of `driver.py` makes all the runs of two processes (the imports cost more than the runs), while this process makes those
-of one. What must be equal bit for bit is compared so; elsewhere only the order of additions differs, and the bound is stated.
+One launch of `driver.py` makes all the runs of two processes (the imports cost more than the runs),
+while this process makes those of one. What must be equal bit for bit is compared so; elsewhere only
+the order of additions differs, and the bound is stated.
 """
 
 import shutil
@@ -41,16 +43,17 @@ STUDENTS = {
 }
 # Two forwards a step in one process, one in each of two.
 MICRO = {"students": STUDENTS}
-# The whole batch at once: BatchNorm and DIST look at the samples of all processes. Few steps, since small networks amplify the
-# rounding of every step. Dropout proper draws once a forward, so here it would be another draw.
+# The whole batch at once: BatchNorm and DIST look at the samples of all processes. Few steps, since
+# small networks amplify the rounding of every step. Dropout proper draws once a forward, so here it
+# would be another draw.
 SYNCED = {
     "students": {name: {**student, "drop_rate": 0.0} for name, student in STUDENTS.items()},
     "train": {"micro_batch_size": None, "budget": "4 iterations"},
 }
 # Two forwards a step on each of two processes, four in one.
 QUARTERS = {"students": STUDENTS, "train": {"micro_batch_size": 4, "budget": "4 iterations"}}
-# Bound on `deviation` where sums are taken in another order. Measured: up to 2e-3 for the EfficientNet, whose BatchNorm and DIST
-# see four samples at a time, 1e-4 for the others.
+# Bound on `deviation` where sums are taken in another order. Measured: up to 2e-3 for the
+# EfficientNet, whose BatchNorm and DIST see four samples at a time, 1e-4 for the others.
 ROUNDING = 1e-2
 DIVERGING = {
     "students": {
@@ -62,7 +65,9 @@ DIVERGING = {
 
 @pytest.fixture(scope="module")
 def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launch]:
-    """Everything that two processes do, and beside it what one does: "micro-1" is the run of one, "micro-2" that of two."""
+    """Everything that two processes do, and beside it what one does: "micro-1" is the run of one,
+    "micro-2" that of two.
+    """
     folder = tmp_path_factory.mktemp("two")
     launch = Launch(folder)
 
@@ -103,25 +108,41 @@ def losses(output: Path) -> torch.Tensor:
 
 
 def test_micro_batches_on_two_processes_are_those_of_one(launch: Launch) -> None:
-    """Weights and optimizers bit for bit (a sum of two gradients has one order); running statistics within their rounding."""
+    """Weights and optimizers bit for bit (a sum of two gradients has one order); running statistics
+    within their rounding.
+    """
     assert launch.codes("micro") == [DONE, DONE]
     one, two = (tensors(launch.folder / f"micro-{n}") for n in (1, 2))
     assert_equal_but_statistics(two, one)
-    assert torch.allclose(losses(launch.folder / "micro-1"), losses(launch.folder / "micro-2"), rtol=1e-6)
+    assert torch.allclose(
+        losses(launch.folder / "micro-1"), losses(launch.folder / "micro-2"), rtol=1e-6
+    )
 
 
 def test_each_process_accumulates_its_share(launch: Launch) -> None:
     assert launch.codes("quarters") == [DONE, DONE]
-    apart = deviation(launch.folder / "quarters-1", launch.folder / "quarters-2", launch.folder / "quarters-1.yaml")
+    apart = deviation(
+        launch.folder / "quarters-1",
+        launch.folder / "quarters-2",
+        launch.folder / "quarters-1.yaml",
+    )
     assert max(apart.values()) < ROUNDING
-    assert torch.allclose(losses(launch.folder / "quarters-1"), losses(launch.folder / "quarters-2"), rtol=1e-3)
+    assert torch.allclose(
+        losses(launch.folder / "quarters-1"), losses(launch.folder / "quarters-2"), rtol=1e-3
+    )
 
 
-def test_synchronised_statistics_and_gathered_relations_are_those_of_one_process(launch: Launch) -> None:
+def test_synchronised_statistics_and_gathered_relations_are_those_of_one_process(
+    launch: Launch,
+) -> None:
     assert launch.codes("synced") == [DONE, DONE]
-    apart = deviation(launch.folder / "synced-1", launch.folder / "synced-2", launch.folder / "synced-1.yaml")
+    apart = deviation(
+        launch.folder / "synced-1", launch.folder / "synced-2", launch.folder / "synced-1.yaml"
+    )
     assert max(apart.values()) < ROUNDING
-    assert torch.allclose(losses(launch.folder / "synced-1"), losses(launch.folder / "synced-2"), rtol=1e-3)
+    assert torch.allclose(
+        losses(launch.folder / "synced-1"), losses(launch.folder / "synced-2"), rtol=1e-3
+    )
     assert "Warning" not in "".join(launch.shown("synced"))
 
 
@@ -134,25 +155,34 @@ def test_a_run_goes_on_with_another_number_of_processes(name: str, launch: Launc
         apart = deviation(whole, launch.folder / changed, launch.folder / f"{name}-1.yaml")
         assert max(apart.values()) < (1e-5 if name == "micro" else ROUNDING)
         assert torch.allclose(losses(whole), losses(launch.folder / changed), rtol=1e-3)
-        assert [line["step"] for line in records(whole)] == [line["step"] for line in records(launch.folder / changed)]
+        assert [line["step"] for line in records(whole)] == [
+            line["step"] for line in records(launch.folder / changed)
+        ]
 
 
 def test_a_signal_to_one_rank_stops_both_at_the_same_step(launch: Launch) -> None:
     for name, step in (("micro-2-to-1", 5), ("synced-2-to-1", 3), ("judged-2-to-1", 8)):
         assert launch.codes(name) == [INTERRUPTED, INTERRUPTED]
         shown = launch.shown(name)
-        assert f"a signal: stopped after step {step}, saved in" in shown[0], "rank 0 was told by rank 1"
+        assert f"a signal: stopped after step {step}, saved in" in shown[0], (
+            "rank 0 was told by rank 1"
+        )
         assert "stopped after step" not in shown[1]
 
 
 def test_an_odd_set_is_judged_alike(launch: Launch) -> None:
-    """The same weights, trained by one process, judged by one and by two: whole counts, so equal to the last bit."""
+    """The same weights, trained by one process, judged by one and by two: whole counts, so equal to
+    the last bit.
+    """
     assert launch.codes("judged-1-to-2") == [DONE, DONE]
     by_two, by_one = (report(launch.folder / name) for name in ("judged-1-to-2", "micro-1"))
     assert by_two["students"].keys() == by_one["students"].keys()
     for name, student in by_one["students"].items():
         pairs = [(student["last"], by_two["students"][name]["last"])]
-        pairs += [(student["averages"][key], by_two["students"][name]["averages"][key]) for key in student["averages"]]
+        pairs += [
+            (student["averages"][key], by_two["students"][name]["averages"][key])
+            for key in student["averages"]
+        ]
         for one, two in pairs:
             for figure in ("top1", "top5", "agreement", "num_samples"):
                 assert one[figure] == two[figure]

@@ -1,7 +1,8 @@
-"""ZeRO: what is sharded computes what is whole; checkpoints go from one placement and number of processes to another.
+"""ZeRO: what is sharded computes what is whole; checkpoints go from one placement and number of
+processes to another.
 
-As in test_two_processes.py one launch makes all runs of two processes. Bounds are on `deviation`, in units of how far training moved
-the weights; only the order of additions differs.
+As in test_two_processes.py one launch makes all runs of two processes. Bounds are on `deviation`,
+in units of how far training moved the weights; only the order of additions differs.
 """
 
 import shutil
@@ -31,22 +32,33 @@ VIT = {
         "lr": 1e-3,
         "weight_decay": 0.05,
         "clip_grad_norm": 0.5,
-        # The k part of qkv.bias has no gradient but rounding, which Adam would blow up to whole steps.
+        # The k part of qkv.bias has no gradient but rounding, which Adam would blow up to whole
+        # steps.
         "args": {"layer_decay": 0.7, "eps": 1e-4},
     },
     "ema": {"decays": [0.5, 0.9], "warmup": True},
 }
-RESNET = {"optimizer": {"name": "momentum", "lr": 0.02, "weight_decay": 1e-3}, "ema": {"decays": [0.8]}}
+RESNET = {
+    "optimizer": {"name": "momentum", "lr": 0.02, "weight_decay": 1e-3},
+    "ema": {"decays": [0.8]},
+}
 ZERO: dict[str, Any] = {
     "students": {"vit": VIT, "resnet": RESNET},
-    "train": {"budget": "4 iterations", "micro_batch_size": 4},  # two forwards a step on each of two processes
+    "train": {
+        "budget": "4 iterations",
+        "micro_batch_size": 4,
+    },  # two forwards a step on each of two processes
     "evaluate": {"every": "2 iterations"},
     "checkpoint": {"every": "2 iterations"},
 }
-# One diverges; the other has an odd number of weights (scalar for scalar), which DeepSpeed's buckets do not like by themselves.
+# One diverges; the other has an odd number of weights (scalar for scalar), which DeepSpeed's
+# buckets do not like by themselves.
 DIVERGING = {
     "students": {
-        "odd": {"model": "test_vit", "model_args": {"patch_size": 4, "embed_dim": 63, "num_heads": 3}},
+        "odd": {
+            "model": "test_vit",
+            "model_args": {"patch_size": 4, "embed_dim": 63, "num_heads": 3},
+        },
         "bad": {"schedule": {"name": "step", "milestones": ["2 iterations"], "decay_factor": 1e30}},
     },
     "train": {"zero_stage": 1},
@@ -69,13 +81,18 @@ ELEMENTWISE = {
 STAGED: dict[str, Any] = {
     "train": {"budget": None},
     "stages": [
-        {"name": "soft", "budget": "2 iterations", "students": {"vit": {"objective": {"hard": None}}}},
+        {
+            "name": "soft",
+            "budget": "2 iterations",
+            "students": {"vit": {"objective": {"hard": None}}},
+        },
         {"name": "both", "budget": "2 iterations", "optimizer": "reset", "averages": "reset"},
     ],
 }
 # Measured: 7e-7.
 ROUNDING = 1e-5
-# Measured: 5e-3; against the run in fp32 1.4e-2. bfloat16 resolves 4e-3, and where a sum is rounded decides which way.
+# Measured: 5e-3; against the run in fp32 1.4e-2. bfloat16 resolves 4e-3, and where a sum is rounded
+# decides which way.
 ROUNDING_BF16 = 2e-2
 
 
@@ -142,12 +159,17 @@ def test_a_stage_computes_what_ddp_does(name: str, launch: Launch) -> None:
     for before, now in zip(one, two, strict=True):
         for student, figures in before.get("students", {}).items():
             for key, value in figures.items():
-                assert now["students"][student][key] == pytest.approx(value, rel=1e-3), (key, before["step"])
+                assert now["students"][student][key] == pytest.approx(value, rel=1e-3), (
+                    key,
+                    before["step"],
+                )
 
 
 @pytest.mark.parametrize("name", ["stage1", "stage2", "stage3", "offload"])
 def test_what_is_saved_is_what_ddp_saves(name: str, launch: Launch) -> None:
-    """Weights, each average, statistics, each slot of the optimizer: same names, shapes and types, and the same values."""
+    """Weights, each average, statistics, each slot of the optimizer: same names, shapes and types,
+    and the same values.
+    """
     one, two = (tensors(launch.folder / run) for run in ("whole", name))
     assert one.keys() == two.keys()
     assert any(key.startswith("vit.ema-0.5/") for key in one)
@@ -161,7 +183,10 @@ def test_what_is_saved_is_what_ddp_saves(name: str, launch: Launch) -> None:
 def test_a_stage_begins_in_shards_as_it_does_whole(name: str, launch: Launch) -> None:
     assert launch.codes(name) == [DONE, DONE], launch.shown(name)
     assert apart(launch, name, "whole-staged") < ROUNDING
-    ends = [tensors(launch.folder / run)["vit.ema-0.5/ema/num_updates"] for run in ("whole-staged", name)]
+    ends = [
+        tensors(launch.folder / run)["vit.ema-0.5/ema/num_updates"]
+        for run in ("whole-staged", name)
+    ]
     assert ends[0] == ends[1] == 2
     assert apart(launch, "whole-staged") > 100 * ROUNDING, "the stages should matter"
 
@@ -169,7 +194,9 @@ def test_a_stage_begins_in_shards_as_it_does_whole(name: str, launch: Launch) ->
 def test_bf16_under_zero_is_bf16_under_ddp(launch: Launch) -> None:
     assert launch.codes("bf16") == [DONE, DONE], launch.shown("bf16")
     assert apart(launch, "bf16", "whole-bf16") < ROUNDING_BF16
-    assert apart(launch, "bf16", "whole-bf16") < apart(launch, "bf16", "whole") / 2, "it is nearer to bf16 than to fp32"
+    assert apart(launch, "bf16", "whole-bf16") < apart(launch, "bf16", "whole") / 2, (
+        "it is nearer to bf16 than to fp32"
+    )
 
 
 def test_optimizers_that_zero_admits_stay_exact(launch: Launch) -> None:
@@ -198,7 +225,10 @@ def test_a_student_that_diverges_stops_alone(launch: Launch) -> None:
     assert {name.partition(".")[0] for name in saved} == {"odd"}
     assert all(bool(torch.isfinite(tensor).all()) for tensor in saved.values())
     state = tensors(launch.folder / "diverging", "odd")
-    assert sum(tensor.numel() for name, tensor in state.items() if name.startswith("odd.model/")) % 2 == 1
+    assert (
+        sum(tensor.numel() for name, tensor in state.items() if name.startswith("odd.model/")) % 2
+        == 1
+    )
 
 
 def test_a_run_stays_sharded_on_the_host_with_one_process(launch: Launch) -> None:
@@ -208,7 +238,9 @@ def test_a_run_stays_sharded_on_the_host_with_one_process(launch: Launch) -> Non
 
 
 def test_a_teacher_in_shards_answers_as_one_that_is_whole(launch: Launch) -> None:
-    """Bit for bit, layers inside included, whatever the sizes of the batches; and half of it lies on each of two processes."""
+    """Bit for bit, layers inside included, whatever the sizes of the batches; and half of it lies
+    on each of two processes.
+    """
     for rank, results in enumerate(launch.returned("zero_probe:teachers")):
         assert results.pop("linear"), "a frozen teacher leaves torch's linear alone"
         assert len(results) == 8
@@ -229,10 +261,14 @@ def test_each_stage_holds_its_part_only(launch: Launch) -> None:
     for results in launch.returned("zero_probe:students"):
         assert results.pop("linear"), "ZeRO-3 takes its own linear along when the run ends"
         for stage, held in results.items():
-            assert held["failed"] == [False, True, False], (
-                "a gradient that is not finite is told, since DeepSpeed skips the step"
+            assert held["failed"] == [
+                False,
+                True,
+                False,
+            ], "a gradient that is not finite is told, since DeepSpeed skips the step"
+            assert held["timeout_s"] == 123, (
+                "DeepSpeed's own groups wait as long as train.timeout_s, and no longer"
             )
-            assert held["timeout_s"] == 123, "DeepSpeed's own groups wait as long as train.timeout_s, and no longer"
             assert 0.45 < held["masters"] < 0.6, stage
             assert 0.9 < held["state"] < 1.2, stage  # two moments, half of each
             assert 0.45 < held["average"] < 0.6, stage

@@ -1,4 +1,6 @@
-"""What each of two ranks sees of a teacher in shards, and of a student. Called by driver.py, once a rank."""
+"""What each of two ranks sees of a teacher in shards, and of a student. Called by driver.py, once a
+rank.
+"""
 
 from typing import Any
 
@@ -14,20 +16,27 @@ from distill.models.teacher import Teacher
 from distill.placement import Averages, Sharded
 
 IMAGE_SIZE = 64
-# The paper's two large teachers, their widths kept small enough for two cores and their depths reduced.
+# The paper's two large teachers, their widths kept small enough for two cores and their depths
+# reduced.
 TEACHERS = {
     "beitv2": (
         "beitv2_base_patch16_224",
         {"depth": 2, "img_size": IMAGE_SIZE},
         ["blocks.0", "blocks.1.attn", "fc_norm"],
     ),
-    "convnext": ("convnext_xlarge", {"depths": (1, 1, 1, 1), "dims": (32, 64, 128, 256)}, ["stages.1", "head.norm"]),
+    "convnext": (
+        "convnext_xlarge",
+        {"depths": (1, 1, 1, 1), "dims": (32, 64, 128, 256)},
+        ["stages.1", "head.norm"],
+    ),
     "batch norm": ("cifar_resnet8", {}, ["layer2"]),
     "scalars": ("test_nfnet", {}, ["stages.0"]),
 }
 
 
-_LINEAR = nn.functional.linear  # DeepSpeed puts its own in torch's place, for the whole process, unless told not to
+_LINEAR = (
+    nn.functional.linear
+)  # DeepSpeed puts its own in torch's place, for the whole process, unless told not to
 
 
 def _teacher(name: str, dtype: torch.dtype) -> Teacher:
@@ -43,7 +52,9 @@ def _teacher(name: str, dtype: torch.dtype) -> Teacher:
 
 
 def teachers(rank: int) -> dict[str, Any]:
-    """For each teacher and dtype: largest differences from the replicated one, and how much of it lies here."""
+    """For each teacher and dtype: largest differences from the replicated one, and how much of it
+    lies here.
+    """
     engine = Engine(
         precision="fp32", channels_last=False
     )  # shards lie in plain order, and the order decides the rounding
@@ -67,7 +78,10 @@ def teachers(rank: int) -> dict[str, Any]:
                 "features": {tap: _apart(found_features[tap], features[tap]) for tap in taps},
                 "dtypes": [str(found_features[tap].dtype) for tap in taps],
                 "spread": float(logits.std()) if logits.numel() else None,
-                "held": sum(p.ds_tensor.numel() for p in sharded.net.parameters()) / max(num_elements, 1),
+                "held": (
+                    sum(p.ds_tensor.numel() for p in sharded.net.parameters())
+                    / max(num_elements, 1)
+                ),
                 "left": sum(p.numel() for p in sharded.net.parameters() if not p.ds_persist),
                 "same_fingerprint": whole.fingerprint == sharded.fingerprint,
             }
@@ -82,11 +96,15 @@ def _apart(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def students(rank: int) -> dict[str, Any]:
-    """By stage: the part of masters, of optimizer state and of whole parameters that lies on this rank after a step."""
+    """By stage: the part of masters, of optimizer state and of whole parameters that lies on this
+    rank after a step.
+    """
     results: dict[str, Any] = {}
     engine = Engine(precision="fp32", zero_stage=3, timeout_s=123)
     for stage in (3, 2, 1):
-        engine.accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]["stage"] = stage
+        engine.accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]["stage"] = (
+            stage
+        )
         torch.manual_seed(0)
         net = timm.create_model("test_vit", num_classes=10, patch_size=4, img_size=32)
         num_elements = sum(parameter.numel() for parameter in net.parameters())
@@ -102,24 +120,39 @@ def students(rank: int) -> dict[str, Any]:
         failed = []
         for gradient in (1.0, float("nan")):
             handle = net.head.weight.register_hook(lambda grad, factor=gradient: grad * factor)
-            placement.backward(placement.forward(torch.rand(2, 3, 32, 32)).square().mean(), more_to_come=False)
+            placement.backward(
+                placement.forward(torch.rand(2, 3, 32, 32)).square().mean(), more_to_come=False
+            )
             placement.step(1e-3)
             failed.append(placement.failed)
             handle.remove()
-        placement.backward(placement.forward(torch.rand(2, 3, 32, 32)).square().mean(), more_to_come=False)
+        placement.backward(
+            placement.forward(torch.rand(2, 3, 32, 32)).square().mean(), more_to_come=False
+        )
         placement.step(1e-3)
         placement.update_averages()
         shards = placement._shards
-        state = [t for slots in shards.base_optimizer.state.values() for t in slots.values() if t.ndim]
+        state = [
+            t for slots in shards.base_optimizer.state.values() for t in slots.values() if t.ndim
+        ]
         results[str(stage)] = {
             "failed": [*failed, placement.failed],
             "timeout_s": _timeout_s(placement._model),
             "masters": sum(flat.numel() for flat in shards.flats) / num_elements,
             "state": sum(t.numel() for t in state) / num_elements,
-            "average": sum(t.numel() for n, t in placement._emas["ema-0.5"].weights().items() if n.isdigit())
-            / num_elements,
+            "average": (
+                sum(
+                    t.numel()
+                    for n, t in placement._emas["ema-0.5"].weights().items()
+                    if n.isdigit()
+                )
+                / num_elements
+            ),
             # Stage 3 keeps small parameters whole (10^5 elements): here all but the largest.
-            "weights": sum(p.numel() for p in net.parameters() if not getattr(p, "ds_persist", False)) / num_elements,
+            "weights": (
+                sum(p.numel() for p in net.parameters() if not getattr(p, "ds_persist", False))
+                / num_elements
+            ),
         }
     engine.close()
     results["linear"] = nn.functional.linear is _LINEAR
@@ -132,4 +165,8 @@ def _adamw(net: nn.Module) -> torch.optim.Optimizer:
 
 def _timeout_s(engine: Any) -> float:
     """How long the group that DeepSpeed reduces in waits for a rank."""
-    return float(engine.data_parallel_group._get_backend(torch.device("cpu")).options._timeout.total_seconds())
+    return float(
+        engine.data_parallel_group._get_backend(
+            torch.device("cpu")
+        ).options._timeout.total_seconds()
+    )

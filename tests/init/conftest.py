@@ -20,7 +20,9 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, colour in zip(CLASSES, colours, strict=True):
         (root / name).mkdir(parents=True)
         for number in range(100):
-            small = np.clip(rng.normal(colour + rng.normal(0, 12, 3), 60, (8, 8, 3)), 0, 255).astype(np.uint8)
+            small = np.clip(
+                rng.normal(colour + rng.normal(0, 12, 3), 60, (8, 8, 3)), 0, 255
+            ).astype(np.uint8)
             width, height = (int(side) for side in rng.integers(60, 110, 2))
             Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC).save(
                 root / name / f"{number:03}.jpg"
@@ -33,7 +35,9 @@ def teacher(photos: Path) -> Path:
     """A file of weights as torch.save writes it, which says neither model nor size."""
     torch.manual_seed(0)
     model = timm.create_model(MODEL, num_classes=len(CLASSES)).train()
-    transform = create_transform(**resolve_data_config({"input_size": (3, SIZE, SIZE)}, model=model))
+    transform = create_transform(
+        **resolve_data_config({"input_size": (3, SIZE, SIZE)}, model=model)
+    )
     files = sorted(photos.glob("*/*.jpg"))[::5]
     images = torch.stack([transform(Image.open(file).convert("RGB")) for file in files])
     labels = torch.tensor([CLASSES.index(file.parent.name) for file in files])

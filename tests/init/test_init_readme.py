@@ -12,7 +12,9 @@ README = Path(__file__).resolve().parents[2] / "README.md"
 
 
 def test_the_recipe_in_the_readme_is_the_one_that_init_writes(tmp_path: Path) -> None:
-    (shown,) = re.findall(r"```yaml\n(# Written by: distill init .*?)```", README.read_text(), re.DOTALL)
+    (shown,) = re.findall(
+        r"```yaml\n(# Written by: distill init .*?)```", README.read_text(), re.DOTALL
+    )
     (tmp_path / "photos.yaml").write_text(shown)
     recipe = load_recipe(tmp_path / "photos.yaml")
     (asked,) = re.findall(r"--epochs (\d+)", shown.splitlines()[0])

@@ -42,13 +42,19 @@ def written(cli: Cli, *arguments: Any) -> dict[str, Any]:
     return dict(yaml.safe_load(file.read_text()))
 
 
-def test_a_root_with_splits_trains_on_one_and_evaluates_on_the_other(cli: Cli, tmp_path: Path) -> None:
+def test_a_root_with_splits_trains_on_one_and_evaluates_on_the_other(
+    cli: Cli, tmp_path: Path
+) -> None:
     root = tmp_path / "pets"
     for split in ("Train", "valid", "test"):
         tiny_photos(root / split, "cat", "dog", count=8)
     outcome = cli("init", root, "--yes", "--student", "test_efficientnet")
     recipe = load_recipe("pets.yaml")
-    assert (recipe.data.train.path, recipe.data.eval.path, recipe.data.image_size) == ("Train", "valid", 64)  # type: ignore[union-attr]
+    assert (recipe.data.train.path, recipe.data.eval.path, recipe.data.image_size) == (
+        "Train",
+        "valid",
+        64,
+    )  # type: ignore[union-attr]
     assert recipe.teacher is None
     assert "no teacher: the student learns from labels alone" in outcome.out
     assert f"test is left for the end: distill evaluate RUN --data {root / 'test'}" in outcome.out
@@ -85,8 +91,12 @@ def cats_and_dogs(count: int) -> Any:
     buffer = io.BytesIO()
     Image.new("RGB", (40, 40)).save(buffer, "PNG")
     image = {"bytes": buffer.getvalue(), "path": "x.png"}
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
-    return datasets.Dataset.from_dict({"image": [image] * count, "label": [0, 1] * (count // 2)}, features=features)
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])}
+    )
+    return datasets.Dataset.from_dict(
+        {"image": [image] * count, "label": [0, 1] * (count // 2)}, features=features
+    )
 
 
 def test_a_table_is_read_as_one(cli: Cli, tmp_path: Path) -> None:
@@ -111,7 +121,9 @@ def test_splits_of_tables_train_and_evaluate(kind: str, cli: Cli, tmp_path: Path
             table.to_parquet(root / f"{split}-00000-of-00001.parquet")
     outcome = cli("init", root, "--student", "test_efficientnet", "--yes")
     assert outcome.code == 0, outcome.err
-    assert f"test is left for the end: distill evaluate RUN --data {root} --split test" in outcome.out
+    assert (
+        f"test is left for the end: distill evaluate RUN --data {root} --split test" in outcome.out
+    )
     tree = yaml.safe_load(Path("pets.yaml").read_text())
     assert tree["data"]["train"] == {"kind": kind, "path": ".", "split": "train"}
     assert tree["data"]["eval"] == {"kind": kind, "path": ".", "split": "validation"}
@@ -123,11 +135,17 @@ def test_the_teacher_says_what_everybody_sees(cli: Cli, photos: Path, teacher: P
     tree = written(cli, photos, *flags)
     assert tree["teacher"] == {"model": MODEL, "weights": str(teacher), "image_size": SIZE}
     assert tree["data"]["image_size"] == SIZE
-    assert tree["data"]["eval_view"] == {"crop_fraction": 0.95, "crop_mode": "center", "interpolation": "bilinear"}
+    assert tree["data"]["eval_view"] == {
+        "crop_fraction": 0.95,
+        "crop_mode": "center",
+        "interpolation": "bilinear",
+    }
     assert tree["student"]["objective"].keys() == {"hard", "soft"}
 
 
-def test_a_config_beside_the_weights_says_model_and_size(cli: Cli, photos: Path, teacher: Path, tmp_path: Path) -> None:
+def test_a_config_beside_the_weights_says_model_and_size(
+    cli: Cli, photos: Path, teacher: Path, tmp_path: Path
+) -> None:
     weights = tmp_path / "export/weights.pth"
     weights.parent.mkdir()
     weights.symlink_to(teacher)
@@ -138,7 +156,12 @@ def test_a_config_beside_the_weights_says_model_and_size(cli: Cli, photos: Path,
         "crop_pct": 1.0,
         "crop_mode": "squash",
     }
-    config = {"architecture": MODEL, "num_classes": 6, "label_names": list(CLASSES), "pretrained_cfg": pretrained}
+    config = {
+        "architecture": MODEL,
+        "num_classes": 6,
+        "label_names": list(CLASSES),
+        "pretrained_cfg": pretrained,
+    }
     (tmp_path / "export/config.json").write_text(json.dumps(config))
     outcome = cli("init", photos, "--teacher", weights, "--student", "test_efficientnet", "--yes")
     assert outcome.code == 0, outcome.err
@@ -147,7 +170,9 @@ def test_a_config_beside_the_weights_says_model_and_size(cli: Cli, photos: Path,
     assert (recipe.data.image_size, recipe.data.eval_view.crop_mode) == (80, "squash")
 
 
-def test_a_class_list_gives_the_order_of_the_teacher(cli: Cli, tmp_path: Path, teacher: Path) -> None:
+def test_a_class_list_gives_the_order_of_the_teacher(
+    cli: Cli, tmp_path: Path, teacher: Path
+) -> None:
     """Six folders with two usual orders; the teacher's is neither of them."""
     names = ("a10", "a2", "B", "c", "d", "e")
     photos, classes = tiny_photos(tmp_path / "photos", *names), tmp_path / "classes.txt"
@@ -176,7 +201,9 @@ def test_nothing_is_overwritten_and_a_run_is_not_joined(cli: Cli, tmp_path: Path
 def test_it_asks_on_a_terminal(
     cli: Cli, photos: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    answers = io.StringIO(f"{photos}\n{teacher}\n{MODEL}\n{SIZE}\n80\ntest_efficientnet\nmine.yaml\n")
+    answers = io.StringIO(
+        f"{photos}\n{teacher}\n{MODEL}\n{SIZE}\n80\ntest_efficientnet\nmine.yaml\n"
+    )
     monkeypatch.setattr(answers, "isatty", lambda: True)
     monkeypatch.setattr(sys, "stdin", answers)
     outcome = cli("init")
@@ -265,9 +292,14 @@ _PRINTED = st.text(st.characters(exclude_categories=("Cc", "Cs")), max_size=40)
 @example(value="1e3", why="")
 @example(value="None", why="")
 @example(value="010", why="# a: b")
-@given(value=_PRINTED | st.floats(allow_nan=False, allow_infinity=False) | st.none(), why=st.text(max_size=150))
+@given(
+    value=_PRINTED | st.floats(allow_nan=False, allow_infinity=False) | st.none(),
+    why=st.text(max_size=150),
+)
 def test_a_page_reads_back_whatever_names_it_holds(value: Any, why: str) -> None:
-    assert parse(page([why], [Line("a.b", value, why), Line("a.c", 1)])) == {"a": {"b": value, "c": 1}}
+    assert parse(page([why], [Line("a.b", value, why), Line("a.c", 1)])) == {
+        "a": {"b": value, "c": 1}
+    }
 
 
 @pytest.mark.parametrize("name", ["1e3", "None", "0o7", "2024-01-01", "[a] {b}", "über uns"])

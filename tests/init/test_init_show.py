@@ -1,4 +1,6 @@
-"""From a folder and a teacher to a trained student in two commands, and the teacher's accuracy is timm's."""
+"""From a folder and a teacher to a trained student in two commands, and the teacher's accuracy is
+timm's.
+"""
 
 import re
 from pathlib import Path
@@ -34,10 +36,17 @@ def test_two_commands_from_nothing_to_a_student(
     printed = re.search(r"^teacher +(\d+\.\d+)", trained.out, re.MULTILINE)
     assert printed
     assert float(printed[1]) == round(right, 2)
-    student = re.search(r"^student .* (\d+\.\d+) +\d+\.\d+ +(\d+\.\d+) +\d+\.\d+ +\d+\.\d+$", trained.out, re.MULTILINE)
+    student = re.search(
+        r"^student .* (\d+\.\d+) +\d+\.\d+ +(\d+\.\d+) +\d+\.\d+ +\d+\.\d+$",
+        trained.out,
+        re.MULTILINE,
+    )
     assert student
     assert float(student[2]) > 100 / 6 + 10
 
     exported = cli("export", "runs/photos", "exports/photos")
     assert exported.code == 0, exported.err
-    assert timm.create_model(f"local-dir:{tmp_path / 'exports/photos'}", pretrained=True).num_classes == 6
+    assert (
+        timm.create_model(f"local-dir:{tmp_path / 'exports/photos'}", pretrained=True).num_classes
+        == 6
+    )

@@ -29,7 +29,9 @@ CASES += [Case(k, gap, torch.float64) for k in (10, 1000) for gap in (0.0, 200.0
 
 
 def logits(case: Case, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Student and teacher [8, K]: one class a row leads by `gap`. They agree on it in half the rows, and nearly on all else."""
+    """Student and teacher [8, K]: one class a row leads by `gap`. They agree on it in half the
+    rows, and nearly on all else.
+    """
     draw = torch.Generator().manual_seed(seed)
     student, teacher = torch.randn(2, BATCH, case.num_classes, generator=draw, dtype=torch.float64)
     half = BATCH // 2
@@ -61,13 +63,19 @@ def value_and_gradient(loss: Loss, student: Tensor, other: Tensor) -> tuple[Tens
 
 
 def assert_equals_reference(
-    loss: Loss, reference: Loss, student: Tensor, other: Tensor, magnitude: float = 1.0, tolerance: float = 4e-6
+    loss: Loss,
+    reference: Loss,
+    student: Tensor,
+    other: Tensor,
+    magnitude: float = 1.0,
+    tolerance: float = 4e-6,
 ) -> None:
     """Same value and gradient as `reference` has in float64 on the same (already rounded) inputs.
 
-    `tolerance` is relative. For the value, to itself or to `magnitude`, the factor that stands before log-probabilities. For
-    the gradient, to its largest entry, or to 0.01 / (B K), so that a gradient of 1e-40 may come out as 0. Torch's float32
-    log_softmax on the CPU is off by up to 3.4e-5 when 21,840 classes share a tail (measured, AVX2), hence 1e-4 there.
+    `tolerance` is relative. For the value, to itself or to `magnitude`, the factor that stands
+    before log-probabilities. For the gradient, to its largest entry, or to 0.01 / (B K), so that a
+    gradient of 1e-40 may come out as 0. Torch's float32 log_softmax on the CPU is off by up to
+    3.4e-5 when 21,840 classes share a tail (measured, AVX2), hence 1e-4 there.
     """
     value, gradient = value_and_gradient(loss, student, other)
     expected, expected_gradient = value_and_gradient(reference, student.double(), other.double())
@@ -80,7 +88,9 @@ def assert_equals_reference(
     elif student.shape[1] > 1000:
         tolerance = max(tolerance, 1e-4)
     error = (value - expected).abs()
-    assert error <= tolerance * expected.abs().clamp(min=magnitude), f"value {value}, expected {expected}"
+    assert error <= tolerance * expected.abs().clamp(min=magnitude), (
+        f"value {value}, expected {expected}"
+    )
 
     info = torch.finfo(student.dtype)
     scale = expected_gradient.abs().max()

@@ -1,4 +1,6 @@
-"""DIST over two processes under DDP: parameters get the gradient of one process with the whole batch."""
+"""DIST over two processes under DDP: parameters get the gradient of one process with the whole
+batch.
+"""
 
 import gc
 import os
@@ -31,25 +33,41 @@ def inputs(dtype: torch.dtype) -> tuple[nn.Linear, torch.Tensor, torch.Tensor, t
     return model, features, teacher, labels
 
 
-def step(model: nn.Module, features: torch.Tensor, teacher: torch.Tensor, labels: torch.Tensor, gather: bool) -> dict:
-    """A loss of one's own samples plus a loss of everyone's, as an objective has them. Collective with `gather`."""
+def step(
+    model: nn.Module,
+    features: torch.Tensor,
+    teacher: torch.Tensor,
+    labels: torch.Tensor,
+    gather: bool,
+) -> dict:
+    """A loss of one's own samples plus a loss of everyone's, as an objective has them. Collective
+    with `gather`.
+    """
     logits = model(features)
     soft = dist(logits, teacher, beta=1.5, gamma=0.7, temperature=2.0, gather=gather)
     (cross_entropy(logits, labels) + soft).backward()
-    return {"loss": soft.detach(), "gradient": torch.cat([p.grad.flatten() for p in model.parameters()])}
+    return {
+        "loss": soft.detach(),
+        "gradient": torch.cat([p.grad.flatten() for p in model.parameters()]),
+    }
 
 
 def run_rank(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=NUM_RANKS)
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=NUM_RANKS
+    )
     own = slice(rank * BATCH, (rank + 1) * BATCH)
     results = {}
     for dtype in (torch.float64, torch.float32):
         for gather in (True, False):
             model, *tensors = inputs(dtype)
-            results[dtype, gather] = step(DistributedDataParallel(model), *(t[own] for t in tensors), gather=gather)
+            results[dtype, gather] = step(
+                DistributedDataParallel(model), *(t[own] for t in tensors), gather=gather
+            )
     torch.save(results, f"{folder}/{rank}.pt")
-    # DDP lies in reference cycles and holds the group: left to the interpreter's exit, gloo's threads once aborted there.
+    # DDP lies in reference cycles and holds the group: left to the interpreter's exit, gloo's
+    # threads once aborted there.
     gc.collect()
     distributed.barrier()
     distributed.destroy_process_group()
@@ -63,10 +81,17 @@ def test_two_ranks_get_the_gradient_of_one(tmp_path: Path) -> None:
     for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
         alone = step(*inputs(dtype), gather=True)  # no process group here: nothing to gather
         for rank in ranks:
-            error = (rank[dtype, True]["gradient"] - alone["gradient"]).abs().max() / alone["gradient"].abs().max()
+            error = (rank[dtype, True]["gradient"] - alone["gradient"]).abs().max() / alone[
+                "gradient"
+            ].abs().max()
             assert error < tolerance
         mean_loss = sum(rank[dtype, True]["loss"] for rank in ranks) / NUM_RANKS
         assert (mean_loss - alone["loss"]).abs() < tolerance
 
-    apart = (ranks[0][torch.float64, False]["gradient"] - step(*inputs(torch.float64), gather=False)["gradient"]).abs()
-    assert apart.max() > 1e-3, "without gathering the batch of a process shapes the loss; the test must see that"
+    apart = (
+        ranks[0][torch.float64, False]["gradient"]
+        - step(*inputs(torch.float64), gather=False)["gradient"]
+    ).abs()
+    assert apart.max() > 1e-3, (
+        "without gathering the batch of a process shapes the loss; the test must see that"
+    )

@@ -1,4 +1,6 @@
-"""DKD: value and gradient where `log(softmax)` fails, the identity with KL, and the target class of mixed labels."""
+"""DKD: value and gradient where `log(softmax)` fails, the identity with KL, and the target class of
+mixed labels.
+"""
 
 from functools import partial
 
@@ -19,9 +21,13 @@ def dkd_by_definition(
     for s, t, y in zip(student, teacher, target.tolist(), strict=True):
         weights = [(z - z.max()).div(temperature).exp() for z in (s, t)]
         (s_y, s_rest), (t_y, t_rest) = ((w[y], torch.cat([w[:y], w[y + 1 :]])) for w in weights)
-        (b_s, b_t) = (torch.stack([y_, r.sum()]) / (y_ + r.sum()) for y_, r in ((s_y, s_rest), (t_y, t_rest)))
-        (q_s, q_t) = (r / r.sum() for r in (s_rest, t_rest))
-        total = total + alpha * (b_t * (b_t / b_s).log()).sum() + beta * (q_t * (q_t / q_s).log()).sum()
+        b_s, b_t = (
+            torch.stack([y_, r.sum()]) / (y_ + r.sum()) for y_, r in ((s_y, s_rest), (t_y, t_rest))
+        )
+        q_s, q_t = (r / r.sum() for r in (s_rest, t_rest))
+        total = (
+            total + alpha * (b_t * (b_t / b_s).log()).sum() + beta * (q_t * (q_t / q_s).log()).sum()
+        )
     return total / len(student) * temperature**2
 
 
@@ -33,19 +39,29 @@ def test_equals_its_definition(case: Case) -> None:
     for alpha, beta, t in ((1.0, 2.0, 1.0), (0.5, 8.0, 4.0)):
         values = {"target": target, "alpha": alpha, "beta": beta, "temperature": t}
         assert_equals_reference(
-            partial(dkd, **values), partial(dkd_by_definition, **values), student, teacher, (alpha + beta) * t**2
+            partial(dkd, **values),
+            partial(dkd_by_definition, **values),
+            student,
+            teacher,
+            (alpha + beta) * t**2,
         )
 
 
 def test_is_kl_when_nckd_is_weighted_by_the_teachers_doubt() -> None:
     """KL = TCKD + (1 - p^t_y) NCKD (the DKD paper's Eq. 7)."""
-    student, teacher = torch.randn(2, 1, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    student, teacher = torch.randn(
+        2, 1, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    )
     doubt = 1 - teacher.softmax(-1)[0, 3].item()
-    torch.testing.assert_close(dkd(student, teacher, torch.tensor([3]), 1.0, doubt), kl(student, teacher))
+    torch.testing.assert_close(
+        dkd(student, teacher, torch.tensor([3]), 1.0, doubt), kl(student, teacher)
+    )
 
 
 def test_target_class_is_the_largest_share_and_ties_are_the_images_own() -> None:
-    targets = torch.tensor([[0.0, 0.3, 0.7], [0.3, 0.7, 0.0], [0.5, 0.0, 0.5], [0.5, 0.0, 0.5], [0.0, 1.0, 0.0]])
+    targets = torch.tensor(
+        [[0.0, 0.3, 0.7], [0.3, 0.7, 0.0], [0.5, 0.0, 0.5], [0.5, 0.0, 0.5], [0.0, 1.0, 0.0]]
+    )
     labels = torch.tensor([1, 1, 0, 2, 1])
     assert target_class(targets, labels).tolist() == [2, 1, 0, 2, 1]
 

@@ -15,7 +15,9 @@ def ce_by_definition(z: Tensor, targets: Tensor) -> Tensor:
     return -(targets * (p / p.sum(-1, keepdim=True)).log()).sum() / len(z)
 
 
-def bce_by_definition(z: Tensor, targets: Tensor) -> Tensor:  # summed over classes; 1 - sigmoid(z) = sigmoid(-z)
+def bce_by_definition(
+    z: Tensor, targets: Tensor
+) -> Tensor:  # summed over classes; 1 - sigmoid(z) = sigmoid(-z)
     yes, no = 1 / (1 + (-z).exp()), 1 / (1 + z.exp())
     return -(targets * yes.log() + (1 - targets) * no.log()).sum() / len(z)
 
@@ -26,10 +28,16 @@ def test_equal_to_their_definitions(case: Case) -> None:
     targets = distributions(case.num_classes)[0].to(torch.promote_types(case.dtype, torch.float32))
     assert_equals_reference(cross_entropy, ce_by_definition, student, targets)
     assert_equals_reference(
-        lambda z, t: binary_cross_entropy(z, t, class_reduction="sum"), bce_by_definition, student, targets
+        lambda z, t: binary_cross_entropy(z, t, class_reduction="sum"),
+        bce_by_definition,
+        student,
+        targets,
     )
     assert_equals_reference(
-        binary_cross_entropy, lambda z, t: bce_by_definition(z, t) / case.num_classes, student, targets
+        binary_cross_entropy,
+        lambda z, t: bce_by_definition(z, t) / case.num_classes,
+        student,
+        targets,
     )
 
 
@@ -42,10 +50,15 @@ def test_smoothing_after_mixing_is_timms_smoothing_before(smoothing: float, lam:
     theirs = mixup_target(labels, 10, lam=lam, smoothing=smoothing)
     ours = smooth(mixup_target(labels, 10, lam=lam), smoothing)
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
-    torch.testing.assert_close(cross_entropy(student, ours), SoftTargetCrossEntropy()(student, theirs))
-    torch.testing.assert_close(binary_cross_entropy(student, ours), BinaryCrossEntropy()(student, theirs))
     torch.testing.assert_close(
-        binary_cross_entropy(student, ours, "sum"), BinaryCrossEntropy(sum_classes=True)(student, theirs)
+        cross_entropy(student, ours), SoftTargetCrossEntropy()(student, theirs)
+    )
+    torch.testing.assert_close(
+        binary_cross_entropy(student, ours), BinaryCrossEntropy()(student, theirs)
+    )
+    torch.testing.assert_close(
+        binary_cross_entropy(student, ours, "sum"),
+        BinaryCrossEntropy(sum_classes=True)(student, theirs),
     )
 
 

@@ -1,4 +1,6 @@
-"""Objective: weights, what is reported, what each recipe section builds, and that nothing waits for the device."""
+"""Objective: weights, what is reported, what each recipe section builds, and that nothing waits for
+the device.
+"""
 
 from dataclasses import dataclass
 
@@ -27,7 +29,10 @@ class Batch:
 STUDENT, TEACHER = logits(Case(10, 0.0, torch.float32))
 BATCH = Batch(*distributions(10))
 HARD = {
-    "ce": ({"loss": "ce", "smoothing": 0.1}, lambda: cross_entropy(STUDENT, smooth(BATCH.targets, 0.1))),
+    "ce": (
+        {"loss": "ce", "smoothing": 0.1},
+        lambda: cross_entropy(STUDENT, smooth(BATCH.targets, 0.1)),
+    ),
     "bce": (
         {"loss": "bce", "smoothing": 0.2, "class_reduction": "sum"},
         lambda: binary_cross_entropy(STUDENT, smooth(BATCH.targets, 0.2), "sum"),
@@ -46,7 +51,8 @@ SOFT = {
         lambda: dist(STUDENT, TEACHER, 2.0, 0.5, 3.0),
     ),
 }
-# The same sections with their options: name -> section, expected value, expected share of samples kept.
+# The same sections with their options: name -> section, expected value, expected share of samples
+# kept.
 OPTIONS = {
     "kl_sure": (
         {"loss": "kl", "temperature": 2.0, "min_confidence": 0.4},
@@ -89,8 +95,12 @@ def test_options_of_soft_sections(name: str) -> None:
     section, expected, kept = OPTIONS[name]
     terms = build(soft={**section, "weight": 0.25})(STUDENT, TEACHER, BATCH)
     assert terms == LossTerms(total=0.25 * expected(), soft=expected(), kept=kept())
-    plain = {key: value for key, value in section.items() if key not in ("min_confidence", "target")}
-    assert terms.soft != build(soft=plain)(STUDENT, TEACHER, BATCH).soft, "the option changes nothing here"
+    plain = {
+        key: value for key, value in section.items() if key not in ("min_confidence", "target")
+    }
+    assert terms.soft != build(soft=plain)(STUDENT, TEACHER, BATCH).soft, (
+        "the option changes nothing here"
+    )
 
 
 def test_the_share_of_samples_kept_is_a_plain_number() -> None:
@@ -98,7 +108,11 @@ def test_the_share_of_samples_kept_is_a_plain_number() -> None:
     terms = build(soft=OPTIONS["kl_sure"][0])(student, TEACHER.bfloat16(), BATCH)
     assert terms.kept is not None
     assert 0 < terms.kept < 1
-    assert (terms.kept.dtype, terms.kept.shape, terms.kept.requires_grad) == (torch.float32, (), False)
+    assert (terms.kept.dtype, terms.kept.shape, terms.kept.requires_grad) == (
+        torch.float32,
+        (),
+        False,
+    )
 
 
 @pytest.mark.parametrize("min_confidence", [0, 1, 1.5, -0.1])
@@ -114,7 +128,9 @@ def test_every_loss_of_the_schema_is_covered_here() -> None:
 
 
 def test_total_is_the_weighted_sum_of_unweighted_terms() -> None:
-    terms = build(hard={"loss": "ce", "weight": 0.5}, soft={"loss": "kl", "weight": 3.0})(STUDENT, TEACHER, BATCH)
+    terms = build(hard={"loss": "ce", "weight": 0.5}, soft={"loss": "kl", "weight": 3.0})(
+        STUDENT, TEACHER, BATCH
+    )
     torch.testing.assert_close(terms.hard, cross_entropy(STUDENT, BATCH.targets))
     torch.testing.assert_close(terms.soft, kl(STUDENT, TEACHER))
     torch.testing.assert_close(terms.total, 0.5 * terms.hard + 3.0 * terms.soft)
@@ -123,7 +139,8 @@ def test_total_is_the_weighted_sum_of_unweighted_terms() -> None:
 def test_plain_values_make_an_objective_without_a_recipe() -> None:
     objective = Objective(HardTerm(cross_entropy, 2.0), SoftTerm(lambda s, t, _: kl(s, t), 1.0))
     torch.testing.assert_close(
-        objective(STUDENT, TEACHER, BATCH).total, 2 * cross_entropy(STUDENT, BATCH.targets) + kl(STUDENT, TEACHER)
+        objective(STUDENT, TEACHER, BATCH).total,
+        2 * cross_entropy(STUDENT, BATCH.targets) + kl(STUDENT, TEACHER),
     )
     with pytest.raises(ValueError, match="hard term, a soft term"):
         Objective()
@@ -132,7 +149,9 @@ def test_plain_values_make_an_objective_without_a_recipe() -> None:
 def test_soft_labels_alone_take_images_labelled_in_another_space() -> None:
     """First stage of Table 14: ImageNet-21K images, a 1K teacher and student, no label loss."""
     elsewhere = Batch(torch.zeros(8, 50), torch.full((8,), 49))
-    torch.testing.assert_close(build(soft={"loss": "kl"})(STUDENT, TEACHER, elsewhere).total, kl(STUDENT, TEACHER))
+    torch.testing.assert_close(
+        build(soft={"loss": "kl"})(STUDENT, TEACHER, elsewhere).total, kl(STUDENT, TEACHER)
+    )
     with pytest.raises(ValueError, match="label distribution"):
         build(hard={"loss": "ce"})(STUDENT, None, elsewhere)
 
@@ -152,11 +171,15 @@ def test_dkd_without_labels_sets_the_teachers_class_apart() -> None:
     ],
 )
 def test_who_reads_labels(sections: dict[str, object], reads: bool) -> None:
-    """What the section says of itself is what the objective does: labels of nowhere poison the loss, or leave no trace."""
+    """What the section says of itself is what the objective does: labels of nowhere poison the
+    loss, or leave no trace.
+    """
     spec = TypeAdapter(schema.Objective).validate_python(sections)
     assert spec.reads_labels is reads
     nowhere = Batch(torch.full((8, 10), torch.nan), torch.zeros(8, dtype=torch.int64))
-    with_labels, without = (build_objective(spec)(STUDENT, TEACHER, batch).total for batch in (BATCH, nowhere))
+    with_labels, without = (
+        build_objective(spec)(STUDENT, TEACHER, batch).total for batch in (BATCH, nowhere)
+    )
     assert torch.equal(with_labels, without) is not reads
 
 
@@ -171,7 +194,9 @@ def test_nothing_waits_for_the_device(soft: str) -> None:
     student = torch.empty(8, 10, device="meta", dtype=torch.bfloat16, requires_grad=True)
     batch = Batch(BATCH.targets.to("meta"), BATCH.labels.to("meta"))
     for hard in HARD.values():
-        terms = build(hard=hard[0], soft={**SOFT, **OPTIONS}[soft][0])(student, TEACHER.to("meta"), batch)
+        terms = build(hard=hard[0], soft={**SOFT, **OPTIONS}[soft][0])(
+            student, TEACHER.to("meta"), batch
+        )
         terms.total.backward()
     assert student.grad is not None
 
@@ -186,5 +211,7 @@ def test_compiles_without_a_graph_break() -> None:
         *(("ce", name) for name in OPTIONS),
     ):
         objective = build(hard=HARD[hard][0], soft={**SOFT, **OPTIONS}[soft][0])
-        compiled = torch.compile(lambda s, o=objective: o(s, TEACHER, BATCH), backend="eager", fullgraph=True)
+        compiled = torch.compile(
+            lambda s, o=objective: o(s, TEACHER, BATCH), backend="eager", fullgraph=True
+        )
         assert compiled(STUDENT) == objective(STUDENT, TEACHER, BATCH)

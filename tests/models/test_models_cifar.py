@@ -11,7 +11,8 @@ from torch import nn
 
 import distill.models  # noqa: F401  (registers the models)
 
-# Parameters at 100 classes. CRD's README gives millions: resnet20 0.28, resnet56 0.86, resnet110 1.74, resnet8x4 1.23, 32x4 7.43.
+# Parameters at 100 classes. CRD's README gives millions: resnet20 0.28, resnet56 0.86, resnet110
+# 1.74, resnet8x4 1.23, 32x4 7.43.
 PARAMETERS = {
     "cifar_resnet8": 83_892,
     "cifar_resnet14": 181_108,
@@ -27,7 +28,9 @@ PARAMETERS = {
 def test_parameter_counts_are_those_of_crds_zoo(name: str) -> None:
     model = timm.create_model(name)
     assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
-    convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
+    convolutions = [
+        m for m in model.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)
+    ]
     depth = int(name.removeprefix("cifar_resnet").removesuffix("x4"))
     assert len(convolutions) + 1 == depth  # and the classifier
 
@@ -53,20 +56,30 @@ def test_shapes_and_timms_interface() -> None:
 
 
 def test_first_layer_takes_other_channel_counts() -> None:
-    assert timm.create_model("cifar_resnet8", in_chans=1)(torch.randn(2, 1, 28, 28)).shape == (2, 100)
+    assert timm.create_model("cifar_resnet8", in_chans=1)(torch.randn(2, 1, 28, 28)).shape == (
+        2,
+        100,
+    )
 
 
 def test_features_only_gives_four_maps() -> None:
     model = timm.create_model("cifar_resnet8", features_only=True)
     maps = model(torch.randn(1, 3, 32, 32))
-    assert [tuple(m.shape[1:]) for m in maps] == [(16, 32, 32), (16, 32, 32), (32, 16, 16), (64, 8, 8)]
+    assert [tuple(m.shape[1:]) for m in maps] == [
+        (16, 32, 32),
+        (16, 32, 32),
+        (32, 16, 16),
+        (64, 8, 8),
+    ]
     assert model.feature_info.reduction() == [1, 1, 2, 4]
 
 
 def test_projection_only_where_the_shape_changes() -> None:
     def projections(name: str) -> list[bool]:
         model = timm.create_model(name)
-        return [block.downsample is not None for block in (*model.layer1, *model.layer2, *model.layer3)]
+        return [
+            block.downsample is not None for block in (*model.layer1, *model.layer2, *model.layer3)
+        ]
 
     assert projections("cifar_resnet14") == [False, False, True, False, True, False]
     assert projections("cifar_resnet8x4") == [True, True, True]
@@ -85,7 +98,9 @@ def test_drop_path_grows_linearly_and_drop_rate_reaches_the_head() -> None:
     assert rates == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5])
     pooled = model.train().forward_head(torch.ones(4, 64, 8, 8), pre_logits=True)
     assert (pooled == 0).float().mean() > 0.7
-    assert torch.equal(model.eval().forward_head(torch.ones(4, 64, 8, 8), pre_logits=True), torch.ones(4, 64))
+    assert torch.equal(
+        model.eval().forward_head(torch.ones(4, 64, 8, 8), pre_logits=True), torch.ones(4, 64)
+    )
 
 
 @pytest.mark.parametrize("name", ["cifar_resnet20", "test_resnet"])

@@ -1,4 +1,6 @@
-"""Drop path: timm's rates and scaling, with draws that belong to (key, layer, position) and to nothing else."""
+"""Drop path: timm's rates and scaling, with draws that belong to (key, layer, position) and to
+nothing else.
+"""
 
 import pytest
 import timm
@@ -24,7 +26,9 @@ class Branches(nn.Module):
         return torch.stack([layer(x) for layer in self.layers])
 
 
-def masks(model: nn.Module, keys: DropPathKeys, positions: torch.Tensor, key: int = KEY) -> torch.Tensor:
+def masks(
+    model: nn.Module, keys: DropPathKeys, positions: torch.Tensor, key: int = KEY
+) -> torch.Tensor:
     keys.set(key, positions)
     return model(torch.ones(len(positions), 2))[..., 0]  # [L, B]
 
@@ -64,7 +68,9 @@ def test_same_sample_same_mask_however_the_batch_is_split() -> None:
     whole = masks(model, keys, torch.arange(64))
     shuffled = torch.randperm(64)
     assert torch.equal(masks(model, keys, shuffled), whole[:, shuffled])
-    assert torch.equal(torch.cat([masks(model, keys, part) for part in torch.arange(64).split(24)], 1), whole)
+    assert torch.equal(
+        torch.cat([masks(model, keys, part) for part in torch.arange(64).split(24)], 1), whole
+    )
     torch.manual_seed(1)
     assert torch.equal(masks(model, keys, torch.arange(64)), whole)
     assert not torch.equal(masks(model, keys, torch.arange(64, 128)), whole)
@@ -72,7 +78,9 @@ def test_same_sample_same_mask_however_the_batch_is_split() -> None:
 
 
 @pytest.mark.parametrize("name", ["cifar_resnet14", "test_vit", "test_convnext", "test_resnet"])
-def test_real_models_train_the_same_in_micro_batches_and_leave_the_generator_alone(name: str) -> None:
+def test_real_models_train_the_same_in_micro_batches_and_leave_the_generator_alone(
+    name: str,
+) -> None:
     size = {"img_size": 64} if name == "test_vit" else {}
     model = timm.create_model(name, num_classes=5, drop_path_rate=0.8, **size).train()
     for m in model.modules():

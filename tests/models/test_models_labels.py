@@ -30,7 +30,10 @@ def test_counts_must_agree() -> None:
 
 def test_counts_that_differ_are_given_their_names() -> None:
     with pytest.raises(
-        InputError, match=r"head has 21843 classes \(as imagenet-21k-goog has\), the data 1000 \(imagenet-1k\):"
+        InputError,
+        match=(
+            r"head has 21843 classes \(as imagenet-21k-goog has\), the data 1000 \(imagenet-1k\):"
+        ),
     ):
         check(None, 21_843, SYNSETS)
     with pytest.raises(
@@ -47,7 +50,10 @@ def test_winter_21_is_compared_as_well_though_timm_has_no_info_of_it() -> None:
 
 
 def test_both_spaces_are_named() -> None:
-    message = r"the teacher has imagenet-1k \(1,000 classes\), the data 1,000 classes of its own; class 999 of the data"
+    message = (
+        r"the teacher has imagenet-1k \(1,000 classes\), the data 1,000 classes of its own; class"
+        r" 999 of the data"
+    )
     with pytest.raises(InputError, match=message):
         check(SYNSETS, 1000, [*SYNSETS[:-1], "n00004475"])
 
@@ -65,7 +71,9 @@ def test_a_list_that_does_not_fit_the_head_is_refused() -> None:
 
 def test_imagenet_heads_are_compared_with_synsets() -> None:
     check(None, 1000, SYNSETS)
-    with pytest.raises(InputError, match=f"class 3 is '{SYNSETS[3]}' for the teacher and '{SYNSETS[7]}'"):
+    with pytest.raises(
+        InputError, match=f"class 3 is '{SYNSETS[3]}' for the teacher and '{SYNSETS[7]}'"
+    ):
         check(None, 1000, swapped(SYNSETS, 3, 7))
 
 
@@ -79,7 +87,9 @@ def test_imagenet_heads_are_compared_with_words() -> None:
 
 def test_other_data_with_as_many_classes_pass_by_count() -> None:
     check(None, 1000, [f"class {i}" for i in range(1000)])
-    check(None, 1000, [*WORDS[500:510], *(f"class {i}" for i in range(990))])  # a few words in common, elsewhere
+    check(
+        None, 1000, [*WORDS[500:510], *(f"class {i}" for i in range(990))]
+    )  # a few words in common, elsewhere
     check(None, 10, [f"class {i}" for i in range(10)])
 
 
@@ -93,22 +103,31 @@ def test_recorded_synsets_meet_words_and_the_other_way_round() -> None:
 
 
 def test_what_only_looks_like_synsets_is_refused_by_name() -> None:
-    for own, data in ((["n99999998", "n99999999"], ["a", "b"]), (["a", "b"], ["n99999998", "n99999999"])):
-        with pytest.raises(InputError, match=f"class 0 is '{own[0]}' for the teacher and '{data[0]}'"):
+    for own, data in (
+        (["n99999998", "n99999999"], ["a", "b"]),
+        (["a", "b"], ["n99999998", "n99999999"]),
+    ):
+        with pytest.raises(
+            InputError, match=f"class 0 is '{own[0]}' for the teacher and '{data[0]}'"
+        ):
             check(own, 2, data)
 
 
 def test_recorded_names_are_strict() -> None:
     with pytest.raises(InputError, match="class 0 is 'A' for the teacher and 'a'"):
         check(["A", "b"], 2, ["a", "b"])
-    with pytest.raises(InputError, match="class 1 of the data, 'n01443537', is none of the teacher's"):
+    with pytest.raises(
+        InputError, match="class 1 of the data, 'n01443537', is none of the teacher's"
+    ):
         check(["n01440764", "n99999999"], 2, ["n01440764", "n01443537"])
 
 
-# ---- what a match comes to -------------------------------------------------------------------------------------------
+# ---- what a match comes to -----------------------------------------------------------------------
 
 
-def logits(recorded: list[str] | None, num_logits: int, data: list[str], **options: bool) -> tuple[str, list[int]]:
+def logits(
+    recorded: list[str] | None, num_logits: int, data: list[str], **options: bool
+) -> tuple[str, list[int]]:
     match = match_classes(recorded, num_logits, data, who="net", **options)
     return match.how, match.logits.tolist()
 
@@ -120,7 +139,8 @@ def test_numbers_are_indices_of_the_logits_whatever_their_order_and_number() -> 
     assert logits(None, 12, ["3", "07"]) == ("numbers", [3, 7])
     assert logits(SYNSETS, 1000, [str(i) for i in range(1000)]) == ("numbers", list(range(1000)))
     with pytest.raises(
-        InputError, match="net's head has 12 classes, 0 to 11, and the data's classes are numbers up to 12"
+        InputError,
+        match="net's head has 12 classes, 0 to 11, and the data's classes are numbers up to 12",
     ):
         logits(None, 12, [str(i) for i in range(1, 13)])
 
@@ -142,7 +162,9 @@ def test_models_that_name_numbers_are_compared_by_name() -> None:
 def test_some_of_the_classes_in_any_order_are_found_by_name() -> None:
     assert logits(["ant", "bee", "cat"], 3, ["cat", "ant"]) == ("names", [2, 0])
     assert logits(["caf\u00e9", "x"], 2, ["x", "cafe\u0301 "]) == ("names", [1, 0])
-    with pytest.raises(InputError, match=r"head has 3 classes, the data 2.*class 'cow' is none of the model's"):
+    with pytest.raises(
+        InputError, match=r"head has 3 classes, the data 2.*class 'cow' is none of the model's"
+    ):
         logits(["ant", "bee", "cat"], 3, ["ant", "cow"])
 
 
@@ -158,13 +180,19 @@ def test_pretrained_heads_are_imagenets_and_other_names_are_refused() -> None:
     others = [f"class {i:03}" for i in range(1000)]
     assert logits(None, 1000, others) == ("order", list(range(1000)))
     match_teacher(None, 1000, SYNSETS, pretrained=True)
-    with pytest.raises(InputError, match=r"imagenet-1k.*class 0 is 'n01440764' for the teacher and 'class 000'"):
+    with pytest.raises(
+        InputError, match=r"imagenet-1k.*class 0 is 'n01440764' for the teacher and 'class 000'"
+    ):
         match_teacher(None, 1000, others, pretrained=True)
 
 
-def test_names_that_torchvision_and_timm_sort_otherwise_need_a_list_when_the_model_has_none() -> None:
+def test_names_that_torchvision_and_timm_sort_otherwise_need_a_list_when_the_model_has_none() -> (
+    None
+):
     folders = sorted(f"class{i}" for i in range(1, 13))
-    with pytest.raises(InputError, match=r"class 1 is 'class10' as text .* and 'class2' in natural order"):
+    with pytest.raises(
+        InputError, match=r"class 1 is 'class10' as text .* and 'class2' in natural order"
+    ):
         logits(None, 12, folders)
     with pytest.raises(InputError, match=r"class 0 is 'Bee' as text .* and 'ant' in natural order"):
         logits(None, 2, ["Bee", "ant"])
@@ -176,7 +204,8 @@ def test_names_that_torchvision_and_timm_sort_otherwise_need_a_list_when_the_mod
 def test_an_assumption_is_told_with_the_first_classes() -> None:
     said = match_classes(None, 6, list("abcdef"), who="net").describe()
     assert said.startswith(
-        "classes of net: nothing names the classes of the logits: ASSUMED to be in the order of the data's"
+        "classes of net: nothing names the classes of the logits: ASSUMED to be in the order of the"
+        " data's"
     )
     assert said.endswith(": a = 0, b = 1, c = 2, d = 3, e = 4, ...")
     assert "2 of 12 classes" in match_classes(None, 12, ["3", "7"]).describe()

@@ -1,4 +1,6 @@
-"""Where checkpoints of other trainers hold the weights: loaded when there is one answer, refused with the choices otherwise."""
+"""Where checkpoints of other trainers hold the weights: loaded when there is one answer, refused
+with the choices otherwise.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -36,9 +38,17 @@ def nested(kind: str, weights: dict[str, torch.Tensor]) -> Any:
     other = {name: torch.zeros_like(tensor) for name, tensor in weights.items()}
     return {
         "net": {"net": weights, "acc": 91.2, "epoch": 3},
-        "model_state_dict": {"model_state_dict": weights, "optimizer_state_dict": {"state": {}, "param_groups": []}},
+        "model_state_dict": {
+            "model_state_dict": weights,
+            "optimizer_state_dict": {"state": {}, "param_groups": []},
+        },
         "teacher": {"teacher": weights, "epoch": 1},
-        "deepspeed": {"module": weights, "buffer_names": ["x"], "optimizer": None, "global_steps": 3},
+        "deepspeed": {
+            "module": weights,
+            "buffer_names": ["x"],
+            "optimizer": None,
+            "global_steps": 3,
+        },
         "lightning": {
             "state_dict": inside("model.", weights) | {"criterion.weight": torch.ones(5)},
             "pytorch-lightning_version": "2.5",
@@ -49,16 +59,31 @@ def nested(kind: str, weights: dict[str, torch.Tensor]) -> Any:
         "empty average": {"state_dict": weights, "model_ema": {}, "state_dict_ema": None},
         "average in a module": {"model": other, "ema": {"module": weights, "updates": 7}},
         "AveragedModel": inside("module.", weights) | {"n_averaged": torch.tensor(3)},
-        "parameters": {name: nn.Parameter(t) if t.is_floating_point() else t for name, t in weights.items()},
+        "parameters": {
+            name: nn.Parameter(t) if t.is_floating_point() else t for name, t in weights.items()
+        },
     }[kind]
 
 
-KINDS = ("net", "model_state_dict", "teacher", "deepspeed", "lightning", "lightning, deeper", "compiled in lightning",
-         "empty average", "average in a module", "AveragedModel", "parameters")  # fmt: skip
+KINDS = (
+    "net",
+    "model_state_dict",
+    "teacher",
+    "deepspeed",
+    "lightning",
+    "lightning, deeper",
+    "compiled in lightning",
+    "empty average",
+    "average in a module",
+    "AveragedModel",
+    "parameters",
+)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_weights_are_found_where_trainers_put_them(kind: str, weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
+def test_weights_are_found_where_trainers_put_them(
+    kind: str, weights: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
     torch.save(nested(kind, weights), tmp_path / "w.pt")
     model = applied(tmp_path / "w.pt")
     assert model.num_classes == 5
@@ -70,7 +95,10 @@ def test_several_that_fit_are_listed(weights: dict[str, torch.Tensor], tmp_path:
     torch.save({"student": weights, "teacher": weights}, tmp_path / "dino.pth")
     with pytest.raises(InputError, match=r"holds several state dicts \(student, teacher\)"):
         load_state_dict(tmp_path / "dino.pth")
-    torch.save({"state_dict": inside("student.", weights) | inside("teacher.", weights)}, tmp_path / "two.ckpt.pt")
+    torch.save(
+        {"state_dict": inside("student.", weights) | inside("teacher.", weights)},
+        tmp_path / "two.ckpt.pt",
+    )
     with pytest.raises(InputError, match=r"holds several models that fit \(student, teacher\)"):
         applied(tmp_path / "two.ckpt.pt")
 
@@ -78,9 +106,15 @@ def test_several_that_fit_are_listed(weights: dict[str, torch.Tensor], tmp_path:
 def test_a_missing_counter_is_nothing_and_a_missing_statistic_is_refused(
     weights: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
-    torch.save({k: v for k, v in weights.items() if "num_batches_tracked" not in k}, tmp_path / "old.pth")
+    torch.save(
+        {k: v for k, v in weights.items() if "num_batches_tracked" not in k}, tmp_path / "old.pth"
+    )
     model = applied(tmp_path / "old.pth")
-    assert all(torch.equal(t, weights[name]) for name, t in model.state_dict().items() if "num_batches" not in name)
+    assert all(
+        torch.equal(t, weights[name])
+        for name, t in model.state_dict().items()
+        if "num_batches" not in name
+    )
     torch.save({k: v for k, v in weights.items() if "running_mean" not in k}, tmp_path / "cut.pth")
     with pytest.raises(InputError, match=r"missing: bn1\.running_mean"):
         applied(tmp_path / "cut.pth")

@@ -22,7 +22,9 @@ def test_normalises_as_timm_does() -> None:
 def test_normalising_after_mixing_equals_normalising_before(size: int | None) -> None:
     pixels = Pixels(MEAN, STD, size).double()
     a, b = images()[:2], images()[2:]
-    torch.testing.assert_close(pixels(0.3 * a + 0.7 * b), 0.3 * pixels(a) + 0.7 * pixels(b), atol=2e-6, rtol=1e-5)
+    torch.testing.assert_close(
+        pixels(0.3 * a + 0.7 * b), 0.3 * pixels(a) + 0.7 * pixels(b), atol=2e-6, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
@@ -30,7 +32,9 @@ def test_resizes_with_antialiasing(interpolation: str) -> None:
     resized = Pixels((0, 0, 0), (1, 1, 1), 12, interpolation)(images())
     expected = F.interpolate(images(), size=(12, 12), mode=interpolation, antialias=True)
     assert torch.equal(resized, expected)
-    assert not torch.allclose(resized, F.interpolate(images(), size=(12, 12), mode=interpolation), atol=1e-2)
+    assert not torch.allclose(
+        resized, F.interpolate(images(), size=(12, 12), mode=interpolation), atol=1e-2
+    )
     assert torch.equal(Pixels((0, 0, 0), (1, 1, 1), 32)(images()), images())
 
 

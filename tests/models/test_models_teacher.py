@@ -1,4 +1,6 @@
-"""The teacher: frozen for good, with its own pixels and precision, from every kind of weights, over the right classes."""
+"""The teacher: frozen for good, with its own pixels and precision, from every kind of weights, over
+the right classes.
+"""
 
 import json
 from collections.abc import Callable
@@ -23,8 +25,12 @@ def images(size: int = 32, count: int = 4) -> torch.Tensor:
     return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(1))
 
 
-def trained(name: str = "cifar_resnet8", num_classes: int = len(CLASSES), **kwargs: float) -> nn.Module:
-    """A model whose branches are all alive and whose BatchNorm statistics are not the initial ones."""
+def trained(
+    name: str = "cifar_resnet8", num_classes: int = len(CLASSES), **kwargs: float
+) -> nn.Module:
+    """A model whose branches are all alive and whose BatchNorm statistics are not the
+    initial ones.
+    """
     torch.manual_seed(3)
     model = timm.create_model(name, num_classes=num_classes, **kwargs).train()
     for m in model.modules():
@@ -42,7 +48,9 @@ def normalised(x: torch.Tensor, model: nn.Module) -> torch.Tensor:
 
 
 def build(root: Path, *, classes: tuple[str, ...] = CLASSES, **kwargs: object) -> Teacher:
-    return build_teacher(Spec(**kwargs), classes=classes, root=root, device="cpu", data_image_size=32)
+    return build_teacher(
+        Spec(**kwargs), classes=classes, root=root, device="cpu", data_image_size=32
+    )
 
 
 def export(model: nn.Module, folder: Path, classes: tuple[str, ...] | None = CLASSES) -> Path:
@@ -51,7 +59,7 @@ def export(model: nn.Module, folder: Path, classes: tuple[str, ...] | None = CLA
     return folder
 
 
-# ---- frozen ----------------------------------------------------------------------------------------------------------
+# ---- frozen --------------------------------------------------------------------------------------
 
 
 def test_no_call_and_no_parents_train_changes_it() -> None:
@@ -60,7 +68,11 @@ def test_no_call_and_no_parents_train_changes_it() -> None:
     before = {key: value.clone() for key, value in teacher.state_dict().items()}
     logits = teacher(images())
     parent = nn.ModuleDict({"student": trained(), "teacher": teacher})
-    flips: tuple[Callable[[], object], ...] = (parent.train, teacher.train, lambda: teacher.train(True))
+    flips: tuple[Callable[[], object], ...] = (
+        parent.train,
+        teacher.train,
+        lambda: teacher.train(True),
+    )
     for flip in flips:
         flip()
         assert not any(m.training for m in teacher.modules())
@@ -104,15 +116,24 @@ def test_half_precision_keeps_batch_norm_in_float32(dtype: torch.dtype) -> None:
     torch.testing.assert_close(logits, expected, atol=0.03, rtol=0.03)
 
 
-# ---- pixels ----------------------------------------------------------------------------------------------------------
+# ---- pixels --------------------------------------------------------------------------------------
 
 
 def test_it_sees_its_own_mean_and_std(tmp_path: Path) -> None:
     model = trained("test_convnext")  # 0.5 and 0.5, as no CIFAR student
     torch.save(model.state_dict(), tmp_path / "w.pth")
     teacher = build(tmp_path, model="test_convnext", weights="w.pth", image_size=32)
-    torch.testing.assert_close(teacher(images()), model(normalised(images(), model)), atol=1e-5, rtol=1e-5)
-    given = build(tmp_path, model="test_convnext", weights="w.pth", image_size=32, mean=(0.0,) * 3, std=(1.0,) * 3)
+    torch.testing.assert_close(
+        teacher(images()), model(normalised(images(), model)), atol=1e-5, rtol=1e-5
+    )
+    given = build(
+        tmp_path,
+        model="test_convnext",
+        weights="w.pth",
+        image_size=32,
+        mean=(0.0,) * 3,
+        std=(1.0,) * 3,
+    )
     torch.testing.assert_close(given(images()), model(images()), atol=1e-5, rtol=1e-5)
 
 
@@ -121,26 +142,37 @@ def test_images_are_resized_to_its_own_size(tmp_path: Path) -> None:
     torch.save(model.state_dict(), tmp_path / "w.pth")
     teacher = build(tmp_path, model="test_vit", weights="w.pth")
     resized = nn.functional.interpolate(images(), size=(160, 160), mode="bicubic", antialias=True)
-    torch.testing.assert_close(teacher(images()), model(normalised(resized, model)), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        teacher(images()), model(normalised(resized, model)), atol=1e-5, rtol=1e-5
+    )
     smaller = build(tmp_path, model="test_vit", weights="w.pth", image_size=64)
     assert smaller.model.pos_embed.shape[1] == 17
     assert smaller(images()).shape == (4, 4)
-    assert build(tmp_path, model="test_vit", weights="w.pth", model_args={"img_size": 64}).pixels.image_size == 64
+    assert (
+        build(
+            tmp_path, model="test_vit", weights="w.pth", model_args={"img_size": 64}
+        ).pixels.image_size
+        == 64
+    )
 
 
-# ---- where the weights come from -------------------------------------------------------------------------------------
+# ---- where the weights come from -----------------------------------------------------------------
 
 
 def test_an_export_names_its_architecture_classes_and_pixels(tmp_path: Path) -> None:
     model = trained()
     export(model, tmp_path / "out")
     teacher = build(tmp_path, weights="out")
-    torch.testing.assert_close(teacher(images()), model(normalised(images(), model)), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        teacher(images()), model(normalised(images(), model)), atol=1e-5, rtol=1e-5
+    )
     assert teacher.classes == CLASSES
     assert "out" in teacher.source
     with pytest.raises(InputError, match="class 1 is 'bee' for the teacher and 'cat' in the data"):
         build(tmp_path, weights="out", classes=("ant", "cat", "bee", "dog"))
-    with pytest.raises(InputError, match=r"teacher\.model is resnet18, and .* holds a cifar_resnet8"):
+    with pytest.raises(
+        InputError, match=r"teacher\.model is resnet18, and .* holds a cifar_resnet8"
+    ):
         build(tmp_path, weights="out", model="resnet18")
     with pytest.raises(InputError, match="picks among the students of a run"):
         build(tmp_path, weights="out", student="a")
@@ -163,7 +195,9 @@ def test_an_export_of_another_size_comes_back(tmp_path: Path) -> None:
     export(model, tmp_path / "out")
     teacher = build(tmp_path, weights="out")
     assert teacher.pixels.image_size == 64
-    torch.testing.assert_close(teacher(images(64)), model(normalised(images(64), model)), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        teacher(images(64)), model(normalised(images(64), model)), atol=1e-5, rtol=1e-5
+    )
 
 
 def test_a_run_gives_its_best_student_or_the_one_named(tmp_path: Path) -> None:
@@ -184,7 +218,9 @@ def test_a_run_gives_its_best_student_or_the_one_named(tmp_path: Path) -> None:
     (tmp_path / "run" / "report.json").write_text("{}")
     with pytest.raises(InputError, match=r"report\.json: does not name the run's best student"):
         build(tmp_path, weights="run")
-    with pytest.raises(InputError, match=r"has no 'smal' \(did you mean 'small'\?\): it has large, small"):
+    with pytest.raises(
+        InputError, match=r"has no 'smal' \(did you mean 'small'\?\): it has large, small"
+    ):
         build(tmp_path, weights="run", student="smal")
 
 
@@ -213,7 +249,7 @@ def test_pretrained_weights_that_cannot_be_had_say_so(tmp_path: Path) -> None:
         build(tmp_path, model="test_resnet", weights="pretrained")
 
 
-# ---- classes ---------------------------------------------------------------------------------------------------------
+# ---- classes -------------------------------------------------------------------------------------
 
 
 def test_another_head_is_refused_not_replaced(tmp_path: Path) -> None:
@@ -247,12 +283,20 @@ def test_the_head_of_the_file_counts_not_the_default(tmp_path: Path) -> None:
 def test_a_file_of_names_is_compared(tmp_path: Path) -> None:
     torch.save(trained().state_dict(), tmp_path / "w.pth")
     names = tmp_path / "names.txt"
-    names.write_bytes(b"\xef\xbb\xbf" + b"".join(name.encode() + b" \r\n" for name in CLASSES) + b"\r\n")
+    names.write_bytes(
+        b"\xef\xbb\xbf" + b"".join(name.encode() + b" \r\n" for name in CLASSES) + b"\r\n"
+    )
     spec = Spec(model="cifar_resnet8", weights="w.pth", classes="names.txt")
     teacher = build_teacher(spec, classes=CLASSES, root=tmp_path, device="cpu", data_image_size=32)
     assert teacher.classes == CLASSES
     with pytest.raises(InputError, match="class 0 is 'ant' for the teacher and 'bee'"):
-        build_teacher(spec, classes=("bee", "ant", "cat", "dog"), root=tmp_path, device="cpu", data_image_size=32)
+        build_teacher(
+            spec,
+            classes=("bee", "ant", "cat", "dog"),
+            root=tmp_path,
+            device="cpu",
+            data_image_size=32,
+        )
     names.write_text("ant\n\nbee\ncat\ndog\n")  # a class without a name, or a line too many?
     with pytest.raises(InputError, match=r"teacher\.classes: .*names\.txt has an empty line"):
         build_teacher(spec, classes=CLASSES, root=tmp_path, device="cpu", data_image_size=32)
@@ -267,20 +311,30 @@ def test_a_label_space_is_a_list_of_names_too(tmp_path: Path) -> None:
     torch.save(trained(num_classes=1000).state_dict(), tmp_path / "w.pth")
     imagenet = named_list("imagenet-1k") or ()
     spec = Spec(model="cifar_resnet8", weights="w.pth", classes="imagenet-1k")
-    assert build_teacher(spec, classes=imagenet, root=tmp_path, device="cpu", data_image_size=32).classes == imagenet
+    assert (
+        build_teacher(
+            spec, classes=imagenet, root=tmp_path, device="cpu", data_image_size=32
+        ).classes
+        == imagenet
+    )
     swapped = (imagenet[1], imagenet[0], *imagenet[2:])
     with pytest.raises(
-        InputError, match=r"the data imagenet-1k in another order \(1,000 classes\); class 0 is 'n01440764'"
+        InputError,
+        match=r"the data imagenet-1k in another order \(1,000 classes\); class 0 is 'n01440764'",
     ):
         build_teacher(spec, classes=swapped, root=tmp_path, device="cpu", data_image_size=32)
     misspelt = Spec(model="cifar_resnet8", weights="w.pth", classes="imagenet-1K")
-    with pytest.raises(InputError, match=r"teacher\.classes: cannot read .*did you mean 'imagenet-1k'"):
+    with pytest.raises(
+        InputError, match=r"teacher\.classes: cannot read .*did you mean 'imagenet-1k'"
+    ):
         build_teacher(misspelt, classes=imagenet, root=tmp_path, device="cpu", data_image_size=32)
 
 
 def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
     torch.save(trained("cifar_resnet14").state_dict(), tmp_path / "w.pth")
-    with pytest.raises(InputError, match=r"teacher\.weights .*w\.pth for cifar_resnet8: .*unexpected: layer1\.1"):
+    with pytest.raises(
+        InputError, match=r"teacher\.weights .*w\.pth for cifar_resnet8: .*unexpected: layer1\.1"
+    ):
         build(tmp_path, model="cifar_resnet8", weights="w.pth")
 
 

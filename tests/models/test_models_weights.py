@@ -39,7 +39,8 @@ def test_a_pickle_that_runs_code_is_refused_and_does_not_run(tmp_path: Path, kin
     else:
         torch.save(content, file, _use_new_zipfile_serialization=kind == "zip")
     with pytest.raises(
-        InputError, match=r"evil\.pth would run code when loaded .*: refused; convert it to safetensors"
+        InputError,
+        match=r"evil\.pth would run code when loaded .*: refused; convert it to safetensors",
     ):
         load_state_dict(file)
     assert not proof.exists()
@@ -62,7 +63,9 @@ def test_timm_checkpoint_with_namespace_loads_its_average(tmp_path: Path) -> Non
         "state_dict": state(1.0),
         "optimizer": {"state": {}, "param_groups": [{"lr": 0.1}]},
         "version": 2,
-        "args": argparse.Namespace(model="resnet50", aa=None, opt_betas=(0.9, 0.999), mean=[0.5], amp=True),
+        "args": argparse.Namespace(
+            model="resnet50", aa=None, opt_betas=(0.9, 0.999), mean=[0.5], amp=True
+        ),
         "state_dict_ema": state(2.0),
         "metric": 71.5,
     }
@@ -85,7 +88,9 @@ def test_averages_win_over_weights(tmp_path: Path, key: str) -> None:
     assert key in note
 
 
-@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+@pytest.mark.parametrize(
+    "prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."]
+)
 def test_wrapper_prefixes_come_off(tmp_path: Path, prefix: str) -> None:
     torch.save({"model": {prefix + k: v for k, v in state().items()}}, tmp_path / "a.bin")
     assert set(load_state_dict(tmp_path / "a.bin")[0]) == {"weight", "bias"}
@@ -116,7 +121,9 @@ def test_truncated_files_are_named(tmp_path: Path, suffix: str, size: int) -> No
     file.write_bytes(file.read_bytes()[:size])
     if suffix == ".safetensors" and size == 400:
         file.write_bytes(b"<html>not found</html>")
-    with pytest.raises(InputError, match=rf"cut{suffix}: damaged, truncated|cut{suffix}: damaged or truncated"):
+    with pytest.raises(
+        InputError, match=rf"cut{suffix}: damaged, truncated|cut{suffix}: damaged or truncated"
+    ):
         load_state_dict(file)
 
 
@@ -148,7 +155,10 @@ def test_another_head_is_named_first_and_nothing_is_loaded() -> None:
         timm.create_model("cifar_resnet8", num_classes=10),
     )
     before = model.conv1.weight.clone()
-    with pytest.raises(InputError, match=r"student\.weights a\.pth: its head has 1000 classes, the recipe's data 10"):
+    with pytest.raises(
+        InputError,
+        match=r"student\.weights a\.pth: its head has 1000 classes, the recipe's data 10",
+    ):
         apply_weights(model, source.state_dict(), "student.weights a.pth")
     assert torch.equal(model.conv1.weight, before)
 
@@ -160,7 +170,11 @@ def test_mismatches_are_listed_up_to_five() -> None:
     with pytest.raises(InputError) as caught:
         apply_weights(model, wrong, "x")
     message = str(caught.value)
-    missing = {key for key in set(model.state_dict()) - set(wrong) if not key.endswith("num_batches_tracked")}
+    missing = {
+        key
+        for key in set(model.state_dict()) - set(wrong)
+        if not key.endswith("num_batches_tracked")
+    }
     listed = message.split("missing: ")[1].split("; ")[0]
     assert listed.count(",") == 4
     assert f"and {len(missing) - 5} more" in listed

@@ -19,13 +19,33 @@ FORK = multiprocessing.get_context("fork")
 
 
 def cut(
-    source: Path | str, out: Path, *, rank: Rank = ALONE, workers: int = 0, skip: bool = False, **asked: Any
+    source: Path | str,
+    out: Path,
+    *,
+    rank: Rank = ALONE,
+    workers: int = 0,
+    skip: bool = False,
+    **asked: Any,
 ) -> Manifest | None:
     """`distill data shard` without its command line; 7 samples a shard."""
     labelled = asked.pop("labelled", True)
-    options = {"container": "tar", "seed": 0, "resize": None, "quality": None, "samples_per_shard": 7, "shard_mb": None}
+    options = {
+        "container": "tar",
+        "seed": 0,
+        "resize": None,
+        "quality": None,
+        "samples_per_shard": 7,
+        "shard_mb": None,
+    }
     named = open_named(str(source), labelled=labelled)
-    return shard(named, out, Asked(**(options | asked), labelled=labelled), skip=skip, num_workers=workers, rank=rank)
+    return shard(
+        named,
+        out,
+        Asked(**(options | asked), labelled=labelled),
+        skip=skip,
+        num_workers=workers,
+        rank=rank,
+    )
 
 
 def files(folder: Path) -> dict[str, str]:
@@ -40,7 +60,11 @@ def files(folder: Path) -> dict[str, str]:
 def inodes(folder: Path) -> dict[str, int]:
     """Which file each shard is: another number is another file."""
     with contextlib.suppress(FileNotFoundError):
-        return {entry.name: entry.inode() for entry in os.scandir(folder) if entry.name.startswith("shard-")}
+        return {
+            entry.name: entry.inode()
+            for entry in os.scandir(folder)
+            if entry.name.startswith("shard-")
+        }
     return {}
 
 

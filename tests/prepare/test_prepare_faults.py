@@ -1,4 +1,6 @@
-"""distill data shard on bad images, full disks and killed processes; and its command line on bad input."""
+"""distill data shard on bad images, full disks and killed processes; and its command line on bad
+input.
+"""
 
 import os
 import resource
@@ -25,7 +27,7 @@ from distill.prepare.processes import Rank, in_processes, runs
 from distill.prepare.records import Conversion
 from distill.prepare.storage import STATE_FOLDER
 
-# ---- unreadable images -----------------------------------------------------------------------------------------------
+# ---- unreadable images ---------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -42,7 +44,10 @@ def broken(photos: Path, tmp_path: Path) -> Path:
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_unreadable_image_ends_it(workers: int, broken: Path, tmp_path: Path) -> None:
     with pytest.raises(
-        InputError, match=r"broken/(dog/021\.jpeg|eel/053\.jpeg): unreadable image .*, or give --unreadable skip"
+        InputError,
+        match=(
+            r"broken/(dog/021\.jpeg|eel/053\.jpeg): unreadable image .*, or give --unreadable skip"
+        ),
     ):
         cut(broken, tmp_path / "out", workers=workers)
     assert not (tmp_path / "out" / MANIFEST_FILE).exists()
@@ -54,7 +59,9 @@ def test_unreadable_images_are_left_out_and_counted(
 ) -> None:
     with pytest.raises(InputError):
         cut(broken, tmp_path / "out")
-    manifest = cut(broken, tmp_path / "out", skip=True)  # the same folder goes on with the other policy
+    manifest = cut(
+        broken, tmp_path / "out", skip=True
+    )  # the same folder goes on with the other policy
     assert manifest is not None
     assert (manifest.num_samples, manifest.num_skipped) == (58, 2)
     assert "58 images in 9 tar shards" in (line := capsys.readouterr().out.splitlines()[-1])
@@ -80,7 +87,10 @@ def test_a_shard_of_which_nothing_can_be_read_is_left_out(photos: Path, tmp_path
         assert (len(manifest.shards), manifest.num_samples, manifest.num_skipped) == (9, 53, 7)
         assert not (tmp_path / "out/shard-00000.tar").exists()
     # Another process of the finished set, which did not look at that shard.
-    assert cut(folder, tmp_path / "out", skip=True, seed=None, samples_per_shard=6, rank=Rank(1, 2)) == manifest
+    assert (
+        cut(folder, tmp_path / "out", skip=True, seed=None, samples_per_shard=6, rank=Rank(1, 2))
+        == manifest
+    )
 
 
 def test_a_lost_disk_is_no_bad_luck(tmp_path: Path, make_picture: Callable[..., bytes]) -> None:
@@ -91,14 +101,17 @@ def test_a_lost_disk_is_no_bad_luck(tmp_path: Path, make_picture: Callable[..., 
         for i in range(220):
             (folder / f"{i:03d}.png").write_bytes(b"" if is_broken(i) else good)
     ask = {"skip": True, "seed": None, "samples_per_shard": 220}
-    with pytest.raises(InputError, match=r"100 images in a row cannot be read, the last of them .*: is the disk there"):
+    with pytest.raises(
+        InputError,
+        match=r"100 images in a row cannot be read, the last of them .*: is the disk there",
+    ):
         cut(tmp_path / "lost", tmp_path / "out", **ask)
     manifest = cut(tmp_path / "old", tmp_path / "other", **ask)
     assert manifest is not None
     assert manifest.num_skipped == 110
 
 
-# ---- the machine -----------------------------------------------------------------------------------------------------
+# ---- the machine ---------------------------------------------------------------------------------
 
 
 def _with_little_room(photos: Path, out: Path, workers: int, result: Any) -> None:
@@ -116,10 +129,14 @@ def test_a_full_disk_is_said_and_the_rest_goes_on_later(
     workers: int, whole: Path, photos: Path, tmp_path: Path
 ) -> None:
     result = FORK.SimpleQueue()
-    process = FORK.Process(target=_with_little_room, args=(photos, tmp_path / "out", workers, result))
+    process = FORK.Process(
+        target=_with_little_room, args=(photos, tmp_path / "out", workers, result)
+    )
     process.start()
     process.join()
-    assert (said := result.get()).startswith(f"{tmp_path / 'out'}: no room left to write there"), said
+    assert (said := result.get()).startswith(f"{tmp_path / 'out'}: no room left to write there"), (
+        said
+    )
     assert "the same command goes on" in said
     assert not list((tmp_path / "out").rglob(".tmp*"))
     assert cut(photos, tmp_path / "out") is not None
@@ -154,7 +171,9 @@ def test_what_is_written_is_read_back(source: Source, tmp_path: Path) -> None:
     for write, fault in ((write_tar, False), (careless, True)):
         job = Job(source, plan, tmp_path, Conversion(), write, False, {})
         if fault:
-            with pytest.raises(InputError, match=r"shard-00001\.tar: what was written is not what is read back"):
+            with pytest.raises(
+                InputError, match=r"shard-00001\.tar: what was written is not what is read back"
+            ):
                 make(job, 1)
             assert not (tmp_path / "shard-00001.tar").exists()
         else:
@@ -168,7 +187,9 @@ def _end(_: None, number: int) -> int:
 
 
 def test_a_killed_local_process_is_said() -> None:
-    with pytest.raises(InputError, match="one of the local processes was killed, often for want of memory"):
+    with pytest.raises(
+        InputError, match="one of the local processes was killed, often for want of memory"
+    ):
         list(in_processes(_end, None, range(8), 2))
     assert sorted(in_processes(_end, None, (0, 1, 2, 4), 2)) == [0, 1, 2, 4]
 
@@ -195,11 +216,13 @@ def test_local_processes_end_with_a_killed_command(tmp_path: Path) -> None:
         time.sleep(0.01)
 
 
-# ---- the command -----------------------------------------------------------------------------------------------------
+# ---- the command ---------------------------------------------------------------------------------
 
 
 def test_the_command_says_what_it_did_in_a_line(cli: Cli, photos: Path, tmp_path: Path) -> None:
-    code, out, err = cli("data", "shard", photos, tmp_path / "out", "--samples-per-shard", 20, "--workers", 1)
+    code, out, err = cli(
+        "data", "shard", photos, tmp_path / "out", "--samples-per-shard", 20, "--workers", 1
+    )
     assert (code, err) == (0, "")
     (line,) = out.splitlines()
     assert line.startswith(f"{tmp_path / 'out'}: 60 images in 3 tar shards, 0.2 MB; ")
@@ -210,7 +233,13 @@ def test_the_data_of_a_recipe_is_a_source(
     cli: Cli, tiny_recipe: Callable[..., Path], photos: Path, tmp_path: Path
 ) -> None:
     recipe = tiny_recipe(
-        {"data": {"train": {"kind": "image_folder", "path": "train"}, "eval": None, "root": str(photos.parent)}}
+        {
+            "data": {
+                "train": {"kind": "image_folder", "path": "train"},
+                "eval": None,
+                "root": str(photos.parent),
+            }
+        }
     )
     assert cli("data", "shard", f"{recipe}:data.train", tmp_path / "out", "--workers", 0).code == 0
     assert len(tar_samples(tmp_path / "out")) == 60
@@ -231,7 +260,13 @@ def test_the_data_of_a_recipe_is_a_source(
         (["train", "train"], "train: lies in train, which is read: give a folder outside of it"),
         (["train", "train/shards"], "train/shards: lies in train, which is read"),
         (["train", "other"], "other: holds files that distill data shard did not write"),
-        (["mixed", "out"], "SOURCE mixed: holds *.tar and *.parquet: say which with a pattern, such as 'mixed/*.tar'"),
+        (
+            ["mixed", "out"],
+            (
+                "SOURCE mixed: holds *.tar and *.parquet: say which with a pattern, such as"
+                " 'mixed/*.tar'"
+            ),
+        ),
         (["train", "out", "--split", "x"], "--split x: train (image_folder) has no splits"),
         (["fashion_mnist:all", "out"], "Fashion-MNIST has no split 'all'"),
         (["empty", "out"], "SOURCE: empty has no class folders"),
@@ -243,7 +278,12 @@ def test_the_data_of_a_recipe_is_a_source(
     ],
 )
 def test_bad_input_is_a_sentence(
-    arguments: list[str], said: str, cli: Cli, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    arguments: list[str],
+    said: str,
+    cli: Cli,
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "train").symlink_to(photos)

@@ -1,4 +1,6 @@
-"""What `distill data shard` looks at before it begins: some images for the size of a shard, and where it would write."""
+"""What `distill data shard` looks at before it begins: some images for the size of a shard, and
+where it would write.
+"""
 
 import shutil
 from collections.abc import Callable
@@ -38,7 +40,10 @@ def test_where_a_shard_has_no_whole_image_it_looks_at_the_next(
     write_tars(tmp_path / "in", [b"broken"] * 3 + whole, 3)
     assert planned(tmp_path / "in", tmp_path / "out").num_samples == 6
     write_tars(tmp_path / "bad", [b"broken"] * 6, 3)
-    with pytest.raises(InputError, match="SOURCE: none of 6 images could be read: see that they are images, and whole"):
+    with pytest.raises(
+        InputError,
+        match="SOURCE: none of 6 images could be read: see that they are images, and whole",
+    ):
         planned(tmp_path / "bad", tmp_path / "none")
 
 
@@ -57,7 +62,12 @@ def test_images_are_looked_at_from_end_to_end() -> None:
 def test_shards_do_not_go_into_what_is_read_below_its_root(photos: Path, tmp_path: Path) -> None:
     shutil.copytree(photos, tmp_path / "root/images")
     spec = schema.ImageFolder(kind="image_folder", path="images")
-    named = Named(open_source(spec, tmp_path / "root", "SOURCE", schema.Shards()), spec, tmp_path / "root", "images")
+    named = Named(
+        open_source(spec, tmp_path / "root", "SOURCE", schema.Shards()),
+        spec,
+        tmp_path / "root",
+        "images",
+    )
     out = tmp_path / "root/images/shards"
     with pytest.raises(InputError, match="which is read: give a folder outside of it"):
         shard(named, out, asked(), skip=False, num_workers=0, rank=ALONE)

@@ -1,4 +1,6 @@
-"""What a folder of shards was begun with: the same source wherever it lies, and no other in its place."""
+"""What a folder of shards was begun with: the same source wherever it lies, and no other in its
+place.
+"""
 
 import io
 import os
@@ -35,7 +37,9 @@ def of_folder(named: Named) -> str:
     return fingerprint(named.source, named.spec)
 
 
-def test_the_last_image_counts(photos: Path, tmp_path: Path, make_picture: Callable[..., bytes]) -> None:
+def test_the_last_image_counts(
+    photos: Path, tmp_path: Path, make_picture: Callable[..., bytes]
+) -> None:
     """Of many images some are read, the first and the last among them."""
     shutil.copytree(photos, tmp_path / "other")
     last = max((tmp_path / "other").rglob("*.*"))
@@ -109,8 +113,12 @@ def test_what_counts_as_an_image_is_part_of_it(tmp_path: Path) -> None:
     assert identity(tmp_path, image="jpg") != identity(tmp_path, image="png")
 
 
-def test_a_converted_stream_is_refused_for_another(whole: Path, photos: Path, tmp_path: Path) -> None:
-    """Shards are a source again; those of another seed hold the same images and are another stream."""
+def test_a_converted_stream_is_refused_for_another(
+    whole: Path, photos: Path, tmp_path: Path
+) -> None:
+    """Shards are a source again; those of another seed hold the same images and are
+    another stream.
+    """
     cut(whole, tmp_path / "out", samples_per_shard=20)
     shutil.copytree(whole, tmp_path / "moved")
     assert cut(tmp_path / "moved", tmp_path / "out", samples_per_shard=20) is not None

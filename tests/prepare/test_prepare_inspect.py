@@ -1,4 +1,6 @@
-"""distill data inspect: what it says is what is there, of files and of shards behind HTTP; and the sheet shows what a run would see."""
+"""distill data inspect: what it says is what is there, of files and of shards behind HTTP; and the
+sheet shows what a run would see.
+"""
 
 import json
 import shutil
@@ -33,7 +35,15 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def report(cli: Cli, tmp_path: Path) -> Callable[..., dict[str, Any]]:
     def call(*arguments: object) -> dict[str, Any]:
         code, out, err = cli(
-            "data", "inspect", *arguments, "--json", "--no-sheet", "--workers", 0, "--cache", tmp_path / "cache"
+            "data",
+            "inspect",
+            *arguments,
+            "--json",
+            "--no-sheet",
+            "--workers",
+            0,
+            "--cache",
+            tmp_path / "cache",
         )
         assert code == 0, err
         parsed: dict[str, Any] = json.loads(out)
@@ -56,7 +66,7 @@ def server(shards: Path) -> Iterator[FolderServer]:
         yield server
 
 
-# ---- what is said ----------------------------------------------------------------------------------------------------
+# ---- what is said --------------------------------------------------------------------------------
 
 
 def test_a_folder_is_described(photos: Path, report: Callable[..., dict[str, Any]]) -> None:
@@ -76,7 +86,9 @@ def test_a_folder_is_described(photos: Path, report: Callable[..., dict[str, Any
     assert seen["bytes"]["largest"] == max(map(len, files))
     assert seen["bytes"]["median"] == sorted(map(len, files))[30]
     assert seen["pixels"]["largest"] == [90, 64]
-    assert seen["pixels"]["smallest"] == list(min((p.size for p in pictures), key=lambda s: s[0] * s[1]))
+    assert seen["pixels"]["smallest"] == list(
+        min((p.size for p in pictures), key=lambda s: s[0] * s[1])
+    )
     assert seen["formats"] == {"JPEG": 30, "PNG": 10, "WEBP": 10, "GIF": 10}
     assert seen["unreadable"] == []
     assert said["speed"]["images_per_s"] > 0
@@ -98,11 +110,15 @@ def test_unreadable_images_are_named(
     assert f"broken/dog/021.jpeg: {fault['why']}" in out
 
 
-def test_which_images_are_looked_at_is_the_seed_s(photos: Path, report: Callable[..., dict[str, Any]]) -> None:
+def test_which_images_are_looked_at_is_the_seed_s(
+    photos: Path, report: Callable[..., dict[str, Any]]
+) -> None:
     once = report(photos, "--images", 10)["looked_at"]
     assert once["images"] == 10
     assert report(photos, "--images", 10)["looked_at"] == once
-    assert any(report(photos, "--images", 10, "--seed", seed)["looked_at"] != once for seed in (1, 2, 3))
+    assert any(
+        report(photos, "--images", 10, "--seed", seed)["looked_at"] != once for seed in (1, 2, 3)
+    )
 
 
 def test_a_known_label_set_is_named(
@@ -130,11 +146,18 @@ def test_shards_are_described(shards: Path, report: Callable[..., dict[str, Any]
         "bytes_total": sum(sizes),
         "fetched": None,
     }
-    assert said["classes"]["samples"] == {"smallest": 20, "median": 20, "largest": 20, "empty_classes": 0}
+    assert said["classes"]["samples"] == {
+        "smallest": 20,
+        "median": 20,
+        "largest": 20,
+        "empty_classes": 0,
+    }
     assert (said["looked_at"]["images"], said["looked_at"]["shards"]) == (40, 4)
 
 
-def test_of_shards_behind_http_four_come_here(server: FolderServer, report: Callable[..., dict[str, Any]]) -> None:
+def test_of_shards_behind_http_four_come_here(
+    server: FolderServer, report: Callable[..., dict[str, Any]]
+) -> None:
     said = report(f"{server.url}/shards")
     assert (said["num_samples"], said["shards"]["count"]) == (60, 6)
     assert said["shards"]["fetched"]["shards"] == 4
@@ -143,7 +166,11 @@ def test_of_shards_behind_http_four_come_here(server: FolderServer, report: Call
 
 
 def test_counts_that_nobody_says_are_made_and_kept(
-    server: FolderServer, shards: Path, cli: Cli, tmp_path: Path, report: Callable[..., dict[str, Any]]
+    server: FolderServer,
+    shards: Path,
+    cli: Cli,
+    tmp_path: Path,
+    report: Callable[..., dict[str, Any]],
 ) -> None:
     (shards / MANIFEST_FILE).unlink()
     code, _, err = cli("data", "inspect", shards, "--no-sheet")
@@ -151,7 +178,17 @@ def test_counts_that_nobody_says_are_made_and_kept(
     assert "give --unlabelled" in err
     assert "--classes" in err
     url = f"{server.url}/shards/shard-{{00000..00005}}.tar"
-    ask = ("data", "inspect", url, "--unlabelled", "--no-sheet", "--workers", 0, "--cache", tmp_path / "cache")
+    ask = (
+        "data",
+        "inspect",
+        url,
+        "--unlabelled",
+        "--no-sheet",
+        "--workers",
+        0,
+        "--cache",
+        tmp_path / "cache",
+    )
     code, _, err = cli(*ask)
     assert code == 2
     assert "--count" in err
@@ -169,17 +206,23 @@ def test_what_people_read(shards: Path, cli: Cli) -> None:
     lines = out.splitlines()
     assert lines[0] == f"{shards}: 60 images (stream)"
     assert lines[1] == "shards      6, of 10 images; the first is shard-00000.tar"
-    assert "            a run shuffles within 256 images of a lane, unless it sets data.train.block" in lines
+    assert (
+        "            a run shuffles within 256 images of a lane, unless it sets data.train.block"
+        in lines
+    )
     assert "classes     3: cat, dog, eel" in lines
     assert "            20 images each" in lines
     assert "looked at   40 images of 4 shards" in lines
     assert "unreadable  none of them" in lines
-    assert any(line.startswith("speed") and line.endswith("read and decoded by 2 processes") for line in lines)
+    assert any(
+        line.startswith("speed") and line.endswith("read and decoded by 2 processes")
+        for line in lines
+    )
     assert lines[-1] == "sheet       inspect.png, with the augmentation of strategy A2"
     assert Image.open("inspect.png").format == "PNG"
 
 
-# ---- the sheet -------------------------------------------------------------------------------------------------------
+# ---- the sheet -----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +230,9 @@ def named(photos: Path) -> Named:
     return open_named(str(photos))
 
 
-def test_the_student_s_view_is_that_of_the_first_epoch(named: Named, tiny_recipe: Callable[..., Path]) -> None:
+def test_the_student_s_view_is_that_of_the_first_epoch(
+    named: Named, tiny_recipe: Callable[..., Path]
+) -> None:
     """Beside the training loader's own batch of the same recipe, seed and images."""
     from distill.data.mixing import Mixing
     from distill.data.order import Order
@@ -219,7 +264,10 @@ def test_the_teacher_s_view_is_what_its_pixels_see(named: Named) -> None:
     seen = pixels(torch.from_numpy(student).permute(2, 0, 1)[None] / 255)[0]
     shown = seen * torch.tensor(std).view(3, 1, 1) + torch.tensor(mean).view(3, 1, 1)
     assert teacher_view(student, 40).shape == (40, 40, 3)
-    assert np.abs(teacher_view(student, 40) - (shown.clamp(0, 1) * 255).permute(1, 2, 0).numpy()).max() < 0.51
+    assert (
+        np.abs(teacher_view(student, 40) - (shown.clamp(0, 1) * 255).permute(1, 2, 0).numpy()).max()
+        < 0.51
+    )
     assert np.array_equal(teacher_view(student, 24), student)
 
 
@@ -227,8 +275,12 @@ def test_the_sheet_holds_the_views(named: Named, photos: Path, tmp_path: Path) -
     view = View(schema.Augment(), 120, 150, "test", "test")
     indices = list(range(30))
     sheet = draw_sheet(named.source, indices, view, 0, "title")
-    assert np.array_equal(np.asarray(sheet), np.asarray(draw_sheet(named.source, indices, view, 0, "title")))
-    assert not np.array_equal(np.asarray(sheet), np.asarray(draw_sheet(named.source, indices, view, 1, "title")))
+    assert np.array_equal(
+        np.asarray(sheet), np.asarray(draw_sheet(named.source, indices, view, 0, "title"))
+    )
+    assert not np.array_equal(
+        np.asarray(sheet), np.asarray(draw_sheet(named.source, indices, view, 1, "title"))
+    )
     # 4 x 6 pairs, left the student's, right the teacher's: every one is found where it should be.
     pixels = np.asarray(sheet)
     places = []
@@ -254,11 +306,15 @@ def test_the_view_is_the_recipe_s(tiny_recipe: Callable[..., Path], tiny_run: Pa
     assert (a2.image_size, a2.teacher_size) == (224, 224)
     assert a2.augment == load_recipe("imagenet1k/res50_beitv2b_a2_300ep").data.augment
     assert view_of(None, "", 448).teacher_size == 448
-    own = load_recipe(tiny_recipe({"teacher": {"image_size": 48}, "data": {"augment": {"padding": 3}}}))
+    own = load_recipe(
+        tiny_recipe({"teacher": {"image_size": 48}, "data": {"augment": {"padding": 3}}})
+    )
     view = view_of(own, "tiny")
     assert (view.augment.padding, view.image_size, view.teacher_size) == (3, 16, 48)
     assert view_of(own, "tiny", 64).teacher_size == 64
-    timm = load_recipe(tiny_recipe({"teacher": {"image_size": None, "model": "beit_large_patch16_384"}}, name="b"))
+    timm = load_recipe(
+        tiny_recipe({"teacher": {"image_size": None, "model": "beit_large_patch16_384"}}, name="b")
+    )
     assert view_of(timm, "tiny").teacher_size == 384
     ours = {"image_size": None, "model": None, "weights": str(tiny_run), "student": "alone"}
     config = json.loads((tiny_run / "best/alone/config.json").read_text())
@@ -268,12 +324,17 @@ def test_the_view_is_the_recipe_s(tiny_recipe: Callable[..., Path], tiny_run: Pa
     torch.save(create_model("test_resnet").state_dict(), "plain.pth")
     plain = {"image_size": None, "model": "test_resnet", "weights": "plain.pth"}
     bare = view_of(load_recipe(tiny_recipe({"teacher": plain}, name="e")), "tiny")
-    assert (bare.teacher_size, bare.teacher_of) == (16, "data.image_size"), "as the run feeds it, not timm's 160"
+    assert (bare.teacher_size, bare.teacher_of) == (
+        16,
+        "data.image_size",
+    ), "as the run feeds it, not timm's 160"
     gone = load_recipe(tiny_recipe({"teacher": {**ours, "weights": "nowhere"}}, name="d"))
     assert view_of(gone, "tiny").teacher_of == "as the student's: nowhere is not here to say"
 
 
-def test_an_unreadable_image_is_not_on_the_sheet(named: Named, photos: Path, tmp_path: Path) -> None:
+def test_an_unreadable_image_is_not_on_the_sheet(
+    named: Named, photos: Path, tmp_path: Path
+) -> None:
     shutil.copytree(photos, tmp_path / "broken")
     first = next(iter(sorted((tmp_path / "broken/cat").iterdir())))
     first.write_bytes(b"")
@@ -287,10 +348,22 @@ def test_an_unreadable_image_is_not_on_the_sheet(named: Named, photos: Path, tmp
     )
 
 
-def test_the_sheet_says_whose_it_is(cli: Cli, tiny_recipe: Callable[..., Path], photos: Path, tmp_path: Path) -> None:
-    recipe = tiny_recipe({"data": {"train": {"kind": "image_folder", "path": str(photos)}, "eval": None}})
-    assert cli("data", "inspect", f"{recipe}:data.train", "--workers", 0, "--sheet", "one.png").code == 0
-    assert cli("data", "inspect", photos, "--recipe", recipe, "--workers", 0, "--sheet", "two.png").code == 0
+def test_the_sheet_says_whose_it_is(
+    cli: Cli, tiny_recipe: Callable[..., Path], photos: Path, tmp_path: Path
+) -> None:
+    recipe = tiny_recipe(
+        {"data": {"train": {"kind": "image_folder", "path": str(photos)}, "eval": None}}
+    )
+    assert (
+        cli("data", "inspect", f"{recipe}:data.train", "--workers", 0, "--sheet", "one.png").code
+        == 0
+    )
+    assert (
+        cli(
+            "data", "inspect", photos, "--recipe", recipe, "--workers", 0, "--sheet", "two.png"
+        ).code
+        == 0
+    )
     one, two = (np.asarray(Image.open(name)) for name in ("one.png", "two.png"))
     assert np.array_equal(one[40:], two[40:])  # below what says whose it is
     assert cli("data", "inspect", photos, "--workers", 0, "--sheet", "three.png").code == 0
@@ -300,12 +373,18 @@ def test_the_sheet_says_whose_it_is(cli: Cli, tiny_recipe: Callable[..., Path], 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["photos", "--sheet", "no/where.png"], "--sheet no/where.png: cannot be written: No such file or directory"),
+        (
+            ["photos", "--sheet", "no/where.png"],
+            "--sheet no/where.png: cannot be written: No such file or directory",
+        ),
         (
             ["photos", "--no-sheet", "--recipe", "quickstart/students"],
             "--recipe: says how the sheet is drawn, and --no-sheet",
         ),
-        (["photos", "--recipe", "quickstart/studnets"], "no recipe 'quickstart/studnets' (did you mean"),
+        (
+            ["photos", "--recipe", "quickstart/studnets"],
+            "no recipe 'quickstart/studnets' (did you mean",
+        ),
         (["photos", "--cache-gb", "0"], "--cache-gb 0.0: should be above 0"),
         (["shards/*.tar", "--cache", "file"], "--cache: "),
     ],

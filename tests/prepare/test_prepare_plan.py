@@ -1,4 +1,6 @@
-"""Which sample goes where: every one once, and of a source over shards only a few of those at a time."""
+"""Which sample goes where: every one once, and of a source over shards only a few of those at a
+time.
+"""
 
 from collections.abc import Sequence
 
@@ -37,7 +39,8 @@ def all_of(source: Shards | Loose, seed: int | None) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    "sizes", [[1], [5], [3, 4, 5], [2] * 16, [2] * 17, list(range(1, 41)), [7] * 64, [100] + [1] * 50]
+    "sizes",
+    [[1], [5], [3, 4, 5], [2] * 16, [2] * 17, list(range(1, 41)), [7] * 64, [100] + [1] * 50],
 )
 @pytest.mark.parametrize("seed", [None, 0, 1])
 def test_every_sample_comes_once(sizes: list[int], seed: int | None) -> None:

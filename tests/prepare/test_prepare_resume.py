@@ -28,7 +28,7 @@ from distill.prepare.shard import _agreed_plan, _close
 from distill.prepare.storage import STATE_FOLDER
 from distill.recipe import schema
 
-# ---- interrupted, damaged --------------------------------------------------------------------------------------------
+# ---- interrupted, damaged ------------------------------------------------------------------------
 
 
 def _killed_at(step: int, photos: Path, out: Path) -> None:
@@ -57,11 +57,15 @@ def test_killed_at_any_step_it_goes_on(photos: Path, tmp_path: Path) -> None:
         process.join()
         if process.exitcode == 0:
             break
-        done = {path.name.removesuffix(".json") for path in (out / STATE_FOLDER).glob("shard-*.json")}
+        done = {
+            path.name.removesuffix(".json") for path in (out / STATE_FOLDER).glob("shard-*.json")
+        }
         before = inodes(out)
         cut(photos, out, samples_per_shard=30)
         assert files(out) == files(tmp_path / "whole")
-        assert all(inodes(out)[name] == before[name] for name in done), "a finished shard was written again"
+        assert all(inodes(out)[name] == before[name] for name in done), (
+            "a finished shard was written again"
+        )
     assert step > 15
 
 
@@ -106,15 +110,24 @@ def test_a_damaged_shard_is_written_again(
     assert others.items() <= inodes(out).items()
 
 
-def test_a_finished_set_that_cannot_be_made_again_is_said(whole: Path, photos: Path, tmp_path: Path) -> None:
+def test_a_finished_set_that_cannot_be_made_again_is_said(
+    whole: Path, photos: Path, tmp_path: Path
+) -> None:
     """As with another version of Pillow: what is written is not what the manifest says."""
     out = tmp_path / "out"
     shutil.copytree(whole, out)
     manifest = read_manifest((out / MANIFEST_FILE).read_bytes(), "here")
     changed = dataclasses.replace(manifest.shards[2], sha256="00" * 32)
-    write_manifest(out, dataclasses.replace(manifest, shards=(*manifest.shards[:2], changed, *manifest.shards[3:])))
+    write_manifest(
+        out,
+        dataclasses.replace(manifest, shards=(*manifest.shards[:2], changed, *manifest.shards[3:])),
+    )
     with pytest.raises(
-        InputError, match=r"shard-00002\.tar: was damaged, and written again it differs from what manifest\.json says"
+        InputError,
+        match=(
+            r"shard-00002\.tar: was damaged, and written again it differs from what manifest\.json"
+            r" says"
+        ),
     ):
         cut(photos, out)
 
@@ -126,19 +139,26 @@ def test_a_damaged_label_file_is_written_again(whole: Path, photos: Path, tmp_pa
     assert files(tmp_path / "out") == files(whole)
 
 
-def test_a_damaged_manifest_is_said_and_nothing_is_written(whole: Path, photos: Path, tmp_path: Path) -> None:
+def test_a_damaged_manifest_is_said_and_nothing_is_written(
+    whole: Path, photos: Path, tmp_path: Path
+) -> None:
     """It alone says what the shards were made with."""
     shutil.copytree(whole, tmp_path / "out")
     manifest = tmp_path / "out" / MANIFEST_FILE
     for content in (manifest.read_bytes()[:-9], b"{}"):
         manifest.write_bytes(content)
         before = files(tmp_path / "out")
-        with pytest.raises(InputError, match=r"manifest\.json: damaged: write into another|holds files that distill"):
+        with pytest.raises(
+            InputError,
+            match=r"manifest\.json: damaged: write into another|holds files that distill",
+        ):
             cut(photos, tmp_path / "out")
         assert files(tmp_path / "out") == before
 
 
-def test_a_process_that_is_late_finds_the_set_closed(whole: Path, photos: Path, tmp_path: Path) -> None:
+def test_a_process_that_is_late_finds_the_set_closed(
+    whole: Path, photos: Path, tmp_path: Path
+) -> None:
     """Its shards are there, and the working folder is gone since it began."""
     shutil.copytree(whole, tmp_path / "out")
     before = inodes(tmp_path / "out")
@@ -183,9 +203,12 @@ def test_the_source_may_have_moved(whole: Path, photos: Path, tmp_path: Path) ->
         ({"labelled": False}, r"--unlabelled \(with labels then, without labels now\)"),
     ],
 )
-def test_other_options_are_refused(changed: dict[str, Any], said: str, whole: Path, photos: Path) -> None:
+def test_other_options_are_refused(
+    changed: dict[str, Any], said: str, whole: Path, photos: Path
+) -> None:
     with pytest.raises(
-        InputError, match=rf"begun with other input: {said}\. Give what it was begun with, or write into"
+        InputError,
+        match=rf"begun with other input: {said}\. Give what it was begun with, or write into",
     ):
         cut(photos, whole, **changed)
 
@@ -213,7 +236,11 @@ def test_another_stream_is_refused(tmp_path: Path, make_picture: Callable[..., b
         with tarfile.open(path, "w") as archive:
             for i, label in enumerate(labels):
                 content = make_picture(i, (32, 24), "JPEG")
-                for name, part in ((f"{i}.jpg", content), (f"{i}.cls", label.encode()), (f"{i}.alt", b"a")):
+                for name, part in (
+                    (f"{i}.jpg", content),
+                    (f"{i}.cls", label.encode()),
+                    (f"{i}.alt", b"a"),
+                ):
                     info = tarfile.TarInfo(name)
                     info.size = len(part)
                     archive.addfile(info, io.BytesIO(part))
@@ -223,7 +250,9 @@ def test_another_stream_is_refused(tmp_path: Path, make_picture: Callable[..., b
         (tmp_path / "classes.txt").write_text("\n".join(classes))
         spec = schema.Stream(kind="stream", path="in", label=label, classes="classes.txt")
         source = open_source(spec, tmp_path, "SOURCE", schema.Shards(cache=str(tmp_path / "cache")))
-        _agreed_plan(Named(source, spec, tmp_path, "in"), tmp_path / "out", asked, Conversion(), False)
+        _agreed_plan(
+            Named(source, spec, tmp_path, "in"), tmp_path / "out", asked, Conversion(), False
+        )
 
     asked = Asked("tar", 0, None, None, True, 2, None)
     for number in range(3):

@@ -1,4 +1,6 @@
-"""distill data shard: every image once, in files that others read, and the same files whoever writes them."""
+"""distill data shard: every image once, in files that others read, and the same files whoever
+writes them.
+"""
 
 import hashlib
 import io
@@ -23,7 +25,7 @@ from distill.prepare.shard import _agreed_plan, shard
 from distill.prepare.storage import STATE_FOLDER
 from distill.recipe import schema
 
-# ---- what is written -------------------------------------------------------------------------------------------------
+# ---- what is written -----------------------------------------------------------------------------
 
 
 def test_every_image_is_there_once_with_its_bytes_and_label(whole: Path, source: Source) -> None:
@@ -53,7 +55,10 @@ def test_the_manifest_holds_what_is_there(whole: Path, source: Source) -> None:
         content = (whole / entry.file).read_bytes()
         assert (len(content), hashlib.sha256(content).hexdigest()) == (entry.size, entry.sha256)
     assert manifest.labels_file is not None
-    assert hashlib.sha256((whole / manifest.labels_file).read_bytes()).hexdigest() == manifest.labels_sha256
+    assert (
+        hashlib.sha256((whole / manifest.labels_file).read_bytes()).hexdigest()
+        == manifest.labels_sha256
+    )
     labels = np.load(whole / manifest.labels_file)
     assert labels.dtype == np.int32
     assert labels.tolist() == [label for *_, label in tar_samples(whole)]
@@ -70,7 +75,9 @@ def test_classes_are_mixed_over_the_shards(whole: Path, photos: Path, tmp_path: 
     assert [int(key) for key, *_ in tar_samples(tmp_path / "kept")] == list(range(60))
 
 
-def test_larger_images_are_shrunk_and_the_others_kept(photos: Path, source: Source, tmp_path: Path) -> None:
+def test_larger_images_are_shrunk_and_the_others_kept(
+    photos: Path, source: Source, tmp_path: Path
+) -> None:
     manifest = cut(photos, tmp_path / "out", resize=40, quality=90)
     assert manifest is not None
     assert manifest.resize == 40
@@ -84,7 +91,12 @@ def test_larger_images_are_shrunk_and_the_others_kept(photos: Path, source: Sour
             assert after.format == "JPEG"
             assert after.size == (round(90 * 40 / 64), 40)
             reference = before.resize(after.size, Image.Resampling.BICUBIC)
-            assert np.abs(np.asarray(after.convert("RGB"), float) - np.asarray(reference, float)).mean() < 4
+            assert (
+                np.abs(
+                    np.asarray(after.convert("RGB"), float) - np.asarray(reference, float)
+                ).mean()
+                < 4
+            )
         elif not source.describe(int(key)).endswith(".gif"):
             assert content == record
     assert shrunk == 15
@@ -94,13 +106,18 @@ def test_datasets_reads_tar_shards(whole: Path, tmp_path: Path) -> None:
     import datasets
 
     data = datasets.load_dataset(
-        "webdataset", data_files={"train": [str(p) for p in sorted(whole.glob("*.tar"))]}, split="train", streaming=True
+        "webdataset",
+        data_files={"train": [str(p) for p in sorted(whole.glob("*.tar"))]},
+        split="train",
+        streaming=True,
     )
     rows = list(data)
     assert [int(row["cls"]) for row in rows] == np.load(whole / "labels.npy").tolist()
     for row, (key, extension, content, _) in zip(rows, tar_samples(whole), strict=True):
         assert row["__key__"] == key
-        assert np.array_equal(np.asarray(row[extension].convert("RGB")), np.asarray(decode(content)))
+        assert np.array_equal(
+            np.asarray(row[extension].convert("RGB")), np.asarray(decode(content))
+        )
 
 
 @pytest.mark.parametrize("labelled", [True, False])
@@ -128,7 +145,9 @@ def test_datasets_reads_parquet_shards_with_their_classes(
     for row in data.cast_column("image", datasets.Image(decode=False)):
         index = int(row["image"]["path"].partition(".")[0])
         seen.add(index)
-        assert np.array_equal(np.asarray(decode(row["image"]["bytes"])), np.asarray(decode(source.read(index))))
+        assert np.array_equal(
+            np.asarray(decode(row["image"]["bytes"])), np.asarray(decode(source.read(index)))
+        )
         if labelled:
             assert row["label"] == source.labels[index]
     assert seen == set(range(60))
@@ -159,7 +178,9 @@ def test_pixels_without_a_file_become_png(tmp_path: Path) -> None:
     pixels = np.arange(6 * 5 * 5, dtype=np.uint8).reshape(6, 5, 5)
     for prefix in ("train", "t10k"):
         (idx / f"{prefix}-images-idx3-ubyte").write_bytes(
-            bytes([0, 0, 8, 3]) + b"".join(n.to_bytes(4, "big") for n in pixels.shape) + pixels.tobytes()
+            bytes([0, 0, 8, 3])
+            + b"".join(n.to_bytes(4, "big") for n in pixels.shape)
+            + pixels.tobytes()
         )
         (idx / f"{prefix}-labels-idx1-ubyte").write_bytes(
             bytes([0, 0, 8, 1]) + (6).to_bytes(4, "big") + bytes(range(6))
@@ -179,7 +200,9 @@ def test_shards_are_a_source_again_also_behind_http(
     ask = ("--samples-per-shard", 9, "--workers", 1, "--cache", tmp_path / "cache", "--seed", 3)
     with FolderServer(tmp_path / "first") as server:
         assert cli("data", "shard", server.url, tmp_path / "second", *ask).code == 0
-        assert max(n for path, n in server.requests.items() if "shard-" in path) <= 2  # fetched whole, and once
+        assert (
+            max(n for path, n in server.requests.items() if "shard-" in path) <= 2
+        )  # fetched whole, and once
     manifest = read_manifest((tmp_path / "second" / MANIFEST_FILE).read_bytes(), "here")
     assert (manifest.classes, manifest.num_samples) == (("cat", "dog", "eel"), 60)
     first = tar_samples(whole)
@@ -190,7 +213,7 @@ def test_shards_are_a_source_again_also_behind_http(
     assert [label for *_, label in second] == np.load(tmp_path / "second" / "labels.npy").tolist()
 
 
-# ---- the same files, whoever writes them -----------------------------------------------------------------------------
+# ---- the same files, whoever writes them ---------------------------------------------------------
 
 
 def test_local_processes_write_the_same_files(whole: Path, photos: Path, tmp_path: Path) -> None:
@@ -206,7 +229,11 @@ def test_parquet_is_the_same_twice(photos: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])
 def test_processes_of_a_job_array_write_the_same_files_and_the_last_one_closes(
-    order: tuple[int, ...], whole: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    order: tuple[int, ...],
+    whole: Path,
+    photos: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     closed = [cut(photos, tmp_path / "out", rank=Rank(rank, 3)) is not None for rank in order]
     assert closed == [False, False, True]
@@ -214,8 +241,13 @@ def test_processes_of_a_job_array_write_the_same_files_and_the_last_one_closes(
     assert "60 images in 9 tar shards" in capsys.readouterr().out.splitlines()[-1]
 
 
-def test_processes_at_the_same_time_write_the_same_files(whole: Path, photos: Path, tmp_path: Path) -> None:
-    ranks = [FORK.Process(target=cut, args=(photos, tmp_path / "out"), kwargs={"rank": Rank(r, 4)}) for r in range(4)]
+def test_processes_at_the_same_time_write_the_same_files(
+    whole: Path, photos: Path, tmp_path: Path
+) -> None:
+    ranks = [
+        FORK.Process(target=cut, args=(photos, tmp_path / "out"), kwargs={"rank": Rank(r, 4)})
+        for r in range(4)
+    ]
     for process in ranks:
         process.start()
     for process in ranks:
@@ -231,7 +263,7 @@ def test_every_shard_is_one_process_s() -> None:
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
-# ---- of a stream -----------------------------------------------------------------------------------------------------
+# ---- of a stream ---------------------------------------------------------------------------------
 
 
 def test_the_first_look_brings_one_shard_here(whole: Path, tmp_path: Path) -> None:

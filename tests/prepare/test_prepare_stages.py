@@ -1,4 +1,6 @@
-"""`distill data inspect` of a recipe in stages: whose augmentation the sheet shows, and what is said of it."""
+"""`distill data inspect` of a recipe in stages: whose augmentation the sheet shows, and what is
+said of it.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +15,11 @@ from distill.prepare.sheet import view_of
 from distill.recipe import load_recipe
 
 STAGES = [
-    {"name": name, "budget": "1 iterations", "data": {"augment": {"crop": "padded", "padding": padding}}}
+    {
+        "name": name,
+        "budget": "1 iterations",
+        "data": {"augment": {"crop": "padded", "padding": padding}},
+    }
     for name, padding in (("early", 3), ("late", 5))
 ]
 
@@ -36,30 +42,44 @@ def test_the_view_is_a_stage_s_and_says_which(staged: Path) -> None:
         view = view_of(recipe, "mine", None, stage)
         assert (view.augment.padding, view.augment_of) == (padding, f"mine, stage {said}")
     with pytest.raises(
-        InputError, match=r"--stage lat: the recipe has no stage 'lat' \(did you mean 'late'\?\); it has early, late"
+        InputError,
+        match=(
+            r"--stage lat: the recipe has no stage 'lat' \(did you mean 'late'\?\); it has early,"
+            r" late"
+        ),
     ):
         view_of(recipe, "mine", None, "lat")
 
 
-def test_the_command_takes_a_stage(staged: Path, photos: Path, cli: Cli, tiny_recipe: Callable[..., Path]) -> None:
+def test_the_command_takes_a_stage(
+    staged: Path, photos: Path, cli: Cli, tiny_recipe: Callable[..., Path]
+) -> None:
     def inspect(*arguments: object) -> tuple[int, str, str]:
         return cli("data", "inspect", photos, "--images", 4, "--workers", 0, *arguments)
 
     for chosen, said in (((), "early"), (("--stage", "late"), "late")):
         code, out, err = inspect("--recipe", staged, *chosen)
         assert (code, err) == (0, "")
-        assert out.replace("\n            ", "").splitlines()[-1].endswith(f"{staged}, stage {said}")
+        assert (
+            out.replace("\n            ", "").splitlines()[-1].endswith(f"{staged}, stage {said}")
+        )
     plain = tiny_recipe({}, name="plain")
     for arguments, said in (
         (("--stage", "late"), "--stage: is of --recipe; give both, or neither"),
-        (("--recipe", plain, "--stage", "late"), "--stage late: the recipe has no stage 'late'; it has none"),
+        (
+            ("--recipe", plain, "--stage", "late"),
+            "--stage late: the recipe has no stage 'late'; it has none",
+        ),
     ):
         code, out, err = inspect(*arguments)
         assert (code, out, said in err) == (2, "", True)
 
 
 def test_data_of_a_stage_is_seen_as_in_that_stage(staged: Path, cli: Cli) -> None:
-    for name, said in (("data.train", "data.train, stage early"), ("stages.late.data.train", "stages.late.data.train")):
+    for name, said in (
+        ("data.train", "data.train, stage early"),
+        ("stages.late.data.train", "stages.late.data.train"),
+    ):
         code, out, err = cli("data", "inspect", f"{staged}:{name}", "--images", 4, "--workers", 0)
         assert (code, err) == (0, "")
         assert out.splitlines()[-1].endswith(said)

@@ -1,4 +1,6 @@
-"""Generated recipes and overrides: each loads, or is an InputError; what loads reads back equal; what is sound can be planned."""
+"""Generated recipes and overrides: each loads, or is an InputError; what loads reads back equal;
+what is sound can be planned.
+"""
 
 import math
 from pathlib import Path
@@ -24,14 +26,21 @@ from distill.recipe.text import MAX_DEPTH, TextError, dump, parse
 
 BASE: dict[str, Any] = {
     "name": "generated",
-    "data": {"train": {"kind": "fashion_mnist", "split": "train"}, "image_size": 16, "num_workers": 0},
+    "data": {
+        "train": {"kind": "fashion_mnist", "split": "train"},
+        "image_size": 16,
+        "num_workers": 0,
+    },
     "teacher": {"model": "cifar_resnet14", "weights": "random"},
     "student": {"model": "cifar_resnet8", "optimizer": {"name": "momentum", "lr": 0.1}},
     "students": {"a": {}, "b": {"objective": {"soft": {"loss": "dkd"}}}},
     "train": {"budget": "2 epochs", "batch_size_global": 64},
 }
 quick = settings(
-    max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=40,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 scalars = st.one_of(
     st.none(),
@@ -40,18 +49,56 @@ scalars = st.one_of(
     st.floats(),
     st.text(max_size=12),
     st.sampled_from(
-        ["1e-3", "010", "1:30", "on", "2024-01-01", "None", "a\0b", "\ud800", "~nobody/x", "1e400", ".nan"]
+        [
+            "1e-3",
+            "010",
+            "1:30",
+            "on",
+            "2024-01-01",
+            "None",
+            "a\0b",
+            "\ud800",
+            "~nobody/x",
+            "1e400",
+            ".nan",
+        ]
     ),
 )
 trees = st.recursive(
     scalars,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(scalars.filter(lambda s: s == s), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(scalars.filter(lambda s: s == s), inner, max_size=3)
+    ),
     max_leaves=8,
 )
-KEYS = sorted({key.path.replace("NAME", "a") for key in each_key() if not key.path.startswith("stages.")})
-EXTREMES = [0, 1e-308, 1e-30, 1e-3, 0.5, 1, 2, 7, 64, 1e3, 10**6, 1e30, 1e38, 1e308, 10**9, 10**18, 2**63, -1]
+KEYS = sorted(
+    {key.path.replace("NAME", "a") for key in each_key() if not key.path.startswith("stages.")}
+)
+EXTREMES = [
+    0,
+    1e-308,
+    1e-30,
+    1e-3,
+    0.5,
+    1,
+    2,
+    7,
+    64,
+    1e3,
+    10**6,
+    1e30,
+    1e38,
+    1e308,
+    10**9,
+    10**18,
+    2**63,
+    -1,
+]
 LENGTHS = [
-    f"{amount} {unit}" for amount in (0, 0.01, 1, 3, 10**9, 10**23) for unit in ("epochs", "iterations", "samples")
+    f"{amount} {unit}"
+    for amount in (0, 0.01, 1, 3, 10**9, 10**23)
+    for unit in ("epochs", "iterations", "samples")
 ]
 POLICIES = [
     "rand-m9999-n99999999",
@@ -82,7 +129,9 @@ def loaded(path: Path, *overrides: str) -> Recipe | None:
 def assert_reads_back(recipe: Recipe, folder: Path) -> None:
     for ascii_only in (False, True):
         again = folder / "again.yaml"
-        again.write_text(dump_recipe(recipe, ascii_only=ascii_only), encoding="ascii" if ascii_only else "utf-8")
+        again.write_text(
+            dump_recipe(recipe, ascii_only=ascii_only), encoding="ascii" if ascii_only else "utf-8"
+        )
         assert load_recipe(again) == recipe
         assert recipe_digest(load_recipe(again)) == recipe_digest(recipe)
 
@@ -91,7 +140,10 @@ def assert_reads_back(recipe: Recipe, folder: Path) -> None:
 @given(key=st.sampled_from(KEYS), value=trees)
 @example(key="students.a.optimizer.args", value={"betas": [0.9, 0.99], "1e3": "1e-3"})
 @example(key="description", value="1e-3")
-@example(key="teacher.model_args", value={"a": "None", "b": "010", "c": "1:30", "d": "yes", "e": "2024-01-01"})
+@example(
+    key="teacher.model_args",
+    value={"a": "None", "b": "010", "c": "1:30", "d": "yes", "e": "2024-01-01"},
+)
 def test_any_value_at_any_key(key: str, value: Any, tmp_path: Path) -> None:
     tree: Any = value
     for part in reversed(key.split(".")):
@@ -106,7 +158,12 @@ def test_any_value_at_any_key(key: str, value: Any, tmp_path: Path) -> None:
 def test_any_tree(tree: Any, tmp_path: Path) -> None:
     loaded(write(tmp_path, tree))
     loaded(write(tmp_path, {**BASE, "students": tree, "stages": tree}))
-    loaded(write(tmp_path, {**BASE, "train": {"budget": None}, "stages": [{"name": "x", "students": tree}, tree]}))
+    loaded(
+        write(
+            tmp_path,
+            {**BASE, "train": {"budget": None}, "stages": [{"name": "x", "students": tree}, tree]},
+        )
+    )
 
 
 @quick
@@ -127,7 +184,17 @@ def test_any_file(text: str | bytes, tmp_path: Path) -> None:
 
 @quick
 @given(
-    key=st.sampled_from([*KEYS, "students.c", "students", "student", "extends", "stages.a.budget", "a." * 30_000 + "b"])
+    key=st.sampled_from(
+        [
+            *KEYS,
+            "students.c",
+            "students",
+            "student",
+            "extends",
+            "stages.a.budget",
+            "a." * 30_000 + "b",
+        ]
+    )
     | st.text(max_size=12),
     value=st.text(max_size=20) | trees.map(lambda tree: yaml.safe_dump(tree)),
 )
@@ -159,7 +226,7 @@ def yaml_text(key: Any) -> str:
     return key if isinstance(key, str) else dump([key]).removeprefix("- ").strip().strip("'")
 
 
-# ---- what check calls sound can be planned -----------------------------------------------------------------------------
+# ---- what check calls sound can be planned -------------------------------------------------------
 
 
 @settings(quick, max_examples=60)
@@ -173,7 +240,10 @@ def yaml_text(key: Any) -> str:
 @example(key="student.objective.soft", value={"loss": "kl", "temperature": 1e-308})
 @example(key="data.num_workers", value=10**9)
 @example(key="data.augment", value={"crop": "padded", "padding": 10**9})
-@example(key="student.schedule", value={"name": "step", "milestones": ["1 iterations"] * 50, "decay_factor": 1e30})
+@example(
+    key="student.schedule",
+    value={"name": "step", "milestones": ["1 iterations"] * 50, "decay_factor": 1e30},
+)
 @example(key="train.timeout_s", value=10**18)
 def test_what_is_sound_can_be_planned(key: str, value: Any, tmp_path: Path) -> None:
     tree: Any = value
@@ -188,19 +258,27 @@ def test_what_is_sound_can_be_planned(key: str, value: Any, tmp_path: Path) -> N
         (stage,) = plan.stages
         lengths = (stage.last_step, stage.order.steps_per_epoch, recipe.train.batch_size_global)
         students = stage.recipe.students.values()
-        schedules = [resolve_schedule(student.schedule, student.optimizer.lr, *lengths) for student in students]
-    except InputError:  # of the schedules: a warm-up in another unit than the budget, which only the data can compare
+        schedules = [
+            resolve_schedule(student.schedule, student.optimizer.lr, *lengths)
+            for student in students
+        ]
+    # of the schedules: a warm-up in another unit than the budget, which only the data can compare
+    except InputError:
         return
     for lr_at in schedules:
-        assert all(math.isfinite(lr_at(step)) for step in (0, 1, stage.last_step // 2, stage.last_step))
+        assert all(
+            math.isfinite(lr_at(step)) for step in (0, 1, stage.last_step // 2, stage.last_step)
+        )
     data = recipe.data
     mixing = Mixing(num_classes=10, image_size=data.image_size, seed=0, **data.mixing.model_dump())
     mixing.plan(0, stage.order.epoch_order(0)[:2] * 0 + [0, 1]) if mixing.enabled else None
-    transform = TrainTransform(image_size=data.image_size, **data.augment.model_dump(exclude={"repeats"}))
+    transform = TrainTransform(
+        image_size=data.image_size, **data.augment.model_dump(exclude={"repeats"})
+    )
     assert transform(Image.new("RGB", (28, 28))).shape == (data.image_size, data.image_size, 3)
 
 
-# ---- by hand -----------------------------------------------------------------------------------------------------------
+# ---- by hand -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -241,10 +319,17 @@ def test_scalars_are_read_as_people_mean_them(text: str, value: Any) -> None:
         ("a: !!timestamp 2024-01-01", "!!timestamp: a recipe has no tags"),
         ("a: &x [*x]", "an alias inside what it stands for"),
         ("[" * 20_000, f"nested more than {MAX_DEPTH} deep"),
-        ("\n".join([f"a{i}: &a{i} [*a{i - 1}]" if i else "a0: &a0 [x]" for i in range(60)]), "nested more than"),
-        ("a0: &a0 [x]\n" + "\n".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 30)), "100,000 values"),
+        (
+            "\n".join([f"a{i}: &a{i} [*a{i - 1}]" if i else "a0: &a0 [x]" for i in range(60)]),
+            "nested more than",
+        ),
+        (
+            "a0: &a0 [x]\n"
+            + "\n".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 30)),
+            "100,000 values",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_yaml_would_read_otherwise_is_refused(text: str, says: str) -> None:
     with pytest.raises(TextError) as info:
         parse(text)
@@ -256,7 +341,10 @@ def test_what_yaml_would_read_otherwise_is_refused(text: str, says: str) -> None
     [
         (
             "student.model=no",
-            "students.a.model: should be a valid string, not False: YAML reads yes, no, on and off so",
+            (
+                "students.a.model: should be a valid string, not False: YAML reads yes, no, on and"
+                " off so"
+            ),
         ),
         ("name=1e5", "name: should be a valid string, not 100000.0: put the text in quotes"),
         ("seed=1e3", "seed: should be a valid integer, not 1000.0: write 1000"),
@@ -267,11 +355,20 @@ def test_what_yaml_would_read_otherwise_is_refused(text: str, says: str) -> None
             "students.a.optimizer.lr: should be at most 1e+30, not 1e+31: weights are float32",
         ),
         ("data.augment.auto_augment=rand-m9-n99", "data.augment.auto_augment: section 'n99'"),
-        ("student.model_args={depth: 1000000000}", "students.a.model_args: depth: should be at most 100,000"),
-        ("student.model_args={a: [1, {b: [9999999]}]}", "students.a.model_args: a.b: should be at most 100,000"),
+        (
+            "student.model_args={depth: 1000000000}",
+            "students.a.model_args: depth: should be at most 100,000",
+        ),
+        (
+            "student.model_args={a: [1, {b: [9999999]}]}",
+            "students.a.model_args: a.b: should be at most 100,000",
+        ),
         ("student.ema.decays=[0.9, 0.9]", "students.a.ema.decays: two decays are the same"),
         ("students." + "x" * 200 + "={}", ": should have at most 100 characters"),
-        ("data.augment={crop: padded, padding: 17}", "data: augment.padding 17 is more than image_size 16"),
+        (
+            "data.augment={crop: padded, padding: 17}",
+            "data: augment.padding 17 is more than image_size 16",
+        ),
     ],
 )
 def test_a_message_says_what_to_write(override: str, says: str, tmp_path: Path) -> None:
@@ -287,10 +384,18 @@ def test_what_is_left_out_is_filled_in_and_said(tmp_path: Path) -> None:
         "student: {model: cifar_resnet8}\ntrain: {budget: 40 epochs}\n"
     )
     recipe, notes = read_recipe(path)
-    assert (recipe.name, list(recipe.students), recipe.train.batch_size_global) == ("my", ["student"], 256)
+    assert (recipe.name, list(recipe.students), recipe.train.batch_size_global) == (
+        "my",
+        ["student"],
+        256,
+    )
     student = recipe.at_stage(0).students["student"]
     assert student.objective == Objective(hard=CE(loss="ce"), soft=KL(loss="kl"))
-    assert (student.optimizer.name, student.optimizer.lr, student.optimizer.weight_decay) == ("adamw", 5e-4, 0.05)
+    assert (student.optimizer.name, student.optimizer.lr, student.optimizer.weight_decay) == (
+        "adamw",
+        5e-4,
+        0.05,
+    )
     assert str(student.schedule.warmup) == "2 epochs"
     assert [note.split(":")[0] for note in notes] == [
         "students.student.objective",
@@ -298,8 +403,16 @@ def test_what_is_left_out_is_filled_in_and_said(tmp_path: Path) -> None:
         "students.student.optimizer.lr",
     ]
     # A rate that is written is the rate; an optimizer that is named stands as it is written.
-    assert load_recipe(path, ["student.optimizer.lr=2e-3"]).at_stage(0).students["student"].optimizer.lr == 2e-3
-    named = load_recipe(path, ["student.optimizer={name: sgd, lr: 0.1}", "teacher=null"]).students["student"]
+    assert (
+        load_recipe(path, ["student.optimizer.lr=2e-3"])
+        .at_stage(0)
+        .students["student"]
+        .optimizer.lr
+        == 2e-3
+    )
+    named = load_recipe(path, ["student.optimizer={name: sgd, lr: 0.1}", "teacher=null"]).students[
+        "student"
+    ]
     assert (named.optimizer.weight_decay, str(named.schedule.warmup)) == (0.0, "0 iterations")
     assert named.objective == Objective(hard=CE(loss="ce"))
     with pytest.raises(InputError, match=r"students\.student\.optimizer\.lr: missing"):

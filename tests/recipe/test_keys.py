@@ -1,4 +1,6 @@
-"""Descriptions of keys: every key has one, docs/recipes.md is generated from them, and editors get a schema of the files people write."""
+"""Descriptions of keys: every key has one, docs/recipes.md is generated from them, and editors get
+a schema of the files people write.
+"""
 
 import re
 from pathlib import Path
@@ -53,14 +55,41 @@ def test_a_prefix_chooses() -> None:
         parts_below("optimiser")
 
 
-# ---- the schema for editors --------------------------------------------------------------------------------------------
+# ---- the schema for editors ----------------------------------------------------------------------
 
 
 def faults(value: Any, schema: Any, whole: Any, at: str = "") -> list[str]:
     """What of a value breaks a schema: the words of JSON schema that ours uses, and no others."""
-    known = {"$ref", "$defs", "$schema", "anyOf", "type", "properties", "additionalProperties", "patternProperties"}
-    known |= {"propertyNames", "items", "prefixItems", "enum", "const", "pattern", "minimum", "maximum", "multipleOf"}
-    known |= {"exclusiveMinimum", "exclusiveMaximum", "minItems", "maxItems", "minLength", "maxLength", "maxProperties"}
+    known = {
+        "$ref",
+        "$defs",
+        "$schema",
+        "anyOf",
+        "type",
+        "properties",
+        "additionalProperties",
+        "patternProperties",
+    }
+    known |= {
+        "propertyNames",
+        "items",
+        "prefixItems",
+        "enum",
+        "const",
+        "pattern",
+        "minimum",
+        "maximum",
+        "multipleOf",
+    }
+    known |= {
+        "exclusiveMinimum",
+        "exclusiveMaximum",
+        "minItems",
+        "maxItems",
+        "minLength",
+        "maxLength",
+        "maxProperties",
+    }
     assert schema.keys() <= known | {"description", "default"}, schema.keys() - known
     if "$ref" in schema:
         return faults(value, whole["$defs"][schema["$ref"].rpartition("/")[2]], whole, at)
@@ -69,10 +98,17 @@ def faults(value: Any, schema: Any, whole: Any, at: str = "") -> list[str]:
         return [] if [] in tried else min(tried, key=len)
     if "const" in schema or "enum" in schema:
         return [] if value in schema.get("enum", [schema.get("const")]) else [at]
-    types = {"string": str, "integer": int, "number": (int, float), "boolean": bool, "null": type(None)}
+    types = {
+        "string": str,
+        "integer": int,
+        "number": (int, float),
+        "boolean": bool,
+        "null": type(None),
+    }
     types |= {"object": dict, "array": list}
     if "type" in schema and (
-        not isinstance(value, types[schema["type"]]) or (isinstance(value, bool) and schema["type"] != "boolean")
+        not isinstance(value, types[schema["type"]])
+        or (isinstance(value, bool) and schema["type"] != "boolean")
     ):
         return [at]
     if isinstance(value, str):
@@ -92,7 +128,11 @@ def faults(value: Any, schema: Any, whole: Any, at: str = "") -> list[str]:
         return found
     if isinstance(value, list):
         each = schema.get("prefixItems") or [schema.get("items", {})] * len(value)
-        return [fault for inner, below in zip(value, each, strict=True) for fault in faults(inner, below, whole, at)]
+        return [
+            fault
+            for inner, below in zip(value, each, strict=True)
+            for fault in faults(inner, below, whole, at)
+        ]
     if isinstance(value, int | float) and not isinstance(value, bool):
         low, high = schema.get("minimum", value), schema.get("maximum", value)
         inside = low <= value <= high and value > schema.get("exclusiveMinimum", float("-inf"))
@@ -115,7 +155,10 @@ def test_shipped_files_are_valid(path: Path) -> None:
         ("train: {budget: 300}", ".train.budget"),
         ("student: {schedule: {warmup: 100%}}", ".student.schedule.warmup"),
         ("student: {optimizer: {lr: -1}}", ".student.optimizer.lr"),
-        ("students: {kd: {objective: {soft: {loss: kl, temprature: 2}}}}", ".students.kd.objective.soft.temprature"),
+        (
+            "students: {kd: {objective: {soft: {loss: kl, temprature: 2}}}}",
+            ".students.kd.objective.soft.temprature",
+        ),
         ("students: {a b: {}}", ".students.a b"),
         ("data: {train: {kind: streem}}", ".data.train.kind"),
         ("stages: [{name: a, student: {modle: x}}]", ".stages.student.modle"),
@@ -128,5 +171,8 @@ def test_a_typo_is_not(text: str, at: str) -> None:
 
 def test_what_a_file_may_leave_out_or_set_to_null() -> None:
     assert faults(parse("student: {schedule: {warmup: 5%}}"), SCHEMA, SCHEMA) == []
-    text = "students: {kd: null, dkd: {}}\ntrain: {budget: null}\nstages: [{students: {dkd: {objective: {hard: null}}}}]\nteacher: null"
+    text = (
+        "students: {kd: null, dkd: {}}\ntrain: {budget: null}\nstages: [{students: {dkd:"
+        " {objective: {hard: null}}}}]\nteacher: null"
+    )
     assert faults(parse(text), SCHEMA, SCHEMA) == []

@@ -1,7 +1,8 @@
-"""A SLURM cluster on this machine: slurmctld and two slurmd for real, from Debian's slurm-wlm, with nothing outside a folder.
+"""A SLURM cluster on this machine: slurmctld and two slurmd for real, from Debian's slurm-wlm, with
+nothing outside a folder.
 
-One processor a node, so that a node takes one job at a time. No accounts, no cgroups, no MUNGE: what is tested is what SLURM does to
-jobs, and that needs none of them.
+One processor a node, so that a node takes one job at a time. No accounts, no cgroups, no MUNGE:
+what is tested is what SLURM does to jobs, and that needs none of them.
 """
 
 import os
@@ -23,7 +24,8 @@ PROGRAMS = ("slurmctld", "slurmd", "sbatch", "srun", "scancel", "scontrol")
 TIMEOUT_S = 600
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
 
-# cred_expire: how long a requeued job waits, 120 s by default. "urgent" preempts jobs of "patient", which get 60 s to end.
+# cred_expire: how long a requeued job waits, 120 s by default. "urgent" preempts jobs of "patient",
+# which get 60 s to end.
 CONFIGURATION = """\
 ClusterName=tests
 SlurmctldHost={host}(127.0.0.1)
@@ -103,7 +105,9 @@ class Job:
 
     def wait(self, timeout_s: float = TIMEOUT_S, *also: str) -> str:
         """Until it is in a state that it has ended in, or in one of `also`; that state."""
-        self.cluster.until(lambda: self.state in (*ENDED, *also), f"job {self.name} ends", self, timeout_s)
+        self.cluster.until(
+            lambda: self.state in (*ENDED, *also), f"job {self.name} ends", self, timeout_s
+        )
         return self.state
 
     def wait_for_restart(self, restarts: int) -> None:
@@ -114,8 +118,13 @@ class Job:
 
         def requeued() -> bool:
             facts = self.facts()
-            assert facts["JobState"] not in ENDED, self.cluster.told(f"{facts['JobState']}, not requeued", self)
-            return int(facts["Restarts"]) == restarts and facts["JobState"] in ("PENDING", "RUNNING")
+            assert facts["JobState"] not in ENDED, self.cluster.told(
+                f"{facts['JobState']}, not requeued", self
+            )
+            return int(facts["Restarts"]) == restarts and facts["JobState"] in (
+                "PENDING",
+                "RUNNING",
+            )
 
         self.cluster.until(requeued, f"job {self.name} is requeued for restart {restarts}", self)
         if self.state == "PENDING":
@@ -134,19 +143,26 @@ class Cluster:
         self._conf = folder / "slurm.conf"
         host = socket.gethostname().split(".")[0]
         self._conf.write_text(CONFIGURATION.format(host=host, ports=ports, folder=folder))
-        # A job gets the environment of who submits it. The environment that the tests run in must be found, as a user's would.
+        # A job gets the environment of who submits it. The environment that the tests run in must
+        # be found, as a user's would.
         ours = {
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin:/sbin",
             "SLURM_CONF": str(self._conf),
         }
-        kept = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM", "OMP_", "DISTILL_"))}
+        kept = {
+            key: value
+            for key, value in os.environ.items()
+            if not key.startswith(("SLURM", "OMP_", "DISTILL_"))
+        }
         self._environment = {**kept, **ours}
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
         try:
             self._start("slurmctld", "slurmctld", "-D", "-c")
             for node in NODES:
                 self.start_node(node)
-            self.until(lambda: self._idle() == len(NODES), "both nodes are idle", timeout_s=TIMEOUT_S)
+            self.until(
+                lambda: self._idle() == len(NODES), "both nodes are idle", timeout_s=TIMEOUT_S
+            )
         except BaseException:
             self.stop()
             raise
@@ -190,10 +206,18 @@ class Cluster:
 
     def submit(self, *arguments: object, log: str = "job-%j.log") -> Job:
         """sbatch with these arguments, from the cluster's folder."""
-        name = self.call("sbatch", "--parsable", f"--output={self.folder}/{log}", *map(str, arguments)).strip()
+        name = self.call(
+            "sbatch", "--parsable", f"--output={self.folder}/{log}", *map(str, arguments)
+        ).strip()
         return Job(self, name, self.folder / log.replace("%j", name))
 
-    def until(self, true: Callable[[], bool], what: str, job: Job | None = None, timeout_s: float = TIMEOUT_S) -> None:
+    def until(
+        self,
+        true: Callable[[], bool],
+        what: str,
+        job: Job | None = None,
+        timeout_s: float = TIMEOUT_S,
+    ) -> None:
         """Wait until something is so; fail with the logs if it takes too long."""
         deadline = time.monotonic() + timeout_s
         while not true():
@@ -205,13 +229,16 @@ class Cluster:
         """A message with what SLURM and the job have logged."""
         parts = [what]
         if job:
-            parts += [self.call("scontrol", "show", "job", job.name, check=False), f"--- {job.name}\n{job.log[-6000:]}"]
+            parts += [
+                self.call("scontrol", "show", "job", job.name, check=False),
+                f"--- {job.name}\n{job.log[-6000:]}",
+            ]
         for name in ("slurmctld", *NODES):
             log = self.folder / f"{name}.log"
             parts.append(f"--- {name}\n{log.read_text()[-1500:] if log.exists() else 'no log'}")
         return "\n".join(parts)
 
-    # ---- processes ---------------------------------------------------------------------------------------------------
+    # ---- processes -------------------------------------------------------------------------------
 
     def _ours(self) -> Iterator[tuple[int, dict[str, str]]]:
         """Process ids and environments of everything that this cluster has started."""
@@ -232,8 +259,14 @@ class Cluster:
 
     def kill_node(self, node: str) -> None:
         """As if its power failed: slurmd, slurmstepd and every task of it, with SIGKILL."""
-        tasks = [pid for pid, environment in self._ours() if environment.get("SLURMD_NODENAME") == node]
-        managers = {parent for pid in tasks if (parent := parent_of(pid)) and name_of(parent).startswith("slurmstepd")}
+        tasks = [
+            pid for pid, environment in self._ours() if environment.get("SLURMD_NODENAME") == node
+        ]
+        managers = {
+            parent
+            for pid in tasks
+            if (parent := parent_of(pid)) and name_of(parent).startswith("slurmstepd")
+        }
         assert managers, f"{node} runs nothing"
         self._daemons[node].kill()
         for pid in (*managers, *tasks):

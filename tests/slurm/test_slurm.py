@@ -1,6 +1,8 @@
-"""The shipped scripts under a real SLURM, on two nodes of this machine: one job to its end, stopped in every way, and gone on with.
+"""The shipped scripts under a real SLURM, on two nodes of this machine: one job to its end, stopped
+in every way, and gone on with.
 
-Each sitting of a job costs about ten seconds of imports, so a job is stopped several times, and the undisturbed run is shared.
+Each sitting of a job costs about ten seconds of imports, so a job is stopped several times, and the
+undisturbed run is shared.
 """
 
 import json
@@ -17,12 +19,15 @@ from tiny import assert_equal_tensors, records, tensors, write_recipe
 SCRIPTS = Path(__file__).parents[2] / "launchers" / "slurm"
 TRAIN, SWEEP = SCRIPTS / "train.sbatch", SCRIPTS / "sweep.sbatch"
 NUM_STEPS = 200
-# Steps of some 20 ms: a signal is answered within a second, and three of them must find the run going.
+# Steps of some 20 ms: a signal is answered within a second, and three of them must find the run
+# going.
 RECIPE: dict[str, Any] = {
     "train": {"budget": f"{NUM_STEPS} iterations", "batch_size_global": 64, "micro_batch_size": 32},
     "evaluate": {"every": f"{NUM_STEPS} iterations"},
     "checkpoint": {"every": "25 iterations"},
-    "students": {"kd": {"objective": {"hard": {"loss": "ce"}, "soft": {"loss": "kl", "temperature": 2.0}}}},
+    "students": {
+        "kd": {"objective": {"hard": {"loss": "ce"}, "soft": {"loss": "kl", "temperature": 2.0}}}
+    },
 }
 # Within which a job whose node is gone must end. Measured: 15 s, 10 of them given to the node.
 FAIL_FAST_S = 40
@@ -64,7 +69,9 @@ def step_of(output: Path) -> int:
 
 def losses(output: Path) -> list[tuple[int, Any]]:
     """Step and losses of each step."""
-    return [(line["step"], line["students"]) for line in records(output) if line["event"] == "train"]
+    return [
+        (line["step"], line["students"]) for line in records(output) if line["event"] == "train"
+    ]
 
 
 def trained(cluster: Cluster, job: Job, output: Path, further: int = 5) -> int:
@@ -86,7 +93,9 @@ def test_a_job_on_two_nodes(whole: Path) -> None:
     assert [step for step, _ in losses(whole)] == list(range(1, NUM_STEPS + 1))
 
 
-def test_stopped_preempted_and_requeued_ends_with_the_same_weights(cluster: Cluster, whole: Path) -> None:
+def test_stopped_preempted_and_requeued_ends_with_the_same_weights(
+    cluster: Cluster, whole: Path
+) -> None:
     output = cluster.folder / "stopped"
     recipe = write_recipe(cluster.folder, RECIPE, name="stopped")
     job = cluster.submit("-N2", "-p", "patient", UNCHECKED, TRAIN, recipe)
@@ -108,12 +117,14 @@ def test_stopped_preempted_and_requeued_ends_with_the_same_weights(cluster: Clus
     trained(cluster, job, output)
     cluster.call("scontrol", "requeue", job.name)  # as preemption without a grace time
     job.wait_for_restart(3)
-    # On a busy machine a save may miss the time that SLURM grants at SIGTERM: then steps are made again, and what must hold is the end.
+    # On a busy machine a save may miss the time that SLURM grants at SIGTERM: then steps are made
+    # again, and what must hold is the end.
     print(f"{job.log.count('stopped after step')} of 3 stops were saved")
 
     assert job.wait() == "COMPLETED", cluster.told("", job)
     ended, undisturbed = tensors(output), tensors(whole)
-    # Each save averages BatchNorm's running statistics over the processes, and a stop is a save more: they agree within rounding.
+    # Each save averages BatchNorm's running statistics over the processes, and a stop is a save
+    # more: they agree within rounding.
     assert ended.keys() == undisturbed.keys()
     for key in [key for key in ended if "running_" in key]:
         torch.testing.assert_close(ended.pop(key), undisturbed.pop(key), rtol=1e-5, atol=1e-6)
@@ -121,7 +132,9 @@ def test_stopped_preempted_and_requeued_ends_with_the_same_weights(cluster: Clus
     assert losses(output) == losses(whole), "no step was made twice, none left out"
 
 
-def test_a_node_that_dies_ends_the_job_and_the_same_command_goes_on(cluster: Cluster, whole: Path) -> None:
+def test_a_node_that_dies_ends_the_job_and_the_same_command_goes_on(
+    cluster: Cluster, whole: Path
+) -> None:
     output = cluster.folder / "killed"
     recipe = write_recipe(cluster.folder, RECIPE, name="killed")
     job = cluster.submit("-N2", UNCHECKED, TRAIN, recipe)
@@ -147,13 +160,18 @@ def test_a_node_that_dies_ends_the_job_and_the_same_command_goes_on(cluster: Clu
 
 
 def test_a_sweep_signalled_in_one_task(cluster: Cluster) -> None:
-    """Two tasks with one setting: the first is stopped by a signal to its steps alone, and ends like the second."""
+    """Two tasks with one setting: the first is stopped by a signal to its steps alone, and ends
+    like the second.
+    """
     recipe = write_recipe(cluster.folder, RECIPE, name="swept")
     settings = cluster.folder / "settings.txt"
     settings.write_text(
-        "# the same twice\nseed=3 train.budget='100 iterations'\n\nseed=3 train.budget='100 iterations'\n"
+        "# the same twice\nseed=3 train.budget='100 iterations'\n\nseed=3 train.budget='100"
+        " iterations'\n"
     )
-    array = cluster.submit("--array=0-1", UNCHECKED, SWEEP, recipe, settings, "data.num_workers=1", log="sweep-%a.log")
+    array = cluster.submit(
+        "--array=0-1", UNCHECKED, SWEEP, recipe, settings, "data.num_workers=1", log="sweep-%a.log"
+    )
     tasks = [Job(cluster, f"{array.name}_{n}", cluster.folder / f"sweep-{n}.log") for n in (0, 1)]
     outputs = [cluster.folder / "runs" / "sweeps" / "swept-settings" / str(n) for n in (0, 1)]
     cluster.until(lambda: step_of(outputs[0]) >= 10, "the first task trains", tasks[0])
@@ -168,7 +186,9 @@ def test_a_sweep_signalled_in_one_task(cluster: Cluster) -> None:
 
 def test_what_fails_or_is_cancelled_is_not_requeued(cluster: Cluster) -> None:
     output = cluster.folder / "cancelled"
-    cancelled = cluster.submit("-N1", UNCHECKED, TRAIN, write_recipe(cluster.folder, RECIPE, name="cancelled"))
+    cancelled = cluster.submit(
+        "-N1", UNCHECKED, TRAIN, write_recipe(cluster.folder, RECIPE, name="cancelled")
+    )
     recipe = write_recipe(cluster.folder, RECIPE, name="failing")
     unknown = cluster.submit(TRAIN, recipe, "train.bugdet='3 iterations'")
     missing = cluster.submit(UNCHECKED, TRAIN, recipe, "data.train.path=nowhere")

@@ -13,7 +13,8 @@ _REST_S = 60.0
 
 
 class Ahead:
-    """Threads that come with the first wish and go with the process. Not for another process: make a new one after a fork.
+    """Threads that come with the first wish and go with the process. Not for another process: make
+    a new one after a fork.
 
     Args:
         begin: brings one shard here, or returns at once where that is done or under way elsewhere.
@@ -43,7 +44,10 @@ class Ahead:
             if wanted == self._wanted:
                 return
             self._brought &= set(wanted)
-            self._wanted, self._waiting = wanted, [shard for shard in wanted if shard not in self._brought]
+            self._wanted, self._waiting = (
+                wanted,
+                [shard for shard in wanted if shard not in self._brought],
+            )
             while len(self._threads) < min(_THREADS, len(wanted)):
                 thread = threading.Thread(target=self._run, name="shards-ahead", daemon=True)
                 self._threads.append(thread)
@@ -56,7 +60,10 @@ class Ahead:
             while True:
                 while self._waiting:
                     shard = self._waiting.pop(0)
-                    if shard not in self._in_hand and self._rests_until.get(shard, 0.0) < time.monotonic():
+                    if (
+                        shard not in self._in_hand
+                        and self._rests_until.get(shard, 0.0) < time.monotonic()
+                    ):
                         self._in_hand.add(shard)
                         return shard
                 self._wake.wait()

@@ -1,9 +1,11 @@
-"""The local shard cache: files that the processes of a machine make once and share, the least recently used given up first.
+"""The local shard cache: files that the processes of a machine make once and share, the least
+recently used given up first.
 
-A folder holds, of each key, NAME (the file), NAME.size (its bytes as it was made), NAME.part (being written), NAME.failed (why the last
-try to make it failed) and NAME.lock. Whoever makes a file holds an flock on NAME.lock, which the kernel lets go when its process dies,
-however it dies. So a lock file that nobody holds means nothing, and a part whose lock is free is rubbish. A file appears by rename, after
-its size: what is there is whole, or shows that it is not.
+A folder holds, of each key, NAME (the file), NAME.size (its bytes as it was made), NAME.part (being
+written), NAME.failed (why the last try to make it failed) and NAME.lock. Whoever makes a file holds
+an flock on NAME.lock, which the kernel lets go when its process dies, however it dies. So a lock
+file that nobody holds means nothing, and a part whose lock is free is rubbish. A file appears by
+rename, after its size: what is there is whole, or shows that it is not.
 """
 
 import errno
@@ -23,10 +25,12 @@ from distill.errors import InputError
 
 Make = Callable[[Path], None]
 
-# Background makers of a machine at a time: many more connections gain nothing, and servers take them for an attack.
+# Background makers of a machine at a time: many more connections gain nothing, and servers take
+# them for an attack.
 _SLOTS = 16
 _SLOT_POLL_S = 0.2
-# To look through the folder takes longer the more files are in it, so a process does it after so many, or so much.
+# To look through the folder takes longer the more files are in it, so a process does it after so
+# many, or so much.
 _UNSEEN_FILES = 64
 _UNSEEN_SHARE = 0.001
 
@@ -37,16 +41,20 @@ _UNLOCKABLE = {errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}
 
 
 class ShardCache:
-    """Files by key. Plain values, so it may be pickled and forked; safe between processes and threads.
+    """Files by key. Plain values, so it may be pickled and forked; safe between processes and
+    threads.
 
-    It may exceed its limit by what is being written (one file a process and thread at work), by one file that is larger than it, by
-    files given up while somebody has them open (those stay readable, and take their space, until they are closed), and by what other
-    processes have written since they last looked through the folder: each at most 64 files and a thousandth of the limit.
+    It may exceed its limit by what is being written (one file a process and thread at work), by one
+    file that is larger than it, by files given up while somebody has them open (those stay
+    readable, and take their space, until they are closed), and by what other processes have written
+    since they last looked through the folder: each at most 64 files and a thousandth of the limit.
 
-    What could not be made is not tried again by the same run for a minute, and for longer after each further failure, up to ten.
+    What could not be made is not tried again by the same run for a minute, and for longer after
+    each further failure, up to ten.
 
     Args:
-        folder: made where it is missing, for one user; on a local disk, since it is read at random and wants flock.
+        folder: made where it is missing, for one user; on a local disk, since it is read at random
+            and wants flock.
         size_bytes: the limit.
         run: what the processes of a run have in common; of the launcher if left out.
 
@@ -67,18 +75,21 @@ class ShardCache:
             raise self._unusable(error) from error
 
     def file(self, key: str, make: Make) -> Path:
-        """The file of a key. Where it is missing or damaged, `make` writes it, in one process at a time: the others wait for it.
+        """The file of a key. Where it is missing or damaged, `make` writes it, in one process at a
+        time: the others wait for it.
 
-        Where the limit is smaller than what is in use, it may be given up again before the caller opens it: ask once more then.
+        Where the limit is smaller than what is in use, it may be given up again before the caller
+        opens it: ask once more then.
 
         Args:
             key: any text that changes with the content.
-            make: writes a whole file at the path it is given. What it raises is passed on, and leaves nothing but its message.
+            make: writes a whole file at the path it is given. What it raises is passed on, and
+                leaves nothing but its message.
 
         Raises:
             InputError: the disk is full, or what `make` raised in the process that was waited for.
-            FailedElsewhere: the same for other errors, or the file was tried by this run a short while ago. Each of its processes would
-                else try for itself, one after the other.
+            FailedElsewhere: the same for other errors, or the file was tried by this run a short
+                while ago. Each of its processes would else try for itself, one after the other.
         """
         path = self._path(key)
         if not _whole(path):
@@ -95,7 +106,8 @@ class ShardCache:
         return _whole(self._path(key))
 
     def begin(self, key: str, make: Make) -> bool:
-        """Makes the file, unless it is there or being made by somebody. Returns whether it was made. Raises as `file`.
+        """Makes the file, unless it is there or being made by somebody. Returns whether it was
+        made. Raises as `file`.
 
         Waits until fewer than 16 of the machine make files in this way.
         """
@@ -143,7 +155,9 @@ class ShardCache:
             except OSError as error:
                 if error.errno not in _NO_ROOM:
                     raise
-                self._give_up(full=True)  # others may have filled the disk, and the limit was never reached
+                self._give_up(
+                    full=True
+                )  # others may have filled the disk, and the limit was never reached
                 made_bytes = self._written(path, make)
             self._unseen_files -= 1
             self._unseen_bytes -= made_bytes
@@ -161,7 +175,8 @@ class ShardCache:
         try:
             make(part)
             made_bytes = part.stat().st_size
-            # First the size, then the file: a size without its file is nothing, a file with another's size is damaged.
+            # First the size, then the file: a size without its file is nothing, a file with
+            # another's size is damaged.
             part_size.write_text(f"{made_bytes}\n")
             part_size.replace(_beside(path, "size"))
             part.replace(path)
@@ -176,9 +191,11 @@ class ShardCache:
                 left.unlink(missing_ok=True)
 
     def _give_up(self, full: bool = False) -> None:
-        """Removes the least recently used files until the rest keeps to the limit, and what dead writers left behind.
+        """Removes the least recently used files until the rest keeps to the limit, and what dead
+        writers left behind.
 
-        Nothing whose lock is held is touched: neither what is being written, nor what the caller has just made.
+        Nothing whose lock is held is touched: neither what is being written, nor what the caller
+          has just made.
 
         Args:
             full: the disk is: until there is room on it for two files like the largest, too.
@@ -208,12 +225,16 @@ class ShardCache:
             left |= sizes - {path for _, _, path in used}
             for path in left:
                 total_bytes -= self._clean(path)
-            wanted_bytes = 2 * max((size_bytes for _, size_bytes, _ in used), default=0) if full else 0
+            wanted_bytes = (
+                2 * max((size_bytes for _, size_bytes, _ in used), default=0) if full else 0
+            )
             removed_bytes = 0
             for _, size_bytes, path in sorted(used):
                 if total_bytes <= self.size_bytes and (
-                    # Of a quota the disk says nothing; and what somebody has open leaves it only when it is closed.
-                    not full or min(removed_bytes, shutil.disk_usage(self.folder).free) >= wanted_bytes
+                    # Of a quota the disk says nothing; and what somebody has open leaves it only
+                    # when it is closed.
+                    not full
+                    or min(removed_bytes, shutil.disk_usage(self.folder).free) >= wanted_bytes
                 ):
                     break
                 if self._remove(path):
@@ -223,7 +244,9 @@ class ShardCache:
             self._unseen_bytes = min(_UNSEEN_SHARE * self.size_bytes, self.size_bytes - total_bytes)
 
     def _clean(self, path: Path) -> int:
-        """Removes the rubbish beside a file, unless somebody is making the file. Returns the bytes of its parts."""
+        """Removes the rubbish beside a file, unless somebody is making the file. Returns the bytes
+        of its parts.
+        """
         with self._locked(path, wait=False) as mine:
             if not mine:
                 return 0
@@ -251,18 +274,22 @@ class ShardCache:
             return None
         free_gb = shutil.disk_usage(self.folder).free / 1e9
         return InputError(
-            f"data.shards.cache: {self.folder} is full ({error.strerror}; {free_gb:.1f} GB are free, after all was given up that could be): "
-            f"give a folder with more room, or remove other files from its disk. Shards that processes have open keep their room until those "
-            f"end, beyond data.shards.cache_gb, now {self.size_bytes / 1e9:g}: set that to less than the disk holds"
+            f"data.shards.cache: {self.folder} is full ({error.strerror}; {free_gb:.1f} GB are"
+            " free, after all was given up that could be): give a folder with more room, or remove"
+            " other files from its disk. Shards that processes have open keep their room until"
+            f" those end, beyond data.shards.cache_gb, now {self.size_bytes / 1e9:g}: set that to"
+            " less than the disk holds"
         )
 
     def _unusable(self, error: OSError) -> InputError:
         if error.errno in _UNLOCKABLE:
             return InputError(
-                f"data.shards.cache: {self.folder} does not know file locks ({error.strerror}): give a folder on a local disk"
+                f"data.shards.cache: {self.folder} does not know file locks ({error.strerror}):"
+                " give a folder on a local disk"
             )
         return self._full(error) or InputError(
-            f"data.shards.cache: {self.folder} cannot be written ({error.strerror}): give a folder that can"
+            f"data.shards.cache: {self.folder} cannot be written ({error.strerror}): give a folder"
+            " that can"
         )
 
 

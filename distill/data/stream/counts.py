@@ -1,4 +1,6 @@
-"""How many samples each shard holds, where neither manifest nor _info.json says: footers, indexes, counts kept from an earlier reading."""
+"""How many samples each shard holds, where neither manifest nor _info.json says: footers, indexes,
+counts kept from an earlier reading.
+"""
 
 import contextlib
 import hashlib
@@ -36,22 +38,31 @@ def with_counts(listing: Listing, localiser: Localiser, kept: Path, path: str, k
         key: the recipe key, for messages.
 
     Raises:
-        InputError: nobody says, and only reading every shard would tell; a shard without samples, or that is damaged.
+        InputError: nobody says, and only reading every shard would tell; a shard without samples,
+            or that is damaged.
         TransferFailed: a server that does not answer.
     """
     shards = listing.shards
     unknown = any(shard.num_samples is None for shard in shards)
-    unsure = any(shard.sha256 is None for shard in shards) or (localiser.fields.labelled and listing.classes is None)
+    unsure = any(shard.sha256 is None for shard in shards) or (
+        localiser.fields.labelled and listing.classes is None
+    )
     if listing.container == "parquet" and (unknown or unsure):
         listing = _from_footers(listing, localiser, key)
     elif unknown:
         local = all(shard.is_local for shard in shards)
         known = {} if local else _read_counts(kept, listing, localiser.fields)
-        counts = _by_index(shards, localiser, key) if local else [known.get(shard.identity, -1) for shard in shards]
+        counts = (
+            _by_index(shards, localiser, key)
+            if local
+            else [known.get(shard.identity, -1) for shard in shards]
+        )
         if -1 in counts:
             raise InputError(
-                f"{key}.path: nothing says how many samples the {len(shards)} shards of {path} hold (no manifest.json, no _info.json), and "
-                f"the order of a run rests on it: run distill data inspect '{path}' --count, which reads each shard once and keeps the counts"
+                f"{key}.path: nothing says how many samples the {len(shards)} shards of {path} hold"
+                " (no manifest.json, no _info.json), and the order of a run rests on it: run"
+                f" distill data inspect '{path}' --count, which reads each shard once and keeps the"
+                " counts"
             )
         listing = _counted(listing, counts)
     empty = next((shard.shown for shard in listing.shards if shard.num_samples == 0), None)
@@ -61,15 +72,19 @@ def with_counts(listing: Listing, localiser: Localiser, kept: Path, path: str, k
 
 
 def count_shards(
-    listing: Listing, localiser: Localiser, kept: Path, progress: Callable[[int, int], None] | None = None
+    listing: Listing,
+    localiser: Localiser,
+    kept: Path,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Listing:
     """Read every shard in threads, and keep each count for the runs of this machine as it comes.
 
-    A count that was broken off goes on; one that was finished is made anew. What fits of the shards stays in the cache.
-    `progress` is called with (shards done, shards) as they come.
+    A count that was broken off goes on; one that was finished is made anew. What fits of the shards
+    stays in the cache. `progress` is called with (shards done, shards) as they come.
 
     Raises:
-        InputError, DamagedShard, TransferFailed: of a shard that cannot be read; the counts made so far are kept.
+        InputError, DamagedShard, TransferFailed: of a shard that cannot be read; the counts made so
+            far are kept.
     """
     known = _read_counts(kept, listing, localiser.fields)
     if len(known) == len(listing.shards):
@@ -112,7 +127,8 @@ def _counted(listing: Listing, counts: Iterable[int]) -> Listing:
 def _by_index(shards: tuple[ListedShard, ...], localiser: Localiser, key: str) -> list[int]:
     """Of local tars, by their headers; the indexes stay in the cache."""
     if len(shards) > 1:
-        # Processes of the machine that start together share the work: each begins elsewhere, and passes over what another is at.
+        # Processes of the machine that start together share the work: each begins elsewhere, and
+        # passes over what another is at.
         first = os.getpid() * 7919 % len(shards)
         for shard in shards[first:] + shards[:first]:
             with contextlib.suppress(OSError):  # told below, of the first such shard in order
@@ -123,7 +139,7 @@ def _by_index(shards: tuple[ListedShard, ...], localiser: Localiser, key: str) -
         raise InputError(f"{key}.path: {error}: mend or remove the shard") from error
 
 
-# ---- counts that are kept --------------------------------------------------------------------------------------------
+# ---- counts that are kept ------------------------------------------------------------------------
 
 
 def _counts_file(kept: Path, listing: Listing, fields: Fields) -> Path:
@@ -139,7 +155,8 @@ def _sha256(text: str) -> str:
 def _keep_count(kept: Path, listing: Listing, fields: Fields, identity: str, count: int) -> None:
     place = _counts_file(kept, listing, fields)
     place.parent.mkdir(parents=True, exist_ok=True)
-    # One write at the end of the file, so that processes may do it at the same time; a line of its own even behind a torn one.
+    # One write at the end of the file, so that processes may do it at the same time; a line of its
+    # own even behind a torn one.
     with place.open("ab", buffering=0) as file:
         file.write(f"\n{json.dumps([_sha256(identity), count])}\n".encode())
 
@@ -159,7 +176,7 @@ def _read_counts(kept: Path, listing: Listing, fields: Fields) -> dict[str, int]
     return {identity: counts[said] for identity, said in sums.items() if said in counts}
 
 
-# ---- footers ---------------------------------------------------------------------------------------------------------
+# ---- footers -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -171,11 +188,22 @@ class _Footers:
 
 
 def _from_footers(listing: Listing, localiser: Localiser, key: str) -> Listing:
-    """Counts and class names from the last bytes of Parquet files, read once a machine: the other processes wait and take what is kept."""
+    """Counts and class names from the last bytes of Parquet files, read once a machine: the other
+    processes wait and take what is kept.
+    """
     fields, shards = localiser.fields, listing.shards
-    said: list[object] = [fields.image, fields.label, fields.labelled, *(shard.identity for shard in shards)]
-    if not all(shard.is_local or shard.sha256 is not None or shard.url.startswith("hf://") for shard in shards):
-        # Of a mere URL only the footer shows that it is another file: it is kept for the processes that start together.
+    said: list[object] = [
+        fields.image,
+        fields.label,
+        fields.labelled,
+        *(shard.identity for shard in shards),
+    ]
+    if not all(
+        shard.is_local or shard.sha256 is not None or shard.url.startswith("hf://")
+        for shard in shards
+    ):
+        # Of a mere URL only the footer shows that it is another file: it is kept for the processes
+        # that start together.
         said.append(int(time.time() / _TOGETHER_S))
     read: list[_Footers] = []
 
@@ -187,7 +215,10 @@ def _from_footers(listing: Listing, localiser: Localiser, key: str) -> Listing:
     footers = read[0] if read else _kept_footers(kept) or _read_footers(listing, localiser, key)
     for shard, (num_rows, _, _) in zip(shards, footers.shards, strict=True):
         if shard.num_samples not in (None, num_rows):
-            raise InputError(f"{key}.path: {shard.shown} holds {num_rows} rows, and {shard.num_samples} are promised")
+            raise InputError(
+                f"{key}.path: {shard.shown} holds {num_rows} rows, and {shard.num_samples} are"
+                " promised"
+            )
     listed = tuple(
         replace(shard, num_samples=num_rows, size_bytes=size_bytes, footer_sha256=sha256)
         for shard, (num_rows, size_bytes, sha256) in zip(shards, footers.shards, strict=True)
@@ -200,7 +231,10 @@ def _kept_footers(file: Path) -> _Footers | None:
     try:
         said = json.loads(file.read_text())
         classes = None if said["classes"] is None else tuple(map(str, said["classes"]))
-        return _Footers(classes, tuple((int(rows), int(size), str(sha256)) for rows, size, sha256 in said["shards"]))
+        return _Footers(
+            classes,
+            tuple((int(rows), int(size), str(sha256)) for rows, size, sha256 in said["shards"]),
+        )
     except (OSError, ValueError, LookupError, TypeError):
         return None
 
@@ -208,35 +242,56 @@ def _kept_footers(file: Path) -> _Footers | None:
 def _read_footers(listing: Listing, localiser: Localiser, key: str) -> _Footers:
     with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
         footers = list(
-            pool.map(lambda shard: _footer(shard, localiser.fields, localiser.transport, key), listing.shards)
+            pool.map(
+                lambda shard: _footer(shard, localiser.fields, localiser.transport, key),
+                listing.shards,
+            )
         )
     classes = footers[0][0].classes
     for shard, (footer, _) in zip(listing.shards, footers, strict=True):
         if footer.classes != classes:
             raise InputError(
-                f"{key}.path: {shard.shown} and {listing.shards[0].shown} name other classes in their schemas: give one data set, or one split of it"
+                f"{key}.path: {shard.shown} and {listing.shards[0].shown} name other classes in"
+                " their schemas: give one data set, or one split of it"
             )
-    return _Footers(classes, tuple((footer.num_rows, size_bytes, footer.sha256) for footer, size_bytes in footers))
+    return _Footers(
+        classes,
+        tuple((footer.num_rows, size_bytes, footer.sha256) for footer, size_bytes in footers),
+    )
 
 
-def _footer(shard: ListedShard, fields: Fields, transport: Transport, key: str) -> tuple[Footer, int]:
-    """What a footer says, and how many bytes the file has: one request, another for a size that nobody says or a very large footer."""
+def _footer(
+    shard: ListedShard, fields: Fields, transport: Transport, key: str
+) -> tuple[Footer, int]:
+    """What a footer says, and how many bytes the file has: one request, another for a size that
+    nobody says or a very large footer.
+    """
     try:
         size = shard.size_bytes if shard.size_bytes is not None else transport.size(shard.url)
         if size is None:
             raise InputError(
-                f"{shard.shown}: the server does not tell its size, which a Parquet file's footer is found by"
+                f"{shard.shown}: the server does not tell its size, which a Parquet file's footer"
+                " is found by"
             )
         tail = transport.read(shard.url, max(0, size - _TAIL_BYTES), size)
         if b"</html" in tail[-256:].lower():
-            raise DamagedShard("a web page (HTML) in place of a Parquet file: see what the server sends for its URL")
+            raise DamagedShard(
+                "a web page (HTML) in place of a Parquet file: see what the server sends for"
+                " its URL"
+            )
         needed = tail_size(tail[-8:])
         if needed > len(tail):
-            tail = transport.read(shard.url, max(0, size - needed), size, most_bytes=_MOST_FOOTER_BYTES)
-        footer = read_footer(tail[-needed:], image=fields.image, label=fields.label, labelled=fields.labelled)
+            tail = transport.read(
+                shard.url, max(0, size - needed), size, most_bytes=_MOST_FOOTER_BYTES
+            )
+        footer = read_footer(
+            tail[-needed:], image=fields.image, label=fields.label, labelled=fields.labelled
+        )
         return footer, size
     except DamagedShard as error:
-        raise InputError(f"{key}.path: {shard.shown}: {error}: fetch it again, or remove it") from error
+        raise InputError(
+            f"{key}.path: {shard.shown}: {error}: fetch it again, or remove it"
+        ) from error
     except InputError as error:
         named = str(error) if shard.shown in str(error) else f"{shard.shown}: {error}"
         raise InputError(named if named.startswith(key) else f"{key}.path: {named}") from error

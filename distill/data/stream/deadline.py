@@ -1,4 +1,6 @@
-"""HTTP answers that come in time: a timeout of the standard library begins anew with each byte, and a deadline does not."""
+"""HTTP answers that come in time: a timeout of the standard library begins anew with each byte, and
+a deadline does not.
+"""
 
 import functools
 import http.client
@@ -13,7 +15,8 @@ from distill.data.stream.body import Trouble
 
 
 class Deadline:
-    """Until when the next step of one request shall be done: all headers, redirects included; or a piece of the body.
+    """Until when the next step of one request shall be done: all headers, redirects included; or a
+    piece of the body.
 
     Args:
         timeout_s: without a byte.
@@ -36,7 +39,10 @@ class Deadline:
         """
         left_s = self._until - time.monotonic()
         if left_s <= 0:
-            raise Trouble(f"the answer's headers, or the next part of it, did not come within {self._step_s:g} s")
+            raise Trouble(
+                "the answer's headers, or the next part of it, did not come within"
+                f" {self._step_s:g} s"
+            )
         return min(self.timeout_s, left_s)
 
 
@@ -63,7 +69,9 @@ class _Raw(io.RawIOBase):
 
 
 class _Response(http.client.HTTPResponse):
-    def __init__(self, sock: socket.socket, *arguments: Any, deadline: Deadline, **options: Any) -> None:
+    def __init__(
+        self, sock: socket.socket, *arguments: Any, deadline: Deadline, **options: Any
+    ) -> None:
         super().__init__(sock, *arguments, **options)
         self.fp = io.BufferedReader(_Raw(self.fp, sock, deadline))
 
@@ -96,6 +104,8 @@ class _Https(urllib.request.HTTPSHandler):
         return self.do_open(connection, req)
 
 
-def http_handlers(deadline: Deadline, context: ssl.SSLContext) -> tuple[urllib.request.BaseHandler, ...]:
+def http_handlers(
+    deadline: Deadline, context: ssl.SSLContext
+) -> tuple[urllib.request.BaseHandler, ...]:
     """How urllib is to ask http:// and https:// so that the deadline holds."""
     return _Http(deadline), _Https(deadline, context)

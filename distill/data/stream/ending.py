@@ -1,6 +1,8 @@
-"""Threads and the end of the process: what is under way in C++ is waited for, which cannot bear that the interpreter goes.
+"""Threads and the end of the process: what is under way in C++ is waited for, which cannot bear
+that the interpreter goes.
 
-A daemon thread that comes back from Arrow while the interpreter is torn down aborts the process: 8 of 32 exits amid Parquet shards did.
+A daemon thread that comes back from Arrow while the interpreter is torn down aborts the process: 8
+of 32 exits amid Parquet shards did.
 """
 
 import atexit
@@ -30,14 +32,18 @@ def is_ending() -> bool:
 
 
 def stop_if_ending() -> None:
-    """Ends this thread when the process ends, by SystemExit: no failure, of which nobody need hear."""
+    """Ends this thread when the process ends, by SystemExit: no failure, of which
+    nobody need hear.
+    """
     if _state.is_ending:
         raise SystemExit
 
 
 @contextmanager
 def held_to_the_end() -> Iterator[None]:
-    """Work that the end of the process waits for; it calls `stop_if_ending` often. Raises SystemExit when it comes too late."""
+    """Work that the end of the process waits for; it calls `stop_if_ending` often. Raises
+    SystemExit when it comes too late.
+    """
     state = _state
     with state.changed:
         stop_if_ending()
@@ -45,7 +51,8 @@ def held_to_the_end() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        # What the frames behind it hold of C++ goes now. It would go behind the end's back: 3 of 115 such exits aborted, then none of 350.
+        # What the frames behind it hold of C++ goes now. It would go behind the end's back: 3 of
+        # 115 such exits aborted, then none of 350.
         traceback.clear_frames(error.__traceback__)
         raise
     finally:

@@ -1,4 +1,6 @@
-"""What the processes of a machine tell each other of a file that could not be made: why, how often in a row, and in which run."""
+"""What the processes of a machine tell each other of a file that could not be made: why, how often
+in a row, and in which run.
+"""
 
 import json
 import os
@@ -10,7 +12,8 @@ from typing import Any
 
 from distill.errors import InputError
 
-# A file that could not be made is left alone for so long by the whole run, and twice as long after each further failure.
+# A file that could not be made is left alone for so long by the whole run, and twice as long after
+# each further failure.
 _REST_S = 60.0
 _LONGEST_REST_S = 600.0
 # After which nobody wants to know any more.
@@ -18,18 +21,29 @@ _KEPT_S = 3600.0
 
 
 class FailedElsewhere(OSError):  # noqa: N818 - named for where it happened
-    """Another process, or this one a while ago, tried to make the file, and failed. The message is what it said."""
+    """Another process, or this one a while ago, tried to make the file, and failed. The message is
+    what it said.
+    """
 
 
 def run_token() -> str:
-    """What the processes of one run have in common, and no two runs: a new command tries anew what failed in the one before.
+    """What the processes of one run have in common, and no two runs: a new command tries anew what
+    failed in the one before.
 
-    Ranks find it in what their launcher tells them; a process that was started alone makes it up. Workers are handed it.
+    Ranks find it in what their launcher tells them; a process that was started alone makes it up.
+    Workers are handed it.
     """
     told = os.environ
-    if "TORCHELASTIC_RUN_ID" in told:  # "none" unless the user gives one, so the launcher's process too
-        return f"torchrun {told['TORCHELASTIC_RUN_ID']} {told.get('TORCHELASTIC_RESTART_COUNT')} {os.getppid()}"
-    if told.get("SLURM_STEP_NUM_TASKS", "1") != "1":  # of one task it may be a shell, in which many commands are given
+    if (
+        "TORCHELASTIC_RUN_ID" in told
+    ):  # "none" unless the user gives one, so the launcher's process too
+        return (
+            f"torchrun {told['TORCHELASTIC_RUN_ID']} {told.get('TORCHELASTIC_RESTART_COUNT')}"
+            f" {os.getppid()}"
+        )
+    if (
+        told.get("SLURM_STEP_NUM_TASKS", "1") != "1"
+    ):  # of one task it may be a shell, in which many commands are given
         return f"slurm {told.get('SLURM_JOB_ID')} {told.get('SLURM_STEP_ID')}"
     return uuid.uuid4().hex
 
@@ -38,13 +52,21 @@ def write_failure(place: Path, error: Exception, run: str) -> None:
     """Keep at `place` what was said; as one more in a row, if this run failed there before."""
     before = _read(place)
     row = 1 if before is None or before["run"] != run else before["row"] + 1
-    said = {"time": time.time(), "run": run, "row": row, "input": isinstance(error, InputError), "message": str(error)}
+    said = {
+        "time": time.time(),
+        "run": run,
+        "row": row,
+        "input": isinstance(error, InputError),
+        "message": str(error),
+    }
     with suppress(OSError):
         place.write_text(json.dumps(said))
 
 
 def raise_failure(place: Path, asked: float, run: str) -> None:
-    """Raises what a maker said that failed after `asked`, in seconds of this machine's clock; or that is of this run and rests."""
+    """Raises what a maker said that failed after `asked`, in seconds of this machine's clock; or
+    that is of this run and rests.
+    """
     said = _read(place)
     if said is None:
         return

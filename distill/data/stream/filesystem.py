@@ -9,14 +9,22 @@ from distill.data.stream.body import PIECE_BYTES, Body, Trouble
 from distill.errors import InputError
 
 # The package that a scheme needs, where its name differs.
-_PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "az": "adlfs"}
+_PACKAGES = {
+    "s3": "s3fs",
+    "s3a": "s3fs",
+    "gs": "gcsfs",
+    "gcs": "gcsfs",
+    "abfs": "adlfs",
+    "az": "adlfs",
+}
 # What reading itself changes in a local file's description.
 _FLEETING = {"atime", "nlink"}
 
 
 @contextmanager
 def open_file(url: str, start: int, end: int | None, again: bool) -> Iterator[Body]:
-    """Bytes [start, end) of a file. again: not the first try, so nothing that was remembered of the file is believed.
+    """Bytes [start, end) of a file. again: not the first try, so nothing that was remembered of the
+    file is believed.
 
     Timeouts are the file system's own.
 
@@ -33,7 +41,9 @@ def open_file(url: str, start: int, end: int | None, again: bool) -> Iterator[Bo
         info = fs.info(path)
         if info["type"] == "directory":
             raise InputError(f"{url} is a folder: give a file")
-        version = str(sorted((key, str(value)) for key, value in info.items() if key not in _FLEETING))
+        version = str(
+            sorted((key, str(value)) for key, value in info.items() if key not in _FLEETING)
+        )
     total = info.get("size")
     if end is not None:
         yield Body(start, total, version, _range(fs, path, start, end, total, url))
@@ -44,7 +54,9 @@ def open_file(url: str, start: int, end: int | None, again: bool) -> Iterator[Bo
         yield Body(start, total, version, _pieces(file, start, url))
 
 
-def _range(fs: Any, path: str, start: int, end: int, total: int | None, url: str) -> Iterator[bytes]:
+def _range(
+    fs: Any, path: str, start: int, end: int, total: int | None, url: str
+) -> Iterator[bytes]:
     if total is None or start < total:  # object stores refuse a range beyond the end
         with _explained(url):
             content = bytes(fs.cat_file(path, start, end))
@@ -79,10 +91,14 @@ def _explained(url: str) -> Iterator[None]:
         ) from error
     except ImportError as error:
         package = _PACKAGES.get(scheme, scheme)
-        raise InputError(f"{url}: {scheme}:// needs a package that is not installed: pip install {package}") from error
+        raise InputError(
+            f"{url}: {scheme}:// needs a package that is not installed: pip install {package}"
+        ) from error
     except ValueError as error:
         if "rotocol not known" in str(error):
             raise InputError(f"{url}: fsspec knows no {scheme}://: mend the scheme") from error
         raise Trouble(first_line(error)) from error
-    except Exception as error:  # the object stores' packages raise classes of their own, which are not OSError
+    except (
+        Exception
+    ) as error:  # the object stores' packages raise classes of their own, which are not OSError
         raise Trouble(f"{type(error).__name__}: {first_line(error)}") from error

@@ -22,7 +22,9 @@ _KEPT_S = 600.0
 
 @dataclass(frozen=True)
 class HubFile:
-    """url: hf://datasets/OWNER/NAME@COMMIT/FILE. name: FILE. size_bytes, sha256: as the Hub stores it."""
+    """url: hf://datasets/OWNER/NAME@COMMIT/FILE. name: FILE. size_bytes, sha256: as the Hub stores
+    it.
+    """
 
     url: str
     name: str
@@ -32,15 +34,20 @@ class HubFile:
 
 @dataclass(frozen=True)
 class HubFiles:
-    """root: the repository at its commit. classes: the names of the label's ClassLabel, where the repository has one."""
+    """root: the repository at its commit. classes: the names of the label's ClassLabel, where the
+    repository has one.
+    """
 
     root: str
     files: tuple[HubFile, ...]
     classes: tuple[str, ...] | None
 
 
-def list_hub_once(path: str, split: str | None, label: str | None, key: str, cache: ShardCache) -> HubFiles:
-    """As `list_hub`, which one process of a run asks on each machine: the others wait for it, and are all at its commit.
+def list_hub_once(
+    path: str, split: str | None, label: str | None, key: str, cache: ShardCache
+) -> HubFiles:
+    """As `list_hub`, which one process of a run asks on each machine: the others wait for it, and
+    are all at its commit.
 
     Raises:
         InputError: as `list_hub`, also of the process that was waited for.
@@ -69,7 +76,9 @@ def _kept(file: Path, run: str) -> HubFiles | None:
         if said["run"] != run or not 0 <= time.time() - said["time"] < _KEPT_S:
             return None
         classes = None if said["classes"] is None else tuple(map(str, said["classes"]))
-        return HubFiles(str(said["root"]), tuple(HubFile(**each) for each in said["files"]), classes)
+        return HubFiles(
+            str(said["root"]), tuple(HubFile(**each) for each in said["files"]), classes
+        )
     except (OSError, ValueError, LookupError, TypeError):
         return None
 
@@ -84,13 +93,16 @@ def list_hub(path: str, split: str | None, label: str | None, key: str) -> HubFi
         key: the recipe key, for messages.
 
     Raises:
-        InputError: no such repository, revision, split or files; a gate, or a Hub that is not reached.
+        InputError: no such repository, revision, split or files; a gate, or a Hub that is not
+            reached.
     """
     import datasets
 
     repo, revision, pattern = parse_hub_path(path, key)
     if pattern and split is not None:
-        raise InputError(f"{key}.split: {path} names files, which have no splits: set split to null")
+        raise InputError(
+            f"{key}.split: {path} names files, which have no splits: set split to null"
+        )
     builder = _builder(repo, revision, pattern, path, key)
     data_files = {str(name): files for name, files in (builder.config.data_files or {}).items()}
     urls = [str(url) for url in data_files[choose_split(split, list(data_files), path, key)]]
@@ -98,22 +110,34 @@ def list_hub(path: str, split: str | None, label: str | None, key: str) -> HubFi
     assert root is not None, urls[0]
     names = [url.removeprefix(f"{root[0]}/") for url in urls]
     if len(data_files) == 1:  # a pattern's, or files whose names `datasets` sees no split in
-        refuse_several(names, path, f"{key}.path", f"name the files of one, as in {path}/train-*.tar")
+        refuse_several(
+            names, path, f"{key}.path", f"name the files of one, as in {path}/train-*.tar"
+        )
     stored = _stored(repo, root[0].rpartition("@")[2], names, path, key)
-    files = tuple(HubFile(url, name, *stored.get(name, (None, None))) for url, name in zip(urls, names, strict=True))
+    files = tuple(
+        HubFile(url, name, *stored.get(name, (None, None)))
+        for url, name in zip(urls, names, strict=True)
+    )
     features = builder.info.features or {}
-    feature = next((features[name] for name in ([label] if label else ["label", "cls"]) if name in features), None)
-    return HubFiles(root[0], files, tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else None)
+    feature = next(
+        (features[name] for name in ([label] if label else ["label", "cls"]) if name in features),
+        None,
+    )
+    return HubFiles(
+        root[0], files, tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else None
+    )
 
 
 def parse_hub_path(path: str, key: str) -> tuple[str, str | None, str | None]:
     """(OWNER/NAME, revision, pattern of files) of hf://datasets/OWNER/NAME[@REVISION][/PATTERN]."""
     parts = re.fullmatch(
-        r"hf://datasets/([^/@]+/[^/@]+)(?:@(refs/(?:convert|pr)/[^/]+|[^/]+))?(?:/(.+))?", path.rstrip("/")
+        r"hf://datasets/([^/@]+/[^/@]+)(?:@(refs/(?:convert|pr)/[^/]+|[^/]+))?(?:/(.+))?",
+        path.rstrip("/"),
     )
     if parts is None:
         raise InputError(
-            f"{key}.path: {path}: data sets of the Hub are hf://datasets/OWNER/NAME, with @REVISION or /PATTERN behind"
+            f"{key}.path: {path}: data sets of the Hub are hf://datasets/OWNER/NAME, with @REVISION"
+            " or /PATTERN behind"
         )
     repo, revision, pattern = parts.groups()
     return repo, revision.replace("%2F", "/") if revision else None, pattern
@@ -136,31 +160,44 @@ def _builder(repo: str, revision: str | None, pattern: str | None, path: str, ke
         else:
             mend = "mend the name; for a private repository run `hf auth login`, or set HF_TOKEN"
         raise InputError(f"{key}.path: {path}: {reason.rstrip('.')}: {mend}") from error
-    except (FileNotFoundError, datasets.exceptions.DatasetsError) as error:  # no files that it knows, or of the pattern
+    except (
+        FileNotFoundError,
+        datasets.exceptions.DatasetsError,
+    ) as error:  # no files that it knows, or of the pattern
         raise InputError(
-            f"{key}.path: {path}: {first_line(error)}: give a pattern of its files, as in {path}/*.tar"
+            f"{key}.path: {path}: {first_line(error)}: give a pattern of its files, as in"
+            f" {path}/*.tar"
         ) from error
     except OSError as error:
         raise InputError(
-            f"{key}.path: {path}: {first_line(error)}: mend the way to the Hub (HF_ENDPOINT, HF_HUB_OFFLINE, proxies), or copy the shards here"
+            f"{key}.path: {path}: {first_line(error)}: mend the way to the Hub (HF_ENDPOINT,"
+            " HF_HUB_OFFLINE, proxies), or copy the shards here"
         ) from error
     except (ValueError, RuntimeError) as error:  # several configurations; a script
         raise InputError(
-            f"{key}.path: {path}: {first_line(error)}: name the files, as in {path}/FOLDER/*.parquet"
+            f"{key}.path: {path}: {first_line(error)}: name the files, as in"
+            f" {path}/FOLDER/*.parquet"
         ) from error
 
 
-def _stored(repo: str, commit: str, names: list[str], path: str, key: str) -> dict[str, tuple[int, str | None]]:
+def _stored(
+    repo: str, commit: str, names: list[str], path: str, key: str
+) -> dict[str, tuple[int, str | None]]:
     """name -> (bytes, SHA-256) of what the Hub keeps in large files."""
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
 
     folder = posixpath.commonpath([posixpath.dirname(name) for name in names])
     try:
-        tree = HfApi().list_repo_tree(repo, folder or None, recursive=True, revision=commit, repo_type="dataset")
+        tree = HfApi().list_repo_tree(
+            repo, folder or None, recursive=True, revision=commit, repo_type="dataset"
+        )
         files = [info for info in tree if isinstance(info, RepoFile)]
-    except Exception as error:  # the errors of its HTTP library, which is another one in other versions
+    except (
+        Exception
+    ) as error:  # the errors of its HTTP library, which is another one in other versions
         raise InputError(
-            f"{key}.path: {path}: the Hub does not list its files ({first_line(error)}): try again later"
+            f"{key}.path: {path}: the Hub does not list its files ({first_line(error)}): try again"
+            " later"
         ) from error
     return {file.path: (file.size, None if file.lfs is None else file.lfs.sha256) for file in files}

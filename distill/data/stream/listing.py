@@ -37,18 +37,22 @@ from distill.data.walk import files_below
 from distill.errors import InputError
 from distill.recipe import schema
 
-# Of a shard, as a listing may say: beyond, the numbers of a stream's samples would not fit into 64 bits.
+# Of a shard, as a listing may say: beyond, the numbers of a stream's samples would not fit into 64
+# bits.
 _MOST_SAMPLES = 1 << 40
 _INFO_FILES = ("_info.json", "info.json")  # of timm's webdataset repositories
 # Of a file of labels beside the labels, which take 4 or 8 bytes each.
 _LABEL_FILE_BYTES = 1 << 16
-# What the transport says of a file that is not there; object stores answer 403 where they do not list.
+# What the transport says of a file that is not there; object stores answer 403 where they do not
+# list.
 _ABSENT = re.compile(r"answers (403|404|410)\b|no such file|does not exist")
 
 
 @dataclass(frozen=True)
 class Listing:
-    """`classes`: the names that the shards' label numbers count; None where nothing says. `labels`: [N] int64 of a manifest, or None."""
+    """`classes`: the names that the shards' label numbers count; None where nothing says. `labels`:
+    [N] int64 of a manifest, or None.
+    """
 
     container: Container
     shards: tuple[ListedShard, ...]
@@ -57,7 +61,9 @@ class Listing:
     has_labels: bool = True
 
 
-def list_shards(spec: schema.Stream, root: Path, key: str, transport: Transport, cache: ShardCache) -> Listing:
+def list_shards(
+    spec: schema.Stream, root: Path, key: str, transport: Transport, cache: ShardCache
+) -> Listing:
     """The shards of a stream.
 
     Args:
@@ -73,7 +79,9 @@ def list_shards(spec: schema.Stream, root: Path, key: str, transport: Transport,
     path = spec.path.removeprefix("file://")
     if path.startswith("hf://"):
         files = list_hub_once(path, spec.split, spec.label, key, cache)
-        shards = tuple(ListedShard(f.url, f.name, None, f.size_bytes, f.sha256) for f in files.files)
+        shards = tuple(
+            ListedShard(f.url, f.name, None, f.size_bytes, f.sha256) for f in files.files
+        )
         listing = Listing(container_of(spec, [s.name for s in shards], key), shards, files.classes)
         return _with_info(listing, files.root, transport)
     # Absolute, since what the machine keeps of a shard is kept under its path.
@@ -82,21 +90,29 @@ def list_shards(spec: schema.Stream, root: Path, key: str, transport: Transport,
     if names_files(place):
         if spec.split is not None:
             raise InputError(
-                f"{key}.split: {shown(spec.path)} names files, which have no splits: set split to null, or path to their folder"
+                f"{key}.split: {shown(spec.path)} names files, which have no splits: set split to"
+                " null, or path to their folder"
             )
         return _from_names(spec, named_files(place, key), key, transport)
     return _from_folder(spec, place.removesuffix(MANIFEST_FILE).rstrip("/"), key, transport)
 
 
-def _from_names(spec: schema.Stream, files: Sequence[str], key: str, transport: Transport) -> Listing:
+def _from_names(
+    spec: schema.Stream, files: Sequence[str], key: str, transport: Transport
+) -> Listing:
     plain = [file.partition("?")[0] if "://" in file else file for file in files]
     folder = (
-        posixpath.commonpath([posixpath.dirname(file) for file in plain]) if len({f[:1] for f in plain}) == 1 else ""
+        posixpath.commonpath([posixpath.dirname(file) for file in plain])
+        if len({f[:1] for f in plain}) == 1
+        else ""
     )
     # commonpath folds the // of a scheme into one
-    names = [posixpath.relpath(posixpath.normpath(file), folder) if folder else file for file in plain]
+    names = [
+        posixpath.relpath(posixpath.normpath(file), folder) if folder else file for file in plain
+    ]
     listing = Listing(
-        container_of(spec, plain, key), tuple(ListedShard(url, name) for url, name in zip(files, names, strict=True))
+        container_of(spec, plain, key),
+        tuple(ListedShard(url, name) for url, name in zip(files, names, strict=True)),
     )
     beside = re.sub(r"^([a-z0-9+]+):/(?!/)", r"\1://", folder)
     manifest = _manifest_of(beside, transport, of_folder=False) if beside else None
@@ -105,7 +121,7 @@ def _from_names(spec: schema.Stream, files: Sequence[str], key: str, transport: 
     return _with_info(listing, beside, transport) if beside else listing
 
 
-# ---- folders ---------------------------------------------------------------------------------------------------------
+# ---- folders -------------------------------------------------------------------------------------
 
 
 def _from_folder(spec: schema.Stream, folder: str, key: str, transport: Transport) -> Listing:
@@ -115,7 +131,9 @@ def _from_folder(spec: schema.Stream, folder: str, key: str, transport: Transpor
     manifest = _manifest_of(folder, transport, of_folder=True)
     if manifest is not None:
         if spec.split is not None:
-            raise InputError(f"{key}.split: the manifest in {shown(folder)} knows no splits: set split to null")
+            raise InputError(
+                f"{key}.split: the manifest in {shown(folder)} knows no splits: set split to null"
+            )
         return _from_manifest(folder, manifest, spec, key, transport)
     splits = _info_of(folder, transport)
     if splits:
@@ -123,23 +141,32 @@ def _from_folder(spec: schema.Stream, folder: str, key: str, transport: Transpor
         files = [f"{folder}/{name}" for name in counts]
         listing = Listing(
             container_of(spec, files, key),
-            tuple(ListedShard(file, name, counts[name]) for file, name in zip(files, counts, strict=True)),
+            tuple(
+                ListedShard(file, name, counts[name])
+                for file, name in zip(files, counts, strict=True)
+            ),
         )
         if local:
             _named_files_exist(listing, key)
         return listing
     if folder.startswith(("http://", "https://")):
         raise InputError(
-            f"{key}.path: {shown(folder)} has neither manifest.json nor _info.json, and a web server does not list its files: "
-            "name the shards in braces, as in train-{0000..0127}.tar"
+            f"{key}.path: {shown(folder)} has neither manifest.json nor _info.json, and a web"
+            " server does not list its files: name the shards in braces, as in"
+            " train-{0000..0127}.tar"
         )
-    found = _shards_below(folder, tuple(end for kind, end in EXTENSIONS.items() if spec.container in (None, kind)), key)
+    found = _shards_below(
+        folder,
+        tuple(end for kind, end in EXTENSIONS.items() if spec.container in (None, kind)),
+        key,
+    )
     if not found:
         packed = _shards_below(folder, COMPRESSED, key)
         if packed:
             container_of(spec, packed, key)
         raise InputError(
-            f"{key}.path: {shown(folder)} has no .tar or .parquet files: give the folder of the shards, or a pattern"
+            f"{key}.path: {shown(folder)} has no .tar or .parquet files: give the folder of the"
+            " shards, or a pattern"
         )
     found = files_of_split(found, folder, spec.split, shown(folder), key)
     return _from_names(spec, found, key, transport)
@@ -161,19 +188,20 @@ def _named_files_exist(listing: Listing, key: str) -> None:
     absent = [shard.url for shard in listing.shards if not Path(shard.url).is_file()]
     if absent:
         raise InputError(
-            f"{key}.path: {len(absent)} of {len(listing.shards)} shards do not exist, the first of them {absent[0]}: "
-            "fetch them, or name those that are there by a pattern"
+            f"{key}.path: {len(absent)} of {len(listing.shards)} shards do not exist, the first of"
+            f" them {absent[0]}: fetch them, or name those that are there by a pattern"
         )
 
 
-# ---- what lies beside the shards -------------------------------------------------------------------------------------
+# ---- what lies beside the shards -----------------------------------------------------------------
 
 
 def _beside(folder: str, name: str, transport: Transport) -> bytes | None:
     """A small file in a folder, or None when it is not there, or a web page answers in its place.
 
     Raises:
-        InputError: nothing of the folder can be had: no such host, no access; it has more bytes than such a file.
+        InputError: nothing of the folder can be had: no such host, no access; it has more bytes
+            than such a file.
     """
     if "://" not in folder:
         file = Path(folder, name)
@@ -181,7 +209,8 @@ def _beside(folder: str, name: str, transport: Transport) -> bytes | None:
             return None
         if file.stat().st_size > MOST_READ_BYTES:
             raise InputError(
-                f"{file}: more than {MOST_READ_BYTES / 1e6:,.0f} MB, which no file of its name has: remove it"
+                f"{file}: more than {MOST_READ_BYTES / 1e6:,.0f} MB, which no file of its name has:"
+                " remove it"
             )
         return file.read_bytes()
     try:
@@ -197,7 +226,8 @@ def _manifest_of(folder: str, transport: Transport, *, of_folder: bool) -> Manif
     """The manifest of a folder, None where there is none.
 
     Args:
-        of_folder: the path names the folder; where it names files, a manifest.json of another program is passed over.
+        of_folder: the path names the folder; where it names files, a manifest.json of another
+            program is passed over.
     """
     content = _beside(folder, MANIFEST_FILE, transport)
     if content is None or not (of_folder or b'"format"' in content):
@@ -215,17 +245,25 @@ def _from_manifest(
 ) -> Listing:
     """The shards of a manifest; with `names` those of them, in that order."""
     if spec.container not in (None, manifest.container):
-        raise InputError(f"{key}.container: {shown(folder)} holds {manifest.container} shards: set it to null")
+        raise InputError(
+            f"{key}.container: {shown(folder)} holds {manifest.container} shards: set it to null"
+        )
     order = {each.file: i for i, each in enumerate(manifest.shards)}
     chosen = list(order.values()) if names is None else [order[name] for name in names]
     shards = [manifest.shards[i] for i in chosen]
-    listed = tuple(ListedShard(f"{folder}/{s.file}", s.file, s.num_samples, s.size, s.sha256) for s in shards)
+    listed = tuple(
+        ListedShard(f"{folder}/{s.file}", s.file, s.num_samples, s.size, s.sha256) for s in shards
+    )
     labels = None
     if spec.labelled and manifest.labels_file is not None:
         every = _read_labels(f"{folder}/{manifest.labels_file}", manifest, key, transport)
         ends = np.cumsum([each.num_samples for each in manifest.shards])
-        labels = np.concatenate([every[ends[i] - manifest.shards[i].num_samples : ends[i]] for i in chosen])
-    listing = Listing(manifest.container, listed, manifest.classes, labels, manifest.classes is not None)
+        labels = np.concatenate(
+            [every[ends[i] - manifest.shards[i].num_samples : ends[i]] for i in chosen]
+        )
+    listing = Listing(
+        manifest.container, listed, manifest.classes, labels, manifest.classes is not None
+    )
     if "://" not in folder:
         _named_files_exist(listing, key)
     return listing
@@ -236,18 +274,22 @@ def _read_labels(url: str, manifest: Manifest, key: str, transport: Transport) -
     content = transport.read(url, most_bytes=_LABEL_FILE_BYTES + 8 * manifest.num_samples)
     if hashlib.sha256(content).hexdigest() != manifest.labels_sha256:
         raise InputError(
-            f"{key}.path: {shown(url)} is not what the manifest's sha256 says: fetch it again, or write the shards again"
+            f"{key}.path: {shown(url)} is not what the manifest's sha256 says: fetch it again, or"
+            " write the shards again"
         )
     labels = np.load(io.BytesIO(content), allow_pickle=False)
     if labels.shape != (manifest.num_samples,):
         raise InputError(
-            f"{key}.path: {shown(url)} has {labels.shape} labels, and the manifest {manifest.num_samples} samples"
+            f"{key}.path: {shown(url)} has {labels.shape} labels, and the manifest"
+            f" {manifest.num_samples} samples"
         )
     return np.asarray(labels, dtype=np.int64)
 
 
 def _info_of(folder: str, transport: Transport) -> dict[str, dict[str, int]]:
-    """split -> file -> samples, from the _info.json that timm puts beside webdataset shards; empty without one."""
+    """split -> file -> samples, from the _info.json that timm puts beside webdataset shards; empty
+    without one.
+    """
     for name in _INFO_FILES:
         content = _beside(folder, name, transport)
         if content is None:
@@ -255,16 +297,24 @@ def _info_of(folder: str, transport: Transport) -> dict[str, dict[str, int]]:
         try:
             said = json.loads(content)["splits"].items()
             splits = {
-                split: dict(zip(map(str, of["filenames"]), map(int, of["shard_lengths"]), strict=True))
+                split: dict(
+                    zip(map(str, of["filenames"]), map(int, of["shard_lengths"]), strict=True)
+                )
                 for split, of in said
             }
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             continue  # another file of that name
-        for file, count in itertools.chain.from_iterable(counts.items() for counts in splits.values()):
+        for file, count in itertools.chain.from_iterable(
+            counts.items() for counts in splits.values()
+        ):
             if not 0 < count < _MOST_SAMPLES:
-                raise InputError(f"{shown(folder)}/{name} says that {file} holds {count} samples: write it again")
+                raise InputError(
+                    f"{shown(folder)}/{name} says that {file} holds {count} samples: write it again"
+                )
             if posixpath.isabs(file) or "://" in file or ".." in file.split("/"):
-                raise InputError(f"{shown(folder)}/{name} names {file}, which is no file of its folder: mend it")
+                raise InputError(
+                    f"{shown(folder)}/{name} names {file}, which is no file of its folder: mend it"
+                )
         return splits
     return {}
 
@@ -273,7 +323,14 @@ def _with_info(listing: Listing, folder: str, transport: Transport) -> Listing:
     """The listing with the counts of an _info.json, where it has all of its shards."""
     if listing.container != "tar":
         return listing
-    counts = {name: count for files in _info_of(folder, transport).values() for name, count in files.items()}
+    counts = {
+        name: count
+        for files in _info_of(folder, transport).values()
+        for name, count in files.items()
+    }
     if not all(shard.name in counts for shard in listing.shards):
         return listing
-    return replace(listing, shards=tuple(replace(shard, num_samples=counts[shard.name]) for shard in listing.shards))
+    return replace(
+        listing,
+        shards=tuple(replace(shard, num_samples=counts[shard.name]) for shard in listing.shards),
+    )

@@ -2,9 +2,10 @@
 
     record bytes ... | entries | names | trailer
 
-An entry says where a record lies, how long it is, its checksum and its label. Records are read with pread, entry and bytes, so an open
-shard costs a file descriptor and no memory, and processes share what the kernel caches. For a local tar the file is the index
-alone, and the records are read where they lie.
+An entry says where a record lies, how long it is, its checksum and its label. Records are read with
+pread, entry and bytes, so an open shard costs a file descriptor and no memory, and processes share
+what the kernel caches. For a local tar the file is the index alone, and the records are read where
+they lie.
 """
 
 import json
@@ -17,7 +18,8 @@ from typing import BinaryIO
 import numpy as np
 import xxhash
 
-# offset, size: where the record's bytes lie (size 0: the record holds no image). check: `checksum` of them. label: a class, or an index into the names; -1 without.
+# offset, size: where the record's bytes lie (size 0: the record holds no image). check: `checksum`
+# of them. label: a class, or an index into the names; -1 without.
 ENTRY = np.dtype([("offset", "<i8"), ("size", "<u4"), ("check", "<u4"), ("label", "<i8")])
 _ENTRY = struct.Struct("<qIIq")
 # magic, bytes of records, number of entries, bytes of names, flags, CRC-32 of the index up to here
@@ -28,7 +30,9 @@ _HAS_CHECKS = 1
 
 
 class DamagedShard(OSError):  # noqa: N818 - named for what it says of the shard
-    """The bytes of a shard are not what they should be. The message says where, and does not name the shard."""
+    """The bytes of a shard are not what they should be. The message says where, and does not name
+    the shard.
+    """
 
 
 class NoImage(OSError):  # noqa: N818
@@ -36,11 +40,15 @@ class NoImage(OSError):  # noqa: N818
 
 
 def checksum(record: bytes | memoryview) -> int:
-    """32 bits of a record, at every read: XXH3 takes 1 us for a photograph of 100 kB, where zlib's CRC-32 takes 17."""
+    """32 bits of a record, at every read: XXH3 takes 1 us for a photograph of 100 kB, where zlib's
+    CRC-32 takes 17.
+    """
     return xxhash.xxh3_64_intdigest(record) & 0xFFFFFFFF
 
 
-def append_index(path: Path, entries: np.ndarray, names: tuple[str, ...] | None, *, has_checks: bool) -> None:
+def append_index(
+    path: Path, entries: np.ndarray, names: tuple[str, ...] | None, *, has_checks: bool
+) -> None:
     """End a file of records with their index.
 
     Args:
@@ -51,7 +59,9 @@ def append_index(path: Path, entries: np.ndarray, names: tuple[str, ...] | None,
     data_end = path.stat().st_size if path.exists() else 0
     body = entries.astype(ENTRY).tobytes()
     text = b"" if names is None else json.dumps(names).encode()
-    said = _TRAILER.pack(_MAGIC, data_end, len(entries), len(text), _HAS_CHECKS if has_checks else 0, 0)[:-_CRC_BYTES]
+    said = _TRAILER.pack(
+        _MAGIC, data_end, len(entries), len(text), _HAS_CHECKS if has_checks else 0, 0
+    )[:-_CRC_BYTES]
     with path.open("ab") as file:
         index = body + text + said
         file.write(index + zlib.crc32(index).to_bytes(_CRC_BYTES, "little"))
@@ -90,7 +100,9 @@ class LocalShard:
         if not whole or zlib.crc32(tail[:-_CRC_BYTES], zlib.crc32(body)) != crc:
             raise DamagedShard(f"the index at byte {first} is damaged")
         entries = np.frombuffer(body, ENTRY, num)
-        self.names: tuple[str, ...] | None = tuple(json.loads(body[-num_text:])) if num_text else None
+        self.names: tuple[str, ...] | None = (
+            tuple(json.loads(body[-num_text:])) if num_text else None
+        )
         self.lowest_label = int(entries["label"].min(initial=0))
         self.highest_label = int(entries["label"].max(initial=-1))
         if data is not None:
@@ -106,7 +118,9 @@ class LocalShard:
 
     @property
     def is_given_up(self) -> bool:
-        """Whether the cache has removed the file, whose bytes stay on disk as long as it is open here."""
+        """Whether the cache has removed the file, whose bytes stay on disk as long as it is open
+        here.
+        """
         return os.fstat(self._fd).st_nlink == 0
 
     @property
@@ -134,7 +148,9 @@ class LocalShard:
             raise NoImage("the record holds no image")
         content = os.pread(self._fd if self._data_fd < 0 else self._data_fd, size, offset)
         if len(content) != size:
-            raise DamagedShard(f"cut at byte {offset + len(content)}: record {row} ends at {offset + size}")
+            raise DamagedShard(
+                f"cut at byte {offset + len(content)}: record {row} ends at {offset + size}"
+            )
         if self._has_checks and checksum(content) != check:
             raise DamagedShard(f"record {row} at byte {offset} is not what its checksum says")
         return content
@@ -145,7 +161,11 @@ class LocalShard:
 
     def before(self, row: int, num_bytes: int) -> bytes:
         """What lies before a record: of a tar, its header."""
-        return os.pread(self._fd if self._data_fd < 0 else self._data_fd, num_bytes, self.offset(row) - num_bytes)
+        return os.pread(
+            self._fd if self._data_fd < 0 else self._data_fd,
+            num_bytes,
+            self.offset(row) - num_bytes,
+        )
 
     def label(self, row: int) -> int:
         """The label as the shard has it: a number, or an index into `names`."""
@@ -153,4 +173,8 @@ class LocalShard:
 
     def first_row_with(self, below: int, from_: int) -> tuple[int, int]:
         """The first row whose label is less than `below` or at least `from_`, and the label."""
-        return next((row, label) for row in range(self._num) if not below <= (label := self.label(row)) < from_)
+        return next(
+            (row, label)
+            for row in range(self._num)
+            if not below <= (label := self.label(row)) < from_
+        )

@@ -1,4 +1,6 @@
-"""A listed shard -> an open one: fetched whole, indexed, checked, and kept in the cache of the machine."""
+"""A listed shard -> an open one: fetched whole, indexed, checked, and kept in the cache of the
+machine.
+"""
 
 import hashlib
 import os
@@ -22,8 +24,9 @@ _FORMAT = 2  # of what the cache keeps; another number leaves the old files to b
 class ListedShard:
     """One shard as a listing has it.
 
-    url: where it is; an absolute path when local. name: its path below what the shards share. num_samples, size_bytes, sha256: as
-    promised by a manifest or the Hub; None where nobody says. footer_sha256: of a Parquet file whose footer was read.
+    url: where it is; an absolute path when local. name: its path below what the shards share.
+    num_samples, size_bytes, sha256: as promised by a manifest or the Hub; None where nobody says.
+    footer_sha256: of a Parquet file whose footer was read.
     """
 
     url: str
@@ -44,16 +47,27 @@ class ListedShard:
 
     @property
     def identity(self) -> str:
-        """What another content would change, as far as it is known without reading the shard; of a mere URL it is not known."""
+        """What another content would change, as far as it is known without reading the shard; of a
+        mere URL it is not known.
+        """
         if self.sha256 is not None:
             return self.sha256
-        return self.state if self.is_local else f"{unsigned(self.url)} {self.size_bytes} {self.footer_sha256}"
+        return (
+            self.state
+            if self.is_local
+            else f"{unsigned(self.url)} {self.size_bytes} {self.footer_sha256}"
+        )
 
     @property
     def state(self) -> str:
-        """Of a local file: what a change of it changes. Its times alone do not tell: archives and images of containers set them."""
+        """Of a local file: what a change of it changes. Its times alone do not tell: archives and
+        images of containers set them.
+        """
         status = os.stat(self.url)
-        return f"{self.url} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_dev} {status.st_ino}"
+        return (
+            f"{self.url} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_dev}"
+            f" {status.st_ino}"
+        )
 
     @property
     def content(self) -> str | None:
@@ -98,9 +112,11 @@ class Localiser:
                     return LocalShard(file, data)
             except FileNotFoundError:
                 if not path.exists() and (data is None or data.exists()):
-                    continue  # given up by the cache just now, which is too small for what is in use
+                    # given up by the cache just now, which is too small for what is in use
+                    continue
                 raise
-            except DamagedShard:  # spoilt in the cache: what is wrong with the shard itself is raised while it is made
+            # spoilt in the cache: what is wrong with the shard itself is raised while it is made
+            except DamagedShard:
                 if spoilt:
                     raise
                 spoilt = True
@@ -111,7 +127,9 @@ class Localiser:
         self.cache.begin(self._key(shard), lambda tmp: self._make(shard, tmp))
 
     def drop(self, shard: ListedShard, damaged: os.stat_result) -> None:
-        """Forget the file that was found damaged, unless another process has brought a new one. Raises as `open`."""
+        """Forget the file that was found damaged, unless another process has brought a new one.
+        Raises as `open`.
+        """
         key = self._key(shard)
         try:
             there = os.stat(self.cache.file(key, lambda tmp: self._make(shard, tmp)))
@@ -125,7 +143,10 @@ class Localiser:
 
     def _key(self, shard: ListedShard) -> str:
         fields = self.fields
-        said = f"{_FORMAT} {self.container} {fields.image} {fields.label} {fields.labelled} {shard.identity}"
+        said = (
+            f"{_FORMAT} {self.container} {fields.image} {fields.label} {fields.labelled}"
+            f" {shard.identity}"
+        )
         if self._data_of(shard) is not None:  # an index alone, which a copy in the cache has within
             said += f" {shard.state}"
         name = re.sub(r"[^A-Za-z0-9._-]+", "-", shard.name)[-60:].lstrip(".-")
@@ -139,9 +160,13 @@ class Localiser:
             except DamagedShard:
                 if shard.is_local or shard.sha256 is not None:
                     raise
-                make(shard, path)  # nothing but its form told that it was damaged, perhaps on its way
+                make(
+                    shard, path
+                )  # nothing but its form told that it was damaged, perhaps on its way
         except InputError as error:
-            raise error if shard.shown in str(error) else InputError(f"{shard.shown}: {error}") from error
+            raise (
+                error if shard.shown in str(error) else InputError(f"{shard.shown}: {error}")
+            ) from error
 
     def _make_tar(self, shard: ListedShard, path: Path) -> None:
         fields = self.fields
@@ -152,7 +177,9 @@ class Localiser:
             _hold_to_promise(shard)
         fd = os.open(local or path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            entries, names = index_tar(fd, image=fields.image, label=fields.label, labelled=fields.labelled)
+            entries, names = index_tar(
+                fd, image=fields.image, label=fields.label, labelled=fields.labelled
+            )
             if local is None:
                 add_checksums(fd, entries)
         finally:
@@ -168,15 +195,19 @@ class Localiser:
         file = Path(shard.url) if shard.is_local else path
         if shard.footer_sha256 is not None and footer_sha256(file) != shard.footer_sha256:
             raise InputError(
-                "it is another file than when its footer was read: it has been written anew since, so start again"
+                "it is another file than when its footer was read: it has been written anew since,"
+                " so start again"
             )
         with held_to_the_end():
             import pyarrow as pa
 
             with pa.OSFile(str(file)) as source:
                 if not shard.is_local:
-                    path.unlink()  # read to its end through `source`, and gone with it, even after kill -9
-                localise_parquet(source, path, image=fields.image, label=fields.label, labelled=fields.labelled)
+                    # read to its end through `source`, and gone with it, even after kill -9
+                    path.unlink()
+                localise_parquet(
+                    source, path, image=fields.image, label=fields.label, labelled=fields.labelled
+                )
 
 
 def _hold_to_promise(shard: ListedShard) -> None:
@@ -185,7 +216,11 @@ def _hold_to_promise(shard: ListedShard) -> None:
         size = os.fstat(file.fileno()).st_size
         if shard.size_bytes is not None and size != shard.size_bytes:
             raise DamagedShard(
-                f"it has {size} bytes, and {shard.size_bytes} are promised: cut at byte {size}, or another file"
+                f"it has {size} bytes, and {shard.size_bytes} are promised: cut at byte {size}, or"
+                " another file"
             )
-        if shard.sha256 is not None and hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
+        if (
+            shard.sha256 is not None
+            and hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256
+        ):
             raise DamagedShard("its SHA-256 is not the promised one: damaged, or another file")

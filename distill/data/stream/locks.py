@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# Locks that this process holds. A child inherits them with the descriptor, and would keep them beyond a parent that is killed.
+# Locks that this process holds. A child inherits them with the descriptor, and would keep them
+# beyond a parent that is killed.
 _held: set[int] = set()
 
 
@@ -26,7 +27,8 @@ def try_lock(descriptor: int) -> None:
 
 @contextmanager
 def locked(lock: Path, wait: bool, explained: Callable[[OSError], Exception]) -> Iterator[bool]:
-    """The lock at a path; gives whether it was had. Its holder removes the lock file, so a lock counts only while its file is that of its name.
+    """The lock at a path; gives whether it was had. Its holder removes the lock file, so a lock
+    counts only while its file is that of its name.
 
     Args:
         explained: turns what the disk says against a lock file into what is raised.

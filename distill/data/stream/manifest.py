@@ -1,4 +1,6 @@
-"""What `distill data shard` says of the shards that it wrote, sealed: counts, classes, checksums. A stream holds its shards to it."""
+"""What `distill data shard` says of the shards that it wrote, sealed: counts, classes, checksums. A
+stream holds its shards to it.
+"""
 
 import hashlib
 import json
@@ -17,7 +19,9 @@ _MEND = "fetch or copy it again, or write the shards again with distill data sha
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """One shard. `file`: its name beside the manifest; `size`: bytes; `sha256`: of the file, in hexadecimal."""
+    """One shard. `file`: its name beside the manifest; `size`: bytes; `sha256`: of the file, in
+    hexadecimal.
+    """
 
     file: str
     num_samples: int
@@ -29,9 +33,11 @@ class ShardEntry:
 class Manifest:
     """A set of shards. Samples are numbered through it in the order of `shards`.
 
-    `classes`: None where samples have no labels. `labels_file`: int32 [N] in NumPy's format, None without labels. `resize`: pixels that
-    the shorter side was brought down to. `made_from`: the source, for people. `num_skipped`: unreadable images that were left out.
-    `plan`: what the same command is held to, as `distill data shard` writes and reads it; None in a manifest without one.
+    `classes`: None where samples have no labels. `labels_file`: int32 [N] in NumPy's format, None
+    without labels. `resize`: pixels that the shorter side was brought down to. `made_from`: the
+    source, for people. `num_skipped`: unreadable images that were left out.
+    `plan`: what the same command is held to, as `distill data shard` writes and reads it; None in a
+      manifest without one.
     """
 
     container: Literal["tar", "parquet"]
@@ -83,12 +89,21 @@ def manifest_text(manifest: Manifest) -> str:
         "classes": None if manifest.classes is None else list(manifest.classes),
         "labels": labels,
         "shards": [
-            {"file": each.file, "num_samples": each.num_samples, "size": each.size, "sha256": each.sha256}
+            {
+                "file": each.file,
+                "num_samples": each.num_samples,
+                "size": each.size,
+                "sha256": each.sha256,
+            }
             for each in manifest.shards
         ],
     }
     record["sha256"] = _seal(record)
-    lines = [f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in record.items() if key != "shards"]
+    lines = [
+        f"  {json.dumps(key)}: {json.dumps(value)}"
+        for key, value in record.items()
+        if key != "shards"
+    ]
     shards = ",\n".join(f"    {json.dumps(shard)}" for shard in record["shards"])
     lines.insert(-1, f'  "shards": [\n{shards}\n  ]')
     return "{\n" + ",\n".join(lines) + "\n}\n"
@@ -109,19 +124,22 @@ def read_manifest(content: bytes, where: str) -> Manifest:
         raise InputError(f"{where}: damaged, no JSON ({first_line(error)}): {_MEND}") from error
     if not isinstance(record, dict) or "format" not in record:
         raise InputError(
-            f"{where}: no manifest of distill data shard: give the folder that it wrote, or a pattern of shard files"
+            f"{where}: no manifest of distill data shard: give the folder that it wrote, or a"
+            " pattern of shard files"
         )
     if record["format"] != _FORMAT:
         raise InputError(
-            f"{where}: format {record['format']!r}, and this version reads {_FORMAT}: "
-            "use the version of distill that wrote it, or write the shards again with distill data shard"
+            f"{where}: format {record['format']!r}, and this version reads {_FORMAT}: use the"
+            " version of distill that wrote it, or write the shards again with distill data shard"
         )
     if record.pop("sha256", None) != _seal(record):
         raise InputError(f"{where}: damaged, its content is not what its sha256 says: {_MEND}")
     try:
         return _unpacked(record)
     except (KeyError, TypeError, ValueError, OverflowError) as error:  # sealed, and yet not ours
-        raise InputError(f"{where}: damaged ({type(error).__name__}: {first_line(error)}): {_MEND}") from error
+        raise InputError(
+            f"{where}: damaged ({type(error).__name__}: {first_line(error)}): {_MEND}"
+        ) from error
 
 
 def _unpacked(record: dict[str, Any]) -> Manifest:
@@ -130,7 +148,12 @@ def _unpacked(record: dict[str, Any]) -> Manifest:
         container=record["container"],
         classes=None if classes is None else tuple(map(str, classes)),
         shards=tuple(
-            ShardEntry(_plain(each["file"]), int(each["num_samples"]), int(each["size"]), str(each["sha256"]))
+            ShardEntry(
+                _plain(each["file"]),
+                int(each["num_samples"]),
+                int(each["size"]),
+                str(each["sha256"]),
+            )
             for each in record["shards"]
         ),
         labels_file=None if labels is None else _plain(labels["file"]),
@@ -144,15 +167,22 @@ def _unpacked(record: dict[str, Any]) -> Manifest:
         raise ValueError(f"container {manifest.container!r}")
     if any(shard.num_samples >= 1 << 40 for shard in manifest.shards):
         raise ValueError("more samples than a shard can have")
-    if manifest.num_samples != record["num_samples"] or not all(shard.num_samples > 0 for shard in manifest.shards):
+    if manifest.num_samples != record["num_samples"] or not all(
+        shard.num_samples > 0 for shard in manifest.shards
+    ):
         raise ValueError("counts do not add up")
-    if len({shard.file for shard in manifest.shards}) != len(manifest.shards) or not manifest.shards:
+    if (
+        len({shard.file for shard in manifest.shards}) != len(manifest.shards)
+        or not manifest.shards
+    ):
         raise ValueError("no shards, or one named twice")
     return manifest
 
 
 def _plain(name: str) -> str:
-    """A file's name; no path, since a manifest from elsewhere shall not name files outside its folder."""
+    """A file's name; no path, since a manifest from elsewhere shall not name files outside its
+    folder.
+    """
     name.encode()  # a ValueError for half a character
     if not name or name != Path(name).name or "\\" in name or name in (".", ".."):
         raise ValueError(f"file {name!r} is no plain name")

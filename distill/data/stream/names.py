@@ -22,7 +22,8 @@ EXTENSIONS: dict[Container, str] = {"tar": ".tar", "parquet": ".parquet"}
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tar.zstd", ".tar.lz4")
 # Of what braces stand for: ImageNet-21k has 2,048 shards, LAION-5B 232,000.
 _MOST_NAMES = 10_000_000
-# What signs a URL: of S3 and what speaks like it, Google, CloudFront, Azure. Another signature is no other file.
+# What signs a URL: of S3 and what speaks like it, Google, CloudFront, Azure. Another signature is
+# no other file.
 _SIGNATURE = re.compile(
     r"(X-(Amz|Goog|Ms)-[^=]*|Expires|Signature|Policy|Key-Pair-Id|AWSAccessKeyId|GoogleAccessId|"
     r"sig|se|sp|sv|st|sr|spr|sip|skoid|sktid|skt|ske|sks|skv)(=.*)?",
@@ -42,7 +43,9 @@ def shown(url: str) -> str:
 
 
 def is_web_page(content: bytes) -> bool:
-    """Whether a file begins as HTML or XML do, which servers send for a login, or for any path that they do not know."""
+    """Whether a file begins as HTML or XML do, which servers send for a login, or for any path that
+    they do not know.
+    """
     return content[:256].removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"<"
 
 
@@ -64,11 +67,14 @@ def check_url(url: str, key: str) -> None:
     try:
         urlsplit(url)
     except ValueError as error:
-        raise InputError(f"{key}.path: {shown(url)} is no URL ({first_line(error)}): mend it") from error
+        raise InputError(
+            f"{key}.path: {shown(url)} is no URL ({first_line(error)}): mend it"
+        ) from error
 
 
 def expand_braces(path: str) -> list[str]:
-    """Names in braces written out: train-{0000..0127}.tar, {train,extra}.tar, and several of them in one path.
+    """Names in braces written out: train-{0000..0127}.tar, {train,extra}.tar, and several of them
+    in one path.
 
     Raises:
         InputError: more names than a data set has files.
@@ -90,7 +96,9 @@ def expand_braces(path: str) -> list[str]:
             count *= len(words)
             parts.append(words)
     if count > _MOST_NAMES:
-        raise InputError(f"{shown(path)}: its braces stand for more than {_MOST_NAMES:,} files: narrow them")
+        raise InputError(
+            f"{shown(path)}: its braces stand for more than {_MOST_NAMES:,} files: narrow them"
+        )
     return ["".join(chosen) for chosen in itertools.product(*parts)]
 
 
@@ -116,27 +124,34 @@ def named_files(place: str, key: str) -> list[str]:
     if place.startswith(("http://", "https://")):
         if "*" in place.partition("?")[0]:
             raise InputError(
-                f"{key}.path: {shown(place)}: a web server does not list its files: name them in braces, as in train-{{0000..0127}}.tar, "
-                "or give a folder with the manifest of distill data shard"
+                f"{key}.path: {shown(place)}: a web server does not list its files: name them in"
+                " braces, as in train-{0000..0127}.tar, or give a folder with the manifest of"
+                " distill data shard"
             )
     elif any(map(glob.has_magic, expand_braces(rest))):
         files = [found for pattern in files for found in sorted(matching(pattern, key))]
-        refuse_several(below_common(files), shown(place), f"{key}.path", "narrow the pattern to one of them")
+        refuse_several(
+            below_common(files), shown(place), f"{key}.path", "narrow the pattern to one of them"
+        )
     if not files:
         raise InputError(f"{key}.path: no file matches {shown(place)}: mend the pattern")
     if len(set(files)) != len(files):
         twice = next(name for name, again in itertools.pairwise(sorted(files)) if name == again)
-        raise InputError(f"{key}.path: {shown(place)} names {shown(twice)} twice: each shard is given once")
+        raise InputError(
+            f"{key}.path: {shown(place)} names {shown(twice)} twice: each shard is given once"
+        )
     absent = [file for file in files if "://" not in file and not Path(file).is_file()]
     if absent:
         if Path(absent[0]).exists():
             raise InputError(
-                f"{key}.path: {absent[0]} is a {kind_of(absent[0])}, not a file: name the shards themselves"
+                f"{key}.path: {absent[0]} is a {kind_of(absent[0])}, not a file: name the shards"
+                " themselves"
             )
         if len(files) == 1:
             raise missing(Path(absent[0]), key)
         raise InputError(
-            f"{key}.path: {len(absent)} of {len(files)} files do not exist, the first of them {absent[0]}: mend the pattern"
+            f"{key}.path: {len(absent)} of {len(files)} files do not exist, the first of them"
+            f" {absent[0]}: mend the pattern"
         )
     return files
 
@@ -161,7 +176,8 @@ def matching(pattern: str, key: str) -> list[str]:
         ) from error
     except OSError as error:
         raise InputError(
-            f"{key}.path: {shown(pattern)} cannot be listed ({type(error).__name__}: {first_line(error)})"
+            f"{key}.path: {shown(pattern)} cannot be listed ({type(error).__name__}:"
+            f" {first_line(error)})"
         ) from error
     return [name if "://" in name else f"{scheme}://{name.lstrip('/')}" for name in found]
 
@@ -170,15 +186,28 @@ def container_of(spec: schema.Stream, names: Sequence[str], key: str) -> Contain
     packed = next((name for name in names if name.lower().endswith(COMPRESSED)), None)
     if packed is not None:
         raise InputError(
-            f"{key}.path: {shown(packed)} is compressed, and a stream reads samples by offset: unpack the shards to plain .tar files "
-            "(images are compressed already), or write them again with distill data shard"
+            f"{key}.path: {shown(packed)} is compressed, and a stream reads samples by offset:"
+            " unpack the shards to plain .tar files (images are compressed already), or write them"
+            " again with distill data shard"
         )
     if spec.container is not None:
         return spec.container
-    kinds = {next((kind for kind, end in EXTENSIONS.items() if name.lower().endswith(end)), None) for name in names}
+    kinds = {
+        next((kind for kind, end in EXTENSIONS.items() if name.lower().endswith(end)), None)
+        for name in names
+    }
     kind = kinds.pop() if len(kinds) == 1 else None
     if kind is None:
-        odd = next((name for name in names if not name.lower().endswith(tuple(EXTENSIONS.values()))), None)
-        what = "there are tar and Parquet files" if odd is None else f"{shown(odd)} is neither .tar nor .parquet"
-        raise InputError(f"{key}.container: {what}: set container to tar or parquet, and path to files of that form")
+        odd = next(
+            (name for name in names if not name.lower().endswith(tuple(EXTENSIONS.values()))), None
+        )
+        what = (
+            "there are tar and Parquet files"
+            if odd is None
+            else f"{shown(odd)} is neither .tar nor .parquet"
+        )
+        raise InputError(
+            f"{key}.container: {what}: set container to tar or parquet, and path to files of that"
+            " form"
+        )
     return kind

@@ -26,7 +26,8 @@ from distill.recipe import schema
 
 
 def cache_folder(shards: schema.Shards, root: Path) -> Path:
-    """Where the machine keeps shards: `data.shards.cache`, relative to the data's root, or a folder of the user's own.
+    """Where the machine keeps shards: `data.shards.cache`, relative to the data's root, or a folder
+    of the user's own.
 
     Raises:
         InputError: somebody else has made the latter.
@@ -37,7 +38,9 @@ def cache_folder(shards: schema.Shards, root: Path) -> Path:
     with contextlib.suppress(OSError):  # said by the cache, which tries the same
         folder.mkdir(mode=0o700, exist_ok=True)
         if folder.lstat().st_uid != os.getuid():
-            raise InputError(f"data.shards.cache: {folder} belongs to somebody else: give a folder of your own")
+            raise InputError(
+                f"data.shards.cache: {folder} belongs to somebody else: give a folder of your own"
+            )
     return folder
 
 
@@ -55,10 +58,12 @@ def _user() -> str:
 def open_stream(
     spec: schema.Stream, root: Path, key: str = "data.train", shards: schema.Shards | None = None
 ) -> StreamSource:
-    """The stream of a recipe. Lists shards and reads what says how many samples they hold, and no shard.
+    """The stream of a recipe. Lists shards and reads what says how many samples they hold, and no
+    shard.
 
     Raises:
-        InputError: nothing there, no access, counts or classes that nothing says, labels outside the class list.
+        InputError: nothing there, no access, counts or classes that nothing says, labels outside
+            the class list.
     """
     listing, localiser, kept = _listed(spec, root, key, shards or schema.Shards())
     with _told(key):
@@ -67,11 +72,14 @@ def open_stream(
         return StreamSource(listing.shards, localiser, (), labelled=False, key=key)
     stored = listing.classes
     if not listing.has_labels:
-        raise InputError(f"{key}.path: the shards of {shown(spec.path)} were made without labels: set labelled: false")
+        raise InputError(
+            f"{key}.path: the shards of {shown(spec.path)} were made without labels: set labelled:"
+            " false"
+        )
     if spec.classes is None and stored is None:
         raise InputError(
-            f"{key}.classes: nothing in {shown(spec.path)} names its classes: give a file, a class a line, or a label set such as imagenet-1k, "
-            "or set labelled: false"
+            f"{key}.classes: nothing in {shown(spec.path)} names its classes: give a file, a class"
+            " a line, or a label set such as imagenet-1k, or set labelled: false"
         )
     in_order = None if stored is None else listed_order(stored, f"{key}.path: {shown(spec.path)}")
     classes = in_order if spec.classes is None else class_list(spec.classes, root, key)
@@ -112,7 +120,9 @@ def count_samples(
     return np.array([shard.num_samples for shard in listing.shards], dtype=np.int64)
 
 
-def _listed(spec: schema.Stream, root: Path, key: str, shards: schema.Shards) -> tuple[Listing, Localiser, Path]:
+def _listed(
+    spec: schema.Stream, root: Path, key: str, shards: schema.Shards
+) -> tuple[Listing, Localiser, Path]:
     folder = cache_folder(shards, root)
     cache = ShardCache(folder, int(shards.cache_gb * 1e9))
     transport = Transport(retries=shards.retries, timeout_s=shards.timeout_s)
@@ -124,14 +134,20 @@ def _listed(spec: schema.Stream, root: Path, key: str, shards: schema.Shards) ->
 
 @contextmanager
 def _told(key: str) -> Iterator[None]:
-    """What goes wrong before a run begins is the user's to mend: an InputError that names the recipe's key."""
+    """What goes wrong before a run begins is the user's to mend: an InputError that names the
+    recipe's key.
+    """
     try:
         yield
     except InputError as error:
-        raise error if str(error).startswith(("data.", key)) else InputError(f"{key}.path: {error}") from error
+        raise (
+            error if str(error).startswith(("data.", key)) else InputError(f"{key}.path: {error}")
+        ) from error
     except TransferFailed as error:
         raise InputError(
             f"{key}.path: {first_line(error)}: mend the server or the way to it, or try again later"
         ) from error
     except OSError as error:
-        raise InputError(f"{key}.path: {first_line(error)}: mend the shard, or its permissions") from error
+        raise InputError(
+            f"{key}.path: {first_line(error)}: mend the shard, or its permissions"
+        ) from error

@@ -1,6 +1,8 @@
-"""Parquet shards: what their footers say, and their records taken out into a file that is read in any order.
+"""Parquet shards: what their footers say, and their records taken out into a file that is read in
+any order.
 
-One row of Parquet costs a row group to read, tens of megabytes; so a shard is read once, from front to back.
+One row of Parquet costs a row group to read, tens of megabytes; so a shard is read once, from front
+to back.
 """
 
 import hashlib
@@ -23,7 +25,9 @@ _ROWS_AT_ONCE = 64
 
 @dataclass(frozen=True)
 class Footer:
-    """`classes`: the names that Hugging Face's metadata give to the labels; None without. `sha256`: of the footer's bytes."""
+    """`classes`: the names that Hugging Face's metadata give to the labels; None without. `sha256`:
+    of the footer's bytes.
+    """
 
     num_rows: int
     classes: tuple[str, ...] | None
@@ -49,20 +53,24 @@ def read_footer(tail: bytes, *, image: str | None, label: str | None, labelled: 
 
     Raises:
         DamagedShard: the footer cannot be read.
-        InputError: no such column, or one that holds something else. Names the setting, and not the shard.
+        InputError: no such column, or one that holds something else. Names the setting, and not the
+            shard.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        # A file that is a footer and nothing else: what it says is not compared with where the columns lie.
+        # A file that is a footer and nothing else: what it says is not compared with where the
+        # columns lie.
         metadata = pq.read_metadata(io.BytesIO(b"PAR1" + tail))
         columns = metadata.schema.to_arrow_schema()
     except (pa.ArrowException, OSError) as error:
         raise DamagedShard(f"the Parquet footer is damaged ({first_line(error)})") from error
     check_columns(columns, image, label, labelled)
     return Footer(
-        metadata.num_rows, class_names(columns, label) if labelled else None, hashlib.sha256(tail).hexdigest()
+        metadata.num_rows,
+        class_names(columns, label) if labelled else None,
+        hashlib.sha256(tail).hexdigest(),
     )
 
 
@@ -80,25 +88,34 @@ def check_columns(columns: Any, image: str | None, label: str | None, labelled: 
             have = ", ".join(map(repr, columns.names))
             alone = ", or set labelled: false" if setting == "label" else ""
             raise InputError(
-                f"no column {column!r}{nearest(column, columns.names)}: set `{setting}` to one of {have}{alone}"
+                f"no column {column!r}{nearest(column, columns.names)}: set `{setting}` to one of"
+                f" {have}{alone}"
             )
     kind = columns.field(image or "image").type
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
         kind = kind.field("bytes").type
     if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
         raise InputError(
-            f"column {image or 'image'!r} holds {kind}, not image files: set `image` to the column that does"
+            f"column {image or 'image'!r} holds {kind}, not image files: set `image` to the column"
+            " that does"
         )
     if labelled:
         kind = columns.field(label or "label").type
         if pa.types.is_dictionary(kind):
             kind = kind.value_type
-        if not (pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-            raise InputError(f"column {label or 'label'!r} holds {kind}: labels are integers, names or a ClassLabel")
+        if not (
+            pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
+        ):
+            raise InputError(
+                f"column {label or 'label'!r} holds {kind}: labels are integers, names or a"
+                " ClassLabel"
+            )
 
 
 def class_names(columns: Any, label: str | None) -> tuple[str, ...] | None:
-    """The names of a ClassLabel column, from the metadata that `datasets` writes into a file's schema."""
+    """The names of a ClassLabel column, from the metadata that `datasets` writes into a file's
+    schema.
+    """
     try:
         features = json.loads((columns.metadata or {})[b"huggingface"])["info"]["features"]
         names = features[label or "label"]["names"]
@@ -121,12 +138,19 @@ def footer_sha256(path: Path) -> str:
 
 
 def localise_parquet(
-    source: Any, path: Path, *, image: str | None = None, label: str | None = None, labelled: bool = True
+    source: Any,
+    path: Path,
+    *,
+    image: str | None = None,
+    label: str | None = None,
+    labelled: bool = True,
 ) -> int:
-    """Take the records of a Parquet file out into `path`, in memory that does not grow with the file.
+    """Take the records of a Parquet file out into `path`, in memory that does not grow with the
+    file.
 
     Args:
-        source: the file, opened with pyarrow.OSFile: Arrow would call a Python file back from C++, even when the interpreter goes.
+        source: the file, opened with pyarrow.OSFile: Arrow would call a Python file back from C++,
+            even when the interpreter goes.
 
     Returns:
         How many records there are.
@@ -145,8 +169,12 @@ def localise_parquet(
     positions: dict[str, int] = {}  # of label names, in the order they come
     row = offset = 0
     try:
-        # pre_buffer would keep a row group's bytes; without it a column is read through a buffer of this size.
-        with pq.ParquetFile(source, pre_buffer=False, buffer_size=1 << 20) as file, path.open("wb") as out:
+        # pre_buffer would keep a row group's bytes; without it a column is read through a buffer of
+        # this size.
+        with (
+            pq.ParquetFile(source, pre_buffer=False, buffer_size=1 << 20) as file,
+            path.open("wb") as out,
+        ):
             check_columns(file.schema_arrow, image, label, labelled)
             num_rows = file.metadata.num_rows
             for batch in file.iter_batches(_ROWS_AT_ONCE, columns=columns, use_threads=False):
@@ -156,14 +184,18 @@ def localise_parquet(
                         out.write(content)
                         entries[i] = (offset, len(content), checksum(content), -1)
                         offset += len(content)
-                entries["label"] = _labels(batch.column(label), row, label, positions) if labelled else -1
+                entries["label"] = (
+                    _labels(batch.column(label), row, label, positions) if labelled else -1
+                )
                 parts.append(entries)
                 row += len(batch)
                 stop_if_ending()
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # of the machine: a full disk, a read error
-        raise DamagedShard(f"the Parquet file cannot be read past row {row} ({first_line(error)})") from error
+        raise DamagedShard(
+            f"the Parquet file cannot be read past row {row} ({first_line(error)})"
+        ) from error
     if row != num_rows:
         raise DamagedShard(f"the Parquet file has {row} rows, and its footer says {num_rows}")
     entries = np.concatenate(parts) if parts else np.zeros(0, ENTRY)
@@ -190,7 +222,8 @@ def _labels(column: Any, row: int, name: str, positions: dict[str, int]) -> list
     values = column.to_pylist()
     if None in values:
         raise InputError(
-            f"row {row + values.index(None)} has no label in column {name!r}: drop such rows, or set labelled: false"
+            f"row {row + values.index(None)} has no label in column {name!r}: drop such rows, or"
+            " set labelled: false"
         )
     if values and isinstance(values[0], str):
         return [positions.setdefault(value, len(positions)) for value in values]
@@ -198,7 +231,7 @@ def _labels(column: Any, row: int, name: str, positions: dict[str, int]) -> list
     huge = next((i for i, label in enumerate(labels) if not -(1 << 63) <= label < 1 << 63), None)
     if huge is not None:
         raise InputError(
-            f"row {row + huge} has label {labels[huge]} in column {name!r}, which is no class number: set `label` to the column that "
-            "holds the classes, or set labelled: false"
+            f"row {row + huge} has label {labels[huge]} in column {name!r}, which is no class"
+            " number: set `label` to the column that holds the classes, or set labelled: false"
         )
     return labels

@@ -1,4 +1,6 @@
-"""Shards as one `Source`: samples numbered through all of them, read in any order from what lies on this machine."""
+"""Shards as one `Source`: samples numbered through all of them, read in any order from what lies on
+this machine.
+"""
 
 import bisect
 import contextlib
@@ -21,7 +23,8 @@ from distill.data.stream.localise import ListedShard, Localiser
 from distill.data.stream.tar import member_name
 from distill.errors import InputError
 
-# A shard that could not be had is not asked for again so soon: its samples come one after the other.
+# A shard that could not be had is not asked for again so soon: its samples come one after the
+# other.
 _REST_S = 300.0
 _MOST_OPEN = 256
 
@@ -44,27 +47,39 @@ class StreamLabels:
 
 
 class _Process:
-    """What a process holds: open shards, the least recently used first, and the shards that it cannot have."""
+    """What a process holds: open shards, the least recently used first, and the shards that it
+    cannot have.
+    """
 
     def __init__(self, begin: Callable[[int], None]) -> None:
         self.pid = os.getpid()
         self.lock = threading.Lock()
         self.opened: OrderedDict[int, _Opened] = OrderedDict()
-        self.failed: dict[int, tuple[float, type[Exception], str]] = {}  # until when, and what to raise
+        self.failed: dict[
+            int, tuple[float, type[Exception], str]
+        ] = {}  # until when, and what to raise
         self.ahead = Ahead(begin)
         # A local tar takes two descriptors.
         self.most_open = max(8, min(_MOST_OPEN, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))
 
     def close_given_up(self) -> None:
-        """Close the shards that the cache has removed, which take their space until then; those asked for last are kept."""
+        """Close the shards that the cache has removed, which take their space until then; those
+        asked for last are kept.
+        """
         wanted = set(self.ahead.wanted)
         with self.lock:
-            for number in [n for n, opened in self.opened.items() if n not in wanted and opened.shard.is_given_up]:
+            for number in [
+                n
+                for n, opened in self.opened.items()
+                if n not in wanted and opened.shard.is_given_up
+            ]:
                 del self.opened[number]
 
 
 class _Opened:
-    """A shard and what its labels mean: label i of the shard is class meaning[i], or i itself without."""
+    """A shard and what its labels mean: label i of the shard is class meaning[i], or i itself
+    without.
+    """
 
     def __init__(self, shard: LocalShard, meaning: np.ndarray | None) -> None:
         self.shard, self.meaning = shard, meaning
@@ -79,7 +94,8 @@ class StreamSource:
         shards: each with its count.
         localiser: brings them here.
         classes: K names, () without labels.
-        stored: the names that the label numbers of the shards count; null where they count `classes`.
+        stored: the names that the label numbers of the shards count; null where they count
+            `classes`.
         labels: [N] int64 where they are known without reading.
         labelled: whether samples have labels.
         key: the recipe key, for messages.
@@ -101,7 +117,11 @@ class StreamSource:
         self.classes = classes
         self._ends: list[int] = np.cumsum(self.shard_sizes).tolist()
         self._localiser, self._labelled, self._key = localiser, labelled, key
-        self._meaning = None if stored is None or stored == classes else index_names(stored, classes, f"{key}.classes")
+        self._meaning = (
+            None
+            if stored is None or stored == classes
+            else index_names(stored, classes, f"{key}.classes")
+        )
         self._num_stored, self._counts_classes = len(stored or classes), stored is None
         self.labels: np.ndarray | LabelsOnRead = NoLabels()
         if labelled:
@@ -150,30 +170,40 @@ class StreamSource:
         if opened is None or self._localiser.container != "tar":
             return f"{url}, {'sample' if self._localiser.container == 'tar' else 'row'} {row}"
         try:
-            return f"{url}, {member_name(opened.shard.before(row, 512))} at byte {opened.shard.offset(row)}"
+            return (
+                f"{url}, {member_name(opened.shard.before(row, 512))} at byte"
+                f" {opened.shard.offset(row)}"
+            )
         except OSError:
             return f"{url}, sample {row}"
 
     def prepare(self, shards: Sequence[int]) -> None:
-        """Bring these shards here in the background, the most urgent first. Neither waits nor raises."""
+        """Bring these shards here in the background, the most urgent first. Neither waits nor
+        raises.
+        """
         self._here().ahead.want(shards)
 
     def fingerprint(self) -> str:
-        """SHA-256 over what the shards are, in their order: names, counts, and checksums of them or of their footers as far as known; and over
-        what their labels mean.
+        """SHA-256 over what the shards are, in their order: names, counts, and checksums of them or
+        of their footers as far as known; and over what their labels mean.
 
-        Not where they lie. Tars without manifest or Hub are names and counts alone: others of the same names and counts pass for them, at
-        another place too. A copy of a Hub repository without a manifest is another: the Hub's checksums are not read off its files.
+        Not where they lie. Tars without manifest or Hub are names and counts alone: others of the
+        same names and counts pass for them, at another place too. A copy of a Hub repository
+        without a manifest is another: the Hub's checksums are not read off its files.
         """
-        said: list[object] = [(shard.name, shard.num_samples, shard.content) for shard in self.shards]
-        # What label numbers stand for, and the labels that a manifest has: the same shards can be told other ones.
+        said: list[object] = [
+            (shard.name, shard.num_samples, shard.content) for shard in self.shards
+        ]
+        # What label numbers stand for, and the labels that a manifest has: the same shards can be
+        # told other ones.
         labels = self.labels if isinstance(self.labels, np.ndarray) else None
         said += [
-            None if part is None else hashlib.sha256(part.tobytes()).hexdigest() for part in (self._meaning, labels)
+            None if part is None else hashlib.sha256(part.tobytes()).hexdigest()
+            for part in (self._meaning, labels)
         ]
         return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
-    # ---- shards of this process --------------------------------------------------------------------------------------
+    # ---- shards of this process ------------------------------------------------------------------
 
     def _locate(self, index: int) -> tuple[int, int]:
         if not 0 <= index < self._ends[-1]:
@@ -207,7 +237,11 @@ class StreamSource:
         try:
             opened = self._checked(number, self._localiser.open(self.shards[number]))
         except InputError as error:
-            message = str(error) if str(error).startswith(("data.", self._key)) else f"{self._key}.path: {error}"
+            message = (
+                str(error)
+                if str(error).startswith(("data.", self._key))
+                else f"{self._key}.path: {error}"
+            )
             process.failed[number] = (time.monotonic() + _REST_S, InputError, message)
             raise InputError(message) from error
         except OSError as error:
@@ -232,25 +266,32 @@ class StreamSource:
         listed = self.shards[number]
         if len(shard) != listed.num_samples:
             raise InputError(
-                f"{self._key}.path: {listed.shown} holds {len(shard)} samples, and {listed.num_samples} are promised: "
-                "fetch it again, mend its manifest or _info.json, or count anew with distill data inspect --count"
+                f"{self._key}.path: {listed.shown} holds {len(shard)} samples, and"
+                f" {listed.num_samples} are promised: fetch it again, mend its manifest or"
+                " _info.json, or count anew with distill data inspect --count"
             )
         if not self._checks_labels:
             return _Opened(shard, self._meaning)
         if shard.names is not None:
-            return _Opened(shard, index_names(shard.names, self.classes, f"{self._key}.path: {listed.shown}"))
-        odd = next((i for i, name in enumerate(self.classes) if name.isdecimal() and name != str(i)), None)
+            return _Opened(
+                shard, index_names(shard.names, self.classes, f"{self._key}.path: {listed.shown}")
+            )
+        odd = next(
+            (i for i, name in enumerate(self.classes) if name.isdecimal() and name != str(i)), None
+        )
         if odd is not None and self._counts_classes and self._localiser.container == "tar":
             raise InputError(
-                f"{self._key}.path: {listed.shown} has labels of digits, and class {odd} is called {self.classes[odd]!r}: whether they are "
-                "numbers or names of classes cannot be told, so write the names of the list otherwise, or in the order of their numbers"
+                f"{self._key}.path: {listed.shown} has labels of digits, and class {odd} is called"
+                f" {self.classes[odd]!r}: whether they are numbers or names of classes cannot be"
+                " told, so write the names of the list otherwise, or in the order of their numbers"
             )
         if shard.lowest_label < 0 or shard.highest_label >= self._num_stored:
             row, label = shard.first_row_with(0, self._num_stored)
             hint = " (-1 usually marks a test split without labels)" if label == -1 else ""
             raise InputError(
-                f"{self._key}.path: {listed.shown}: sample {row} has label {label}, and labels go from 0 to {self._num_stored - 1}{hint}: "
-                "give the classes that the labels count, or set labelled: false"
+                f"{self._key}.path: {listed.shown}: sample {row} has label {label}, and labels go"
+                f" from 0 to {self._num_stored - 1}{hint}: give the classes that the labels count,"
+                " or set labelled: false"
             )
         return _Opened(shard, self._meaning)
 

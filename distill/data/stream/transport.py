@@ -1,4 +1,5 @@
-"""Bytes from anywhere: tried again after growing waits, going on where they broke off, never two states of a file spliced.
+"""Bytes from anywhere: tried again after growing waits, going on where they broke off, never two
+states of a file spliced.
 
 Where a file lies:
 
@@ -22,7 +23,8 @@ from distill.data.stream.filesystem import open_file
 from distill.data.stream.web import address_of, open_web
 from distill.errors import InputError
 
-# Of a wait of our own choosing, and of one that a server asks for: the Hub's windows are five minutes long.
+# Of a wait of our own choosing, and of one that a server asks for: the Hub's windows are five
+# minutes long.
 _LONGEST_WAIT_S = 30.0
 _LONGEST_ASKED_S = 300.0
 # Of all the waits of one transfer that its server asks for.
@@ -35,11 +37,15 @@ MOST_READ_BYTES = 1 << 26
 
 
 class TransferFailed(OSError):  # noqa: N818 - named for what it says of the transfer
-    """Trouble that outlived the retries. The message names the file, the offset, the last reason and the number of tries."""
+    """Trouble that outlived the retries. The message names the file, the offset, the last reason
+    and the number of tries.
+    """
 
 
 def wait_s(failures: int, asked_s: float | None, first_wait_s: float, chance: float) -> float:
-    """How long to wait after so many failures in a row: doubling, up to half of it left to `chance` in [0, 1]; at least what was asked."""
+    """How long to wait after so many failures in a row: doubling, up to half of it left to `chance`
+    in [0, 1]; at least what was asked.
+    """
     own = min(_LONGEST_WAIT_S, first_wait_s * 2.0 ** min(failures, 30)) * (1 - chance / 2)
     return own if asked_s is None else max(own, min(asked_s, _LONGEST_ASKED_S))
 
@@ -47,7 +53,8 @@ def wait_s(failures: int, asked_s: float | None, first_wait_s: float, chance: fl
 class Transport:
     """Fetches files. Holds nothing open, so it may be pickled, forked and shared by threads.
 
-    A transfer at less than 1 kB/s is given up after about 4 * (retries + 1) timeouts, however its bytes are dealt out.
+    A transfer at less than 1 kB/s is given up after about 4 * (retries + 1) timeouts, however its
+    bytes are dealt out.
 
     Args:
         retries: failures in a row, without a byte gained, that are borne.
@@ -73,7 +80,9 @@ class Transport:
             except Trouble as trouble:
                 tries.failed(trouble, 0)
 
-    def read(self, url: str, start: int = 0, end: int | None = None, *, most_bytes: int = MOST_READ_BYTES) -> bytes:
+    def read(
+        self, url: str, start: int = 0, end: int | None = None, *, most_bytes: int = MOST_READ_BYTES
+    ) -> bytes:
         """A small file, or bytes [start, end) of any, as a slice: fewer where it ends before.
 
         Raises:
@@ -83,11 +92,20 @@ class Transport:
         if start == end:
             return b""
         content = io.BytesIO()
-        self._pour(url, start, end, _Sink(content, hashed=False, most_bytes=most_bytes, shown=_shown(url)), None)
+        self._pour(
+            url,
+            start,
+            end,
+            _Sink(content, hashed=False, most_bytes=most_bytes, shown=_shown(url)),
+            None,
+        )
         return content.getvalue()
 
-    def fetch(self, url: str, path: Path, *, size: int | None = None, sha256: str | None = None) -> None:
-        """The whole file into `path`, made or overwritten, in pieces of 1 MiB. A file other than promised is fetched once more.
+    def fetch(
+        self, url: str, path: Path, *, size: int | None = None, sha256: str | None = None
+    ) -> None:
+        """The whole file into `path`, made or overwritten, in pieces of 1 MiB. A file other than
+        promised is fetched once more.
 
         Raises:
             InputError: what no retry mends: no such file, host or repository, no access.
@@ -100,12 +118,17 @@ class Transport:
                 if again:
                     sink.restart()
                 wrong = self._pour(url, 0, None, sink, size)
-                if wrong is None and sha256 is not None and sink.digest.hexdigest() != sha256.lower():
+                if (
+                    wrong is None
+                    and sha256 is not None
+                    and sink.digest.hexdigest() != sha256.lower()
+                ):
                     wrong = f"its SHA-256 is {sink.digest.hexdigest()} and {sha256} was promised"
                 if wrong is None:
                     return
         raise TransferFailed(
-            f"{_shown(url)}: {wrong}, in both of 2 transfers: it has changed, or is damaged where it lies"
+            f"{_shown(url)}: {wrong}, in both of 2 transfers: it has changed, or is damaged where"
+            " it lies"
         )
 
     def _open(
@@ -115,8 +138,12 @@ class Transport:
             return open_web(address_of(url), start, end, version, self.timeout_s)
         return open_file(url, start, end, again)
 
-    def _pour(self, url: str, start: int, end: int | None, sink: "_Sink", size: int | None) -> str | None:
-        """Bytes [start, end) into the sink, each once. Returns what is wrong with the size, or None."""
+    def _pour(
+        self, url: str, start: int, end: int | None, sink: "_Sink", size: int | None
+    ) -> str | None:
+        """Bytes [start, end) into the sink, each once. Returns what is wrong with the size, or
+        None.
+        """
         tries = _Tries(self, url)
         at = start
         version: str | None = None
@@ -130,7 +157,9 @@ class Transport:
                         sink.restart()
                         at, version = start, None
                     if body.start > at:
-                        raise Trouble("the file has changed, or the server sends another part than asked for")
+                        raise Trouble(
+                            "the file has changed, or the server sends another part than asked for"
+                        )
                     version, total = body.version, body.total
                     if size is not None and total is not None and total != size:
                         return f"it has {total} bytes and {size} were promised"
@@ -145,7 +174,9 @@ class Transport:
                 return None
             except Trouble as trouble:
                 tries.failed(trouble, at)
-                if version is None and not sink.hashed:  # nothing would show that the rest is of the same file
+                if (
+                    version is None and not sink.hashed
+                ):  # nothing would show that the rest is of the same file
                     sink.restart()
                     at = start
 
@@ -153,7 +184,9 @@ class Transport:
 class _Sink:
     """Where bytes go, hashed on their way. Its errors are the disk's, and are not retried."""
 
-    def __init__(self, file: IO[bytes], hashed: bool, most_bytes: int | None = None, shown: str = "") -> None:
+    def __init__(
+        self, file: IO[bytes], hashed: bool, most_bytes: int | None = None, shown: str = ""
+    ) -> None:
         self._file, self.hashed = file, hashed
         self._most_bytes, self._shown = most_bytes, shown
         self.digest = hashlib.sha256()
@@ -161,7 +194,8 @@ class _Sink:
     def write(self, piece: bytes) -> None:
         if self._most_bytes is not None and self._file.tell() + len(piece) > self._most_bytes:
             raise InputError(
-                f"{self._shown}: more than {self._most_bytes / 1e6:,.0f} MB, which no file of its name has: change the URL or the server"
+                f"{self._shown}: more than {self._most_bytes / 1e6:,.0f} MB, which no file of its"
+                " name has: change the URL or the server"
             )
         self._file.write(piece)
         if self.hashed:
@@ -176,14 +210,17 @@ class _Sink:
 class _Tries:
     """Counts the failures of one transfer, and waits after each.
 
-    Gaining bytes that no earlier try had got forgives the failures before; but a try that is slower than 1 kB/s uses up what time is
-    granted to the transfer without progress, and one that is faster gives it back.
+    Gaining bytes that no earlier try had got forgives the failures before; but a try that is slower
+    than 1 kB/s uses up what time is granted to the transfer without progress, and one that is
+    faster gives it back.
     """
 
     def __init__(self, transport: Transport, url: str) -> None:
         self._transport, self._url = transport, url
         self._furthest = self._failures = self.made = 0
-        self._granted_s = self._left_s = SLOW_TIMEOUTS * transport.timeout_s * (transport.retries + 1)
+        self._granted_s = self._left_s = (
+            SLOW_TIMEOUTS * transport.timeout_s * (transport.retries + 1)
+        )
         self._asked_s = 0.0
         self._began = time.monotonic()
 
@@ -201,10 +238,16 @@ class _Tries:
         enough = self._failures > self._transport.retries or self.made >= _MOST_TRIES
         if enough or self._left_s < 0 or self._asked_s > _MOST_ASKED_S:
             times = "once" if self.made == 1 else f"{self.made} times"
-            raise TransferFailed(f"{_shown(self._url)}: at byte {at}, tried {times}: {trouble}") from trouble
+            raise TransferFailed(
+                f"{_shown(self._url)}: at byte {at}, tried {times}: {trouble}"
+            ) from trouble
         if not progress or trouble.wait_s is not None:
             chance = random.SystemRandom().random()  # no generator of the run's is touched
-            time.sleep(wait_s(max(0, self._failures - 1), trouble.wait_s, self._transport.first_wait_s, chance))
+            time.sleep(
+                wait_s(
+                    max(0, self._failures - 1), trouble.wait_s, self._transport.first_wait_s, chance
+                )
+            )
         self._began = time.monotonic()
 
 

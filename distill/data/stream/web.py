@@ -1,4 +1,6 @@
-"""One HTTP request for a file or a part of it, and what the answer means. Standard library, so proxies come from the environment."""
+"""One HTTP request for a file or a part of it, and what the answer means. Standard library, so
+proxies come from the environment.
+"""
 
 import base64
 import functools
@@ -26,12 +28,16 @@ _AGENT = "vanillakd"
 # Besides every 5xx.
 _PASSING = {408, 425, 429}
 
-_HUB = re.compile(r"hf://datasets/(?P<repo>[^/@]+/[^/@]+)(@(?P<revision>refs/(convert|pr)/[^/]+|[^/]+))?/(?P<file>.+)")
+_HUB = re.compile(
+    r"hf://datasets/(?P<repo>[^/@]+/[^/@]+)(@(?P<revision>refs/(convert|pr)/[^/]+|[^/]+))?/(?P<file>.+)"
+)
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where to ask. shown: for messages, without passwords and signatures. repo: the Hub's OWNER/NAME."""
+    """Where to ask. shown: for messages, without passwords and signatures. repo: the Hub's
+    OWNER/NAME.
+    """
 
     url: str
     headers: Mapping[str, str]
@@ -40,7 +46,8 @@ class Address:
 
 
 def address_of(url: str) -> Address:
-    """The address of http(s):// or hf://datasets/OWNER/NAME[@REVISION]/FILE, the latter with the user's token.
+    """The address of http(s):// or hf://datasets/OWNER/NAME[@REVISION]/FILE, the latter with the
+    user's token.
 
     Raises:
         InputError: not such a URL; the Hub is asked for and HF_HUB_OFFLINE is set.
@@ -50,7 +57,9 @@ def address_of(url: str) -> Address:
     try:
         parts = urlsplit(url)
     except ValueError as error:
-        raise InputError(f"{url.rpartition('@')[2].partition('?')[0]}: not a URL ({error}): mend it") from error
+        raise InputError(
+            f"{url.rpartition('@')[2].partition('?')[0]}: not a URL ({error}): mend it"
+        ) from error
     userinfo, _, host = parts.netloc.rpartition("@")
     if not host:
         raise InputError(f"{shown(url)}: a URL without a host: write http://HOST/PATH")
@@ -68,22 +77,37 @@ def _hub_address(url: str) -> Address:
 
     match = _HUB.fullmatch(url)
     if match is None:
-        raise InputError(f"{url} names no file of the Hub: write hf://datasets/OWNER/NAME/FILE, or OWNER/NAME@REVISION")
+        raise InputError(
+            f"{url} names no file of the Hub: write hf://datasets/OWNER/NAME/FILE, or"
+            " OWNER/NAME@REVISION"
+        )
     if constants.HF_HUB_OFFLINE:
-        raise InputError(f"{url} lies on the Hub and HF_HUB_OFFLINE is set: unset it, or give a local path")
+        raise InputError(
+            f"{url} lies on the Hub and HF_HUB_OFFLINE is set: unset it, or give a local path"
+        )
     revision = match["revision"]
     resolved = hf_hub_url(
-        match["repo"], match["file"], repo_type="dataset", revision=None if revision is None else unquote(revision)
+        match["repo"],
+        match["file"],
+        repo_type="dataset",
+        revision=None if revision is None else unquote(revision),
     )
-    # Not huggingface_hub's build_hf_headers, which may ask the Hub first what it should call itself (seen with 2.4).
+    # Not huggingface_hub's build_hf_headers, which may ask the Hub first what it should call itself
+    # (seen with 2.4).
     token = None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
-    headers = {"User-Agent": _AGENT, **({} if token is None else {"Authorization": f"Bearer {token}"})}
+    headers = {
+        "User-Agent": _AGENT,
+        **({} if token is None else {"Authorization": f"Bearer {token}"}),
+    }
     return Address(resolved, headers, url, match["repo"])
 
 
 @contextmanager
-def open_web(address: Address, start: int, end: int | None, version: str | None, timeout_s: float) -> Iterator[Body]:
-    """Bytes [start, end) of a file, or all of it from a server without ranges, or whose file is no longer `version`.
+def open_web(
+    address: Address, start: int, end: int | None, version: str | None, timeout_s: float
+) -> Iterator[Body]:
+    """Bytes [start, end) of a file, or all of it from a server without ranges, or whose file is no
+    longer `version`.
 
     Raises:
         Trouble: what may pass.
@@ -96,7 +120,9 @@ def open_web(address: Address, start: int, end: int | None, version: str | None,
             headers["If-Range"] = version
     deadline = Deadline(timeout_s, SLOW_TIMEOUTS * timeout_s)
     try:
-        response = _opener(deadline).open(urllib.request.Request(address.url, headers=headers), timeout=timeout_s)
+        response = _opener(deadline).open(
+            urllib.request.Request(address.url, headers=headers), timeout=timeout_s
+        )
     except urllib.error.HTTPError as error:
         with error:
             if error.code != 416:
@@ -111,7 +137,8 @@ def open_web(address: Address, start: int, end: int | None, version: str | None,
         encoding = response.headers.get("Content-Encoding", "identity")
         if encoding != "identity":
             raise InputError(
-                f"{address.shown}: the server sends it compressed ({encoding}), although asked not to: serve it as it is"
+                f"{address.shown}: the server sends it compressed ({encoding}), although asked not"
+                " to: serve it as it is"
             )
         at, total = 0, response.length
         if response.status == 206:
@@ -127,9 +154,14 @@ def _pieces(response: http.client.HTTPResponse, deadline: Deadline) -> Iterator[
     while True:
         deadline.renew()
         try:
-            # read1 hands on what has come. read(n) waits for n bytes, and loses them when the connection breaks meanwhile.
+            # read1 hands on what has come. read(n) waits for n bytes, and loses them when the
+            # connection breaks meanwhile.
             piece = response.read1(PIECE_BYTES)
-        except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: a damaged chunk length
+        except (
+            OSError,
+            http.client.HTTPException,
+            ValueError,
+        ) as error:  # ValueError: a damaged chunk length
             raise Trouble(_reason(error, deadline.timeout_s)) from error
         if not piece:
             break
@@ -143,13 +175,24 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     """Follows redirects to http(s) alone, and tells nobody but the first host who we are."""
 
     def redirect_request(
-        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Message, newurl: str
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: Message,
+        newurl: str,
     ) -> urllib.request.Request | None:
         if urlsplit(newurl).scheme not in ("http", "https"):
-            raise urllib.error.HTTPError(req.full_url, code, f"redirect to {shown(newurl)}", headers, fp)
+            raise urllib.error.HTTPError(
+                req.full_url, code, f"redirect to {shown(newurl)}", headers, fp
+            )
         follow = super().redirect_request(req, fp, code, msg, headers, newurl)  # type: ignore[arg-type]
         if follow is not None and urlsplit(newurl)[:2] != urlsplit(req.full_url)[:2]:
-            for name in ("Authorization", "Proxy-authorization"):  # the latter is set again where the way needs it
+            for name in (
+                "Authorization",
+                "Proxy-authorization",
+            ):  # the latter is set again where the way needs it
                 follow.remove_header(name)
         return follow
 
@@ -165,7 +208,9 @@ def _opener(deadline: Deadline) -> urllib.request.OpenerDirector:
 
 
 def _version(headers: Message) -> str | None:
-    """The strongest thing that the server says of its file's state: strong ETag, Last-Modified, weak ETag."""
+    """The strongest thing that the server says of its file's state: strong ETag, Last-Modified,
+    weak ETag.
+    """
     tag: str | None = headers.get("ETag")
     if tag is not None and not tag.startswith("W/"):
         return tag
@@ -175,7 +220,9 @@ def _version(headers: Message) -> str | None:
 
 def _content_range(headers: Message) -> tuple[int | None, int | None]:
     """(first byte, bytes of the whole file) of Content-Range, None where it does not say."""
-    match = re.fullmatch(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)", headers.get("Content-Range", "").strip())
+    match = re.fullmatch(
+        r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)", headers.get("Content-Range", "").strip()
+    )
     if match is None:
         return None, None
     first, total = match.groups()
@@ -197,7 +244,9 @@ def _asked_wait_s(headers: Message) -> float | None:
 
 
 def _refused(address: Address, status: int, reason: str, headers: Message) -> Exception:
-    """What an error status means: Trouble where another try may mend it, InputError with the mend otherwise."""
+    """What an error status means: Trouble where another try may mend it, InputError with the mend
+    otherwise.
+    """
     said = f"the server answers {status} {reason}".rstrip()
     if status in _PASSING or status >= 500:
         return Trouble(said, _asked_wait_s(headers))
@@ -205,17 +254,24 @@ def _refused(address: Address, status: int, reason: str, headers: Message) -> Ex
         return InputError(f"{address.shown}: {_hub_refusal(address, status, headers) or said}")
     if status in (401, 403):
         return InputError(
-            f"{address.shown}: {said}: it wants other credentials, or a URL that is still valid; http://USER:PASSWORD@HOST/... gives some"
+            f"{address.shown}: {said}: it wants other credentials, or a URL that is still valid;"
+            " http://USER:PASSWORD@HOST/... gives some"
         )
     if status == 407:
-        return InputError(f"{address.shown}: the proxy wants a password: mend HTTP_PROXY and HTTPS_PROXY")
+        return InputError(
+            f"{address.shown}: the proxy wants a password: mend HTTP_PROXY and HTTPS_PROXY"
+        )
     if status in (404, 410):
         return InputError(f"{address.shown}: {said}: there is no such file, so mend the path")
-    return InputError(f"{address.shown}: {said}: another try would not change that, so mend the URL or the server")
+    return InputError(
+        f"{address.shown}: {said}: another try would not change that, so mend the URL or the server"
+    )
 
 
 def _hub_refusal(address: Address, status: int, headers: Message) -> str | None:
-    """The Hub answers 401 to whoever is not logged in, for what is gated, private or not there alike; X-Error-Code says which."""
+    """The Hub answers 401 to whoever is not logged in, for what is gated, private or not there
+    alike; X-Error-Code says which.
+    """
     from huggingface_hub import constants
 
     known = "Authorization" in address.headers
@@ -224,16 +280,25 @@ def _hub_refusal(address: Address, status: int, headers: Message) -> str | None:
     match headers.get("X-Error-Code"):
         case "GatedRepo":
             of_token = (
-                " with the account of your token (which must be allowed to read gated repositories)" if known else ""
+                " with the account of your token (which must be allowed to read gated repositories)"
+                if known
+                else ""
             )
             return f"the repository is gated: accept its terms at {page}{of_token}{login}"
         case "RevisionNotFound":
             return f"{address.repo} has no such revision: see {page}/tree/main"
         case "RepoNotFound":
-            return f"there is no data set {address.repo} on the Hub, or it is not yours to read: mend the name{login}"
+            return (
+                f"there is no data set {address.repo} on the Hub, or it is not yours to read: mend"
+                f" the name{login}"
+            )
     match status:
         case 401 | 403:
-            token = "your token is not valid or may not read it: `hf auth whoami` tells" if known else "no token is set"
+            token = (
+                "your token is not valid or may not read it: `hf auth whoami` tells"
+                if known
+                else "no token is set"
+            )
             return f"the Hub answers {status}, {token}{login}"
         case 404 | 410:
             return f"the Hub answers {status}, there is no such file: see {page}/tree/main"
@@ -249,12 +314,13 @@ def _unanswered(address: Address, error: Exception, timeout_s: float) -> Excepti
     # EAI_AGAIN, a name server that does not answer, may pass.
     if isinstance(cause, socket.gaierror) and cause.errno != socket.EAI_AGAIN:
         return InputError(
-            f"{address.shown}: no host {host} is known, or none that it redirects to ({cause.strerror}): mend its name, or the network of this machine"
+            f"{address.shown}: no host {host} is known, or none that it redirects to"
+            f" ({cause.strerror}): mend its name, or the network of this machine"
         )
     if isinstance(cause, ssl.SSLCertVerificationError):
         return InputError(
-            f"{address.shown}: the certificate of {host} is not trusted here ({cause.verify_message}): "
-            "set SSL_CERT_FILE to a file with the right authority"
+            f"{address.shown}: the certificate of {host} is not trusted here"
+            f" ({cause.verify_message}): set SSL_CERT_FILE to a file with the right authority"
         )
     return Trouble(_reason(cause, timeout_s))
 
