@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from distill.data.order import TrainOrder
+from distill.data.order.shuffled import TrainOrder
 
 KINDS = ("sorted", "windows", "shuffled")
 PROCESSES = 8

@@ -44,14 +44,14 @@ from benchmarks.timing import (
     ratio,
     show,
 )
-from distill.build import train_loader
 from distill.data.augment import IMAGENET_MEAN, IMAGENET_STD
 from distill.engine import Engine
 from distill.models.pixels import Pixels
-from distill.plan import Plan, make_plan, share_of_process
 from distill.recipe import Recipe
 from distill.recipe.load import find_recipe, read_tree
 from distill.recipe.resolve import merge, resolve_students
+from distill.training.build import train_loader
+from distill.training.plan import Plan, make_plan, share_of_process
 
 NUM_CLASSES = 10
 _WIDTH, _HEIGHT = 500, 375

@@ -20,10 +20,10 @@ from typing import Any
 import torch
 
 from benchmarks.runs import engine_on
-from distill.build import train_loader
-from distill.data.lanes import LaneOrder
-from distill.plan import make_plan, share_of_process
+from distill.data.order.lanes import LaneOrder
 from distill.recipe import load_recipe
+from distill.training.build import train_loader
+from distill.training.plan import make_plan, share_of_process
 
 _ROOT = Path(__file__).resolve().parents[1]
 _TWO_PROCESSES = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

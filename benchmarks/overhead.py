@@ -45,7 +45,7 @@ from benchmarks.timing import (
     ratio,
     show,
 )
-from distill.data.loader import Batch
+from distill.data.loading.loader import Batch
 from distill.engine import Engine
 from distill.models.pixels import Pixels
 from distill.models.teacher import Teacher
@@ -88,7 +88,7 @@ class MinimalLoop:
         logits = logits.float()
         # Each term is written as ours is reduced, sum over classes and then mean, so that the bits
         # can agree.
-        hard = -(batch.targets * F.log_softmax(logits, -1)).sum(-1).mean()
+        hard = -(batch.label_probs * F.log_softmax(logits, -1)).sum(-1).mean()
         log_teacher = F.log_softmax(teacher_logits, -1)
         soft = (log_teacher.exp() * (log_teacher - F.log_softmax(logits, -1))).sum(-1).mean()
         loss = hard + soft

@@ -9,15 +9,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from distill.build import Models, build_models, train_loader
 from distill.checkpoint import Signals
-from distill.data.loader import Batch, TrainLoader
+from distill.data.loading.loader import Batch, TrainLoader
 from distill.engine import Engine
-from distill.plan import Plan, make_plan, share_of_process
+from distill.engine.agreement import StepFlags
 from distill.recipe import Recipe
-from distill.rundir import METRICS_FILE, Claim
-from distill.train import Run
-from distill.verdicts import Verdicts
+from distill.training.build import Models, build_models, train_loader
+from distill.training.loop import Run
+from distill.training.plan import Plan, make_plan, share_of_process
+from distill.training.rundir import METRICS_FILE, RunLock
 
 LR, WEIGHT_DECAY, MOMENTUM = 0.01, 5e-4, 0.9
 
@@ -108,11 +108,11 @@ class SteppedRun:
         train = plan.recipe.train
         share = share_of_process(train.batch_size_global, train.micro_batch_size, engine.world_size)
         assert share.num_forwards == 1
-        self.run = Run(plan, share, models, engine, Claim())
+        self.run = Run(plan, share, models, engine, RunLock())
         self.run.journal.open(plan.output / METRICS_FILE, 0)
         self.run.journal.go(0, self.run.running)
         self.loader: TrainLoader = train_loader(plan, plan.stages[0], share, engine, 0)
-        self._verdicts = Verdicts(engine, len(self.run.students))
+        self._step_flags = StepFlags(engine, len(self.run.students))
 
     def take(self, count: int) -> list[Batch]:
         """The next batches, on the device."""
@@ -120,17 +120,17 @@ class SteppedRun:
 
     def step(self, batches: Iterator[Batch]) -> None:
         """One step on the next of `batches`."""
-        self.run._step(batches, self._verdicts, Signals())
+        self.run._step(batches, self._step_flags, Signals())
         self.run.journal.stepped(self.run.step, self.run.running)
 
     def close(self) -> None:
-        """Read the last verdicts, and end the loader.
+        """Read the last flags, and end the loader.
 
         Raises:
             SystemExit: a student's loss was not finite, so that the times are not those of its
                 training.
         """
-        self.run._stop_students(self._verdicts.drain())
+        self.run._stop_students(self._step_flags.drain())
         self.loader.close()
         if len(self.run.running) < len(self.run.students):
             raise SystemExit("a loss was not finite: these figures would mean nothing")

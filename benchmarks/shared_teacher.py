@@ -44,7 +44,7 @@ from benchmarks.timing import (
     show,
 )
 from distill.engine import Engine
-from distill.students import Student
+from distill.student.student import Student
 
 SOFT_TERMS: dict[str, dict[str, Any]] = {
     "kd": {"loss": "kl"},

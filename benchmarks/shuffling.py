@@ -7,7 +7,7 @@ written class after class, the worst case), mixed in `windows` (the sorted ones 
 shard`
 writes them anew: permuted, and mixed 16 by 16) or `shuffled` (as it writes an image folder).
 Orders: ours, with one of block, lanes and shard size changed at a time; a permutation
-(`distill.data.order`); the peers' buffer over shuffled shards, one in each of 8 processes.
+(`distill.data.order.shuffled`); the peers' buffer over shuffled shards, one in each of 8 processes.
 
 Columns, each over pairs of successive batches at random places of an epoch:
 
@@ -46,8 +46,8 @@ from benchmarks.label_orders import (
     shard_sizes,
 )
 from benchmarks.timing import common_arguments, finish
-from distill.data.lanes import LaneOrder, default_block
-from distill.data.order import Order, TrainOrder
+from distill.data.order.lanes import LaneOrder, default_block
+from distill.data.order.shuffled import Order, TrainOrder
 
 _SEED = 0
 

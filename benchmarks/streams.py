@@ -102,9 +102,9 @@ class Stopped(NamedTuple):
 def open_ours(task: Task, stopped: Stopped | None, num_epochs: int) -> Iterator[Epoch]:
     """A run's own stream and loader, as `train` builds them."""
     from benchmarks.runs import engine_on
-    from distill.build import train_loader
-    from distill.plan import make_plan, share_of_process
     from distill.recipe import Recipe
+    from distill.training.build import train_loader
+    from distill.training.plan import make_plan, share_of_process
 
     student = {
         "model": "resnet18",

@@ -18,13 +18,13 @@ from distill.cli.help import show_help
 from distill.cli.hints import add_hints
 from distill.cli.recipes import Overrides, RecipeArgument, loaded_with_notes, recipe_app
 from distill.console import error_panel
+from distill.datatools.commands import data_app
 from distill.errors import InputError
-from distill.header import show_recipe
 from distill.init.commands import init, launchers
-from distill.output_folder import refuse_foreign_output
-from distill.prepare.commands import data_app
 from distill.processes import end_with_launcher, leave, several_processes, speaks_first
 from distill.recipe import load_recipe
+from distill.training.header import show_recipe
+from distill.training.output_folder import refuse_foreign_output
 
 EPILOG = """
 Exit codes: 0 done; 1 a fault; 2 the input is wrong; 3 every student stopped
@@ -73,7 +73,7 @@ def train(recipe: RecipeArgument, overrides: Overrides = None) -> None:
     loaded = loaded_with_notes(recipe, overrides)
     refuse_foreign_output(loaded)
     show_recipe(loaded)  # at once: what comes next imports torch and timm, which takes seconds
-    from distill.train import train as run
+    from distill.training.loop import train as run
 
     raise typer.Exit(run(loaded))
 
@@ -151,7 +151,7 @@ def evaluate(
       distill evaluate resnet50.pth --model resnet50 --data val/ \\
           --classes imagenet-1k
     """
-    from distill.judge import judge
+    from distill.release import judge
 
     judge(
         checkpoint,
@@ -195,7 +195,7 @@ def export(
       timm.create_model("local-dir:exports/kd", pretrained=True)
     after "import distill.models" if it is a model of ours (cifar_...).
     """
-    from distill.judge import export_student
+    from distill.release import export_student
 
     export_student(run, output, student=student, weights=weights)
 

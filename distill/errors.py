@@ -27,7 +27,7 @@ def _visible_character(character: str) -> str:
     return ascii(character)[1:-1]
 
 
-def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
+def did_you_mean(name: str, known: Iterable[str], count: int = 3) -> str:
     """A question "(did you mean 'a' or 'b'?)" with a leading space, or nothing when no known name
     is close.
     """
@@ -36,7 +36,7 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
 
 
 @contextmanager
-def naming(key: str) -> Iterator[None]:
+def prefix_errors(key: str) -> Iterator[None]:
     """Put `key` before the message of an InputError that does not name it: rooms below know models
     and files, not whose.
     """

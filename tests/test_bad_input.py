@@ -24,9 +24,9 @@ from command import Cli, Outcome
 from PIL import Image
 
 from distill.__main__ import explained
-from distill.data.shard import TrainBuilder
+from distill.data.loading.rank_slice import TrainBuilder
 from distill.recipe import Recipe, load_recipe
-from distill.summary import Summary
+from distill.training.summary import Summary
 
 CLASSES = ("ant", "bee", "cow")
 IMAGES_A_CLASS = 16

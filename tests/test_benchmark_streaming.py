@@ -209,7 +209,7 @@ def test_figures_of_known_rows(module: Modules) -> None:
 
 def test_pairs_that_meet_again_are_counted(module: Modules) -> None:
     """Against counting every pair; an order that repeats itself meets all of them again."""
-    from distill.data.lanes import LaneOrder
+    from distill.data.order.lanes import LaneOrder
 
     figures = module("shuffling")
     order = LaneOrder(np.full(6, 20), 12, 0, lanes=4, block=10)

@@ -21,11 +21,11 @@ from tiny import BASE
 from distill.data import fingerprint as prints
 from distill.data.sources import open_source
 from distill.errors import InputError
-from distill.plan import make_plan
 from distill.recipe import load_recipe
 from distill.recipe.load import merge
-from distill.recipe.schema import FashionMnist, Table
-from distill.rundir import same_inputs
+from distill.recipe.schema import FashionMnistSpec, TableSpec
+from distill.training.plan import make_plan
+from distill.training.rundir import same_inputs
 
 CLASSES = ("ant", "bee", "cat")
 
@@ -146,7 +146,7 @@ def test_a_run_over_numbers_that_were_sorted_as_text_is_refused(
 def table(root: Path, images: list[bytes], labels: list[int], file: str = "t.parquet") -> str:
     rows = [{"bytes": image, "path": None} for image in images]
     pq.write_table(pa.table({"image": rows, "label": labels}), root / file, row_group_size=2)
-    return open_source(Table(kind="parquet", path=file), root).fingerprint()
+    return open_source(TableSpec(kind="parquet", path=file), root).fingerprint()
 
 
 def test_tables_are_told_apart_by_images_labels_and_their_order(tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ def test_of_a_large_set_a_fixed_sample_is_read(
 
 
 def test_both_forms_of_fashion_mnist_have_one(tmp_path: Path) -> None:
-    spec = FashionMnist(kind="fashion_mnist", split="test")
+    spec = FashionMnistSpec(kind="fashion_mnist", split="test")
     first = open_source(spec, tmp_path).fingerprint()
     assert first == open_source(spec, tmp_path).fingerprint()
     assert first != open_source(spec.model_copy(update={"split": "train"}), tmp_path).fingerprint()

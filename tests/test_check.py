@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from distill.check import check_recipe
 from distill.errors import InputError
 from distill.models import weights
 from distill.models.build import create
 from distill.recipe import load_recipe, shipped_recipes
+from distill.training.check import check_recipe
 
 # One of each kind: model family, strategy, teacher. The rest are under the mark `slow`.
 SAMPLE = (

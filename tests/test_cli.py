@@ -22,8 +22,8 @@ from typer.main import get_command
 
 from distill.__main__ import app
 from distill.recipe import load_recipe, shipped_files
-from distill.screen import Screen
-from distill.train import ALL_STOPPED, DONE, INTERRUPTED
+from distill.training.loop import ALL_STOPPED, DONE, INTERRUPTED
+from distill.training.screen import Screen
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = ("train", "evaluate", "export", "recipe show", "recipe check", "recipe list")

@@ -16,10 +16,10 @@ from rich.table import Table
 import distill.console
 from distill.console import MetricsFile, error_panel, hours_minutes, make_console, show_table
 from distill.errors import InputError
-from distill.evaluate import Accuracy
-from distill.recipe.schema import CE, KL
-from distill.students import Best
-from distill.summary import Summary
+from distill.evaluation.accuracy import Accuracy
+from distill.recipe.schema import CESpec, KLSpec
+from distill.student.student import Best
+from distill.training.summary import Summary
 
 Terminal = Callable[[int], io.StringIO]
 
@@ -98,7 +98,7 @@ def test_an_error_is_a_line_in_a_pipe(
 def a_student(
     name: str, model: str, *, stopped_at: int | None = None, best: float | None = 62.0
 ) -> Any:
-    objective = SimpleNamespace(hard=CE(loss="ce"), soft=KL(loss="kl", weight=0.5))
+    objective = SimpleNamespace(hard=CESpec(loss="ce"), soft=KLSpec(loss="kl", weight=0.5))
     return SimpleNamespace(
         name=name,
         spec=SimpleNamespace(model=model, objective=objective),

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from distill.console import error_panel, make_console, show_table
 from distill.errors import printable
-from distill.screen import Screen
+from distill.training.screen import Screen
 
 HOSTILE = "[/red][bold]x[/] :smile: \x1b[2J\x07 \u202egnp.\n\ttail \udcff"
 SHOWN = "[/red][bold]x[/] :smile: \\x1b[2J\\x07 \\u202egnp."

@@ -11,10 +11,10 @@ from tiny import write_recipe
 
 from distill.data.fashion import EmbeddedFashionMnist
 from distill.data.stream.source import StreamSource
-from distill.dealing import check_streams
 from distill.errors import InputError
-from distill.plan import Plan, make_plan
 from distill.recipe import load_recipe
+from distill.training.plan import Plan, make_plan
+from distill.training.streams import check_streams
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from tiny import (
     write_recipe,
 )
 
-from distill.train import ALL_STOPPED, DONE, INTERRUPTED
+from distill.training.loop import ALL_STOPPED, DONE, INTERRUPTED
 
 SOUND = EVERYTHING["students"]
 # The update of step 4 (the first after 3 finished ones) is 1e30 times too large, so the loss of

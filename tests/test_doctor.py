@@ -65,8 +65,8 @@ from distill.doctor.reach import checkpoint_bytes, shared_memory_bytes
 from distill.engine import zero
 from distill.errors import InputError
 from distill.models.origin import origin_of_teacher
-from distill.optim import build_optimizer
 from distill.recipe import load_recipe, schema
+from distill.student.optimizer import build_optimizer
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -522,10 +522,10 @@ def test_the_meter_sees_memory_come_and_go() -> None:
     ("name", "moments"), [("momentum", 1), ("adamw", 2), ("lamb", 2), ("lion", 1)]
 )
 def test_bytes_of_weights_and_optimizer_are_exact(name: str, moments: int) -> None:
-    spec = schema.Student(
+    spec = schema.StudentSpec(
         model="resnet18",
-        objective=schema.Objective(hard=schema.CE(loss="ce")),
-        optimizer=schema.Optimizer(name=name, lr=0.1, weight_decay=0.01),
+        objective=schema.ObjectiveSpec(hard=schema.CESpec(loss="ce")),
+        optimizer=schema.OptimizerSpec(name=name, lr=0.1, weight_decay=0.01),
     )
     found = measure_student("s", spec, 10, 32, "bf16")
     real = timm.create_model("resnet18", num_classes=10)
@@ -546,7 +546,7 @@ def test_bytes_of_weights_and_optimizer_are_exact(name: str, moments: int) -> No
 
 
 def test_bytes_of_a_teacher_in_half_precision_leave_batch_norm_wide() -> None:
-    spec = schema.Teacher(model="resnet18", weights="pretrained", dtype="bf16")
+    spec = schema.TeacherSpec(model="resnet18", weights="pretrained", dtype="bf16")
     found = measure_teacher(
         spec, origin_of_teacher(spec, Path()), None, 96
     )  # timm's own weights keep their size

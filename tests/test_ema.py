@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from distill.ema import COUNTER, Ema
+from distill.student.ema import COUNTER, Ema
 
 
 class Net(nn.Module):

@@ -12,12 +12,13 @@ from torch import nn
 
 from distill.data.augment import EvalTransform
 from distill.data.decode import read_image
-from distill.data.loader import EvalBatch, EvalLoader
+from distill.data.loading.loader import EvalBatch, EvalLoader
 from distill.data.sources import Source, open_source
 from distill.engine import Engine
+from distill.engine.agreement import StopRequestedError
 from distill.errors import InputError
-from distill.evaluate import TEACHER, EvaluationAbandoned, TeacherAnswers, evaluate
-from distill.recipe.schema import FashionMnist
+from distill.evaluation.accuracy import TEACHER, TeacherAnswers, evaluate
+from distill.recipe.schema import FashionMnistSpec
 
 TRANSFORM = EvalTransform(image_size=IMAGE_SIZE, crop_fraction=1.0, interpolation="bicubic")
 
@@ -25,7 +26,9 @@ TRANSFORM = EvalTransform(image_size=IMAGE_SIZE, crop_fraction=1.0, interpolatio
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
     folder = judged_set(tmp_path_factory.mktemp("data") / "judged")
-    return open_source(FashionMnist(kind="fashion_mnist", split="test", path=str(folder)), Path())
+    return open_source(
+        FashionMnistSpec(kind="fashion_mnist", split="test", path=str(folder)), Path()
+    )
 
 
 @pytest.fixture
@@ -151,14 +154,14 @@ def test_an_evaluation_can_be_abandoned_and_repeated(source: Source, engine: Eng
         nonlocal asked
         asked += 1
         if asked == 3:
-            raise EvaluationAbandoned
+            raise StopRequestedError
 
     models, loader, answers = (
         {"student": classifier(0)},
         batches(source, 5),
         TeacherAnswers(classifier(1)),
     )
-    with pytest.raises(EvaluationAbandoned):
+    with pytest.raises(StopRequestedError):
         evaluate(models, loader, engine, answers, check_stop)
     assert evaluate(models, loader, engine, answers, check_stop) == evaluate(
         models, loader, engine, TeacherAnswers(classifier(1))

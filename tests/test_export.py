@@ -15,13 +15,13 @@ from safetensors.torch import load_file
 from tiny import IMAGE_SIZE, checkpoint, run
 from torch import nn
 
-import distill.export
+import distill.models.export_format
 from distill.checkpoint import CheckpointError
 from distill.data.fashion import CLASSES
 from distill.errors import InputError
-from distill.export import class_names
-from distill.judge import export_student, find_models
 from distill.models import cifar as cifar  # registers its models
+from distill.models.export_format import class_names
+from distill.release import export_student, find_models
 
 STUDENTS = {
     "kd": ("cifar_resnet8", {}),
@@ -245,7 +245,7 @@ def test_an_export_that_fails_midway_leaves_the_earlier_one(
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(distill.export, what, full)
+    monkeypatch.setattr(distill.models.export_format, what, full)
     with pytest.raises(CheckpointError, match="no room left"):
         export_student(tiny_run, out, student="kd")
     assert contents(out) == before

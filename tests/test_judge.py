@@ -21,11 +21,11 @@ from torchvision.transforms import v2
 from distill.data.fashion import CLASSES, read_idx
 from distill.data.guess import guess_source
 from distill.errors import InputError
-from distill.evaluate import Accuracy
-from distill.export import read_record
-from distill.judge import find_models, judge
-from distill.judge.find import which_weights
+from distill.evaluation.accuracy import Accuracy
 from distill.models import cifar as cifar  # registers its models
+from distill.models.export_format import read_record
+from distill.release import find_models, judge
+from distill.release.find import which_weights
 
 STUDENTS = ("alone", "kd", "vit")
 

@@ -30,7 +30,7 @@ from tiny import (
     write_recipe,
 )
 
-from distill.train import DONE, INTERRUPTED
+from distill.training.loop import DONE, INTERRUPTED
 
 # Saving after every step, and best exports after every second: most of a child's time is spent
 # where a kill could hurt.

@@ -16,9 +16,9 @@ import pytest
 from servers import FolderServer
 from tiny import assert_same_run, checkpoint, judged_set, records, report, run, stop_after
 
-from distill.prepare.commands import shard
+from distill.datatools.commands import shard
 from distill.recipe import load_recipe
-from distill.train import DONE, INTERRUPTED
+from distill.training.loop import DONE, INTERRUPTED
 
 ROOT = Path(__file__).resolve().parents[1]
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")

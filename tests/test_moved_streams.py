@@ -15,15 +15,15 @@ from tiny import assert_same_run, checkpoint, run, stop_after, write_recipe
 
 from distill.checkpoint.differences import another_recipe
 from distill.data.fashion import EmbeddedFashionMnist
-from distill.data.lanes import LaneOrder
+from distill.data.order.lanes import LaneOrder
 from distill.data.sources import open_source
 from distill.data.stream.source import StreamSource
 from distill.errors import InputError
-from distill.plan import make_plan
 from distill.recipe import dump_recipe, load_recipe, recipe_digest
-from distill.recipe.schema import Stream
-from distill.rundir import same_inputs
-from distill.train import DONE, INTERRUPTED
+from distill.recipe.schema import StreamSpec
+from distill.training.loop import DONE, INTERRUPTED
+from distill.training.plan import make_plan
+from distill.training.rundir import same_inputs
 
 SOURCE = EmbeddedFashionMnist("train")
 
@@ -224,9 +224,9 @@ def test_a_block_is_chosen_from_the_data_unless_the_recipe_says_one(
     sets: Path, write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From what is drawn of the shards. The recipe that a run keeps says what its own said."""
-    import distill.data.lanes
+    import distill.data.order.lanes
 
-    monkeypatch.setattr(distill.data.lanes, "_BLOCK_BOUNDS", (2, 4096))
+    monkeypatch.setattr(distill.data.order.lanes, "_BLOCK_BOUNDS", (2, 4096))
     soft = {"student": {"objective": {"hard": None, "soft": {"loss": "kl"}}}}
 
     def block(*changes: dict[str, Any]) -> int:
@@ -247,7 +247,7 @@ def test_a_block_is_chosen_from_the_data_unless_the_recipe_says_one(
 
 
 def fingerprint(path: object) -> str:
-    source = open_source(Stream(kind="stream", path=str(path), labelled=False), Path("/"))
+    source = open_source(StreamSpec(kind="stream", path=str(path), labelled=False), Path("/"))
     assert isinstance(source, StreamSource)
     return source.fingerprint()
 

@@ -14,8 +14,15 @@ from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler, PolyLRSchedu
 from torch import nn
 
 from distill.errors import InputError
-from distill.optim import build_optimizer, load_state, lr_at, resolve_schedule, set_lr, split_state
 from distill.recipe import schema
+from distill.student.optimizer import (
+    build_optimizer,
+    load_state,
+    lr_at,
+    resolve_schedule,
+    set_lr,
+    split_state,
+)
 
 
 class Net(nn.Module):
@@ -50,7 +57,7 @@ def _one_thread():
 
 
 def spec(name="sgd", lr=0.1, **keys):
-    return schema.Optimizer(name=name, lr=lr, **keys)
+    return schema.OptimizerSpec(name=name, lr=lr, **keys)
 
 
 def net(dtype=torch.float32):
@@ -296,7 +303,7 @@ def test_a_floor_holds_the_steps_and_constant_is_constant():
 
 
 def schedule(**keys):
-    return schema.Schedule.model_validate(keys)
+    return schema.ScheduleSpec.model_validate(keys)
 
 
 def test_durations_become_steps():

@@ -11,8 +11,8 @@ import pytest
 import tiny
 
 from distill.errors import InputError
-from distill.output_folder import is_run, refuse_foreign_output
 from distill.recipe import Recipe, dump_recipe, load_recipe
+from distill.training.output_folder import is_run, refuse_foreign_output
 
 Make = Callable[[Path], object]
 

@@ -11,13 +11,13 @@ import torch
 from tiny import sees
 from torch import nn
 
-from distill.build import place_teacher
 from distill.engine import Engine
 from distill.errors import InputError
 from distill.models.build import checkpoint_activations
-from distill.models.stand_in import call_with
-from distill.models.taps import Taps
+from distill.models.feature_hooks import FeatureHooks
+from distill.models.functional import functional_forward
 from distill.models.teacher import Teacher
+from distill.training.build import place_teacher
 
 
 def teacher(dtype: torch.dtype = torch.float32) -> Teacher:
@@ -89,7 +89,7 @@ def test_features_come_from_the_forward_that_gives_the_logits() -> None:
 
 def test_features_are_what_the_layer_put_out_and_not_what_became_of_it() -> None:
     net = timm.create_model("resnet18", num_classes=10, zero_init_last=False).eval()
-    with Taps(net, ["layer1.0.bn2"]) as taps:
+    with FeatureHooks(net, ["layer1.0.bn2"]) as taps:
         net(torch.rand(1, 3, 64, 64))
     assert taps.outputs["layer1.0.bn2"].min() < 0, "an addition and a ReLU follow in place"
 
@@ -112,7 +112,7 @@ def test_a_layer_that_no_forward_calls_is_named() -> None:
 @pytest.mark.parametrize("name", ["block.0", ""])
 def test_a_feature_that_is_not_there_is_named(name: str) -> None:
     with pytest.raises(InputError, match=r"VisionTransformer has no module"):
-        Taps(teacher().net, [name])
+        FeatureHooks(teacher().net, [name])
 
 
 def test_a_layer_that_returns_no_tensor_is_refused() -> None:
@@ -129,7 +129,7 @@ def test_a_layer_that_returns_no_tensor_is_refused() -> None:
             return self.pair(x)[0]
 
     net = Outer()
-    with pytest.raises(InputError, match="'pair' returns a tuple"), Taps(net, ["pair"]):
+    with pytest.raises(InputError, match="'pair' returns a tuple"), FeatureHooks(net, ["pair"]):
         net(torch.ones(1))
 
 
@@ -175,7 +175,7 @@ def test_a_model_answers_with_other_weights_and_keeps_its_own() -> None:
     net, other = Twice().eval(), Twice().eval()
     own = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     x = torch.randn(2, 3)
-    assert torch.equal(call_with(net, other.state_dict(), x), other(x))
+    assert torch.equal(functional_forward(net, other.state_dict(), x), other(x))
     assert not torch.equal(net(x), other(x))
     assert all(torch.equal(own[name], tensor) for name, tensor in net.state_dict().items())
     assert net.other.weight is net.first.weight, "what was tied is tied"

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from distill.data.classes import same_classes
-from distill.errors import InputError, naming
-from distill.plan import Share, make_plan, setting_problems, share_of_process
+from distill.errors import InputError, prefix_errors
 from distill.recipe import load_recipe
+from distill.training.plan import Share, make_plan, setting_problems, share_of_process
 
 # ---- the share of a process ----------------------------------------------------------------------
 
@@ -166,9 +166,12 @@ def test_settings_of_a_sound_recipe_have_no_problems(tiny_recipe: Any) -> None:
 
 
 def test_naming_puts_the_key_before_what_does_not_name_it(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"^students.a: no such file$"), naming("students.a"):
+    with (
+        pytest.raises(InputError, match=r"^students.a: no such file$"),
+        prefix_errors("students.a"),
+    ):
         raise InputError("no such file")
-    with pytest.raises(InputError, match=r"^students.a.lr: too high$"), naming("students.a"):
+    with pytest.raises(InputError, match=r"^students.a.lr: too high$"), prefix_errors("students.a"):
         raise InputError("students.a.lr: too high")
-    with pytest.raises(KeyError), naming("students.a"):
+    with pytest.raises(KeyError), prefix_errors("students.a"):
         raise KeyError("a fault is not an input")

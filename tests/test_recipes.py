@@ -14,7 +14,7 @@ from timm.optim import get_optimizer_info, list_optimizers
 import distill.models  # noqa: F401  registers the CIFAR ResNets with timm
 from distill.recipe import Recipe, dump_recipe, load_recipe, recipe_digest
 from distill.recipe.load import recipes_dir
-from distill.recipe.schema import DKD, Student
+from distill.recipe.schema import DKDSpec, StudentSpec
 
 ROOT = recipes_dir()
 FRAGMENTS = sorted([*(ROOT / "parts").glob("*.yaml"), *(ROOT / "strategies").glob("*.yaml")])
@@ -133,7 +133,7 @@ def strategy_of(path: Path) -> tuple[str, int]:
     return strategy, epochs
 
 
-def settings(recipe: Recipe, student: Student) -> dict[str, object]:
+def settings(recipe: Recipe, student: StudentSpec) -> dict[str, object]:
     """What a recipe says of each row of TABLE."""
     train, data, hard = recipe.train, recipe.data, student.objective.hard
     return {
@@ -344,7 +344,7 @@ def test_dkd_beta_of_a_pair() -> None:
     for path in PAPER:
         for name, student in load(path).students.items():
             if name == "dkd":
-                assert isinstance(student.objective.soft, DKD)
+                assert isinstance(student.objective.soft, DKDSpec)
                 assert (student.objective.soft.alpha, student.objective.soft.beta) == (
                     1.0,
                     own.get(path.stem, 2.0),

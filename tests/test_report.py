@@ -14,10 +14,10 @@ import timm
 import tiny
 from tiny import NUM_JUDGED
 
-from distill.clock import Clock
 from distill.data.fashion import CLASSES
 from distill.models import cifar as cifar  # registers its models
-from distill.summary import Summary
+from distill.training.clock import Clock
+from distill.training.summary import Summary
 
 
 def report(run: Path) -> dict[str, Any]:

@@ -23,14 +23,14 @@ from tiny import (
     write_recipe,
 )
 
-import distill.train
+import distill.training.loop
 from distill.data.fashion import EmbeddedFashionMnist
-from distill.data.order import Order
+from distill.data.order.shuffled import Order
 from distill.data.sources import open_source
 from distill.errors import InputError
-from distill.evaluations import Evaluations
-from distill.recipe.schema import ImageFolder
-from distill.train import DONE, INTERRUPTED
+from distill.recipe.schema import ImageFolderSpec
+from distill.training.evaluations import Evaluations
+from distill.training.loop import DONE, INTERRUPTED
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,7 @@ def test_a_signal_while_a_run_starts_judges_or_saves(
     """A start and a save wait for the next step, of which there is none after the last; an
     evaluation is abandoned, and repeated later.
     """
-    place, name = (Evaluations, "run") if what == "evaluate" else (distill.train, what)
+    place, name = (Evaluations, "run") if what == "evaluate" else (distill.training.loop, what)
     send_during(place, name, monkeypatch, call)
     recipe = write_recipe(tmp_path, EVERYTHING)
     if stopped_after is not None:
@@ -298,7 +298,7 @@ def test_unreadable_images_are_skipped_and_counted_once_a_use(
         folder = tmp_path / "images" / str(source.labels[index])
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{index:02d}.png").write_bytes(source.read(index))
-    images = open_source(ImageFolder(kind="image_folder", path="images"), tmp_path)
+    images = open_source(ImageFolderSpec(kind="image_folder", path="images"), tmp_path)
     broken = (5, 17, 30)
     for index in broken:
         Path(images.describe(index)).write_bytes(images.read(index)[:100])

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from distill.errors import InputError
-from distill.rundir import Claim, newest_checkpoint
+from distill.training.rundir import RunLock, newest_checkpoint
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from distill.rundir import Claim
+from distill.training.rundir import Claim
 claim = Claim()
 claim.take(Path(sys.argv[1]))
 print("held", flush=True)
@@ -31,15 +31,15 @@ def test_a_second_run_in_a_folder_is_refused_until_the_first_is_gone(tmp_path: P
         with pytest.raises(
             InputError, match=rf"process {holder.pid} on .* is writing here.*output="
         ):
-            Claim().take(tmp_path)
+            RunLock().take(tmp_path)
     finally:
         holder.kill()  # as kill -9: the claim must not outlive the process
         holder.wait()
-    Claim().take(tmp_path)
+    RunLock().take(tmp_path)
 
 
 def test_forked_workers_do_not_keep_the_claim(tmp_path: Path) -> None:
-    claim = Claim()
+    claim = RunLock()
     claim.take(tmp_path)
     worker = multiprocessing.get_context("fork").Process(target=_wait)
     worker.start()

@@ -17,11 +17,11 @@ import torch
 from rich.console import Console
 
 import distill.console
-from distill.clock import Clock
-from distill.header import show, show_views
-from distill.live import LiveLosses
-from distill.plan import StagePlan
-from distill.screen import Progressed, Screen
+from distill.training.clock import Clock
+from distill.training.header import show, show_views
+from distill.training.live_losses import LiveLosses
+from distill.training.plan import StagePlan
+from distill.training.screen import Progressed, Screen
 
 Terminal = Callable[..., io.StringIO]
 NOW = Progressed(50, 1.25, 12345.6, 3 * 2**30, 605, 3725)
@@ -94,7 +94,7 @@ def test_the_header_of_a_terminal_breaks_between_words(
     width: int, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written = terminal(width)
-    monkeypatch.setattr("distill.header.make_console", distill.console.make_console)
+    monkeypatch.setattr("distill.training.header.make_console", distill.console.make_console)
     place = "/a/path/that/is/longer/than/any/terminal/is/wide" * 2
     show("models", "teacher sees 96x96 px " * 8 + place)
     first, *lines, path = written.getvalue().splitlines()
@@ -159,7 +159,7 @@ def test_the_times_move_between_two_steps(
 ) -> None:
     terminal(80)
     time = Ticking()
-    monkeypatch.setattr("distill.screen.time", time)
+    monkeypatch.setattr("distill.training.screen.time", time)
     screen = a_screen()
     screen.advance(50)
     screen.progress(NOW)
@@ -327,8 +327,8 @@ def test_other_processes_say_nothing(capsys: pytest.CaptureFixture[str]) -> None
 @pytest.fixture
 def ticking(monkeypatch: pytest.MonkeyPatch) -> Ticking:
     time = Ticking()
-    monkeypatch.setattr("distill.clock.time", time)
-    monkeypatch.setattr("distill.live.time", time)
+    monkeypatch.setattr("distill.training.clock.time", time)
+    monkeypatch.setattr("distill.training.live_losses.time", time)
     return time
 
 

@@ -22,12 +22,12 @@ from tiny import (
 )
 from torch import nn
 
-from distill.build import build_models
 from distill.data.fashion import EmbeddedFashionMnist
 from distill.errors import InputError
-from distill.plan import make_plan
 from distill.recipe import dump_recipe, load_recipe
-from distill.train import DONE, INTERRUPTED
+from distill.training.build import build_models
+from distill.training.loop import DONE, INTERRUPTED
+from distill.training.plan import make_plan
 
 FOREIGN, OWN = (
     5,
@@ -194,9 +194,9 @@ def test_one_report_names_both_stages(
 
 
 def test_each_stage_begins_its_own_order(foreign: Path, tmp_path: Path) -> None:
-    from distill.build import train_loader
     from distill.engine import Engine
-    from distill.plan import share_of_process
+    from distill.training.build import train_loader
+    from distill.training.plan import share_of_process
 
     same = {"data": {"train": {"kind": "fashion_mnist", "split": "train"}}, "student": {}}
     recipe = load_recipe(write_recipe(tmp_path, two_stages(foreign, same)))
@@ -360,7 +360,7 @@ def test_a_signal_during_the_last_evaluation_of_a_stage_repeats_it(
 ) -> None:
     from tiny import send_during
 
-    from distill.evaluations import Evaluations
+    from distill.training.evaluations import Evaluations
 
     whole, second = uninterrupted
     recipe = write_recipe(tmp_path, two_stages(foreign, second=second))
@@ -376,7 +376,7 @@ def test_a_signal_during_the_last_evaluation_of_a_stage_repeats_it(
 def test_restart_forgets_the_optimizer_and_starts_averages_from_the_weights_of_now() -> None:
     from distill.engine import Engine
     from distill.models.pixels import Network, Pixels
-    from distill.placement import Averages, Replicated
+    from distill.student import Averages, Replicated
 
     engine = Engine(precision="fp32")
     try:
@@ -409,7 +409,7 @@ def test_restart_forgets_the_optimizer_and_starts_averages_from_the_weights_of_n
 
 
 def dealt(recipe: Path, num_processes: int, here: int, *overrides: str) -> None:
-    from distill.dealing import check_streams
+    from distill.training.streams import check_streams
 
     check_streams(make_plan(load_recipe(recipe, overrides)), num_processes, here)
 
@@ -438,7 +438,7 @@ def test_a_cache_that_cannot_hold_what_lanes_read_at_once_is_refused(
     from dataclasses import replace
 
     from distill.data.stream.source import StreamSource
-    from distill.dealing import check_streams
+    from distill.training.streams import check_streams
 
     small = write_recipe(tmp_path, two_stages(foreign), {"data": {"shards": {"cache_gb": 0.85}}})
     plan = make_plan(load_recipe(small))

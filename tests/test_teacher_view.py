@@ -15,9 +15,9 @@ from PIL import Image
 from safetensors.torch import save_file
 from timm.data import create_transform, resolve_data_config
 
-from distill.evaluation_views import EvaluationSet
-from distill.judge import judge
+from distill.evaluation.sets import EvaluationSet
 from distill.models.plausible import Promise, doubts, near_chance, promise_beside
+from distill.release import judge
 
 SIZE = 48
 CLASSES = 4

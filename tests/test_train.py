@@ -23,12 +23,12 @@ from tiny import (
 )
 from torch._dynamo.utils import counters
 
-from distill.build import build_models
-from distill.data.loader import Batch
-from distill.plan import make_plan
+from distill.data.loading.loader import Batch
 from distill.recipe import load_recipe
-from distill.students import Student
-from distill.train import INTERRUPTED
+from distill.student.student import Student
+from distill.training.build import build_models
+from distill.training.loop import INTERRUPTED
+from distill.training.plan import make_plan
 
 VIT = {"model": "test_vit", "model_args": {"patch_size": 4}}
 

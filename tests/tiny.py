@@ -15,13 +15,13 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-import distill.train
+import distill.training.loop
 from distill.data.decode import read_image
 from distill.data.fashion import EmbeddedFashionMnist
 from distill.models.view import ModelView, view_of_config
 from distill.recipe import load_recipe
 from distill.recipe.resolve import merge
-from distill.train import train
+from distill.training.loop import train
 
 IMAGE_SIZE = 16
 NUM_JUDGED = 53  # odd, and no multiple of the evaluation batch
@@ -172,7 +172,7 @@ def stop_after(step: int, monkeypatch: pytest.MonkeyPatch, number: int = signal.
     """A signal for the next run of this process, which it answers after its `step`-th step: it
     arrives as that step begins.
     """
-    send_during(distill.train.Run, "_step", monkeypatch, step, number)
+    send_during(distill.training.loop.Run, "_step", monkeypatch, step, number)
 
 
 # ---- what a run left -----------------------------------------------------------------------------

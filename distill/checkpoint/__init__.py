@@ -5,7 +5,9 @@ This room knows nothing of training. Owners (student, optimizer, average, loader
 tensors and JSON values and get them back; nothing is pickled.
 """
 
-from distill.checkpoint.atomic import (
+from distill.checkpoint.signals import Signals, WaitInterruptedError
+from distill.checkpoint.store import Checkpoint, TrainState, latest, load, prune, save, storable
+from distill.files import (
     CheckpointError,
     atomic_directory,
     clean,
@@ -13,15 +15,13 @@ from distill.checkpoint.atomic import (
     replace_text,
     truncate_jsonl,
 )
-from distill.checkpoint.signals import BrokenOff, Signals
-from distill.checkpoint.store import Checkpoint, TrainState, latest, load, prune, save, storable
 
 __all__ = [
-    "BrokenOff",
     "Checkpoint",
     "CheckpointError",
     "Signals",
     "TrainState",
+    "WaitInterruptedError",
     "atomic_directory",
     "clean",
     "current_directory",

@@ -12,7 +12,7 @@ from distill.processes import several_processes
 _WATCHED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
-class BrokenOff(BaseException):
+class WaitInterruptedError(BaseException):
     """Raised by a signal amid work that may be dropped."""
 
 
@@ -60,13 +60,13 @@ class Signals:
 
     @contextmanager
     def breaking_off(self) -> Iterator[None]:
-        """Inside, a signal raises BrokenOff wherever it finds the main thread: for work that has no
+        """Inside, a signal raises WaitInterruptedError wherever it finds the main thread: for work that has no
         end of its own and may be dropped.
         """
         self._breaks_off = True
         try:
             if self.received:
-                raise BrokenOff
+                raise WaitInterruptedError
             yield
         finally:
             self._breaks_off = False
@@ -86,4 +86,4 @@ class Signals:
         self.received = self.received or signal.Signals(number).name
         if self._breaks_off:
             self._breaks_off = False  # once: it shall not meet what cleans up
-            raise BrokenOff
+            raise WaitInterruptedError

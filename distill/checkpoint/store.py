@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import distill
-from distill.checkpoint.atomic import CheckpointError, atomic_directory, clean, remove_directory
 from distill.checkpoint.differences import another_recipe
+from distill.files import CheckpointError, atomic_directory, clean, remove_directory
 from distill.recipe.load import digest_today
 
 FORMAT = 1  # raised whenever a checkpoint comes to hold what older code does not, or the reverse

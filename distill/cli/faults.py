@@ -83,7 +83,7 @@ def explained(error: Exception) -> tuple[str, int] | None:
             ),
             2,
         )
-    from distill.data.workers import (
+    from distill.data.loading.workers import (
         worker_fault,
     )  # torch is slow to import, and most commands need none
 

@@ -5,7 +5,7 @@ write instead, and names to complete.
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from distill.errors import nearest
+from distill.errors import did_you_mean
 
 # What people write -> the override, with the value they gave or an example.
 _MEANT = {
@@ -70,7 +70,7 @@ def hint(option: str, following: str | None) -> str:
     if paths:
         which = "" if len(paths) == 1 else "one of "
         return f"write {which}{', '.join(path + '=' + (given or 'VALUE') for path in paths[:4])}"
-    close = nearest(name, known)
+    close = did_you_mean(name, known)
     return f"settings are written KEY=VALUE{close}: distill recipe keys lists them" if close else ""
 
 

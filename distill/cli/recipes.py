@@ -102,7 +102,7 @@ def check(
     Example:
       distill recipe check imagenet1k/res50_beitv2b_a1_600ep --processes 8
     """
-    from distill.check import check_recipe
+    from distill.training.check import check_recipe
 
     loaded, notes = read_recipe(recipe, overrides or [])
     console = make_console()

@@ -4,7 +4,7 @@ sources    opens what the recipe names: records (what a source is), folder, tabl
 label_sets ImageNet's class lists by name, compared as lists
 labels     class names, label checks, stratified subsets
 order      who comes when
-decode     bytes -> RGB, or UnreadableImage; depth: of more than 8 bits a channel
+decode     bytes -> RGB, or UnreadableImageError; depth: of more than 8 bits a channel
 augment    one view of one image, uint8
 mixing     mixup and cutmix on the device
 shard      a process's micro-batches, built in the workers

@@ -11,7 +11,7 @@ from distill.data.class_names import meaning
 from distill.data.label_sets import mismatch, overlap, same_space
 from distill.data.labels import stratified_subset
 from distill.data.records import Source
-from distill.errors import InputError, naming
+from distill.errors import InputError, prefix_errors
 
 
 class Named(NamedTuple):
@@ -123,7 +123,7 @@ def chosen_samples(
         labels = np.zeros(len(source), dtype=np.int64)  # without labels all are of one class
     chosen = stratified_subset(labels, fraction, seed)
     if keep != "all":
-        with naming(f"{key.removesuffix('.train')}.keep_classes"):
+        with prefix_errors(f"{key.removesuffix('.train')}.keep_classes"):
             shared = overlap(source.classes, classes)
         chosen = chosen[(shared if keep == "shared" else ~shared)[labels[chosen]]]
     if not len(chosen):

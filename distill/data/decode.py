@@ -11,13 +11,13 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from distill.data.depth import (
-    RefusedPixels,
+    PixelFormatError,
     hidden_bits,
     is_deep,
     refuse_dark_high_bytes,
     to_8_bits,
 )
-from distill.data.records import Source, UnreadableShard, first_line
+from distill.data.records import Source, UnreadableShardError, first_line
 from distill.data.stream.locks import locked
 from distill.errors import InputError, printable
 
@@ -34,7 +34,7 @@ MOST_PIXELS = 178_956_970
 _REFUSED_FORMATS = ("EPS", "WMF")
 
 
-class UnreadableImage(InputError):  # noqa: N818 - named for what it says of the record
+class UnreadableImageError(InputError):
     """A record that cannot be read or decoded whole. The message names it."""
 
 
@@ -42,22 +42,22 @@ def read_image(source: Source, index: int) -> Image.Image:
     """Read and decode one record.
 
     Raises:
-        UnreadableImage: the file cannot be read, is not an image, or is cut short; from
-            UnreadableShard where that is why.
+        UnreadableImageError: the file cannot be read, is not an image, or is cut short; from
+            UnreadableShardError where that is why.
         InputError: what no other record would mend, such as access that is refused.
     """
     try:
         return decode(source.read(index))
     except InputError:
         raise
-    except UnreadableShard as error:
-        raise UnreadableImage(
+    except UnreadableShardError as error:
+        raise UnreadableImageError(
             f"{error}: mend it or its server, or set data.unreadable to skip"
         ) from error
     # Decoders raise whatever a broken file drives them into: OSError, SyntaxError, struct.error,
     # ...
     except Exception as error:
-        raise UnreadableImage(
+        raise UnreadableImageError(
             f"{printable(source.describe(index))}: unreadable image ({first_line(error)}): mend or"
             " remove it, or set data.unreadable to skip"
         ) from error
@@ -79,7 +79,7 @@ def decode(record: bytes | np.ndarray) -> Image.Image:
         record: an image file, or uint8 [H, W] or [H, W, 3].
 
     Raises:
-        RefusedPixels: nothing says which values are black and white.
+        PixelFormatError: nothing says which values are black and white.
         Exception: whatever a decoder raises for a file that is broken or no image.
     """
     if isinstance(record, np.ndarray):
@@ -174,4 +174,11 @@ def _wait_for_turn(stack: ExitStack) -> None:
         pass
 
 
-__all__ = ["RefusedPixels", "UnreadableImage", "decode", "open_image", "pixel_format", "read_image"]
+__all__ = [
+    "PixelFormatError",
+    "UnreadableImageError",
+    "decode",
+    "open_image",
+    "pixel_format",
+    "read_image",
+]

@@ -16,7 +16,7 @@ _LEAST_SHARE = 1 / 16
 _HOW = "store 8-bit pixels, or TIFF with SMinSampleValue and SMaxSampleValue"
 
 
-class RefusedPixels(ValueError):  # noqa: N818 - named for what it says of the image
+class PixelFormatError(ValueError):
     """The image is whole, and which of its values are black and white cannot be known."""
 
 
@@ -42,13 +42,13 @@ def refuse_dark_high_bytes(image: Image.Image) -> None:
     gives the high bytes alone.
 
     Raises:
-        RefusedPixels: the high bytes stay below 16, or another range than that of the bits is
+        PixelFormatError: the high bytes stay below 16, or another range than that of the bits is
             stated.
     """
     if image.format not in ("PNG", "TIFF") or hidden_bits(image) is None:
         return
     if image.format == "TIFF" and _tag(image, _S_MAX_SAMPLE_VALUE, 65535) != 65535:
-        raise RefusedPixels(
+        raise PixelFormatError(
             f"16 bits a channel, of which a range is stated: {_HOW[: _HOW.index(',')]}"
         )
     colours = [
@@ -57,7 +57,7 @@ def refuse_dark_high_bytes(image: Image.Image) -> None:
         if band not in "Aa"
     ]
     if max(colours) < 256 * _LEAST_SHARE:
-        raise RefusedPixels(
+        raise PixelFormatError(
             f"values below {(max(colours) + 1) * 256} of 65535, the most that their bits allow:"
             " whether the picture is dark, or has fewer bits than its file says, cannot be known:"
             f" {_HOW[: _HOW.index(',')]}"
@@ -79,23 +79,23 @@ def to_8_bits(image: Image.Image) -> Image.Image:
     where its tags say so.
 
     Raises:
-        RefusedPixels: nothing states a range, the values do not keep to it, or they stay in a
+        PixelFormatError: nothing states a range, the values do not keep to it, or they stay in a
             sixteenth of what their number of bits allows, as 12 bits do that lie in 16 without a
             word.
     """
     if len(image.getbands()) > 1:
-        raise RefusedPixels(f"signed or float values in several channels: {_HOW}")
+        raise PixelFormatError(f"signed or float values in several channels: {_HOW}")
     low, high, stated = _range(image)
     values = np.asarray(image)
     if high > np.iinfo(np.int32).max and values.dtype == np.int32:
         values = values.view(np.uint32)  # Pillow has no unsigned mode of 32 bits
     smallest, largest = values.min(), values.max()
     if not low <= smallest <= largest <= high:  # nor where one of them is no number
-        raise RefusedPixels(
+        raise PixelFormatError(
             f"values from {smallest:g} to {largest:g}, and {low:g} to {high:g} are stated: {_HOW}"
         )
     if not stated and 0 < largest < (high + 1) * _LEAST_SHARE:
-        raise RefusedPixels(
+        raise PixelFormatError(
             f"values up to {largest} of {high:.0f}, the most that their bits allow: whether the"
             f" picture is dark, or has fewer bits than its file says, cannot be known: {_HOW}"
         )
@@ -125,7 +125,7 @@ def _range(image: Image.Image) -> tuple[float, float, bool]:
         return 0, 65535, True
     if image.mode != "F" and image.format == "PNG":
         return 0, 65535, False
-    raise RefusedPixels(
+    raise PixelFormatError(
         f"{image.format} in mode {image.mode} does not state the range of its values: {_HOW}"
     )
 
@@ -136,10 +136,10 @@ def _tiff_range(image: Image.Image) -> tuple[float, float, bool]:
     if high is not None and (unsigned or low is not None):
         low = 0 if low is None else low
         if not -np.inf < low < high < np.inf:
-            raise RefusedPixels(f"a range from {low} to {high} is stated: {_HOW}")
+            raise PixelFormatError(f"a range from {low} to {high} is stated: {_HOW}")
         return low, high, True
     if not unsigned:
-        raise RefusedPixels(f"signed or float values whose range is not stated: {_HOW}")
+        raise PixelFormatError(f"signed or float values whose range is not stated: {_HOW}")
     bits = int(_tag(image, _BITS_PER_SAMPLE, 1))
     most = _tag(image, _MAX_SAMPLE_VALUE, None)
     # A statistic by the specification, but cameras of 10, 12 and 14 bits state so what their bits

@@ -15,10 +15,10 @@ from distill.data.label_sets import NAMES
 from distill.data.records import at, is_leftover, literal_start, read_regular
 from distill.data.stream.manifest import MANIFEST_FILE
 from distill.data.stream.names import COMPRESSED
-from distill.errors import InputError, nearest
+from distill.errors import InputError, did_you_mean
 from distill.recipe import schema
 
-_ANY_SOURCE: TypeAdapter[schema.Source] = TypeAdapter(schema.Source)
+_ANY_SOURCE: TypeAdapter[schema.SourceSpec] = TypeAdapter(schema.SourceSpec)
 _FASHION_MNIST = "fashion_mnist"
 _FASHION_MNIST_SPLITS = ("train", "test")
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
@@ -34,7 +34,7 @@ def guess_source(
     default_split: str = "test",
     labelled: bool = True,
     option: str = "--data",
-) -> schema.Source:
+) -> schema.SourceSpec:
     """The source that a path names.
 
     A stream: a URL (https://, s3://, hf://), *.tar, names in braces, a folder of tar files (below
@@ -162,7 +162,7 @@ def _is_ours(manifest: Path) -> bool:
 
 def _missing(place: Path, option: str) -> InputError:
     near = (
-        nearest(place.name, [each.name for each in place.parent.iterdir()])
+        did_you_mean(place.name, [each.name for each in place.parent.iterdir()])
         if place.parent.is_dir()
         else ""
     )
@@ -196,7 +196,7 @@ def known_classes(classes: str | None) -> str | None:
     """
     if classes is not None and not Path(classes).expanduser().is_file() and classes not in NAMES:
         raise InputError(
-            f"--classes {classes}: neither a file nor a label set{nearest(classes, NAMES)}: give a"
+            f"--classes {classes}: neither a file nor a label set{did_you_mean(classes, NAMES)}: give a"
             f" file, a class name a line, or one of {', '.join(NAMES)}"
         )
     return classes

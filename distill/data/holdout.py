@@ -16,7 +16,7 @@ from distill.recipe import schema
 from distill.rng import hash64, hash64_array
 
 
-def open_whole(data: schema.Data, root: Path) -> Source | None:
+def open_whole(data: schema.DataSpec, root: Path) -> Source | None:
     """Open the data set that a run holds images out of; None for a run that holds none out.
 
     Raises:
@@ -24,13 +24,17 @@ def open_whole(data: schema.Data, root: Path) -> Source | None:
     """
     return (
         open_source(data.train, root, "data.train", data.shards)
-        if isinstance(data.eval, schema.HoldOut)
+        if isinstance(data.eval, schema.HoldOutSpec)
         else None
     )
 
 
 def open_train(
-    data: schema.Data, spec: schema.Source, root: Path, key: str, whole: Source | None = None
+    data: schema.DataSpec,
+    spec: schema.SourceSpec,
+    root: Path,
+    key: str,
+    whole: Source | None = None,
 ) -> Source:
     """Open what a run or a stage trains on: without the images that the run holds out.
 
@@ -44,23 +48,23 @@ def open_train(
     Raises:
         InputError: as `open_source`; held-out images might be trained on through another source.
     """
-    if isinstance(data.eval, schema.HoldOut) and spec != data.train:
+    if isinstance(data.eval, schema.HoldOutSpec) and spec != data.train:
         _refuse_overlap(spec, data.train, root, key)
-    if not isinstance(data.eval, schema.HoldOut) or spec != data.train:
+    if not isinstance(data.eval, schema.HoldOutSpec) or spec != data.train:
         return open_source(spec, root, key, data.shards)
     source = whole or open_source(spec, root, key, data.shards)
     return Part(source, ~held_out(source, data.eval.fraction))
 
 
 def open_eval(
-    data: schema.Data, root: Path, key: str = "data.eval", whole: Source | None = None
+    data: schema.DataSpec, root: Path, key: str = "data.eval", whole: Source | None = None
 ) -> Source | None:
     """Open what a run evaluates on; None where the recipe has no evaluation.
 
     Raises:
         InputError: as `open_source`; no class has two images, so that none can be held out.
     """
-    if not isinstance(data.eval, schema.HoldOut):
+    if not isinstance(data.eval, schema.HoldOutSpec):
         return None if data.eval is None else open_source(data.eval, root, key, data.shards)
     source = whole or open_source(data.train, root, "data.train", data.shards)
     chosen = held_out(source, data.eval.fraction)
@@ -132,17 +136,19 @@ class Part:
         ).hexdigest()
 
 
-def _refuse_overlap(spec: schema.Source, train: schema.Source, root: Path, key: str) -> None:
+def _refuse_overlap(
+    spec: schema.SourceSpec, train: schema.SourceSpec, root: Path, key: str
+) -> None:
     """Raise InputError where a stage may read images of data.train through other settings than
     data.train's.
     """
-    if isinstance(spec, schema.Stream):
+    if isinstance(spec, schema.StreamSpec):
         return  # its images lie in shards, and data.train is none
-    splits = (schema.SavedDataset, schema.FashionMnist)
+    splits = (schema.SavedDatasetSpec, schema.FashionMnistSpec)
     named = [each.split for each in (spec, train) if isinstance(each, splits) and each.split]
     if len(named) == 2 and not same_split(*named):
         return
-    assert not isinstance(train, schema.Stream), "the schema refuses it"
+    assert not isinstance(train, schema.StreamSpec), "the schema refuses it"
     if (spec.path is None) != (train.path is None):
         return  # one of them is the Fashion-MNIST that comes with the package
     ours, theirs = _folder(spec.path, root, key), _folder(train.path, root, key)

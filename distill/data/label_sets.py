@@ -25,7 +25,7 @@ import numpy as np
 
 from distill.data.class_names import check_names, meaning
 from distill.data.records import at, read_regular
-from distill.errors import InputError, nearest
+from distill.errors import InputError, did_you_mean
 
 # Name -> (classes, the list within timm.data). timm's ImageNetInfo knows all of them but the last.
 _SPACES = {
@@ -92,7 +92,7 @@ def class_list(name_or_path: str, root: Path, key: str, distinct: bool = True) -
     except (OSError, ValueError) as error:
         raise InputError(
             f"{key}.classes: cannot read {path} ({error}): give a text file, a class name a line,"
-            f" or one of {', '.join(NAMES)}{nearest(name_or_path, NAMES)}"
+            f" or one of {', '.join(NAMES)}{did_you_mean(name_or_path, NAMES)}"
         ) from error
     if not lines or not all(lines):
         raise InputError(

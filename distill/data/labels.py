@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from distill.data.class_names import meaning
-from distill.errors import InputError, nearest
+from distill.errors import InputError, did_you_mean
 from distill.rng import hash64, hash64_array
 
 
@@ -48,7 +48,7 @@ def index_names(names: Sequence[str], classes: Sequence[str], where: str) -> np.
         if meaning(name) not in position:
             raise InputError(
                 f"{where}: class {name!r} is not in the class list of"
-                f" {len(classes)}{nearest(name, classes)}"
+                f" {len(classes)}{did_you_mean(name, classes)}"
             )
     return np.array([position[meaning(name)] for name in names], dtype=np.int64)
 

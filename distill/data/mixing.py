@@ -40,7 +40,7 @@ class Mixing:
         num_classes: K.
         image_size: side of the square images.
         seed: of the run.
-        labelled: labels stand for the K classes; if not, targets are zeros, and nothing may read
+        labelled: labels stand for the K classes; if not, label_probs are zeros, and nothing may read
             them.
     """
 
@@ -123,17 +123,17 @@ class Mixing:
             plan: of the same slots, on the same device; None for no mixing.
 
         Returns:
-            images [b, 3, H, W] float32 in [0, 1], channels-last; targets [b, K] float32, rows sum
+            images [b, 3, H, W] float32 in [0, 1], channels-last; label_probs [b, K] float32, rows sum
             to 1, or to 0 without labels.
         """
-        targets = torch.zeros(len(labels), self.num_classes, device=labels.device)
+        label_probs = torch.zeros(len(labels), self.num_classes, device=labels.device)
         if plan is None:
             return to_unit(images), (
-                targets.scatter_(1, labels[:, None], 1.0) if self.labelled else targets
+                label_probs.scatter_(1, labels[:, None], 1.0) if self.labelled else label_probs
             )
         lam = plan.lam[:, None]
         if self.labelled:
-            targets.scatter_(1, labels[:, None], lam).scatter_add_(
+            label_probs.scatter_(1, labels[:, None], lam).scatter_add_(
                 1, _partner(labels)[:, None], 1 - lam
             )
         cut = plan.boxes[:, 1] > plan.boxes[:, 0]
@@ -148,7 +148,7 @@ class Mixing:
             pixels = pixels.mul_(own).add_(
                 other
             )  # in place: half the time of new tensors, the same bits
-        return pixels, targets
+        return pixels, label_probs
 
 
 def to_unit(images: torch.Tensor) -> torch.Tensor:

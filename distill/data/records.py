@@ -7,10 +7,10 @@ from typing import Protocol
 
 import numpy as np
 
-from distill.errors import InputError, nearest
+from distill.errors import InputError, did_you_mean
 
 
-class UnreadableShard(OSError):  # noqa: N818 - named for what it says of the shard
+class UnreadableShardError(OSError):
     """A whole shard of records cannot be had. The message names it, and where in it the reading
     ended.
     """
@@ -22,7 +22,7 @@ class LabelsOnRead(Protocol):
     """
 
     def __getitem__(self, indices: np.ndarray) -> np.ndarray:
-        """[b] indices -> [b] int64. Raises UnreadableImage's reasons (OSError) as `Source.read`
+        """[b] indices -> [b] int64. Raises UnreadableImageError's reasons (OSError) as `Source.read`
         does.
         """
         ...
@@ -134,7 +134,9 @@ def literal_start(path: str) -> tuple[str, str]:
 def missing(path: Path, key: str) -> InputError:
     """An error for a path that does not exist, with the nearest name beside it."""
     parent = path.parent
-    near = nearest(path.name, os.listdir(parent)) if parent.is_dir() else f" (nor does {parent})"
+    near = (
+        did_you_mean(path.name, os.listdir(parent)) if parent.is_dir() else f" (nor does {parent})"
+    )
     return InputError(
         f"{key}.path: {path} does not exist{near}: give a path that does, absolute or relative to"
         " data.root"

@@ -20,11 +20,14 @@ from distill.recipe import schema
 
 __all__ = ["Source", "open_source", "says_order", "stratified_subset"]
 
-_USUAL_SHARDS = schema.Shards()
+_USUAL_SHARDS = schema.ShardsSpec()
 
 
 def open_source(
-    spec: schema.Source, root: Path, key: str = "data.train", shards: schema.Shards = _USUAL_SHARDS
+    spec: schema.SourceSpec,
+    root: Path,
+    key: str = "data.train",
+    shards: schema.ShardsSpec = _USUAL_SHARDS,
 ) -> Source:
     """The source that a recipe names, with its labels checked.
 
@@ -40,15 +43,15 @@ def open_source(
     """
     source: Source
     match spec:
-        case schema.ImageFolder():
+        case schema.ImageFolderSpec():
             classes = None if spec.classes is None else class_list(spec.classes, root, key)
             source = ImageFolderSource(at(root, spec.path, f"{key}.path"), classes, key)
-        case schema.Table() | schema.SavedDataset():
+        case schema.TableSpec() | schema.SavedDatasetSpec():
             source = open_table(spec, root, key)
-        case schema.FashionMnist():
+        case schema.FashionMnistSpec():
             folder = None if spec.path is None else at(root, spec.path, f"{key}.path")
             source = open_fashion_mnist(spec.split, folder, key)
-        case schema.Stream():
+        case schema.StreamSpec():
             return open_stream(spec, root, key, shards)  # it checks labels as they come
     if len(source) == 0:
         raise InputError(f"{key}: {spec.kind} holds no records: check path and split")
@@ -57,8 +60,8 @@ def open_source(
     return source
 
 
-def says_order(spec: schema.Source) -> bool:
+def says_order(spec: schema.SourceSpec) -> bool:
     """Whether a recipe says in which order the classes of a source are numbered; else it follows
     from their names.
     """
-    return isinstance(spec, schema.FashionMnist) or spec.classes is not None
+    return isinstance(spec, schema.FashionMnistSpec) or spec.classes is not None

@@ -10,7 +10,7 @@ import posixpath
 import re
 from collections.abc import Iterable, Sequence
 
-from distill.errors import InputError, nearest, printable
+from distill.errors import InputError, did_you_mean, printable
 
 # What each split is called. Two names of one line are one split.
 _NAMES = (
@@ -106,7 +106,7 @@ def files_of_split(
         splits = {found for name in below if (found := split_of(name)) is not None}
         known = sorted(splits or set[str]().union(*map(_words, below)))[:20]
         raise InputError(
-            f"{key}.split: no file in {where} is of split {split!r}{nearest(split, known)}; "
+            f"{key}.split: no file in {where} is of split {split!r}{did_you_mean(split, known)}; "
             f"there are {', '.join(known)}: choose one, set split to null, or path to a pattern"
         )
     return chosen
@@ -128,7 +128,7 @@ def choose_split(split: str | None, known: Sequence[str], where: str, key: str) 
         asked = (
             f"{where} has several splits"
             if split is None
-            else f"{where} has no split {split!r}{nearest(split, known)}"
+            else f"{where} has no split {split!r}{did_you_mean(split, known)}"
         )
         raise InputError(f"{key}.split: {asked}: choose one of {have}")
     return split

@@ -15,7 +15,7 @@ from distill.data.labels import check_labels, index_names
 from distill.data.records import Source, at, first_line, missing
 from distill.data.splits import choose_split
 from distill.data.table_files import table_files
-from distill.errors import InputError, nearest
+from distill.errors import InputError, did_you_mean
 from distill.recipe import schema
 
 # Larger labels than this and than the number of rows are identifiers: a class list up to them could
@@ -24,7 +24,7 @@ _MOST_CLASSES = 100_000
 
 
 def open_table(
-    spec: schema.Table | schema.SavedDataset, root: Path, key: str = "data.train"
+    spec: schema.TableSpec | schema.SavedDatasetSpec, root: Path, key: str = "data.train"
 ) -> Source:
     """A source over Parquet or Arrow files, or over what `save_to_disk` wrote.
 
@@ -34,7 +34,7 @@ def open_table(
         InputError: no such files, split or column, or a column that holds something else.
     """
     path = at(root, spec.path, f"{key}.path")
-    if isinstance(spec, schema.SavedDataset):
+    if isinstance(spec, schema.SavedDatasetSpec):
         data, files = _open_saved(path, spec.split, key), []
     else:
         files = table_files(path, spec.kind, spec.split, key)
@@ -113,7 +113,7 @@ class TableSource:
                 have = ", ".join(map(repr, data.column_names))
                 raise InputError(
                     f"{key}.{setting}: {name} has no column"
-                    f" {column!r}{nearest(column, data.column_names)}: choose one of {have}"
+                    f" {column!r}{did_you_mean(column, data.column_names)}: choose one of {have}"
                 )
         data = data.with_format(None)
         feature = data.features[image_column]

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 
-from distill.check import check_recipe
 from distill.doctor.findings import Diagnosis, Section
 from distill.doctor.forecast import forecast
 from distill.doctor.hardware import GPUS, Gpu, find_gpu, recognise
@@ -21,8 +20,9 @@ from distill.doctor.setting import Setting
 from distill.doctor.show import show
 from distill.engine import Engine, launched_processes
 from distill.errors import InputError
-from distill.evaluation_views import decoders
+from distill.evaluation.sets import decoders
 from distill.recipe import Recipe
+from distill.training.check import check_recipe
 
 _MOST_WORKERS = 16  # what data.num_workers: null takes at most
 # What a class count most often means: training images of ImageNet-1K, ImageNet-21K (the whole, and

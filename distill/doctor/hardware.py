@@ -5,7 +5,7 @@ was measured.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from distill.errors import InputError, nearest
+from distill.errors import InputError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ def find_gpu(name: str) -> Gpu:
     key = name.lower().replace("_", "-").replace(" ", "-")
     if key not in GPUS:
         raise InputError(
-            f"--gpu {name}: not in the table{nearest(key, GPUS)}: it has {', '.join(GPUS)}"
+            f"--gpu {name}: not in the table{did_you_mean(key, GPUS)}: it has {', '.join(GPUS)}"
         )
     return GPUS[key]
 

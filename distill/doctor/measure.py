@@ -19,9 +19,9 @@ from distill.models.pixels import Network, Pixels
 from distill.models.sizes import teacher_view
 from distill.models.teacher import DTYPES
 from distill.models.weights import load_state_dict
-from distill.optim import build_optimizer
 from distill.recipe import Recipe, schema
 from distill.recipe.schema import ELEMENTWISE_OPTIMIZERS
+from distill.student.optimizer import build_optimizer
 
 # What a student's bytes and FLOPs depend on beside its optimizer; students that differ in objective
 # or schedule alone are counted once.
@@ -49,7 +49,7 @@ def measure(recipe: Recipe, num_classes: int) -> Profiles:
         num_classes: of the data.
 
     Raises:
-        InputError: a model that timm does not know or refuses; `distill.check` explains it better,
+        InputError: a model that timm does not know or refuses; `distill.training.check` explains it better,
             and goes first.
     """
     unknown = []
@@ -125,7 +125,7 @@ def expected_classes(recipe: Recipe) -> int | None:
 
 
 def measure_teacher(
-    spec: schema.Teacher, origin: Origin, num_classes: int | None, data_image_size: int
+    spec: schema.TeacherSpec, origin: Origin, num_classes: int | None, data_image_size: int
 ) -> TeacherProfile:
     """A frozen model in its own dtype and at its own size."""
     view = teacher_view(spec, origin, data_image_size)
@@ -153,7 +153,7 @@ def measure_teacher(
 
 
 def measure_student(
-    name: str, spec: schema.Student, num_classes: int, image_size: int, precision: str
+    name: str, spec: schema.StudentSpec, num_classes: int, image_size: int, precision: str
 ) -> StudentProfile:
     """A model that learns, in float32 weights and the precision of the run."""
     net = student_without_memory(spec, num_classes=num_classes, image_size=image_size)
@@ -183,11 +183,11 @@ def measure_student(
     )
 
 
-def _is_elementwise(spec: schema.Optimizer) -> bool:
+def _is_elementwise(spec: schema.OptimizerSpec) -> bool:
     return spec.name.lower() in ELEMENTWISE_OPTIMIZERS
 
 
-def optimizer_bytes(net: nn.Module, spec: schema.Optimizer) -> int:
+def optimizer_bytes(net: nn.Module, spec: schema.OptimizerSpec) -> int:
     """Bytes of the optimizer's state, from two steps over a small matrix and a small vector:
     scalars of state a scalar of weights.
 

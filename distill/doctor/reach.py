@@ -11,19 +11,19 @@ from typing import Any
 
 from distill.data.augment import TrainTransform
 from distill.data.classes import Named, run_classes
-from distill.data.decode import UnreadableImage, read_image
+from distill.data.decode import UnreadableImageError, read_image
 from distill.data.holdout import open_eval, open_train
-from distill.data.prefetch import MOST_READY
+from distill.data.loading.prefetch import MOST_READY
 from distill.data.sources import Source
 from distill.data.stream.source import StreamSource
 from distill.doctor.findings import Diagnosis, Section
 from distill.doctor.machine import free_bytes, gib
 from distill.doctor.profiles import Layout, StudentProfile
 from distill.errors import InputError
-from distill.plan import reader_of_labels
 from distill.recipe import Recipe
-from distill.recipe.schema import Stream
+from distill.recipe.schema import StreamSpec
 from distill.rng import seeded
+from distill.training.plan import reader_of_labels
 
 _OPEN_S = 8.0  # patience with a source: listing a million files over a network can take minutes
 _DECODE_S = 2.0
@@ -151,7 +151,7 @@ def _decode(
                     break
             seconds = time.perf_counter() - start
         records = [source.read(index) for index in indices[:8]]
-    except (UnreadableImage, OSError) as error:
+    except (UnreadableImageError, OSError) as error:
         diagnosis.find(
             "problem" if recipe.data.unreadable == "error" else "warning", key, str(error)
         )
@@ -201,7 +201,7 @@ def shared_memory_bytes(recipe: Recipe, layout: Layout, workers: int, processes_
     """
     sample = 3 * recipe.data.image_size**2 + 16
     recipes = [recipe.at_stage(index) for index in range(recipe.num_stages)]
-    streams = any(isinstance(each.data.train, Stream) for each in recipes)
+    streams = any(isinstance(each.data.train, StreamSpec) for each in recipes)
     waiting = min(layout.num_forwards, MOST_READY) if streams else 0
     return (
         processes_node

@@ -263,7 +263,7 @@ class Fragment:
     length: int
 
 
-class Shards:
+class ZeroPartition:
     """The float32 masters that this process updates, and every parameter's place in them, under
     ZeRO-1, 2 or 3.
 

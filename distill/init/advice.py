@@ -114,8 +114,8 @@ def advise(
 
 def batch_size(num_images: int) -> int:
     """The power of two nearest the square root, and no more than the images."""
-    nearest = 2 ** round(math.log2(math.sqrt(num_images))) if num_images > 1 else 2
-    batch = min(max(nearest, _BATCHES[0]), _BATCHES[1])
+    did_you_mean = 2 ** round(math.log2(math.sqrt(num_images))) if num_images > 1 else 2
+    batch = min(max(did_you_mean, _BATCHES[0]), _BATCHES[1])
     while batch > num_images and batch > 2:
         batch //= 2
     return batch

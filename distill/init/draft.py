@@ -8,8 +8,6 @@ from pathlib import Path
 
 import torch
 
-from distill.build import build_models
-from distill.check import check_recipe
 from distill.checkpoint import replace_text
 from distill.data.holdout import held_out
 from distill.errors import InputError
@@ -18,8 +16,10 @@ from distill.init.folder import FolderFacts
 from distill.init.page import Line, page
 from distill.init.student import StudentFacts, choose_student
 from distill.init.teacher import TeacherFacts
-from distill.plan import make_plan
 from distill.recipe import load_recipe
+from distill.training.build import build_models
+from distill.training.check import check_recipe
+from distill.training.plan import make_plan
 
 _LARGEST_SIZE = 224  # where neither teacher nor command line says one
 _SIZE_STEP = 32

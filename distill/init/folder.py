@@ -108,7 +108,7 @@ def _open(spec: dict[str, Any], root: Path, key: str) -> Source:
             " shipped recipe (kind: stream, with data.eval), or give a folder with a folder a"
             " class, or a table"
         )
-    return open_source(schema.Data.model_validate({"train": spec}).train, root, key)
+    return open_source(schema.DataSpec.model_validate({"train": spec}).train, root, key)
 
 
 def _layout(root: Path) -> tuple[dict[str, Any], dict[str, Any] | None, tuple[str, ...]]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distill.errors import InputError, nearest
+from distill.errors import InputError, did_you_mean
 from distill.models.build import config, is_timm_config, takes_image_size
 from distill.models.origin import CONFIG_FILE, origin_of_file
 from distill.models.teacher import build_teacher
@@ -89,7 +89,7 @@ def look_at_teacher(
     if class_file is not None:
         spec["classes"] = class_file
     built = build_teacher(
-        schema.Teacher.model_validate(spec),
+        schema.TeacherSpec.model_validate(spec),
         classes=classes,
         root=Path(),
         device="cpu",
@@ -129,6 +129,6 @@ def _refuse_unknown(teacher: str) -> None:
         place = Path(teacher)
         beside = [each.name for each in place.parent.iterdir()] if place.parent.is_dir() else []
         raise InputError(
-            f"--teacher {teacher}: no such file or folder{nearest(place.name, beside)}, and as the"
+            f"--teacher {teacher}: no such file or folder{did_you_mean(place.name, beside)}, and as the"
             f" name of a model: {error}"
         ) from error

@@ -10,7 +10,7 @@ from distill.losses.inputs import float_pair
 from distill.losses.kl import divergence
 
 
-def target_class(targets: Tensor, labels: Tensor) -> Tensor:
+def target_class(label_probs: Tensor, labels: Tensor) -> Tensor:
     """DKD's one target class of an image whose label is mixed: [B, K], [B] -> [B] int64.
 
     The class with the largest share; where that is a tie, as at lambda = 0.5, and the image's own
@@ -18,12 +18,12 @@ def target_class(targets: Tensor, labels: Tensor) -> Tensor:
     to the order of the classes.
 
     Args:
-        targets: [B, K] mixed label distribution.
+        label_probs: [B, K] mixed label distribution.
         labels: [B] int64, the label of the image itself, before mixing.
     """
     own = labels.unsqueeze(-1)
-    share, largest = targets.max(-1, keepdim=True)
-    return torch.where(targets.gather(-1, own) >= share, own, largest).squeeze(-1)
+    share, largest = label_probs.max(-1, keepdim=True)
+    return torch.where(label_probs.gather(-1, own) >= share, own, largest).squeeze(-1)
 
 
 def teachers_class(teacher_logits: Tensor) -> Tensor:

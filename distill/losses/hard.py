@@ -16,7 +16,7 @@ from torch import Tensor
 from distill.losses.inputs import float_pair
 
 
-def smooth(targets: Tensor, smoothing: float) -> Tensor:
+def smooth(label_probs: Tensor, smoothing: float) -> Tensor:
     """Label smoothing of distributions: (1 - s) t + s / K.
 
     timm smooths the one-hot vectors and mixes after. Both orders give the same numbers, since
@@ -24,38 +24,38 @@ def smooth(targets: Tensor, smoothing: float) -> Tensor:
     and each objective smooths for itself.
 
     Args:
-        targets: [B, K], rows sum to one.
+        label_probs: [B, K], rows sum to one.
         smoothing: s, in [0, 1).
     """
     if smoothing == 0:
-        return targets
-    targets = targets.to(torch.promote_types(targets.dtype, torch.float32))
-    return targets * (1 - smoothing) + smoothing / targets.shape[-1]
+        return label_probs
+    label_probs = label_probs.to(torch.promote_types(label_probs.dtype, torch.float32))
+    return label_probs * (1 - smoothing) + smoothing / label_probs.shape[-1]
 
 
-def cross_entropy(student_logits: Tensor, targets: Tensor) -> Tensor:
+def cross_entropy(student_logits: Tensor, label_probs: Tensor) -> Tensor:
     """-sum_i t_i log p_i, summed over classes, averaged over the batch. Scalar, float32.
 
     Args:
         student_logits: [B, K].
-        targets: [B, K] label distribution, smoothed already if it is to be.
+        label_probs: [B, K] label distribution, smoothed already if it is to be.
     """
-    student, labels = float_pair(student_logits, targets, "the label distribution")
+    student, labels = float_pair(student_logits, label_probs, "the label distribution")
     return -(labels * F.log_softmax(student, dim=-1)).sum(-1).mean()
 
 
 def binary_cross_entropy(
-    student_logits: Tensor, targets: Tensor, class_reduction: Literal["mean", "sum"] = "mean"
+    student_logits: Tensor, label_probs: Tensor, class_reduction: Literal["mean", "sum"] = "mean"
 ) -> Tensor:
     """-t_i log sigmoid(z_i) - (1 - t_i) log sigmoid(-z_i), averaged over the batch. Scalar,
     float32.
 
     Args:
         student_logits: [B, K].
-        targets: [B, K], each entry in [0, 1], smoothed already if it is to be.
+        label_probs: [B, K], each entry in [0, 1], smoothed already if it is to be.
         class_reduction: over classes, "mean" (timm, the paper's released code) or "sum".
     """
-    student, labels = float_pair(student_logits, targets, "the label distribution")
+    student, labels = float_pair(student_logits, label_probs, "the label distribution")
     if class_reduction == "mean":
         return F.binary_cross_entropy_with_logits(student, labels)
     return F.binary_cross_entropy_with_logits(student, labels, reduction="none").sum(-1).mean()

@@ -23,12 +23,12 @@ from distill.recipe import schema
 class Supervision(Protocol):
     """What losses read of a batch.
 
-    targets: [B, K] float, the mixed label distribution, not smoothed.
+    label_probs: [B, K] float, the mixed label distribution, not smoothed.
     labels: [B] int64, the images' own labels, before mixing.
     """
 
     @property
-    def targets(self) -> Tensor: ...
+    def label_probs(self) -> Tensor: ...
 
     @property
     def labels(self) -> Tensor: ...
@@ -74,7 +74,7 @@ class LossTerms(NamedTuple):
 
 
 class Objective:
-    """Callable: (student_logits, teacher's targets, batch) -> LossTerms. No state, no parameters.
+    """Callable: (student_logits, teacher's logits, batch) -> LossTerms. No state, no parameters.
 
     Raises:
         ValueError: neither term is given.
@@ -87,41 +87,41 @@ class Objective:
         self.soft = soft
 
     def __call__(
-        self, student_logits: Tensor, targets: Tensor | None, batch: Supervision
+        self, student_logits: Tensor, teacher_logits: Tensor | None, batch: Supervision
     ) -> LossTerms:
         """Compute the terms.
 
         Args:
             student_logits: [B, K], any floating dtype.
-            targets: [B, K] teacher logits, any floating dtype; None where there is no soft term.
+            teacher_logits: [B, K] teacher logits, any floating dtype; None where there is no soft term.
             batch: its label distribution and labels are read only by terms that need them, so an
                 objective of soft labels alone takes images whose labels live in another space.
 
         Raises:
-            ValueError: there is a soft term and no targets, or shapes that do not agree.
+            ValueError: there is a soft term and no teacher_logits, or shapes that do not agree.
         """
         # Once, for both terms: each would widen half-precision logits for itself, and their
         # gradients be rounded before they add.
         student_logits = student_logits.to(torch.promote_types(student_logits.dtype, torch.float32))
         hard = soft = kept = total = None
         if self.hard is not None:
-            hard = self.hard.loss(student_logits, batch.targets)
+            hard = self.hard.loss(student_logits, batch.label_probs)
             total = self.hard.weight * hard
         if self.soft is not None:
-            if targets is None:
+            if teacher_logits is None:
                 raise ValueError(
                     "the soft term learns from a teacher, and no teacher logits were given"
                 )
-            soft = self.soft.loss(student_logits, targets, batch)
+            soft = self.soft.loss(student_logits, teacher_logits, batch)
             if self.soft.min_confidence is not None:
-                kept = confident(targets, self.soft.min_confidence).float().mean()
+                kept = confident(teacher_logits, self.soft.min_confidence).float().mean()
             weighted = self.soft.weight * soft
             total = weighted if total is None else total + weighted
         assert total is not None
         return LossTerms(total=total, hard=hard, soft=soft, kept=kept)
 
 
-def build_objective(spec: schema.Objective, *, gather: bool = False) -> Objective:
+def build_objective(spec: schema.ObjectiveSpec, *, gather: bool = False) -> Objective:
     """The objective that a recipe describes.
 
     Args:
@@ -133,17 +133,19 @@ def build_objective(spec: schema.Objective, *, gather: bool = False) -> Objectiv
     soft = None
     if spec.soft is not None:
         min_confidence = (
-            spec.soft.min_confidence if isinstance(spec.soft, schema.KL | schema.BKL) else None
+            spec.soft.min_confidence
+            if isinstance(spec.soft, schema.KLSpec | schema.BKLSpec)
+            else None
         )
         soft = SoftTerm(_soft_loss(spec.soft, gather), spec.soft.weight, min_confidence)
     return Objective(hard, soft)
 
 
-def _hard_loss(spec: schema.Hard) -> HardLoss:
+def _hard_loss(spec: schema.HardSpec) -> HardLoss:
     match spec:
-        case schema.CE():
+        case schema.CESpec():
             return lambda logits, labels: cross_entropy(logits, smooth(labels, spec.smoothing))
-        case schema.BCE():
+        case schema.BCESpec():
             return lambda logits, labels: binary_cross_entropy(
                 logits, smooth(labels, spec.smoothing), spec.class_reduction
             )
@@ -151,32 +153,32 @@ def _hard_loss(spec: schema.Hard) -> HardLoss:
             assert_never(spec)
 
 
-def _soft_loss(spec: schema.Soft, gather: bool) -> SoftLoss:
+def _soft_loss(spec: schema.SoftSpec, gather: bool) -> SoftLoss:
     match spec:
-        case schema.KL():
+        case schema.KLSpec():
             return lambda logits, teacher, _: kl(
                 logits, teacher, spec.temperature, spec.min_confidence
             )
-        case schema.BKL():
+        case schema.BKLSpec():
             return lambda logits, teacher, _: bkl(
                 logits, teacher, spec.temperature, spec.min_confidence
             )
-        case schema.BCETeacher():
+        case schema.BCETeacherSpec():
             return lambda logits, teacher, _: bce_teacher(logits, teacher)
-        case schema.DKD():
+        case schema.DKDSpec():
             return lambda logits, teacher, batch: dkd(
                 logits,
                 teacher,
                 (
                     teachers_class(teacher)
                     if spec.target == "teacher"
-                    else target_class(batch.targets, batch.labels)
+                    else target_class(batch.label_probs, batch.labels)
                 ),
                 alpha=spec.alpha,
                 beta=spec.beta,
                 temperature=spec.temperature,
             )
-        case schema.DIST():
+        case schema.DISTSpec():
             return lambda logits, teacher, _: dist(
                 logits,
                 teacher,

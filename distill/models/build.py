@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from distill.errors import InputError, nearest
+from distill.errors import InputError, did_you_mean
 from distill.models import cifar as cifar  # registers its models
 from distill.recipe import schema
 
@@ -122,14 +122,16 @@ def _builds(name: str, arguments: Mapping[str, Any]) -> bool:
     return True
 
 
-def student_without_memory(spec: schema.Student, *, num_classes: int, image_size: int) -> nn.Module:
+def student_without_memory(
+    spec: schema.StudentSpec, *, num_classes: int, image_size: int
+) -> nn.Module:
     """The architecture of a student on torch's device "meta": names and shapes, no weights."""
     with torch.device("meta"):
         return student_architecture(spec, num_classes, image_size, pretrained=False)
 
 
 def student_architecture(
-    spec: schema.Student, num_classes: int, image_size: int, pretrained: bool
+    spec: schema.StudentSpec, num_classes: int, image_size: int, pretrained: bool
 ) -> nn.Module:
     """The model of a student as its recipe builds it."""
     return create(
@@ -176,7 +178,7 @@ def config(name: str) -> dict[str, Any]:
         hint = (
             f"; one of the Hub is hf_hub:{name}"
             if "/" in name
-            else nearest(architecture, timm.list_models())
+            else did_you_mean(architecture, timm.list_models())
         )
         raise InputError(f"timm {timm.__version__} has no model {name!r}{hint}")
     try:
@@ -185,7 +187,7 @@ def config(name: str) -> dict[str, Any]:
         tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{architecture}.*")]
         known = f": it has {', '.join(tags)}" if tags else ": timm has no pretrained weights of it"
         raise InputError(
-            f"{architecture} has no pretrained tag {tag!r}{nearest(tag, tags)}{known}"
+            f"{architecture} has no pretrained tag {tag!r}{did_you_mean(tag, tags)}{known}"
         ) from error
     known = found.to_dict() if found is not None else PretrainedCfg().to_dict()
     return {"architecture": architecture, **known}
@@ -205,7 +207,7 @@ def _config_from_source(name: str) -> dict[str, Any]:
     if not timm.is_model(architecture):
         raise InputError(
             f"{name}: timm {timm.__version__} has no model"
-            f" {architecture!r}{nearest(architecture, timm.list_models())}"
+            f" {architecture!r}{did_you_mean(architecture, timm.list_models())}"
         )
     usual = config(architecture)  # where the head is, if a config written by hand leaves it out
     head = {"classifier": usual["classifier"]} if "classifier" in usual else {}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distill.errors import InputError, nearest
+from distill.errors import InputError, did_you_mean
 from distill.models.build import config, config_source, is_timm_config
 from distill.recipe import schema
 
@@ -50,7 +50,7 @@ class Origin:
         return tuple(names) if names and not self.assumed else None
 
 
-def origin_of_teacher(spec: schema.Teacher, root: Path) -> Origin:
+def origin_of_teacher(spec: schema.TeacherSpec, root: Path) -> Origin:
     """The weights that a recipe's teacher names.
 
     Raises:
@@ -67,7 +67,9 @@ def origin_of_teacher(spec: schema.Teacher, root: Path) -> Origin:
         return origin_of_file(path, spec.model, "teacher.model")
     if not path.is_dir():
         siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise InputError(f"teacher.weights: {path} does not exist{nearest(path.name, siblings)}")
+        raise InputError(
+            f"teacher.weights: {path} does not exist{did_you_mean(path.name, siblings)}"
+        )
     if (path / CONFIG_FILE).is_file():
         if spec.student != path.name:
             _refuse_student(spec, str(path))
@@ -76,13 +78,13 @@ def origin_of_teacher(spec: schema.Teacher, root: Path) -> Origin:
     return origin_of_folder(path, spec.model, "teacher.model")
 
 
-def teacher_known_here(spec: schema.Teacher, root: Path) -> Origin | None:
+def teacher_known_here(spec: schema.TeacherSpec, root: Path) -> Origin | None:
     """A recipe's teacher: its weights where they lie here, else its timm name alone; None where
     neither is known.
     """
     try:
         return origin_of_teacher(spec, root)
-    except InputError:  # distill.check says it
+    except InputError:  # distill.training.check says it
         return (
             None
             if spec.model is None
@@ -90,7 +92,7 @@ def teacher_known_here(spec: schema.Teacher, root: Path) -> Origin | None:
         )
 
 
-def origin_of_student(spec: schema.Student, root: Path) -> Origin:
+def origin_of_student(spec: schema.StudentSpec, root: Path) -> Origin:
     """What a recipe's student starts from. Its model is always the recipe's: a config beside its
     weights must agree with it.
 
@@ -153,7 +155,7 @@ def _beside(folder: Path, file: Path | None, model: str | None, key: str) -> Ori
     return Origin(name, found, file, assumed=False)
 
 
-def _refuse_student(spec: schema.Teacher, where: str) -> None:
+def _refuse_student(spec: schema.TeacherSpec, where: str) -> None:
     if spec.student is not None:
         raise InputError(
             f"teacher.student {spec.student!r} picks among the students of a run, and {where} is"
@@ -181,7 +183,7 @@ def _of_run(path: Path, student: str | None) -> Path:
     student = student or _best_in(report)
     if student not in names:
         raise InputError(
-            f"teacher.student: the run {path} has no {student!r}{nearest(student, names)}: it has"
+            f"teacher.student: the run {path} has no {student!r}{did_you_mean(student, names)}: it has"
             f" {', '.join(names)}"
         )
     return best / student

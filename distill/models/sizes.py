@@ -28,7 +28,7 @@ class Told:
 
 
 def teacher_view(
-    spec: schema.Teacher,
+    spec: schema.TeacherSpec,
     origin: Origin,
     data_image_size: int,
     state_dict: Mapping[str, Tensor] | None = None,
@@ -116,7 +116,7 @@ def refuse_other_head(origin: Origin, num_classes: int) -> None:
         )
 
 
-def _told(spec: schema.Teacher) -> Told | None:
+def _told(spec: schema.TeacherSpec) -> Told | None:
     built_for = spec.model_args.get("img_size")
     if built_for is None:
         return None if spec.image_size is None else Told(spec.image_size, "teacher.image_size")

@@ -19,7 +19,7 @@ from distill.recipe import schema
 
 
 def create_student(
-    spec: schema.Student, *, classes: Sequence[str], image_size: int, seed: int, root: Path
+    spec: schema.StudentSpec, *, classes: Sequence[str], image_size: int, seed: int, root: Path
 ) -> tuple[nn.Module, tuple[str, ...]]:
     """The student of a recipe, on the CPU, in train mode, and notes on what was adapted of its
     weights.
@@ -56,7 +56,7 @@ def _refuse_other_classes(named: Sequence[str], classes: Sequence[str], who: str
 
 
 def student_notes(
-    spec: schema.Student, *, num_classes: int | None, image_size: int, root: Path
+    spec: schema.StudentSpec, *, num_classes: int | None, image_size: int, root: Path
 ) -> tuple[str, ...]:
     """What `create_student` would note or refuse of a student's weights where they lie here,
     without its memory.
@@ -80,7 +80,7 @@ def student_notes(
     return fitted(model, state_dict, f"weights {origin.file} for {spec.model}").notes
 
 
-def first_weights(spec: schema.Student) -> dict[str, str]:
+def first_weights(spec: schema.StudentSpec) -> dict[str, str]:
     """What a student began with, for the record of its export: its weights derive from these, and
     so may their licence.
     """
@@ -99,7 +99,7 @@ def first_weights(spec: schema.Student) -> dict[str, str]:
 
 
 def student_view(
-    spec: schema.Student, root: Path, data: schema.Data, key: str = "student"
+    spec: schema.StudentSpec, root: Path, data: schema.DataSpec, key: str = "student"
 ) -> ModelView:
     """What a recipe's student sees: the run's images in the run's evaluation view, under its own
     mean and std.

@@ -17,6 +17,7 @@ from distill import rng
 from distill.data.label_sets import class_list
 from distill.errors import InputError
 from distill.models.build import create
+from distill.models.feature_hooks import FeatureHooks
 from distill.models.fitting import fitted, head_classes
 from distill.models.labels import Match, match_teacher
 from distill.models.origin import Origin, origin_of_teacher
@@ -29,7 +30,6 @@ from distill.models.sizes import (
     resized_on_device,
     teacher_view,
 )
-from distill.models.taps import Taps
 from distill.models.view import ModelView
 from distill.models.weights import load_state_dict
 from distill.recipe import schema
@@ -112,11 +112,11 @@ class Teacher(nn.Module):
         Raises:
             InputError: the model has no such module.
         """
-        with Taps(self.net, names) as taps:
+        with FeatureHooks(self.net, names) as taps:
             logits = self(images)
         return logits, taps.outputs
 
-    def shard(self, shard_frozen: Callable[[nn.Module], nn.Module]) -> None:
+    def partition(self, shard_frozen: Callable[[nn.Module], nn.Module]) -> None:
         """Let `shard_frozen` spread the weights, and call what it returns from now on. Collective:
         every rank.
 
@@ -152,7 +152,7 @@ def _cast(model: nn.Module, dtype: torch.dtype) -> None:
 
 
 def build_teacher(
-    spec: schema.Teacher,
+    spec: schema.TeacherSpec,
     *,
     classes: Sequence[str],
     root: Path,
@@ -218,7 +218,7 @@ class Loaded:
 
 
 def load_teacher(
-    spec: schema.Teacher,
+    spec: schema.TeacherSpec,
     root: Path,
     data_image_size: int,
     num_random_classes: int,
@@ -278,7 +278,9 @@ def load_teacher(
     )
 
 
-def _recorded_classes(spec: schema.Teacher, origin: Origin, root: Path) -> tuple[str, ...] | None:
+def _recorded_classes(
+    spec: schema.TeacherSpec, origin: Origin, root: Path
+) -> tuple[str, ...] | None:
     if spec.classes is None:
         return origin.classes
     return class_list(spec.classes, root, "teacher", distinct=False)

@@ -18,7 +18,7 @@ from distill.recipe.values import (
 )
 
 
-class ImageFolder(Section):
+class ImageFolderSpec(Section):
     """One folder a class, images below it."""
 
     kind: Literal["image_folder"]
@@ -31,7 +31,7 @@ class ImageFolder(Section):
     """
 
 
-class Table(Section):
+class TableSpec(Section):
     """Parquet or Arrow files through `datasets`."""
 
     kind: Literal["parquet", "arrow"]
@@ -48,7 +48,7 @@ class Table(Section):
     """The class list, as for `image_folder`; null takes it from the data."""
 
 
-class SavedDataset(Section):
+class SavedDatasetSpec(Section):
     """A folder written by `datasets.Dataset.save_to_disk`, or a split of a saved `DatasetDict`."""
 
     kind: Literal["saved"]
@@ -65,7 +65,7 @@ class SavedDataset(Section):
     """The class list, as for `image_folder`; null takes it from the data."""
 
 
-class FashionMnist(Section):
+class FashionMnistSpec(Section):
     """Fashion-MNIST."""
 
     kind: Literal["fashion_mnist"]
@@ -78,7 +78,7 @@ class FashionMnist(Section):
     """
 
 
-class Stream(Section):
+class StreamSpec(Section):
     """Shards of many images, fetched as the run comes to them: webdataset tar files, or Parquet.
 
     The order: the epoch's shuffled shards, end to end, are cut into `lanes` equal parts; each
@@ -124,7 +124,7 @@ class Stream(Section):
     """
 
 
-class HoldOut(Section):
+class HoldOutSpec(Section):
     """For evaluation: a fixed part of each class of `data.train`, which training never sees.
 
     Each class gives round(fraction * its size) images: at least 1, and never its last one, so that
@@ -138,16 +138,17 @@ class HoldOut(Section):
     """The part of each class that is held out."""
 
 
-Source = Annotated[
-    ImageFolder | Table | SavedDataset | FashionMnist | Stream, Field(discriminator="kind")
+SourceSpec = Annotated[
+    ImageFolderSpec | TableSpec | SavedDatasetSpec | FashionMnistSpec | StreamSpec,
+    Field(discriminator="kind"),
 ]
-EvalSource = Annotated[
-    ImageFolder | Table | SavedDataset | FashionMnist | Stream | HoldOut,
+EvalSourceSpec = Annotated[
+    ImageFolderSpec | TableSpec | SavedDatasetSpec | FashionMnistSpec | StreamSpec | HoldOutSpec,
     Field(discriminator="kind"),
 ]
 
 
-class Shards(Section):
+class ShardsSpec(Section):
     """How the shards of a stream come here; nothing of it shapes the result."""
 
     cache: str | None = None
@@ -164,7 +165,7 @@ class Shards(Section):
     """Seconds without a byte after which a request is given up as stalled."""
 
 
-class Augment(Section):
+class AugmentSpec(Section):
     """Training view of one image, through timm's and torchvision's transforms, in this order: crop,
     flips, policy or jitter, erasing.
     """
@@ -208,7 +209,7 @@ _Alpha = Annotated[
 ]
 
 
-class Mixing(Section):
+class MixingSpec(Section):
     """Mixup and cutmix inside pairs of neighbours."""
 
     mixup: _Alpha = 0.0
@@ -227,7 +228,7 @@ CropMode = Literal["center", "squash", "border"]
 Interpolation = Literal["bicubic", "bilinear", "nearest", "lanczos", "box", "hamming"]
 
 
-class EvalView(Section):
+class EvalViewSpec(Section):
     """Evaluation view, timm's: images are resized to image_size / `crop_fraction`, then the centre
     is cut out.
     """
@@ -244,14 +245,14 @@ class EvalView(Section):
     """How images are resized."""
 
 
-class Data(Section):
+class DataSpec(Section):
     """Which images, and how they are seen."""
 
     root: str = "."
     """The folder that the paths of `train` and `eval` start from."""
-    train: Source
+    train: SourceSpec
     """The training images."""
-    eval: EvalSource | None = None
+    eval: EvalSourceSpec | None = None
     """The evaluation images: of the kinds that `train` has, or held out from it; null evaluates
     nothing.
     """
@@ -263,11 +264,11 @@ class Data(Section):
     """
     image_size: Pixels = 224
     """Side in pixels of the square images that students see."""
-    augment: Augment = Augment()
+    augment: AugmentSpec = AugmentSpec()
     """The training view of one image."""
-    mixing: Mixing = Mixing()
+    mixing: MixingSpec = MixingSpec()
     """What is mixed between images."""
-    eval_view: EvalView = EvalView()
+    eval_view: EvalViewSpec = EvalViewSpec()
     """The evaluation view of one image."""
     unreadable: Literal["error", "skip"] = "error"
     """What an unreadable image does: end the run, or give its place to the next one in training and
@@ -282,7 +283,7 @@ class Data(Section):
     """
     prefetch_batches: Annotated[int, Field(ge=1), Within(1, 1024, "they are kept in memory")] = 2
     """Batches that are decoded ahead."""
-    shards: Shards = Shards()
+    shards: ShardsSpec = ShardsSpec()
     """How the shards of a stream come here."""
 
     @model_validator(mode="after")
@@ -296,7 +297,7 @@ class Data(Section):
 
     @model_validator(mode="after")
     def _labels_to_hold_out(self) -> Self:
-        if isinstance(self.eval, HoldOut) and isinstance(self.train, Stream):
+        if isinstance(self.eval, HoldOutSpec) and isinstance(self.train, StreamSpec):
             raise ValueError(
                 "eval: kind: holdout needs the label of every image of data.train before any is"
                 " read, and a stream is read shard by shard: name a split or shards of its own, or"

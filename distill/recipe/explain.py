@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from distill.errors import nearest
+from distill.errors import did_you_mean
 from distill.recipe.schema import Recipe
 
 # A mapping with one of these keys is one of several kinds of thing: another kind replaces it,
@@ -26,7 +26,7 @@ def explain(detail: Any, tree: Tree) -> str:
     key = ".".join(str(part) for part in location)
     if detail["type"] == "extra_forbidden":
         known = _known_keys(location[:-1], tree)
-        close = nearest(str(location[-1]), known)
+        close = did_you_mean(str(location[-1]), known)
         return f"{key}: unknown key{close or '; known here: ' + ', '.join(sorted(known))}"
     if detail["type"] == "missing":
         return f"{key}: missing, and it has no default"
@@ -74,7 +74,7 @@ def _message(detail: Any) -> str:
         case "union_tag_invalid":
             known = context["expected_tags"].replace("'", "").split(", ")
             return (
-                f"no {context['tag']!r} here{nearest(context['tag'], known)}; it is one of"
+                f"no {context['tag']!r} here{did_you_mean(context['tag'], known)}; it is one of"
                 f" {', '.join(known)}"
             )
         case "union_tag_not_found":

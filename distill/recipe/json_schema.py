@@ -25,8 +25,8 @@ def json_schema() -> dict[str, Any]:
     schema = _as_written(Recipe.model_json_schema())
     parts = schema["$defs"]
     parts["DurationValue"] = _DURATION
-    warmup = parts["Schedule"]["properties"]["warmup"]
-    parts["Schedule"]["properties"]["warmup"] = {
+    warmup = parts["ScheduleSpec"]["properties"]["warmup"]
+    parts["ScheduleSpec"]["properties"]["warmup"] = {
         "description": warmup["description"],
         "anyOf": [{"$ref": "#/$defs/DurationValue"}, {"type": "string", "pattern": _SHARE}],
         "default": warmup["default"],
@@ -44,7 +44,7 @@ def json_schema() -> dict[str, Any]:
         name: {"anyOf": [student, {"type": "null"}]}
         for name, student in students["patternProperties"].items()
     }
-    parts["Stage"]["properties"]["student"] = {
+    parts["StageSpec"]["properties"]["student"] = {
         "description": "What all students have in this stage.",
         "$ref": "#/$defs/StageStudent",
     }

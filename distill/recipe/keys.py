@@ -12,10 +12,10 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from distill.errors import InputError, nearest
+from distill.errors import InputError, did_you_mean
 from distill.recipe.duration import DurationValue
 from distill.recipe.schema import Recipe
-from distill.recipe.stages import StageData, StageStudent
+from distill.recipe.stages import StageDataSpec, StageStudentSpec
 from distill.recipe.values import Within
 
 # Keys that are required in a resolved recipe, and filled in where a file leaves them out.
@@ -27,7 +27,7 @@ FILLED = {
     "student.optimizer.name": "adamw",
     "student.optimizer.lr": "0.001",
 }
-_OPEN = (StageData, StageStudent)  # their keys are listed where they belong to the run
+_OPEN = (StageDataSpec, StageStudentSpec)  # their keys are listed where they belong to the run
 _UNSAID = 1e30
 EXTENDS = (
     "A recipe, or a list of them, that this one is laid over, later ones over earlier: shipped ones"
@@ -98,7 +98,7 @@ def parts_below(prefix: str) -> list[Part]:
     if not found:
         known = sorted({key.path for key in each_key()} | {key.name for key in each_key()})
         raise InputError(
-            f"no key {prefix!r}{nearest('.'.join(wanted), known)}; 'distill recipe keys' lists all"
+            f"no key {prefix!r}{did_you_mean('.'.join(wanted), known)}; 'distill recipe keys' lists all"
         )
     return found
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from distill.recipe.duration import Duration, DurationValue
-from distill.recipe.objective import Objective
+from distill.recipe.objective import ObjectiveSpec
 from distill.recipe.values import (
     ModelArgs,
     NonNegative,
@@ -23,7 +23,7 @@ from distill.recipe.values import (
 )
 
 
-class Teacher(Section):
+class TeacherSpec(Section):
     """A frozen model, which sees pixels of its own: size, mean and std of its timm config unless
     given here.
     """
@@ -76,7 +76,7 @@ class Teacher(Section):
         return self
 
 
-class LrScaling(Section):
+class LrScalingSpec(Section):
     """Ties a learning rate to the batch; `warmup_lr` and `min_lr` are not scaled."""
 
     rule: Literal["linear", "sqrt"]
@@ -94,7 +94,7 @@ class LrScaling(Section):
         return ratio if self.rule == "linear" else math.sqrt(ratio)
 
 
-class Optimizer(Section):
+class OptimizerSpec(Section):
     """A timm optimizer."""
 
     name: str
@@ -103,7 +103,7 @@ class Optimizer(Section):
     """
     lr: Positive
     """The learning rate at its largest, at the end of warm-up."""
-    lr_scaling: LrScaling | None = None
+    lr_scaling: LrScalingSpec | None = None
     """How `lr` follows the batch size; null takes it as it stands."""
     weight_decay: NonNegative = 0.0
     """Weight decay, decoupled or not as the optimizer does it."""
@@ -118,7 +118,7 @@ class Optimizer(Section):
     layer_decay_min_scale.
     """
 
-    def at_batch(self, batch_size_global: int) -> "Optimizer":
+    def at_batch(self, batch_size_global: int) -> "OptimizerSpec":
         """The optimizer with the learning rate that it has at this batch size."""
         if self.lr_scaling is None:
             return self
@@ -126,7 +126,7 @@ class Optimizer(Section):
         return self.model_copy(update={"lr": lr, "lr_scaling": None})
 
 
-class Schedule(Section):
+class ScheduleSpec(Section):
     """Learning rate as a function of the step. Decay is measured from step 0, as in timm: warm-up
     only replaces its start.
     """
@@ -174,7 +174,7 @@ def _different(decays: tuple[float, ...]) -> tuple[float, ...]:
     return decays
 
 
-class Ema(Section):
+class EmaSpec(Section):
     """Weight averages in float32."""
 
     decays: Annotated[
@@ -187,7 +187,7 @@ class Ema(Section):
     """Whether early steps use min(decay, (1 + t) / (10 + t))."""
 
 
-class Student(Section):
+class StudentSpec(Section):
     """One setting: model, objective, optimizer, schedule, averages."""
 
     model: str
@@ -216,13 +216,13 @@ class Student(Section):
     """Standard deviation of its pixels, likewise."""
     seed: Seed = 0
     """Of its first weights and dropout; batches and their order follow the run's seed."""
-    objective: Objective
+    objective: ObjectiveSpec
     """What it learns from; left out, cross-entropy and the teacher's KL, 1 + 1, or cross-entropy
     alone without a teacher.
     """
-    optimizer: Optimizer
+    optimizer: OptimizerSpec
     """How its weights move; left out, AdamW (see `optimizer.name`)."""
-    schedule: Schedule = Schedule()
+    schedule: ScheduleSpec = ScheduleSpec()
     """How its learning rate moves."""
-    ema: Ema = Ema()
+    ema: EmaSpec = EmaSpec()
     """Averages of its weights, which are evaluated and saved beside them."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from distill.errors import InputError, nearest
+from distill.errors import InputError, did_you_mean
 from distill.recipe.defaults import fill_defaults
 from distill.recipe.explain import explain
 from distill.recipe.identity import recipe_digest
@@ -78,7 +78,7 @@ def find_recipe(name: str) -> Path:
             f"{name}: a pipe or a device; a recipe is a YAML file, which a run reads more than once"
         )
     raise InputError(
-        f"no recipe {name[:200]!r}{nearest(name[:200], shipped_recipes())}; 'distill recipe list'"
+        f"no recipe {name[:200]!r}{did_you_mean(name[:200], shipped_recipes())}; 'distill recipe list'"
         " shows those that come with the package"
     )
 
@@ -177,7 +177,7 @@ def _find_base(base: str, path: Path) -> Path:
     raise InputError(
         f"{path}: extends {base!r}, and {own}"
         f" {'is no plain file' if _exists(own) else 'does not exist'}, nor a shipped recipe of that"
-        f" name{nearest(base, shipped_files())}"
+        f" name{did_you_mean(base, shipped_files())}"
     )
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from distill.recipe.schema import Optimizer, Recipe
+from distill.recipe.schema import OptimizerSpec, Recipe
 
 
 def rate_notes(recipe: Recipe, shipped: Mapping[str, Any]) -> list[str]:
@@ -40,7 +40,7 @@ def rate_notes(recipe: Recipe, shipped: Mapping[str, Any]) -> list[str]:
     return [f"{', '.join(keys)}: {note}" for note, keys in notes.items()]
 
 
-def _optimizers(recipe: Recipe) -> list[tuple[str, Optimizer]]:
+def _optimizers(recipe: Recipe) -> list[tuple[str, OptimizerSpec]]:
     """Each student's optimizer in each stage, as the recipe writes it."""
     if not recipe.stages:
         return [

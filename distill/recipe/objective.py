@@ -13,7 +13,7 @@ Confidence = Annotated[float, Field(gt=0, lt=1)]
 Smoothing = Annotated[float, Field(ge=0, lt=1)]
 
 
-class CE(Section):
+class CESpec(Section):
     """Cross-entropy against the mixed, smoothed label distribution."""
 
     loss: Literal["ce"]
@@ -24,7 +24,7 @@ class CE(Section):
     """Label smoothing: the probability that is spread over all classes."""
 
 
-class BCE(Section):
+class BCESpec(Section):
     """Binary cross-entropy a class, averaged over the batch."""
 
     loss: Literal["bce"]
@@ -37,7 +37,7 @@ class BCE(Section):
     """Over classes: their mean (as in timm) or their sum."""
 
 
-class KL(Section):
+class KLSpec(Section):
     """Hinton's KL divergence: summed over classes, averaged over the batch, times the temperature
     squared.
     """
@@ -54,7 +54,7 @@ class KL(Section):
     """
 
 
-class BKL(Section):
+class BKLSpec(Section):
     """Binary KL of the paper's Eq. 3, summed over classes."""
 
     loss: Literal["bkl"]
@@ -67,7 +67,7 @@ class BKL(Section):
     """As in `kl`."""
 
 
-class BCETeacher(Section):
+class BCETeacherSpec(Section):
     """What the released code calls BKL: BCE-with-logits(student logits, softmax(teacher logits)),
     averaged over classes.
     """
@@ -78,7 +78,7 @@ class BCETeacher(Section):
     """What the loss is multiplied with."""
 
 
-class DKD(Section):
+class DKDSpec(Section):
     """Decoupled KD (Eq. 4): alpha TCKD + beta NCKD."""
 
     loss: Literal["dkd"]
@@ -97,7 +97,7 @@ class DKD(Section):
     """
 
 
-class DIST(Section):
+class DISTSpec(Section):
     """DIST (Eq. 5): Pearson distances between and within classes, over the samples of
     `train.micro_batch_size`.
     """
@@ -114,16 +114,18 @@ class DIST(Section):
     """What the logits of both are divided by."""
 
 
-Hard = Annotated[CE | BCE, Field(discriminator="loss")]
-Soft = Annotated[KL | BKL | BCETeacher | DKD | DIST, Field(discriminator="loss")]
+HardSpec = Annotated[CESpec | BCESpec, Field(discriminator="loss")]
+SoftSpec = Annotated[
+    KLSpec | BKLSpec | BCETeacherSpec | DKDSpec | DISTSpec, Field(discriminator="loss")
+]
 
 
-class Objective(Section):
+class ObjectiveSpec(Section):
     """total = hard.weight * hard + soft.weight * soft."""
 
-    hard: Hard | None = None
+    hard: HardSpec | None = None
     """The loss against labels; null leaves it out."""
-    soft: Soft | None = None
+    soft: SoftSpec | None = None
     """The loss against the teacher; null leaves it out."""
 
     @property
@@ -131,7 +133,9 @@ class Objective(Section):
         """Whether it learns from the images' labels, so that these must be of the student's
         classes.
         """
-        return self.hard is not None or (isinstance(self.soft, DKD) and self.soft.target == "label")
+        return self.hard is not None or (
+            isinstance(self.soft, DKDSpec) and self.soft.target == "label"
+        )
 
     @model_validator(mode="after")
     def _something(self) -> Self:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from distill.errors import InputError, nearest
+from distill.errors import InputError, did_you_mean
 from distill.recipe.resolve import Tree, merge, resolve_stages, resolve_students
 from distill.recipe.stages import STAGE_DATA, STAGE_STUDENT
 from distill.recipe.text import MAX_DEPTH, TextError, parse
@@ -59,7 +59,7 @@ def apply_overrides(tree: Tree, overrides: Iterable[str]) -> Tree:
             and parts[1] not in known
         ):
             raise InputError(
-                f"override {override!r}: no student {parts[1]!r}{nearest(parts[1], known)}; "
+                f"override {override!r}: no student {parts[1]!r}{did_you_mean(parts[1], known)}; "
                 f"students.{parts[1]}={{}} adds one"
             )
         if parts[0] == "stages" and len(parts) > 2:
@@ -138,7 +138,7 @@ def _override_stage(stages: Any, override: str, name: str, value: Tree) -> list[
         raise InputError(f"override {override!r}: this recipe has no list of stages")
     if name not in known and not (name.isdigit() and int(name) < len(known)):
         raise InputError(
-            f"override {override!r}: no stage {name!r}{nearest(name, known)}; there are"
+            f"override {override!r}: no stage {name!r}{did_you_mean(name, known)}; there are"
             f" {', '.join(known) or 'none'}"
         )
     index = known.index(name) if name in known else int(name)

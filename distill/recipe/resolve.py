@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from distill.errors import InputError, nearest
+from distill.errors import InputError, did_you_mean
 from distill.recipe.duration import DurationValue, parse_duration
 from distill.recipe.explain import DISCRIMINATORS
 from distill.recipe.stages import STAGE_DATA, STAGE_STUDENT
@@ -133,7 +133,7 @@ def _resolved(stage: Any, students: Mapping[str, Any], data: Mapping[str, Any]) 
         key = f"stages.{stage.get('name')}.students.{name}"
         if name not in students:
             raise InputError(
-                f"{key}: no such student{nearest(str(name), map(str, students))}; there are"
+                f"{key}: no such student{did_you_mean(str(name), map(str, students))}; there are"
                 f" {', '.join(map(str, students))}"
             )
         if not isinstance(said, Mapping):

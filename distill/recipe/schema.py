@@ -2,7 +2,7 @@
 the environment.
 
 Numbers carry their unit or scope in their name; optional is `X | None`. What can be checked without
-data or models is checked here; the rest (model names, files, label spaces) in `distill.check`.
+data or models is checked here; the rest (model names, files, label spaces) in `distill.training.check`.
 """
 
 from typing import Annotated, Literal, Self
@@ -10,62 +10,86 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from distill.recipe.data import (
-    Augment,
-    Data,
-    EvalSource,
-    EvalView,
-    FashionMnist,
-    HoldOut,
-    ImageFolder,
-    Mixing,
-    SavedDataset,
-    Shards,
-    Source,
-    Stream,
-    Table,
+    AugmentSpec,
+    DataSpec,
+    EvalSourceSpec,
+    EvalViewSpec,
+    FashionMnistSpec,
+    HoldOutSpec,
+    ImageFolderSpec,
+    MixingSpec,
+    SavedDatasetSpec,
+    ShardsSpec,
+    SourceSpec,
+    StreamSpec,
+    TableSpec,
 )
-from distill.recipe.learning import Ema, LrScaling, Optimizer, Schedule, Student, Teacher
-from distill.recipe.objective import BCE, BKL, CE, DIST, DKD, KL, BCETeacher, Hard, Objective, Soft
-from distill.recipe.stages import STAGE_DATA, STAGE_STUDENT, Stage, StageStudent, stage_problems
-from distill.recipe.training import Checkpoint, Evaluate, Log, Train
+from distill.recipe.learning import (
+    EmaSpec,
+    LrScalingSpec,
+    OptimizerSpec,
+    ScheduleSpec,
+    StudentSpec,
+    TeacherSpec,
+)
+from distill.recipe.objective import (
+    BCESpec,
+    BCETeacherSpec,
+    BKLSpec,
+    CESpec,
+    DISTSpec,
+    DKDSpec,
+    HardSpec,
+    KLSpec,
+    ObjectiveSpec,
+    SoftSpec,
+)
+from distill.recipe.stages import (
+    STAGE_DATA,
+    STAGE_STUDENT,
+    StageSpec,
+    StageStudentSpec,
+    stage_problems,
+)
+from distill.recipe.training import CheckpointSpec, EvaluateSpec, LogSpec, TrainSpec
 from distill.recipe.values import Section, Seed, as_tuple
 
 __all__ = [
-    "BCE",
-    "BKL",
-    "CE",
-    "DIST",
-    "DKD",
-    "KL",
-    "Augment",
-    "BCETeacher",
-    "Checkpoint",
-    "Data",
-    "Ema",
-    "EvalSource",
-    "EvalView",
-    "Evaluate",
-    "FashionMnist",
-    "Hard",
-    "HoldOut",
-    "ImageFolder",
-    "Log",
-    "LrScaling",
-    "Mixing",
-    "Objective",
-    "Optimizer",
+    "AugmentSpec",
+    "BCESpec",
+    "BCETeacherSpec",
+    "BKLSpec",
+    "CESpec",
+    "CheckpointSpec",
+    "DISTSpec",
+    "DKDSpec",
+    "DataSpec",
+    "EmaSpec",
+    "EvalSourceSpec",
+    "EvalViewSpec",
+    "EvaluateSpec",
+    "FashionMnistSpec",
+    "HardSpec",
+    "HoldOutSpec",
+    "ImageFolderSpec",
+    "KLSpec",
+    "LogSpec",
+    "LrScalingSpec",
+    "MixingSpec",
+    "ObjectiveSpec",
+    "OptimizerSpec",
     "Recipe",
-    "SavedDataset",
-    "Schedule",
-    "Shards",
-    "Soft",
-    "Source",
-    "Stage",
-    "Stream",
-    "Student",
-    "Table",
-    "Teacher",
-    "Train",
+    "SavedDatasetSpec",
+    "ScheduleSpec",
+    "ShardsSpec",
+    "SoftSpec",
+    "SourceSpec",
+    "StageSpec",
+    "StreamSpec",
+    "StudentSpec",
+    "TableSpec",
+    "TeacherSpec",
+    "TrainSpec",
 ]
 
 # timm's Lion divides by a mean over the tensor when it is cautious, so what is not known is refused
@@ -105,26 +129,27 @@ class Recipe(Section):
     """Whether a run resumes from the newest whole checkpoint in its folder, or moves the earlier
     run aside.
     """
-    data: Data
+    data: DataSpec
     """Which images, and how they are seen."""
-    teacher: Teacher | None = None
+    teacher: TeacherSpec | None = None
     """Whom the students learn from; null where they learn from labels alone."""
     students: Annotated[
         dict[
-            Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=100)], Student
+            Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=100)],
+            StudentSpec,
         ],
         Field(min_length=1, max_length=1000),
     ]
     """Name -> what each student has of its own, laid over `student`; null leaves a student out."""
-    stages: Annotated[tuple[Stage, ...], BeforeValidator(as_tuple), Field(max_length=100)] = ()
+    stages: Annotated[tuple[StageSpec, ...], BeforeValidator(as_tuple), Field(max_length=100)] = ()
     """Stages that follow each other, each laid over the run; none is a run of one."""
-    train: Train
+    train: TrainSpec
     """How long, in which batches."""
-    evaluate: Evaluate = Evaluate()
+    evaluate: EvaluateSpec = EvaluateSpec()
     """When students are evaluated."""
-    checkpoint: Checkpoint = Checkpoint()
+    checkpoint: CheckpointSpec = CheckpointSpec()
     """When the whole state is saved."""
-    log: Log = Log()
+    log: LogSpec = LogSpec()
     """When losses are written down."""
 
     @property
@@ -200,7 +225,7 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _held_out_of_a_stage(self) -> Self:
         if (
-            isinstance(self.data.eval, HoldOut)
+            isinstance(self.data.eval, HoldOutSpec)
             and self.stages
             and self.data.train not in [stage.data.train for stage in self.stages]
         ):
@@ -220,13 +245,13 @@ class Recipe(Section):
                 )
         return self
 
-    def _settings(self) -> list[tuple[str, StageStudent]]:
+    def _settings(self) -> list[tuple[str, StageStudentSpec]]:
         """How each student learns in each stage, with its key."""
         if not self.stages:
             return [
                 (
                     f"students.{name}",
-                    StageStudent(
+                    StageStudentSpec(
                         objective=spec.objective, optimizer=spec.optimizer, schedule=spec.schedule
                     ),
                 )

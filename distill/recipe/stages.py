@@ -8,10 +8,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from distill.recipe.data import Augment, Mixing, Source
+from distill.recipe.data import AugmentSpec, MixingSpec, SourceSpec
 from distill.recipe.duration import Interval
-from distill.recipe.learning import Optimizer, Schedule, Student
-from distill.recipe.objective import Objective
+from distill.recipe.learning import OptimizerSpec, ScheduleSpec, StudentSpec
+from distill.recipe.objective import ObjectiveSpec
 from distill.recipe.values import Fraction, Section
 
 # What of `data` and of a student a stage may have of its own. Models, batch and evaluation are the
@@ -20,39 +20,39 @@ STAGE_DATA = ("train", "fraction", "keep_classes", "augment", "mixing", "unreada
 STAGE_STUDENT = ("objective", "optimizer", "schedule")
 
 
-class StageData(Section):
+class StageDataSpec(Section):
     """What a stage trains on; in a file it is laid over `data`, whose fraction and keep_classes a
     stage with its own `train` leaves behind.
     """
 
-    train: Source
+    train: SourceSpec
     """The training images."""
     fraction: Fraction = 1.0
     """The part of each class's training images that is used."""
     keep_classes: Literal["all", "shared", "unshared"] = "all"
     """Which classes' samples are kept: as in `data`."""
-    augment: Augment = Augment()
+    augment: AugmentSpec = AugmentSpec()
     """The training view of one image."""
-    mixing: Mixing = Mixing()
+    mixing: MixingSpec = MixingSpec()
     """What is mixed between images."""
     unreadable: Literal["error", "skip"] = "error"
     """What an unreadable image does."""
 
 
-class StageStudent(Section):
+class StageStudentSpec(Section):
     """How a student learns in a stage; in a file, `student` and `students` of the stage are laid
     over the run's.
     """
 
-    objective: Objective
+    objective: ObjectiveSpec
     """What it learns from in this stage."""
-    optimizer: Optimizer
+    optimizer: OptimizerSpec
     """How its weights move."""
-    schedule: Schedule = Schedule()
+    schedule: ScheduleSpec = ScheduleSpec()
     """How its learning rate moves."""
 
 
-class Stage(Section):
+class StageSpec(Section):
     """One of several stages. Where its data has classes of its own (ImageNet-21K before 1K), it
     teaches soft labels alone.
     """
@@ -65,15 +65,15 @@ class Stage(Section):
     """Whether it begins with the optimizer state of the stage before, or without the past."""
     averages: Literal["carry", "reset"] = "carry"
     """Whether it begins with the averages of the stage before, or with the weights as they are."""
-    data: StageData
+    data: StageDataSpec
     """What it trains on, laid over `data`."""
-    students: dict[str, StageStudent]
+    students: dict[str, StageStudentSpec]
     """Name -> how a student learns in this stage, laid over the run's."""
 
 
 def stage_problems(
-    stages: Sequence[Stage],
-    students: Mapping[str, Student],
+    stages: Sequence[StageSpec],
+    students: Mapping[str, StudentSpec],
     zero_stage: int,
     batch_size_global: int,
 ) -> Iterator[str]:
@@ -101,13 +101,18 @@ def stage_problems(
             yield from _changes(f"stages.{stage.name}", name, stage, before, now, zero_stage)
 
 
-def _at_batch(spec: StageStudent, batch_size_global: int) -> StageStudent:
+def _at_batch(spec: StageStudentSpec, batch_size_global: int) -> StageStudentSpec:
     """A student's settings with the learning rate that it has at this batch size."""
     return spec.model_copy(update={"optimizer": spec.optimizer.at_batch(batch_size_global)})
 
 
 def _changes(
-    key: str, name: str, stage: Stage, before: StageStudent, now: StageStudent, zero_stage: int
+    key: str,
+    name: str,
+    stage: StageSpec,
+    before: StageStudentSpec,
+    now: StageStudentSpec,
+    zero_stage: int,
 ) -> Iterator[str]:
     """What a student's settings may not do between two stages."""
     if "run" in (before.schedule.over, now.schedule.over) and (
@@ -119,7 +124,7 @@ def _changes(
         )
     changed = [
         field
-        for field in Optimizer.model_fields
+        for field in OptimizerSpec.model_fields
         if field != "lr" and getattr(before.optimizer, field) != getattr(now.optimizer, field)
     ]
     if changed and stage.optimizer == "carry":

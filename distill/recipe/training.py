@@ -10,7 +10,7 @@ from distill.recipe.duration import DurationValue, Interval
 from distill.recipe.values import Count, EvenBatch, Names, Seconds, Section, Within
 
 
-class Train(Section):
+class TrainSpec(Section):
     """How long, in which batches, in which precision. One process or many compute the same run."""
 
     budget: Interval | None = None
@@ -68,7 +68,7 @@ class Train(Section):
         return self
 
 
-class Evaluate(Section):
+class EvaluateSpec(Section):
     """When students are evaluated; the end of the run, and of each stage, always is."""
 
     every: Interval = DurationValue(1, "epochs")
@@ -79,7 +79,7 @@ class Evaluate(Section):
     """Images that a process evaluates at once."""
 
 
-class Checkpoint(Section):
+class CheckpointSpec(Section):
     """When the whole state is saved; the end of the run always is."""
 
     every: Interval = DurationValue(1, "epochs")
@@ -88,7 +88,7 @@ class Checkpoint(Section):
     """How many of the newest are kept."""
 
 
-class Log(Section):
+class LogSpec(Section):
     """When losses are written down."""
 
     every: Interval = DurationValue(50, "iterations")

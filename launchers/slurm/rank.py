@@ -11,7 +11,7 @@ import signal
 import sys
 from pathlib import Path
 
-STOPPED = 75  # distill.train.INTERRUPTED, which would import torch here
+STOPPED = 75  # distill.training.loop.INTERRUPTED, which would import torch here
 
 
 def main() -> None:

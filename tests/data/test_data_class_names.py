@@ -17,7 +17,7 @@ from distill.data.class_names import class_numbers, meaning, natural_order, orde
 from distill.data.label_sets import class_list
 from distill.data.sources import open_source
 from distill.errors import InputError
-from distill.recipe.schema import ImageFolder, Source, Table
+from distill.recipe.schema import ImageFolderSpec, SourceSpec, TableSpec
 
 TWELVE = tuple(str(i) for i in range(12))
 ANY_NAMES = st.lists(
@@ -31,21 +31,21 @@ ANY_NAMES = st.lists(
 )
 
 
-def names_of(spec: Source, root: Path) -> tuple[str, ...]:
+def names_of(spec: SourceSpec, root: Path) -> tuple[str, ...]:
     return open_source(spec, root).classes
 
 
-def folders(root: Path, names: tuple[str, ...]) -> ImageFolder:
+def folders(root: Path, names: tuple[str, ...]) -> ImageFolderSpec:
     for name in names:
         (root / "photos" / name).mkdir(parents=True)
         (root / "photos" / name / f"of {name}.png").write_bytes(name.encode())
-    return ImageFolder(kind="image_folder", path="photos")
+    return ImageFolderSpec(kind="image_folder", path="photos")
 
 
-def table(root: Path, names: tuple[str, ...], file: str = "t.parquet") -> Table:
+def table(root: Path, names: tuple[str, ...], file: str = "t.parquet") -> TableSpec:
     images = pa.array([name.encode("utf-8", "replace") for name in names], pa.binary())
     pq.write_table(pa.table({"image": images, "label": pa.array(list(names))}), root / file)
-    return Table(kind="parquet", path=file)
+    return TableSpec(kind="parquet", path=file)
 
 
 @pytest.mark.parametrize("make", [folders, table])
@@ -71,7 +71,7 @@ def test_a_class_label_of_numbers_is_renumbered_by_value_and_one_of_words_is_kep
         datasets.Dataset.from_dict(rows, features=features).to_parquet(
             tmp_path / f"{len(names)}.parquet"
         )
-        source = open_source(Table(kind="parquet", path=f"{len(names)}.parquet"), tmp_path)
+        source = open_source(TableSpec(kind="parquet", path=f"{len(names)}.parquet"), tmp_path)
         assert source.classes == expected
         assert [source.classes[label].encode() for label in source.labels] == [
             source.read(i) for i in range(len(names))

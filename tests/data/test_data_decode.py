@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from distill.data.decode import UnreadableImage, decode, read_image
+from distill.data.decode import UnreadableImageError, decode, read_image
 from distill.errors import InputError
 
 RNG = np.random.default_rng(0)
@@ -89,10 +89,10 @@ def test_a_cut_file_is_an_error_that_names_it_not_a_grey_image(kind, options):
     record = encoded(Image.fromarray(PIXELS), kind, **options)
     assert read_image(One(record), 0).size == (64, 48)
     for share in (0.2, 0.5, 0.9, 0.97):
-        with pytest.raises(UnreadableImage, match=r"some/where.jpg: unreadable image"):
+        with pytest.raises(UnreadableImageError, match=r"some/where.jpg: unreadable image"):
             read_image(One(record[: int(len(record) * share)]), 0)
     if kind == "JPEG":
-        with pytest.raises(UnreadableImage):
+        with pytest.raises(UnreadableImageError):
             read_image(One(record[:-2]), 0)  # all but the end marker
 
 
@@ -100,7 +100,7 @@ def test_a_cut_file_is_an_error_that_names_it_not_a_grey_image(kind, options):
     "record", [b"", b"\x00" * 100, b"<html>not found</html>", OSError("stale file handle")]
 )
 def test_what_is_no_image_is_an_error_in_one_line(record):
-    with pytest.raises(UnreadableImage, match=r"set data.unreadable to skip") as info:
+    with pytest.raises(UnreadableImageError, match=r"set data.unreadable to skip") as info:
         read_image(One(record), 0)
     assert isinstance(info.value, InputError)
     assert "\n" not in str(info.value)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from distill.data.decode import RefusedPixels, decode, open_image, pixel_format
+from distill.data.decode import PixelFormatError, decode, open_image, pixel_format
 
 RAMP = np.linspace(0, 1, 60).reshape(5, 12)
 
@@ -165,7 +165,7 @@ def test_white_is_zero(bits: int) -> None:
     ids=map(str, range(14)),
 )
 def test_a_range_that_nothing_states_is_refused(record: bytes) -> None:
-    with pytest.raises(RefusedPixels, match="store 8-bit pixels"):
+    with pytest.raises(PixelFormatError, match="store 8-bit pixels"):
         decode(record)
 
 

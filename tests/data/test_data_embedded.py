@@ -9,7 +9,7 @@ from distill.data.decode import read_image
 from distill.data.fashion import CLASSES, EMBEDDED, open_fashion_mnist, read_idx
 from distill.data.sources import open_source
 from distill.errors import InputError
-from distill.recipe.schema import FashionMnist, Table
+from distill.recipe.schema import FashionMnistSpec, TableSpec
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 needs_debian = pytest.mark.skipif(
@@ -19,7 +19,7 @@ needs_debian = pytest.mark.skipif(
 
 @pytest.mark.parametrize(("split", "per_class"), [("train", 600), ("test", 100)])
 def test_the_embedded_set_is_balanced_and_decodes(split, per_class):
-    source = open_source(FashionMnist(kind="fashion_mnist", split=split), Path())
+    source = open_source(FashionMnistSpec(kind="fashion_mnist", split=split), Path())
     assert len(source) == 10 * per_class
     assert source.classes == CLASSES
     assert np.bincount(source.labels).tolist() == [per_class] * 10
@@ -40,7 +40,7 @@ def test_it_is_small_and_carries_its_licence():
 
 def test_any_tool_of_datasets_can_read_it(tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
-    source = open_source(Table(kind="parquet", path=str(EMBEDDED)), Path())
+    source = open_source(TableSpec(kind="parquet", path=str(EMBEDDED)), Path())
     assert source.classes == CLASSES
     assert np.bincount(source.labels).tolist() == [700] * 10
 
@@ -48,7 +48,9 @@ def test_any_tool_of_datasets_can_read_it(tmp_path, monkeypatch):
 @needs_debian
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_it_holds_debians_pixels(split):
-    whole = open_source(FashionMnist(kind="fashion_mnist", split=split, path=str(DEBIAN)), Path())
+    whole = open_source(
+        FashionMnistSpec(kind="fashion_mnist", split=split, path=str(DEBIAN)), Path()
+    )
     assert len(whole) == {"train": 60_000, "test": 10_000}[split]
     assert whole.classes == CLASSES
     part = open_fashion_mnist(split, None)

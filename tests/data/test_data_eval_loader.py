@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from distill.data.augment import EvalTransform
-from distill.data.decode import UnreadableImage, read_image
-from distill.data.loader import EvalLoader
+from distill.data.decode import UnreadableImageError, read_image
+from distill.data.loading.loader import EvalLoader
 
 VIEW = EvalTransform(image_size=16, crop_fraction=0.9)
 
@@ -85,7 +85,7 @@ def test_images_are_the_evaluation_view_and_passes_repeat(memory_source, workers
 def test_unreadable_images_stop_or_are_counted_once(memory_source, workers):
     source = memory_source(10, broken=(2, 9))
     (loader,) = loaders(source, 1, 4, workers)
-    with loader, pytest.raises(UnreadableImage, match=r"^memory record 2: unreadable"):
+    with loader, pytest.raises(UnreadableImageError, match=r"^memory record 2: unreadable"):
         list(loader)
     skipped, valid = 0, []
     for loader in loaders(source, 2, 4, workers, unreadable="skip"):

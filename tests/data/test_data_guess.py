@@ -23,7 +23,7 @@ from distill.recipe import schema
 )
 def test_urls_braces_and_tar_files_are_streams(path: str) -> None:
     spec = guess_source(path, "names.txt", split="validation", labelled=False)
-    assert isinstance(spec, schema.Stream)
+    assert isinstance(spec, schema.StreamSpec)
     assert (spec.path, spec.classes, spec.split, spec.labelled) == (
         path,
         "names.txt",
@@ -55,7 +55,7 @@ def test_folders_of_shards_are_streams_and_those_of_tables_are_not(tmp_path: Pat
         "tars/a.tar": "stream",
     }
     unlabelled = guess_source(str(tmp_path / "tables"), labelled=False)  # a table wants its labels
-    assert isinstance(unlabelled, schema.Stream)
+    assert isinstance(unlabelled, schema.StreamSpec)
     assert not unlabelled.labelled
 
 
@@ -116,7 +116,7 @@ def test_fashion_mnist_is_a_name_or_its_files_and_a_folder_may_be_called_so(
         folder = tmp_path / f"idx{suffix}"
         folder.mkdir()
         (folder / f"t10k-images-idx3-ubyte{suffix}").touch()
-        expected = schema.FashionMnist(kind="fashion_mnist", split="test", path=str(folder))
+        expected = schema.FashionMnistSpec(kind="fashion_mnist", split="test", path=str(folder))
         assert guess_source(str(folder)) == expected
     monkeypatch.chdir(tmp_path)
     (tmp_path / "fashion_mnist/cat").mkdir(parents=True)
@@ -125,7 +125,7 @@ def test_fashion_mnist_is_a_name_or_its_files_and_a_folder_may_be_called_so(
 
 def test_splits(tmp_path: Path) -> None:
     for name, split in (("fashion_mnist", "test"), ("fashion_mnist:train", "train")):
-        assert guess_source(name) == schema.FashionMnist(kind="fashion_mnist", split=split)  # type: ignore[arg-type]
+        assert guess_source(name) == schema.FashionMnistSpec(kind="fashion_mnist", split=split)  # type: ignore[arg-type]
     assert guess_source("fashion_mnist", default_split="train").split == "train"  # type: ignore[union-attr]
     assert guess_source("fashion_mnist", split="train").split == "train"  # type: ignore[union-attr]
     with pytest.raises(InputError, match="names split train, and --split test"):

@@ -19,9 +19,9 @@ from distill.data import holdout
 from distill.data.holdout import held_out, open_eval, open_train
 from distill.data.sources import Source, open_source
 from distill.errors import InputError
-from distill.judge import judge
-from distill.plan import CONTENTS, Plan, make_plan
 from distill.recipe import load_recipe, schema
+from distill.release import judge
+from distill.training.plan import CONTENTS, Plan, make_plan
 
 SIZES = {"ant": 10, "bee": 7, "cow": 2, "dog": 1}
 
@@ -254,7 +254,7 @@ def test_the_data_are_opened_once(
 
 def test_two_words_for_one_split_are_the_same_images(folder: Path, tmp_path: Path) -> None:
     data = load_recipe(recipe_of(folder, tmp_path)).data
-    saved = schema.SavedDataset(kind="saved", path="saved", split="validation")
+    saved = schema.SavedDatasetSpec(kind="saved", path="saved", split="validation")
     data = data.model_copy(update={"train": saved})
     with pytest.raises(
         InputError, match=r"stages.two.data.train: reads .*with other settings than data.train"

@@ -186,7 +186,7 @@ def test_a_folder_takes_its_classes_by_name(tmp_path: Path) -> None:
         (tmp_path / "train" / synset).mkdir(parents=True)
         (tmp_path / "train" / synset / "1.jpg").write_bytes(b"")
     source = open_source(
-        schema.ImageFolder(kind="image_folder", path="train", classes="imagenet-22k"),
+        schema.ImageFolderSpec(kind="image_folder", path="train", classes="imagenet-22k"),
         root=tmp_path,
         key="data.train",
     )
@@ -317,11 +317,11 @@ def test_a_set_that_names_its_classes_in_words_takes_the_synsets(kind: str, tmp_
     rows = {"image": [b"x", b"y"], "label": [7, 999]}
     datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "train.parquet")
     path = str(tmp_path / "train.parquet")
-    spec: schema.Source = (
-        schema.Table(kind="parquet", path=path, classes="imagenet-1k")
+    spec: schema.SourceSpec = (
+        schema.TableSpec(kind="parquet", path=path, classes="imagenet-1k")
         if kind == "parquet"
-        else schema.Stream(kind="stream", path=path, classes="imagenet-1k")
+        else schema.StreamSpec(kind="stream", path=path, classes="imagenet-1k")
     )
-    source = open_source(spec, tmp_path, shards=schema.Shards(cache=str(tmp_path / "cache")))
+    source = open_source(spec, tmp_path, shards=schema.ShardsSpec(cache=str(tmp_path / "cache")))
     assert source.classes == synsets
     assert source.labels[np.array([0, 1])].tolist() == [7, 999]

@@ -7,7 +7,13 @@ import pickle
 import numpy as np
 import pytest
 
-from distill.data.lanes import LaneOrder, default_block, default_lanes, fitting_lanes, lanes_fit
+from distill.data.order.lanes import (
+    LaneOrder,
+    default_block,
+    default_lanes,
+    fitting_lanes,
+    lanes_fit,
+)
 from distill.errors import InputError
 
 UNEVEN = np.array([7, 100, 3, 0, 50, 40])

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 import distill.data.decode
-from distill.data.decode import MOST_PIXELS, UnreadableImage, decode, read_image
+from distill.data.decode import MOST_PIXELS, UnreadableImageError, decode, read_image
 
 
 def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
@@ -109,10 +109,10 @@ def _header_of(width: int, height: int) -> bytes:
 def test_beyond_the_limit_an_image_is_refused_by_name_and_nothing_warns() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with pytest.raises(UnreadableImage, match=r"huge.png.*more than the 179 megapixels"):
+        with pytest.raises(UnreadableImageError, match=r"huge.png.*more than the 179 megapixels"):
             read_image(_One(_header_of(20_000, 20_000)), 0)  # type: ignore[arg-type]
         for width in (9_000, 13_000):  # above Pillow's warning
-            with pytest.raises(UnreadableImage, match=r"huge\.png: unreadable image"):
+            with pytest.raises(UnreadableImageError, match=r"huge\.png: unreadable image"):
                 read_image(_One(_header_of(width, 10_001)), 0)  # type: ignore[arg-type]
     assert Image.MAX_IMAGE_PIXELS is not None
     assert 2 * Image.MAX_IMAGE_PIXELS == MOST_PIXELS

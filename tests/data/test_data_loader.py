@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from distill.data import shard
 from distill.data.augment import TrainTransform, sample_key
-from distill.data.decode import UnreadableImage, read_image
-from distill.data.loader import Shard, TrainLoader
+from distill.data.decode import UnreadableImageError, read_image
+from distill.data.loading import rank_slice
+from distill.data.loading.loader import RankSlice, TrainLoader
 from distill.data.mixing import Mixing
-from distill.data.order import Order
+from distill.data.order.shuffled import Order
 from distill.errors import InputError
 from distill.rng import seeded
 
@@ -59,7 +59,7 @@ def loader(
         order,
         transform or everything_on(),
         mix or mixing(),
-        Shard(rank, world, micro, accumulation),
+        RankSlice(rank, world, micro, accumulation),
         num_workers=workers,
         prefetch_batches=2,
         device="cpu",
@@ -68,7 +68,7 @@ def loader(
 
 
 def global_batches(source, num_steps, *, world=1, accumulation=1, first_step=0, **options):
-    """{step: (images, targets, labels, num_skipped)} put together from all ranks by position."""
+    """{step: (images, label_probs, labels, num_skipped)} put together from all ranks by position."""
     micro = B // (world * accumulation)
     parts = {}
     for rank in range(world):
@@ -87,11 +87,11 @@ def global_batches(source, num_steps, *, world=1, accumulation=1, first_step=0, 
     result = {}
     for step, slices in parts.items():
         ordered = [slices[start] for start in sorted(slices)]
-        images, targets, labels = (
+        images, label_probs, labels = (
             torch.cat([getattr(b, name) for b in ordered])
-            for name in ("images", "targets", "labels")
+            for name in ("images", "label_probs", "labels")
         )
-        result[step] = (images, targets, labels, sum(b.num_skipped for b in ordered))
+        result[step] = (images, label_probs, labels, sum(b.num_skipped for b in ordered))
     return result
 
 
@@ -142,11 +142,11 @@ def test_a_batch_is_what_its_parts_say(source):
         with seeded(sample_key(5, 0, int(index), int(view))):
             views.append(transform(read_image(source, int(index))))
     labels = torch.from_numpy(source.labels[plan.indices])
-    images, targets = mix.apply(
+    images, label_probs = mix.apply(
         torch.from_numpy(np.stack(views)), labels, mix.plan(0, np.arange(B))
     )
     assert torch.equal(batch.images, images)
-    assert torch.equal(batch.targets, targets)
+    assert torch.equal(batch.label_probs, label_probs)
     assert torch.equal(batch.labels, labels)
     assert batch.images.dtype == torch.float32
     assert batch.images.is_contiguous(memory_format=torch.channels_last)
@@ -195,7 +195,7 @@ def test_without_mixing_targets_are_one_hot_and_odd_sizes_work(source):
         order,
         everything_on(),
         plain,
-        Shard(0, 1, 5, 3),
+        RankSlice(0, 1, 5, 3),
         num_workers=0,
         prefetch_batches=1,
         device="cpu",
@@ -204,7 +204,7 @@ def test_without_mixing_targets_are_one_hot_and_odd_sizes_work(source):
         got = list(batches)
     assert len(got) == 3
     for batch in got:
-        assert torch.equal(batch.targets, torch.nn.functional.one_hot(batch.labels, 5).float())
+        assert torch.equal(batch.label_probs, torch.nn.functional.one_hot(batch.labels, 5).float())
 
 
 def test_a_subset_is_all_that_is_seen(source):
@@ -223,7 +223,7 @@ def test_a_subset_is_all_that_is_seen(source):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_unreadable_image_stops_the_run_and_is_named(memory_source, workers):
     source = memory_source(70, broken=(33,))
-    with pytest.raises(UnreadableImage, match=r"^memory record 33: unreadable image") as info:
+    with pytest.raises(UnreadableImageError, match=r"^memory record 33: unreadable image") as info:
         global_batches(source, 5, repeats=1, workers=workers)
     assert "Traceback" not in str(info.value)
     assert not multiprocessing.active_children()
@@ -290,7 +290,7 @@ def test_sizes_that_do_not_fit_are_refused(source):
             order,
             everything_on(),
             mixing(),
-            Shard(0, 1, 5, 3),
+            RankSlice(0, 1, 5, 3),
             num_workers=0,
             prefetch_batches=1,
             device="cpu",
@@ -354,8 +354,8 @@ def test_the_parent_can_still_end_a_worker(source):
 
 def test_a_worker_makes_its_batch_in_shared_memory(monkeypatch):
     """So nothing is copied on its way."""
-    assert not shard._empty_images(2, 4).is_shared()
+    assert not rank_slice._empty_images(2, 4).is_shared()
     monkeypatch.setattr(torch.utils.data, "get_worker_info", object)
-    images = shard._empty_images(2, 4)
+    images = rank_slice._empty_images(2, 4)
     assert images.is_shared()
     assert (images.shape, images.dtype) == ((2, 4, 4, 3), torch.uint8)

@@ -29,7 +29,7 @@ def by_hand(mixing, images, labels, plan):
     """timm's formulas, a sample at a time."""
     pixels = images.permute(0, 3, 1, 2).float() / 255
     one_hot = torch.nn.functional.one_hot(labels, mixing.num_classes).float()
-    mixed, targets = pixels.clone(), one_hot.clone()
+    mixed, label_probs = pixels.clone(), one_hot.clone()
     for i in range(len(images)):
         j, lam = i ^ 1, plan.lam[i]
         top, bottom, left, right = plan.boxes[i].tolist()
@@ -37,8 +37,8 @@ def by_hand(mixing, images, labels, plan):
             mixed[i, :, top:bottom, left:right] = pixels[j, :, top:bottom, left:right]
         elif lam != 1:
             mixed[i] = pixels[i] * lam + pixels[j] * (1 - lam)
-        targets[i] = one_hot[i] * lam + one_hot[j] * (1 - lam)
-    return mixed, targets
+        label_probs[i] = one_hot[i] * lam + one_hot[j] * (1 - lam)
+    return mixed, label_probs
 
 
 @pytest.mark.parametrize(
@@ -50,14 +50,14 @@ def test_apply_is_mixup_and_cutmix_between_neighbours(changes):
     kinds = set()
     for step in range(12):
         plan = mixing.plan(step, np.arange(16))
-        mixed, targets = mixing.apply(images, labels, plan)
+        mixed, label_probs = mixing.apply(images, labels, plan)
         expected_mixed, expected_targets = by_hand(mixing, images, labels, plan)
         assert torch.equal(mixed, expected_mixed)
-        assert torch.equal(targets, expected_targets)
+        assert torch.equal(label_probs, expected_targets)
         assert mixed.dtype == torch.float32
         assert mixed.shape == (16, 3, 12, 12)
         assert mixed.is_contiguous(memory_format=torch.channels_last)
-        torch.testing.assert_close(targets.sum(1), torch.ones(16))
+        torch.testing.assert_close(label_probs.sum(1), torch.ones(16))
         cut = plan.boxes[:, 1] > plan.boxes[:, 0]
         kinds |= {"cutmix"} if cut.any() else set()
         kinds |= {"mixup"} if ((plan.lam != 1) & ~cut).any() else set()
@@ -114,11 +114,11 @@ def test_any_even_slicing_gives_the_same_bits():
         for size in (2, 6, 16):
             for start in range(0, 32 - size + 1, size):
                 part = slice(start, start + size)
-                mixed, targets = mixing.apply(
+                mixed, label_probs = mixing.apply(
                     images[part], labels[part], mixing.plan(step, np.arange(start, start + size))
                 )
                 assert torch.equal(mixed, whole[part])
-                assert torch.equal(targets, whole_targets[part])
+                assert torch.equal(label_probs, whole_targets[part])
 
 
 @pytest.mark.parametrize("changes", [{"mixup": 0.0, "cutmix": 0.0}, {"probability": 0.0}])
@@ -126,7 +126,7 @@ def test_off_means_no_plan_and_plain_one_hot(changes):
     mixing = make(**changes)
     assert mixing.plan(0, np.arange(3)) is None  # and odd sizes are fine
     images, labels = batch(3)
-    pixels, targets = mixing.apply(images, labels, None)
+    pixels, label_probs = mixing.apply(images, labels, None)
     assert torch.equal(pixels, images.permute(0, 3, 1, 2).float() / 255)
     assert pixels.is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(targets, torch.nn.functional.one_hot(labels, 5).float())
+    assert torch.equal(label_probs, torch.nn.functional.one_hot(labels, 5).float())

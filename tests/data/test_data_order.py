@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from distill.data.order import Order, permute
+from distill.data.order.shuffled import Order, permute
 from distill.errors import InputError
 from distill.rng import hash64
 

@@ -14,7 +14,7 @@ from distill.data import converted
 from distill.data.guess import guess_source
 from distill.data.sources import open_source
 from distill.errors import InputError
-from distill.recipe.schema import ImageFolder, Source, Stream, Table
+from distill.recipe.schema import ImageFolderSpec, SourceSpec, StreamSpec, TableSpec
 
 
 def parquet(file: Path, images: list[bytes], labels: list[object] | None = None) -> Path:
@@ -28,7 +28,7 @@ def parquet(file: Path, images: list[bytes], labels: list[object] | None = None)
     return file
 
 
-def contents(spec: Source, root: Path) -> list[object]:
+def contents(spec: SourceSpec, root: Path) -> list[object]:
     source = open_source(spec, root)
     return [source.read(i) for i in range(len(source))]
 
@@ -56,7 +56,7 @@ def test_a_table_replaced_under_the_same_name_size_and_time_is_read_again(
 ) -> None:
     monkeypatch.setattr(converted, "_SETTLED_S", 0.0)  # remember a checksum at once
     file = parquet(tmp_path / "t.parquet", [b"old 1", b"old 2"])
-    spec, before = Table(kind="parquet", path="t.parquet"), file.stat()
+    spec, before = TableSpec(kind="parquet", path="t.parquet"), file.stat()
     assert contents(spec, tmp_path) == [b"old 1", b"old 2"]
     other = parquet(tmp_path / "other", [b"new 1", b"new 2"])
     if in_place:
@@ -73,14 +73,14 @@ def test_a_table_is_converted_and_read_whole_once_wherever_it_lies(
 ) -> None:
     file = parquet(tmp_path / "t.parquet", [b"1", b"2"])
     monkeypatch.setattr(converted, "_SETTLED_S", 0.0)
-    contents(Table(kind="parquet", path="t.parquet"), tmp_path)
+    contents(TableSpec(kind="parquet", path="t.parquet"), tmp_path)
     assert len(list(table_cache.glob("*.arrow"))) == 1
     with monkeypatch.context() as patched:
         patched.setattr(converted.xxhash, "xxh3_128", None)  # the file is not read again
-        contents(Table(kind="parquet", path="t.parquet"), tmp_path)
+        contents(TableSpec(kind="parquet", path="t.parquet"), tmp_path)
     (tmp_path / "moved").mkdir()
     file.replace(tmp_path / "moved/u.parquet")
-    assert contents(Table(kind="parquet", path="moved"), tmp_path) == [b"1", b"2"]
+    assert contents(TableSpec(kind="parquet", path="moved"), tmp_path) == [b"1", b"2"]
     assert [
         file.suffix for file in table_cache.iterdir() if file.suffix not in (".arrow", ".json")
     ] == []
@@ -94,9 +94,11 @@ def test_a_converted_table_is_read_after_a_fork_and_by_processes_that_start_toge
     parquet(tmp_path / "t.parquet", images)
     context = multiprocessing.get_context("fork")
     with context.Pool(4) as pool:
-        found = pool.starmap(contents, [(Table(kind="parquet", path="t.parquet"), tmp_path)] * 4)
+        found = pool.starmap(
+            contents, [(TableSpec(kind="parquet", path="t.parquet"), tmp_path)] * 4
+        )
     assert found == [images] * 4
-    source = open_source(Table(kind="parquet", path="t.parquet"), tmp_path)
+    source = open_source(TableSpec(kind="parquet", path="t.parquet"), tmp_path)
     with context.Pool(1) as pool:
         assert pool.map(source.read, [249, 0, 100]) == [b"249", b"0", b"100"]
 
@@ -116,9 +118,9 @@ def test_a_table_that_changes_between_its_checksum_and_its_rows_is_refused(
     with monkeypatch.context() as patched:
         patched.setattr(converted, "_checksum", then_replaced)
         with pytest.raises(InputError, match=r"t\.parquet changes while it is read"):
-            contents(Table(kind="parquet", path="t.parquet"), tmp_path)
+            contents(TableSpec(kind="parquet", path="t.parquet"), tmp_path)
     assert not list(table_cache.glob("*.arrow"))
-    assert contents(Table(kind="parquet", path="t.parquet"), tmp_path) == [b"new 1"]
+    assert contents(TableSpec(kind="parquet", path="t.parquet"), tmp_path) == [b"new 1"]
 
 
 def test_a_home_that_cannot_be_written_is_no_fault(
@@ -130,18 +132,18 @@ def test_a_home_that_cannot_be_written_is_no_fault(
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "file/cache")
     monkeypatch.setattr(converted.tempfile, "gettempdir", lambda: str(tmp_path / "temporary"))
     parquet(tmp_path / "t.parquet", [b"1"], ["cat"])
-    assert contents(Table(kind="parquet", path="t.parquet"), tmp_path) == [b"1"]
+    assert contents(TableSpec(kind="parquet", path="t.parquet"), tmp_path) == [b"1"]
     assert list(tmp_path.glob("temporary/distill-tables-*/*.arrow"))
     monkeypatch.setattr(converted.tempfile, "gettempdir", lambda: str(tmp_path / "file"))
     with pytest.raises(InputError, match="HF_DATASETS_CACHE: neither"):
-        contents(Table(kind="parquet", path="t.parquet"), tmp_path)
+        contents(TableSpec(kind="parquet", path="t.parquet"), tmp_path)
 
 
 def test_categories_of_pandas_are_words(tmp_path: Path) -> None:
     labels = pa.array(["ox", "yak", "ox"]).dictionary_encode()
     table = pa.table({"image": pa.array([b"1", b"2", b"3"]), "label": labels})
     pq.write_table(table, tmp_path / "t.parquet")
-    source = open_source(Table(kind="parquet", path="t.parquet"), tmp_path)
+    source = open_source(TableSpec(kind="parquet", path="t.parquet"), tmp_path)
     assert (source.classes, source.labels.tolist()) == (("ox", "yak"), [0, 1, 0])
 
 
@@ -159,18 +161,20 @@ def test_a_path_that_exists_is_no_pattern(tmp_path: Path) -> None:
         ("set[1]/part-[0-9].parquet", b"2"),
     ):
         for at in ((Path(path), root), (root / path, Path())):
-            assert contents(Table(kind="parquet", path=str(at[0])), at[1]) == [image]
-            assert contents(Stream(kind="stream", path=str(at[0]), labelled=False), at[1]) == [
+            assert contents(TableSpec(kind="parquet", path=str(at[0])), at[1]) == [image]
+            assert contents(StreamSpec(kind="stream", path=str(at[0]), labelled=False), at[1]) == [
                 image
             ]
         assert guess_source(str(root / path)).kind == "parquet"
     photos(root / "photos", "a/1.png", "b/1.png")
-    assert contents(ImageFolder(kind="image_folder", path="photos"), root) == [
+    assert contents(ImageFolderSpec(kind="image_folder", path="photos"), root) == [
         b"a/1.png",
         b"b/1.png",
     ]
     (tmp_path / "names [1].txt").write_text("b\na\n")
-    spec = ImageFolder(kind="image_folder", path="photos", classes=str(tmp_path / "names [1].txt"))
+    spec = ImageFolderSpec(
+        kind="image_folder", path="photos", classes=str(tmp_path / "names [1].txt")
+    )
     assert open_source(spec, root).labels.tolist() == [1, 0]
 
 
@@ -181,18 +185,20 @@ def test_a_path_from_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     (tmp_path / "names").write_text("b\na\n")
     elsewhere = Path("/nowhere")
     source = open_source(
-        ImageFolder(kind="image_folder", path="~/photos", classes="~/names"), elsewhere
+        ImageFolderSpec(kind="image_folder", path="~/photos", classes="~/names"), elsewhere
     )
     assert source.labels.tolist() == [1, 0]
-    assert contents(Table(kind="parquet", path="~/t.parquet"), elsewhere) == [b"1"]
-    assert contents(Stream(kind="stream", path="~/t.parquet", labelled=False), elsewhere) == [b"1"]
+    assert contents(TableSpec(kind="parquet", path="~/t.parquet"), elsewhere) == [b"1"]
+    assert contents(StreamSpec(kind="stream", path="~/t.parquet", labelled=False), elsewhere) == [
+        b"1"
+    ]
     assert guess_source("~/photos").kind == "image_folder"
     with pytest.raises(
         InputError, match=r"data.train.path: ~nobody-of-that-name/x: .*give the path without ~"
     ):
-        open_source(ImageFolder(kind="image_folder", path="~nobody-of-that-name/x"), elsewhere)
+        open_source(ImageFolderSpec(kind="image_folder", path="~nobody-of-that-name/x"), elsewhere)
     with pytest.raises(InputError, match="has a NUL"):
-        open_source(ImageFolder(kind="image_folder", path="a\0b"), elsewhere)
+        open_source(ImageFolderSpec(kind="image_folder", path="a\0b"), elsewhere)
 
 
 def test_what_file_servers_leave_is_neither_class_nor_image_nor_table(tmp_path: Path) -> None:
@@ -211,15 +217,15 @@ def test_what_file_servers_leave_is_neither_class_nor_image_nor_table(tmp_path: 
         *(f"{name}/1.png" for name in left),
         *(f"a/{name}/1.png" for name in left),
     )
-    source = open_source(ImageFolder(kind="image_folder", path="photos"), tmp_path)
+    source = open_source(ImageFolderSpec(kind="image_folder", path="photos"), tmp_path)
     assert source.classes == ("a", "b")
     assert [source.read(i) for i in range(len(source))] == [b"a/1.png", b"b/sub/1.png"]
     parquet(tmp_path / "tables/t.parquet", [b"1"])
     for name in ("tables/._t.parquet", "tables/@eaDir/t.parquet", "tables/.AppleDouble/t.parquet"):
         photos(tmp_path, name)
     for path in ("tables", "tables/**/*.parquet"):
-        assert contents(Table(kind="parquet", path=path), tmp_path) == [b"1"]
-        assert contents(Stream(kind="stream", path=path, labelled=False), tmp_path) == [b"1"]
+        assert contents(TableSpec(kind="parquet", path=path), tmp_path) == [b"1"]
+        assert contents(StreamSpec(kind="stream", path=path, labelled=False), tmp_path) == [b"1"]
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="root reads every folder")
@@ -230,6 +236,6 @@ def test_a_folder_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
         with pytest.raises(
             InputError, match=r"data.train.path: .*b/sub cannot be read \(Permission denied\)"
         ):
-            open_source(ImageFolder(kind="image_folder", path="photos"), tmp_path)
+            open_source(ImageFolderSpec(kind="image_folder", path="photos"), tmp_path)
     finally:
         (tmp_path / "photos/b/sub").chmod(0o700)

@@ -4,11 +4,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from distill.data import prefetch
 from distill.data.augment import TrainTransform
-from distill.data.loader import Shard, TrainLoader
+from distill.data.loading import prefetch
+from distill.data.loading.loader import RankSlice, TrainLoader
 from distill.data.mixing import Mixing
-from distill.data.order import Order
+from distill.data.order.shuffled import Order
 from distill.errors import InputError
 
 
@@ -85,7 +85,7 @@ def test_cuda_batches_are_the_cpu_ones(memory_source):
             order,
             transform,
             mixing,
-            Shard(0, 1, 16, 1),
+            RankSlice(0, 1, 16, 1),
             num_workers=2,
             prefetch_batches=2,
             device=device,

@@ -11,7 +11,7 @@ from distill.data import converted
 from distill.data.decode import read_image
 from distill.data.sources import open_source
 from distill.errors import InputError
-from distill.recipe.schema import ImageFolder, SavedDataset, Table
+from distill.recipe.schema import ImageFolderSpec, SavedDatasetSpec, TableSpec
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +46,7 @@ def first_pixel(source, index):
 
 
 def test_image_folder_reads_sorted_classes_at_any_depth(folder):
-    source = open_source(ImageFolder(kind="image_folder", path="images"), folder)
+    source = open_source(ImageFolderSpec(kind="image_folder", path="images"), folder)
     assert source.classes == ("ant", "cat", "dog")
     assert source.labels.tolist() == [0, 0, 1, 1, 2]
     assert [first_pixel(source, i) for i in range(5)] == [60, 40, 0, 20, 80]
@@ -58,7 +58,7 @@ def test_image_folder_reads_sorted_classes_at_any_depth(folder):
 def test_image_folder_with_a_class_list(folder):
     (folder / "names.txt").write_text("dog\nemu\ncat\nant\n")
     source = open_source(
-        ImageFolder(kind="image_folder", path="images", classes="names.txt"), folder
+        ImageFolderSpec(kind="image_folder", path="images", classes="names.txt"), folder
     )
     assert source.classes == ("dog", "emu", "cat", "ant")
     assert source.labels.tolist() == [3, 3, 2, 2, 0]
@@ -78,20 +78,22 @@ def test_bad_class_lists(folder, names, message):
     if names is not None:
         (folder / "names.txt").write_text(names)
     with pytest.raises(InputError, match=message):
-        open_source(ImageFolder(kind="image_folder", path="images", classes="names.txt"), folder)
+        open_source(
+            ImageFolderSpec(kind="image_folder", path="images", classes="names.txt"), folder
+        )
 
 
 def test_bad_image_folders(folder):
-    spec = ImageFolder(kind="image_folder", path="imags")
+    spec = ImageFolderSpec(kind="image_folder", path="imags")
     with pytest.raises(
         InputError, match=r"data.eval.path: .*imags does not exist.*did you mean 'images'"
     ):
         open_source(spec, folder, key="data.eval")
     (folder / "images/bee").mkdir()
     with pytest.raises(InputError, match=r"class folder .*bee has no images"):
-        open_source(ImageFolder(kind="image_folder", path="images"), folder)
+        open_source(ImageFolderSpec(kind="image_folder", path="images"), folder)
     with pytest.raises(InputError, match="has no class folders"):
-        open_source(ImageFolder(kind="image_folder", path="images/bee"), folder)
+        open_source(ImageFolderSpec(kind="image_folder", path="images/bee"), folder)
 
 
 # ---- tables --------------------------------------------------------------------------------------
@@ -107,7 +109,7 @@ def test_numbers_that_are_no_class_numbers(tmp_path, colours):
         InputError,
         match=r"has numbers up to 1,000,000,000,000 in 9 rows, which are no class numbers",
     ):
-        open_source(Table(kind="parquet", path="ids.parquet"), tmp_path)
+        open_source(TableSpec(kind="parquet", path="ids.parquet"), tmp_path)
 
 
 def test_a_label_that_its_names_do_not_have(tmp_path, colours):
@@ -123,7 +125,7 @@ def test_a_label_that_its_names_do_not_have(tmp_path, colours):
         with pytest.raises(
             InputError, match=r"row 2 has label 3, and labels go from 0 to 2; 3 of 9 rows"
         ):
-            open_source(Table(kind="parquet", path="d.parquet", classes=classes), tmp_path)
+            open_source(TableSpec(kind="parquet", path="d.parquet", classes=classes), tmp_path)
 
 
 def make_dataset(colours, kind):
@@ -158,13 +160,13 @@ def test_tables_keep_bytes_and_name_classes(tmp_path, colours, labels, storage):
     data = make_dataset(colours, labels)
     if storage == "saved":
         data.save_to_disk(tmp_path / "d")
-        spec = SavedDataset(kind="saved", path="d")
+        spec = SavedDatasetSpec(kind="saved", path="d")
     elif storage == "parquet":
         data.to_parquet(tmp_path / "d.parquet")
-        spec = Table(kind="parquet", path="d.parquet")
+        spec = TableSpec(kind="parquet", path="d.parquet")
     else:
         data.save_to_disk(tmp_path / "d")
-        spec = Table(kind="arrow", path="d/*.arrow")
+        spec = TableSpec(kind="arrow", path="d/*.arrow")
     source = open_source(spec, tmp_path)
     assert (source.classes, source.labels.tolist()) == EXPECTED[labels]
     assert source.labels.dtype == np.int64
@@ -181,7 +183,7 @@ def test_several_parquet_files_and_where_a_row_lies(tmp_path, colours):
     data.select(range(4)).to_parquet(tmp_path / "part-0.parquet")
     data.select(range(4, 9)).to_parquet(tmp_path / "part-1.parquet")
     for path in (".", "part-*.parquet"):
-        source = open_source(Table(kind="parquet", path=path), tmp_path)
+        source = open_source(TableSpec(kind="parquet", path=path), tmp_path)
         assert [source.read(i) for i in range(9)] == colours
         assert source.describe(5) == f"{tmp_path / 'part-1.parquet'}, row 1 (5.png)"
 
@@ -190,7 +192,7 @@ def test_plain_parquet_without_hugging_face_features(tmp_path, colours):
     table = pa.table({"jpg": pa.array(colours, pa.binary()), "cls": [2, 1, 0] * 3})
     pq.write_table(table, tmp_path / "plain.parquet")
     source = open_source(
-        Table(kind="parquet", path="plain.parquet", image_column="jpg", label_column="cls"),
+        TableSpec(kind="parquet", path="plain.parquet", image_column="jpg", label_column="cls"),
         tmp_path,
     )
     assert [source.read(i) for i in range(9)] == colours
@@ -204,14 +206,14 @@ def test_arrow_files_of_either_format(tmp_path, colours):
         pa.ipc.new_file(sink, table.schema) as writer,
     ):
         writer.write_table(table)
-    source = open_source(Table(kind="arrow", path="f.arrow"), tmp_path)
+    source = open_source(TableSpec(kind="arrow", path="f.arrow"), tmp_path)
     assert [source.read(i) for i in range(9)] == colours
 
 
 def test_a_shuffled_or_filtered_data_set_keeps_labels_with_images(tmp_path, colours):
     data = make_dataset(colours, "class_label").shuffle(seed=1).select([1, 5, 6])
     data.save_to_disk(tmp_path / "d")
-    source = open_source(SavedDataset(kind="saved", path="d"), tmp_path)
+    source = open_source(SavedDatasetSpec(kind="saved", path="d"), tmp_path)
     for i in range(3):
         original = colours.index(source.read(i))
         assert source.labels[i] == [0, 2, 1][original % 3]
@@ -222,7 +224,7 @@ def test_class_lists_over_tables(tmp_path, colours):
     for kind, expected in (("class_label", [3, 0, 2]), ("string", [3, 2, 0]), ("int", [0, 2, 1])):
         make_dataset(colours, kind).to_parquet(tmp_path / f"{kind}.parquet")
         source = open_source(
-            Table(kind="parquet", path=f"{kind}.parquet", classes="names"), tmp_path
+            TableSpec(kind="parquet", path=f"{kind}.parquet", classes="names"), tmp_path
         )
         assert source.classes == ("asp", "zebu", "yak", "ox")
         assert source.labels[:3].tolist() == expected
@@ -235,7 +237,10 @@ def test_saved_splits(tmp_path, colours):
     datasets.DatasetDict({"train": data, "validation": data.select(range(3))}).save_to_disk(
         tmp_path / "d"
     )
-    assert len(open_source(SavedDataset(kind="saved", path="d", split="validation"), tmp_path)) == 3
+    assert (
+        len(open_source(SavedDatasetSpec(kind="saved", path="d", split="validation"), tmp_path))
+        == 3
+    )
     with pytest.raises(
         InputError,
         match=(
@@ -243,13 +248,13 @@ def test_saved_splits(tmp_path, colours):
             r" 'validation'"
         ),
     ):
-        open_source(SavedDataset(kind="saved", path="d", split="validate"), tmp_path)
+        open_source(SavedDatasetSpec(kind="saved", path="d", split="validate"), tmp_path)
     with pytest.raises(InputError, match="choose one of"):
-        open_source(SavedDataset(kind="saved", path="d"), tmp_path)
+        open_source(SavedDatasetSpec(kind="saved", path="d"), tmp_path)
     with pytest.raises(InputError, match="without splits"):
-        open_source(SavedDataset(kind="saved", path="d/train", split="train"), tmp_path)
+        open_source(SavedDatasetSpec(kind="saved", path="d/train", split="train"), tmp_path)
     with pytest.raises(InputError, match="cannot be loaded as what save_to_disk writes"):
-        open_source(SavedDataset(kind="saved", path="."), tmp_path)
+        open_source(SavedDatasetSpec(kind="saved", path="."), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -276,7 +281,7 @@ def test_bad_tables(tmp_path, colours, changes, message):
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.parquet").write_text("this is not parquet")
     with pytest.raises(InputError, match=message) as info:
-        open_source(Table(kind="parquet", **{"path": "d.parquet"} | changes), tmp_path)
+        open_source(TableSpec(kind="parquet", **{"path": "d.parquet"} | changes), tmp_path)
     assert "\n" not in str(info.value)
 
 
@@ -296,7 +301,7 @@ def test_bad_labels_in_tables(tmp_path, colours, labels, message):
     )
     pq.write_table(table, tmp_path / "d.parquet")
     with pytest.raises(InputError, match=message):
-        open_source(Table(kind="parquet", path="d.parquet"), tmp_path)
+        open_source(TableSpec(kind="parquet", path="d.parquet"), tmp_path)
 
 
 def test_no_records_at_all(tmp_path, colours):
@@ -307,16 +312,16 @@ def test_no_records_at_all(tmp_path, colours):
     ):
         writer.write_table(schema.empty_table())
     with pytest.raises(InputError, match=r"data.train: arrow holds no records"):
-        open_source(Table(kind="arrow", path="d.arrow"), tmp_path)
+        open_source(TableSpec(kind="arrow", path="d.arrow"), tmp_path)
     make_dataset(colours, "class_label").select([]).save_to_disk(tmp_path / "d")
     with pytest.raises(InputError, match=r"data.train.path: .* cannot be loaded"):
-        open_source(SavedDataset(kind="saved", path="d"), tmp_path)
+        open_source(SavedDatasetSpec(kind="saved", path="d"), tmp_path)
 
 
 def test_an_empty_image_cell_is_unreadable_by_row(tmp_path, colours):
     images = pa.array([{"bytes": colours[0], "path": None}, {"bytes": None, "path": None}, None])
     pq.write_table(pa.table({"image": images, "label": [0, 0, 0]}), tmp_path / "d.parquet")
-    source = open_source(Table(kind="parquet", path="d.parquet"), tmp_path)
+    source = open_source(TableSpec(kind="parquet", path="d.parquet"), tmp_path)
     assert source.read(0) == colours[0]
     for row in (1, 2):
         with pytest.raises(InputError, match=f"d.parquet, row {row}: unreadable image"):
@@ -327,7 +332,9 @@ def test_images_kept_as_paths(tmp_path, colours):
     (tmp_path / "a.png").write_bytes(colours[3])
     images = pa.array([{"bytes": None, "path": str(tmp_path / "a.png")}])
     pq.write_table(pa.table({"image": images, "label": [0]}), tmp_path / "d.parquet")
-    source = open_source(Table(kind="parquet", path=str(tmp_path / "d.parquet")), Path("/nowhere"))
+    source = open_source(
+        TableSpec(kind="parquet", path=str(tmp_path / "d.parquet")), Path("/nowhere")
+    )
     assert source.read(0) == colours[3]
 
 

@@ -66,12 +66,12 @@ def saved(root: Path, **sizes: int) -> None:
     ).save_to_disk(root)
 
 
-def table(path: str, **fields: str) -> schema.Table:
-    return schema.Table(kind=fields.pop("kind", "parquet"), path=path, **fields)  # type: ignore[arg-type]
+def table(path: str, **fields: str) -> schema.TableSpec:
+    return schema.TableSpec(kind=fields.pop("kind", "parquet"), path=path, **fields)  # type: ignore[arg-type]
 
 
-def stream(path: str, **fields: str) -> schema.Stream:
-    return schema.Stream(kind="stream", path=path, labelled=False, **fields)
+def stream(path: str, **fields: str) -> schema.StreamSpec:
+    return schema.StreamSpec(kind="stream", path=path, labelled=False, **fields)
 
 
 # ---- names ---------------------------------------------------------------------------------------
@@ -127,7 +127,7 @@ SPECS = {
     ),
     "saved": (
         saved,
-        lambda: schema.SavedDataset(kind="saved", path="d"),
+        lambda: schema.SavedDatasetSpec(kind="saved", path="d"),
         "'train', 'test', 'validation'",
     ),
     "tar folder": (tars, lambda: stream("d"), "validation, test"),
@@ -205,7 +205,7 @@ def test_other_words_for_a_split_of_a_saved_data_set(name: str, tmp_path: Path) 
 
 def test_the_only_split_of_a_saved_data_set_needs_no_name(tmp_path: Path) -> None:
     saved(tmp_path / "d", train=6)
-    assert len(open_source(schema.SavedDataset(kind="saved", path="d"), tmp_path)) == 6
+    assert len(open_source(schema.SavedDatasetSpec(kind="saved", path="d"), tmp_path)) == 6
 
 
 def test_what_map_and_filter_left_is_no_data(tmp_path: Path) -> None:
@@ -229,7 +229,7 @@ def test_image_folders_of_splits_are_no_classes(tmp_path: Path) -> None:
     for name in ("train/ant", "train/bee", "val/ant", "val/bee"):
         (tmp_path / "d" / name).mkdir(parents=True)
         (tmp_path / "d" / name / "1.png").write_bytes(png(1))
-    spec = schema.ImageFolder(kind="image_folder", path="d")
+    spec = schema.ImageFolderSpec(kind="image_folder", path="d")
     with pytest.raises(
         InputError, match=r"d holds folders of splits, not of classes: train, val. Give .*d/train"
     ):

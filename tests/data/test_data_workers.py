@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from distill.data import workers
-from distill.data.prefetch import DeviceIterator
-from distill.data.workers import HostIterator, data_loader
+from distill.data.loading import workers
+from distill.data.loading.prefetch import DeviceIterator
+from distill.data.loading.workers import HostIterator, data_loader
 from distill.errors import InputError
 
 
@@ -205,7 +205,7 @@ def test_on_a_device_the_batch_that_is_there_counts_and_the_one_behind_is_asked_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(
-        "distill.data.prefetch.on_device", lambda host, finish, device: map(finish, host)
+        "distill.data.loading.prefetch.on_device", lambda host, finish, device: map(finish, host)
     )
     host: Any = Asked()
     batches = DeviceIterator(host, str, torch.device("cuda"))

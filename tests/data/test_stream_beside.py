@@ -29,7 +29,7 @@ from distill.data.stream.source import StreamSource
 from distill.data.stream.transport import Transport
 from distill.data.stream.web import address_of
 from distill.errors import InputError
-from distill.recipe.schema import Shards, Stream
+from distill.recipe.schema import ShardsSpec, StreamSpec
 
 
 @pytest.fixture
@@ -40,8 +40,8 @@ def served(tmp_path: Path) -> Iterator[FolderServer]:
 
 
 def opened(root: Path, path: object, cache: str = "cache", **fields: Any) -> StreamSource:
-    spec = Stream(kind="stream", path=str(path), **{"labelled": False} | fields)
-    return open_stream(spec, root, "data.train", Shards(cache=cache, retries=0, timeout_s=5))
+    spec = StreamSpec(kind="stream", path=str(path), **{"labelled": False} | fields)
+    return open_stream(spec, root, "data.train", ShardsSpec(cache=cache, retries=0, timeout_s=5))
 
 
 def sizes(root: Path, path: object, cache: str = "cache", **fields: Any) -> list[int]:
@@ -134,7 +134,7 @@ def test_folders_are_no_shards(tmp_path: Path) -> None:
 
 
 def test_compressed_in_capitals() -> None:
-    spec = Stream(kind="stream", path="A.TAR.GZ", container="tar")
+    spec = StreamSpec(kind="stream", path="A.TAR.GZ", container="tar")
     with pytest.raises(InputError, match=r"A\.TAR\.GZ is compressed"):
         container_of(spec, ["A.TAR.GZ"], "data.train")
 
@@ -283,9 +283,9 @@ def test_counts_are_of_what_counts_as_an_image(tmp_path: Path, served: FolderSer
             member = tarfile.TarInfo(name)
             member.size = 1
             archive.addfile(member, io.BytesIO(b"x"))
-    settings = Shards(cache=str(tmp_path / "cache"), retries=0)
+    settings = ShardsSpec(cache=str(tmp_path / "cache"), retries=0)
     for image, count in (("jpg", 2), ("thumb", None)):
-        spec = Stream(kind="stream", path=f"{served.url}/0.tar", labelled=False, image=image)
+        spec = StreamSpec(kind="stream", path=f"{served.url}/0.tar", labelled=False, image=image)
         if count is None:
             with pytest.raises(InputError, match="nothing says how many samples"):
                 open_stream(spec, tmp_path, "data.train", settings)
@@ -297,8 +297,8 @@ def test_counts_are_of_what_counts_as_an_image(tmp_path: Path, served: FolderSer
 
 
 def test_of_two_counts_the_last_one_holds(tmp_path: Path, served: FolderServer) -> None:
-    settings = Shards(cache=str(tmp_path / "cache"), retries=0)
-    spec = Stream(kind="stream", path=f"{served.url}/shard-00000.tar", labelled=False)
+    settings = ShardsSpec(cache=str(tmp_path / "cache"), retries=0)
+    spec = StreamSpec(kind="stream", path=f"{served.url}/shard-00000.tar", labelled=False)
     for images in ([b"a"], [b"a", b"b"]):
         write_tars(tmp_path / "served", images, 2)
         assert count_samples(spec, tmp_path, "data.train", settings).tolist() == [len(images)]

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from distill.data.stream.cache import Make, ShardCache
-from distill.data.stream.failures import FailedElsewhere
+from distill.data.stream.failures import FailedElsewhereError
 from distill.errors import InputError
 
 # Forked: the children share nothing with the test but the folder, and start in milliseconds.
@@ -299,7 +299,7 @@ def test_who_waited_for_a_maker_that_failed_fails_with_it(tmp_path: Path, error:
         thread.join()
     assert len(tries) == 1
     assert [str(answer) for answer in answers] == [str(error)] * 7
-    elsewhere = InputError if isinstance(error, InputError) else FailedElsewhere
+    elsewhere = InputError if isinstance(error, InputError) else FailedElsewhereError
     assert sum(type(answer) is elsewhere for answer in answers) >= 6
     assert cache.file("a", writing(b"a")).read_bytes() == b"a", "a new question is a new try"
     assert not list(cache.folder.glob("*.failed"))

@@ -17,9 +17,9 @@ import pytest
 
 from distill.data.stream.local import (
     ENTRY,
-    DamagedShard,
+    DamagedShardError,
     LocalShard,
-    NoImage,
+    NoImageError,
     add_checksums,
     append_index,
 )
@@ -168,21 +168,21 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_damaged_archives_are_named_by_byte(opened, fault):
     content, message = FAULTS[fault]
-    with pytest.raises(DamagedShard, match=message):
+    with pytest.raises(DamagedShardError, match=message):
         read_members(opened(content))
 
 
 def test_a_cut_anywhere_is_noticed(opened):
     end = len(SHARD.rstrip(b"\0")) // 512 * 512 + 512
     for size in range(0, end + 512, 31):
-        with pytest.raises(DamagedShard, match=f"cut at byte {size}: "):
+        with pytest.raises(DamagedShardError, match=f"cut at byte {size}: "):
             read_members(opened(SHARD[:size]))
 
 
 def test_a_damaged_pax_header(opened):
     content = pack([("z" * 200 + ".jpg", b"abc")], tarfile.PAX_FORMAT)
     at = content.index(b"path=") - 4
-    with pytest.raises(DamagedShard, match="PAX header at byte 512"):
+    with pytest.raises(DamagedShardError, match="PAX header at byte 512"):
         read_members(opened(content[:at] + b"999" + content[at + 3 :]))
 
 
@@ -340,7 +340,7 @@ def test_a_local_shard(tmp_path):
     assert [shard.label(i) for i in range(5)] == [-1, 0, 1, 2, 3]
     assert (shard.lowest_label, shard.highest_label, shard.names) == (-1, 3, ("ox", "Größe"))
     assert shard.first_row_with(-1, 2) == (3, 2)
-    with pytest.raises(NoImage):
+    with pytest.raises(NoImageError):
         shard.read(4)
 
 
@@ -349,11 +349,11 @@ def test_each_damaged_byte_is_noticed(tmp_path):
     content = localised(tmp_path / "s", [b"abcdefgh", b"ijkl"], ("ox",)).read_bytes()
     for at in range(len(content)):
         (tmp_path / "s").write_bytes(flipped(content, at))
-        with pytest.raises(DamagedShard, match="checksum" if at < 12 else "index"):
+        with pytest.raises(DamagedShardError, match="checksum" if at < 12 else "index"):
             [open_local(tmp_path / "s").read(row) for row in (0, 1)]
     for size in range(len(content)):
         (tmp_path / "s").write_bytes(content[:size])
-        with pytest.raises(DamagedShard):
+        with pytest.raises(DamagedShardError):
             open_local(tmp_path / "s")
 
 
@@ -364,7 +364,7 @@ def test_no_descriptor_is_left(tmp_path):
     for _ in range(50):
         open_local(tmp_path / "s").read(0)
         open_local(tmp_path / "s", tmp_path / "s").read(0)
-        with pytest.raises(DamagedShard):
+        with pytest.raises(DamagedShardError):
             open_local(tmp_path / "bad")
     assert len(os.listdir("/proc/self/fd")) == before
 
@@ -434,7 +434,7 @@ def test_empty_cells_hold_no_image(tmp_path):
     shard = localise(write_table(tmp_path / "t.parquet", images, [0, 1, 2, 3]))
     assert (shard.read(0), shard.read(3)) == (b"x", b"y")
     for row in (1, 2):
-        with pytest.raises(NoImage):
+        with pytest.raises(NoImageError):
             shard.read(row)
 
 
@@ -483,12 +483,12 @@ def test_damaged_parquet(tmp_path):
         content[:-20] + b"x" * 12 + content[-8:],
     ):
         file.write_bytes(spoilt)
-        with pytest.raises(DamagedShard, match="cannot be read past row 0"):
+        with pytest.raises(DamagedShardError, match="cannot be read past row 0"):
             localise(file)
     for tail in (b"", b"PAR1", content[-9:-1]):
-        with pytest.raises(DamagedShard, match="does not end as a Parquet file"):
+        with pytest.raises(DamagedShardError, match="does not end as a Parquet file"):
             tail_size(tail)
-    with pytest.raises(DamagedShard, match="footer is damaged"):
+    with pytest.raises(DamagedShardError, match="footer is damaged"):
         read_footer(b"x" * 100 + content[-8:], image=None, label=None, labelled=True)
 
 

@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from distill.data.stream import ending, localise
-from distill.data.stream.ahead import Ahead
 from distill.data.stream.opening import open_stream
 from distill.data.stream.parquet import localise_parquet
-from distill.recipe.schema import Shards, Stream
+from distill.data.stream.prefetcher import Prefetcher
+from distill.recipe.schema import ShardsSpec, StreamSpec
 
 LEAVING = """
 import threading, time
@@ -65,8 +65,8 @@ def test_a_table_is_held_while_it_is_read(tmp_path: Path, monkeypatch: pytest.Mo
         return localise_parquet(*arguments, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(localise, "localise_parquet", seen)
-    spec = Stream(kind="stream", path=str(table(tmp_path)), labelled=False)
-    assert open_stream(spec, tmp_path, "data.train", Shards(cache="cache")).read(1) == b"b"
+    spec = StreamSpec(kind="stream", path=str(table(tmp_path)), labelled=False)
+    assert open_stream(spec, tmp_path, "data.train", ShardsSpec(cache="cache")).read(1) == b"b"
     assert held == [1]
 
 
@@ -79,7 +79,7 @@ def test_a_table_is_not_read_on_at_the_end(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("at_the_end")
 def test_nothing_more_is_brought_ahead_at_the_end() -> None:
     begun: list[int] = []
-    ahead = Ahead(begun.append)
+    ahead = Prefetcher(begun.append)
     ahead.want([0])
     for thread in ahead._threads:
         thread.join(20)

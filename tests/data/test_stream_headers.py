@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from distill.data.stream.local import DamagedShard
+from distill.data.stream.local import DamagedShardError
 from distill.data.stream.tar import index_tar, member_name, read_members
 from distill.errors import InputError
 
@@ -85,7 +85,7 @@ def test_sums_of_signed_bytes(opened: Opened) -> None:
         ]
     wrong = bytearray(summed(content, 0, b"", signed=True))
     wrong[153] ^= 1
-    with pytest.raises(DamagedShard, match="header at byte 0 is damaged"):
+    with pytest.raises(DamagedShardError, match="header at byte 0 is damaged"):
         read_members(opened(bytes(wrong)))
 
 
@@ -93,7 +93,7 @@ def test_a_size_that_leads_beyond_the_end_is_a_damaged_header(opened: Opened) ->
     """And no archive that was cut: fetching it to its end would not help."""
     content = bytearray(pack(("a.jpg", b"abc"), ("b.jpg", b"abc")))
     content[1024 + 124] = ord("7")
-    with pytest.raises(DamagedShard, match="header at byte 1024 is damaged: its checksum"):
+    with pytest.raises(DamagedShardError, match="header at byte 1024 is damaged: its checksum"):
         read_members(opened(bytes(content)))
 
 

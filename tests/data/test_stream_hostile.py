@@ -15,7 +15,7 @@ from PIL import Image
 from shards import add, png, write_tars
 
 from distill.data import walk
-from distill.data.decode import UnreadableImage, read_image
+from distill.data.decode import UnreadableImageError, read_image
 from distill.data.folder import ImageFolderSource
 from distill.data.guess import guess_source
 from distill.data.label_sets import class_list
@@ -83,8 +83,8 @@ def opened(
     server: Server, tmp_path: Path, name: str = "shard-{00000..00001}.tar", **options: object
 ) -> object:
     url = f"http://127.0.0.1:{server.server_address[1]}/d/{name}"
-    spec = schema.Stream(kind="stream", path=url, labelled=False, **options)  # type: ignore[arg-type]
-    shards = schema.Shards(cache=str(tmp_path / "cache"), retries=0, timeout_s=5)
+    spec = schema.StreamSpec(kind="stream", path=url, labelled=False, **options)  # type: ignore[arg-type]
+    shards = schema.ShardsSpec(cache=str(tmp_path / "cache"), retries=0, timeout_s=5)
     return open_source(spec, Path(), "data.train", shards)
 
 
@@ -124,7 +124,7 @@ def test_a_page_in_place_of_a_shard_says_so(server: Server, tmp_path: Path) -> N
     counts = {"splits": {"train": {"filenames": ["gone.tar"], "shard_lengths": [3]}}}
     server.files["/d/_info.json"] = json.dumps(counts).encode()
     with pytest.raises(
-        UnreadableImage, match=r"d/gone\.tar: a web page \(HTML\) in place of a tar file"
+        UnreadableImageError, match=r"d/gone\.tar: a web page \(HTML\) in place of a tar file"
     ):
         read_image(opened(server, tmp_path, "gone.tar"), 0)  # type: ignore[arg-type]
     with pytest.raises(
@@ -185,7 +185,7 @@ def test_pipes_sockets_and_devices_among_images_are_unreadable_images(tmp_path: 
         (4, "it is a socket"),
     ):
         with pytest.raises(
-            UnreadableImage, match=rf"{'abcde'[index]}\.png: unreadable image \(.*{kind}"
+            UnreadableImageError, match=rf"{'abcde'[index]}\.png: unreadable image \(.*{kind}"
         ):
             read_image(source, index)
 
@@ -194,7 +194,7 @@ def test_a_pipe_as_a_shard_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x.tar")
     with pytest.raises(InputError, match=r"x\.tar is a pipe, not a file"):
         open_source(
-            schema.Stream(kind="stream", path=str(tmp_path / "x.tar"), labelled=False), Path()
+            schema.StreamSpec(kind="stream", path=str(tmp_path / "x.tar"), labelled=False), Path()
         )
 
 
@@ -220,7 +220,7 @@ def test_links_that_double_at_every_level_are_refused(tmp_path: Path) -> None:
         InputError, match=r"data.train.path: more than 16 paths in .*cat lead to one folder"
     ):
         ImageFolderSource(tmp_path / "root", None, "data.train")
-    stream = schema.Stream(kind="stream", path=str(tmp_path / "root"), labelled=False)
+    stream = schema.StreamSpec(kind="stream", path=str(tmp_path / "root"), labelled=False)
     with pytest.raises(InputError, match="more than 16 paths in"):
         open_source(stream, Path())
 
@@ -261,7 +261,7 @@ def test_two_stars_do_not_run_in_a_ring(tmp_path: Path) -> None:
         assert all(file.startswith(below) for file in found)
     assert walk.matching_files(f"{root}/**/val/*.tar", "data.train")[0] == []
     assert walk.matching_files(f"{root}/**/*.TAR", "data.train")[0] == []
-    spec = schema.Stream(kind="stream", path=f"{root}/**/*.tar", labelled=False)
+    spec = schema.StreamSpec(kind="stream", path=f"{root}/**/*.tar", labelled=False)
     assert open_source(spec, Path()).read(5) == IMAGES[5]
 
 

@@ -23,7 +23,7 @@ from distill.data.stream import counts, ending
 from distill.data.stream.opening import count_samples, open_stream
 from distill.data.stream.source import StreamSource
 from distill.errors import InputError
-from distill.recipe.schema import Shards, Stream
+from distill.recipe.schema import ShardsSpec, StreamSpec
 
 
 def write_tar(file: Path, numbers: list[int], padding: int = 0) -> None:
@@ -57,12 +57,12 @@ def served(tmp_path):
 def opened(
     root: Path, path: object, cache: Path, *, cache_gb: float = 1.0, **fields
 ) -> StreamSource:
-    spec = Stream(kind="stream", path=str(path), **fields)
+    spec = StreamSpec(kind="stream", path=str(path), **fields)
     return open_stream(
         spec,
         root,
         "data.train",
-        Shards(cache=str(cache), cache_gb=cache_gb, retries=0, timeout_s=5),
+        ShardsSpec(cache=str(cache), cache_gb=cache_gb, retries=0, timeout_s=5),
     )
 
 
@@ -171,9 +171,9 @@ def test_another_signature_is_no_other_file(tmp_path, served):
             "labelled": False,
         }
         if signature == "one":
-            settings = Shards(cache=str(tmp_path / "cache"), retries=0)
+            settings = ShardsSpec(cache=str(tmp_path / "cache"), retries=0)
             assert count_samples(
-                Stream(kind="stream", **spec), tmp_path, "data.train", settings
+                StreamSpec(kind="stream", **spec), tmp_path, "data.train", settings
             ).tolist() == [2]
         assert opened(tmp_path, cache=tmp_path / "cache", **spec).read(1) == b"2"
     assert served.requests["/0.tar"] == 1
@@ -183,10 +183,10 @@ def test_a_count_goes_on_where_it_was_broken_off(tmp_path, served):
     for i in range(6):
         write_tar(tmp_path / f"served/{i}.tar", list(range(i + 1)))
     served.fault("/5.tar", "status", on=(1,), status=404)
-    spec = Stream(kind="stream", path=f"{served.url}/{{0..5}}.tar", labelled=False)
+    spec = StreamSpec(kind="stream", path=f"{served.url}/{{0..5}}.tar", labelled=False)
 
     def count() -> list[int]:
-        settings = Shards(cache=str(tmp_path / "cache"), retries=0)
+        settings = ShardsSpec(cache=str(tmp_path / "cache"), retries=0)
         found = count_samples(spec, tmp_path, "data.train", settings).tolist()
         for file in (tmp_path / "cache").iterdir():
             if file.is_file():
@@ -283,7 +283,7 @@ from distill.recipe.schema import Shards, Stream
 
 def work(run):
     spec, settings = Stream(kind="stream", path="*.parquet", labelled=False), Shards(cache=f"cache-{run}")
-    open_stream(spec, Path(sys.argv[1]), "data.train", settings).prepare(range(4))
+    open_stream(spec, Path(sys.argv[1]), "data.train", settings).prefetch(range(4))
     while not ending._state.num_inside:
         time.sleep(0.001)
     time.sleep(run / 1000)

@@ -26,9 +26,9 @@ from distill.data.stream.listing import list_shards
 from distill.data.stream.manifest import Manifest, ShardEntry, write_manifest
 from distill.data.stream.names import expand_braces, names_files, shown, unsigned
 from distill.data.stream.opening import cache_folder, count_samples, open_stream
-from distill.data.stream.transport import TransferFailed, Transport
+from distill.data.stream.transport import TransferError, Transport
 from distill.errors import InputError
-from distill.recipe.schema import Shards, Stream
+from distill.recipe.schema import ShardsSpec, StreamSpec
 
 TRANSPORT = Transport(retries=0, timeout_s=5)
 
@@ -91,7 +91,7 @@ def cache_in(folder: Path) -> ShardCache:
 
 def listed(root: Path, path: object, **fields) -> list[str]:
     """The names of the shards."""
-    spec = Stream(kind="stream", path=str(path), **fields)
+    spec = StreamSpec(kind="stream", path=str(path), **fields)
     return [
         shard.name
         for shard in list_shards(spec, root, "data.train", TRANSPORT, cache_in(root)).shards
@@ -99,9 +99,9 @@ def listed(root: Path, path: object, **fields) -> list[str]:
 
 
 def sizes(root: Path, path: object, cache: str = "cache", **fields) -> list[int]:
-    spec = Stream(kind="stream", path=str(path), **{"labelled": False} | fields)
+    spec = StreamSpec(kind="stream", path=str(path), **{"labelled": False} | fields)
     return open_stream(
-        spec, root, "data.train", Shards(cache=cache, retries=0)
+        spec, root, "data.train", ShardsSpec(cache=cache, retries=0)
     ).shard_sizes.tolist()
 
 
@@ -162,7 +162,7 @@ def test_a_user_without_a_name(monkeypatch):
         raise KeyError("getpwuid(): uid not found: 12345")
 
     monkeypatch.setattr("getpass.getuser", nobody)
-    assert cache_folder(Shards(), Path()).name == f"distill-shards-{os.getuid()}"
+    assert cache_folder(ShardsSpec(), Path()).name == f"distill-shards-{os.getuid()}"
 
 
 def test_files_by_name(tmp_path):
@@ -262,7 +262,7 @@ def test_paths_that_are_refused(tmp_path, path, fields, message):
     (tmp_path / "upwards").mkdir()
     said = {"splits": {"train": {"filenames": ["../shards/train-0.tar"], "shard_lengths": [1]}}}
     (tmp_path / "upwards/_info.json").write_text(json.dumps(said))
-    with pytest.raises((InputError, TransferFailed), match=message) as info:
+    with pytest.raises((InputError, TransferError), match=message) as info:
         listed(tmp_path, path, **fields)
     assert "\n" not in str(info.value)
     assert "secret" not in str(info.value)
@@ -285,8 +285,8 @@ def test_files_that_fsspec_opens(tmp_path):
             "t-1.parquet",
             "t-2.parquet",
         ]
-        spec = Stream(kind="stream", path="memory://bucket/t-{1,2}.parquet")
-        source = open_stream(spec, tmp_path, "data.train", Shards(cache="cache", retries=0))
+        spec = StreamSpec(kind="stream", path="memory://bucket/t-{1,2}.parquet")
+        source = open_stream(spec, tmp_path, "data.train", ShardsSpec(cache="cache", retries=0))
         assert (source.shard_sizes.tolist(), source.classes) == ([2, 3], ("ox", "yak"))
         assert [source.read(i) for i in range(5)] == [
             b"image 0",
@@ -308,8 +308,8 @@ def test_counts_of_parquet_are_read_from_footers_alone(tmp_path, served):
         (tmp_path / f"served/{i}.parquet").write_bytes(
             parquet_of(range(300 + i), ["ox", "yak"], padding)
         )
-    spec = Stream(kind="stream", path=f"{served.url}/{{0..2}}.parquet")
-    source = open_stream(spec, tmp_path, "data.train", Shards(cache="cache", retries=0))
+    spec = StreamSpec(kind="stream", path=f"{served.url}/{{0..2}}.parquet")
+    source = open_stream(spec, tmp_path, "data.train", ShardsSpec(cache="cache", retries=0))
     assert (source.shard_sizes.tolist(), source.classes) == ([300, 301, 302], ("ox", "yak"))
     assert not any(
         seen.status == 200 for seen in served.log if seen.path.endswith("parquet")
@@ -358,7 +358,7 @@ def test_counts_of_a_manifest_for_some_of_its_shards(tmp_path, served):
         Manifest("tar", ("ox", "yak"), tuple(entries), "labels.npy", said, None, "test"),
     )
     for place in ("served", served.url):
-        spec = Stream(kind="stream", path=f"{place}/a-{{2,1}}.tar")
+        spec = StreamSpec(kind="stream", path=f"{place}/a-{{2,1}}.tar")
         listing = list_shards(spec, tmp_path, "data.train", TRANSPORT, cache_in(tmp_path))
         assert [(s.num_samples, s.sha256) for s in listing.shards] == [
             (3, hashes[2]),
@@ -396,7 +396,7 @@ def test_shards_made_without_labels(tmp_path):
 def test_counts_of_local_tars_are_kept(tmp_path, monkeypatch):
     files = fill(tmp_path / "shards", "a-0.tar a-1.tar")
     assert sizes(tmp_path, "shards") == [1, 2]
-    monkeypatch.setattr("distill.data.stream.localise.index_tar", None)
+    monkeypatch.setattr("distill.data.stream.shard_fetcher.index_tar", None)
     assert sizes(tmp_path, "shards") == [1, 2]
     monkeypatch.undo()
     files[1].write_bytes(tar_of(range(9)))
@@ -415,8 +415,8 @@ def test_counting_remote_tars(tmp_path, served):
     ):
         sizes(tmp_path, path)
     calls = []
-    spec = Stream(kind="stream", path=path, labelled=False)
-    settings = Shards(cache="cache", retries=0)
+    spec = StreamSpec(kind="stream", path=path, labelled=False)
+    settings = ShardsSpec(cache="cache", retries=0)
     counts = count_samples(
         spec, tmp_path, "data", settings, lambda done, of: calls.append((done, of))
     )
@@ -428,7 +428,7 @@ def test_counting_remote_tars(tmp_path, served):
         sizes(tmp_path, path, cache="another")
     served.fault("/a-1.tar", "shorten", on=None, after_bytes=700)
     with pytest.raises(InputError, match=r"data.path: .*a-1.tar: cut at byte 700"):
-        count_samples(spec, tmp_path, "data", Shards(cache="third", retries=0))
+        count_samples(spec, tmp_path, "data", ShardsSpec(cache="third", retries=0))
 
 
 @pytest.mark.parametrize(

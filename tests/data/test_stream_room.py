@@ -17,7 +17,7 @@ import pytest
 from distill.data.stream.cache import ShardCache
 from distill.data.stream.opening import cache_folder
 from distill.errors import InputError
-from distill.recipe.schema import Shards
+from distill.recipe.schema import ShardsSpec
 
 LARGE = 1 << 40
 
@@ -89,14 +89,14 @@ def test_a_folder_of_somebody_else_is_refused(
 ) -> None:
     """Who makes the folder of the default name first could put shards of his own into it."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    folder = cache_folder(Shards(), Path())
+    folder = cache_folder(ShardsSpec(), Path())
     assert folder.stat().st_mode & 0o777 == 0o700
     try:
         os.chown(folder, os.getuid() + 1, -1)
     except PermissionError:
         pytest.skip("to give a folder away wants the right to")
     with pytest.raises(InputError, match="belongs to somebody else: give a folder of your own"):
-        cache_folder(Shards(), Path())
+        cache_folder(ShardsSpec(), Path())
 
 
 def test_near_its_limit_a_cache_looks_after_each_file(tmp_path: Path) -> None:

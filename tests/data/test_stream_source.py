@@ -19,14 +19,14 @@ import pyarrow.parquet as pq
 import pytest
 from servers import FolderServer
 
-from distill.data.records import UnreadableShard
+from distill.data.records import UnreadableShardError
 from distill.data.sources import open_source
-from distill.data.stream.ahead import Ahead
 from distill.data.stream.manifest import Manifest, ShardEntry, write_manifest
 from distill.data.stream.opening import count_samples
+from distill.data.stream.prefetcher import Prefetcher
 from distill.data.stream.source import StreamSource
 from distill.errors import InputError
-from distill.recipe.schema import Shards, Stream
+from distill.recipe.schema import ShardsSpec, StreamSpec
 
 SIZES = (5, 1, 7, 4)
 TOTAL = sum(SIZES)
@@ -95,9 +95,9 @@ def opened(tmp_path):
     (tmp_path / "classes.txt").write_text("\n".join(CLASSES))
 
     def open_it(path: object, *, retries: int = 0, cache: str = "cache", **fields) -> StreamSource:
-        spec = Stream(kind="stream", path=str(path), **fields)
+        spec = StreamSpec(kind="stream", path=str(path), **fields)
         return open_source(
-            spec, tmp_path, "data.train", Shards(cache=cache, retries=retries, timeout_s=5)
+            spec, tmp_path, "data.train", ShardsSpec(cache=cache, retries=retries, timeout_s=5)
         )
 
     return open_it
@@ -207,7 +207,7 @@ def test_a_local_shard_and_its_copy_share_a_cache(tmp_path, served, opened):
 def test_workers_open_for_themselves(tmp_path, served, opened):
     write_shards(tmp_path / "served", "tar", manifest="plain")
     source = opened(served.url)
-    source.prepare([0])
+    source.prefetch([0])
     assert source.read(3) == IMAGES[3]
     for method in ("fork", "spawn"):
         with multiprocessing.get_context(method).Pool(2) as pool:
@@ -267,7 +267,7 @@ def test_prepare_brings_shards_here(tmp_path, served, opened):
     write_shards(tmp_path / "served", "tar", manifest="plain")
     served.fault("/train-0001.tar", "status", on=None, status=404)
     source = opened(served.url)
-    source.prepare(np.array([1, 2, 0]))
+    source.prefetch(np.array([1, 2, 0]))
     here = source._localiser
     waited = threading.Event()
     for _ in range(200):
@@ -288,7 +288,7 @@ def test_failures_do_not_stop_what_comes_ahead():
             raise OSError(number)
         reached.set()
 
-    ahead = Ahead(begin)
+    ahead = Prefetcher(begin)
     ahead.want([*range(20), 20])
     assert ahead.wanted == (*range(20), 20)
     assert reached.wait(20)
@@ -324,12 +324,12 @@ def test_a_shard_that_is_cut_for_good_is_named_with_its_byte(tmp_path, served, o
         )
     served.fault(f"/train-0002.{kind}", "shorten", on=None, after_bytes=2000)
     where = "cut at byte 2000" if kind == "tar" else r"it has 2000 bytes and \d+ were promised"
-    with pytest.raises(UnreadableShard, match=rf"/train-0002.{kind}: .*{where}"):
+    with pytest.raises(UnreadableShardError, match=rf"/train-0002.{kind}: .*{where}"):
         source.read(8)
     requests = served.requests[f"/train-0002.{kind}"]
-    with pytest.raises(UnreadableShard, match=where):
+    with pytest.raises(UnreadableShardError, match=where):
         source.read(9)
-    with pytest.raises(UnreadableShard, match=where):
+    with pytest.raises(UnreadableShardError, match=where):
         _ = source.labels[np.array([0, 10])]
     assert served.requests[f"/train-0002.{kind}"] == requests  # remembered
     assert source.read(0) == IMAGES[0]
@@ -338,8 +338,8 @@ def test_a_shard_that_is_cut_for_good_is_named_with_its_byte(tmp_path, served, o
 
 def counted(tmp_path: Path, served: FolderServer) -> None:
     """A list of counts in the folder of the other cache."""
-    spec = Stream(kind="stream", path=f"{served.url}/train-{{0000..0003}}.tar")
-    count_samples(spec, tmp_path, "data.train", Shards(cache="other", retries=0))
+    spec = StreamSpec(kind="stream", path=f"{served.url}/train-{{0000..0003}}.tar")
+    count_samples(spec, tmp_path, "data.train", ShardsSpec(cache="other", retries=0))
     for file in (tmp_path / "other").iterdir():
         if file.is_file():
             file.unlink()
@@ -352,7 +352,9 @@ def test_a_corrupt_shard_is_named_with_its_byte(tmp_path, served, opened):
     served.fault("/train-0002.tar", "corrupt", after_bytes=1)
     assert source.read(8) == IMAGES[8]  # fetched once more
     served.fault("/train-0003.tar", "corrupt", on=None, after_bytes=1)
-    with pytest.raises(UnreadableShard, match=r"train-0003.tar: the header at byte 0 is damaged"):
+    with pytest.raises(
+        UnreadableShardError, match=r"train-0003.tar: the header at byte 0 is damaged"
+    ):
         source.read(TOTAL - 1)
 
 
@@ -364,7 +366,7 @@ def test_a_manifest_catches_what_a_tar_does_not(tmp_path, served, opened):
     source = opened(served.url)
     assert source.read(0) == IMAGES[0]
     assert served.requests["/train-0000.tar"] == 2
-    with pytest.raises(UnreadableShard, match=r"train-0003.tar: .*SHA-256"):
+    with pytest.raises(UnreadableShardError, match=r"train-0003.tar: .*SHA-256"):
         source.read(TOTAL - 1)
 
 
@@ -377,7 +379,7 @@ def test_a_missing_shard_and_a_dead_server(tmp_path, served, opened):
             source.read(0)
     assert served.requests["/train-0000.tar"] == 1
     served.close()
-    with pytest.raises(UnreadableShard, match=r"train-0001.tar: at byte 0, tried"):
+    with pytest.raises(UnreadableShardError, match=r"train-0001.tar: at byte 0, tried"):
         source.read(5)
     with pytest.raises(InputError, match=r"data.train.path: .*at byte 0.*mend the server"):
         opened(served.url + "/train-{0000..0003}.parquet", labelled=False)
@@ -410,12 +412,13 @@ def test_local_shards_are_held_to_their_manifest(tmp_path, opened, kind):
     at = content.index(IMAGES[8]) + 5
     file.write_bytes(content[:at] + b"#" + content[at + 1 :])
     with pytest.raises(
-        UnreadableShard, match=rf"train-0002.{kind}: its SHA-256 is not the promised"
+        UnreadableShardError, match=rf"train-0002.{kind}: its SHA-256 is not the promised"
     ):
         opened("shards").read(8)
     file.write_bytes(content[:-512])
     with pytest.raises(
-        UnreadableShard, match=rf"has {len(content) - 512} bytes, and {len(content)} are promised"
+        UnreadableShardError,
+        match=rf"has {len(content) - 512} bytes, and {len(content)} are promised",
     ):
         opened("shards").read(8)
 
@@ -425,7 +428,7 @@ def test_a_local_tar_that_is_cut_while_it_is_open(tmp_path, opened):
     source = opened("shards", classes="classes.txt")
     assert source.read(0) == IMAGES[0]
     os.truncate(tmp_path / "shards/train-0000.tar", 3000)
-    with pytest.raises(UnreadableShard, match=r"train-0000.tar: cut at byte 3000"):
+    with pytest.raises(UnreadableShardError, match=r"train-0000.tar: cut at byte 3000"):
         source.read(4)
 
 

@@ -10,7 +10,7 @@ import tempfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill.data.stream.local import DamagedShard
+from distill.data.stream.local import DamagedShardError
 from distill.data.stream.tar import index_tar, read_members
 from distill.errors import InputError
 
@@ -115,7 +115,7 @@ def test_any_archive_is_read_as_tarfile_reads_it_or_refused(
                 with tarfile.open(fileobj=io.BytesIO(content), errors="surrogateescape") as archive:
                     assert names == archive.getnames()
             entries, _ = index_tar(file.fileno(), labelled=labelled)
-        except (DamagedShard, InputError):
+        except (DamagedShardError, InputError):
             return
         images = [
             os.pread(file.fileno(), int(entry["size"]), int(entry["offset"])) for entry in entries

@@ -25,7 +25,7 @@ import numpy as np
 import pytest
 from servers import FolderServer
 
-from distill.data.stream.transport import TransferFailed, Transport, wait_s
+from distill.data.stream.transport import TransferError, Transport, wait_s
 from distill.data.stream.web import _asked_wait_s
 from distill.errors import InputError
 
@@ -133,20 +133,20 @@ def test_failures_without_progress_are_bounded(
 ) -> None:
     server.fault("a.bin", "reset", after_bytes=1000, on=(1,))
     server.fault("a.bin", "status", status=503, on=None)
-    said = failure(lambda: fetched(server, tmp_path / "a"), TransferFailed)
+    said = failure(lambda: fetched(server, tmp_path / "a"), TransferError)
     assert f"{server.url}/a.bin: at byte 1000, tried 4 times: the server answers 503" in said
     assert server.requests["/a.bin"] == 4
 
     deaf.fault(
         "a.bin", "truncate", after_bytes=1000, on=None
     )  # the same bytes again and again are no progress
-    said = failure(lambda: fetched(deaf, tmp_path / "a"), TransferFailed)
+    said = failure(lambda: fetched(deaf, tmp_path / "a"), TransferError)
     assert f"ended after 1000 of {SIZE} bytes" in said
     assert deaf.requests["/a.bin"] == 4
 
     url = f"{server.url}/a.bin"
     server.close()
-    assert "refused" in failure(lambda: QUICK.read(url), TransferFailed)
+    assert "refused" in failure(lambda: QUICK.read(url), TransferError)
 
 
 @contextmanager
@@ -207,7 +207,7 @@ def test_a_trickle_is_given_up(where: str, tmp_path: Path) -> None:
     began = time.monotonic()
     with speaking(answer) as url:
         transport = Transport(retries=1, timeout_s=0.25, first_wait_s=0.001)
-        said = failure(lambda: transport.fetch(url, tmp_path / "a"), TransferFailed)
+        said = failure(lambda: transport.fetch(url, tmp_path / "a"), TransferError)
     assert said.startswith(f"{url}: at byte ")
     assert ("bytes came in 1 s" in said) == (where == "body")
     assert time.monotonic() - began < 60
@@ -221,7 +221,7 @@ def test_waits_that_a_server_asks_for_are_bounded_together(
     server.fault("a.bin", "status", status=429, retry_after="200", on=None)
     transport = Transport(retries=1000, timeout_s=60, first_wait_s=0.001)
     assert "answers 429" in failure(
-        lambda: fetched(server, tmp_path / "a", transport), TransferFailed
+        lambda: fetched(server, tmp_path / "a", transport), TransferError
     )
     assert slept == [200.0] * 9
 
@@ -302,9 +302,7 @@ def test_a_file_other_than_promised_is_fetched_once_more(
     server.fault("a.bin", kind, after_bytes=1_500_000, on=(1, 3, 4))
     assert fetched(server, tmp_path / "a", size=SIZE, sha256=SHA256) == CONTENT
     assert server.requests["/a.bin"] == 2
-    said = failure(
-        lambda: fetched(server, tmp_path / "a", size=SIZE, sha256=SHA256), TransferFailed
-    )
+    said = failure(lambda: fetched(server, tmp_path / "a", size=SIZE, sha256=SHA256), TransferError)
     assert f"{server.url}/a.bin: it" in said
     assert ("SHA-256" if kind == "corrupt" else "1500000 bytes") in said
     assert server.requests["/a.bin"] == 4
@@ -315,9 +313,9 @@ def test_a_length_that_the_server_hides_is_still_held_to_the_promise(
 ) -> None:
     deaf.fault("a.bin", "chunked", on=None)
     assert fetched(deaf, tmp_path / "a", size=SIZE) == CONTENT
-    said = failure(lambda: fetched(deaf, tmp_path / "a", size=SIZE - 1), TransferFailed)
+    said = failure(lambda: fetched(deaf, tmp_path / "a", size=SIZE - 1), TransferError)
     assert f"more than the {SIZE - 1} bytes" in said
-    said = failure(lambda: fetched(deaf, tmp_path / "a", size=SIZE + 1), TransferFailed)
+    said = failure(lambda: fetched(deaf, tmp_path / "a", size=SIZE + 1), TransferError)
     assert f"ended at byte {SIZE} of {SIZE + 1}" in said
 
 
@@ -366,9 +364,7 @@ def test_hosts_that_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         socket, "getaddrinfo", lookup(socket.EAI_AGAIN)
     )  # the resolver may come back
-    assert "tried 3 times" in failure(
-        lambda: QUICK.read("http://nowhere.example/x"), TransferFailed
-    )
+    assert "tried 3 times" in failure(lambda: QUICK.read("http://nowhere.example/x"), TransferError)
 
 
 def test_secrets_stay_with_their_host_and_out_of_messages(
@@ -491,10 +487,10 @@ def test_local_files_and_fsspec(folder: Path, tmp_path: Path) -> None:
             ]:
                 assert QUICK.read(url, start, end) == CONTENT[start:end], (url, start, end)
             assert "SHA-256" in failure(
-                lambda url=url: QUICK.fetch(url, tmp_path / "a", sha256="0" * 64), TransferFailed
+                lambda url=url: QUICK.fetch(url, tmp_path / "a", sha256="0" * 64), TransferError
             )
             assert "were promised" in failure(
-                lambda url=url: QUICK.fetch(url, tmp_path / "a", size=3), TransferFailed
+                lambda url=url: QUICK.fetch(url, tmp_path / "a", size=3), TransferError
             )
             assert "does not exist" in failure(lambda: QUICK.read(f"{url}.no"), InputError)  # noqa: B023
         for path in (str(folder), "memory://stream"):

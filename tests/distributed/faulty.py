@@ -40,19 +40,19 @@ FAULTS: dict[str, Callable[[], None]] = {
 
 def arrange(kind: str, rank: int, step: int) -> None:
     """Let this process meet its fault, if it is the one."""
-    from distill.verdicts import Verdicts
+    from distill.engine.agreement import StepFlags
 
     if int(os.environ.get("RANK", "0")) != rank or kind == "none":
         return
     name = "agree_to_stop" if kind == "terminate" else "exchange"
-    original = getattr(Verdicts, name)
+    original = getattr(StepFlags, name)
 
-    def faulty(self: Verdicts, at: int, *arguments: Any) -> Any:
+    def faulty(self: StepFlags, at: int, *arguments: Any) -> Any:
         if at == step:
             FAULTS[kind]()
         return original(self, at, *arguments)
 
-    setattr(Verdicts, name, faulty)
+    setattr(StepFlags, name, faulty)
 
 
 if __name__ == "__main__":

@@ -15,9 +15,9 @@ import torch
 from ports import free_ports
 from tiny import tensors
 
-from distill.build import build_models
-from distill.plan import make_plan
 from distill.recipe import load_recipe
+from distill.training.build import build_models
+from distill.training.plan import make_plan
 
 TIMEOUT_S = 900
 

@@ -14,7 +14,7 @@ from shards import describe, images_of, write_tars
 from tiny import run, write_recipe
 
 from distill.data.fashion import EmbeddedFashionMnist
-from distill.train import DONE
+from distill.training.loop import DONE
 
 NUM_SAMPLES, PER_SHARD, BATCH = 600, 25, 16
 STEPS = NUM_SAMPLES // BATCH  # an epoch: 37, and 8 samples are left out

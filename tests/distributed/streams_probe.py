@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from distill.build import train_loader
 from distill.engine import Engine
-from distill.plan import make_plan, share_of_process
 from distill.recipe import load_recipe
+from distill.training.build import train_loader
+from distill.training.plan import make_plan, share_of_process
 
 
 def seen(

@@ -20,7 +20,7 @@ import pytest
 from ports import free_ports
 from tiny import assert_equal_but_statistics, records, report, run, tensors, write_recipe
 
-from distill.train import DONE
+from distill.training.loop import DONE
 
 ROOT = Path(__file__).resolve().parents[2]
 STARTED_S = 300  # for a launch to come to its fault, on a machine that is busy

@@ -26,9 +26,9 @@ from stream_set import (
 )
 from tiny import assert_equal_but_statistics, run, tensors
 
-from distill.plan import make_plan
 from distill.recipe import load_recipe
-from distill.train import DONE
+from distill.training.loop import DONE
+from distill.training.plan import make_plan
 
 
 @pytest.fixture(scope="module")

@@ -19,9 +19,9 @@ from test_stream_ends import ended, goes_on_to_the_same_end, held_recipe, rank_o
 from tiny import records, run, write_recipe
 
 from distill.data.fashion import EmbeddedFashionMnist
-from distill.plan import make_plan
 from distill.recipe import load_recipe
-from distill.train import DONE, INTERRUPTED
+from distill.training.loop import DONE, INTERRUPTED
+from distill.training.plan import make_plan
 
 
 @pytest.fixture(scope="module")

@@ -33,11 +33,11 @@ from stream_set import (
 )
 from tiny import assert_equal_but_statistics, records, report, run, stop_after, tensors
 
-from distill.data.lanes import LaneOrder
+from distill.data.order.lanes import LaneOrder
 from distill.engine import Engine
-from distill.plan import make_plan
 from distill.recipe import load_recipe
-from distill.train import DONE, INTERRUPTED
+from distill.training.loop import DONE, INTERRUPTED
+from distill.training.plan import make_plan
 
 VIEW: dict[str, Any] = {
     "crop": "random_resized",

@@ -27,7 +27,7 @@ from tiny import (
     write_recipe,
 )
 
-from distill.train import DONE, INTERRUPTED
+from distill.training.loop import DONE, INTERRUPTED
 
 STUDENTS = {
     **EVERYTHING["students"],

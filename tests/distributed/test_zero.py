@@ -15,7 +15,7 @@ import torch
 from launch import Launch, deviation
 from tiny import checkpoint, records, run, stop_after, tensors, write_recipe
 
-from distill.train import DONE, INTERRUPTED
+from distill.training.loop import DONE, INTERRUPTED
 
 VIT = {
     "model": "test_vit",

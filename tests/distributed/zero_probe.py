@@ -9,11 +9,11 @@ import torch
 from tiny import sees
 from torch import nn
 
-from distill.build import place_teacher
 from distill.engine import Engine
 from distill.models.pixels import Network, Pixels
 from distill.models.teacher import Teacher
-from distill.placement import Averages, Sharded
+from distill.student import Averages, Sharded
+from distill.training.build import place_teacher
 
 IMAGE_SIZE = 64
 # The paper's two large teachers, their widths kept small enough for two cores and their depths

@@ -17,9 +17,9 @@ from timm_loop import CLASSES, MODEL, SIZE
 
 from distill.init.advice import advise, batch_size, num_epochs
 from distill.init.page import Line, page
-from distill.plan import make_plan
 from distill.recipe import load_recipe
 from distill.recipe.text import parse
+from distill.training.plan import make_plan
 
 
 @pytest.fixture(autouse=True)

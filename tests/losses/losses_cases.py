@@ -49,10 +49,10 @@ def distributions(num_classes: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     draw = torch.Generator().manual_seed(seed)
     labels = torch.randint(num_classes, (BATCH,), generator=draw)
     share = torch.tensor([0.5, 0.7, 0.9, 1.0, 1.0, 0.1, 0.3, 0.5])
-    targets = torch.zeros(BATCH, num_classes)
-    targets[torch.arange(BATCH), labels] += share
-    targets[torch.arange(BATCH), labels.flip(0)] += 1 - share
-    return targets, labels
+    label_probs = torch.zeros(BATCH, num_classes)
+    label_probs[torch.arange(BATCH), labels] += share
+    label_probs[torch.arange(BATCH), labels.flip(0)] += 1 - share
+    return label_probs, labels
 
 
 def value_and_gradient(loss: Loss, student: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:

@@ -59,11 +59,11 @@ def test_is_kl_when_nckd_is_weighted_by_the_teachers_doubt() -> None:
 
 
 def test_target_class_is_the_largest_share_and_ties_are_the_images_own() -> None:
-    targets = torch.tensor(
+    label_probs = torch.tensor(
         [[0.0, 0.3, 0.7], [0.3, 0.7, 0.0], [0.5, 0.0, 0.5], [0.5, 0.0, 0.5], [0.0, 1.0, 0.0]]
     )
     labels = torch.tensor([1, 1, 0, 2, 1])
-    assert target_class(targets, labels).tolist() == [2, 1, 0, 2, 1]
+    assert target_class(label_probs, labels).tolist() == [2, 1, 0, 2, 1]
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.gap in (0.0, 200.0)], ids=str)

@@ -10,34 +10,36 @@ from torch import Tensor
 from distill.losses.hard import binary_cross_entropy, cross_entropy, smooth
 
 
-def ce_by_definition(z: Tensor, targets: Tensor) -> Tensor:
+def ce_by_definition(z: Tensor, label_probs: Tensor) -> Tensor:
     p = (z - z.amax(-1, keepdim=True)).exp()
-    return -(targets * (p / p.sum(-1, keepdim=True)).log()).sum() / len(z)
+    return -(label_probs * (p / p.sum(-1, keepdim=True)).log()).sum() / len(z)
 
 
 def bce_by_definition(
-    z: Tensor, targets: Tensor
+    z: Tensor, label_probs: Tensor
 ) -> Tensor:  # summed over classes; 1 - sigmoid(z) = sigmoid(-z)
     yes, no = 1 / (1 + (-z).exp()), 1 / (1 + z.exp())
-    return -(targets * yes.log() + (1 - targets) * no.log()).sum() / len(z)
+    return -(label_probs * yes.log() + (1 - label_probs) * no.log()).sum() / len(z)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_equal_to_their_definitions(case: Case) -> None:
     student, _ = logits(case)
-    targets = distributions(case.num_classes)[0].to(torch.promote_types(case.dtype, torch.float32))
-    assert_equals_reference(cross_entropy, ce_by_definition, student, targets)
+    label_probs = distributions(case.num_classes)[0].to(
+        torch.promote_types(case.dtype, torch.float32)
+    )
+    assert_equals_reference(cross_entropy, ce_by_definition, student, label_probs)
     assert_equals_reference(
         lambda z, t: binary_cross_entropy(z, t, class_reduction="sum"),
         bce_by_definition,
         student,
-        targets,
+        label_probs,
     )
     assert_equals_reference(
         binary_cross_entropy,
         lambda z, t: bce_by_definition(z, t) / case.num_classes,
         student,
-        targets,
+        label_probs,
     )
 
 

@@ -22,7 +22,7 @@ from distill.recipe import schema
 
 @dataclass(frozen=True)
 class Batch:
-    targets: Tensor
+    label_probs: Tensor
     labels: Tensor
 
 
@@ -31,11 +31,11 @@ BATCH = Batch(*distributions(10))
 HARD = {
     "ce": (
         {"loss": "ce", "smoothing": 0.1},
-        lambda: cross_entropy(STUDENT, smooth(BATCH.targets, 0.1)),
+        lambda: cross_entropy(STUDENT, smooth(BATCH.label_probs, 0.1)),
     ),
     "bce": (
         {"loss": "bce", "smoothing": 0.2, "class_reduction": "sum"},
-        lambda: binary_cross_entropy(STUDENT, smooth(BATCH.targets, 0.2), "sum"),
+        lambda: binary_cross_entropy(STUDENT, smooth(BATCH.label_probs, 0.2), "sum"),
     ),
 }
 SOFT = {
@@ -44,7 +44,7 @@ SOFT = {
     "bce_teacher": ({"loss": "bce_teacher"}, lambda: bce_teacher(STUDENT, TEACHER)),
     "dkd": (
         {"loss": "dkd", "alpha": 0.5, "beta": 8.0, "temperature": 4.0},
-        lambda: dkd(STUDENT, TEACHER, target_class(BATCH.targets, BATCH.labels), 0.5, 8.0, 4.0),
+        lambda: dkd(STUDENT, TEACHER, target_class(BATCH.label_probs, BATCH.labels), 0.5, 8.0, 4.0),
     ),
     "dist": (
         {"loss": "dist", "beta": 2.0, "gamma": 0.5, "temperature": 3.0},
@@ -73,7 +73,7 @@ OPTIONS = {
 
 
 def build(**sections: dict[str, object]) -> Objective:
-    return build_objective(TypeAdapter(schema.Objective).validate_python(sections))
+    return build_objective(TypeAdapter(schema.ObjectiveSpec).validate_python(sections))
 
 
 @pytest.mark.parametrize("name", HARD)
@@ -123,7 +123,7 @@ def test_a_threshold_that_keeps_all_or_none_is_refused(min_confidence: float) ->
 
 
 def test_every_loss_of_the_schema_is_covered_here() -> None:
-    known = TypeAdapter(schema.Hard | schema.Soft).json_schema()["$defs"].values()
+    known = TypeAdapter(schema.HardSpec | schema.SoftSpec).json_schema()["$defs"].values()
     assert {section["properties"]["loss"]["const"] for section in known} == {*HARD, *SOFT}
 
 
@@ -131,7 +131,7 @@ def test_total_is_the_weighted_sum_of_unweighted_terms() -> None:
     terms = build(hard={"loss": "ce", "weight": 0.5}, soft={"loss": "kl", "weight": 3.0})(
         STUDENT, TEACHER, BATCH
     )
-    torch.testing.assert_close(terms.hard, cross_entropy(STUDENT, BATCH.targets))
+    torch.testing.assert_close(terms.hard, cross_entropy(STUDENT, BATCH.label_probs))
     torch.testing.assert_close(terms.soft, kl(STUDENT, TEACHER))
     torch.testing.assert_close(terms.total, 0.5 * terms.hard + 3.0 * terms.soft)
 
@@ -140,7 +140,7 @@ def test_plain_values_make_an_objective_without_a_recipe() -> None:
     objective = Objective(HardTerm(cross_entropy, 2.0), SoftTerm(lambda s, t, _: kl(s, t), 1.0))
     torch.testing.assert_close(
         objective(STUDENT, TEACHER, BATCH).total,
-        2 * cross_entropy(STUDENT, BATCH.targets) + kl(STUDENT, TEACHER),
+        2 * cross_entropy(STUDENT, BATCH.label_probs) + kl(STUDENT, TEACHER),
     )
     with pytest.raises(ValueError, match="hard term, a soft term"):
         Objective()
@@ -174,7 +174,7 @@ def test_who_reads_labels(sections: dict[str, object], reads: bool) -> None:
     """What the section says of itself is what the objective does: labels of nowhere poison the
     loss, or leave no trace.
     """
-    spec = TypeAdapter(schema.Objective).validate_python(sections)
+    spec = TypeAdapter(schema.ObjectiveSpec).validate_python(sections)
     assert spec.reads_labels is reads
     nowhere = Batch(torch.full((8, 10), torch.nan), torch.zeros(8, dtype=torch.int64))
     with_labels, without = (
@@ -192,7 +192,7 @@ def test_a_soft_term_wants_a_teacher() -> None:
 def test_nothing_waits_for_the_device(soft: str) -> None:
     """Meta tensors have no values: whatever reads one, or branches on one, raises here."""
     student = torch.empty(8, 10, device="meta", dtype=torch.bfloat16, requires_grad=True)
-    batch = Batch(BATCH.targets.to("meta"), BATCH.labels.to("meta"))
+    batch = Batch(BATCH.label_probs.to("meta"), BATCH.labels.to("meta"))
     for hard in HARD.values():
         terms = build(hard=hard[0], soft={**SOFT, **OPTIONS}[soft][0])(
             student, TEACHER.to("meta"), batch

@@ -13,24 +13,24 @@ from timm.models import save_for_hf
 from distill.errors import InputError
 from distill.models.build import config, create
 from distill.models.student import create_student
-from distill.recipe.schema import CE, Objective, Optimizer, Student
+from distill.recipe.schema import CESpec, ObjectiveSpec, OptimizerSpec, StudentSpec
 
 CLASSES = tuple("abcdefghij")
 
 
-def student(**kwargs: object) -> Student:
-    objective = Objective(hard=CE(loss="ce"))
-    return Student(
+def student(**kwargs: object) -> StudentSpec:
+    objective = ObjectiveSpec(hard=CESpec(loss="ce"))
+    return StudentSpec(
         **{
             "model": "cifar_resnet8",
             "objective": objective,
-            "optimizer": Optimizer(name="sgd", lr=0.1),
+            "optimizer": OptimizerSpec(name="sgd", lr=0.1),
             **kwargs,
         }
     )
 
 
-def weights_of(spec: Student, seed: int, root: Path = Path()) -> dict[str, torch.Tensor]:
+def weights_of(spec: StudentSpec, seed: int, root: Path = Path()) -> dict[str, torch.Tensor]:
     model, _ = create_student(spec, classes=CLASSES, image_size=32, seed=seed, root=root)
     return model.state_dict()
 

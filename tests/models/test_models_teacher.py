@@ -16,7 +16,7 @@ from torch import nn
 from distill.data.label_sets import class_list, named_list
 from distill.errors import InputError
 from distill.models.teacher import Teacher, build_teacher
-from distill.recipe.schema import Teacher as Spec
+from distill.recipe.schema import TeacherSpec as Spec
 
 CLASSES = ("ant", "bee", "cat", "dog")
 

@@ -20,8 +20,8 @@ from distill.models.build import config, config_source
 from distill.models.student import create_student, student_view
 from distill.models.teacher import Loaded, load_teacher
 from distill.models.view import view_of_config
-from distill.recipe.schema import CE, Data, Objective, Optimizer, Student
-from distill.recipe.schema import Teacher as Spec
+from distill.recipe.schema import CESpec, DataSpec, ObjectiveSpec, OptimizerSpec, StudentSpec
+from distill.recipe.schema import TeacherSpec as Spec
 
 DATA_SIZE = 96
 
@@ -288,13 +288,13 @@ def test_a_config_of_another_program_is_none(tmp_path: Path) -> None:
 
 
 def test_a_student_begins_with_what_lies_beside_its_weights(export: Path) -> None:
-    spec = Student(
+    spec = StudentSpec(
         model="resnet10t",
         weights="model.safetensors",
-        objective=Objective(hard=CE(loss="ce")),
-        optimizer=Optimizer(name="sgd", lr=0.1),
+        objective=ObjectiveSpec(hard=CESpec(loss="ce")),
+        optimizer=OptimizerSpec(name="sgd", lr=0.1),
     )
-    data = Data(train={"kind": "fashion_mnist", "split": "train"}, image_size=DATA_SIZE)
+    data = DataSpec(train={"kind": "fashion_mnist", "split": "train"}, image_size=DATA_SIZE)
     view = student_view(spec, export, data, "students.a")
     assert (view.image_size, view.crop_mode) == (
         DATA_SIZE,

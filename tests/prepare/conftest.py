@@ -10,7 +10,7 @@ from cutting import cut
 from PIL import Image
 
 from distill.data.sources import Source
-from distill.prepare.named import open_named
+from distill.datatools.named import open_named
 
 
 def picture(seed: int, size: tuple[int, int], kind: str, mode: str = "RGB") -> bytes:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from distill.data.stream.manifest import Manifest
-from distill.prepare.named import open_named
-from distill.prepare.plan import Asked
-from distill.prepare.processes import Rank
-from distill.prepare.shard import shard
+from distill.datatools.named import open_named
+from distill.datatools.plan import Asked
+from distill.datatools.processes import Rank
+from distill.datatools.shard import shard
 
 ALONE = Rank(0, 1)
 FORK = multiprocessing.get_context("fork")

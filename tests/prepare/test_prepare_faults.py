@@ -19,13 +19,13 @@ from cutting import FORK, cut, files, tar_samples
 
 from distill.data.sources import Source
 from distill.data.stream.manifest import MANIFEST_FILE
+from distill.datatools.container import Sample, write_tar
+from distill.datatools.making import Job, make
+from distill.datatools.plan import Asked, Plan
+from distill.datatools.processes import Rank, in_processes, runs
+from distill.datatools.records import Conversion
+from distill.datatools.storage import STATE_FOLDER
 from distill.errors import InputError
-from distill.prepare.container import Sample, write_tar
-from distill.prepare.making import Job, make
-from distill.prepare.plan import Asked, Plan
-from distill.prepare.processes import Rank, in_processes, runs
-from distill.prepare.records import Conversion
-from distill.prepare.storage import STATE_FOLDER
 
 # ---- unreadable images ---------------------------------------------------------------------------
 

@@ -13,11 +13,11 @@ from shards import write_tars
 
 from distill.data.sources import open_source
 from distill.data.stream.manifest import MANIFEST_FILE
+from distill.datatools.named import Named, open_named
+from distill.datatools.plan import Asked, Plan
+from distill.datatools.records import Conversion
+from distill.datatools.shard import _agreed_plan, _spread, shard
 from distill.errors import InputError
-from distill.prepare.named import Named, open_named
-from distill.prepare.plan import Asked, Plan
-from distill.prepare.records import Conversion
-from distill.prepare.shard import _agreed_plan, _spread, shard
 from distill.recipe import schema
 
 
@@ -28,7 +28,7 @@ def asked(**changes: Any) -> Asked:
 
 def planned(folder: Path, out: Path, skip: bool = True, **changes: Any) -> Plan:
     out.mkdir()
-    settings = schema.Shards(cache=str(out.parent / "cache"))
+    settings = schema.ShardsSpec(cache=str(out.parent / "cache"))
     named = open_named(str(folder), labelled=False, shards=settings)
     return _agreed_plan(named, out, asked(**changes), Conversion(), skip)
 
@@ -61,9 +61,9 @@ def test_images_are_looked_at_from_end_to_end() -> None:
 
 def test_shards_do_not_go_into_what_is_read_below_its_root(photos: Path, tmp_path: Path) -> None:
     shutil.copytree(photos, tmp_path / "root/images")
-    spec = schema.ImageFolder(kind="image_folder", path="images")
+    spec = schema.ImageFolderSpec(kind="image_folder", path="images")
     named = Named(
-        open_source(spec, tmp_path / "root", "SOURCE", schema.Shards()),
+        open_source(spec, tmp_path / "root", "SOURCE", schema.ShardsSpec()),
         spec,
         tmp_path / "root",
         "images",

@@ -19,17 +19,17 @@ from shards import describe, write_tars
 
 from distill.data.sources import open_source
 from distill.data.stream.manifest import MANIFEST_FILE, Manifest, read_manifest, write_manifest
+from distill.datatools.named import Named, open_named
+from distill.datatools.plan import fingerprint
+from distill.datatools.storage import sha256_of
 from distill.errors import InputError
-from distill.prepare.named import Named, open_named
-from distill.prepare.plan import fingerprint
-from distill.prepare.storage import sha256_of
 from distill.recipe import schema
 
 
 def identity(root: Path, cache: str = "cache", **fields: object) -> str:
     """Of the stream in `in`, or at `path`."""
-    spec = schema.Stream(kind="stream", **({"path": "in", "labelled": False} | fields))  # type: ignore[arg-type]
-    settings = schema.Shards(cache=str(root / cache), retries=0, timeout_s=5)
+    spec = schema.StreamSpec(kind="stream", **({"path": "in", "labelled": False} | fields))  # type: ignore[arg-type]
+    settings = schema.ShardsSpec(cache=str(root / cache), retries=0, timeout_s=5)
     return fingerprint(open_source(spec, root, "SOURCE", settings), spec)
 
 

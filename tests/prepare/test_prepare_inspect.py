@@ -19,9 +19,9 @@ from timm import create_model
 from distill.data.augment import TrainTransform
 from distill.data.decode import read_image
 from distill.data.stream.manifest import MANIFEST_FILE
-from distill.prepare import look
-from distill.prepare.named import Named, open_named
-from distill.prepare.sheet import View, draw_sheet, student_view, teacher_view, view_of
+from distill.datatools import look
+from distill.datatools.named import Named, open_named
+from distill.datatools.sheet import View, draw_sheet, student_view, teacher_view, view_of
 from distill.recipe import load_recipe, schema
 
 
@@ -234,19 +234,19 @@ def test_the_student_s_view_is_that_of_the_first_epoch(
     named: Named, tiny_recipe: Callable[..., Path]
 ) -> None:
     """Beside the training loader's own batch of the same recipe, seed and images."""
+    from distill.data.loading.rank_slice import RankSlice, TrainBuilder
     from distill.data.mixing import Mixing
-    from distill.data.order import Order
-    from distill.data.shard import Shard, TrainBuilder
+    from distill.data.order.shuffled import Order
 
-    augment = schema.Augment(auto_augment="rand-m7-mstd0.5", random_erasing=0.5)
+    augment = schema.AugmentSpec(auto_augment="rand-m7-mstd0.5", random_erasing=0.5)
     view = View(augment, 24, 32, "", "")
     order = Order(60, 8, seed=5)
     builder = TrainBuilder(
         named.source,
         order,
         TrainTransform(image_size=24, **augment.model_dump(exclude={"repeats"})),
-        Mixing(num_classes=3, image_size=24, seed=5, **schema.Mixing().model_dump()),
-        Shard(0, 1, 8, 1),
+        Mixing(num_classes=3, image_size=24, seed=5, **schema.MixingSpec().model_dump()),
+        RankSlice(0, 1, 8, 1),
         "error",
     )
     batch = builder[(0, 0)]
@@ -258,7 +258,7 @@ def test_the_student_s_view_is_that_of_the_first_epoch(
 def test_the_teacher_s_view_is_what_its_pixels_see(named: Named) -> None:
     from distill.models.pixels import Pixels
 
-    student = student_view(named.source, 0, View(schema.Augment(), 24, 40, "", ""), 0)
+    student = student_view(named.source, 0, View(schema.AugmentSpec(), 24, 40, "", ""), 0)
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     pixels = Pixels(mean, std, 40)
     seen = pixels(torch.from_numpy(student).permute(2, 0, 1)[None] / 255)[0]
@@ -272,7 +272,7 @@ def test_the_teacher_s_view_is_what_its_pixels_see(named: Named) -> None:
 
 
 def test_the_sheet_holds_the_views(named: Named, photos: Path, tmp_path: Path) -> None:
-    view = View(schema.Augment(), 120, 150, "test", "test")
+    view = View(schema.AugmentSpec(), 120, 150, "test", "test")
     indices = list(range(30))
     sheet = draw_sheet(named.source, indices, view, 0, "title")
     assert np.array_equal(
@@ -295,7 +295,7 @@ def test_the_sheet_holds_the_views(named: Named, photos: Path, tmp_path: Path) -
 
 
 def test_small_images_are_shown_larger(named: Named) -> None:
-    view = View(schema.Augment(), 16, 32, "test", "test")
+    view = View(schema.AugmentSpec(), 16, 32, "test", "test")
     sheet = np.asarray(draw_sheet(named.source, [3], view, 0, "title"))
     student = student_view(named.source, 3, view, 0)
     assert np.array_equal(sheet[56 : 56 + 16 * 7 : 7, 8 : 8 + 16 * 7 : 7], student)
@@ -338,7 +338,7 @@ def test_an_unreadable_image_is_not_on_the_sheet(
     shutil.copytree(photos, tmp_path / "broken")
     first = next(iter(sorted((tmp_path / "broken/cat").iterdir())))
     first.write_bytes(b"")
-    view = View(schema.Augment(), 112, 112, "test", "test")
+    view = View(schema.AugmentSpec(), 112, 112, "test", "test")
     broken = open_named(str(tmp_path / "broken")).source
     with pytest.raises(ValueError, match="unreadable image"):
         read_image(broken, 0)

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from distill.data.records import is_leftover
+from distill.datatools import look
+from distill.datatools.inspect import examine, show, write_sheet
+from distill.datatools.named import open_named
+from distill.datatools.sheet import view_of
 from distill.errors import InputError
-from distill.prepare import look
-from distill.prepare.inspect import examine, show, write_sheet
-from distill.prepare.named import open_named
-from distill.prepare.sheet import view_of
 
 NAMES = [
     "[red]cat[",

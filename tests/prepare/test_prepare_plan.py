@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from distill.prepare.named import Sharded
-from distill.prepare.plan import Asked, Plan, order, shards_of
+from distill.datatools.named import Sharded
+from distill.datatools.plan import Asked, Plan, order, shards_of
 
 
 class Shards:
@@ -20,7 +20,7 @@ class Shards:
     def __len__(self) -> int:
         return int(self.shard_sizes.sum())
 
-    def prepare(self, shards: Sequence[int]) -> None: ...
+    def prefetch(self, shards: Sequence[int]) -> None: ...
 
     def fingerprint(self) -> str:
         return "none"

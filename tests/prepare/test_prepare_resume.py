@@ -17,15 +17,15 @@ from cutting import FORK, cut, files, inodes
 
 from distill.data.sources import open_source
 from distill.data.stream.manifest import MANIFEST_FILE, read_manifest, write_manifest
+from distill.datatools.container import write_tar
+from distill.datatools.making import Job, make
+from distill.datatools.named import Named, open_named
+from distill.datatools.plan import Asked, read_plan
+from distill.datatools.processes import Rank, runs
+from distill.datatools.records import Conversion
+from distill.datatools.shard import _agreed_plan, _close
+from distill.datatools.storage import STATE_FOLDER
 from distill.errors import InputError
-from distill.prepare.container import write_tar
-from distill.prepare.making import Job, make
-from distill.prepare.named import Named, open_named
-from distill.prepare.plan import Asked, read_plan
-from distill.prepare.processes import Rank, runs
-from distill.prepare.records import Conversion
-from distill.prepare.shard import _agreed_plan, _close
-from distill.prepare.storage import STATE_FOLDER
 from distill.recipe import schema
 
 # ---- interrupted, damaged ------------------------------------------------------------------------
@@ -248,8 +248,10 @@ def test_another_stream_is_refused(tmp_path: Path, make_picture: Callable[..., b
 
     def begin(classes: str, label: str | None = None) -> None:
         (tmp_path / "classes.txt").write_text("\n".join(classes))
-        spec = schema.Stream(kind="stream", path="in", label=label, classes="classes.txt")
-        source = open_source(spec, tmp_path, "SOURCE", schema.Shards(cache=str(tmp_path / "cache")))
+        spec = schema.StreamSpec(kind="stream", path="in", label=label, classes="classes.txt")
+        source = open_source(
+            spec, tmp_path, "SOURCE", schema.ShardsSpec(cache=str(tmp_path / "cache"))
+        )
         _agreed_plan(
             Named(source, spec, tmp_path, "in"), tmp_path / "out", asked, Conversion(), False
         )

@@ -16,13 +16,13 @@ from servers import FolderServer
 from distill.data.decode import decode
 from distill.data.sources import Source
 from distill.data.stream.manifest import MANIFEST_FILE, read_manifest
-from distill.prepare.inspect import examine
-from distill.prepare.named import open_named
-from distill.prepare.plan import Asked
-from distill.prepare.processes import Rank
-from distill.prepare.records import Conversion
-from distill.prepare.shard import _agreed_plan, shard
-from distill.prepare.storage import STATE_FOLDER
+from distill.datatools.inspect import examine
+from distill.datatools.named import open_named
+from distill.datatools.plan import Asked
+from distill.datatools.processes import Rank
+from distill.datatools.records import Conversion
+from distill.datatools.shard import _agreed_plan, shard
+from distill.datatools.storage import STATE_FOLDER
 from distill.recipe import schema
 
 # ---- what is written -----------------------------------------------------------------------------
@@ -270,7 +270,7 @@ def test_the_first_look_brings_one_shard_here(whole: Path, tmp_path: Path) -> No
     """Each process of a job takes it, before anything is said."""
     asked = Asked("tar", 0, None, None, True, None, 64.0)
     with FolderServer(whole) as server:
-        named = open_named(server.url, shards=schema.Shards(cache=str(tmp_path / "cache")))
+        named = open_named(server.url, shards=schema.ShardsSpec(cache=str(tmp_path / "cache")))
         (tmp_path / "out").mkdir()
         plan = _agreed_plan(named, tmp_path / "out", asked, Conversion(None, 95), False)
         assert sum(n for path, n in server.requests.items() if path.endswith(".tar")) == 1
@@ -280,7 +280,7 @@ def test_the_first_look_brings_one_shard_here(whole: Path, tmp_path: Path) -> No
 def test_passwords_and_signatures_are_not_written_out(whole: Path, tmp_path: Path) -> None:
     with FolderServer(whole) as server:
         url = server.url.replace("//", "//me:s3@cret@") + "/shard-0000{0..8}.tar?signature=s3cret"
-        named = open_named(url, shards=schema.Shards(cache=str(tmp_path / "cache")))
+        named = open_named(url, shards=schema.ShardsSpec(cache=str(tmp_path / "cache")))
         asked = Asked("tar", 0, None, None, True, 20, None)
         shard(named, tmp_path / "out", asked, skip=False, num_workers=0, rank=ALONE)
         report, _ = examine(named, num_images=2, seed=0, num_workers=0)

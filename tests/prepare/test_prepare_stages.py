@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from command import Cli
 
+from distill.datatools import look
+from distill.datatools.sheet import view_of
 from distill.errors import InputError
-from distill.prepare import look
-from distill.prepare.sheet import view_of
 from distill.recipe import load_recipe
 
 STAGES = [

@@ -12,17 +12,17 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from distill.check import check_recipe
 from distill.data.augment import TrainTransform
 from distill.data.mixing import Mixing
 from distill.errors import InputError
-from distill.optim import resolve_schedule
-from distill.plan import make_plan
 from distill.recipe import Recipe, dump_recipe, load_recipe, read_recipe, recipe_digest
 from distill.recipe.keys import each_key
-from distill.recipe.objective import CE, KL, Objective
+from distill.recipe.objective import CESpec, KLSpec, ObjectiveSpec
 from distill.recipe.resolve import merge
 from distill.recipe.text import MAX_DEPTH, TextError, dump, parse
+from distill.student.optimizer import resolve_schedule
+from distill.training.check import check_recipe
+from distill.training.plan import make_plan
 
 BASE: dict[str, Any] = {
     "name": "generated",
@@ -390,7 +390,7 @@ def test_what_is_left_out_is_filled_in_and_said(tmp_path: Path) -> None:
         256,
     )
     student = recipe.at_stage(0).students["student"]
-    assert student.objective == Objective(hard=CE(loss="ce"), soft=KL(loss="kl"))
+    assert student.objective == ObjectiveSpec(hard=CESpec(loss="ce"), soft=KLSpec(loss="kl"))
     assert (student.optimizer.name, student.optimizer.lr, student.optimizer.weight_decay) == (
         "adamw",
         5e-4,
@@ -414,6 +414,6 @@ def test_what_is_left_out_is_filled_in_and_said(tmp_path: Path) -> None:
         "student"
     ]
     assert (named.optimizer.weight_decay, str(named.schedule.warmup)) == (0.0, "0 iterations")
-    assert named.objective == Objective(hard=CE(loss="ce"))
+    assert named.objective == ObjectiveSpec(hard=CESpec(loss="ce"))
     with pytest.raises(InputError, match=r"students\.student\.optimizer\.lr: missing"):
         load_recipe(path, ["student.optimizer={name: sgd}"])

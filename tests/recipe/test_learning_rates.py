@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import yaml
 
-from distill.check import check_recipe
 from distill.errors import InputError
 from distill.recipe import dump_recipe, load_recipe, read_recipe, recipe_digest
 from distill.recipe.load import digest_today
-from distill.recipe.stages import Stage
+from distill.recipe.stages import StageSpec
+from distill.training.check import check_recipe
 
 DATA = {"train": {"kind": "fashion_mnist", "split": "train"}}
 STUDENT = {
@@ -89,7 +89,7 @@ def test_each_stage_scales_its_own_lr(on_a2: Path) -> None:
     same = {"rule": "sqrt", "batch_size": 2048}
     override = f"stages.b.student.optimizer={{lr: 2e-3, lr_scaling: {same}}}"
     assert isinstance(
-        load_recipe(on_a2, ["train.budget=null", stages, scaling, override]).stages[1], Stage
+        load_recipe(on_a2, ["train.budget=null", stages, scaling, override]).stages[1], StageSpec
     )
 
 

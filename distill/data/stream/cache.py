@@ -88,7 +88,7 @@ class ShardCache:
 
         Raises:
             InputError: the disk is full, or what `make` raised in the process that was waited for.
-            FailedElsewhere: the same for other errors, or the file was tried by this run a short
+            FailedElsewhereError: the same for other errors, or the file was tried by this run a short
                 while ago. Each of its processes would else try for itself, one after the other.
         """
         path = self._path(key)

@@ -12,11 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from distill.data.stream.failures import FailedElsewhere
+from distill.data.stream.failures import FailedElsewhereError
 from distill.data.stream.listing import Listing
-from distill.data.stream.local import DamagedShard
-from distill.data.stream.localise import Fields, ListedShard, Localiser
+from distill.data.stream.local import DamagedShardError
 from distill.data.stream.parquet import Footer, read_footer, tail_size
+from distill.data.stream.shard_fetcher import Fields, ListedShard, ShardFetcher
 from distill.data.stream.transport import Transport
 from distill.errors import InputError
 
@@ -29,7 +29,9 @@ _MOST_FOOTER_BYTES = 1 << 29
 _TOGETHER_S = 60.0
 
 
-def with_counts(listing: Listing, localiser: Localiser, kept: Path, path: str, key: str) -> Listing:
+def with_counts(
+    listing: Listing, localiser: ShardFetcher, kept: Path, path: str, key: str
+) -> Listing:
     """The listing with a count for every shard.
 
     Args:
@@ -40,7 +42,7 @@ def with_counts(listing: Listing, localiser: Localiser, kept: Path, path: str, k
     Raises:
         InputError: nobody says, and only reading every shard would tell; a shard without samples,
             or that is damaged.
-        TransferFailed: a server that does not answer.
+        TransferError: a server that does not answer.
     """
     shards = listing.shards
     unknown = any(shard.num_samples is None for shard in shards)
@@ -73,7 +75,7 @@ def with_counts(listing: Listing, localiser: Localiser, kept: Path, path: str, k
 
 def count_shards(
     listing: Listing,
-    localiser: Localiser,
+    localiser: ShardFetcher,
     kept: Path,
     progress: Callable[[int, int], None] | None = None,
 ) -> Listing:
@@ -83,7 +85,7 @@ def count_shards(
     stays in the cache. `progress` is called with (shards done, shards) as they come.
 
     Raises:
-        InputError, DamagedShard, TransferFailed: of a shard that cannot be read; the counts made so
+        InputError, DamagedShardError, TransferError: of a shard that cannot be read; the counts made so
             far are kept.
     """
     known = _read_counts(kept, listing, localiser.fields)
@@ -111,12 +113,15 @@ def count_shards(
     return _counted(listing, counts)
 
 
-def _count(shard: ListedShard, localiser: Localiser) -> int:
+def _count(shard: ListedShard, localiser: ShardFetcher) -> int:
     try:
         return len(localiser.open(shard))
-    except (DamagedShard, FailedElsewhere) as error:  # the latter says what another process met
+    except (
+        DamagedShardError,
+        FailedElsewhereError,
+    ) as error:  # the latter says what another process met
         named = str(error) if shard.shown in str(error) else f"{shard.shown}: {error}"
-        raise DamagedShard(named) from error
+        raise DamagedShardError(named) from error
 
 
 def _counted(listing: Listing, counts: Iterable[int]) -> Listing:
@@ -124,7 +129,7 @@ def _counted(listing: Listing, counts: Iterable[int]) -> Listing:
     return replace(listing, shards=shards)
 
 
-def _by_index(shards: tuple[ListedShard, ...], localiser: Localiser, key: str) -> list[int]:
+def _by_index(shards: tuple[ListedShard, ...], localiser: ShardFetcher, key: str) -> list[int]:
     """Of local tars, by their headers; the indexes stay in the cache."""
     if len(shards) > 1:
         # Processes of the machine that start together share the work: each begins elsewhere, and
@@ -135,7 +140,7 @@ def _by_index(shards: tuple[ListedShard, ...], localiser: Localiser, key: str) -
                 localiser.begin(shard)
     try:
         return [_count(shard, localiser) for shard in shards]
-    except DamagedShard as error:
+    except DamagedShardError as error:
         raise InputError(f"{key}.path: {error}: mend or remove the shard") from error
 
 
@@ -187,7 +192,7 @@ class _Footers:
     shards: tuple[tuple[int, int, str], ...]
 
 
-def _from_footers(listing: Listing, localiser: Localiser, key: str) -> Listing:
+def _from_footers(listing: Listing, localiser: ShardFetcher, key: str) -> Listing:
     """Counts and class names from the last bytes of Parquet files, read once a machine: the other
     processes wait and take what is kept.
     """
@@ -239,7 +244,7 @@ def _kept_footers(file: Path) -> _Footers | None:
         return None
 
 
-def _read_footers(listing: Listing, localiser: Localiser, key: str) -> _Footers:
+def _read_footers(listing: Listing, localiser: ShardFetcher, key: str) -> _Footers:
     with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
         footers = list(
             pool.map(
@@ -275,7 +280,7 @@ def _footer(
             )
         tail = transport.read(shard.url, max(0, size - _TAIL_BYTES), size)
         if b"</html" in tail[-256:].lower():
-            raise DamagedShard(
+            raise DamagedShardError(
                 "a web page (HTML) in place of a Parquet file: see what the server sends for"
                 " its URL"
             )
@@ -288,7 +293,7 @@ def _footer(
             tail[-needed:], image=fields.image, label=fields.label, labelled=fields.labelled
         )
         return footer, size
-    except DamagedShard as error:
+    except DamagedShardError as error:
         raise InputError(
             f"{key}.path: {shard.shown}: {error}: fetch it again, or remove it"
         ) from error

@@ -11,7 +11,7 @@ import time
 import urllib.request
 from typing import Any, cast
 
-from distill.data.stream.body import Trouble
+from distill.data.stream.byte_stream import TransientError
 
 
 class Deadline:
@@ -39,7 +39,7 @@ class Deadline:
         """
         left_s = self._until - time.monotonic()
         if left_s <= 0:
-            raise Trouble(
+            raise TransientError(
                 "the answer's headers, or the next part of it, did not come within"
                 f" {self._step_s:g} s"
             )

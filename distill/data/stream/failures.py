@@ -20,7 +20,7 @@ _LONGEST_REST_S = 600.0
 _KEPT_S = 3600.0
 
 
-class FailedElsewhere(OSError):  # noqa: N818 - named for where it happened
+class FailedElsewhereError(OSError):
     """Another process, or this one a while ago, tried to make the file, and failed. The message is
     what it said.
     """
@@ -73,7 +73,9 @@ def raise_failure(place: Path, asked: float, run: str) -> None:
     rest_s = min(_LONGEST_REST_S, _REST_S * 2.0 ** min(said["row"] - 1, 10))
     rests = said["run"] == run and 0 <= time.time() - said["time"] < rest_s
     if said["time"] >= asked or rests:
-        raise InputError(said["message"]) if said["input"] else FailedElsewhere(said["message"])
+        raise (
+            InputError(said["message"]) if said["input"] else FailedElsewhereError(said["message"])
+        )
 
 
 def forget_old_failure(place: Path) -> None:

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import IO, Any
 
 from distill.data.records import first_line
-from distill.data.stream.body import PIECE_BYTES, Body, Trouble
+from distill.data.stream.byte_stream import PIECE_BYTES, ByteStream, TransientError
 from distill.errors import InputError
 
 # The package that a scheme needs, where its name differs.
@@ -22,7 +22,7 @@ _FLEETING = {"atime", "nlink"}
 
 
 @contextmanager
-def open_file(url: str, start: int, end: int | None, again: bool) -> Iterator[Body]:
+def open_file(url: str, start: int, end: int | None, again: bool) -> Iterator[ByteStream]:
     """Bytes [start, end) of a file. again: not the first try, so nothing that was remembered of the
     file is believed.
 
@@ -46,12 +46,12 @@ def open_file(url: str, start: int, end: int | None, again: bool) -> Iterator[Bo
         )
     total = info.get("size")
     if end is not None:
-        yield Body(start, total, version, _range(fs, path, start, end, total, url))
+        yield ByteStream(start, total, version, _range(fs, path, start, end, total, url))
         return
     with _explained(url):
         file = fs.open(path, "rb")
     with file:
-        yield Body(start, total, version, _pieces(file, start, url))
+        yield ByteStream(start, total, version, _pieces(file, start, url))
 
 
 def _range(
@@ -97,8 +97,8 @@ def _explained(url: str) -> Iterator[None]:
     except ValueError as error:
         if "rotocol not known" in str(error):
             raise InputError(f"{url}: fsspec knows no {scheme}://: mend the scheme") from error
-        raise Trouble(first_line(error)) from error
+        raise TransientError(first_line(error)) from error
     except (
         Exception
     ) as error:  # the object stores' packages raise classes of their own, which are not OSError
-        raise Trouble(f"{type(error).__name__}: {first_line(error)}") from error
+        raise TransientError(f"{type(error).__name__}: {first_line(error)}") from error

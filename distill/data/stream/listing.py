@@ -18,7 +18,6 @@ from distill.data.records import at, missing
 from distill.data.splits import choose_split, files_of_split
 from distill.data.stream.cache import ShardCache
 from distill.data.stream.hub import list_hub_once
-from distill.data.stream.localise import ListedShard
 from distill.data.stream.manifest import MANIFEST_FILE, Manifest, read_manifest
 from distill.data.stream.names import (
     COMPRESSED,
@@ -32,6 +31,7 @@ from distill.data.stream.names import (
     names_files,
     shown,
 )
+from distill.data.stream.shard_fetcher import ListedShard
 from distill.data.stream.transport import MOST_READ_BYTES, Transport
 from distill.data.walk import files_below
 from distill.errors import InputError
@@ -62,7 +62,7 @@ class Listing:
 
 
 def list_shards(
-    spec: schema.Stream, root: Path, key: str, transport: Transport, cache: ShardCache
+    spec: schema.StreamSpec, root: Path, key: str, transport: Transport, cache: ShardCache
 ) -> Listing:
     """The shards of a stream.
 
@@ -74,7 +74,7 @@ def list_shards(
 
     Raises:
         InputError: nothing there, several splits, unclear or compressed containers.
-        TransferFailed: a server that does not answer.
+        TransferError: a server that does not answer.
     """
     path = spec.path.removeprefix("file://")
     if path.startswith("hf://"):
@@ -98,7 +98,7 @@ def list_shards(
 
 
 def _from_names(
-    spec: schema.Stream, files: Sequence[str], key: str, transport: Transport
+    spec: schema.StreamSpec, files: Sequence[str], key: str, transport: Transport
 ) -> Listing:
     plain = [file.partition("?")[0] if "://" in file else file for file in files]
     folder = (
@@ -124,7 +124,7 @@ def _from_names(
 # ---- folders -------------------------------------------------------------------------------------
 
 
-def _from_folder(spec: schema.Stream, folder: str, key: str, transport: Transport) -> Listing:
+def _from_folder(spec: schema.StreamSpec, folder: str, key: str, transport: Transport) -> Listing:
     local = "://" not in folder
     if local and not Path(folder).is_dir():
         raise missing(Path(folder), key)
@@ -238,7 +238,7 @@ def _manifest_of(folder: str, transport: Transport, *, of_folder: bool) -> Manif
 def _from_manifest(
     folder: str,
     manifest: Manifest,
-    spec: schema.Stream,
+    spec: schema.StreamSpec,
     key: str,
     transport: Transport,
     names: Sequence[str] | None = None,

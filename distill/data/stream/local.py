@@ -29,13 +29,13 @@ _CRC_BYTES = 4
 _HAS_CHECKS = 1
 
 
-class DamagedShard(OSError):  # noqa: N818 - named for what it says of the shard
+class DamagedShardError(OSError):
     """The bytes of a shard are not what they should be. The message says where, and does not name
     the shard.
     """
 
 
-class NoImage(OSError):  # noqa: N818
+class NoImageError(OSError):
     """The record is there and holds no image; reading it again does not help."""
 
 
@@ -81,7 +81,7 @@ class LocalShard:
         data: where the records lie, when not in `file`.
 
     Raises:
-        DamagedShard: the index is cut or changed.
+        DamagedShardError: the index is cut or changed.
         OSError: a file cannot be opened.
     """
 
@@ -91,14 +91,14 @@ class LocalShard:
         size = os.fstat(self._fd).st_size
         tail = os.pread(self._fd, _TRAILER.size, max(0, size - _TRAILER.size))
         if len(tail) < _TRAILER.size or tail[:8] != _MAGIC:
-            raise DamagedShard("the file ends without its index")
+            raise DamagedShardError("the file ends without its index")
         _, first, num, num_text, flags, crc = _TRAILER.unpack(tail)
         self._first, self._num, self._has_checks = int(first), int(num), bool(flags & _HAS_CHECKS)
         length = num * ENTRY.itemsize + num_text
         whole = min(first, num, num_text) >= 0 and first + length + _TRAILER.size == size
         body = os.pread(self._fd, length, first) if whole else b""
         if not whole or zlib.crc32(tail[:-_CRC_BYTES], zlib.crc32(body)) != crc:
-            raise DamagedShard(f"the index at byte {first} is damaged")
+            raise DamagedShardError(f"the index at byte {first} is damaged")
         entries = np.frombuffer(body, ENTRY, num)
         self.names: tuple[str, ...] | None = (
             tuple(json.loads(body[-num_text:])) if num_text else None
@@ -132,7 +132,7 @@ class LocalShard:
         assert 0 <= row < self._num, row
         content = os.pread(self._fd, ENTRY.itemsize, self._first + row * ENTRY.itemsize)
         if len(content) < ENTRY.itemsize:
-            raise DamagedShard(f"the index has no entry {row} any more")
+            raise DamagedShardError(f"the index has no entry {row} any more")
         offset, size, check, label = _ENTRY.unpack(content)
         return offset, size, check, label
 
@@ -140,19 +140,19 @@ class LocalShard:
         """The bytes of a record.
 
         Raises:
-            DamagedShard: they are cut, or not those of the checksum.
-            NoImage: there are none.
+            DamagedShardError: they are cut, or not those of the checksum.
+            NoImageError: there are none.
         """
         offset, size, check, _ = self._entry(row)
         if size == 0:
-            raise NoImage("the record holds no image")
+            raise NoImageError("the record holds no image")
         content = os.pread(self._fd if self._data_fd < 0 else self._data_fd, size, offset)
         if len(content) != size:
-            raise DamagedShard(
+            raise DamagedShardError(
                 f"cut at byte {offset + len(content)}: record {row} ends at {offset + size}"
             )
         if self._has_checks and checksum(content) != check:
-            raise DamagedShard(f"record {row} at byte {offset} is not what its checksum says")
+            raise DamagedShardError(f"record {row} at byte {offset} is not what its checksum says")
         return content
 
     def offset(self, row: int) -> int:

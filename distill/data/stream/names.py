@@ -182,7 +182,7 @@ def matching(pattern: str, key: str) -> list[str]:
     return [name if "://" in name else f"{scheme}://{name.lstrip('/')}" for name in found]
 
 
-def container_of(spec: schema.Stream, names: Sequence[str], key: str) -> Container:
+def container_of(spec: schema.StreamSpec, names: Sequence[str], key: str) -> Container:
     packed = next((name for name in names if name.lower().endswith(COMPRESSED)), None)
     if packed is not None:
         raise InputError(

@@ -17,15 +17,15 @@ from distill.data.records import first_line
 from distill.data.stream.cache import ShardCache
 from distill.data.stream.counts import count_shards, with_counts
 from distill.data.stream.listing import Listing, list_shards
-from distill.data.stream.localise import Fields, Localiser
 from distill.data.stream.names import shown
+from distill.data.stream.shard_fetcher import Fields, ShardFetcher
 from distill.data.stream.source import StreamSource
-from distill.data.stream.transport import TransferFailed, Transport
+from distill.data.stream.transport import TransferError, Transport
 from distill.errors import InputError
 from distill.recipe import schema
 
 
-def cache_folder(shards: schema.Shards, root: Path) -> Path:
+def cache_folder(shards: schema.ShardsSpec, root: Path) -> Path:
     """Where the machine keeps shards: `data.shards.cache`, relative to the data's root, or a folder
     of the user's own.
 
@@ -56,7 +56,10 @@ def _user() -> str:
 
 
 def open_stream(
-    spec: schema.Stream, root: Path, key: str = "data.train", shards: schema.Shards | None = None
+    spec: schema.StreamSpec,
+    root: Path,
+    key: str = "data.train",
+    shards: schema.ShardsSpec | None = None,
 ) -> StreamSource:
     """The stream of a recipe. Lists shards and reads what says how many samples they hold, and no
     shard.
@@ -65,7 +68,7 @@ def open_stream(
         InputError: nothing there, no access, counts or classes that nothing says, labels outside
             the class list.
     """
-    listing, localiser, kept = _listed(spec, root, key, shards or schema.Shards())
+    listing, localiser, kept = _listed(spec, root, key, shards or schema.ShardsSpec())
     with _told(key):
         listing = with_counts(listing, localiser, kept, shown(spec.path), key)
     if not spec.labelled:
@@ -95,10 +98,10 @@ def open_stream(
 
 
 def count_samples(
-    spec: schema.Stream,
+    spec: schema.StreamSpec,
     root: Path,
     key: str = "data.train",
-    shards: schema.Shards | None = None,
+    shards: schema.ShardsSpec | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
     """Read each shard once and keep the counts beside the cache, so that `open_stream` finds them.
@@ -112,7 +115,7 @@ def count_samples(
     Raises:
         InputError: as `open_stream`; a shard that cannot be read.
     """
-    listing, localiser, kept = _listed(spec, root, key, shards or schema.Shards())
+    listing, localiser, kept = _listed(spec, root, key, shards or schema.ShardsSpec())
     with _told(key):
         if listing.container == "parquet":  # which are kept under what their footers say
             listing = with_counts(listing, localiser, kept, shown(spec.path), key)
@@ -121,15 +124,15 @@ def count_samples(
 
 
 def _listed(
-    spec: schema.Stream, root: Path, key: str, shards: schema.Shards
-) -> tuple[Listing, Localiser, Path]:
+    spec: schema.StreamSpec, root: Path, key: str, shards: schema.ShardsSpec
+) -> tuple[Listing, ShardFetcher, Path]:
     folder = cache_folder(shards, root)
     cache = ShardCache(folder, int(shards.cache_gb * 1e9))
     transport = Transport(retries=shards.retries, timeout_s=shards.timeout_s)
     with _told(key):
         listing = list_shards(spec, root, key, transport, cache)
     fields = Fields(spec.image, spec.label, spec.labelled and listing.labels is None)
-    return listing, Localiser(cache, transport, listing.container, fields), folder / "counts"
+    return listing, ShardFetcher(cache, transport, listing.container, fields), folder / "counts"
 
 
 @contextmanager
@@ -143,7 +146,7 @@ def _told(key: str) -> Iterator[None]:
         raise (
             error if str(error).startswith(("data.", key)) else InputError(f"{key}.path: {error}")
         ) from error
-    except TransferFailed as error:
+    except TransferError as error:
         raise InputError(
             f"{key}.path: {first_line(error)}: mend the server or the way to it, or try again later"
         ) from error

@@ -16,8 +16,8 @@ import numpy as np
 
 from distill.data.records import first_line
 from distill.data.stream.ending import stop_if_ending
-from distill.data.stream.local import ENTRY, DamagedShard, append_index, checksum
-from distill.errors import InputError, nearest
+from distill.data.stream.local import ENTRY, DamagedShardError, append_index, checksum
+from distill.errors import InputError, did_you_mean
 
 # Rows of one read: 64 images of 110 KB are 7 MB, whatever the size of the row group.
 _ROWS_AT_ONCE = 64
@@ -38,10 +38,10 @@ def tail_size(last_bytes: bytes) -> int:
     """How many bytes at the end of a Parquet file are its footer, from its last 8.
 
     Raises:
-        DamagedShard: they are not the end of a Parquet file.
+        DamagedShardError: they are not the end of a Parquet file.
     """
     if len(last_bytes) != 8 or last_bytes[4:] != b"PAR1":
-        raise DamagedShard("it does not end as a Parquet file does: cut short, or not Parquet")
+        raise DamagedShardError("it does not end as a Parquet file does: cut short, or not Parquet")
     return int.from_bytes(last_bytes[:4], "little") + 8
 
 
@@ -52,7 +52,7 @@ def read_footer(tail: bytes, *, image: str | None, label: str | None, labelled: 
         tail: its last bytes, `tail_size` of them.
 
     Raises:
-        DamagedShard: the footer cannot be read.
+        DamagedShardError: the footer cannot be read.
         InputError: no such column, or one that holds something else. Names the setting, and not the
             shard.
     """
@@ -65,7 +65,7 @@ def read_footer(tail: bytes, *, image: str | None, label: str | None, labelled: 
         metadata = pq.read_metadata(io.BytesIO(b"PAR1" + tail))
         columns = metadata.schema.to_arrow_schema()
     except (pa.ArrowException, OSError) as error:
-        raise DamagedShard(f"the Parquet footer is damaged ({first_line(error)})") from error
+        raise DamagedShardError(f"the Parquet footer is damaged ({first_line(error)})") from error
     check_columns(columns, image, label, labelled)
     return Footer(
         metadata.num_rows,
@@ -88,7 +88,7 @@ def check_columns(columns: Any, image: str | None, label: str | None, labelled: 
             have = ", ".join(map(repr, columns.names))
             alone = ", or set labelled: false" if setting == "label" else ""
             raise InputError(
-                f"no column {column!r}{nearest(column, columns.names)}: set `{setting}` to one of"
+                f"no column {column!r}{did_you_mean(column, columns.names)}: set `{setting}` to one of"
                 f" {have}{alone}"
             )
     kind = columns.field(image or "image").type
@@ -128,7 +128,7 @@ def footer_sha256(path: Path) -> str:
     """SHA-256 of the footer of a file, as `Footer.sha256`.
 
     Raises:
-        DamagedShard: it is not the end of a Parquet file.
+        DamagedShardError: it is not the end of a Parquet file.
     """
     with path.open("rb") as file:
         end = file.seek(0, io.SEEK_END)
@@ -156,7 +156,7 @@ def localise_parquet(
         How many records there are.
 
     Raises:
-        DamagedShard: names the row at which reading ends.
+        DamagedShardError: names the row at which reading ends.
         InputError: no such columns; a row without a label.
         SystemExit: the process ends.
     """
@@ -193,11 +193,11 @@ def localise_parquet(
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # of the machine: a full disk, a read error
-        raise DamagedShard(
+        raise DamagedShardError(
             f"the Parquet file cannot be read past row {row} ({first_line(error)})"
         ) from error
     if row != num_rows:
-        raise DamagedShard(f"the Parquet file has {row} rows, and its footer says {num_rows}")
+        raise DamagedShardError(f"the Parquet file has {row} rows, and its footer says {num_rows}")
     entries = np.concatenate(parts) if parts else np.zeros(0, ENTRY)
     append_index(path, entries, tuple(positions) or None, has_checks=True)
     return row

@@ -16,10 +16,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from distill.data.labels import index_names
-from distill.data.records import LabelsOnRead, UnreadableShard, first_line
-from distill.data.stream.ahead import Ahead
-from distill.data.stream.local import DamagedShard, LocalShard
-from distill.data.stream.localise import ListedShard, Localiser
+from distill.data.records import LabelsOnRead, UnreadableShardError, first_line
+from distill.data.stream.local import DamagedShardError, LocalShard
+from distill.data.stream.prefetcher import Prefetcher
+from distill.data.stream.shard_fetcher import ListedShard, ShardFetcher
 from distill.data.stream.tar import member_name
 from distill.errors import InputError
 
@@ -58,7 +58,7 @@ class _Process:
         self.failed: dict[
             int, tuple[float, type[Exception], str]
         ] = {}  # until when, and what to raise
-        self.ahead = Ahead(begin)
+        self.ahead = Prefetcher(begin)
         # A local tar takes two descriptors.
         self.most_open = max(8, min(_MOST_OPEN, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))
 
@@ -104,7 +104,7 @@ class StreamSource:
     def __init__(
         self,
         shards: Sequence[ListedShard],
-        localiser: Localiser,
+        localiser: ShardFetcher,
         classes: tuple[str, ...],
         *,
         stored: tuple[str, ...] | None = None,
@@ -143,7 +143,7 @@ class StreamSource:
         """The image file of a sample.
 
         Raises:
-            UnreadableShard: its shard cannot be fetched or is damaged.
+            UnreadableShardError: its shard cannot be fetched or is damaged.
             OSError: this sample alone cannot be read.
             InputError: access is refused, or the shard is not what it was said to be.
         """
@@ -151,7 +151,7 @@ class StreamSource:
         shard = self._open(number).shard
         try:
             return shard.read(row)
-        except DamagedShard:
+        except DamagedShardError:
             return self._read_again(number, row, shard)
 
     def label(self, index: int) -> int:
@@ -177,7 +177,7 @@ class StreamSource:
         except OSError:
             return f"{url}, sample {row}"
 
-    def prepare(self, shards: Sequence[int]) -> None:
+    def prefetch(self, shards: Sequence[int]) -> None:
         """Bring these shards here in the background, the most urgent first. Neither waits nor
         raises.
         """
@@ -254,12 +254,12 @@ class StreamSource:
         process.close_given_up()
         return opened
 
-    def _given_up(self, number: int, error: OSError) -> UnreadableShard:
+    def _given_up(self, number: int, error: OSError) -> UnreadableShardError:
         url = self.shards[number].shown
         reason = first_line(error)
         message = reason if url in reason else f"{url}: {reason}"
-        self._here().failed[number] = (time.monotonic() + _REST_S, UnreadableShard, message)
-        return UnreadableShard(message)
+        self._here().failed[number] = (time.monotonic() + _REST_S, UnreadableShardError, message)
+        return UnreadableShardError(message)
 
     def _checked(self, number: int, shard: LocalShard) -> _Opened:
         """The opened shard, held to what was said of it."""
@@ -306,7 +306,7 @@ class StreamSource:
             self._localiser.drop(self.shards[number], damaged.status)
         try:
             return self._open(number).shard.read(row)
-        except DamagedShard as error:
+        except DamagedShardError as error:
             with process.lock:
                 process.opened.pop(number, None)
             raise self._given_up(number, error) from error

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from distill.data.records import first_line
-from distill.data.stream.local import ENTRY, DamagedShard
+from distill.data.stream.local import ENTRY, DamagedShardError
 from distill.data.stream.names import is_web_page
 from distill.errors import InputError
 
@@ -47,7 +47,7 @@ def read_members(fd: int, end: int | None = None) -> list[Member]:
         end: where the archive ends in the file; null: with the file.
 
     Raises:
-        DamagedShard: cut, changed, or no tar at all; names the byte.
+        DamagedShardError: cut, changed, or no tar at all; names the byte.
     """
     end = os.fstat(fd).st_size if end is None else end
     members: list[Member] = []
@@ -70,7 +70,9 @@ def read_members(fd: int, end: int | None = None) -> list[Member]:
             size = int(pax.get("size", size))
         if data + size > end:
             _verify(headers)
-            raise DamagedShard(f"cut at byte {end}: the member at byte {at} ends at {data + size}")
+            raise DamagedShardError(
+                f"cut at byte {end}: the member at byte {at} ends at {data + size}"
+            )
         at = data + (size + _BLOCK - 1) // _BLOCK * _BLOCK
         if kind == 76:  # L: GNU's long name
             long_name = os.fsdecode(os.pread(fd, size, data).rstrip(b"\0"))
@@ -98,7 +100,7 @@ def _number(field: bytes, at: int) -> int:
     try:
         return int(field.split(b"\0", 1)[0] or b"0", 8)
     except ValueError:
-        raise DamagedShard(f"the header at byte {at} is damaged: size {field!r}") from None
+        raise DamagedShardError(f"the header at byte {at} is damaged: size {field!r}") from None
 
 
 def _pax(content: bytes, at: int) -> dict[str, str]:
@@ -112,11 +114,11 @@ def _pax(content: bytes, at: int) -> dict[str, str]:
             if not equals or not value.endswith(b"\n"):
                 raise ValueError
         except ValueError:
-            raise DamagedShard(f"the PAX header at byte {at} is damaged") from None
+            raise DamagedShardError(f"the PAX header at byte {at} is damaged") from None
         found[os.fsdecode(key)] = os.fsdecode(value[:-1])
         start += int(digits)
     if start != len(content):
-        raise DamagedShard(f"the PAX header at byte {at} is damaged")
+        raise DamagedShardError(f"the PAX header at byte {at} is damaged")
     return found
 
 
@@ -151,34 +153,34 @@ def _verify(headers: list[tuple[int, bytes]]) -> None:
     for (at, header), total in zip(headers, sums.tolist(), strict=True):
         digits = header[148:154]
         if not (digits.isdigit() and int(digits, 8) == total) and not _sum_is_right(header):
-            raise DamagedShard(f"the header at byte {at} is damaged: its checksum is wrong")
+            raise DamagedShardError(f"the header at byte {at} is damaged: its checksum is wrong")
 
 
 def _check_end(fd: int, header: bytes, at: int, end: int) -> None:
     """An archive ends with blocks of zeros: one, two, or as many as fill its last record."""
     if at == 0:
         if is_web_page(header):
-            raise DamagedShard(
+            raise DamagedShardError(
                 "a web page (HTML) in place of a tar file: see what the server sends for its URL"
             )
         for magic, name in _COMPRESSED.items():
             if header.startswith(magic):
-                raise DamagedShard(
+                raise DamagedShardError(
                     f"compressed with {name}: a stream reads samples by offset, so unpack it to a"
                     " plain .tar"
                 )
     if len(header) < _BLOCK:
-        raise DamagedShard(
+        raise DamagedShardError(
             f"cut at byte {end}: the archive has no end, and a header is due at byte {at}"
         )
     if any(header):
-        raise DamagedShard(
+        raise DamagedShardError(
             f"no tar header at byte {at}, where one is due: not a tar file, or overwritten"
         )
     for start in range(at, end, 1 << 20):
         piece = os.pread(fd, min(1 << 20, end - start), start)
         if piece.count(0) != len(piece):
-            raise DamagedShard(
+            raise DamagedShardError(
                 f"data after the end of the archive at byte {at}: archives put end to end are not"
                 " read"
             )
@@ -210,7 +212,7 @@ def index_tar(
         labels are numbers.
 
     Raises:
-        DamagedShard: as read_members.
+        DamagedShardError: as read_members.
         InputError: two images, none or no label for a key; numbers and names; no sample at all.
             Names the key, and not the shard.
     """

@@ -18,7 +18,13 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO
 
-from distill.data.stream.body import LEAST_BYTES_PER_S, SLOW_TIMEOUTS, Body, Trouble, paced
+from distill.data.stream.byte_stream import (
+    LEAST_BYTES_PER_S,
+    SLOW_TIMEOUTS,
+    ByteStream,
+    TransientError,
+    paced,
+)
 from distill.data.stream.filesystem import open_file
 from distill.data.stream.web import address_of, open_web
 from distill.errors import InputError
@@ -36,7 +42,7 @@ _MOST_TRIES = 1000
 MOST_READ_BYTES = 1 << 26
 
 
-class TransferFailed(OSError):  # noqa: N818 - named for what it says of the transfer
+class TransferError(OSError):
     """Trouble that outlived the retries. The message names the file, the offset, the last reason
     and the number of tries.
     """
@@ -69,7 +75,7 @@ class Transport:
         """Bytes of a file; None where the server does not say.
 
         Raises:
-            InputError, TransferFailed: as `fetch`.
+            InputError, TransferError: as `fetch`.
         """
         tries = _Tries(self, url)
         while True:
@@ -77,7 +83,7 @@ class Transport:
                 # The first byte rather than HEAD, which signed URLs refuse.
                 with self._open(url, 0, 1, None, again=tries.made > 0) as body:
                     return body.total
-            except Trouble as trouble:
+            except TransientError as trouble:
                 tries.failed(trouble, 0)
 
     def read(
@@ -86,7 +92,7 @@ class Transport:
         """A small file, or bytes [start, end) of any, as a slice: fewer where it ends before.
 
         Raises:
-            InputError, TransferFailed: as `fetch`; more than `most_bytes`.
+            InputError, TransferError: as `fetch`; more than `most_bytes`.
         """
         assert 0 <= start <= (start if end is None else end), (start, end)
         if start == end:
@@ -109,7 +115,7 @@ class Transport:
 
         Raises:
             InputError: what no retry mends: no such file, host or repository, no access.
-            TransferFailed: what the retries did not mend, or not the bytes that were promised.
+            TransferError: what the retries did not mend, or not the bytes that were promised.
             OSError: `path` cannot be written.
         """
         with path.open("wb") as file:
@@ -126,14 +132,14 @@ class Transport:
                     wrong = f"its SHA-256 is {sink.digest.hexdigest()} and {sha256} was promised"
                 if wrong is None:
                     return
-        raise TransferFailed(
+        raise TransferError(
             f"{_shown(url)}: {wrong}, in both of 2 transfers: it has changed, or is damaged where"
             " it lies"
         )
 
     def _open(
         self, url: str, start: int, end: int | None, version: str | None, again: bool
-    ) -> AbstractContextManager[Body]:
+    ) -> AbstractContextManager[ByteStream]:
         if _is_web(url):
             return open_web(address_of(url), start, end, version, self.timeout_s)
         return open_file(url, start, end, again)
@@ -157,7 +163,7 @@ class Transport:
                         sink.restart()
                         at, version = start, None
                     if body.start > at:
-                        raise Trouble(
+                        raise TransientError(
                             "the file has changed, or the server sends another part than asked for"
                         )
                     version, total = body.version, body.total
@@ -170,9 +176,9 @@ class Transport:
                             return f"it has more than the {size} bytes that were promised"
                 goal = min((stop for stop in (end, total, size) if stop is not None), default=at)
                 if at < goal:
-                    raise Trouble(f"the answer ended at byte {at} of {goal}")
+                    raise TransientError(f"the answer ended at byte {at} of {goal}")
                 return None
-            except Trouble as trouble:
+            except TransientError as trouble:
                 tries.failed(trouble, at)
                 if (
                     version is None and not sink.hashed
@@ -224,8 +230,8 @@ class _Tries:
         self._asked_s = 0.0
         self._began = time.monotonic()
 
-    def failed(self, trouble: Trouble, at: int) -> None:
-        """at: the offset reached. Raises TransferFailed when it is enough."""
+    def failed(self, trouble: TransientError, at: int) -> None:
+        """at: the offset reached. Raises TransferError when it is enough."""
         self.made += 1
         gained = max(0, at - self._furthest)
         self._furthest += gained
@@ -238,7 +244,7 @@ class _Tries:
         enough = self._failures > self._transport.retries or self.made >= _MOST_TRIES
         if enough or self._left_s < 0 or self._asked_s > _MOST_ASKED_S:
             times = "once" if self.made == 1 else f"{self.made} times"
-            raise TransferFailed(
+            raise TransferError(
                 f"{_shown(self._url)}: at byte {at}, tried {times}: {trouble}"
             ) from trouble
         if not progress or trouble.wait_s is not None:

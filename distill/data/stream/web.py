@@ -19,7 +19,7 @@ from email.utils import parsedate_to_datetime
 from typing import IO, Any
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
-from distill.data.stream.body import PIECE_BYTES, SLOW_TIMEOUTS, Body, Trouble
+from distill.data.stream.byte_stream import PIECE_BYTES, SLOW_TIMEOUTS, ByteStream, TransientError
 from distill.data.stream.deadline import Deadline, http_handlers
 from distill.data.stream.names import shown
 from distill.errors import InputError
@@ -105,7 +105,7 @@ def _hub_address(url: str) -> Address:
 @contextmanager
 def open_web(
     address: Address, start: int, end: int | None, version: str | None, timeout_s: float
-) -> Iterator[Body]:
+) -> Iterator[ByteStream]:
     """Bytes [start, end) of a file, or all of it from a server without ranges, or whose file is no
     longer `version`.
 
@@ -131,7 +131,7 @@ def open_web(
     except (OSError, http.client.HTTPException, UnicodeError) as error:
         raise _unanswered(address, error, timeout_s) from error
     if response is None:  # nothing lies in the range
-        yield Body(start, total, None, ())
+        yield ByteStream(start, total, None, ())
         return
     with response:
         encoding = response.headers.get("Content-Encoding", "identity")
@@ -144,9 +144,9 @@ def open_web(
         if response.status == 206:
             first, total = _content_range(response.headers)
             if first is None:
-                raise Trouble("the server answers with a part that it does not name")
+                raise TransientError("the server answers with a part that it does not name")
             at = first
-        yield Body(at, total, _version(response.headers), _pieces(response, deadline))
+        yield ByteStream(at, total, _version(response.headers), _pieces(response, deadline))
 
 
 def _pieces(response: http.client.HTTPResponse, deadline: Deadline) -> Iterator[bytes]:
@@ -162,13 +162,13 @@ def _pieces(response: http.client.HTTPResponse, deadline: Deadline) -> Iterator[
             http.client.HTTPException,
             ValueError,
         ) as error:  # ValueError: a damaged chunk length
-            raise Trouble(_reason(error, deadline.timeout_s)) from error
+            raise TransientError(_reason(error, deadline.timeout_s)) from error
         if not piece:
             break
         received += len(piece)
         yield piece
     if promised is not None and received < promised:
-        raise Trouble(f"the answer ended after {received} of {promised} bytes")
+        raise TransientError(f"the answer ended after {received} of {promised} bytes")
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -249,7 +249,7 @@ def _refused(address: Address, status: int, reason: str, headers: Message) -> Ex
     """
     said = f"the server answers {status} {reason}".rstrip()
     if status in _PASSING or status >= 500:
-        return Trouble(said, _asked_wait_s(headers))
+        return TransientError(said, _asked_wait_s(headers))
     if address.repo is not None:
         return InputError(f"{address.shown}: {_hub_refusal(address, status, headers) or said}")
     if status in (401, 403):
@@ -322,7 +322,7 @@ def _unanswered(address: Address, error: Exception, timeout_s: float) -> Excepti
             f"{address.shown}: the certificate of {host} is not trusted here"
             f" ({cause.verify_message}): set SSL_CERT_FILE to a file with the right authority"
         )
-    return Trouble(_reason(cause, timeout_s))
+    return TransientError(_reason(cause, timeout_s))
 
 
 def _reason(error: object, timeout_s: float) -> str:

@@ -1,0 +1,1 @@
+"""Which sample comes at which position: shuffled (random access), lanes (shards)."""

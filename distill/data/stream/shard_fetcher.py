@@ -1,0 +1,226 @@
+"""A listed shard -> an open one: fetched whole, indexed, checked, and kept in the cache of the
+machine.
+"""
+
+import hashlib
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from distill.data.stream.cache import ShardCache
+from distill.data.stream.ending import held_to_the_end
+from distill.data.stream.local import DamagedShardError, LocalShard, add_checksums, append_index
+from distill.data.stream.names import Container, shown, unsigned
+from distill.data.stream.parquet import footer_sha256, localise_parquet
+from distill.data.stream.tar import index_tar
+from distill.data.stream.transport import Transport
+from distill.errors import InputError
+
+_FORMAT = 2  # of what the cache keeps; another number leaves the old files to be thrown out
+
+
+@dataclass(frozen=True)
+class ListedShard:
+    """One shard as a listing has it.
+
+    url: where it is; an absolute path when local. name: its path below what the shards share.
+    num_samples, size_bytes, sha256: as promised by a manifest or the Hub; None where nobody says.
+    footer_sha256: of a Parquet file whose footer was read.
+    """
+
+    url: str
+    name: str
+    num_samples: int | None = None
+    size_bytes: int | None = None
+    sha256: str | None = None
+    footer_sha256: str | None = None
+
+    @property
+    def is_local(self) -> bool:
+        return "://" not in self.url
+
+    @property
+    def shown(self) -> str:
+        """For messages: without passwords and signatures."""
+        return shown(self.url)
+
+    @property
+    def identity(self) -> str:
+        """What another content would change, as far as it is known without reading the shard; of a
+        mere URL it is not known.
+        """
+        if self.sha256 is not None:
+            return self.sha256
+        return (
+            self.state
+            if self.is_local
+            else f"{unsigned(self.url)} {self.size_bytes} {self.footer_sha256}"
+        )
+
+    @property
+    def state(self) -> str:
+        """Of a local file: what a change of it changes. Its times alone do not tell: archives and
+        images of containers set them.
+        """
+        status = os.stat(self.url)
+        return (
+            f"{self.url} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_dev}"
+            f" {status.st_ino}"
+        )
+
+    @property
+    def content(self) -> str | None:
+        """What is known of its content wherever it lies: None of a tar without checksum."""
+        footer = None if self.footer_sha256 is None else f"{self.size_bytes} {self.footer_sha256}"
+        return self.sha256 or footer
+
+
+@dataclass(frozen=True)
+class Fields:
+    """What of a sample is read: as in the recipe's `Stream`."""
+
+    image: str | None
+    label: str | None
+    labelled: bool
+
+
+@dataclass(frozen=True)
+class ShardFetcher:
+    """Shards of one container, brought here. Plain values: it goes to workers as it is."""
+
+    cache: ShardCache
+    transport: Transport
+    container: Container
+    fields: Fields
+
+    def open(self, shard: ListedShard) -> LocalShard:
+        """The shard, made or fetched when the cache lacks it.
+
+        Raises:
+            DamagedShardError: it is corrupt, here or there.
+            OSError: it cannot be read; TransferError: it cannot be fetched.
+            InputError: its layout is not that of samples; the server refuses it. Names the shard.
+        """
+        data = self._data_of(shard)
+        spoilt = False
+        while True:
+            path = self.cache.file(self._key(shard), lambda tmp: self._make(shard, tmp))
+            try:
+                with path.open("rb") as file:
+                    status = os.fstat(file.fileno())
+                    return LocalShard(file, data)
+            except FileNotFoundError:
+                if not path.exists() and (data is None or data.exists()):
+                    # given up by the cache just now, which is too small for what is in use
+                    continue
+                raise
+            # spoilt in the cache: what is wrong with the shard itself is raised while it is made
+            except DamagedShardError:
+                if spoilt:
+                    raise
+                spoilt = True
+                self.drop(shard, status)
+
+    def begin(self, shard: ListedShard) -> None:
+        """Bring the shard here, unless it is here or somebody else is at it."""
+        self.cache.begin(self._key(shard), lambda tmp: self._make(shard, tmp))
+
+    def drop(self, shard: ListedShard, damaged: os.stat_result) -> None:
+        """Forget the file that was found damaged, unless another process has brought a new one.
+        Raises as `open`.
+        """
+        key = self._key(shard)
+        try:
+            there = os.stat(self.cache.file(key, lambda tmp: self._make(shard, tmp)))
+        except FileNotFoundError:
+            return
+        if os.path.samestat(there, damaged):
+            self.cache.drop(key)
+
+    def _data_of(self, shard: ListedShard) -> Path | None:
+        return Path(shard.url) if shard.is_local and self.container == "tar" else None
+
+    def _key(self, shard: ListedShard) -> str:
+        fields = self.fields
+        said = (
+            f"{_FORMAT} {self.container} {fields.image} {fields.label} {fields.labelled}"
+            f" {shard.identity}"
+        )
+        if self._data_of(shard) is not None:  # an index alone, which a copy in the cache has within
+            said += f" {shard.state}"
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", shard.name)[-60:].lstrip(".-")
+        return f"{name}-{hashlib.sha256(said.encode()).hexdigest()[:24]}"
+
+    def _make(self, shard: ListedShard, path: Path) -> None:
+        make = self._make_tar if self.container == "tar" else self._make_parquet
+        try:
+            try:
+                make(shard, path)
+            except DamagedShardError:
+                if shard.is_local or shard.sha256 is not None:
+                    raise
+                make(
+                    shard, path
+                )  # nothing but its form told that it was damaged, perhaps on its way
+        except InputError as error:
+            raise (
+                error if shard.shown in str(error) else InputError(f"{shard.shown}: {error}")
+            ) from error
+
+    def _make_tar(self, shard: ListedShard, path: Path) -> None:
+        fields = self.fields
+        local = self._data_of(shard)
+        if local is None:
+            self.transport.fetch(shard.url, path, size=shard.size_bytes, sha256=shard.sha256)
+        else:
+            _hold_to_promise(shard)
+        fd = os.open(local or path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            entries, names = index_tar(
+                fd, image=fields.image, label=fields.label, labelled=fields.labelled
+            )
+            if local is None:
+                add_checksums(fd, entries)
+        finally:
+            os.close(fd)
+        append_index(path, entries, names, has_checks=local is None)
+
+    def _make_parquet(self, shard: ListedShard, path: Path) -> None:
+        fields = self.fields
+        if shard.is_local:
+            _hold_to_promise(shard)
+        else:
+            self.transport.fetch(shard.url, path, size=shard.size_bytes, sha256=shard.sha256)
+        file = Path(shard.url) if shard.is_local else path
+        if shard.footer_sha256 is not None and footer_sha256(file) != shard.footer_sha256:
+            raise InputError(
+                "it is another file than when its footer was read: it has been written anew since,"
+                " so start again"
+            )
+        with held_to_the_end():
+            import pyarrow as pa
+
+            with pa.OSFile(str(file)) as source:
+                if not shard.is_local:
+                    # read to its end through `source`, and gone with it, even after kill -9
+                    path.unlink()
+                localise_parquet(
+                    source, path, image=fields.image, label=fields.label, labelled=fields.labelled
+                )
+
+
+def _hold_to_promise(shard: ListedShard) -> None:
+    """Compare a local shard with what was promised of it; once, when its index is made."""
+    with open(shard.url, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if shard.size_bytes is not None and size != shard.size_bytes:
+            raise DamagedShardError(
+                f"it has {size} bytes, and {shard.size_bytes} are promised: cut at byte {size}, or"
+                " another file"
+            )
+        if (
+            shard.sha256 is not None
+            and hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256
+        ):
+            raise DamagedShardError("its SHA-256 is not the promised one: damaged, or another file")

@@ -1,0 +1,185 @@
+"""A look at some images of a source: what they are, which cannot be read, and how fast this machine
+reads and decodes them.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from distill.data.decode import PixelFormatError, decode, open_image, pixel_format
+from distill.data.depth import hidden_bits, is_deep
+from distill.data.order.shuffled import permute
+from distill.data.records import Source, UnreadableShardError, first_line
+from distill.datatools.named import Sharded
+from distill.datatools.processes import in_processes
+from distill.errors import InputError
+from distill.rng import hash64
+
+# Of a source over shards only so many are brought here.
+_SHARDS = 4
+_SPEED_S = 2.0
+
+
+class Seen(NamedTuple):
+    """One image; `number`: its index. `fault`: why it cannot be read, and then the rest is nothing
+    but `pixels`.
+
+    `kind`: its format, "pixels" where it has none. `pixels`: how it stores them, as "L" or "RGB of
+      16 bits".
+    `brightest`: of more than 8 bits a channel, the greatest value after decoding, None for others.
+    `refused`: the file is whole, and what its values mean is not known.
+    """
+
+    number: int
+    num_bytes: int
+    width: int
+    height: int
+    kind: str
+    pixels: str
+    fault: str | None
+    refused: bool = False
+    brightest: int | None = None
+
+
+@dataclass(frozen=True)
+class Speed:
+    """`processes`: that read and decoded at the same time."""
+
+    images_per_s: float
+    bytes_per_s: float
+    processes: int
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which images are looked at: `candidates` are all that may be, in a random order, of `shards`
+    alone where the source has any.
+    """
+
+    candidates: np.ndarray
+    shards: tuple[int, ...]
+
+
+def choose(source: Source, count: int, seed: int) -> Choice:
+    """Images at random, as a function of the seed; of a source over shards from at most four of
+    them.
+    """
+    if not isinstance(source, Sharded):
+        order = permute(np.arange(min(len(source), 1 << 17)), len(source), hash64(seed, "look"))
+        return Choice(order, ())
+    sizes = np.asarray(source.shard_sizes, dtype=np.int64)
+    shards = permute(
+        np.arange(min(_SHARDS, len(sizes))), len(sizes), hash64(seed, "look at shards")
+    )
+    starts = np.cumsum(sizes) - sizes
+    members = np.concatenate([np.arange(starts[s], starts[s] + sizes[s]) for s in shards])
+    return Choice(
+        members[permute(np.arange(len(members)), len(members), hash64(seed, "look"))],
+        tuple(shards.tolist()),
+    )
+
+
+def bring(source: Source, choice: Choice) -> float:
+    """Seconds until the chosen shards were here.
+
+    Raises:
+        InputError: one of them cannot be had.
+    """
+    began = time.monotonic()
+    if isinstance(source, Sharded):
+        source.prefetch(choice.shards)
+        sizes = np.asarray(source.shard_sizes, dtype=np.int64)
+        for shard in choice.shards:
+            try:
+                source.read(int(sizes[:shard].sum()))
+            except UnreadableShardError as error:
+                raise InputError(str(error)) from error
+            except OSError:  # of this image alone: counted when it is looked at
+                pass
+    return time.monotonic() - began
+
+
+def look(source: Source, indices: Sequence[int], num_workers: int) -> list[Seen]:
+    """Each image as it is, in the order given.
+
+    Raises:
+        InputError: a whole shard cannot be had.
+    """
+    found = {seen.number: seen for seen in in_processes(_seen, source, list(indices), num_workers)}
+    return [found[index] for index in indices]
+
+
+def _seen(source: Source, index: int) -> Seen:
+    kind = pixels = ""
+    deep = False
+    try:
+        record = source.read(index)
+        if isinstance(record, np.ndarray):
+            kind, pixels = "pixels", "RGB" if record.ndim == 3 else "L"
+        else:
+            with open_image(record) as header:
+                kind, pixels = header.format or "unknown", pixel_format(header)
+                deep = is_deep(header) or hidden_bits(header) is not None
+        image = decode(record)
+        brightest = np.asarray(image).max().item() if deep else None
+        size = record.nbytes if isinstance(record, np.ndarray) else len(record)
+        return Seen(index, size, *image.size, kind, pixels, None, brightest=brightest)
+    except InputError:
+        raise
+    except UnreadableShardError as error:
+        raise InputError(str(error)) from error
+    except Exception as error:  # decoders raise whatever a broken file drives them into
+        return Seen(
+            index, 0, 0, 0, "", pixels, first_line(error), isinstance(error, PixelFormatError)
+        )
+
+
+def measure_speed(source: Source, indices: Sequence[int], num_workers: int) -> Speed | None:
+    """Read and decode for two seconds in each process; None if nothing can be read.
+
+    The images are begun anew where they do not last, and then come from memory rather than the
+    disk.
+    """
+    num_processes = max(1, min(num_workers, len(indices)))
+    parts = [list(indices[i::num_processes]) for i in range(num_processes)]
+    rates = list(in_processes(_rate, source, parts, num_workers))
+    images, size = sum(rate[0] for rate in rates), sum(rate[1] for rate in rates)
+    return Speed(images, size, num_processes) if images else None
+
+
+def _rate(source: Source, indices: list[int]) -> tuple[float, float]:
+    """(images/s, bytes/s) of one process."""
+    images = size = 0
+    began = time.monotonic()
+    while time.monotonic() - began < _SPEED_S:
+        before = images
+        for index in indices:
+            try:
+                record = source.read(index)
+                decode(record)
+            except Exception:  # counted by `look`
+                continue
+            images += 1
+            size += record.nbytes if isinstance(record, np.ndarray) else len(record)
+            if time.monotonic() - began >= _SPEED_S:
+                break
+        if images == before:
+            break
+    elapsed = time.monotonic() - began
+    return images / elapsed, size / elapsed
+
+
+def kinds_of(seen: Sequence[Seen]) -> dict[str, int]:
+    """How many there are of each format, the most frequent first."""
+    return dict(Counter(each.kind for each in seen if each.fault is None).most_common())
+
+
+def pixels_of(seen: Sequence[Seen]) -> dict[str, int]:
+    """How many there are of each way to store pixels, the most frequent first; of the unreadable as
+    far as that is known.
+    """
+    return dict(Counter(each.pixels for each in seen if each.pixels).most_common())

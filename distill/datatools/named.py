@@ -1,0 +1,150 @@
+"""What SOURCE names on the command line: a path, a URL, fashion_mnist, or the data of a recipe
+(my.yaml:data.train).
+"""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from distill.data.guess import guess_source, in_options, known_classes
+from distill.data.holdout import open_eval, open_train
+from distill.data.sources import Source, open_source
+from distill.data.stream.names import shown
+from distill.errors import InputError, did_you_mean
+from distill.recipe import Recipe, load_recipe, schema
+
+OPTION = "SOURCE"
+_OPTIONS = {
+    "data.shards.cache_gb": "--cache-gb",
+    "data.shards.cache": "--cache",
+    "set labelled: false": "give --unlabelled",
+}
+_OF_A_RECIPE = re.compile(
+    r"(?P<recipe>.+):(?:stages\.(?P<stage>[^.:]+)\.)?data\.(?P<part>train|eval)"
+)
+
+
+@runtime_checkable
+class Sharded(Protocol):
+    """What a source over shards has beyond others (`distill.data.stream`)."""
+
+    shard_sizes: np.ndarray
+
+    def prefetch(self, shards: Sequence[int]) -> None: ...
+
+    def fingerprint(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Named:
+    """An opened source. `text`: what it was called, for people, without passwords. `recipe`: the
+    one that it is part of, as it stands in that stage.
+    """
+
+    source: Source
+    spec: schema.SourceSpec
+    root: Path
+    text: str
+    recipe: Recipe | None = None
+
+
+def open_named(
+    name: str,
+    *,
+    classes: str | None = None,
+    split: str | None = None,
+    labelled: bool = True,
+    shards: schema.ShardsSpec | None = None,
+    count: Callable[[schema.StreamSpec, schema.ShardsSpec], object] | None = None,
+) -> Named:
+    """Open what SOURCE names.
+
+    Args:
+        split: "train" where one is needed and none given.
+        shards: how those of a stream come here, as the command line has it; a recipe says so
+            itself.
+        count: called before a stream is opened, to count its samples.
+
+    Raises:
+        InputError: nothing is there, or it cannot be opened; in the words of the command line.
+    """
+    shards = shards or schema.ShardsSpec()
+    if found := _OF_A_RECIPE.fullmatch(name):
+        if classes is not None or split is not None:
+            given = "--split" if split is not None else "--classes"
+            raise InputError(f"{given}: {name} says that itself, in the recipe; leave it out")
+        return _of_recipe(name, found["recipe"], found["stage"], found["part"])
+    spec = guess_source(
+        name,
+        known_classes(classes),
+        split=split,
+        default_split="train",
+        labelled=labelled,
+        option=OPTION,
+    )
+    with as_options():
+        if count is not None and isinstance(spec, schema.StreamSpec):
+            count(spec, shards)
+        return Named(open_source(spec, Path(), OPTION, shards), spec, Path(), shown(name))
+
+
+@contextmanager
+def as_options() -> Iterator[None]:
+    """Inside, messages that speak of a recipe's keys are put into the words of the command line."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(said(str(error))) from error
+
+
+def said(message: str) -> str:
+    """A message of the rooms below in the words of the command line."""
+    message = in_options(message, OPTION)
+    for key, option in _OPTIONS.items():
+        message = message.replace(key, option)
+    return message
+
+
+def in_stage(recipe: Recipe, stage: str, key: str) -> Recipe:
+    """The recipe as it stands in a stage.
+
+    Args:
+        key: what names the stage, for messages.
+
+    Raises:
+        InputError: there is none of that name.
+    """
+    stages = [each.name for each in recipe.stages]
+    if stage not in stages:
+        have = ", ".join(stages) or "none"
+        raise InputError(
+            f"{key}: the recipe has no stage {stage!r}{did_you_mean(stage, stages)}; it has {have}"
+        )
+    return recipe.at_stage(stages.index(stage))
+
+
+def _of_recipe(name: str, recipe_name: str, stage: str | None, part: str) -> Named:
+    recipe = load_recipe(recipe_name)
+    run_data = recipe.data
+    if stage is not None:
+        recipe = in_stage(recipe, stage, name)
+    key = f"stages.{stage}.data.{part}" if stage else f"data.{part}"
+    root = Path(recipe.data.root).expanduser()
+    if part == "train":
+        return Named(
+            open_train(run_data, recipe.data.train, root, key),
+            recipe.data.train,
+            root,
+            name,
+            recipe,
+        )
+    source = open_eval(run_data, root, key)
+    if source is None or run_data.eval is None:
+        raise InputError(f"{name}: data.eval of the recipe is null: it names no images")
+    spec = run_data.train if isinstance(run_data.eval, schema.HoldOutSpec) else run_data.eval
+    return Named(source, spec, root, name, recipe)

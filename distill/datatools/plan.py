@@ -1,0 +1,238 @@
+"""Which sample goes into which shard, as pure functions of the source and the options; and the file
+that holds a folder to them.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from distill.data.order.shuffled import permute
+from distill.data.records import Source
+from distill.data.stream.manifest import MANIFEST_FILE, read_manifest
+from distill.data.stream.shard_fetcher import ListedShard
+from distill.data.stream.source import StreamSource
+from distill.datatools.container import Container
+from distill.datatools.named import Sharded
+from distill.datatools.storage import STATE_FOLDER, tmp_name
+from distill.errors import InputError
+from distill.recipe import schema
+from distill.rng import hash64
+
+PLAN_FILE = "plan.json"
+# Of a source that comes in shards so many are mixed together: a new shard then needs these, and not
+# all of them.
+_WINDOW_SHARDS = 16
+_FINGERPRINT_RECORDS = 32
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What shapes the shards beside the source; null `seed`: the source's own order."""
+
+    container: Container
+    seed: int | None
+    resize: int | None
+    quality: int | None
+    labelled: bool
+    samples_per_shard: int | None
+    shard_mb: float | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """N samples in S shards, each of N // S or one more. `source`: its fingerprint.
+
+    `extension`: of every image's name, the one that most of them have: `datasets` refuses tar files
+      of several. Readers see what an image is from its bytes.
+    """
+
+    asked: Asked
+    source: str
+    num_samples: int
+    num_shards: int
+    extension: str
+
+    def file(self, shard: int) -> str:
+        return f"shard-{shard:05d}.{self.asked.container}"
+
+    def positions(self, shard: int) -> np.ndarray:
+        """[n] int64: where in the order the samples of a shard stand."""
+        first, last = (
+            shard * self.num_samples // self.num_shards,
+            (shard + 1) * self.num_samples // self.num_shards,
+        )
+        return np.arange(first, last, dtype=np.int64)
+
+
+def order(source: Source, positions: np.ndarray, seed: int | None) -> np.ndarray:
+    """[n] int64 indices into the source of the samples at `positions`.
+
+    Shuffled, it is a permutation of the whole. A source over shards is permuted shard by shard, and
+    its samples within windows of 16 of those.
+    """
+    if seed is None or len(source) == 0:
+        return positions
+    if not isinstance(source, Sharded):
+        return permute(positions, len(source), hash64(seed, "shard"))
+    sizes = np.asarray(source.shard_sizes, dtype=np.int64)
+    shards = permute(np.arange(len(sizes)), len(sizes), hash64(seed, "shard order"))
+    ends = np.cumsum(sizes[shards])  # where in the order each permuted shard ends
+    window_ends = np.append(ends[_WINDOW_SHARDS - 1 :: _WINDOW_SHARDS], ends[-1])
+    windows = np.searchsorted(window_ends, positions, side="right")
+    mixed = np.empty_like(positions)
+    for window in np.unique(windows):
+        start = int(window_ends[window - 1]) if window else 0
+        here = windows == window
+        size = int(window_ends[window]) - start
+        mixed[here] = start + permute(
+            positions[here] - start, size, hash64(seed, "shard window", int(window))
+        )
+    slots = np.searchsorted(ends, mixed, side="right")
+    starts = np.cumsum(sizes) - sizes
+    return np.asarray(starts[shards[slots]] + mixed - (ends[slots] - sizes[shards[slots]]))
+
+
+def shards_of(source: Sharded, indices: np.ndarray) -> list[int]:
+    """The source's shards that hold `indices`, in the order in which they come."""
+    ends = np.cumsum(np.asarray(source.shard_sizes, dtype=np.int64))
+    return list(dict.fromkeys(np.searchsorted(ends, indices, side="right").tolist()))
+
+
+def fingerprint(source: Source, spec: schema.SourceSpec) -> str:
+    """SHA-256 over what a source is, wherever it lies: its classes and the labels that are known;
+    its shards, or a few records.
+    """
+    digest = hashlib.sha256(json.dumps([len(source), list(source.classes)]).encode())
+    if isinstance(source.labels, np.ndarray):
+        digest.update(np.asarray(source.labels, dtype=np.int64).tobytes())
+    if isinstance(source, Sharded):
+        fields = (
+            (spec.image, spec.label, spec.labelled) if isinstance(spec, schema.StreamSpec) else ()
+        )
+        shards = (
+            [_shard_identity(shard) for shard in source.shards]
+            if isinstance(source, StreamSource)
+            else []
+        )
+        digest.update(json.dumps([source.fingerprint(), fields, shards]).encode())
+        return digest.hexdigest()
+    for index in (
+        np.linspace(0, len(source) - 1, min(len(source), _FINGERPRINT_RECORDS)).astype(int).tolist()
+    ):
+        try:
+            record = source.read(index)
+        except OSError:
+            record = b"unreadable"
+        digest.update(
+            hashlib.sha256(
+                bytes(record) if isinstance(record, bytes) else record.tobytes()
+            ).digest()
+        )
+    return digest.hexdigest()
+
+
+def _shard_identity(shard: ListedShard) -> list[object]:
+    """What tells that a shard has other content, without reading it: its checksum, else its size,
+    and the time of a local one.
+    """
+    said: list[object] = [shard.name, shard.num_samples, shard.sha256]
+    if shard.sha256 is None and shard.is_local:
+        status = os.stat(shard.url)
+        return [*said, status.st_size, status.st_mtime_ns]
+    return [*said, shard.size_bytes]
+
+
+def read_plan(out: Path) -> Plan | None:
+    """The plan that a folder was begun with: while shards are missing in a file of its own, then in
+    the manifest.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    path = out / STATE_FOLDER / PLAN_FILE
+    try:
+        if path.is_file():
+            record = json.loads(path.read_text(encoding="utf-8"))
+        else:
+            path = out / MANIFEST_FILE
+            content = path.read_bytes()
+            if b'"shards"' not in content:  # another program's
+                return None
+            record = read_manifest(content, str(path)).plan
+        return None if record is None else Plan(**(record | {"asked": Asked(**record["asked"])}))
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path}: damaged: write into another folder, or remove {out} and write it again"
+        ) from error
+
+
+def keep_plan(out: Path, plan: Plan) -> Plan:
+    """Make a plan the folder's, unless another process was first; returns the folder's."""
+    folder = out / STATE_FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    tmp = folder / tmp_name(PLAN_FILE)
+    try:
+        with tmp.open("w", encoding="utf-8") as file:
+            json.dump(asdict(plan), file)
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(tmp, folder / PLAN_FILE)  # whole, and only if there is none
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without hard links
+            tmp.replace(folder / PLAN_FILE)
+    finally:
+        tmp.unlink(missing_ok=True)
+    kept = read_plan(out)
+    assert kept is not None
+    return kept
+
+
+# The option behind each thing that may differ; `source` is the rest.
+_OPTIONS = {
+    "container": "--container",
+    "seed": "--seed",
+    "resize": "--resize",
+    "quality": "--quality",
+    "labelled": "--unlabelled",
+    "samples_per_shard": "--samples-per-shard",
+    "shard_mb": "--shard-mb",
+}
+
+
+def refuse_another(out: Path, plan: Plan, asked: Asked, source: str) -> None:
+    """Hold a folder to what it was begun with.
+
+    Raises:
+        InputError: other options, or another source.
+    """
+    differs = [
+        f"{option} ({_said(name, getattr(plan.asked, name))} then,"
+        f" {_said(name, getattr(asked, name))} now)"
+        for name, option in _OPTIONS.items()
+        if getattr(plan.asked, name) != getattr(asked, name)
+    ]
+    if plan.source != source:
+        differs.append(
+            "SOURCE or --classes (it holds other images, labels or classes, or shards written anew)"
+        )
+    if differs:
+        raise InputError(
+            f"{out} was begun with other input: {', '.join(differs)}. Give what it was begun with,"
+            " or write into another folder"
+        )
+
+
+def _said(name: str, value: object) -> str:
+    if name == "seed":
+        return "--no-shuffle" if value is None else f"seed {value}"
+    if name == "labelled":
+        return "with labels" if value else "without labels"
+    return "not given" if value is None else str(value)

@@ -1,0 +1,135 @@
+"""The files behind a folder of shards: what says that a shard is there, files being written, and
+what a disk can do to them.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from collections.abc import Set as AbstractSet
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from distill.datatools.named import said
+from distill.datatools.processes import runs
+from distill.errors import InputError
+
+STATE_FOLDER = ".distill-shard"
+# A file that a process of another machine has not written to for so long is a dead one's.
+_GRACE_S = 3600
+
+
+@dataclass(frozen=True)
+class Done:
+    """A shard that is there. `num_samples` 0: nothing of it could be read, and it has no file.
+    `skipped`: indices into the source.
+    """
+
+    num_samples: int
+    size: int
+    sha256: str
+    skipped: tuple[int, ...]
+    labels: tuple[int, ...] | None
+    was_there: bool = False
+
+
+def state_file(out: Path, name: str) -> Path:
+    """What says of the shard `name` that it is there."""
+    return out / STATE_FOLDER / f"{name}.json"
+
+
+def keep_state(out: Path, name: str, done: Done) -> None:
+    """Say that a shard is there."""
+    text = json.dumps(asdict(done))
+    state_file(out, name).parent.mkdir(parents=True, exist_ok=True)
+    replace(state_file(out, name), lambda file: file.write(text.encode()))
+
+
+def read_state(out: Path, name: str) -> Done | None:
+    """What was said of a shard; None where nothing was, or nothing of ours, and then the shard is
+    made again.
+    """
+    try:
+        record = json.loads(state_file(out, name).read_text(encoding="utf-8"))
+        labels = record["labels"]
+        return Done(
+            **(
+                record
+                | {
+                    "skipped": tuple(record["skipped"]),
+                    "labels": None if labels is None else tuple(labels),
+                }
+            )
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def tmp_name(name: str) -> str:
+    """A name for a file while this process writes it: it says who that is."""
+    return f".tmp-{name}--{os.uname().nodename}-{os.getpid()}"
+
+
+def replace(
+    path: Path,
+    write: Callable[[BinaryIO], object],
+    check: Callable[[Path], bool] = lambda tmp: True,
+) -> None:
+    """Put what `write` writes in place of a file, in one step, if `check` of the synced file says
+    so.
+    """
+    tmp = path.with_name(tmp_name(path.name))
+    try:
+        with tmp.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        if check(tmp):
+            tmp.replace(path)
+    finally:
+        tmp.unlink(missing_ok=True)
+
+
+def remove_leftovers(out: Path, names: AbstractSet[str]) -> None:
+    """What killed writers of the files `names` left. That of the living stays."""
+    for path in (*out.glob(".tmp-*"), *(out / STATE_FOLDER).glob(".tmp-*")):
+        name, _, writer = path.name.removeprefix(".tmp-").partition("--")
+        host, _, pid = writer.rpartition("-")
+        if names.isdisjoint((name, name.removesuffix(".json"))) or not pid.isdigit():
+            continue
+        with suppress(OSError):
+            here = host == os.uname().nodename
+            if not runs(int(pid)) if here else time.time() - path.stat().st_mtime > _GRACE_S:
+                path.unlink()
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def explained(out: Path) -> Iterator[None]:
+    """What a disk can do to a write, as an InputError."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(said(str(error))) from error
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            where = next(parent for parent in (out, *out.resolve().parents) if parent.is_dir())
+            free = shutil.disk_usage(where).free / 1e6
+            raise InputError(
+                f"{out}: no room left to write there ({free:,.0f} MB free). What is finished stays:"
+                " free some room, and the same command goes on"
+            ) from error
+        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise InputError(
+                f"{out}: cannot be written: {error.strerror}; give a folder that can"
+            ) from error
+        raise

@@ -1,0 +1,160 @@
+"""Evaluation sets as models see them: the students' shared view, and once the teacher's own where
+it is another.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Literal, Self
+
+from distill.checkpoint import Signals
+from distill.data.augment import EvalTransform
+from distill.data.loading.loader import EvalBatch, EvalLoader
+from distill.data.sources import Source
+from distill.data.stream.source import StreamSource
+from distill.engine import Engine
+from distill.engine.agreement import BatchBarrier, StopRequestedError
+from distill.evaluation.accuracy import TEACHER, Accuracy, Model, TeacherAnswers, evaluate
+from distill.models.plausible import doubts
+from distill.models.teacher import Teacher
+from distill.models.view import Frame
+from distill.recipe import Recipe
+
+
+def eval_loader(
+    source: Source,
+    frame: Frame,
+    engine: Engine,
+    *,
+    batch_size: int,
+    num_workers: int | None,
+    unreadable: Literal["error", "skip"],
+) -> EvalLoader:
+    """This process's part of an evaluation set, as models of one frame see it."""
+    return EvalLoader(
+        source,
+        EvalTransform(**vars(frame)),
+        batch_size=batch_size,
+        rank=engine.rank,
+        world_size=engine.world_size,
+        num_workers=decoders(num_workers),
+        device=engine.device,
+        unreadable=unreadable,
+    )
+
+
+def decoders(num_workers: int | None) -> int:
+    """Decoding processes of this process: as asked, or its share of the cores it may run on."""
+    if num_workers is not None:
+        return num_workers
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    return max(1, min(16, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
+class AwaitedBatches:
+    """The batches of an evaluation, each after the barrier.
+
+    Iteration raises StopRequestedError on every rank where a process was asked to stop while one
+    waits for its batch.
+    """
+
+    def __init__(self, loader: EvalLoader, barrier: BatchBarrier) -> None:
+        self._loader, self._barrier = loader, barrier
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[EvalBatch]:
+        batches = iter(self._loader)
+        for _ in range(len(self)):
+            if not self._barrier.wait():
+                raise StopRequestedError
+            yield next(batches)
+
+
+class EvaluationSet:
+    """A run's evaluation set, in the students' view, and once in the teacher's own where that is
+    another.
+    """
+
+    def __init__(
+        self, source: Source, frame: Frame, teacher: Teacher | None, engine: Engine, recipe: Recipe
+    ) -> None:
+        self._source, self._teacher, self._engine, self._recipe = source, teacher, engine, recipe
+        self._own_frame = teacher.view.frame if teacher and teacher.view.frame != frame else None
+        self._answers = TeacherAnswers(teacher) if teacher else None
+        self._shared = self._loader(frame)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._shared.close()
+
+    def start(self, signals: Signals) -> None:
+        """Training begins in this process. Collective: every rank."""
+        self._signals = signals
+        self._batches = self._awaited(self._shared)
+
+    def evaluate(
+        self,
+        models: Mapping[str, Model],
+        teacher: Accuracy | None,
+        stop_if_asked: Callable[[], None],
+    ) -> dict[str, Accuracy]:
+        """Accuracies by name, the teacher's in its own view, as timm evaluates it. Collective:
+        every rank.
+
+        Agreement with the teacher and KL to it are measured on the images that all share, where the
+        teacher gets the students' view resized on the device. Its own accuracy would be another
+        there, so that takes one pass more in a run.
+
+        Args:
+            teacher: its accuracy, where this run has measured it before.
+            stop_if_asked: called every few batches; what it raises abandons the evaluation.
+        """
+        own = {}
+        if self._own_frame is not None and self._teacher is not None:
+            own = {
+                TEACHER: teacher or self._of_teacher(self._teacher, self._own_frame, stop_if_asked)
+            }
+        return evaluate(models, self._batches, self._engine, self._answers, stop_if_asked) | own
+
+    def _of_teacher(
+        self, teacher: Teacher, frame: Frame, stop_if_asked: Callable[[], None]
+    ) -> Accuracy:
+        with self._loader(frame) as loader:
+            return evaluate(
+                {TEACHER: teacher}, self._awaited(loader), self._engine, check_stop=stop_if_asked
+            )[TEACHER]
+
+    def _awaited(self, loader: EvalLoader) -> AwaitedBatches:
+        may_wait = isinstance(self._source, StreamSource)
+        return AwaitedBatches(
+            loader, BatchBarrier(loader, self._engine, self._signals, may_wait=may_wait)
+        )
+
+    def _loader(self, frame: Frame) -> EvalLoader:
+        return eval_loader(
+            self._source,
+            frame,
+            self._engine,
+            batch_size=self._recipe.evaluate.batch_size_process,
+            num_workers=self._recipe.data.num_workers,
+            unreadable=self._recipe.data.unreadable,
+        )
+
+
+def teacher_doubts(teacher: Teacher | None, accuracy: Accuracy | None) -> list[str]:
+    """Warnings about a teacher's accuracy in its own view, a sentence each."""
+    if teacher is None or accuracy is None:
+        return []
+    return doubts(
+        TEACHER,
+        accuracy.top1,
+        accuracy.num_samples,
+        teacher.num_classes,
+        sees=teacher.view.describe(),
+        promise=teacher.promised,
+    )

@@ -1,0 +1,147 @@
+"""A model as timm reads it: safetensors, config.json with the class names, and what we measured of
+it.
+
+`timm.create_model("local-dir:FOLDER", pretrained=True)` gives the same logits. The best weights of
+a run are kept in this very form, so an export is a copy.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from timm.models._hub import save_config_for_hf
+from torch import Tensor, nn
+
+from distill.checkpoint import atomic_directory, storable
+from distill.errors import InputError
+from distill.models.origin import CONFIG_FILE, WEIGHTS_FILES
+from distill.models.view import ModelView
+
+WEIGHTS_FILE = "model.safetensors"
+RECORD_FILE = "distill.json"
+RAW = "raw"
+"""Names the weights that training moves, beside the averages of them."""
+RAW_BEFORE = "last"
+"""What RAW was called in records and options of earlier versions; "last" now means the newest only.
+"""
+# Of the weights that timm publishes under the architecture's name; those of a run have no licence
+# or paper but what their owner gives.
+_OF_OTHER_WEIGHTS = (
+    "tag",
+    "license",
+    "description",
+    "origin_url",
+    "paper_name",
+    "paper_ids",
+    "notes",
+)
+
+
+def write_model(
+    folder: Path,
+    net: nn.Module,
+    weights: Mapping[str, Tensor],
+    *,
+    classes: tuple[str, ...],
+    view: ModelView,
+    record: Mapping[str, Any],
+) -> None:
+    """Write an export to `folder`, whole or not at all, replacing what is there (see
+    `refuse_overwrite`).
+
+    Args:
+        net: the timm model, for its architecture and arguments.
+        weights: state dict to write; an average's in place of the net's own.
+        view: what the model sees when it is evaluated.
+        record: what is known of the weights: student, step, scores.
+
+    Raises:
+        CheckpointError: disk full or unwritable.
+    """
+    data_config = {
+        "input_size": (3, view.image_size, view.image_size),
+        "mean": view.mean,
+        "std": view.std,
+        "crop_pct": view.crop_fraction,
+        "crop_mode": view.crop_mode,
+        "interpolation": view.interpolation,
+    }
+    with atomic_directory(folder) as directory:
+        save_file(storable(weights), directory / WEIGHTS_FILE, metadata={"format": "pt"})
+        save_config_for_hf(
+            net,
+            str(directory / CONFIG_FILE),
+            model_config={"label_names": list(classes)},
+            data_config=data_config,
+        )
+        _forget_origin(directory / CONFIG_FILE)
+        (directory / RECORD_FILE).write_text(json.dumps(dict(record), indent=1))
+
+
+def _forget_origin(file: Path) -> None:
+    """Take out of a config what timm says of its own weights of this architecture: these are other
+    weights.
+    """
+    config = json.loads(file.read_text(encoding="utf-8"))
+    for key in _OF_OTHER_WEIGHTS:
+        config["pretrained_cfg"].pop(key, None)
+    file.write_text(json.dumps(config, indent=2), encoding="utf-8")
+
+
+def refuse_overwrite(folder: Path) -> None:
+    """Raises InputError where `write_model` would replace anything but an earlier export."""
+    for place in (folder, *folder.parents):
+        if place.exists() and not place.is_dir():
+            raise InputError(f"{place}: is a file, and an export is a folder: choose another place")
+    if not folder.exists():
+        return
+    known = {WEIGHTS_FILE, CONFIG_FILE, RECORD_FILE}
+    if other := sorted(entry.name for entry in folder.iterdir() if entry.name not in known):
+        raise InputError(
+            f"{folder}: holds {other[0]!r}, which is no part of an export and would be lost: choose"
+            " another folder, or move it away"
+        )
+    if any(folder.iterdir()) and not (folder / RECORD_FILE).is_file():
+        raise InputError(
+            f"{folder}: holds a model that distill did not export (it has no {RECORD_FILE}) and"
+            " that would be lost: choose another folder, or move it away"
+        )
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """What `write_model` recorded beside the weights; empty for an export that is not ours.
+
+    Raises:
+        InputError: the record is damaged.
+    """
+    file = folder / RECORD_FILE
+    if not file.is_file():
+        return {}
+    try:
+        record = dict(json.loads(file.read_text()))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: cannot be read: {error}") from error
+    if record.get("weights") == RAW_BEFORE:
+        record["weights"] = RAW
+    return record
+
+
+def is_export(folder: Path) -> bool:
+    """Whether a folder holds a model that timm can load."""
+    return (folder / CONFIG_FILE).is_file() and any(
+        (folder / name).is_file() for name in WEIGHTS_FILES
+    )
+
+
+def class_names(folder: Path) -> tuple[str, ...]:
+    """The class names of an export.
+
+    Raises:
+        InputError: its config.json cannot be read.
+    """
+    try:
+        return tuple(json.loads((folder / CONFIG_FILE).read_text()).get("label_names", ()))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder / CONFIG_FILE}: cannot be read: {error}") from error

@@ -1,0 +1,73 @@
+"""One student of a run, written as timm loads it."""
+
+from pathlib import Path
+
+from distill.checkpoint import current_directory
+from distill.console import make_console
+from distill.errors import InputError
+from distill.models.export_format import is_export, read_record, refuse_overwrite, write_model
+from distill.recipe import load_recipe
+from distill.release.find import find_models, is_checkpoint, which_weights
+from distill.training.rundir import RECIPE_FILE, best_dir, best_student
+
+
+def export_student(
+    run: Path, output: Path, *, student: str | None = None, weights: str = "best"
+) -> None:
+    """Write one student of a run to `output`, in the form that timm loads.
+
+    Raises:
+        InputError: no such student or weights, or something else than an export lies at `output`.
+    """
+    refuse_overwrite(output)
+    if run.is_file():
+        raise InputError(f"{run}: an export is made from a run or a checkpoint, and this is a file")
+    if student is None and not is_export(run) and (run / RECIPE_FILE).is_file():
+        student = _best_of(run)
+    (found,) = find_models(run, model=None, student=student, weights=weights, image_size=None)
+    write_model(
+        output,
+        found.net,
+        found.net.state_dict(),
+        classes=found.classes,
+        view=found.view,
+        record=found.record,
+    )
+    console = make_console()
+    score = found.record.get("top1")
+    top1 = "" if score is None else f", top-1 {score:.2f} %"
+    name = found.record.get("student", found.name)
+    console.print(f"{output}: {name}, {which_weights(found)}{top1}", markup=False, soft_wrap=True)
+    needs = (
+        "import distill.models; " if str(found.record.get("model", "")).startswith("cifar_") else ""
+    )
+    console.print(
+        f"load it: python -c \"{needs}import timm; timm.create_model('local-dir:{output}',"
+        ' pretrained=True)"',
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def _best_of(run: Path) -> str:
+    """The best student of a run, finished or not.
+
+    Raises:
+        InputError: there are several and nothing says which is best.
+    """
+    names = list(load_recipe(run / RECIPE_FILE).students)
+    if len(names) == 1:
+        return names[0]
+    if not is_checkpoint(run):
+        if best := best_student(run):
+            return best
+        folders = {name: current_directory(best_dir(run, name)) for name in names}
+        scores = {
+            name: read_record(folder).get("top1")
+            for name, folder in folders.items()
+            if folder is not None
+        }
+        judged = {name: score for name, score in scores.items() if score is not None}
+        if judged:
+            return max(judged, key=lambda name: judged[name])
+    raise InputError(f"{run}: which student? Name one with --student: {', '.join(names)}")

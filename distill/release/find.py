@@ -1,0 +1,257 @@
+"""Models with their weights, out of whatever a path holds: a run, a checkpoint, an export, a file
+of weights.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from distill.checkpoint import Checkpoint, current_directory, load
+from distill.errors import InputError, did_you_mean
+from distill.models.build import create
+from distill.models.export_format import RAW, RAW_BEFORE, WEIGHTS_FILE, is_export, read_record
+from distill.models.fitting import apply_weights, fitted, head_classes
+from distill.models.origin import Origin, origin_of_file, origin_of_folder
+from distill.models.pixels import Pixels
+from distill.models.plausible import Promise, promise_beside
+from distill.models.sizes import Told, refuse_other_head, refuse_unsaid_size, sized_view
+from distill.models.student import first_weights, student_view
+from distill.models.view import ModelView
+from distill.models.weights import load_state_dict
+from distill.recipe import Recipe, load_recipe
+from distill.training.rundir import RECIPE_FILE, best_dir, newest_checkpoint
+
+
+@dataclass
+class Found:
+    """A model with its weights, on the CPU.
+
+    Attributes:
+        view: what it sees.
+        classes: in the order of the logits; empty where nothing records them.
+        record: what is known of the weights: run, student, scores.
+        notes: what was adapted when the weights were loaded, a sentence each.
+        promise: what a record beside the weights says they scored.
+    """
+
+    name: str
+    net: nn.Module
+    view: ModelView
+    classes: tuple[str, ...]
+    record: dict[str, Any]
+    notes: tuple[str, ...] = ()
+    promise: Promise | None = None
+
+    @property
+    def pixels(self) -> Pixels:
+        """The mean and std that the model wants."""
+        return Pixels(self.view.mean, self.view.std)
+
+
+def find_models(
+    path: Path, *, model: str | None, student: str | None, weights: str, image_size: int | None
+) -> list[Found]:
+    """The models that a path holds: those of a run or a checkpoint, an export, or a file of
+    weights.
+
+    Args:
+        model: timm name, for a file of weights.
+        student: one of a run; None for all that have such weights.
+        weights: of a run: "best", or "raw" or an average such as "ema-0.999" of the newest
+            checkpoint.
+        image_size: None for the model's own.
+
+    Raises:
+        InputError: nothing of the kind is there, or what is asked for is not in it.
+    """
+    if path.is_file():
+        _refuse_choice(path, student, weights)
+        return [_from_file(path, model, image_size)]
+    if not path.is_dir():
+        raise InputError(f"{path}: there is no such run, checkpoint, export or file")
+    if model is not None:
+        raise InputError(
+            f"--model names the architecture of a file of weights; {path} is a folder, which names"
+            " its own"
+        )
+    if is_export(path):
+        _refuse_choice(path, student, weights)
+        return [_from_export(path, path.name, image_size)]
+    if not (path / RECIPE_FILE).is_file():
+        raise InputError(
+            f"{path}: neither a run (recipe.yaml), a checkpoint (manifest.json) nor an export"
+            f" (config.json and {WEIGHTS_FILE})"
+        )
+    recipe = load_recipe(path / RECIPE_FILE)
+    if student is not None and student not in recipe.students:
+        raise InputError(
+            f"{path}: no student {student!r}{did_you_mean(student, recipe.students)}; it has"
+            f" {', '.join(recipe.students)}"
+        )
+    weights = RAW if weights == RAW_BEFORE else weights
+    names = [student] if student else list(recipe.students)
+    if is_checkpoint(path):
+        return _from_checkpoint(
+            load(path), recipe, names, RAW if weights == "best" else weights, image_size
+        )
+    if weights != "best":
+        return _from_checkpoint(newest_checkpoint(path), recipe, names, weights, image_size)
+    folders = {name: current_directory(best_dir(path, name)) for name in names}
+    found = [
+        _from_export(folder, name, image_size)
+        for name, folder in folders.items()
+        if folder is not None
+    ]
+    if not found:
+        raise InputError(
+            f"{path}: nothing was judged here yet, so there are no best weights; --weights raw"
+            " takes those of its newest checkpoint"
+        )
+    return found
+
+
+def which_weights(found: Found) -> str:
+    """Return in words which weights of a run these are; of other weights what their record says."""
+    if "step" not in found.record:
+        return str(found.record.get("weights", ""))
+    kind, step = found.record["weights"], found.record["step"]
+    best = (
+        found.record.get("top1") is not None
+    )  # only what was kept as the best says what it scored
+    return f"best weights ({kind}, step {step})" if best else f"{kind} weights of step {step}"
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a folder is a checkpoint of a run."""
+    return (path / "manifest.json").is_file()
+
+
+def _refuse_choice(path: Path, student: str | None, weights: str) -> None:
+    for option, given in (
+        ("--student", student),
+        ("--weights", weights if weights != "best" else None),
+    ):
+        if given is not None:
+            raise InputError(
+                f"{option} {given} picks among what a run holds, and {path} is one model: leave"
+                " it out"
+            )
+
+
+def _from_export(folder: Path, name: str, image_size: int | None) -> Found:
+    origin = origin_of_folder(folder, None, "--model")
+    return _loaded(origin, name, image_size, folder)
+
+
+def _from_file(path: Path, model: str | None, image_size: int | None) -> Found:
+    return _loaded(origin_of_file(path, model, "--model"), path.stem, image_size, path)
+
+
+def _loaded(origin: Origin, name: str, image_size: int | None, what: Path) -> Found:
+    assert origin.file is not None
+    state_dict, note = load_state_dict(origin.file)
+    told = None if image_size is None else Told(image_size, "--image-size")
+    view = sized_view(
+        origin, {}, told=told, of_data=None, option="--image-size", state_dict=state_dict
+    )
+    num_classes = head_classes(origin.config, state_dict)
+    refuse_other_head(origin, num_classes)
+    net = create(origin.name, num_classes=num_classes, image_size=view.image_size)
+    found = fitted(
+        net, state_dict, f"{what} for {origin.name}" if origin.assumed else f"{origin.file}"
+    )
+    refuse_unsaid_size(origin, found, view, "--image-size")
+    net.load_state_dict(found.state_dict)
+    record = {} if origin.assumed else read_record(origin.file.parent)
+    promise = promise_beside(origin.file)
+    return Found(
+        name=name,
+        net=net,
+        view=view,
+        classes=origin.classes or (),
+        record=record
+        or {
+            "model": origin.name if origin.assumed else origin.config["architecture"],
+            "weights": note,
+        },
+        notes=found.notes,
+        promise=promise if image_size is None else None,
+    )
+
+
+def _from_checkpoint(
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    names: Iterable[str],
+    weights: str,
+    image_size: int | None,
+) -> list[Found]:
+    classes = tuple(checkpoint.values["classes"])
+    size = image_size or recipe.data.image_size
+    found = []
+    for name in names:
+        spec = recipe.students[name]
+        held = [
+            stem.removeprefix(f"{name}.")
+            for stem in checkpoint.tensor_names
+            if stem == f"{name}.model" or stem.startswith(f"{name}.ema-")
+        ]
+        if not held:
+            continue  # it had stopped: a checkpoint keeps only its record
+        which = "model" if weights == RAW else weights
+        if which not in held:
+            known = ["best", *(RAW if stem == "model" else stem for stem in held)]
+            raise InputError(
+                f"{checkpoint.path}: no weights {weights!r} of {name}{did_you_mean(weights, known)};"
+                f" there are {', '.join(known)}"
+            )
+        net = create(
+            spec.model, num_classes=len(classes), image_size=size, model_args=spec.model_args
+        )
+        tensors = {
+            k: v
+            for k, v in checkpoint.tensors(f"{name}.{which}").items()
+            if not k.startswith("ema/")
+        }
+        apply_weights(net, tensors, f"{checkpoint.path}/{name}.{which}")
+        found.append(
+            Found(
+                name=name,
+                net=net,
+                view=_view_of_run(checkpoint, recipe, name).replaced(
+                    "--image-size", image_size=image_size
+                ),
+                classes=classes,
+                record={
+                    "run": recipe.name,
+                    "student": name,
+                    "model": spec.model,
+                    **first_weights(spec),
+                    "weights": weights,
+                    "step": checkpoint.state.step,
+                },
+            )
+        )
+    if not found:
+        raise InputError(
+            f"{checkpoint.path}: {', '.join(names)} had stopped before, on a loss that was not"
+            " finite"
+        )
+    return found
+
+
+def _view_of_run(checkpoint: Checkpoint, recipe: Recipe, name: str) -> ModelView:
+    """What a student of a run sees: as its checkpoint recorded it, since the weights it began with
+    may be gone.
+    """
+    spec = recipe.students[name].model_copy(update={"weights": None})
+    view = student_view(spec, Path(), recipe.data, f"students.{name}")
+    if (
+        "views" not in checkpoint.values
+    ):  # of a version whose students always saw timm's mean and std, or the recipe's
+        return view
+    recorded, source = checkpoint.values["views"][name], f"recorded in {checkpoint.path}"
+    return view.replaced(source, mean=tuple(recorded["mean"]), std=tuple(recorded["std"]))

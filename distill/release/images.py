@@ -1,0 +1,83 @@
+"""The images to judge on, as a command line names them."""
+
+from pathlib import Path
+
+from distill.checkpoint import load
+from distill.data.guess import guess_source, in_options, known_classes
+from distill.data.holdout import Part, open_eval
+from distill.data.sources import Source, open_source, says_order
+from distill.errors import InputError
+from distill.recipe import Recipe, schema
+from distill.release.find import is_checkpoint
+from distill.training.plan import contents_of
+from distill.training.rundir import newest_checkpoint
+
+
+def open_images(
+    data: str | None, split: str | None, classes: str | None, recipe: Recipe | None, path: Path
+) -> tuple[Source, bool]:
+    """The source that `--data` and `--classes` name, or else the recipe's own evaluation set.
+
+    Args:
+        path: what is judged, for messages.
+
+    Returns:
+        The source, and whether the user has given the order of its classes.
+
+    Raises:
+        InputError: nothing is there, or nobody says what to judge on.
+    """
+    if data is not None:
+        spec = guess_source(data, known_classes(classes), split=split)
+        try:
+            return open_source(spec, Path(), "--data"), says_order(spec)
+        except InputError as error:
+            raise InputError(as_options(str(error))) from error
+    for option, given, what in (("--classes", classes, "classes"), ("--split", split, "split")):
+        if given is not None:
+            raise InputError(f"{option} names the {what} of --data: give both")
+    if recipe is None or recipe.data.eval is None:
+        raise InputError(f"{path} does not say what to judge it on: give --data")
+    try:
+        source = open_eval(recipe.data, Path(recipe.data.root).expanduser())
+    except InputError as error:
+        raise InputError(f"{error}; or judge on something else with --data") from error
+    assert source is not None
+    _refuse_other_images(source, path)
+    judged = recipe.data.eval
+    return source, says_order(
+        recipe.data.train if isinstance(judged, schema.HoldOutSpec) else judged
+    )
+
+
+def _refuse_other_images(source: Source, path: Path) -> None:
+    """Raises InputError where other images are held out than when the run trained: it may have seen
+    these.
+
+    Args:
+        path: the run, or one of its checkpoints.
+    """
+    if not isinstance(source, Part):
+        return
+    now = contents_of(source, "evaluation")
+    try:
+        before = (
+            load(path, verify=False)
+            if is_checkpoint(path)
+            else newest_checkpoint(path, verify=False)
+        ).values
+    except InputError as error:
+        raise InputError(
+            f"data.eval: only a checkpoint says which images were held out ({error}): give --data"
+        ) from error
+    if any(before["inputs"].get(key) != value for key, value in now.items()):
+        raise InputError(
+            "data.eval: data.train has changed since the run, so that other images are held out"
+            " now, which it may have trained on: put the earlier images back, or evaluate on others"
+            " with --data"
+        )
+
+
+def as_options(message: str) -> str:
+    """A message in the words of the command line."""
+    return in_options(message, "--data")

@@ -1,0 +1,219 @@
+"""Judge what was found: one pass over the images, a table, the scores by name."""
+
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from rich.table import Table
+
+from distill.console import make_console, show_table
+from distill.data.relabelled import Relabelled
+from distill.data.sources import Source
+from distill.engine import Engine
+from distill.errors import InputError
+from distill.evaluation.accuracy import TEACHER, Accuracy, TeacherAnswers, evaluate
+from distill.evaluation.sets import eval_loader, teacher_doubts
+from distill.models.labels import Match, match_classes
+from distill.models.pixels import Network
+from distill.models.plausible import doubts
+from distill.models.teacher import Teacher, build_teacher
+from distill.recipe import Recipe, load_recipe
+from distill.release.find import Found, find_models
+from distill.release.images import as_options, open_images
+from distill.training.build import place_teacher
+from distill.training.rundir import RECIPE_FILE
+from distill.training.summary import TEACHER_COLUMNS
+
+Precision = Literal["fp32", "bf16", "fp16"]
+Unreadable = Literal["error", "skip"]
+
+
+def judge(
+    path: Path,
+    *,
+    model: str | None = None,
+    student: str | None = None,
+    weights: str = "best",
+    data: str | None = None,
+    split: str | None = None,
+    classes: str | None = None,
+    batch_size: int = 256,
+    num_workers: int | None = None,
+    precision: Precision = "fp32",
+    image_size: int | None = None,
+    unreadable: Unreadable = "error",
+) -> dict[str, Accuracy]:
+    """Judge what lies at a path, show a table, return the scores by name. Collective under a
+    launcher.
+    """
+    found = find_models(path, model=model, student=student, weights=weights, image_size=image_size)
+    recipe = load_recipe(path / RECIPE_FILE) if (path / RECIPE_FILE).is_file() else None
+    opened, order_given = open_images(data, split, classes, recipe, path)
+    match = _match(found, opened, order_given)
+    source = _in_logits(opened, match, found[0].classes)
+    teacher = _teacher(recipe, source) if data is None else None
+    engine = Engine(precision=precision)
+    try:
+        results = _judge(found, source, teacher, engine, batch_size, num_workers, unreadable)
+    except InputError as error:
+        raise InputError(as_options(str(error))) from error
+    finally:
+        engine.close()
+    if engine.is_main:
+        samples = next(iter(results.values()))
+        skipped = f", {samples.num_skipped} unreadable skipped" if samples.num_skipped else ""
+        console = make_console()
+        console.print(
+            f"{path}: {samples.num_samples} images{skipped}", markup=False, soft_wrap=True
+        )
+        if match.how != "names" or not match.in_order:
+            console.print(match.describe(), markup=False, soft_wrap=True)
+        show_table(console, _table(found, results))  # first, for programs that look for its figures
+        for line in _seen(found, teacher):
+            console.print(line, markup=False, soft_wrap=True)
+        for doubt in _doubts(found, teacher, results):
+            console.print(f"warning: {doubt}", markup=False, soft_wrap=True)
+    return results
+
+
+def _match(found: list[Found], source: Source, order_given: bool) -> Match:
+    """Which logit is which class of the data; models of one run agree on it."""
+    matches = []
+    for each in found:
+        num_classes = int(each.net.num_classes)  # type: ignore[arg-type]
+        matches.append(
+            match_classes(
+                each.classes or None,
+                num_classes,
+                source.classes,
+                who=each.name,
+                order_given=order_given,
+            )
+        )
+    assert len({(match.num_logits, match.logits.tobytes()) for match in matches}) == 1
+    return matches[0]
+
+
+def _in_logits(source: Source, match: Match, classes: tuple[str, ...]) -> Source:
+    """The source with the model's logits as labels."""
+    if match.in_order:
+        return source
+    return Relabelled(source, match.logits, classes or tuple(map(str, range(match.num_logits))))
+
+
+def _judge(
+    found: list[Found],
+    source: Source,
+    teacher: Teacher | None,
+    engine: Engine,
+    batch_size: int,
+    num_workers: int | None,
+    unreadable: Unreadable,
+) -> dict[str, Accuracy]:
+    """One pass for models of one view; another pass for each other view, the teacher's own among
+    them.
+    """
+    answers_of = place_teacher(teacher, engine)
+    results: dict[str, Accuracy] = {}
+    loader_of = partial(
+        eval_loader,
+        source,
+        engine=engine,
+        batch_size=min(
+            batch_size, -(-len(source) // engine.world_size)
+        ),  # batches are filled up to their size
+        num_workers=num_workers,
+        unreadable=unreadable,
+    )
+    frames = list(dict.fromkeys(each.view.frame for each in found))
+    for frame in frames:
+        networks = {
+            each.name: engine.place(Network(each.net, each.pixels)).eval()
+            for each in found
+            if each.view.frame == frame
+        }
+        with loader_of(frame) as loader:
+            results |= evaluate(
+                networks, loader, engine, TeacherAnswers(answers_of) if answers_of else None
+            )
+    if teacher is not None and answers_of is not None and teacher.view.frame not in frames:
+        with loader_of(teacher.view.frame) as loader:
+            results |= evaluate({TEACHER: answers_of}, loader, engine)
+    return results
+
+
+def _seen(found: list[Found], teacher: Teacher | None) -> list[str]:
+    """What each model sees, and what was adapted of its weights: a line each; models that see the
+    same share one.
+    """
+    views = {each.name: each.view for each in found} | ({TEACHER: teacher.view} if teacher else {})
+    names: dict[str, list[str]] = {}
+    for name, view in views.items():
+        names.setdefault(view.describe(), []).append(name)
+    lines = [
+        f"{', '.join(alike)} see{'s' if len(alike) == 1 else ''} {line}"
+        for line, alike in names.items()
+    ]
+    return [*lines, *(f"{each.name}: {note}" for each in found for note in each.notes)]
+
+
+def _doubts(found: list[Found], teacher: Teacher | None, results: dict[str, Accuracy]) -> list[str]:
+    """Warnings about accuracies that are no better than guessing, or far below what a
+    record says.
+    """
+    warnings = []
+    for each in found:
+        score, num_classes = results[each.name], int(each.net.num_classes)  # type: ignore[arg-type]
+        warnings += doubts(
+            each.name,
+            score.top1,
+            score.num_samples,
+            num_classes,
+            sees=each.view.describe(),
+            promise=each.promise,
+        )
+    return [*warnings, *teacher_doubts(teacher, results.get(TEACHER))]
+
+
+def _teacher(recipe: Recipe | None, source: Source) -> Teacher | None:
+    """The run's own teacher, where its weights are still to be had."""
+    if recipe is None or recipe.teacher is None:
+        return None
+    try:
+        # The run has been trained with this teacher: whether the order was a guess was asked then.
+        return build_teacher(
+            recipe.teacher,
+            classes=source.classes,
+            root=Path(),
+            device="cpu",
+            data_image_size=recipe.data.image_size,
+            order_given=True,
+        )
+    except InputError as error:
+        make_console(stderr=True).print(
+            f"without the teacher: {error}", markup=False, soft_wrap=True
+        )
+        return None
+
+
+def _table(found: list[Found], results: dict[str, Accuracy]) -> Table:
+    with_teacher = TEACHER in results
+    table = Table(box=None, pad_edge=False)
+    for heading in (
+        "",
+        "weights",
+        "top-1 %",
+        "top-5 %",
+        "cross-entropy",
+        *(TEACHER_COLUMNS if with_teacher else ()),
+    ):
+        table.add_column(heading, justify="left" if heading in ("", "weights") else "right")
+    notes = {each.name: str(each.record.get("weights", "")) for each in found}
+    for name, result in results.items():
+        versus = [
+            "" if result.agreement is None else f"{result.agreement:.2f}",
+            "" if result.teacher_kl is None else f"{result.teacher_kl:.4f}",
+        ]
+        scores = f"{result.top1:.2f}", f"{result.top5:.2f}", f"{result.loss:.4f}"
+        table.add_row(name, notes.get(name, ""), *scores, *(versus if with_teacher else ()))
+    return table

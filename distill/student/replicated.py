@@ -1,0 +1,121 @@
+"""A student whole on every process; DDP averages its gradients. Every optimizer is exact here,
+LAMB's layer norms included.
+"""
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+
+from distill.engine import Engine
+from distill.models.export_format import RAW
+from distill.models.functional import functional_forward
+from distill.models.pixels import Network
+from distill.student.ema import Ema
+from distill.student.optimizer import load_state, set_lr, split_state
+from distill.student.placement import Averages, BuildOptimizer, Judged, Tensors
+
+
+class Replicated:
+    """The placement of train.zero_stage 0. Collective when built: every rank.
+
+    Args:
+        network: in train mode, on the device.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        build_optimizer: BuildOptimizer,
+        engine: Engine,
+        *,
+        clip_grad_norm: float | None,
+        averages: Averages,
+    ) -> None:
+        self.failed = False
+        self._network, self._net, self._engine = network, network.net, engine
+        self._clip_grad_norm = clip_grad_norm
+        self._optimizer = build_optimizer(self._net)
+        self._averages = averages
+        self._emas = self._averages.begin(self._net)
+        self._scaler = engine.new_scaler()
+        self._model = engine.prepare(network)
+
+    def accumulating(self, more_to_come: bool) -> AbstractContextManager[None]:
+        return self._engine.accumulating(self._model, more_to_come)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        with self._engine.autocast():
+            logits: torch.Tensor = self._model(images)
+        return logits
+
+    def backward(self, loss: torch.Tensor, more_to_come: bool) -> None:
+        (self._scaler.scale(loss) if self._scaler else loss).backward()  # type: ignore[no-untyped-call]
+
+    def step(self, lr: float) -> None:
+        set_lr(self._optimizer, lr)
+        if self._scaler:
+            self._scaler.unscale_(self._optimizer)
+        if self._clip_grad_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self._net.parameters(), self._clip_grad_norm)
+        if self._scaler:
+            self._scaler.step(self._optimizer)
+            self._scaler.update()
+        else:
+            self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def update_averages(self) -> None:
+        for ema in self._emas.values():
+            ema.update(self._net)
+
+    def restart(
+        self,
+        build_optimizer: BuildOptimizer | None,
+        clip_grad_norm: float | None,
+        new_averages: bool,
+    ) -> None:
+        self._clip_grad_norm = clip_grad_norm
+        if build_optimizer:
+            self._optimizer = build_optimizer(self._net)
+        if new_averages:
+            self._emas = {}  # first, or both would take memory
+            self._emas = self._averages.begin(self._net)
+
+    def statistics(self) -> list[Tensors]:
+        return [dict(self._net.named_buffers()), *(ema.weights() for ema in self._emas.values())]
+
+    def judged(self) -> dict[str, Judged]:
+        def by_average(ema: Ema) -> Judged:
+            def forward(images: torch.Tensor) -> torch.Tensor:
+                return functional_forward(self._net, ema.weights(), self._network.pixels(images))
+
+            return forward
+
+        return {RAW: self._network, **{name: by_average(ema) for name, ema in self._emas.items()}}
+
+    def weights(self, which: str) -> Tensors:
+        return dict(self._net.state_dict()) if which == RAW else self._emas[which].weights()
+
+    def state(self) -> tuple[dict[str, Tensors], dict[str, Any]]:
+        values: dict[str, Any] = {}
+        tensors = {"model": self.weights(RAW)}
+        tensors["optimizer"], values["optimizer"] = split_state(self._optimizer, self._net)
+        for name, ema in self._emas.items():
+            tensors[name] = ema.state_dict()
+        if self._scaler:
+            values["scaler"] = self._scaler.state_dict()
+        return tensors, values
+
+    def load(self, tensors: dict[str, Tensors], values: dict[str, Any]) -> None:
+        self._net.load_state_dict(tensors["model"])
+        load_state(self._optimizer, self._net, tensors["optimizer"], values["optimizer"])
+        for name, ema in self._emas.items():
+            ema.load_state_dict(tensors[name])
+        if self._scaler:
+            self._scaler.load_state_dict(values["scaler"])
+
+    def clear(self) -> None:
+        self._optimizer.zero_grad(set_to_none=True)
+        self._optimizer.state.clear()
+        self._emas.clear()

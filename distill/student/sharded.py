@@ -1,0 +1,281 @@
+"""A student in shards over the processes: ZeRO-1, 2 or 3 through Accelerate's DeepSpeed plugin.
+
+Averages are kept in the shards too, so an update of theirs sends nothing. An evaluation gathers
+whole weights once and forwards a plain twin of the model: no collective happens in it, and each
+process needs room for one set of float32 weights more per average.
+"""
+
+import copy
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distill.engine import Engine
+from distill.engine.zero import ZeroPartition
+from distill.models.export_format import RAW
+from distill.models.functional import functional_forward
+from distill.models.pixels import Network
+from distill.student.ema import COUNTER
+from distill.student.optimizer import set_lr, split_state
+from distill.student.placement import Averages, BuildOptimizer, Judged, Tensors
+
+
+class _Autocast(nn.Module):
+    """Autocast inside what DeepSpeed wraps: it turns off any that is around it."""
+
+    def __init__(self, module: nn.Module, engine: Engine) -> None:
+        super().__init__()
+        self.module = module
+        self._autocast = engine.autocast
+
+    def forward(self, images: Tensor) -> Tensor:
+        with self._autocast():
+            return self.module(images)  # type: ignore[no-any-return]
+
+
+class _Masters:
+    """What `Ema` averages here, in the place of a module: flat masters and the model's buffers, by
+    name.
+    """
+
+    def __init__(self, shards: ZeroPartition) -> None:
+        self._partition = shards
+
+    def state_dict(self, *, keep_vars: bool = True) -> Tensors:
+        flats = {f"{index}": flat for index, flat in enumerate(self._partition.flats)}
+        return {**flats, **_buffers(self._partition.net)}
+
+
+def _buffers(net: nn.Module) -> Tensors:
+    """Buffers that a state dict holds."""
+    parameters = {id(parameter) for parameter in net.parameters()}
+    return {
+        name: t for name, t in net.state_dict(keep_vars=True).items() if id(t) not in parameters
+    }
+
+
+def _twin(net: nn.Module) -> nn.Module:
+    """A copy of a model in evaluation mode whose weights take no memory, to be called
+    with others.
+    """
+    twin = copy.deepcopy(net).eval().requires_grad_(False)
+    empty: dict[int, nn.Parameter] = {}  # tied weights stay tied
+    for module in twin.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                hollow = nn.Parameter(
+                    torch.empty_like(parameter, device="meta"), requires_grad=False
+                )
+                module._parameters[name] = empty.setdefault(id(parameter), hollow)
+    return twin
+
+
+class Sharded:
+    """The placement of train.zero_stage 1, 2 and 3. Collective when built: every rank.
+
+    Args:
+        network: in train mode, on the device.
+        num_forwards: micro-batches a step.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        build_optimizer: BuildOptimizer,
+        engine: Engine,
+        *,
+        clip_grad_norm: float | None,
+        averages: Averages,
+        micro_batch_size: int,
+        num_forwards: int,
+    ) -> None:
+        assert all(parameter.requires_grad for parameter in network.net.parameters()), (
+            "shards hold what is trained"
+        )
+        self.failed = False
+        self._net, self._pixels, self._engine = network.net, network.pixels, engine
+        self._twin = _twin(network.net)
+        owners: dict[int, list[str]] = {}  # every name of a parameter, tied ones have several
+        for name, value in network.net.state_dict(keep_vars=True).items():
+            owners.setdefault(id(value), []).append(name)
+        self._names = {name: owners[id(p)] for name, p in network.net.named_parameters()}
+        self._order = list(network.net.state_dict())
+        optimizer = build_optimizer(network.net)
+        _, described = split_state(optimizer, network.net)
+        self._groups = [group["parameters"] for group in described["groups"]]
+        self._kind = described["optimizer"]
+        self._model = engine.prepare_sharded(
+            _Autocast(network, engine),
+            optimizer,
+            micro_batch_size=micro_batch_size,
+            num_forwards=num_forwards,
+            clip_grad_norm=clip_grad_norm,
+        )
+        self._partition = ZeroPartition(self._model, network.net)
+        self._masters = _Masters(self._partition)
+        self._averages = averages
+        self._emas = self._averages.begin(self._masters)
+
+    def accumulating(self, more_to_come: bool) -> AbstractContextManager[None]:
+        return nullcontext()  # DeepSpeed counts forwards itself
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self._model(images)
+        return logits
+
+    def backward(self, loss: Tensor, more_to_come: bool) -> None:
+        self._model.backward(loss, scale_wrt_gas=False)
+        if more_to_come:
+            self._model.step()  # of its counter; weights move in the last one
+
+    def step(self, lr: float) -> None:
+        set_lr(self._partition.base_optimizer, lr)
+        self._model.step()
+        self.failed = self._partition.skipped
+
+    def update_averages(self) -> None:
+        for ema in self._emas.values():
+            ema.update(self._masters)
+
+    def restart(
+        self,
+        build_optimizer: BuildOptimizer | None,
+        clip_grad_norm: float | None,
+        new_averages: bool,
+    ) -> None:
+        if build_optimizer:
+            self._partition.base_optimizer.state.clear()
+        if new_averages:
+            self._emas = {}  # first, or both would take memory
+            self._emas = self._averages.begin(self._masters)
+
+    def statistics(self) -> list[Tensors]:
+        return [dict(self._net.named_buffers()), *(ema.weights() for ema in self._emas.values())]
+
+    def judged(self) -> dict[str, Judged]:
+        def of(weights: Tensors) -> Judged:
+            def forward(images: Tensor) -> Tensor:
+                return functional_forward(self._twin, weights, self._pixels(images))
+
+            return forward
+
+        return {which: of(self.weights(which)) for which in (RAW, *self._emas)}
+
+    def weights(self, which: str) -> Tensors:
+        state = self._masters.state_dict() if which == RAW else self._emas[which].weights()
+        return self._whole(state)
+
+    def _whole(self, state: Mapping[str, Tensor], *, to_save: bool = False) -> Tensors:
+        """Whole weights and buffers out of those that `_Masters` names. Collective: every rank.
+
+        `to_save`: each goes to the host of the main process, which writes, as it is gathered;
+          elsewhere nothing is kept.
+        """
+        flats = {index: state[f"{index}"].detach() for index in range(len(self._partition.flats))}
+        whole: Tensors = {}
+        for name in self._partition.parameters:
+            gathered = self._partition.gather(name, flats, self._engine.device)
+            whole |= self._kept(dict.fromkeys(self._names[name], gathered), to_save)
+        whole |= {name: tensor.detach() for name, tensor in state.items() if name in self._order}
+        return self._kept({name: whole[name] for name in self._order if name in whole}, to_save)
+
+    def state(self) -> tuple[dict[str, Tensors], dict[str, Any]]:
+        tensors = {"model": self._whole(self._masters.state_dict(), to_save=True)}
+        tensors["optimizer"], values = self._optimizer_state()
+        for name, ema in self._emas.items():
+            tensors[name] = {
+                **self._whole(ema.weights(), to_save=True),
+                COUNTER: ema.state_dict()[COUNTER],
+            }
+        return tensors, {"optimizer": values}
+
+    def _kept(self, tensors: Tensors, to_save: bool = True) -> Tensors:
+        if not to_save:
+            return tensors
+        return (
+            {name: tensor.detach().cpu() for name, tensor in tensors.items()}
+            if self._engine.is_main
+            else {}
+        )
+
+    def _optimizer_state(self) -> tuple[Tensors, dict[str, Any]]:
+        """As `optim.split_state` gives that of a replicated student. Collective: every rank."""
+        base = self._partition.base_optimizer
+        tensors: Tensors = {}
+        slots: dict[str, Any] = {}
+        for name in self._partition.parameters:
+            index = self._partition.flat_of[name]
+            for slot, value in base.state.get(self._partition.flats[index], {}).items():
+                key = f"{name}/{slot}"
+                if not isinstance(value, Tensor):
+                    slots[key] = value
+                elif value.shape == self._partition.flats[index].shape:
+                    tensors |= self._kept(
+                        {key: self._partition.gather(name, {index: value}, self._engine.device)}
+                    )
+                else:
+                    tensors |= self._kept({key: value.clone()})
+        groups = [
+            {
+                "parameters": names,
+                "settings": {
+                    k: v
+                    for k, v in group.items()
+                    if k != "params" and not isinstance(v, torch.dtype)
+                },
+            }
+            for names, group in zip(self._groups, base.param_groups, strict=True)
+        ]
+        return tensors, {"optimizer": self._kind, "groups": groups, "slots": slots}
+
+    def load(self, tensors: dict[str, Tensors], values: dict[str, Any]) -> None:
+        self._partition.set_weights(tensors["model"])
+        self._set_buffers(_buffers(self._net), tensors["model"])
+        self._load_optimizer(tensors["optimizer"], values["optimizer"])
+        for name, ema in self._emas.items():
+            shadow = ema.weights()
+            flats = {index: shadow[f"{index}"] for index in range(len(self._partition.flats))}
+            for parameter in self._partition.parameters:
+                self._partition.scatter(parameter, tensors[name][parameter], flats)
+            self._set_buffers(shadow, tensors[name])
+            ema.num_updates = int(tensors[name][COUNTER])
+
+    def _set_buffers(self, buffers: Tensors, saved: Tensors) -> None:
+        with torch.no_grad():
+            for name, buffer in buffers.items():
+                if name in saved and name not in self._partition.parameters:
+                    buffer.copy_(saved[name])
+
+    def _load_optimizer(self, tensors: Tensors, values: dict[str, Any]) -> None:
+        base, shards = self._partition.base_optimizer, self._partition
+        here = [self._kind, *self._groups]
+        there = [values["optimizer"], *(group["parameters"] for group in values["groups"])]
+        assert here == there, "another optimizer in a checkpoint of the same recipe"
+        for group, saved in zip(base.param_groups, values["groups"], strict=True):
+            for slot, value in saved["settings"].items():
+                group[slot] = tuple(value) if isinstance(value, list) else value
+        # Step counts live on the host, unless the kernels themselves count.
+        on_device = any(
+            group.get("fused") or group.get("capturable") for group in base.param_groups
+        )
+        for key, value in [*tensors.items(), *values["slots"].items()]:
+            name, _, slot = key.rpartition("/")
+            flat = shards.flats[shards.flat_of[name]]
+            state = base.state[flat]
+            if isinstance(value, Tensor) and slot != "step":
+                if slot not in state:
+                    state[slot] = torch.zeros_like(flat, requires_grad=False)
+                shards.scatter(name, value, {shards.flat_of[name]: state[slot]})
+            elif slot not in state:
+                state[slot] = (
+                    value.to(flat.device if on_device else "cpu", copy=True)
+                    if isinstance(value, Tensor)
+                    else value
+                )
+
+    def clear(self) -> None:
+        self._partition.base_optimizer.state.clear()
+        self._emas.clear()

@@ -1,0 +1,320 @@
+"""From a plan to the things that run: teacher, students, loaders. Models are built on the CPU,
+before any GPU is taken.
+"""
+
+from bisect import bisect_right
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from distill.data.augment import TrainTransform
+from distill.data.loading.loader import RankSlice, TrainLoader
+from distill.data.mixing import Mixing
+from distill.engine import Engine
+from distill.errors import InputError, prefix_errors
+from distill.evaluation.accuracy import TEACHER
+from distill.evaluation.sets import decoders
+from distill.losses.objective import build_objective
+from distill.models.functional import functional_forward
+from distill.models.student import create_student, student_view
+from distill.models.teacher import Teacher, build_teacher
+from distill.models.view import Frame, ModelView
+from distill.student.optimizer import build_optimizer, resolve_schedule
+from distill.student.student import Setting, Student
+from distill.training.plan import Plan, Share, StagePlan
+from distill.training.streams import fetch_ahead
+
+# Paths to weights are relative to where the command runs, as paths on a command line are; data has
+# its own root.
+_HERE = Path()
+
+
+@dataclass
+class Models:
+    """Models on the CPU, checked against the recipe and the data."""
+
+    teacher: Teacher | None
+    nets: dict[str, nn.Module]
+    views: dict[str, ModelView]  # of the teacher, where there is one, and of each student
+    notes: list[str]  # what was adapted when weights were loaded
+    schedules: dict[str, Callable[[int], float]]
+
+    @property
+    def frame(self) -> Frame:
+        """How an evaluation shows an image to all students."""
+        return next(self.views[name].frame for name in self.nets)
+
+    def describe(self) -> list[str]:
+        """What each model sees, and what was adapted of its weights: a line each."""
+        return [
+            *(f"{name} sees {view.describe()}" for name, view in self.views.items()),
+            *self.notes,
+        ]
+
+
+def build_models(plan: Plan) -> Models:
+    """Build and check every model and schedule of a run.
+
+    Raises:
+        InputError: unknown models, weights that do not fit, a teacher of other classes, impossible
+            schedules.
+    """
+    recipe = plan.recipe
+    teacher = None
+    if recipe.teacher:
+        with prefix_errors("teacher"):
+            teacher = build_teacher(
+                recipe.teacher,
+                classes=plan.classes,
+                root=_HERE,
+                device="cpu",
+                data_image_size=recipe.data.image_size,
+                order_given=plan.order_given,
+            )
+            refuse_teacher_size(teacher)
+    nets, views, schedules = {}, {}, {}
+    notes = list(teacher.notes) if teacher else []
+    for name, spec in recipe.students.items():
+        key = f"students.{name}"
+        with prefix_errors(key):
+            views[name] = student_view(spec, _HERE, recipe.data, key)
+            nets[name], adapted = create_student(
+                spec,
+                classes=plan.classes,
+                image_size=recipe.data.image_size,
+                seed=recipe.seed,
+                root=_HERE,
+            )
+            notes += [f"{name}: {note}" for note in adapted]
+            refuse_image_size(nets[name], recipe.data.image_size, f"{key}.model {spec.model}")
+            if recipe.train.zero_stage:
+                refuse_scalars(nets[name], recipe.train.zero_stage, f"{key}.model {spec.model}")
+        for stage in plan.stages:  # for their errors: the real ones follow
+            build_optimizer(
+                nets[name], stage.recipe.students[name].optimizer, key=f"{stage.key}{key}.optimizer"
+            )
+        schedules[name] = run_schedule(plan, name)
+    _refuse_frames(views)
+    return Models(
+        teacher, nets, ({TEACHER: teacher.view} if teacher else {}) | views, notes, schedules
+    )
+
+
+def _refuse_frames(views: Mapping[str, ModelView]) -> None:
+    """Raises InputError where students cannot be evaluated on the same images."""
+    if len({view.frame for view in views.values()}) > 1:
+        raise InputError(
+            "data.eval_view.crop_mode: border pads with a model's mean, and the means of"
+            f" {', '.join(views)} differ: give them one mean, or use another crop_mode"
+        )
+
+
+def run_schedule(plan: Plan, name: str) -> Callable[[int], float]:
+    """A student's learning rate as a function of the run's step: a schedule a stage, or one through
+    all.
+
+    Raises:
+        InputError: a warm-up that fills a stage, and what else `resolve_schedule` refuses.
+    """
+    batch_size = plan.recipe.train.batch_size_global
+    ends, schedules = [], []
+    for stage in plan.stages:
+        spec = stage.recipe.students[name]
+        whole = spec.schedule.over == "run"
+        length = plan.total_steps if whole else stage.last_step - stage.first_step
+        steps_per_epoch = (plan.stages[0] if whole else stage).order.steps_per_epoch
+        at = resolve_schedule(
+            spec.schedule,
+            spec.optimizer.lr,
+            length,
+            steps_per_epoch,
+            batch_size,
+            key=f"{stage.key}students.{name}.schedule",
+            budget_key=f"{stage.key}budget" if stage.key else "train.budget",
+        )
+        schedules.append((0 if whole else stage.first_step, at))
+        ends.append(stage.last_step)
+
+    def lr_at(step: int) -> float:
+        first_step, at = schedules[min(bisect_right(ends, step), len(ends) - 1)]
+        return at(step - first_step)
+
+    return lr_at
+
+
+def refuse_image_size(net: nn.Module, image_size: int, what: str) -> None:
+    """Send one image through a model, in evaluation mode: some are built for any size and fail only
+    in the forward.
+
+    Raises:
+        InputError: the model does not take images of this size, or returns no logits.
+    """
+    try:
+        with torch.no_grad():
+            logits = net.eval()(torch.zeros(1, 3, image_size, image_size))
+    except NotImplementedError:  # an operation that a model without memory ("meta") does not have
+        return
+    except (RuntimeError, AssertionError, ValueError, IndexError) as error:
+        reason = str(error).strip().split("\n", 1)[0]
+        raise InputError(
+            f"{what} does not take images of data.image_size {image_size}: {reason}"
+        ) from error
+    finally:
+        net.train()
+    if not isinstance(logits, torch.Tensor) or logits.shape != (1, net.num_classes):
+        raise InputError(f"{what} does not return logits, one a class")
+
+
+def refuse_teacher_size(teacher: Teacher) -> None:
+    """Send one image through the teacher without its memory.
+
+    Raises:
+        InputError: it does not take images of its size.
+    """
+    size = teacher.view.image_size
+    tensors = {
+        name: tensor.to("meta")
+        for named in (teacher.net.named_parameters, teacher.net.named_buffers)
+        for name, tensor in named(remove_duplicate=False)
+    }
+    image = torch.zeros(1, 3, size, size, dtype=teacher.dtype, device="meta")
+    try:
+        with torch.no_grad():
+            functional_forward(teacher.net, tensors, image)
+    except (RuntimeError, AssertionError, ValueError, IndexError) as error:
+        if isinstance(error, NotImplementedError) or "meta" in str(
+            error
+        ):  # an operation that needs memory
+            return
+        reason = str(error).strip().split("\n", 1)[0]
+        raise InputError(
+            f"teacher.image_size: {teacher.source} does not take images of {size} pixels: {reason}"
+        ) from error
+
+
+def refuse_scalars(net: nn.Module, zero_stage: int, what: str) -> None:
+    """Raises InputError for a parameter without dimensions: DeepSpeed cannot broadcast it."""
+    if scalars := [name for name, parameter in net.named_parameters() if parameter.ndim == 0]:
+        raise InputError(
+            f"{what} has a parameter that is a single number, {scalars[0]}, which train.zero_stage"
+            f" {zero_stage} cannot shard: use zero_stage: 0"
+        )
+
+
+def setting_of(plan: Plan, stage: StagePlan, name: str) -> Setting:
+    """How a student learns in a stage."""
+    spec = stage.recipe.students[name]
+    return Setting(
+        spec=spec,
+        objective=build_objective(
+            spec.objective, gather=plan.recipe.train.micro_batch_size is None
+        ),
+        build_optimizer=partial(
+            build_optimizer, spec=spec.optimizer, key=f"{stage.key}students.{name}.optimizer"
+        ),
+    )
+
+
+def start_students(models: Models, plan: Plan, share: Share, engine: Engine) -> list[Student]:
+    """Students on their device, ready for the first stage. Collective: every rank."""
+    recipe = plan.recipe
+    return [
+        Student(
+            name=name,
+            setting=setting_of(plan, plan.stages[0], name),
+            net=models.nets[name],
+            view=models.views[name],
+            lr_at=models.schedules[name],
+            engine=engine,
+            micro_batch_size=share.micro_batch_size,
+            num_forwards=share.num_forwards,
+            batch_norm_global=recipe.train.micro_batch_size is None,
+            run_seed=recipe.seed,
+        )
+        for name, spec in recipe.students.items()
+    ]
+
+
+def train_loader(
+    plan: Plan, stage: StagePlan, share: Share, engine: Engine, first_step: int
+) -> TrainLoader:
+    """Micro-batches of this process from `first_step` to the end of a stage."""
+    data = stage.recipe.data
+    return TrainLoader(
+        stage.source,
+        stage.order,
+        TrainTransform(image_size=data.image_size, **data.augment.model_dump(exclude={"repeats"})),
+        Mixing(
+            num_classes=len(plan.classes),
+            image_size=data.image_size,
+            seed=plan.recipe.seed,
+            labelled=stage.labelled,
+            **data.mixing.model_dump(),
+        ),
+        RankSlice(engine.rank, engine.world_size, share.micro_batch_size, share.num_forwards),
+        num_workers=decoders(data.num_workers),
+        prefetch_batches=data.prefetch_batches,
+        device=engine.device,
+        unreadable=data.unreadable,
+        first_step=first_step,
+        last_step=stage.last_step,
+        order_starts=stage.first_step,
+        ahead=fetch_ahead(stage.source, stage.order, stage.last_step - stage.first_step),
+    )
+
+
+def place_teacher(
+    teacher: Teacher | None, engine: Engine, *, placement: str = "replicated", offload: bool = False
+) -> Teacher | None:
+    """The teacher where the recipe wants it, outside Accelerate's prepare, in its own dtype.
+    Collective: every rank.
+
+    Raises:
+        InputError: it does not fit on the device.
+    """
+    if teacher is None:
+        return None
+    sharded = placement == "zero3" and (
+        engine.world_size > 1 or offload
+    )  # over one process alone nothing is sharded
+    if not offload:
+        in_one = placement == "zero3" and engine.world_size == 1
+        refuse_too_large(
+            teacher,
+            engine,
+            engine.world_size if sharded else 1,
+            (
+                "teacher.offload: true"
+                if sharded or in_one
+                else "teacher.placement: zero3 on several processes"
+            ),
+        )
+    if sharded:
+        teacher.partition(partial(engine.shard_frozen, offload=offload, dtype=teacher.dtype))
+        teacher.to(engine.device)  # what is not sharded
+    else:
+        engine.place(teacher)
+        engine.compile_(teacher.model)
+    return teacher
+
+
+def refuse_too_large(teacher: Teacher, engine: Engine, num_shards: int, mend: str) -> None:
+    """Raises InputError when the weights alone outgrow what the device has free, naming what would
+    make them fit.
+    """
+    free = engine.free_memory_bytes()
+    needed = (
+        sum(tensor.nbytes for tensor in (*teacher.parameters(), *teacher.buffers())) / num_shards
+    )
+    if free is None or needed <= free:
+        return
+    mends = ["teacher.dtype: bf16"] if teacher.dtype == torch.float32 else []
+    raise InputError(
+        f"teacher: {teacher.source} takes {needed / 2**30:.1f} GiB of {engine.device}, which has"
+        f" {free / 2**30:.1f} GiB free: set {' or '.join([*mends, mend])}; `distill doctor RECIPE`"
+        " shows what fits"
+    )

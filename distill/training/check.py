@@ -1,0 +1,206 @@
+"""What can be known of a recipe without data and without a GPU, beyond its schema: names,
+arguments, packages, shapes.
+"""
+
+import glob
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from distill.data.records import at
+from distill.data.walk import matching_files
+from distill.errors import InputError, prefix_errors
+from distill.models.build import checkpoint_activations, config, create, student_without_memory
+from distill.models.student import student_notes, student_view
+from distill.models.teacher import load_teacher
+from distill.recipe import DurationValue, Recipe, schema
+from distill.recipe.resolve import share_of
+from distill.student.optimizer import build_optimizer
+from distill.training.build import refuse_image_size, refuse_scalars
+from distill.training.output_folder import refuse_foreign_output
+from distill.training.plan import setting_problems, share_of_process
+
+_SOME_CLASSES = 10
+# What is not looked for on this machine: addresses, and names in braces.
+_REMOTE_OR_MANY = re.compile(r"://|\{")
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What is known of a sound recipe, a line each.
+
+    Attributes:
+        not_here: what cannot be known yet: data and weights that are not on this machine.
+        seen: what each model sees and what is adapted of its weights, as far as these are on this
+            machine.
+    """
+
+    not_here: list[str]
+    seen: list[str]
+
+
+def check_recipe(recipe: Recipe, num_processes: int | None = None) -> Checked:
+    """Try everything that needs neither data nor a device: models are built without memory,
+    optimizers and policies made.
+
+    Args:
+        num_processes: also check that the batch divides on so many.
+
+    Raises:
+        InputError: every problem found, a line each.
+    """
+    problems = setting_problems(recipe)
+    seen: list[str] = []
+
+    @contextmanager
+    def collecting(key: str) -> Iterator[None]:
+        try:
+            with prefix_errors(key):
+                yield
+        except InputError as error:
+            problems.append(str(error))
+
+    if num_processes is not None:
+        with collecting("train.batch_size_global"):
+            share_of_process(
+                recipe.train.batch_size_global, recipe.train.micro_batch_size, num_processes
+            )
+    for name, spec in recipe.students.items():
+        with collecting(f"students.{name}"):
+            seen += _check_student(spec, recipe, name)
+    if recipe.teacher is not None:
+        with collecting("teacher"):
+            seen = [*_check_teacher(recipe.teacher, recipe.data.image_size), *seen]
+    with collecting("output"):
+        refuse_foreign_output(recipe)
+    if problems:
+        raise InputError("\n".join(dict.fromkeys(problems)))
+    return Checked(_not_here(recipe), seen)
+
+
+def _check_student(spec: schema.StudentSpec, recipe: Recipe, name: str) -> list[str]:
+    """Check a student's model, and how it learns in each stage. Returns what it sees and what is
+    adapted of its weights.
+    """
+    image_size, key = recipe.data.image_size, f"students.{name}"
+    net = student_without_memory(spec, num_classes=_SOME_CLASSES, image_size=image_size)
+    with torch.device("meta"):
+        refuse_image_size(net, image_size, f"{key}.model {spec.model}")
+        if spec.grad_checkpointing:
+            checkpoint_activations(net, spec.model)
+        if recipe.train.zero_stage:
+            refuse_scalars(net, recipe.train.zero_stage, f"{key}.model {spec.model}")
+    view = student_view(spec, Path(), recipe.data, key)
+    adapted = student_notes(spec, num_classes=None, image_size=image_size, root=Path())
+    for index, prefix in enumerate(recipe.stage_keys):
+        own = recipe.at_stage(index)
+        budget_key = f"{prefix}budget" if prefix else "train.budget"
+        _check_learning(net, own.students[name], own.train.budget, f"{prefix}{key}", budget_key)
+    return [f"{name} sees {view.describe()}", *(f"{name}: {note}" for note in adapted)]
+
+
+def _check_learning(
+    net: torch.nn.Module,
+    spec: schema.StudentSpec,
+    budget: DurationValue | None,
+    key: str,
+    budget_key: str,
+) -> None:
+    build_optimizer(net, spec.optimizer, key=f"{key}.optimizer")
+    if spec.schedule.min_lr > spec.optimizer.lr:
+        raise InputError(
+            f"{key}.schedule.min_lr: {spec.schedule.min_lr:g} lies above optimizer.lr"
+            f" {spec.optimizer.lr:g} of this batch size: lower one or raise the other"
+        )
+    if budget is not None and spec.schedule.over == "stage":
+        shorter = f": write {key}.schedule.warmup='{share_of(budget)}', or lengthen {budget_key}"
+        _shorter(spec.schedule.warmup, budget, f"{key}.schedule.warmup", budget_key, shorter)
+        near = f"[{share_of(budget, 0.5)}, {share_of(budget, 0.75)}]"
+        earlier = f": write {key}.schedule.milestones='{near}', or lengthen {budget_key}"
+        for milestone in spec.schedule.milestones:
+            _shorter(milestone, budget, f"{key}.schedule.milestones", budget_key, earlier)
+
+
+def _check_teacher(spec: schema.TeacherSpec, data_image_size: int) -> list[str]:
+    """Build the teacher without its memory. Returns what it sees and what is adapted of its
+    weights, if these are here.
+
+    A file of weights is read, so that what `train` would refuse of it is refused here.
+    """
+    if spec.weights not in ("pretrained", "random") and not _holds_weights(
+        Path(spec.weights).expanduser()
+    ):
+        if spec.model is not None:
+            with torch.device("meta"):
+                create(
+                    spec.model,
+                    num_classes=None,
+                    image_size=spec.image_size,
+                    model_args=spec.model_args,
+                )
+        return []
+    if (
+        spec.weights == "pretrained"
+        and spec.model is not None
+        and not _has_weights(config(spec.model))
+    ):
+        raise InputError(
+            f"teacher.weights: timm has no pretrained weights of {spec.model}: give a file"
+        )
+    loaded = load_teacher(spec, Path(), data_image_size, _SOME_CLASSES, shapes_only=True)
+    return [f"teacher sees {loaded.view.describe()}", *loaded.notes]
+
+
+def _holds_weights(path: Path) -> bool:
+    """Whether a teacher's weights are here yet: a file, an export, or a run that has ended."""
+    ended = any((folder / "report.json").is_file() for folder in (path, path.parent))
+    return path.is_file() or (path.is_dir() and ((path / "config.json").is_file() or ended))
+
+
+def _has_weights(known: dict[str, object]) -> bool:
+    return any(known.get(key) for key in ("url", "file", "hf_hub_id", "state_dict", "source"))
+
+
+def _shorter(
+    part: DurationValue, whole: DurationValue, key: str, whole_key: str, fix: str = ""
+) -> None:
+    """Durations in different units can only be compared once the data is known."""
+    if part.unit == whole.unit and part.amount >= whole.amount:
+        raise InputError(f"{key}: {part} is not shorter than {whole_key}, {whole}{fix}")
+
+
+def _not_here(recipe: Recipe) -> list[str]:
+    """Files that the recipe names and that this machine lacks: no fault of the recipe."""
+    files = {
+        f"students.{name}.weights": Path(spec.weights)
+        for name, spec in recipe.students.items()
+        if spec.weights not in (None, "pretrained")
+    }
+    if recipe.teacher is not None and recipe.teacher.weights not in ("pretrained", "random"):
+        files["teacher.weights"] = Path(recipe.teacher.weights)
+    trained = [
+        (f"{prefix}data.train", recipe.at_stage(i).data.train)
+        for i, prefix in enumerate(recipe.stage_keys)
+    ]
+    for key, source in (*trained, ("data.eval", recipe.data.eval)):
+        if isinstance(source, schema.HoldOutSpec):
+            continue  # a part of data.train
+        if (
+            source is not None
+            and source.path is not None
+            and not _REMOTE_OR_MANY.search(source.path)
+        ):
+            files[key] = at(Path(recipe.data.root).expanduser(), source.path, f"{key}.path")
+    return [
+        f"{key}: {path} is not here"
+        for key, path in files.items()
+        if not _exists(path.expanduser(), key)
+    ]
+
+
+def _exists(path: Path, key: str) -> bool:
+    return path.exists() or (glob.has_magic(str(path)) and bool(matching_files(str(path), key)[0]))

@@ -1,0 +1,102 @@
+"""What a run is, in a few lines before it starts: at first what the recipe says, then what data,
+teacher and device came to.
+
+torch and timm take seconds to import, so the lines of the recipe need neither.
+"""
+
+import os
+from collections.abc import Sequence
+
+from distill.console import make_console, wrapped
+from distill.errors import printable
+from distill.recipe import Recipe, schema
+
+_LABEL_WIDTH = 10
+_CLASSES_SHOWN = 4
+_NAMES_SHOWN = 8
+
+
+def show_recipe(recipe: Recipe) -> None:
+    """Print what the recipe says of data, teacher, students and output. The main process alone
+    prints.
+    """
+    _print(f"{recipe.name}: {recipe.description}" if recipe.description else recipe.name)
+    batch = recipe.train.batch_size_global
+    show("budget", f"{recipe.budgets}, batches of {batch}, {recipe.train.precision}")
+    trained = [_source(recipe.at_stage(i).data.train) for i in range(recipe.num_stages)]
+    evaluated = (
+        f"evaluated on {_source(recipe.data.eval)}" if recipe.data.eval else "no evaluation set"
+    )
+    show(
+        "data",
+        f"{', then '.join(dict.fromkeys(trained))}; {evaluated}; {recipe.data.image_size} px",
+    )
+    if recipe.teacher:
+        show("teacher", _teacher(recipe.teacher))
+    show("students", _students(recipe))
+    show("output", recipe.output_dir)
+
+
+def show(label: str, text: str) -> None:
+    """Print a line of the header. The main process alone prints."""
+    _print(f"  {label:{_LABEL_WIDTH}}{text}", indent=_LABEL_WIDTH + 2)
+
+
+def show_views(lines: Sequence[str]) -> None:
+    """Print "NAME sees ..." of each model, or "NAME, NAME see ..." of several, and what else is
+    said of models.
+    """
+    names: dict[str, list[str]] = {}
+    for line in lines:
+        name, sees, view = line.partition(" sees ")
+        names.setdefault(view if sees else line, []).append(name if sees else "")
+    for number, (text, who) in enumerate(names.items()):
+        verb = "see" if len(who) > 1 else "sees"
+        show("" if number else "models", f"{_some(who)} {verb} {text}" if who[0] else text)
+
+
+def class_names(classes: Sequence[str]) -> str:
+    """Return how many classes there are, and the first few names."""
+    few = ", ".join(map(printable, classes[:_CLASSES_SHOWN]))
+    rest = f" and {len(classes) - _CLASSES_SHOWN} more" if len(classes) > _CLASSES_SHOWN else ""
+    return f"{len(classes)}: {few}{rest}"
+
+
+def _print(line: str, indent: int = 0) -> None:
+    if os.environ.get("RANK", "0") != "0":
+        return
+    console = make_console()
+    console.print(wrapped(console, line, indent), soft_wrap=True)
+
+
+def _source(source: schema.SourceSpec | schema.HoldOutSpec | None) -> str:
+    """Return a source in a few words: its kind, and where it lies."""
+    assert source is not None
+    if isinstance(source, schema.HoldOutSpec):
+        return "a part of the training images that training never sees"
+    split = (
+        ""
+        if isinstance(source, schema.ImageFolderSpec | schema.TableSpec) or source.split is None
+        else f" {source.split}"
+    )
+    return f"{source.kind}{split}" + (f" {source.path}" if source.path else "")
+
+
+def _teacher(teacher: schema.TeacherSpec) -> str:
+    model = teacher.model or "the model"
+    if teacher.weights in ("pretrained", "random"):
+        return f"{model}, {teacher.weights} weights, {teacher.dtype}"
+    student = f" (student {teacher.student})" if teacher.student else ""
+    return f"{model} of {teacher.weights}{student}, {teacher.dtype}"
+
+
+def _students(recipe: Recipe) -> str:
+    by_model: dict[str, list[str]] = {}
+    for name, spec in recipe.students.items():
+        by_model.setdefault(spec.model, []).append(name)
+    return "; ".join(f"{_some(names)}: {model}" for model, names in by_model.items())
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+    return ", ".join(names[:_NAMES_SHOWN]) + more

@@ -1,0 +1,458 @@
+"""What a recipe comes to on given data and processes: sources, steps, intervals, the share of a
+process. No device is touched.
+"""
+
+import hashlib
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distill.data.augment import TrainTransform
+from distill.data.classes import Named, chosen_samples, run_classes
+from distill.data.holdout import open_eval, open_train, open_whole
+from distill.data.label_sets import same_space
+from distill.data.order.lanes import (
+    LaneOrder,
+    default_block,
+    default_lanes,
+    fitting_lanes,
+    lanes_fit,
+)
+from distill.data.order.shuffled import Order, TrainOrder
+from distill.data.sources import Source, says_order
+from distill.data.stream.source import StreamSource
+from distill.engine import TRACKERS
+from distill.errors import InputError, did_you_mean
+from distill.recipe import DurationValue, Recipe, schema
+from distill.rng import hash64
+
+_MOST_STEPS = 10**10  # longer than any machine lasts; step x batch stays far below 2^63
+
+
+# What `Plan.inputs` says of contents: checkpoints of earlier versions lack it, and are compared
+# without.
+CONTENTS = "names, sizes and contents (SHA-256)"
+
+
+@dataclass(frozen=True)
+class Share:
+    """How one global batch is spread: `num_forwards` micro-batches of `micro_batch_size` samples on
+    each process.
+    """
+
+    micro_batch_size: int
+    num_forwards: int
+
+
+def share_of_process(
+    batch_size_global: int, micro_batch_size: int | None, num_processes: int
+) -> Share:
+    """The micro-batches of each process.
+
+    Raises:
+        InputError: the batch does not divide; names the numbers of processes that would do.
+    """
+    unit = micro_batch_size or 2
+    if batch_size_global % (unit * num_processes):
+        good = [
+            n
+            for n in range(1, batch_size_global // unit + 1)
+            if batch_size_global % (unit * n) == 0
+        ]
+        around = nearest_numbers(good, num_processes)
+        what = f"micro-batches of {unit}" if micro_batch_size else "an even share for each"
+        raise InputError(
+            f"train.batch_size_global {batch_size_global} does not divide into {what} on"
+            f" {num_processes} processes: start {' or '.join(map(str, around))} processes, or"
+            " change the batch size"
+        )
+    share = batch_size_global // num_processes
+    size = micro_batch_size or share
+    return Share(size, share // size)
+
+
+def nearest_numbers(good: Sequence[int], wanted: int) -> list[int]:
+    """The four nearest of the numbers that would do."""
+    return sorted(sorted(good, key=lambda n: abs(n - wanted))[:4])
+
+
+def setting_problems(recipe: Recipe) -> list[str]:
+    """What this version or this machine cannot do of a recipe, beyond its schema: known before data
+    and models are touched.
+    """
+    problems = []
+    for name in recipe.log.trackers:
+        if name not in TRACKERS:
+            problems.append(
+                f"log.trackers: no tracker {name!r}{did_you_mean(name, TRACKERS)}; known are"
+                f" {', '.join(TRACKERS)}"
+            )
+        elif importlib.util.find_spec(name) is None:
+            problems.append(
+                f"log.trackers: the package {name} is not installed: pip install {name}, or leave"
+                " it out"
+            )
+    for index, prefix in enumerate(recipe.stage_keys):
+        data = recipe.at_stage(index).data
+        try:
+            TrainTransform(
+                image_size=data.image_size, **data.augment.model_dump(exclude={"repeats"})
+            )
+        except InputError as error:
+            problems.append(f"{prefix}{error}")
+        if isinstance(data.train, schema.StreamSpec) and data.train.lanes:
+            try:
+                refuse_lanes(
+                    data.train.lanes,
+                    recipe.train.batch_size_global,
+                    recipe.train.micro_batch_size,
+                    f"{prefix}data.train",
+                )
+            except InputError as error:
+                problems.append(str(error))
+    uses = {
+        "train.zero_stage": recipe.train.zero_stage > 0,
+        "teacher.placement": bool(recipe.teacher and recipe.teacher.placement == "zero3"),
+    }
+    if any(uses.values()) and importlib.util.find_spec("deepspeed") is None:
+        keys = " and ".join(key for key, used in uses.items() if used)
+        problems.append(
+            f"{keys}: the package deepspeed is not installed: pip install 'vanillakd[deepspeed]',"
+            " or set train.zero_stage: 0 and teacher.placement: replicated"
+        )
+    return problems
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """A stage of a run on given data, all in steps of the run; a run without stages is one of its
+    own.
+
+    Attributes:
+        key: what stands before its keys in the recipe: "stages.NAME.", or nothing.
+        recipe: what holds in this stage, itself without stages.
+        labelled: its labels stand in the run's class list; else they are of another space, and
+            nothing reads them.
+        first_step, last_step: the stage does the steps from the first up to, not including, the
+        last. evaluate_every, checkpoint_every, log_every: intervals from `first_step` on, at least
+        1.
+    """
+
+    name: str
+    key: str
+    recipe: Recipe
+    source: Source
+    labelled: bool
+    order: TrainOrder
+    first_step: int
+    last_step: int
+    evaluate_every: int
+    checkpoint_every: int
+    log_every: int
+
+    def due(self, every: int, step: int) -> bool:
+        """Whether an interval ends when `step` steps of the run are done; the stage's end is the
+        end of each.
+        """
+        return step == self.last_step or (
+            step > self.first_step and (step - self.first_step) % every == 0
+        )
+
+    def num_due(self, every: int, step: int) -> int:
+        """Return how many steps after `step` are `due`."""
+        length, done = self.last_step - self.first_step, max(step - self.first_step, 0)
+        return 0 if done >= length else length // every - done // every + bool(length % every)
+
+    def inputs(self) -> dict[str, str | int]:
+        """What its data came to, for a continuation to compare."""
+        kept = (
+            {"training images kept": self.order.num_samples}
+            if self.recipe.data.keep_classes != "all"
+            else {}
+        )
+        return {
+            "training images": len(self.source),
+            **_labels_of(self.source),
+            **self._contents,
+            **kept,
+            **self._resolved(),
+        }
+
+    @cached_property
+    def _contents(self) -> dict[str, str | int]:
+        return contents_of(self.source, "training")
+
+    def _resolved(self) -> dict[str, str | int]:
+        """What the order of a stream rests on: null or said, it is the number that must be the
+        same.
+        """
+        if not isinstance(self.order, LaneOrder):
+            return {}
+        return {"data.train.lanes": self.order.lanes, "data.train.block": self.order.block}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sources and numbers of a run.
+
+    Attributes:
+        classes: what the students' and the teacher's logits stand for.
+        order_given: the recipe says their order; else it follows from the names of folders or
+            labels.
+    """
+
+    recipe: Recipe
+    stages: tuple[StagePlan, ...]
+    eval_source: Source | None
+    classes: tuple[str, ...]
+    order_given: bool
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the run."""
+        return self.stages[-1].last_step
+
+    def stage_at(self, step: int) -> StagePlan:
+        """The stage whose turn it is when `step` steps are done; the last one when all are."""
+        return next((stage for stage in self.stages if step < stage.last_step), self.stages[-1])
+
+    def pauses_left(self, step: int) -> dict[str, int]:
+        """Return how often training pauses after `step`, by the reason."""
+        evaluations = sum(stage.num_due(stage.evaluate_every, step) for stage in self.stages)
+        saves = sum(stage.num_due(stage.checkpoint_every, step) for stage in self.stages)
+        return {"evaluating": evaluations if self.eval_source else 0, "saving": saves}
+
+    def epochs(self, step: int) -> float:
+        """Passes over the data of the stages, as far as `step` steps have come in each."""
+        return sum(
+            (min(step, stage.last_step) - stage.first_step) / stage.order.steps_per_epoch
+            for stage in self.stages
+            if step > stage.first_step
+        )
+
+    def inputs(self) -> dict[str, str | int]:
+        """What the data came to, for a continuation to compare: another root, or other places of
+        shards, must hold the same data.
+        """
+        stages: dict[str, str | int] = {}
+        for stage in self.stages:
+            prefix = f"{stage.name}: " if self.recipe.stages else ""
+            stages |= {f"{prefix}{key}": value for key, value in stage.inputs().items()}
+        return {
+            **stages,
+            "evaluation images": len(self.eval_source) if self.eval_source else 0,
+            **_shards_of(self.eval_source, "evaluation"),
+            **self._eval_contents,
+            "classes (SHA-256)": hashlib.sha256("\n".join(self.classes).encode()).hexdigest(),
+            "steps": self.total_steps,
+        }
+
+    @cached_property
+    def _eval_contents(self) -> dict[str, str | int]:
+        return contents_of(self.eval_source, "evaluation")
+
+    def described_data(self) -> dict[str, Any]:
+        """Return where the images come from and how many there are, JSON-able."""
+        root = Path(self.recipe.data.root).expanduser()
+        train = [
+            {
+                **({"stage": stage.name} if self.recipe.stages else {}),
+                **_described(stage.recipe.data.train, root),
+                "images": len(stage.source),
+                "images_used": stage.order.num_samples,
+            }
+            for stage in self.stages
+        ]
+        spec, source = self.recipe.data.eval, self.eval_source
+        evaluated = {**_described(spec, root), "images": len(source)} if spec and source else None
+        return {"train": train, "eval": evaluated, "num_classes": len(self.classes)}
+
+    @property
+    def output(self) -> Path:
+        return Path(self.recipe.output_dir).expanduser()
+
+
+def _described(spec: schema.SourceSpec | schema.HoldOutSpec, root: Path) -> dict[str, Any]:
+    """Return what the recipe says of a source, its path in full where it is one of this machine."""
+    said = spec.model_dump(mode="json", exclude_none=True)
+    if "path" in said and "://" not in said["path"]:
+        said["path"] = str((root / Path(said["path"]).expanduser()).absolute())
+    return said
+
+
+def _labels_of(source: Source) -> dict[str, str | int]:
+    """What tells two data sets of one size apart, as far as it is known before any
+    record is read.
+    """
+    if shards := _shards_of(source, "training"):
+        return shards
+    assert isinstance(source.labels, np.ndarray)
+    return {"training labels (SHA-256)": hashlib.sha256(source.labels.tobytes()).hexdigest()}
+
+
+def _shards_of(source: Source | None, what: str) -> dict[str, str | int]:
+    """A stream's shards, wherever they lie; nothing of other sources."""
+    return (
+        {f"{what} shards (SHA-256)": source.fingerprint()}
+        if isinstance(source, StreamSource)
+        else {}
+    )
+
+
+def contents_of(source: Source | None, what: str) -> dict[str, str | int]:
+    """What the images themselves are, of records at hand. Files are read, so one process asks,
+    once, before it trains.
+    """
+    if source is None or isinstance(source, StreamSource):
+        return {}
+    return {f"{what} {CONTENTS}": source.fingerprint()}
+
+
+def make_plan(recipe: Recipe) -> Plan:
+    """Open the sources and turn every duration into steps.
+
+    Raises:
+        InputError: data that is missing or does not fit, with the key or path; settings that cannot
+            be had here.
+    """
+    if problems := setting_problems(recipe):
+        raise InputError("\n".join(problems))
+    root = Path(recipe.data.root).expanduser()
+    recipes = [recipe.at_stage(index) for index in range(recipe.num_stages)]
+    prefixes = recipe.stage_keys
+    keys = [f"{prefix}data.train" for prefix in prefixes]
+    whole = open_whole(recipe.data, root)
+    sources = [
+        open_train(recipe.data, own.data.train, root, key, whole)
+        for own, key in zip(recipes, keys, strict=True)
+    ]
+    eval_source = open_eval(recipe.data, root, whole=whole)
+    readers = [reader_of_labels(own, prefix) for own, prefix in zip(recipes, prefixes, strict=True)]
+    named = [
+        Named(key, source, bool(why), why)
+        for key, source, why in zip(keys, sources, readers, strict=True)
+    ]
+    classes = run_classes(named, eval_source)
+    stages: list[StagePlan] = []
+    for index, (own, key, source) in enumerate(zip(recipes, keys, sources, strict=True)):
+        name = recipe.stages[index].name if recipe.stages else recipe.name
+        first_step = stages[-1].last_step if stages else 0
+        data = own.data
+        subset = chosen_samples(
+            source,
+            classes,
+            fraction=data.fraction,
+            keep=data.keep_classes,
+            seed=recipe.seed,
+            key=key,
+        )
+        # Stages over the same data each have an order of their own.
+        seed = hash64(recipe.seed, "stage", index) if index else recipe.seed
+        order = make_order(own, source, subset, seed, key)
+        labelled = same_space(source.classes, classes)
+        stages.append(_plan_stage(name, prefixes[index], own, source, labelled, order, first_step))
+    named_by = recipe.data.eval
+    if named_by is None or isinstance(named_by, schema.HoldOutSpec):
+        named_by = next(
+            own.data.train for own, source in zip(recipes, sources, strict=True) if source.classes
+        )
+    return Plan(recipe, tuple(stages), eval_source, classes, says_order(named_by))
+
+
+def _plan_stage(
+    name: str,
+    key: str,
+    recipe: Recipe,
+    source: Source,
+    labelled: bool,
+    order: TrainOrder,
+    first_step: int,
+) -> StagePlan:
+    def steps(duration: DurationValue) -> int:
+        return duration.steps(
+            steps_per_epoch=order.steps_per_epoch, batch_size_global=recipe.train.batch_size_global
+        )
+
+    assert recipe.train.budget
+    num_steps = steps(recipe.train.budget)
+    if num_steps < 1:
+        raise InputError(
+            f"{key + 'budget' if key else 'train.budget'} {recipe.train.budget} comes to no step at"
+            f" all on {order.num_samples} images"
+        )
+    if num_steps > _MOST_STEPS:
+        raise InputError(
+            f"{key + 'budget' if key else 'train.budget'} {recipe.train.budget} comes to"
+            f" {num_steps:,} steps on {order.num_samples} images; should be at most {_MOST_STEPS:,}"
+        )
+    return StagePlan(
+        name=name,
+        key=key,
+        recipe=recipe,
+        source=source,
+        labelled=labelled,
+        order=order,
+        first_step=first_step,
+        last_step=first_step + num_steps,
+        evaluate_every=max(1, steps(recipe.evaluate.every)),
+        checkpoint_every=max(1, steps(recipe.checkpoint.every)),
+        log_every=max(1, steps(recipe.log.every)),
+    )
+
+
+def make_order(
+    recipe: Recipe, source: Source, subset: np.ndarray | None, seed: int, key: str
+) -> TrainOrder:
+    """Who comes when in a stage: any order over records that are at hand, lanes over shards of a
+    stream.
+
+    Raises:
+        InputError: the batch is larger than the data, or does not divide into the lanes.
+    """
+    size, repeats = recipe.train.batch_size_global, recipe.data.augment.repeats
+    if not isinstance(source, StreamSource):
+        return Order(len(source), size, seed, repeats, subset)
+    spec = recipe.data.train
+    assert isinstance(spec, schema.StreamSpec)
+    micro = recipe.train.micro_batch_size
+    lanes = spec.lanes or default_lanes(size, micro)
+    refuse_lanes(lanes, size, micro, key)
+    block = spec.block or default_block(source.shard_sizes, subset)
+    return LaneOrder(
+        source.shard_sizes, size, seed, lanes=lanes, block=block, repeats=repeats, subset=subset
+    )
+
+
+def refuse_lanes(
+    lanes: int, batch_size_global: int, micro_batch_size: int | None, key: str
+) -> None:
+    """Raises InputError when a batch cannot be taken evenly from so many lanes, naming the nearest
+    numbers that do.
+    """
+    if lanes_fit(lanes, batch_size_global, micro_batch_size):
+        return
+    good = nearest_numbers(fitting_lanes(batch_size_global, micro_batch_size), lanes)
+    what = f"batches of {batch_size_global}" + (
+        f" in micro-batches of {micro_batch_size}" if micro_batch_size else ""
+    )
+    raise InputError(
+        f"{key}.lanes: {what} do not divide into {lanes} lanes: use {' or '.join(map(str, good))}"
+    )
+
+
+def reader_of_labels(recipe: Recipe, key: str) -> str:
+    """The first key of an objective that reads labels; empty where soft labels alone are taught."""
+    for name, student in recipe.students.items():
+        if student.objective.reads_labels:
+            term = (
+                "hard"
+                if student.objective.hard is not None
+                else "soft dkd (target: teacher would not)"
+            )
+            return f"{key}students.{name}.objective.{term}"
+    return ""

@@ -1,0 +1,106 @@
+"""How streams are dealt to processes: whose lanes, which shards come next, how much of them a
+machine holds.
+"""
+
+import os
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+
+from distill.data.order.lanes import LaneOrder
+from distill.data.order.shuffled import TrainOrder
+from distill.data.sources import Source
+from distill.data.stream.source import StreamSource
+from distill.data.stream.transport import Transport
+from distill.errors import InputError
+from distill.recipe import schema
+from distill.training.plan import Plan, StagePlan, nearest_numbers
+
+
+def check_streams(plan: Plan, num_processes: int, processes_here: int) -> None:
+    """Refuse what cannot be dealt: processes that do not divide the lanes, a cache that cannot hold
+    what they read at once.
+
+    Args:
+        num_processes, processes_here: of the run, and of this machine.
+
+    Raises:
+        InputError: names the numbers that would do.
+    """
+    for stage in plan.stages:
+        if isinstance(stage.order, LaneOrder) and isinstance(stage.source, StreamSource):
+            _check_lanes(f"{stage.key}data.train", stage.order, num_processes)
+            _check_cache(stage, stage.order, stage.source, processes_here / num_processes)
+
+
+def _check_lanes(key: str, order: LaneOrder, num_processes: int) -> None:
+    pairs = order.lanes // 2
+    if pairs % num_processes:
+        good = [n for n in range(1, pairs + 1) if pairs % n == 0]
+        raise InputError(
+            f"{key}.lanes: {order.lanes} lanes come in {pairs} pairs, which cannot be dealt evenly"
+            f" to {num_processes} processes: start"
+            f" {' or '.join(map(str, nearest_numbers(good, num_processes)))} processes, or set"
+            " train.micro_batch_size or other lanes"
+        )
+
+
+def _check_cache(stage: StagePlan, order: LaneOrder, source: StreamSource, share: float) -> None:
+    """Local tar shards are read where they lie, and do not count."""
+    size = _mean_cached_size(source, stage.recipe.data.shards)
+    if size is None:
+        return
+    lanes = max(2, round(order.lanes * share))
+    num_shards = order.shards_at_once(lanes)
+    needed_gb, limit_gb = num_shards * size / 1e9, stage.recipe.data.shards.cache_gb
+    if needed_gb > limit_gb:
+        # Below half a shard a block saves little: one shard a lane there is at least.
+        smaller = (
+            f"a smaller {stage.key}data.train.block than {order.block:,}, "
+            if num_shards > 2 * lanes
+            else ""
+        )
+        raise InputError(
+            f"data.shards.cache_gb: {limit_gb:g}, and the {lanes} lanes that this machine reads"
+            f" have about {num_shards} shards in use at once, {needed_gb:.3g} GB of"
+            f" {source.shards[0].shown} and its like: set it to {needed_gb * 1.2:.2g} or more, or"
+            f" take {smaller}fewer lanes, more machines or smaller shards (distill data shard)"
+        )
+
+
+def _mean_cached_size(source: StreamSource, settings: schema.ShardsSpec) -> float | None:
+    """Bytes of a shard that passes through the cache, as listed or of the first one; None where
+    none does, or nobody says.
+    """
+    cached = [
+        shard
+        for shard in source.shards
+        if not shard.is_local or shard.url.lower().endswith(".parquet")
+    ]
+    sizes = [os.path.getsize(shard.url) if shard.is_local else shard.size_bytes for shard in cached]
+    if known := [size for size in sizes if size]:
+        return sum(known) / len(known)
+    if not cached:
+        return None
+    try:
+        return Transport(retries=settings.retries, timeout_s=settings.timeout_s).size(cached[0].url)
+    except OSError:  # said by whoever reads it
+        return None
+
+
+def fetch_ahead(
+    source: Source, order: TrainOrder, end: int
+) -> Callable[[int, np.ndarray], None] | None:
+    """What tells a stream which shards come next, up to the step `end` of the order; None for
+    records that are at hand.
+    """
+    if isinstance(source, StreamSource) and isinstance(order, LaneOrder):
+        return partial(_fetch_ahead, source, order, end)
+    return None
+
+
+def _fetch_ahead(
+    source: StreamSource, order: LaneOrder, end: int, step: int, slots: np.ndarray
+) -> None:
+    source.prefetch(order.shards_ahead(step, slots, end).tolist())
