@@ -6,7 +6,6 @@ frozen teacher none, and Accelerate has one for all.
 """
 
 import gc
-import json
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -30,7 +29,7 @@ from distill.engine import zero
 from distill.engine.environment import launched_processes, refuse_contradictions
 from distill.engine.host_memory import keep_freed_memory
 from distill.engine.rendezvous import check_rendezvous, meeting, reach_master
-from distill.engine.trackers import OVERLAID, Tracking, kept_run_id
+from distill.engine.trackers import Tracking, start_trackers
 from distill.errors import InputError
 from distill.rng import MASK, seed_global
 
@@ -38,19 +37,6 @@ Result = TypeVar("Result")
 
 _NO_TRACKING = Tracking()
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def _flat_settings(config: dict[str, Any], prefix: str = "") -> dict[str, int | float | str | bool]:
-    """Dotted keys and scalars: TensorBoard takes nothing else."""
-    flat: dict[str, int | float | str | bool] = {}
-    for key, value in config.items():
-        if isinstance(value, dict):
-            flat |= _flat_settings(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = (
-                value if isinstance(value, int | float | str) else json.dumps(value)
-            )
-    return flat
 
 
 class Engine:
@@ -123,8 +109,8 @@ class Engine:
         self.precision = precision
         self._channels_last = channels_last
         self._compile = compile
-        self._tracking_of = tracking
-        self._tracking = False
+        self._tracking = tracking
+        self._tracks = False
         self._timeout_s = timeout_s
         self._hosts: Any = (
             None  # their group over the network, where there is one beside the devices'
@@ -320,48 +306,23 @@ class Engine:
         """Start TensorBoard, wandb or trackio, where the recipe names them. Collective: every rank.
 
         Args:
-            output: the run's folder, which keeps the run's id.
-            step: steps done before this session.
+            output: the run's folder, which holds the run's id.
+            step: steps done so far.
 
         Raises:
             InputError: a tracker does not start: no account, no network, a folder that cannot be
                 written.
         """
-        if self._tracking_of.names:
-            self.on_main(lambda: self._init_trackers(run_name, output, config, step))
-            self._tracking = True
-
-    def _init_trackers(
-        self, run_name: str, output: Path, config: dict[str, Any], step: int
-    ) -> None:
-        tracking = self._tracking_of
-        try:
-            run_id = kept_run_id(output / "trackers")
-            if tracking.directory:
-                tracking.directory.mkdir(parents=True, exist_ok=True)
-            if tracking.trackio_directory:
-                os.environ["TRACKIO_DIR"] = str(
-                    tracking.trackio_directory
-                )  # read when trackio is imported
-            self.accelerator.init_trackers(
-                tracking.project,
-                config=_flat_settings(config),
-                init_kwargs=tracking.arguments(run_name, run_id, step),
+        tracking = self._tracking
+        if tracking.names:
+            self.on_main(
+                lambda: start_trackers(self.accelerator, tracking, run_name, output, config, step)
             )
-            for tracker in self.accelerator.trackers:
-                if tracker.name == "tensorboard":
-                    charts = {metric: ["Multiline", [f"^{metric}/.*"]] for metric in OVERLAID}
-                    tracker.writer.add_custom_scalars({"models": charts})
-        except Exception as error:  # each library fails in its own ways
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise InputError(
-                f"log.trackers: {', '.join(tracking.names)} did not start ({reason}): fix that, or"
-                " leave it out"
-            ) from error
+            self._tracks = True
 
     def track(self, values: dict[str, float], step: int) -> None:
         """Send scalars to the trackers."""
-        if self._tracking:
+        if self._tracks:
             self.accelerator.log(values, step=step)
 
     def close(self, failed: bool = False) -> None:
@@ -373,10 +334,9 @@ class Engine:
                 never join (with gloo, all of timeout_s), and the launcher ends the others only
                 after this process.
         """
-        if self._tracking:
-            for (
-                tracker
-            ) in self.accelerator.trackers:  # not end_training, which takes the group down as well
+        if self._tracks:
+            # Not end_training(), which also takes the group down.
+            for tracker in self.accelerator.trackers:
                 tracker.finish()
         if failed and self.world_size > 1 and not self._ended_together:
             return

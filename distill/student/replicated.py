@@ -12,8 +12,9 @@ from distill.models.export_format import RAW
 from distill.models.functional import functional_forward
 from distill.models.pixels import Network
 from distill.student.ema import Ema
-from distill.student.optimizer import load_state, set_lr, split_state
+from distill.student.optimizer_state import load_state, split_state
 from distill.student.placement import Averages, BuildOptimizer, Judged, Tensors
+from distill.student.schedule import set_lr
 
 
 class Replicated:

@@ -23,7 +23,8 @@ from distill.models.functional import functional_forward
 from distill.models.student import create_student, student_view
 from distill.models.teacher import Teacher, build_teacher
 from distill.models.view import Frame, ModelView
-from distill.student.optimizer import build_optimizer, resolve_schedule
+from distill.student.optimizer import build_optimizer
+from distill.student.schedule import resolve_schedule
 from distill.student.student import Setting, Student
 from distill.training.plan import Plan, Share, StagePlan
 from distill.training.streams import fetch_ahead

@@ -20,7 +20,7 @@ from distill.recipe.keys import each_key
 from distill.recipe.objective import CESpec, KLSpec, ObjectiveSpec
 from distill.recipe.resolve import merge
 from distill.recipe.text import MAX_DEPTH, TextError, dump, parse
-from distill.student.optimizer import resolve_schedule
+from distill.student.schedule import resolve_schedule
 from distill.training.check import check_recipe
 from distill.training.plan import make_plan
 

@@ -9,13 +9,13 @@ import tiny
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from distill.engine import Tracking
-from distill.engine.trackers import kept_run_id
+from distill.engine.trackers import read_run_id
 
 
 def test_a_run_keeps_its_id(tmp_path: Path) -> None:
-    first = kept_run_id(tmp_path / "a" / "trackers")
-    assert kept_run_id(tmp_path / "a" / "trackers") == first
-    assert kept_run_id(tmp_path / "b" / "trackers") != first
+    first = read_run_id(tmp_path / "a" / "trackers")
+    assert read_run_id(tmp_path / "a" / "trackers") == first
+    assert read_run_id(tmp_path / "b" / "trackers") != first
 
 
 def test_wandb_and_trackio_are_asked_for_the_same_run_again(tmp_path: Path) -> None:

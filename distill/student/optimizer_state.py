@@ -1,0 +1,120 @@
+"""The state of an optimizer by parameter name, so that a checkpoint fits any placement."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distill.errors import InputError
+
+
+def split_state(
+    optimizer: torch.optim.Optimizer, module: nn.Module
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The whole state of `optimizer` as tensors and a JSON-able rest, keyed by the parameter names
+    of the bare `module`.
+
+    Returns:
+        tensors: "<parameter>/<slot>" for the state of a parameter ("fc.weight/exp_avg": the shape
+            of fc.weight) and "param_groups[<i>]/<slot>" for tensors that a group holds (LAMB's
+            step). They alias the optimizer's: save or clone them before the next step.
+        values: {"optimizer": class, "groups": [{"parameters": names, "settings": hyperparameters}],
+            "slots": scalars}.
+    """
+    names = {parameter: name for name, parameter in module.named_parameters()}
+    tensors: dict[str, Tensor] = {}
+    slots: dict[str, Any] = {}
+    groups: list[dict[str, Any]] = []
+    for index, group in enumerate(optimizer.param_groups):
+        settings = {}
+        for slot, value in group.items():
+            if isinstance(value, Tensor):
+                tensors[f"param_groups[{index}]/{slot}"] = value
+            elif slot != "params" and not isinstance(
+                value, torch.dtype
+            ):  # a dtype comes from the recipe again
+                settings[slot] = value
+        groups.append(
+            {
+                "parameters": [names[parameter] for parameter in group["params"]],
+                "settings": settings,
+            }
+        )
+        for parameter in group["params"]:
+            for slot, value in optimizer.state.get(parameter, {}).items():
+                (tensors if isinstance(value, Tensor) else slots)[f"{names[parameter]}/{slot}"] = (
+                    value
+                )
+    return tensors, {"optimizer": _inner(optimizer), "groups": groups, "slots": slots}
+
+
+def load_state(
+    optimizer: torch.optim.Optimizer,
+    module: nn.Module,
+    tensors: Mapping[str, Tensor],
+    values: Mapping[str, Any],
+) -> None:
+    """Put what `split_state` returned into a freshly built optimizer; training goes on bitwise.
+
+    Torch's own `load_state_dict` casts floating state to the parameter's dtype and keeps the file's
+    memory format, either of which changes the next update (a norm over channels-last memory adds in
+    another order), so the slots are set here.
+
+    Raises:
+        InputError: the state is of another optimizer, or of other parameters.
+    """
+    parameters = dict(module.named_parameters())
+    names = {parameter: name for name, parameter in parameters.items()}
+    here = [[names[parameter] for parameter in group["params"]] for group in optimizer.param_groups]
+    there = [group["parameters"] for group in values["groups"]]
+    if values["optimizer"] != _inner(optimizer) or here != there:
+        odd = sorted(
+            {name for group in here for name in group} ^ {name for group in there for name in group}
+        )
+        raise InputError(
+            f"the optimizer state is of {values['optimizer']} over {sum(map(len, there))}"
+            f" parameters, this run has {_inner(optimizer)} over {sum(map(len, here))}"
+            + (f"; first that differ: {', '.join(odd[:3])}" if odd else "")
+        )
+    for group, saved in zip(optimizer.param_groups, values["groups"], strict=True):
+        for slot, value in saved["settings"].items():
+            # JSON knows lists only; the optimizer keeps pairs such as betas as tuples.
+            group[slot] = (
+                tuple(value)
+                if isinstance(value, list) and isinstance(group.get(slot), tuple)
+                else value
+            )
+    owners = {f"param_groups[{index}]": group for index, group in enumerate(optimizer.param_groups)}
+    group_of = {
+        names[parameter]: group for group in optimizer.param_groups for parameter in group["params"]
+    }
+    for name in group_of:
+        owners[name] = optimizer.state[parameters[name]] = {}
+    for key, value in [*values["slots"].items(), *tensors.items()]:
+        owner, _, slot = key.rpartition("/")
+        if isinstance(value, Tensor):
+            value = (
+                _placed(value, parameters[owner], group_of[owner])
+                if owner in group_of
+                else value.clone()
+            )
+        owners[owner][slot] = value
+
+
+def _placed(value: Tensor, parameter: nn.Parameter, group: Mapping[str, Any]) -> Tensor:
+    """A slot as the optimizer would have made it: own memory, its own dtype, the parameter's device
+    and memory format.
+    """
+    if value.ndim == 0:
+        # Step counts live on the host, unless the kernels themselves count.
+        counts_on_device = bool(group.get("fused") or group.get("capturable"))
+        return value.to(parameter.device if counts_on_device else "cpu", copy=True)
+    if value.shape != parameter.shape:
+        return value.to(parameter.device, copy=True)
+    return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
+
+
+def _inner(optimizer: torch.optim.Optimizer) -> str:
+    """Class name of the optimizer, below Accelerate's wrapper."""
+    return type(getattr(optimizer, "optimizer", optimizer)).__name__
