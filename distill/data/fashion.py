@@ -4,12 +4,13 @@ files.
 
 import gzip
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from distill.data.fingerprint import fingerprint
-from distill.data.records import Source, missing
+from distill.data.records import NO_SIZES, Source, missing
 from distill.errors import InputError
 
 CLASSES = (
@@ -47,6 +48,9 @@ def open_fashion_mnist(split: str, path: Path | None, key: str = "data.train") -
 class EmbeddedFashionMnist:
     """PNG files out of one small Parquet file, held in memory (about 1 MB a thousand images)."""
 
+    shards = ()
+    shard_sizes = NO_SIZES
+
     def __init__(self, split: str) -> None:
         import pyarrow.compute as pc
         import pyarrow.parquet as pq
@@ -80,9 +84,15 @@ class EmbeddedFashionMnist:
             self.read,
         )
 
+    def prefetch(self, shards: Sequence[int]) -> None:
+        pass
+
 
 class IdxSource:
     """A pair of IDX files. Pixels are read into memory once a process, and shared by fork."""
+
+    shards = ()
+    shard_sizes = NO_SIZES
 
     def __init__(self, folder: Path, prefix: str, key: str) -> None:
         self.classes = CLASSES
@@ -119,6 +129,9 @@ class IdxSource:
         return fingerprint(
             self.labels, b"", lambda rows: np.full(len(rows), self.read(0).size), self.read
         )
+
+    def prefetch(self, shards: Sequence[int]) -> None:
+        pass
 
 
 def _find(folder: Path, name: str, key: str) -> Path:

@@ -1,6 +1,7 @@
 """Image folders: one folder a class."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import numpy as np
 from distill.data.class_names import check_names, order_classes
 from distill.data.fingerprint import fingerprint
 from distill.data.labels import index_names
-from distill.data.records import is_leftover, missing, read_regular
+from distill.data.records import NO_SIZES, is_leftover, missing, read_regular
 from distill.data.splits import split_named
 from distill.data.walk import files_below
 from distill.errors import InputError, printable
@@ -33,6 +34,9 @@ class ImageFolderSource:
     Paths are kept in one block of bytes: a list of a million strings would be copied into every
     worker, a page at a time, as reference counts touch it.
     """
+
+    shards = ()
+    shard_sizes = NO_SIZES
 
     def __init__(self, root: Path, classes: tuple[str, ...] | None, key: str) -> None:
         folders = class_folders(root, classes is not None, key)
@@ -73,6 +77,9 @@ class ImageFolderSource:
     def fingerprint(self) -> str:
         """Of the paths below the root, sizes, labels, and contents as far as it is cheap."""
         return fingerprint(self.labels, self._blob + self._ends.tobytes(), self._sizes, self.read)
+
+    def prefetch(self, shards: Sequence[int]) -> None:
+        pass
 
     def _sizes(self, indices: np.ndarray) -> np.ndarray:
         return np.array([_size(self._path(index)) for index in indices.tolist()], dtype=np.int64)

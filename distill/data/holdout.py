@@ -4,11 +4,12 @@ only the rest.
 
 import glob
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from distill.data.records import Source, at
+from distill.data.records import NO_SIZES, Source, at
 from distill.data.sources import open_source
 from distill.data.splits import same_split
 from distill.errors import InputError
@@ -113,6 +114,9 @@ class Part:
         chosen: [N] bool.
     """
 
+    shards = ()
+    shard_sizes = NO_SIZES
+
     def __init__(self, source: Source, chosen: np.ndarray) -> None:
         assert isinstance(source.labels, np.ndarray)
         self._source = source
@@ -134,6 +138,9 @@ class Part:
         return hashlib.sha256(
             self._source.fingerprint().encode() + self.indices.tobytes()
         ).hexdigest()
+
+    def prefetch(self, shards: Sequence[int]) -> None:
+        pass
 
 
 def _refuse_overlap(

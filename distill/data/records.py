@@ -2,12 +2,19 @@
 
 import os
 import stat
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from distill.errors import InputError, did_you_mean
+
+if TYPE_CHECKING:
+    from distill.data.stream.shard_fetcher import ListedShard
+
+# The `shard_sizes` of a source without shards.
+NO_SIZES = np.empty(0, dtype=np.int64)
 
 
 class UnreadableShardError(OSError):
@@ -29,8 +36,11 @@ class LabelsOnRead(Protocol):
 
 
 class Source(Protocol):
-    """N records. `labels`: [N] int64 in 0..K-1, or what reads them; -1 throughout without labels.
-    `classes`: K names, none without labels.
+    """N records, as files and rows on this machine or in S shards that are fetched.
+
+    `labels`: [N] int64 in 0..K-1, or an object that reads them; all -1 without labels. `classes`: K
+    names, none without labels. `shards`, `shard_sizes`: the shards in order and the number of
+    records in each, [S] int64; empty for records that do not come in shards.
     """
 
     @property
@@ -38,6 +48,12 @@ class Source(Protocol):
 
     @property
     def classes(self) -> tuple[str, ...]: ...
+
+    @property
+    def shards(self) -> "Sequence[ListedShard]": ...
+
+    @property
+    def shard_sizes(self) -> np.ndarray: ...
 
     def __len__(self) -> int: ...
 
@@ -54,6 +70,12 @@ class Source(Protocol):
     def fingerprint(self) -> str:
         """SHA-256 over what the records are, wherever they lie, as far as it is cheap to know. May
         read files.
+        """
+        ...
+
+    def prefetch(self, shards: Sequence[int]) -> None:
+        """Fetch these shards in the background, the most urgent first. Neither waits nor raises.
+        Does nothing where there are no shards.
         """
         ...
 

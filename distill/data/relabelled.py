@@ -2,6 +2,8 @@
 renumbered for a model.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from distill.data.records import LabelsOnRead, Source
@@ -19,6 +21,7 @@ class Relabelled:
     def __init__(self, source: Source, labels_for: np.ndarray, classes: tuple[str, ...]) -> None:
         self._source = source
         self.classes = classes
+        self.shards, self.shard_sizes = source.shards, source.shard_sizes
         own = source.labels
         self.labels: np.ndarray | LabelsOnRead
         self.labels = (
@@ -36,6 +39,9 @@ class Relabelled:
 
     def fingerprint(self) -> str:
         return self._source.fingerprint()
+
+    def prefetch(self, shards: Sequence[int]) -> None:
+        self._source.prefetch(shards)
 
 
 class _Renumbered:

@@ -2,6 +2,7 @@
 undecoded.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from distill.data.converted import arrow_file
 from distill.data.fingerprint import fingerprint
 from distill.data.label_sets import class_list, same_space
 from distill.data.labels import check_labels, index_names
-from distill.data.records import Source, at, first_line, missing
+from distill.data.records import NO_SIZES, Source, at, first_line, missing
 from distill.data.splits import choose_split
 from distill.data.table_files import table_files
 from distill.errors import InputError, did_you_mean
@@ -96,6 +97,9 @@ class TableSource:
     named "0", "1", ...). Given `classes`, names are looked up in it, and integers index it.
     """
 
+    shards = ()
+    shard_sizes = NO_SIZES
+
     def __init__(
         self,
         data: Any,
@@ -151,6 +155,9 @@ class TableSource:
         spread over them otherwise.
         """
         return fingerprint(self.labels, b"", self._sizes, self.read)
+
+    def prefetch(self, shards: Sequence[int]) -> None:
+        pass
 
     def _sizes(self, indices: np.ndarray) -> np.ndarray:
         """By the offsets of the Arrow column, which lie apart from the images."""

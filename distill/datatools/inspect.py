@@ -13,7 +13,6 @@ from distill.console import make_console, show_table
 from distill.data.label_sets import known_as
 from distill.data.order.lanes import default_block
 from distill.data.records import Source
-from distill.data.stream.source import StreamSource
 from distill.datatools.look import (
     Choice,
     Seen,
@@ -76,12 +75,12 @@ def examine(
             else {key: round(value, 1) for key, value in asdict(speed).items()}
         ),
     }
-    if isinstance(source, StreamSource):
+    if source.shards:
         report["shards"] = _shards(source, choice, brought_s)
     return report, [each.number for each in seen if each.fault is None]
 
 
-def _shards(source: StreamSource, choice: Choice, brought_s: float) -> dict[str, Any]:
+def _shards(source: Source, choice: Choice, brought_s: float) -> dict[str, Any]:
     sizes = [shard.size_bytes for shard in source.shards]
     known = [size for size in sizes if size is not None]
     whole = len(known) == len(sizes)

@@ -14,7 +14,6 @@ from distill.data.decode import PixelFormatError, decode, open_image, pixel_form
 from distill.data.depth import hidden_bits, is_deep
 from distill.data.order.shuffled import permute
 from distill.data.records import Source, UnreadableShardError, first_line
-from distill.datatools.named import Sharded
 from distill.datatools.processes import in_processes
 from distill.errors import InputError
 from distill.rng import hash64
@@ -68,10 +67,10 @@ def choose(source: Source, count: int, seed: int) -> Choice:
     """Images at random, as a function of the seed; of a source over shards from at most four of
     them.
     """
-    if not isinstance(source, Sharded):
+    if not source.shards:
         order = permute(np.arange(min(len(source), 1 << 17)), len(source), hash64(seed, "look"))
         return Choice(order, ())
-    sizes = np.asarray(source.shard_sizes, dtype=np.int64)
+    sizes = source.shard_sizes
     shards = permute(
         np.arange(min(_SHARDS, len(sizes))), len(sizes), hash64(seed, "look at shards")
     )
@@ -90,12 +89,11 @@ def bring(source: Source, choice: Choice) -> float:
         InputError: one of them cannot be had.
     """
     began = time.monotonic()
-    if isinstance(source, Sharded):
+    if source.shards:
         source.prefetch(choice.shards)
-        sizes = np.asarray(source.shard_sizes, dtype=np.int64)
         for shard in choice.shards:
             try:
-                source.read(int(sizes[:shard].sum()))
+                source.read(int(source.shard_sizes[:shard].sum()))
             except UnreadableShardError as error:
                 raise InputError(str(error)) from error
             except OSError:  # of this image alone: counted when it is looked at

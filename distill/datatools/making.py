@@ -10,7 +10,7 @@ import numpy as np
 from distill.data.records import Source, UnreadableShardError, first_line
 from distill.data.stream.manifest import MANIFEST_FILE, read_manifest
 from distill.datatools.container import READERS, Check, Sample, Writer, check_of
-from distill.datatools.named import OPTION, Sharded
+from distill.datatools.named import OPTION
 from distill.datatools.plan import Plan, order, shards_of
 from distill.datatools.records import Conversion, Stored
 from distill.datatools.storage import Done, explained, keep_state, read_state, replace, sha256_of
@@ -133,7 +133,7 @@ def _samples(job: Job, number: int, skipped: list[int]) -> Iterator[Sample]:
     """The samples of a shard; those that cannot be read go into `skipped`."""
     source, plan = job.source, job.plan
     indices = order(source, plan.positions(number), plan.asked.seed)
-    if isinstance(source, Sharded):
+    if source.shards:
         source.prefetch(shards_of(source, indices))
     width = max(8, len(str(plan.num_samples - 1)))
     in_a_row = 0

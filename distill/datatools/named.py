@@ -3,13 +3,10 @@
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
-
-import numpy as np
 
 from distill.data.guess import guess_source, in_options, known_classes
 from distill.data.holdout import open_eval, open_train
@@ -27,17 +24,6 @@ _OPTIONS = {
 _OF_A_RECIPE = re.compile(
     r"(?P<recipe>.+):(?:stages\.(?P<stage>[^.:]+)\.)?data\.(?P<part>train|eval)"
 )
-
-
-@runtime_checkable
-class Sharded(Protocol):
-    """What a source over shards has beyond others (`distill.data.stream`)."""
-
-    shard_sizes: np.ndarray
-
-    def prefetch(self, shards: Sequence[int]) -> None: ...
-
-    def fingerprint(self) -> str: ...
 
 
 @dataclass(frozen=True)

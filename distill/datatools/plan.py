@@ -14,9 +14,7 @@ from distill.data.order.shuffled import permute
 from distill.data.records import Source
 from distill.data.stream.manifest import MANIFEST_FILE, read_manifest
 from distill.data.stream.shard_fetcher import ListedShard
-from distill.data.stream.source import StreamSource
 from distill.datatools.container import Container
-from distill.datatools.named import Sharded
 from distill.datatools.storage import STATE_FOLDER, tmp_name
 from distill.errors import InputError
 from distill.recipe import schema
@@ -76,9 +74,9 @@ def order(source: Source, positions: np.ndarray, seed: int | None) -> np.ndarray
     """
     if seed is None or len(source) == 0:
         return positions
-    if not isinstance(source, Sharded):
+    if not source.shards:
         return permute(positions, len(source), hash64(seed, "shard"))
-    sizes = np.asarray(source.shard_sizes, dtype=np.int64)
+    sizes = source.shard_sizes
     shards = permute(np.arange(len(sizes)), len(sizes), hash64(seed, "shard order"))
     ends = np.cumsum(sizes[shards])  # where in the order each permuted shard ends
     window_ends = np.append(ends[_WINDOW_SHARDS - 1 :: _WINDOW_SHARDS], ends[-1])
@@ -96,9 +94,9 @@ def order(source: Source, positions: np.ndarray, seed: int | None) -> np.ndarray
     return np.asarray(starts[shards[slots]] + mixed - (ends[slots] - sizes[shards[slots]]))
 
 
-def shards_of(source: Sharded, indices: np.ndarray) -> list[int]:
+def shards_of(source: Source, indices: np.ndarray) -> list[int]:
     """The source's shards that hold `indices`, in the order in which they come."""
-    ends = np.cumsum(np.asarray(source.shard_sizes, dtype=np.int64))
+    ends = np.cumsum(source.shard_sizes)
     return list(dict.fromkeys(np.searchsorted(ends, indices, side="right").tolist()))
 
 
@@ -109,15 +107,11 @@ def fingerprint(source: Source, spec: schema.SourceSpec) -> str:
     digest = hashlib.sha256(json.dumps([len(source), list(source.classes)]).encode())
     if isinstance(source.labels, np.ndarray):
         digest.update(np.asarray(source.labels, dtype=np.int64).tobytes())
-    if isinstance(source, Sharded):
+    if source.shards:
         fields = (
             (spec.image, spec.label, spec.labelled) if isinstance(spec, schema.StreamSpec) else ()
         )
-        shards = (
-            [_shard_identity(shard) for shard in source.shards]
-            if isinstance(source, StreamSource)
-            else []
-        )
+        shards = [_shard_identity(shard) for shard in source.shards]
         digest.update(json.dumps([source.fingerprint(), fields, shards]).encode())
         return digest.hexdigest()
     for index in (

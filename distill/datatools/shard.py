@@ -27,7 +27,7 @@ from distill.data.stream.manifest import (
 )
 from distill.datatools.container import parquet_schema, parquet_writer, write_tar
 from distill.datatools.making import Job, converted, known_shards, make
-from distill.datatools.named import OPTION, Named, Sharded
+from distill.datatools.named import OPTION, Named
 from distill.datatools.plan import (
     PLAN_FILE,
     Asked,
@@ -201,10 +201,10 @@ def _looks(source: Source, seed: int | None) -> Iterator[list[int]]:
     over shards those of one shard, the first in the new order, since each image elsewhere would
     bring a shard of its own here.
     """
-    if not isinstance(source, Sharded):
+    if not source.shards:
         yield order(source, _spread(0, len(source)), seed).tolist()
         return
-    ends = np.cumsum(np.asarray(source.shard_sizes, dtype=np.int64))
+    ends = np.cumsum(source.shard_sizes)
     for shard in shards_of(source, order(source, np.arange(min(len(source), _LOOKED_AT)), seed)):
         yield _spread(
             int(ends[shard] - source.shard_sizes[shard]), int(source.shard_sizes[shard])

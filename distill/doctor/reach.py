@@ -15,7 +15,6 @@ from distill.data.decode import UnreadableImageError, read_image
 from distill.data.holdout import open_eval, open_train
 from distill.data.loading.prefetch import MOST_READY
 from distill.data.sources import Source
-from distill.data.stream.source import StreamSource
 from distill.doctor.findings import Diagnosis, Section
 from distill.doctor.machine import free_bytes, gib
 from distill.doctor.profiles import Layout, StudentProfile
@@ -124,7 +123,7 @@ def _decode(
     reached: Reached,
 ) -> Reached:
     """What was reached, with the speed of reading and decoding where it can be measured."""
-    if isinstance(source, StreamSource) and not all(shard.is_local for shard in source.shards):
+    if not all(shard.is_local for shard in source.shards):
         section.add(
             "read, decode, augment",
             "not measured",

@@ -10,7 +10,6 @@ from distill.checkpoint import Signals
 from distill.data.augment import EvalTransform
 from distill.data.loading.loader import EvalBatch, EvalLoader
 from distill.data.sources import Source
-from distill.data.stream.source import StreamSource
 from distill.engine import Engine
 from distill.engine.agreement import BatchBarrier, StopRequestedError
 from distill.evaluation.accuracy import TEACHER, Accuracy, Model, TeacherAnswers, evaluate
@@ -130,7 +129,7 @@ class EvaluationSet:
             )[TEACHER]
 
     def _awaited(self, loader: EvalLoader) -> AwaitedBatches:
-        may_wait = isinstance(self._source, StreamSource)
+        may_wait = bool(self._source.shards)
         return AwaitedBatches(
             loader, BatchBarrier(loader, self._engine, self._signals, may_wait=may_wait)
         )

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from distill.checkpoint import Signals
-from distill.data.stream.source import StreamSource
 from distill.engine import (
     Engine,
     Tracking,
@@ -193,7 +192,7 @@ class Run:
                     loader,
                     self.engine,
                     signals,
-                    may_wait=isinstance(self.stage.source, StreamSource),
+                    may_wait=bool(self.stage.source.shards),
                 )
                 if self._loop(iter(loader), barrier, step_flags, signals, check_stop):
                     return self._interrupted(signals)

@@ -25,7 +25,6 @@ from distill.data.order.lanes import (
 )
 from distill.data.order.shuffled import Order, TrainOrder
 from distill.data.sources import Source, says_order
-from distill.data.stream.source import StreamSource
 from distill.engine import TRACKERS
 from distill.errors import InputError, did_you_mean
 from distill.recipe import DurationValue, Recipe, schema
@@ -297,18 +296,16 @@ def _labels_of(source: Source) -> dict[str, str | int]:
 
 def _shards_of(source: Source | None, what: str) -> dict[str, str | int]:
     """A stream's shards, wherever they lie; nothing of other sources."""
-    return (
-        {f"{what} shards (SHA-256)": source.fingerprint()}
-        if isinstance(source, StreamSource)
-        else {}
-    )
+    if source is None or not source.shards:
+        return {}
+    return {f"{what} shards (SHA-256)": source.fingerprint()}
 
 
 def contents_of(source: Source | None, what: str) -> dict[str, str | int]:
     """What the images themselves are, of records at hand. Files are read, so one process asks,
     once, before it trains.
     """
-    if source is None or isinstance(source, StreamSource):
+    if source is None or source.shards:
         return {}
     return {f"{what} {CONTENTS}": source.fingerprint()}
 
@@ -415,7 +412,7 @@ def make_order(
         InputError: the batch is larger than the data, or does not divide into the lanes.
     """
     size, repeats = recipe.train.batch_size_global, recipe.data.augment.repeats
-    if not isinstance(source, StreamSource):
+    if not source.shards:
         return Order(len(source), size, seed, repeats, subset)
     spec = recipe.data.train
     assert isinstance(spec, schema.StreamSpec)

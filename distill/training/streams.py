@@ -11,7 +11,6 @@ import numpy as np
 from distill.data.order.lanes import LaneOrder
 from distill.data.order.shuffled import TrainOrder
 from distill.data.sources import Source
-from distill.data.stream.source import StreamSource
 from distill.data.stream.transport import Transport
 from distill.errors import InputError
 from distill.recipe import schema
@@ -29,9 +28,9 @@ def check_streams(plan: Plan, num_processes: int, processes_here: int) -> None:
         InputError: names the numbers that would do.
     """
     for stage in plan.stages:
-        if isinstance(stage.order, LaneOrder) and isinstance(stage.source, StreamSource):
+        if isinstance(stage.order, LaneOrder):
             _check_lanes(f"{stage.key}data.train", stage.order, num_processes)
-            _check_cache(stage, stage.order, stage.source, processes_here / num_processes)
+            _check_cache(stage, stage.order, processes_here / num_processes)
 
 
 def _check_lanes(key: str, order: LaneOrder, num_processes: int) -> None:
@@ -46,9 +45,9 @@ def _check_lanes(key: str, order: LaneOrder, num_processes: int) -> None:
         )
 
 
-def _check_cache(stage: StagePlan, order: LaneOrder, source: StreamSource, share: float) -> None:
+def _check_cache(stage: StagePlan, order: LaneOrder, share: float) -> None:
     """Local tar shards are read where they lie, and do not count."""
-    size = _mean_cached_size(source, stage.recipe.data.shards)
+    size = _mean_cached_size(stage.source, stage.recipe.data.shards)
     if size is None:
         return
     lanes = max(2, round(order.lanes * share))
@@ -64,12 +63,12 @@ def _check_cache(stage: StagePlan, order: LaneOrder, source: StreamSource, share
         raise InputError(
             f"data.shards.cache_gb: {limit_gb:g}, and the {lanes} lanes that this machine reads"
             f" have about {num_shards} shards in use at once, {needed_gb:.3g} GB of"
-            f" {source.shards[0].shown} and its like: set it to {needed_gb * 1.2:.2g} or more, or"
+            f" {stage.source.shards[0].shown} and its like: set it to {needed_gb * 1.2:.2g} or more, or"
             f" take {smaller}fewer lanes, more machines or smaller shards (distill data shard)"
         )
 
 
-def _mean_cached_size(source: StreamSource, settings: schema.ShardsSpec) -> float | None:
+def _mean_cached_size(source: Source, settings: schema.ShardsSpec) -> float | None:
     """Bytes of a shard that passes through the cache, as listed or of the first one; None where
     none does, or nobody says.
     """
@@ -95,12 +94,10 @@ def fetch_ahead(
     """What tells a stream which shards come next, up to the step `end` of the order; None for
     records that are at hand.
     """
-    if isinstance(source, StreamSource) and isinstance(order, LaneOrder):
+    if isinstance(order, LaneOrder):
         return partial(_fetch_ahead, source, order, end)
     return None
 
 
-def _fetch_ahead(
-    source: StreamSource, order: LaneOrder, end: int, step: int, slots: np.ndarray
-) -> None:
+def _fetch_ahead(source: Source, order: LaneOrder, end: int, step: int, slots: np.ndarray) -> None:
     source.prefetch(order.shards_ahead(step, slots, end).tolist())

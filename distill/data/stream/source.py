@@ -88,8 +88,6 @@ class _Opened:
 class StreamSource:
     """N samples over S shards. May be pickled and forked: each process opens shards for itself.
 
-    shard_sizes: [S] int64 samples of each shard. labels, classes: as of a `Source`.
-
     Args:
         shards: each with its count.
         localiser: brings them here.
