@@ -51,7 +51,8 @@ from distill.recipe import Recipe
 from distill.recipe.load import find_recipe, read_tree
 from distill.recipe.resolve import merge, resolve_students
 from distill.training.build import train_loader
-from distill.training.plan import Plan, make_plan, share_of_process
+from distill.training.plan import Plan, make_plan
+from distill.training.share import share_of_process
 
 NUM_CLASSES = 10
 _WIDTH, _HEIGHT = 500, 375

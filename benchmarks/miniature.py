@@ -23,7 +23,8 @@ from benchmarks.runs import engine_on
 from distill.data.order.lanes import LaneOrder
 from distill.recipe import load_recipe
 from distill.training.build import train_loader
-from distill.training.plan import make_plan, share_of_process
+from distill.training.plan import make_plan
+from distill.training.share import share_of_process
 
 _ROOT = Path(__file__).resolve().parents[1]
 _TWO_PROCESSES = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

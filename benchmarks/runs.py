@@ -16,8 +16,9 @@ from distill.engine.agreement import StepFlags
 from distill.recipe import Recipe
 from distill.training.build import Models, build_models, train_loader
 from distill.training.loop import Run
-from distill.training.plan import Plan, make_plan, share_of_process
+from distill.training.plan import Plan, make_plan
 from distill.training.rundir import METRICS_FILE, RunLock
+from distill.training.share import share_of_process
 
 LR, WEIGHT_DECAY, MOMENTUM = 0.01, 5e-4, 0.9
 

@@ -104,7 +104,8 @@ def open_ours(task: Task, stopped: Stopped | None, num_epochs: int) -> Iterator[
     from benchmarks.runs import engine_on
     from distill.recipe import Recipe
     from distill.training.build import train_loader
-    from distill.training.plan import make_plan, share_of_process
+    from distill.training.plan import make_plan
+    from distill.training.share import share_of_process
 
     student = {
         "model": "resnet18",

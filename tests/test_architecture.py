@@ -27,8 +27,9 @@ LAYERS: tuple[frozenset[str], ...] = (
 )
 # The same within training/.
 TRAINING: tuple[frozenset[str], ...] = (
-    frozenset({"clock", "header", "live_losses", "output_folder", "plan", "screen"}),
-    frozenset({"logging", "rundir", "streams"}),
+    frozenset({"clock", "inputs", "live_losses", "output_folder", "screen", "share"}),
+    frozenset({"plan", "rundir"}),
+    frozenset({"header", "logging", "streams"}),
     frozenset({"build", "evaluations", "run_state", "summary"}),
     frozenset({"check", "loop"}),
 )

@@ -24,8 +24,8 @@ from distill.errors import InputError
 from distill.recipe import load_recipe
 from distill.recipe.load import merge
 from distill.recipe.schema import FashionMnistSpec, TableSpec
+from distill.training.inputs import refuse_other_inputs
 from distill.training.plan import make_plan
-from distill.training.rundir import same_inputs
 
 CLASSES = ("ant", "bee", "cat")
 
@@ -100,25 +100,27 @@ def test_changed_images_are_refused_by_name(name: str, data: Path) -> None:
     with pytest.raises(
         InputError, match=rf"(?s){what} names, sizes and contents \(SHA-256\): \w+ -> "
     ) as info:
-        same_inputs(data, before, now)
+        refuse_other_inputs(data, before, now)
     assert f"{other} names" not in str(info.value)
     # A checkpoint of a version that did not record contents is compared by what it has.
-    same_inputs(data, {key: value for key, value in before.items() if "contents" not in key}, now)
+    refuse_other_inputs(
+        data, {key: value for key, value in before.items() if "contents" not in key}, now
+    )
 
 
 def test_a_moved_root_and_new_times_are_the_same_data(data: Path) -> None:
     before = inputs(data)
     shutil.copytree(data, data.with_name("copy"))
-    same_inputs(data, before, inputs(data.with_name("copy")))
+    refuse_other_inputs(data, before, inputs(data.with_name("copy")))
 
 
 def test_held_out_images_are_compared_by_content_as_well(data: Path) -> None:
     holdout = {"kind": "holdout", "fraction": 0.25}
     before = inputs(data, eval=holdout)
-    same_inputs(data, before, inputs(data, eval=holdout))
+    refuse_other_inputs(data, before, inputs(data, eval=holdout))
     (data / "train/ant/0.bmp").write_bytes(png(77))
     with pytest.raises(InputError, match="evaluation names, sizes and contents"):
-        same_inputs(data, before, inputs(data, eval=holdout))
+        refuse_other_inputs(data, before, inputs(data, eval=holdout))
 
 
 def test_a_run_over_numbers_that_were_sorted_as_text_is_refused(
@@ -135,7 +137,7 @@ def test_a_run_over_numbers_that_were_sorted_as_text_is_refused(
         )
         before = inputs(data)
     with pytest.raises(InputError, match=r"classes \(SHA-256\): "):
-        same_inputs(
+        refuse_other_inputs(
             data, {key: value for key, value in before.items() if "contents" not in key}, now
         )
 

@@ -21,9 +21,9 @@ from distill.data.stream.source import StreamSource
 from distill.errors import InputError
 from distill.recipe import dump_recipe, load_recipe, recipe_digest
 from distill.recipe.schema import StreamSpec
+from distill.training.inputs import refuse_other_inputs
 from distill.training.loop import DONE, INTERRUPTED
 from distill.training.plan import make_plan
-from distill.training.rundir import same_inputs
 
 SOURCE = EmbeddedFashionMnist("train")
 
@@ -159,11 +159,11 @@ def test_another_block_is_refused_and_named(
 
 def test_what_an_earlier_version_did_not_record_is_refused_in_words(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"\n  data.train.block: \(not recorded\) -> 256\n"):
-        same_inputs(
+        refuse_other_inputs(
             tmp_path, {"training images": 3}, {"training images": 3, "data.train.block": 256}
         )
     with pytest.raises(InputError, match=r"\n  data.train.block: 256 -> \(not recorded\)\n"):
-        same_inputs(tmp_path, {"data.train.block": 256}, {})
+        refuse_other_inputs(tmp_path, {"data.train.block": 256}, {})
 
 
 # ---- recipes -------------------------------------------------------------------------------------

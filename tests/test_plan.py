@@ -12,7 +12,8 @@ import pytest
 from distill.data.classes import same_classes
 from distill.errors import InputError, prefix_errors
 from distill.recipe import load_recipe
-from distill.training.plan import Share, make_plan, setting_problems, share_of_process
+from distill.training.plan import make_plan, setting_problems
+from distill.training.share import Share, share_of_process
 
 # ---- the share of a process ----------------------------------------------------------------------
 

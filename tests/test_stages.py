@@ -196,7 +196,7 @@ def test_one_report_names_both_stages(
 def test_each_stage_begins_its_own_order(foreign: Path, tmp_path: Path) -> None:
     from distill.engine import Engine
     from distill.training.build import train_loader
-    from distill.training.plan import share_of_process
+    from distill.training.share import share_of_process
 
     same = {"data": {"train": {"kind": "fashion_mnist", "split": "train"}}, "student": {}}
     recipe = load_recipe(write_recipe(tmp_path, two_stages(foreign, same)))

@@ -8,7 +8,7 @@ from distill.doctor.memory import Memory, Reserve, estimate
 from distill.doctor.model import Assumptions, Cluster, Step, step
 from distill.doctor.profiles import Layout
 from distill.recipe import Recipe
-from distill.training.plan import share_of_process
+from distill.training.share import share_of_process
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from distill.data.sources import Source, open_source, says_order
 from distill.errors import InputError
 from distill.recipe import Recipe, schema
 from distill.release.find import is_checkpoint
-from distill.training.plan import contents_of
+from distill.training.inputs import contents_of
 from distill.training.rundir import newest_checkpoint
 
 

@@ -3,6 +3,8 @@
 loop           train(): one stage after the other, one step after the other
 plan           a recipe on given data and processes
 build          plan -> data, teacher and students
+share          the micro-batches of a process
+inputs         what the data are: a run continues only with the same
 streams        which shards a process reads, and how far ahead they are fetched
 evaluations    when an evaluation is due, and the best weights
 run_state      a run's checkpoint

@@ -14,7 +14,7 @@ from torch import nn
 from distill.data.augment import TrainTransform
 from distill.data.loading.loader import RankSlice, TrainLoader
 from distill.data.mixing import Mixing
-from distill.engine import Engine
+from distill.engine import Engine, Tracking
 from distill.errors import InputError, prefix_errors
 from distill.evaluation.accuracy import TEACHER
 from distill.evaluation.sets import decoders
@@ -26,7 +26,8 @@ from distill.models.view import Frame, ModelView
 from distill.student.optimizer import build_optimizer
 from distill.student.schedule import resolve_schedule
 from distill.student.student import Setting, Student
-from distill.training.plan import Plan, Share, StagePlan
+from distill.training.plan import Plan, StagePlan
+from distill.training.share import Share
 from distill.training.streams import fetch_ahead
 
 # Paths to weights are relative to where the command runs, as paths on a command line are; data has
@@ -55,6 +56,27 @@ class Models:
             *(f"{name} sees {view.describe()}" for name, view in self.views.items()),
             *self.notes,
         ]
+
+
+def build_engine(plan: Plan) -> Engine:
+    """Take the device and join the other processes, as the recipe says."""
+    log, settings = plan.recipe.log, plan.recipe.train
+    directory = Path(log.directory).expanduser() if log.directory else None
+    return Engine(
+        precision=settings.precision,
+        zero_stage=settings.zero_stage,
+        zero_offload=settings.zero_offload,
+        channels_last=settings.channels_last,
+        compile=settings.compile,
+        tracking=Tracking(
+            log.trackers,
+            log.project,
+            log.entity,
+            directory or plan.output / "trackers",
+            trackio_directory=directory,
+        ),
+        timeout_s=settings.timeout_s,
+    )
 
 
 def build_models(plan: Plan) -> Models:

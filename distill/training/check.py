@@ -22,7 +22,8 @@ from distill.recipe.resolve import share_of
 from distill.student.optimizer import build_optimizer
 from distill.training.build import refuse_image_size, refuse_scalars
 from distill.training.output_folder import refuse_foreign_output
-from distill.training.plan import setting_problems, share_of_process
+from distill.training.plan import setting_problems
+from distill.training.share import share_of_process
 
 _SOME_CLASSES = 10
 # What is not looked for on this machine: addresses, and names in braces.

@@ -6,10 +6,14 @@ torch and timm take seconds to import, so the lines of the recipe need neither.
 
 import os
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from distill.console import make_console, wrapped
 from distill.errors import printable
 from distill.recipe import Recipe, schema
+
+if TYPE_CHECKING:
+    from distill.training.plan import Plan
 
 _LABEL_WIDTH = 10
 _CLASSES_SHOWN = 4
@@ -40,6 +44,19 @@ def show_recipe(recipe: Recipe) -> None:
 def show(label: str, text: str) -> None:
     """Print a line of the header. The main process alone prints."""
     _print(f"  {label:{_LABEL_WIDTH}}{text}", indent=_LABEL_WIDTH + 2)
+
+
+def show_data(plan: "Plan") -> None:
+    """Print the number of images and steps of each stage, and the classes."""
+    for number, stage in enumerate(plan.stages):
+        name = f"stage {stage.name}: " if plan.recipe.stages else ""
+        num_steps = stage.last_step - stage.first_step
+        steps = f"{num_steps:,} steps, {stage.order.steps_per_epoch:,} an epoch"
+        images = f"{name}{stage.order.num_samples:,} for training ({steps})"
+        show("" if number else "images", images)
+    if plan.eval_source:
+        show("", f"{len(plan.eval_source):,} for evaluation")
+    show("classes", class_names(plan.classes))
 
 
 def show_views(lines: Sequence[str]) -> None:

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +10,6 @@ import torch
 from distill.checkpoint import Signals
 from distill.engine import (
     Engine,
-    Tracking,
     check_rendezvous,
     launched_processes,
     refuse_contradictions,
@@ -22,6 +20,7 @@ from distill.student.student import Student
 from distill.training import header
 from distill.training.build import (
     Models,
+    build_engine,
     build_models,
     place_teacher,
     setting_of,
@@ -31,9 +30,10 @@ from distill.training.build import (
 from distill.training.evaluations import Evaluations
 from distill.training.logging import RunLogger
 from distill.training.output_folder import refuse_foreign_output
-from distill.training.plan import Plan, Share, StagePlan, make_plan, share_of_process
+from distill.training.plan import Plan, StagePlan, make_plan
 from distill.training.run_state import load_student, save_run
 from distill.training.rundir import METRICS_FILE, RunLock, begin, reopen
+from distill.training.share import Share, share_of_process
 from distill.training.streams import check_streams
 from distill.training.summary import Summary
 
@@ -68,19 +68,11 @@ def _train(recipe: Recipe, signals: Signals) -> int:
     )
     check_rendezvous(dict(os.environ))
     plan = make_plan(recipe)
-    show_data(plan)
+    header.show_data(plan)
     check_streams(plan, num_processes, int(os.environ.get("LOCAL_WORLD_SIZE", num_processes)))
     models = build_models(plan)
     header.show_views(models.describe())
-    engine = Engine(
-        precision=recipe.train.precision,
-        zero_stage=recipe.train.zero_stage,
-        zero_offload=recipe.train.zero_offload,
-        channels_last=recipe.train.channels_last,
-        compile=recipe.train.compile,
-        tracking=tracking_of(plan),
-        timeout_s=recipe.train.timeout_s,
-    )
+    engine = build_engine(plan)
     header.show("device", f"{engine.world_size} x {engine.device_name()}, {recipe.train.precision}")
     claim, failed = RunLock(), True
     try:
@@ -90,30 +82,6 @@ def _train(recipe: Recipe, signals: Signals) -> int:
     finally:
         claim.release()
         engine.close(failed)
-
-
-def show_data(plan: Plan) -> None:
-    """Print how many images and which classes the data came to."""
-    for number, stage in enumerate(plan.stages):
-        name = f"stage {stage.name}: " if plan.recipe.stages else ""
-        steps = (
-            f"{stage.last_step - stage.first_step:,} steps, {stage.order.steps_per_epoch:,} an"
-            " epoch"
-        )
-        header.show(
-            "" if number else "images", f"{name}{stage.order.num_samples:,} for training ({steps})"
-        )
-    if plan.eval_source:
-        header.show("", f"{len(plan.eval_source):,} for evaluation")
-    header.show("classes", header.class_names(plan.classes))
-
-
-def tracking_of(plan: Plan) -> Tracking:
-    """Return what the recipe says of trackers, with the run's own folder where it names none."""
-    log = plan.recipe.log
-    named = Path(log.directory).expanduser() if log.directory else None
-    directory = named or plan.output / "trackers"
-    return Tracking(log.trackers, log.project, log.entity, directory, trackio_directory=named)
 
 
 class Run:
@@ -130,9 +98,8 @@ class Run:
         self.num_skipped = 0  # over all processes, up to the last log or save
         self._skipped_here = 0
         self._sat = False  # this sitting has trained
-        self._saved: tuple[int, str] | None = (
-            None  # the newest checkpoint: its step, and where it is
-        )
+        # The newest checkpoint: its step, and its path.
+        self._saved: tuple[int, str] | None = None
         self.journal = RunLogger(plan, engine)
         placing = (
             recipe.teacher.model_dump(include={"placement", "offload"}) if recipe.teacher else {}

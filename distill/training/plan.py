@@ -1,10 +1,10 @@
-"""What a recipe comes to on given data and processes: sources, steps, intervals, the share of a
-process. No device is touched.
+"""The plan of a run: a recipe on given data, as sources, orders, steps and intervals.
+
+No device is used.
 """
 
 import hashlib
 import importlib.util
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,55 +29,10 @@ from distill.engine import TRACKERS
 from distill.errors import InputError, did_you_mean
 from distill.recipe import DurationValue, Recipe, schema
 from distill.rng import hash64
+from distill.training.inputs import contents_of, labels_of, shards_of
+from distill.training.share import nearest_numbers
 
 _MOST_STEPS = 10**10  # longer than any machine lasts; step x batch stays far below 2^63
-
-
-# What `Plan.inputs` says of contents: checkpoints of earlier versions lack it, and are compared
-# without.
-CONTENTS = "names, sizes and contents (SHA-256)"
-
-
-@dataclass(frozen=True)
-class Share:
-    """How one global batch is spread: `num_forwards` micro-batches of `micro_batch_size` samples on
-    each process.
-    """
-
-    micro_batch_size: int
-    num_forwards: int
-
-
-def share_of_process(
-    batch_size_global: int, micro_batch_size: int | None, num_processes: int
-) -> Share:
-    """The micro-batches of each process.
-
-    Raises:
-        InputError: the batch does not divide; names the numbers of processes that would do.
-    """
-    unit = micro_batch_size or 2
-    if batch_size_global % (unit * num_processes):
-        good = [
-            n
-            for n in range(1, batch_size_global // unit + 1)
-            if batch_size_global % (unit * n) == 0
-        ]
-        around = nearest_numbers(good, num_processes)
-        what = f"micro-batches of {unit}" if micro_batch_size else "an even share for each"
-        raise InputError(
-            f"train.batch_size_global {batch_size_global} does not divide into {what} on"
-            f" {num_processes} processes: start {' or '.join(map(str, around))} processes, or"
-            " change the batch size"
-        )
-    share = batch_size_global // num_processes
-    size = micro_batch_size or share
-    return Share(size, share // size)
-
-
-def nearest_numbers(good: Sequence[int], wanted: int) -> list[int]:
-    """The four nearest of the numbers that would do."""
-    return sorted(sorted(good, key=lambda n: abs(n - wanted))[:4])
 
 
 def setting_problems(recipe: Recipe) -> list[str]:
@@ -176,7 +131,7 @@ class StagePlan:
         )
         return {
             "training images": len(self.source),
-            **_labels_of(self.source),
+            **labels_of(self.source),
             **self._contents,
             **kept,
             **self._resolved(),
@@ -245,7 +200,7 @@ class Plan:
         return {
             **stages,
             "evaluation images": len(self.eval_source) if self.eval_source else 0,
-            **_shards_of(self.eval_source, "evaluation"),
+            **shards_of(self.eval_source, "evaluation"),
             **self._eval_contents,
             "classes (SHA-256)": hashlib.sha256("\n".join(self.classes).encode()).hexdigest(),
             "steps": self.total_steps,
@@ -282,32 +237,6 @@ def _described(spec: schema.SourceSpec | schema.HoldOutSpec, root: Path) -> dict
     if "path" in said and "://" not in said["path"]:
         said["path"] = str((root / Path(said["path"]).expanduser()).absolute())
     return said
-
-
-def _labels_of(source: Source) -> dict[str, str | int]:
-    """What tells two data sets of one size apart, as far as it is known before any
-    record is read.
-    """
-    if shards := _shards_of(source, "training"):
-        return shards
-    assert isinstance(source.labels, np.ndarray)
-    return {"training labels (SHA-256)": hashlib.sha256(source.labels.tobytes()).hexdigest()}
-
-
-def _shards_of(source: Source | None, what: str) -> dict[str, str | int]:
-    """A stream's shards, wherever they lie; nothing of other sources."""
-    if source is None or not source.shards:
-        return {}
-    return {f"{what} shards (SHA-256)": source.fingerprint()}
-
-
-def contents_of(source: Source | None, what: str) -> dict[str, str | int]:
-    """What the images themselves are, of records at hand. Files are read, so one process asks,
-    once, before it trains.
-    """
-    if source is None or source.shards:
-        return {}
-    return {f"{what} {CONTENTS}": source.fingerprint()}
 
 
 def make_plan(recipe: Recipe) -> Plan:

@@ -21,6 +21,7 @@ from distill.checkpoint import Checkpoint, clean, latest, load, replace_text, tr
 from distill.checkpoint.differences import moved_streams
 from distill.errors import InputError
 from distill.recipe import Recipe, dump_recipe, recipe_digest
+from distill.training.inputs import refuse_other_inputs
 from distill.training.output_folder import (
     LOCK_FILE,
     METRICS_FILE,
@@ -30,7 +31,6 @@ from distill.training.output_folder import (
     checkpoints_dir,
     refuse_foreign_output,
 )
-from distill.training.plan import CONTENTS
 
 __all__ = [
     "METRICS_FILE",
@@ -43,14 +43,7 @@ __all__ = [
     "checkpoints_dir",
     "newest_checkpoint",
     "reopen",
-    "same_inputs",
 ]
-
-
-_SAME_SHARDS = (
-    "Shards are the same where their names, their numbers of samples and their checksums are, in"
-    " one order; checksums are those of a manifest, of the Hub, or of Parquet footers"
-)
 
 
 class RunLock:
@@ -132,7 +125,7 @@ def begin(
             checkpoints_dir(output), recipe_digest(recipe), dump_recipe(recipe), report=say
         )
         if checkpoint:
-            same_inputs(checkpoint.path, checkpoint.values["inputs"], inputs)
+            refuse_other_inputs(checkpoint.path, checkpoint.values["inputs"], inputs)
         if checkpoint and (moved := moved_streams(checkpoint.recipe_text, dump_recipe(recipe))):
             say(
                 f"changed since the checkpoint: {', '.join(moved)}; shards of the same names,"
@@ -180,27 +173,6 @@ def newest_checkpoint(output: Path, verify: bool = True) -> Checkpoint:
     if not paths:
         raise InputError(f"{output}: this run has no checkpoint")
     return load(paths[-1], verify=verify)
-
-
-def same_inputs(path: Path, before: dict[str, str | int], now: dict[str, str | int]) -> None:
-    """Raises InputError when data, their order or teacher are not those that a checkpoint was made
-    with: the run would be neither's.
-    """
-    absent = "(not recorded)"  # by a version that did not compare it, or of data of another kind
-    changed = [
-        f"  {key}: {before.get(key, absent)} -> {now.get(key, absent)}"
-        for key in {**before, **now}
-        if before.get(key) != now.get(key)
-        and not (key.endswith((CONTENTS, " sees")) and key not in before)
-    ]
-    if changed:
-        raise InputError(
-            f"{path}: was made with another data set, order of it or teacher and cannot be"
-            " continued with these:\n"
-            + "\n".join(changed)
-            + (f"\n{_SAME_SHARDS}" if any(" shards (SHA-256)" in line for line in changed) else "")
-            + "\nPut the earlier ones back, or set output= to another folder, or resume=never"
-        )
 
 
 def reopen(path: Path) -> Checkpoint:

@@ -14,7 +14,8 @@ from distill.data.sources import Source
 from distill.data.stream.transport import Transport
 from distill.errors import InputError
 from distill.recipe import schema
-from distill.training.plan import Plan, StagePlan, nearest_numbers
+from distill.training.plan import Plan, StagePlan
+from distill.training.share import nearest_numbers
 
 
 def check_streams(plan: Plan, num_processes: int, processes_here: int) -> None:

@@ -21,7 +21,8 @@ from distill.data.sources import Source, open_source
 from distill.errors import InputError
 from distill.recipe import load_recipe, schema
 from distill.release import judge
-from distill.training.plan import CONTENTS, Plan, make_plan
+from distill.training.inputs import CONTENTS
+from distill.training.plan import Plan, make_plan
 
 SIZES = {"ant": 10, "bee": 7, "cow": 2, "dog": 1}
 

@@ -13,7 +13,8 @@ import torch
 from distill.engine import Engine
 from distill.recipe import load_recipe
 from distill.training.build import train_loader
-from distill.training.plan import make_plan, share_of_process
+from distill.training.plan import make_plan
+from distill.training.share import share_of_process
 
 
 def seen(
