@@ -7,15 +7,16 @@ One process writes into a folder at a time.
 """
 
 import errno
+import hashlib
 import json
 import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from distill.errors import InputError
 
@@ -184,7 +185,39 @@ def _explain(path: Path, number: int, error: BaseException) -> str:
     )
 
 
-# ---- metrics -------------------------------------------------------------------------------------
+# ---- files ---------------------------------------------------------------------------------------
+
+
+def tmp_name(name: str) -> str:
+    """The name of a file while this process writes it: with the machine and the process id."""
+    return f"{_TMP}{name}--{os.uname().nodename}-{os.getpid()}"
+
+
+def atomic_write(
+    path: Path,
+    write: Callable[[BinaryIO], object],
+    accept: Callable[[Path], bool] = lambda tmp: True,
+) -> None:
+    """Replace a file in one step: it is written under another name, synced, and renamed.
+
+    Args:
+        write: writes the content.
+        accept: called with the path of the synced file; if it returns False, nothing is replaced.
+
+    Raises:
+        OSError: as any write; `path` is then as before.
+    """
+    tmp = path.with_name(tmp_name(path.name))
+    try:
+        with tmp.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        if accept(tmp):
+            tmp.replace(path)
+            sync_directory(path.parent)
+    finally:
+        tmp.unlink(missing_ok=True)
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -195,16 +228,8 @@ def replace_text(path: Path, text: str) -> None:
     """
     if path.is_file() and path.read_text(encoding="utf-8", errors="replace") == text:
         return
-    tmp = path.with_name(f"{_TMP}{path.name}-{os.getpid()}")
-    try:
-        with tmp.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        tmp.replace(path)
-    finally:
-        tmp.unlink(missing_ok=True)
-    sync_directory(path.parent)
+    content = text.encode()
+    atomic_write(path, lambda file: file.write(content))
 
 
 def truncate_jsonl(path: Path, step: int) -> int:
@@ -229,16 +254,16 @@ def truncate_jsonl(path: Path, step: int) -> int:
         content = "".join(f"{line}\n" for line in kept)
         if content == text:
             return 0
-        tmp = path.with_name(f"{_TMP}{path.name}-{os.getpid()}")
-        with tmp.open("w", encoding="utf-8") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        tmp.replace(path)
-        sync_directory(path.parent)
+        atomic_write(path, lambda file: file.write(content.encode()))
     except OSError as error:
         raise CheckpointError(_explain(path, os_errno(error) or errno.EIO, error)) from error
     return len(lines) - len(kept)
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _belongs(line: str, step: int) -> bool:

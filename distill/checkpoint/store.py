@@ -19,7 +19,7 @@ from torch import Tensor
 
 import distill
 from distill.checkpoint.differences import another_recipe
-from distill.files import CheckpointError, atomic_directory, clean, remove_directory
+from distill.files import CheckpointError, atomic_directory, clean, remove_directory, sha256_of
 from distill.recipe.load import digest_today
 
 FORMAT = 1  # raised whenever a checkpoint comes to hold what older code does not, or the reverse
@@ -128,7 +128,7 @@ def save(
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "versions": _versions(),
             "files": {
-                f.name: {"size": f.stat().st_size, "sha256": _sha256(f)}
+                f.name: {"size": f.stat().st_size, "sha256": sha256_of(f)}
                 for f in sorted(folder.iterdir())
             },
         }
@@ -181,11 +181,6 @@ def _versions() -> dict[str, str]:
     return {"vanillakd": distill.__version__, "python": platform.python_version(), **libraries}
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _seal(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
@@ -214,7 +209,7 @@ def load(path: Path, *, verify: bool = True) -> Checkpoint:
                 raise _DamagedError(
                     f"{file}: damaged: {size} bytes, {expected['size']} were written"
                 )
-            if _sha256(file) != expected["sha256"]:
+            if sha256_of(file) != expected["sha256"]:
                 raise _DamagedError(
                     f"{file}: damaged: its bytes differ from those written (SHA-256)"
                 )

@@ -17,8 +17,8 @@ from distill.data.depth import (
     refuse_dark_high_bytes,
     to_8_bits,
 )
+from distill.data.locks import locked
 from distill.data.records import Source, UnreadableShardError, first_line
-from distill.data.stream.locks import locked
 from distill.errors import InputError, printable
 
 # Here and not with the first image, which each decoding process would wait for anew: they are
@@ -169,7 +169,7 @@ def _wait_for_turn(stack: ExitStack) -> None:
     """
     try:
         lock = Path(tempfile.gettempdir(), f"distill-large-image-{os.getuid()}.lock")
-        stack.enter_context(locked(lock, wait=True, explained=lambda error: error))
+        stack.enter_context(locked(lock, wait=True))
     except OSError:
         pass
 

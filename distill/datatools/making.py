@@ -13,8 +13,9 @@ from distill.datatools.container import READERS, Check, Sample, Writer, check_of
 from distill.datatools.named import OPTION
 from distill.datatools.plan import Plan, order, shards_of
 from distill.datatools.records import Conversion, Stored
-from distill.datatools.storage import Done, explained, keep_state, read_state, replace, sha256_of
+from distill.datatools.storage import Done, explained, keep_state, read_state
 from distill.errors import InputError
+from distill.files import atomic_write, sha256_of
 
 # So many unreadable images in a row are a lost disk rather than bad luck.
 _MAX_UNREADABLE = 100
@@ -115,7 +116,7 @@ def _written(job: Job, number: int) -> Done:
         said.append((tmp.stat().st_size, sha256_of(tmp)) if checks else (0, ""))
         return bool(checks)
 
-    replace(path, write, read_back)
+    atomic_write(path, write, read_back)
     ((size, sha256),) = said
     labels = tuple(int(check.label) for check in checks if check.label is not None)
     return Done(

@@ -15,8 +15,9 @@ from distill.data.records import Source
 from distill.data.stream.manifest import MANIFEST_FILE, read_manifest
 from distill.data.stream.shard_fetcher import ListedShard
 from distill.datatools.container import Container
-from distill.datatools.storage import STATE_FOLDER, tmp_name
+from distill.datatools.storage import STATE_FOLDER
 from distill.errors import InputError
+from distill.files import atomic_write
 from distill.recipe import schema
 from distill.rng import hash64
 
@@ -170,23 +171,21 @@ def keep_plan(out: Path, plan: Plan) -> Plan:
     """Make a plan the folder's, unless another process was first; returns the folder's."""
     folder = out / STATE_FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    tmp = folder / tmp_name(PLAN_FILE)
-    try:
-        with tmp.open("w", encoding="utf-8") as file:
-            json.dump(asdict(plan), file)
-            file.flush()
-            os.fsync(file.fileno())
+    content = json.dumps(asdict(plan)).encode()
+
+    def is_to_be_renamed(tmp: Path) -> bool:
         try:
-            os.link(tmp, folder / PLAN_FILE)  # whole, and only if there is none
+            os.link(tmp, folder / PLAN_FILE)  # unlike a rename it replaces nothing
         except FileExistsError:
-            pass
+            return False
         except OSError:  # a file system without hard links
-            tmp.replace(folder / PLAN_FILE)
-    finally:
-        tmp.unlink(missing_ok=True)
-    kept = read_plan(out)
-    assert kept is not None
-    return kept
+            return True
+        return False
+
+    atomic_write(folder / PLAN_FILE, lambda file: file.write(content), is_to_be_renamed)
+    agreed = read_plan(out)
+    assert agreed is not None
+    return agreed
 
 
 # The option behind each thing that may differ; `source` is the rest.

@@ -47,12 +47,10 @@ from distill.datatools.storage import (
     explained,
     read_state,
     remove_leftovers,
-    replace,
-    sha256_of,
     state_file,
-    tmp_name,
 )
 from distill.errors import InputError
+from distill.files import atomic_write, sha256_of, tmp_name
 
 LABELS_FILE = "labels.npy"
 DEFAULT_SHARD_MB = 64.0
@@ -287,5 +285,5 @@ def _closed_by_another(job: Job) -> Manifest | None:
 
 def _write_labels(out: Path, labels: np.ndarray) -> str:
     path = out / LABELS_FILE
-    replace(path, lambda file: np.save(file, labels))
+    atomic_write(path, lambda file: np.save(file, labels))
     return sha256_of(path)

@@ -3,21 +3,20 @@ what a disk can do to them.
 """
 
 import errno
-import hashlib
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from distill.datatools.named import said
 from distill.datatools.processes import runs
 from distill.errors import InputError
+from distill.files import atomic_write
 
 STATE_FOLDER = ".distill-shard"
 # A file that a process of another machine has not written to for so long is a dead one's.
@@ -47,7 +46,7 @@ def keep_state(out: Path, name: str, done: Done) -> None:
     """Say that a shard is there."""
     text = json.dumps(asdict(done))
     state_file(out, name).parent.mkdir(parents=True, exist_ok=True)
-    replace(state_file(out, name), lambda file: file.write(text.encode()))
+    atomic_write(state_file(out, name), lambda file: file.write(text.encode()))
 
 
 def read_state(out: Path, name: str) -> Done | None:
@@ -70,31 +69,6 @@ def read_state(out: Path, name: str) -> Done | None:
         return None
 
 
-def tmp_name(name: str) -> str:
-    """A name for a file while this process writes it: it says who that is."""
-    return f".tmp-{name}--{os.uname().nodename}-{os.getpid()}"
-
-
-def replace(
-    path: Path,
-    write: Callable[[BinaryIO], object],
-    check: Callable[[Path], bool] = lambda tmp: True,
-) -> None:
-    """Put what `write` writes in place of a file, in one step, if `check` of the synced file says
-    so.
-    """
-    tmp = path.with_name(tmp_name(path.name))
-    try:
-        with tmp.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        if check(tmp):
-            tmp.replace(path)
-    finally:
-        tmp.unlink(missing_ok=True)
-
-
 def remove_leftovers(out: Path, names: AbstractSet[str]) -> None:
     """What killed writers of the files `names` left. That of the living stays."""
     for path in (*out.glob(".tmp-*"), *(out / STATE_FOLDER).glob(".tmp-*")):
@@ -106,11 +80,6 @@ def remove_leftovers(out: Path, names: AbstractSet[str]) -> None:
             here = host == os.uname().nodename
             if not runs(int(pid)) if here else time.time() - path.stat().st_mtime > _GRACE_S:
                 path.unlink()
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

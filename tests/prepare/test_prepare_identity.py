@@ -21,8 +21,8 @@ from distill.data.sources import open_source
 from distill.data.stream.manifest import MANIFEST_FILE, Manifest, read_manifest, write_manifest
 from distill.datatools.named import Named, open_named
 from distill.datatools.plan import fingerprint
-from distill.datatools.storage import sha256_of
 from distill.errors import InputError
+from distill.files import sha256_of
 from distill.recipe import schema
 
 

@@ -19,8 +19,8 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
+from distill.data.locks import locked, try_lock
 from distill.data.stream.failures import forget_old_failure, raise_failure, run_token, write_failure
-from distill.data.stream.locks import locked, try_lock
 from distill.errors import InputError
 
 Make = Callable[[Path], None]

@@ -4,13 +4,13 @@ stream holds its shards to it.
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from distill.data.records import first_line
 from distill.errors import InputError
+from distill.files import atomic_write
 
 MANIFEST_FILE = "manifest.json"
 _FORMAT = 1
@@ -61,16 +61,8 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     Raises:
         OSError: as any write.
     """
-    place = folder / MANIFEST_FILE
-    tmp = folder / f".tmp-{MANIFEST_FILE}--{os.uname().nodename}-{os.getpid()}"
-    try:
-        with tmp.open("w", encoding="utf-8") as file:
-            file.write(manifest_text(manifest))
-            file.flush()
-            os.fsync(file.fileno())
-        tmp.replace(place)
-    finally:
-        tmp.unlink(missing_ok=True)
+    content = manifest_text(manifest).encode()
+    atomic_write(folder / MANIFEST_FILE, lambda file: file.write(content))
 
 
 def manifest_text(manifest: Manifest) -> str:

@@ -16,6 +16,7 @@ from distill.data.stream.parquet import footer_sha256, localise_parquet
 from distill.data.stream.tar import index_tar
 from distill.data.stream.transport import Transport
 from distill.errors import InputError
+from distill.files import sha256_of
 
 _FORMAT = 2  # of what the cache keeps; another number leaves the old files to be thrown out
 
@@ -212,15 +213,11 @@ class ShardFetcher:
 
 def _hold_to_promise(shard: ListedShard) -> None:
     """Compare a local shard with what was promised of it; once, when its index is made."""
-    with open(shard.url, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        if shard.size_bytes is not None and size != shard.size_bytes:
-            raise DamagedShardError(
-                f"it has {size} bytes, and {shard.size_bytes} are promised: cut at byte {size}, or"
-                " another file"
-            )
-        if (
-            shard.sha256 is not None
-            and hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256
-        ):
-            raise DamagedShardError("its SHA-256 is not the promised one: damaged, or another file")
+    size = os.path.getsize(shard.url)
+    if shard.size_bytes is not None and size != shard.size_bytes:
+        raise DamagedShardError(
+            f"it has {size} bytes, and {shard.size_bytes} are promised: cut at byte {size}, or"
+            " another file"
+        )
+    if shard.sha256 is not None and sha256_of(Path(shard.url)) != shard.sha256:
+        raise DamagedShardError("its SHA-256 is not the promised one: damaged, or another file")

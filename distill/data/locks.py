@@ -1,4 +1,4 @@
-"""Locks between processes: an flock on a file that is there only while somebody holds it."""
+"""File locks between processes (flock); a lock file exists only while its lock is held."""
 
 import fcntl
 import os
@@ -6,32 +6,38 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# Locks that this process holds. A child inherits them with the descriptor, and would keep them
+# The locks of this process. A forked child inherits them with the descriptor, and would hold them
 # beyond a parent that is killed.
 _held: set[int] = set()
 
 
-def _forget_held() -> None:
+def _close_inherited() -> None:
     for descriptor in _held:
         os.close(descriptor)
     _held.clear()
 
 
-os.register_at_fork(after_in_child=_forget_held)
+os.register_at_fork(after_in_child=_close_inherited)
 
 
 def try_lock(descriptor: int) -> None:
-    """Raises OSError where the file system knows no such locks."""
+    """Raise OSError where the file system does not support flock."""
     fcntl.flock(descriptor, fcntl.LOCK_EX)
 
 
 @contextmanager
-def locked(lock: Path, wait: bool, explained: Callable[[OSError], Exception]) -> Iterator[bool]:
-    """The lock at a path; gives whether it was had. Its holder removes the lock file, so a lock
-    counts only while its file is that of its name.
+def locked(
+    lock: Path, wait: bool, explained: Callable[[OSError], Exception] = lambda error: error
+) -> Iterator[bool]:
+    """Lock a file for the duration of the block. Yields True if the lock was acquired.
+
+    The holder deletes the file on release, so after flock() we check that the path still names the
+    file that we locked.
 
     Args:
-        explained: turns what the disk says against a lock file into what is raised.
+        lock: the lock file, created if it does not exist.
+        wait: wait for the lock; otherwise the block runs with False while another process holds it.
+        explained: makes the error to raise when the lock file cannot be created or locked.
     """
     while True:
         try:
@@ -41,24 +47,24 @@ def locked(lock: Path, wait: bool, explained: Callable[[OSError], Exception]) ->
         _held.add(descriptor)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            mine = _is_at(descriptor, lock)
+            is_mine = _is_at(descriptor, lock)
         except BlockingIOError:
-            _let_go(descriptor)
+            _unlock(descriptor)
             yield False
             return
         except BaseException as error:
-            _let_go(descriptor)
+            _unlock(descriptor)
             if isinstance(error, OSError):
                 raise explained(error) from error
             raise
-        if mine:
+        if is_mine:
             break
-        _let_go(descriptor)
+        _unlock(descriptor)
     try:
         yield True
     finally:
         lock.unlink(missing_ok=True)
-        _let_go(descriptor)
+        _unlock(descriptor)
 
 
 def _is_at(descriptor: int, path: Path) -> bool:
@@ -68,8 +74,8 @@ def _is_at(descriptor: int, path: Path) -> bool:
         return False
 
 
-def _let_go(descriptor: int) -> None:
-    """Unlocks, then closes: a child that was just forked may still have the descriptor."""
+def _unlock(descriptor: int) -> None:
+    """Unlock before closing: a child that was just forked may still have the descriptor."""
     _held.discard(descriptor)
     fcntl.flock(descriptor, fcntl.LOCK_UN)
     os.close(descriptor)
