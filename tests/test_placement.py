@@ -31,9 +31,9 @@ def device_with(free: int, num_processes: int = 1) -> Any:
         world_size=num_processes,
         device=torch.device("cpu"),
         free_memory_bytes=lambda: free,
-        place=lambda module, in_shards=False: module,
+        place=lambda module, partitioned=False: module,
         compile_=lambda module: None,
-        shard_frozen=lambda net, offload, dtype: net,
+        partition_frozen=lambda net, offload, dtype: net,
     )
 
 
@@ -64,7 +64,7 @@ def test_one_process_alone_shards_nothing() -> None:
     """No DeepSpeed, no group: what it would compute is what it computes."""
     engine = Engine(precision="fp32", zero_stage=3)
     try:
-        assert not engine.sharding
+        assert not engine.partitioned
         placed = place_teacher(teacher(), engine, placement="zero3")
         assert placed is not None
         assert placed.model is placed.net

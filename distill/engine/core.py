@@ -73,15 +73,15 @@ class Engine:
             ),
         }
         # Weights sharded over one process are not sharded, unless they move to the host.
-        self.sharding = zero_stage > 0 and (launched_processes(environment) > 1 or zero_offload)
-        if self.sharding and on_cpu and torch.cuda.is_available():
+        self.partitioned = zero_stage > 0 and (launched_processes(environment) > 1 or zero_offload)
+        if self.partitioned and on_cpu and torch.cuda.is_available():
             raise InputError(
                 "train.zero_stage: DeepSpeed takes the GPUs that it finds: to stay on the CPU, hide"
                 " them with CUDA_VISIBLE_DEVICES= as well"
             )
         zero.bound_waits(timeout_s)
         with meeting(timeout_s):
-            if self.sharding:
+            if self.partitioned:
                 with zero.accelerate_environment(on_cpu):
                     plugin = zero.training_plugin(
                         zero_stage, zero_offload, "cpu" if on_cpu else "cuda"
@@ -136,14 +136,14 @@ class Engine:
         """
         return torch.amp.GradScaler(self.device.type) if self.precision == "fp16" else None
 
-    def place(self, module: nn.Module, *, in_shards: bool = False) -> nn.Module:
+    def place(self, module: nn.Module, *, partitioned: bool = False) -> nn.Module:
         """To the device, in the memory format of the run; weights that go into shards keep their
         plain order.
         """
         module = module.to(self.device)
         return (
             module.to(memory_format=torch.channels_last)
-            if self._channels_last and not in_shards
+            if self._channels_last and not partitioned
             else module
         )
 
@@ -170,13 +170,13 @@ class Engine:
             prepared: nn.Module = self.accelerator.prepare_model(module, device_placement=False)
         return prepared
 
-    def shard_frozen(self, model: nn.Module, *, offload: bool, dtype: torch.dtype) -> nn.Module:
+    def partition_frozen(self, model: nn.Module, *, offload: bool, dtype: torch.dtype) -> nn.Module:
         """A frozen model in shards over the processes (ZeRO-3): call the result in its place.
         Collective: every rank.
         """
-        return zero.shard_frozen(model, offload=offload, device=self.device, dtype=dtype)
+        return zero.partition_frozen(model, offload=offload, device=self.device, dtype=dtype)
 
-    def prepare_sharded(
+    def prepare_partitioned(
         self,
         module: nn.Module,
         optimizer: torch.optim.Optimizer,

@@ -71,14 +71,14 @@ def load_deepspeed(device_type: str) -> Any:
     return deepspeed
 
 
-def _sharding(stage: int, offload: bool, pin_memory: bool) -> dict[str, Any]:
+def _zero_options(stage: int, offload: bool, pin_memory: bool) -> dict[str, Any]:
     place = {"device": "cpu", "pin_memory": pin_memory}
-    sharding: dict[str, Any] = {"stage": stage, "stage3_gather_16bit_weights_on_model_save": False}
+    options: dict[str, Any] = {"stage": stage, "stage3_gather_16bit_weights_on_model_save": False}
     if offload:
-        sharding["offload_optimizer"] = place
+        options["offload_optimizer"] = place
         if stage == 3:
-            sharding["offload_param"] = place
-    return sharding
+            options["offload_param"] = place
+    return options
 
 
 def training_plugin(stage: int, offload: bool, device_type: str) -> DeepSpeedPlugin:
@@ -90,7 +90,7 @@ def training_plugin(stage: int, offload: bool, device_type: str) -> DeepSpeedPlu
             "train_micro_batch_size_per_gpu": 1,
             "gradient_accumulation_steps": 1,
             "gradient_clipping": 0.0,
-            "zero_optimization": _sharding(stage, offload, device_type == "cuda"),
+            "zero_optimization": _zero_options(stage, offload, device_type == "cuda"),
             "zero_allow_untested_optimizer": True,  # the schema admits elementwise optimizers only
             "zero_force_ds_cpu_optimizer": (
                 False
@@ -130,7 +130,7 @@ def fit_plugin(
     }
 
 
-def shard_frozen(
+def partition_frozen(
     model: nn.Module, *, offload: bool, device: torch.device, dtype: torch.dtype
 ) -> nn.Module:
     """A frozen model under ZeRO-3: what is returned is called in its place, on every rank together.
@@ -148,7 +148,7 @@ def shard_frozen(
         "train_micro_batch_size_per_gpu": 1,
         # No linear of its own in the whole process, for a model that has no backward.
         "zero_optimization": {
-            **_sharding(3, False, False),
+            **_zero_options(3, False, False),
             **where,
             "memory_efficient_linear": False,
         },

@@ -10,36 +10,15 @@ The intra term depends on which samples stand together. With `gather` these are 
 processes. Only nine numbers a class travel (extremes, means and second moments), never the logits.
 """
 
-from typing import Any
-
 import torch
 import torch.distributed as distributed
 import torch.nn.functional as F
 from torch import Tensor
 
+from distill.losses.all_reduce import all_reduce
 from distill.losses.inputs import float_pair
 
 _LOG_ZERO = -1e4  # exp() of it is 0 in every dtype, and it can be subtracted from itself
-
-
-class _SumOverRanks(torch.autograd.Function):
-    """All-reduce whose backward is an all-reduce: every rank's loss depends on what every rank put
-    in. Collective.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor) -> Tensor:
-        return _all_reduce(value, distributed.ReduceOp.SUM)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        return _all_reduce(grads[0], distributed.ReduceOp.SUM)
-
-
-def _all_reduce(value: Tensor, op: Any) -> Tensor:
-    reduced = value.detach().clone(memory_format=torch.contiguous_format)
-    distributed.all_reduce(reduced, op)
-    return reduced
 
 
 def _correlation(log_student: Tensor, log_teacher: Tensor, dim: int, num_ranks: int = 1) -> Tensor:
@@ -54,7 +33,7 @@ def _correlation(log_student: Tensor, log_teacher: Tensor, dim: int, num_ranks: 
     # all.
     bounds = torch.stack([side.amax(dim) for side in sides] + [-side.amin(dim) for side in sides])
     if num_ranks > 1:
-        bounds = _all_reduce(bounds, distributed.ReduceOp.MAX)
+        bounds = all_reduce(bounds, distributed.ReduceOp.MAX)
     largest, negated_smallest = bounds.view(2, 2, -1)
     rounding = 8 * torch.finfo(bounds.dtype).eps * (1 + negated_smallest)
     constant = (largest + negated_smallest <= rounding).any(0)
@@ -63,7 +42,7 @@ def _correlation(log_student: Tensor, log_teacher: Tensor, dim: int, num_ranks: 
     teacher = torch.exp(log_teacher - largest[1].unsqueeze(dim))
     totals = torch.stack([student.detach().sum(dim), teacher.sum(dim)])
     if num_ranks > 1:
-        totals = _all_reduce(totals, distributed.ReduceOp.SUM)
+        totals = all_reduce(totals)
     # The means carry no gradient, and need none: the derivative of a centred second moment by its
     # mean is the sum of centred values, which is 0.
     means = totals / (log_student.shape[dim] * num_ranks)
@@ -74,7 +53,7 @@ def _correlation(log_student: Tensor, log_teacher: Tensor, dim: int, num_ranks: 
         [(student * student).sum(dim), (teacher * teacher).sum(dim), (student * teacher).sum(dim)]
     )
     if num_ranks > 1:
-        moments = _SumOverRanks.apply(moments)
+        moments = all_reduce(moments)
     student_square, teacher_square, product = moments.unbind()
     norms = (student_square * teacher_square).masked_fill(constant, 1).sqrt()
     correlation: Tensor = product / norms

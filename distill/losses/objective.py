@@ -1,4 +1,4 @@
-"""What one student minimises: total = hard.weight * hard + soft.weight * soft (Eq. 1 with free
+"""The objective of a student: total = hard.weight * hard + soft.weight * soft (Eq. 1, with free
 weights).
 
 The paper weighs both by 0.5, its released code by 1.0; recipes say which.
@@ -21,7 +21,7 @@ from distill.recipe import schema
 
 
 class Supervision(Protocol):
-    """What losses read of a batch.
+    """The part of a batch that losses read.
 
     label_probs: [B, K] float, the mixed label distribution, not smoothed.
     labels: [B] int64, the images' own labels, before mixing.
@@ -49,8 +49,8 @@ class HardTerm:
 
 @dataclass(frozen=True)
 class SoftTerm:
-    """`min_confidence`: the loss leaves out samples of which the teacher is less sure; here it is
-    only counted how many stay.
+    """`min_confidence`: the loss leaves out samples of which the teacher is less sure; the objective
+    only counts those that remain.
     """
 
     loss: SoftLoss
@@ -59,22 +59,23 @@ class SoftTerm:
 
 
 class LossTerms(NamedTuple):
-    """Scalars, float32, on the device. `hard`, `soft` and `hint` are unweighted; None: the
-    objective has no such term.
+    """Scalars, float32, on the device.
 
-    `kept`: the share of samples that the soft term did not leave out as unsure, in 0..1; None where
-      it leaves out none.
+    Attributes:
+        total: what the student minimises.
+        hard, soft: the terms, unweighted; None where the objective has no such term.
+        kept: the share of samples in 0..1 that the soft term does not leave out as unsure; None
+            without `min_confidence`.
     """
 
     total: Tensor
     hard: Tensor | None = None
     soft: Tensor | None = None
-    hint: Tensor | None = None
     kept: Tensor | None = None
 
 
 class Objective:
-    """Callable: (student_logits, teacher's logits, batch) -> LossTerms. No state, no parameters.
+    """Callable: (student_logits, teacher_logits, batch) -> LossTerms. No state, no parameters.
 
     Raises:
         ValueError: neither term is given.
@@ -93,15 +94,15 @@ class Objective:
 
         Args:
             student_logits: [B, K], any floating dtype.
-            teacher_logits: [B, K] teacher logits, any floating dtype; None where there is no soft term.
-            batch: its label distribution and labels are read only by terms that need them, so an
-                objective of soft labels alone takes images whose labels live in another space.
+            teacher_logits: [B, K], any floating dtype; None where there is no soft term.
+            batch: only the terms that need labels read them, so an objective with a soft term alone
+                takes images whose labels are of other classes.
 
         Raises:
             ValueError: there is a soft term and no teacher_logits, or shapes that do not agree.
         """
-        # Once, for both terms: each would widen half-precision logits for itself, and their
-        # gradients be rounded before they add.
+        # Once for both terms: if each widened half-precision logits itself, their gradients would be
+        # rounded before they add.
         student_logits = student_logits.to(torch.promote_types(student_logits.dtype, torch.float32))
         hard = soft = kept = total = None
         if self.hard is not None:
@@ -122,11 +123,11 @@ class Objective:
 
 
 def build_objective(spec: schema.ObjectiveSpec, *, gather: bool = False) -> Objective:
-    """The objective that a recipe describes.
+    """Return the objective that a recipe describes.
 
     Args:
         spec: the recipe's `objective` section.
-        gather: losses that relate samples to each other (DIST) relate those of all processes. Then
+        gather: losses that relate samples to each other (DIST) relate those of all processes; then
             calls are collective.
     """
     hard = None if spec.hard is None else HardTerm(_hard_loss(spec.hard), spec.hard.weight)

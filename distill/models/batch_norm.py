@@ -6,13 +6,13 @@ forwards' statistics, as that many processes would. Without one, statistics are 
 batch, synchronised between processes.
 """
 
-from typing import Any
-
 import torch
 import torch.distributed as dist
 from timm.layers import convert_sync_batchnorm
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from distill.losses.all_reduce import all_reduce
 
 
 def norms(module: nn.Module) -> list[_BatchNorm]:
@@ -64,31 +64,6 @@ class StepStatistics:
             torch._foreach_copy_(self._buffers, self._sums)
 
 
-class _SumOverProcesses(torch.autograd.Function):
-    """All-reduce whose backward is an all-reduce: the loss of every process depends on what each
-    put in. Collective.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, value: torch.Tensor) -> torch.Tensor:
-        return _reduced(value)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
-        return _reduced(grads[0])
-
-
-def _reduced(value: torch.Tensor) -> torch.Tensor:
-    total = value.detach().clone(memory_format=torch.contiguous_format)
-    dist.all_reduce(total)
-    return total
-
-
-def _sum_over_processes(value: torch.Tensor) -> torch.Tensor:
-    total: torch.Tensor = _SumOverProcesses.apply(value)
-    return total
-
-
 class GlobalBatchNorm(nn.Module):
     """BatchNorm over the samples of all processes, for devices that torch's SyncBatchNorm refuses
     (it wants CUDA).
@@ -120,9 +95,9 @@ class GlobalBatchNorm(nn.Module):
             wide = x.float()
             count = torch.tensor(float(x.numel() // x.shape[1]), device=x.device)
             dist.all_reduce(count)
-            mean = _sum_over_processes(wide.sum(axes)) / count
+            mean = all_reduce(wide.sum(axes)) / count
             centred = wide - mean.view(shape)
-            variance = _sum_over_processes(centred.square().sum(axes)) / count
+            variance = all_reduce(centred.square().sum(axes)) / count
             with torch.no_grad():
                 self.num_batches_tracked += 1
                 self.running_mean.lerp_(mean, self.momentum)

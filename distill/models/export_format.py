@@ -1,8 +1,7 @@
-"""A model as timm reads it: safetensors, config.json with the class names, and what we measured of
-it.
+"""A model in timm's format: safetensors, config.json with the class names, and what we measured.
 
-`timm.create_model("local-dir:FOLDER", pretrained=True)` gives the same logits. The best weights of
-a run are kept in this very form, so an export is a copy.
+`timm.create_model("local-dir:FOLDER", pretrained=True)` gives the same logits. A run writes its
+best weights in this format, so an export is a copy.
 """
 
 import json
@@ -14,7 +13,7 @@ from safetensors.torch import save_file
 from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
 
-from distill.checkpoint import atomic_directory, storable
+from distill.checkpoint import atomic_directory, current_directory, storable
 from distill.errors import InputError
 from distill.models.origin import CONFIG_FILE, WEIGHTS_FILES
 from distill.models.view import ModelView
@@ -22,7 +21,7 @@ from distill.models.view import ModelView
 WEIGHTS_FILE = "model.safetensors"
 RECORD_FILE = "distill.json"
 RAW = "raw"
-"""Names the weights that training moves, beside the averages of them."""
+"""The name of the trained weights, as opposed to their averages."""
 RAW_BEFORE = "last"
 """What RAW was called in records and options of earlier versions; "last" now means the newest only.
 """
@@ -110,8 +109,18 @@ def refuse_overwrite(folder: Path) -> None:
         )
 
 
+def read_current_record(folder: Path) -> dict[str, Any]:
+    """Return the record of the export that replaced all others in `folder`; empty if there is none.
+
+    Raises:
+        InputError: the record is damaged.
+    """
+    current = current_directory(folder)
+    return read_record(current) if current else {}
+
+
 def read_record(folder: Path) -> dict[str, Any]:
-    """What `write_model` recorded beside the weights; empty for an export that is not ours.
+    """Return what `write_model` recorded with the weights; empty for an export that is not ours.
 
     Raises:
         InputError: the record is damaged.

@@ -116,8 +116,8 @@ class Teacher(nn.Module):
             logits = self(images)
         return logits, taps.outputs
 
-    def partition(self, shard_frozen: Callable[[nn.Module], nn.Module]) -> None:
-        """Let `shard_frozen` spread the weights, and call what it returns from now on. Collective:
+    def partition(self, partition_frozen: Callable[[nn.Module], nn.Module]) -> None:
+        """Let `partition_frozen` spread the weights, and call what it returns from now on. Collective:
         every rank.
 
         BatchNorm's parameters become buffers first, which stay whole on every process and in
@@ -128,7 +128,7 @@ class Teacher(nn.Module):
                 if isinstance(module, _BatchNorm) or parameter.ndim == 0:
                     delattr(module, name)
                     module.register_buffer(name, parameter.data, persistent=False)
-        self.model = shard_frozen(self.net)
+        self.model = partition_frozen(self.net)
 
 
 def _fingerprint(model: nn.Module) -> str:

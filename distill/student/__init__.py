@@ -1,13 +1,19 @@
-"""How one student's weights, gradients, optimizer state and averages lie over the processes: whole
-on each, or in shards.
+"""Students: the models that learn from the teacher, each with its optimizer and averages.
 
-A student calls its placement and does not know which it has. What a placement saves is the same in
-both, whole tensors by parameter name, so a run goes on under another placement and on another
-number of processes.
+- student: one model in training, with its losses and its best weights
+- placement: what a student asks of its processes; a student does not know which placement it has
+- replicated: the whole model on every process, under DDP
+- partitioned: the model split over the processes, under DeepSpeed's ZeRO
+- optimizer, optimizer_state: timm's optimizers, and their state by parameter name
+- schedule: the learning rate of a step
+- ema: averages of the weights
+
+Every placement saves the same whole tensors by parameter name, so a run resumes under another
+placement and on another number of processes.
 """
 
-from distill.student.placement import Averages, BuildOptimizer, Judged, Placement, Tensors
+from distill.student.partitioned import Partitioned
+from distill.student.placement import Averages, BuildOptimizer, Placement, Tensors
 from distill.student.replicated import Replicated
-from distill.student.sharded import Sharded
 
-__all__ = ["Averages", "BuildOptimizer", "Judged", "Placement", "Replicated", "Sharded", "Tensors"]
+__all__ = ["Averages", "BuildOptimizer", "Partitioned", "Placement", "Replicated", "Tensors"]

@@ -1,4 +1,4 @@
-"""Exponential moving average of a student: float32 weights and buffers, whatever the precision of
+"""Exponential moving averages of a student's weights and buffers, in float32 at any precision of
 training.
 """
 
@@ -9,29 +9,31 @@ import torch
 from torch import Tensor
 
 COUNTER = "ema/num_updates"
-"""The one name in `Ema.state_dict` that is no tensor of the module."""
+"""The only name in `Ema.state_dict` that is not a tensor of the module."""
+
+
+_Lists = tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]
 
 
 class Averaged(Protocol):
-    """What an average is of: a module, or anything else that names its tensors."""
+    """A module, or anything else that names its tensors."""
 
     def state_dict(self, *, keep_vars: bool) -> dict[str, Tensor]: ...
 
 
 class Ema:
-    """Shadow of everything in `module.state_dict()`: floating tensors (BatchNorm statistics
-    included) averaged in float32, integers copied.
+    """The average of everything in `module.state_dict()`: floating tensors, BatchNorm statistics
+    among them, are averaged in float32; integers are copied.
 
-    In bf16 an average with decay 0.9999 would never move: its step is 1e-4 of the difference, and
+    In bf16 an average with decay 0.9999 would never change: its step is 1e-4 of the difference, and
     bf16 resolves 4e-3.
 
-    `module` is always the bare module, not what DDP or compile wrapped around it, and it keeps its
-    tensors: they are moved to their device before the average is made, and only written in place
-    after.
+    `module` is the module itself, not what DDP or compile wraps around it. It must be on its device
+    before the average is made, and its tensors are only written in place after.
     """
 
     def __init__(self, module: Averaged, decay: float, warmup: bool = False) -> None:
-        """Start from the weights that `module` has now.
+        """Start from the current weights of `module`.
 
         Args:
             decay: weight of the past, 0 < decay < 1.
@@ -41,12 +43,9 @@ class Ema:
         self.decay = decay
         self.warmup = warmup
         self.num_updates = 0
-        self._kept: (
-            tuple[Averaged, tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]] | None
-        ) = None
-        shadows: dict[
-            int, Tensor
-        ] = {}  # tied weights are one parameter under two names, and must stay one
+        self._cached: tuple[Averaged, _Lists] | None = None
+        # Tied weights are one parameter under two names, and stay one.
+        shadows: dict[int, Tensor] = {}
         self._shadow: dict[str, Tensor] = {}
         for name, tensor in _tensors(module).items():
             if id(tensor) not in shadows:
@@ -55,17 +54,15 @@ class Ema:
             self._shadow[name] = shadows[id(tensor)]
 
     def decay_at(self, num_updates: int) -> float:
-        """Weight of the past in the update that follows `num_updates` others. From a host counter:
-        no device is asked.
-        """
+        """Return the weight of the past in the update after `num_updates` updates."""
         return (
             min(self.decay, (1 + num_updates) / (10 + num_updates)) if self.warmup else self.decay
         )
 
     @torch.no_grad()
     def update(self, module: Averaged) -> None:
-        """shadow = decay shadow + (1 - decay) module, after an optimizer step. A handful of
-        kernels, no sync with the device.
+        """Set shadow = decay shadow + (1 - decay) module. Takes a few kernels and does not wait for
+        the device.
         """
         floats, float_shadows, others, other_shadows = self._lists(module)
         torch._foreach_lerp_(
@@ -78,21 +75,19 @@ class Ema:
         self.num_updates += 1
 
     def weights(self) -> dict[str, Tensor]:
-        """What `module.load_state_dict` takes, floating tensors in float32. They alias the average:
-        the next `update` moves them.
+        """Return what `module.load_state_dict` takes, floating tensors in float32. They alias: the
+        next `update` changes them.
         """
         return dict(self._shadow)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """`weights()`, and the number of updates under COUNTER (int64, 0-d): all that continuing
-        needs.
-        """
+        """Return `weights()`, and the number of updates under COUNTER (int64, 0-d)."""
         assert COUNTER not in self._shadow
         return {**self._shadow, COUNTER: torch.tensor(self.num_updates)}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Continue from what `state_dict` returned. In place, on this average's devices.
+        """Load what `state_dict` returned, in place.
 
         Raises:
             ValueError: names or shapes are of another module.
@@ -110,18 +105,16 @@ class Ema:
             shadow.copy_(state[name])
         self.num_updates = int(state[COUNTER])
 
-    def _lists(
-        self, module: Averaged
-    ) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
-        """Floating tensors of the module, their shadows, other tensors, their shadows; each once.
+    def _lists(self, module: Averaged) -> _Lists:
+        """Return the floating tensors of the module, their shadows, the other tensors and their
+        shadows, each once.
 
-        Kept between updates: walking a ResNet-50's modules for its state dict takes 1 ms of the
-          host, every step.
+        They are cached: a ResNet-50's state dict takes 1 ms of the host, at every step.
         """
-        if self._kept is None or self._kept[0] is not module:
+        if self._cached is None or self._cached[0] is not module:
             tensors = _tensors(module)
             assert tensors.keys() == self._shadow.keys(), (
-                "another module than the one averaged (or a wrapped one)"
+                "not the averaged module, or a wrapper around it"
             )
             pairs = {
                 id(shadow): (tensors[name].detach(), shadow)
@@ -129,19 +122,17 @@ class Ema:
             }.values()
             floats = [pair for pair in pairs if pair[1].is_floating_point()]
             others = [pair for pair in pairs if not pair[1].is_floating_point()]
-            self._kept = (
-                module,
-                (
-                    [tensor for tensor, _ in floats],
-                    [shadow for _, shadow in floats],
-                    [tensor for tensor, _ in others],
-                    [shadow for _, shadow in others],
-                ),
+            lists = (
+                [tensor for tensor, _ in floats],
+                [shadow for _, shadow in floats],
+                [tensor for tensor, _ in others],
+                [shadow for _, shadow in others],
             )
-        return self._kept[1]
+            self._cached = (module, lists)
+        return self._cached[1]
 
 
 def _tensors(module: Averaged) -> dict[str, Tensor]:
-    # keep_vars: the parameters themselves, so that tied ones can be told by identity.
+    # keep_vars: the parameters themselves, so that tied ones are found by identity.
     state = module.state_dict(keep_vars=True)
     return {name: value for name, value in state.items() if isinstance(value, Tensor)}

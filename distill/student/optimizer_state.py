@@ -1,4 +1,4 @@
-"""The state of an optimizer by parameter name, so that a checkpoint fits any placement."""
+"""The state of an optimizer by parameter name: what a checkpoint holds under every placement."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,13 +12,13 @@ from distill.errors import InputError
 def split_state(
     optimizer: torch.optim.Optimizer, module: nn.Module
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The whole state of `optimizer` as tensors and a JSON-able rest, keyed by the parameter names
-    of the bare `module`.
+    """Split the state of `optimizer` into tensors and values that JSON can hold, by the parameter
+    names of `module`, which neither DDP nor compile wraps.
 
     Returns:
         tensors: "<parameter>/<slot>" for the state of a parameter ("fc.weight/exp_avg": the shape
             of fc.weight) and "param_groups[<i>]/<slot>" for tensors that a group holds (LAMB's
-            step). They alias the optimizer's: save or clone them before the next step.
+            step). They alias: save or clone them before the next step.
         values: {"optimizer": class, "groups": [{"parameters": names, "settings": hyperparameters}],
             "slots": scalars}.
     """
@@ -33,7 +33,7 @@ def split_state(
                 tensors[f"param_groups[{index}]/{slot}"] = value
             elif slot != "params" and not isinstance(
                 value, torch.dtype
-            ):  # a dtype comes from the recipe again
+            ):  # the recipe gives the dtype
                 settings[slot] = value
         groups.append(
             {
@@ -46,7 +46,7 @@ def split_state(
                 (tensors if isinstance(value, Tensor) else slots)[f"{names[parameter]}/{slot}"] = (
                     value
                 )
-    return tensors, {"optimizer": _inner(optimizer), "groups": groups, "slots": slots}
+    return tensors, {"optimizer": _class_name(optimizer), "groups": groups, "slots": slots}
 
 
 def load_state(
@@ -55,11 +55,11 @@ def load_state(
     tensors: Mapping[str, Tensor],
     values: Mapping[str, Any],
 ) -> None:
-    """Put what `split_state` returned into a freshly built optimizer; training goes on bitwise.
+    """Load what `split_state` returned into a new optimizer; training continues bitwise.
 
-    Torch's own `load_state_dict` casts floating state to the parameter's dtype and keeps the file's
-    memory format, either of which changes the next update (a norm over channels-last memory adds in
-    another order), so the slots are set here.
+    torch's `load_state_dict` casts floating state to the parameter's dtype and takes the file's
+    memory format. Both change the next update (a norm over channels-last memory adds in another
+    order), so this function sets the slots itself.
 
     Raises:
         InputError: the state is of another optimizer, or of other parameters.
@@ -68,18 +68,18 @@ def load_state(
     names = {parameter: name for name, parameter in parameters.items()}
     here = [[names[parameter] for parameter in group["params"]] for group in optimizer.param_groups]
     there = [group["parameters"] for group in values["groups"]]
-    if values["optimizer"] != _inner(optimizer) or here != there:
+    if values["optimizer"] != _class_name(optimizer) or here != there:
         odd = sorted(
             {name for group in here for name in group} ^ {name for group in there for name in group}
         )
         raise InputError(
             f"the optimizer state is of {values['optimizer']} over {sum(map(len, there))}"
-            f" parameters, this run has {_inner(optimizer)} over {sum(map(len, here))}"
+            f" parameters, this run has {_class_name(optimizer)} over {sum(map(len, here))}"
             + (f"; first that differ: {', '.join(odd[:3])}" if odd else "")
         )
     for group, saved in zip(optimizer.param_groups, values["groups"], strict=True):
         for slot, value in saved["settings"].items():
-            # JSON knows lists only; the optimizer keeps pairs such as betas as tuples.
+            # JSON has lists only; the optimizer has tuples, such as betas.
             group[slot] = (
                 tuple(value)
                 if isinstance(value, list) and isinstance(group.get(slot), tuple)
@@ -103,11 +103,11 @@ def load_state(
 
 
 def _placed(value: Tensor, parameter: nn.Parameter, group: Mapping[str, Any]) -> Tensor:
-    """A slot as the optimizer would have made it: own memory, its own dtype, the parameter's device
-    and memory format.
+    """Return a copy of a slot as the optimizer would make it: in its own dtype, on the device and
+    in the memory format of the parameter.
     """
     if value.ndim == 0:
-        # Step counts live on the host, unless the kernels themselves count.
+        # Step counts are on the host, unless the kernels count themselves.
         counts_on_device = bool(group.get("fused") or group.get("capturable"))
         return value.to(parameter.device if counts_on_device else "cpu", copy=True)
     if value.shape != parameter.shape:
@@ -115,6 +115,6 @@ def _placed(value: Tensor, parameter: nn.Parameter, group: Mapping[str, Any]) ->
     return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
 
 
-def _inner(optimizer: torch.optim.Optimizer) -> str:
-    """Class name of the optimizer, below Accelerate's wrapper."""
+def _class_name(optimizer: torch.optim.Optimizer) -> str:
+    """Return the class name of the optimizer inside Accelerate's wrapper."""
     return type(getattr(optimizer, "optimizer", optimizer)).__name__

@@ -1,4 +1,4 @@
-"""What every placement of a student does."""
+"""The interface of every placement: how a student's model lies over the processes."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -7,16 +7,16 @@ from typing import Any, Protocol
 
 import torch
 
+from distill.evaluation.accuracy import Model
 from distill.student.ema import Averaged, Ema
 
 Tensors = dict[str, torch.Tensor]
-Judged = Callable[[torch.Tensor], torch.Tensor]
 BuildOptimizer = Callable[[torch.nn.Module], torch.optim.Optimizer]
 
 
 @dataclass(frozen=True)
 class Averages:
-    """Decays of the weight averages that are kept; their names are "ema-0.999" and so on."""
+    """Decays of a student's weight averages, which are named "ema-0.999" and so on."""
 
     decays: tuple[float, ...] = ()
     warmup: bool = False
@@ -25,36 +25,43 @@ class Averages:
         return {f"ema-{decay!r}": decay for decay in self.decays}
 
     def begin(self, module: Averaged) -> dict[str, Ema]:
-        """New averages by name, from the weights that `module` has now."""
+        """Return new averages by name, which start from the current weights of `module`."""
         return {name: Ema(module, decay, self.warmup) for name, decay in self.by_name().items()}
 
 
 class Placement(Protocol):
-    """One student's model in training, wherever it lies."""
+    """One student's model in training, on one process or spread over several."""
 
     failed: bool
-    """The last step was not taken, since a gradient was not finite. (Where it is taken all the
-    same, the next loss tells.)
+    """The last step was skipped because a gradient was not finite. A placement that takes such a
+    step leaves this False: the next loss is then not finite.
     """
 
     def accumulating(self, more_to_come: bool) -> AbstractContextManager[None]:
-        """Around a forward and backward whose gradients are not exchanged when `more_to_come`."""
+        """Return the context of a forward and backward; with `more_to_come` it exchanges no
+        gradients.
+        """
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """images [B, 3, H, W] in [0, 1] -> logits [B, K], in the run's precision. Collective under
-        ZeRO-3: every rank.
+        """Compute logits in the run's precision. Collective under ZeRO-3: every rank.
+
+        Args:
+            images: [B, 3, H, W] in [0, 1].
+
+        Returns:
+            [B, K].
         """
 
     def backward(self, loss: torch.Tensor, more_to_come: bool) -> None:
-        """Add the gradients of a loss; averaged over processes unless `more_to_come`. Collective:
-        every rank.
+        """Add the gradients of a loss; average them over processes unless `more_to_come`.
+        Collective: every rank.
         """
 
     def step(self, lr: float) -> None:
-        """One optimizer step, clipped as the recipe says. Collective: every rank."""
+        """Take one optimizer step, clipped as the recipe says. Collective: every rank."""
 
     def update_averages(self) -> None:
-        """Move the averages, once weights and statistics have moved."""
+        """Update the averages, after weights and statistics changed."""
 
     def restart(
         self,
@@ -62,34 +69,40 @@ class Placement(Protocol):
         clip_grad_norm: float | None,
         new_averages: bool,
     ) -> None:
-        """Begin a stage: with an optimizer that remembers nothing unless it is null, and averages
-        from the weights of now where asked.
+        """Begin a stage.
 
-        In shards the optimizer's settings stay as they were.
+        Under ZeRO the optimizer's settings stay those of the first stage.
+
+        Args:
+            build_optimizer: builds an optimizer without state; None keeps the one in use.
+            clip_grad_norm: largest norm of the whole gradient; None clips nothing.
+            new_averages: start the averages again from the current weights.
         """
 
     def statistics(self) -> list[Tensors]:
-        """Named tensors that hold BatchNorm's running statistics: the model's and each average's.
-        They alias.
+        """Return the buffers by name, of the model and of each average: BatchNorm's running
+        statistics are among them. They alias.
         """
 
-    def judged(self) -> dict[str, Judged]:
-        """What an evaluation looks at: RAW and each average. Collective: every rank. Holds what it
-        gathered.
+    def evaluation_models(self) -> dict[str, Model]:
+        """Return the models that an evaluation runs, RAW and each average; under ZeRO each holds a
+        gathered copy of its weights. Collective: every rank.
         """
 
     def weights(self, which: str) -> Tensors:
-        """State dict of the timm model, whole: RAW, or an average. On every rank. Collective: every
-        rank.
+        """Return the state dict of the timm model, on every rank. Collective: every rank.
+
+        Args:
+            which: RAW, or the name of an average.
         """
 
     def state(self) -> tuple[dict[str, Tensors], dict[str, Any]]:
-        """Whole tensors by file, and plain values. Tensors on the main process alone may be had.
-        Collective: every rank.
+        """Return whole tensors by file, and plain values; under ZeRO only the main process gets the
+        tensors. Collective: every rank.
         """
 
     def load(self, tensors: dict[str, Tensors], values: dict[str, Any]) -> None:
-        """Take what `state` of any placement gave. Collective: every rank."""
+        """Load what `state` of any placement returned. Collective: every rank."""
 
     def clear(self) -> None:
-        """Give optimizer state and averages up; what DeepSpeed holds beside them stays."""
+        """Free optimizer state and averages; what DeepSpeed holds besides them stays."""

@@ -1,5 +1,5 @@
-"""A student whole on every process; DDP averages its gradients. Every optimizer is exact here,
-LAMB's layer norms included.
+"""A student replicated on every process; DDP averages its gradients. Every optimizer is exact
+here, also LAMB, which takes the norm of each layer.
 """
 
 from contextlib import AbstractContextManager
@@ -8,12 +8,13 @@ from typing import Any
 import torch
 
 from distill.engine import Engine
+from distill.evaluation.accuracy import Model
 from distill.models.export_format import RAW
 from distill.models.functional import functional_forward
 from distill.models.pixels import Network
 from distill.student.ema import Ema
 from distill.student.optimizer_state import load_state, split_state
-from distill.student.placement import Averages, BuildOptimizer, Judged, Tensors
+from distill.student.placement import Averages, BuildOptimizer, Tensors
 from distill.student.schedule import set_lr
 
 
@@ -80,20 +81,20 @@ class Replicated:
         if build_optimizer:
             self._optimizer = build_optimizer(self._net)
         if new_averages:
-            self._emas = {}  # first, or both would take memory
+            self._emas = {}  # frees the old averages before the new ones are made
             self._emas = self._averages.begin(self._net)
 
     def statistics(self) -> list[Tensors]:
         return [dict(self._net.named_buffers()), *(ema.weights() for ema in self._emas.values())]
 
-    def judged(self) -> dict[str, Judged]:
-        def by_average(ema: Ema) -> Judged:
+    def evaluation_models(self) -> dict[str, Model]:
+        def averaged(ema: Ema) -> Model:
             def forward(images: torch.Tensor) -> torch.Tensor:
                 return functional_forward(self._net, ema.weights(), self._network.pixels(images))
 
             return forward
 
-        return {RAW: self._network, **{name: by_average(ema) for name, ema in self._emas.items()}}
+        return {RAW: self._network, **{name: averaged(ema) for name, ema in self._emas.items()}}
 
     def weights(self, which: str) -> Tensors:
         return dict(self._net.state_dict()) if which == RAW else self._emas[which].weights()

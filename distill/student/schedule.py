@@ -23,11 +23,10 @@ def lr_at(
     milestones_steps: tuple[int, ...] = (),
     decay_factor: float = 0.1,
 ) -> float:
-    """Learning rate of the update that follows `step` finished updates, so of the first update at
-    step 0.
+    """Return the learning rate of the update after `step` updates; 0 is the first.
 
     Decay counts from step 0 (timm's `warmup_prefix=False`); warm-up, linear from `warmup_lr`,
-    replaces its start. With t = step / total_steps:
+    replaces its first steps. With t = step / total_steps:
 
     - cosine: min_lr + (base_lr - min_lr) (1 + cos(pi t)) / 2
     - linear, polynomial: min_lr + (base_lr - min_lr) (1 - t)^power, power 1 for linear
@@ -35,7 +34,7 @@ def lr_at(
       This is torch's MultiStepLR; timm's drops one step earlier.
     - constant: base_lr
 
-    From `total_steps` on the decaying three stay at `min_lr`.
+    From `total_steps` on, cosine, linear and polynomial stay at `min_lr`.
     """
     if step < warmup_steps:
         return warmup_lr + step * (base_lr - warmup_lr) / warmup_steps
@@ -65,7 +64,7 @@ def resolve_schedule(
     key: str = "students.*.schedule",
     budget_key: str = "train.budget",
 ) -> Callable[[int], float]:
-    """`lr_at` with the durations of `spec` turned into steps: a function of the step alone.
+    """Return `lr_at` as a function of the step alone, the durations of `spec` turned into steps.
 
     Args:
         total_steps: optimizer steps of the whole stage.
@@ -108,8 +107,8 @@ def resolve_schedule(
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give every parameter group `lr` times its `lr_scale` (timm's layer-wise decay), as a host
-    float: no sync with a device.
+    """Set every parameter group to `lr` times its `lr_scale` (timm's layer-wise decay). The value is
+    a Python float, so no device is waited for.
     """
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_scale"] if "lr_scale" in group else lr

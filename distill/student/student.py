@@ -1,8 +1,7 @@
-"""A student: one setting of model, objective, optimizer, schedule and averages, that learns beside
-others and knows none of them.
+"""A student: a model, its objective, optimizer, schedule and averages.
 
-A student's weights depend on its own setting, the batches and the teacher's answers alone, so it
-ends with the same weights in company as alone.
+Several students learn in one run and share nothing but the batches and the teacher's logits, so
+each ends with the weights that it would have alone.
 """
 
 import math
@@ -15,14 +14,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from distill.checkpoint import current_directory
 from distill.data.loading.loader import Batch
 from distill.engine import Engine
-from distill.evaluation.accuracy import Accuracy
+from distill.evaluation.accuracy import Accuracy, Model
 from distill.losses.objective import LossTerms, Objective
 from distill.models.batch_norm import StepStatistics, running_statistics, synchronise
 from distill.models.drop_path import DropPathKeys
-from distill.models.export_format import RAW, read_record, write_model
+from distill.models.export_format import RAW, read_current_record, write_model
 from distill.models.pixels import Network, Pixels
 from distill.models.student import first_weights
 from distill.models.view import ModelView
@@ -31,12 +29,14 @@ from distill.rng import hash64
 from distill.student import (
     Averages,
     BuildOptimizer,
-    Judged,
+    Partitioned,
     Placement,
     Replicated,
-    Sharded,
     Tensors,
 )
+
+# The order of the sums in checkpoints that hold them as a list; the first ones end before "kept".
+_OLD_LOSSES = ("total", "hard", "soft", "hint", "kept")
 
 
 @dataclass
@@ -44,17 +44,17 @@ class Losses:
     """Sums of this process's loss terms since the last log, on the device. Absent terms stay zero
     and are not reported.
 
-    Summed over processes they are those of `steps` global batches, however these were spread.
+    Their sums over the processes are those of `steps` global batches.
     """
 
     sums: torch.Tensor
     steps: int = 0
     present: tuple[str, ...] = ()
 
-    NAMES = ("total", "hard", "soft", "hint", "kept")
+    NAMES = LossTerms._fields
 
     def add(self, terms: LossTerms, share: float) -> None:
-        """Take in a micro-batch that is this share of its global batch; no copy to the host."""
+        """Add the terms of a micro-batch, which is this share of its global batch, on the device."""
         values = terms._asdict()
         self.present = tuple(name for name in self.NAMES if values[name] is not None)
         self.sums += share * torch.stack(
@@ -65,7 +65,7 @@ class Losses:
 @dataclass
 class Best:
     """The best evaluation so far: its top-1 in percent (None without an evaluation set), its step,
-    and which weights it judged: RAW or an average.
+    and the weights evaluated: RAW, or the name of an average.
     """
 
     top1: float | None
@@ -74,7 +74,7 @@ class Best:
 
 
 @dataclass(frozen=True)
-class Setting:
+class StageSettings:
     """How a student learns in a stage."""
 
     spec: StudentSpec
@@ -84,12 +84,12 @@ class Setting:
 
 @dataclass
 class Student:
-    """One setting in training. `stopped_at` is the step, counted from 1, whose loss was not finite;
-    a stopped student takes no further part.
+    """A model in training. `stopped_at` is the step, counted from 1, whose loss was not finite; a
+    stopped student does nothing more.
     """
 
     name: str
-    setting: Setting
+    settings: StageSettings
     net: nn.Module
     view: ModelView
     lr_at: Callable[[int], float]
@@ -102,22 +102,22 @@ class Student:
     stopped_at: int | None = None
 
     def __post_init__(self) -> None:
-        """Place, wrap, and start optimizer and averages. Collective: every rank."""
+        """Place the model, build its optimizer and its averages. Collective: every rank."""
         if self.batch_norm_global and self.engine.world_size > 1:
             self.net = synchronise(self.net, self.engine.device)
         self.num_parameters = sum(parameter.numel() for parameter in self.net.parameters())
         self._drop_path = DropPathKeys(self.net)
         self._drop_key = hash64(self.run_seed, "drop path", self.spec.seed)
         self.network = network = Network(self.net, Pixels(self.view.mean, self.view.std))
-        self.engine.place(network.train(), in_shards=self.engine.sharding)
+        self.engine.place(network.train(), partitioned=self.engine.partitioned)
         averages = Averages(self.spec.ema.decays, self.spec.ema.warmup)
         self.averages = tuple(averages.by_name())
         clip = self.spec.optimizer.clip_grad_norm
         self.placement: Placement
-        if self.engine.sharding:
-            self.placement = Sharded(
+        if self.engine.partitioned:
+            self.placement = Partitioned(
                 network,
-                self.setting.build_optimizer,
+                self.settings.build_optimizer,
                 self.engine,
                 clip_grad_norm=clip,
                 averages=averages,
@@ -127,7 +127,7 @@ class Student:
         else:
             self.placement = Replicated(
                 network,
-                self.setting.build_optimizer,
+                self.settings.build_optimizer,
                 self.engine,
                 clip_grad_norm=clip,
                 averages=averages,
@@ -138,17 +138,15 @@ class Student:
 
     @property
     def spec(self) -> StudentSpec:
-        """What the recipe says of it in this stage."""
-        return self.setting.spec
+        """The student's part of the recipe, in this stage."""
+        return self.settings.spec
 
-    def enter(self, setting: Setting, *, new_optimizer: bool, new_averages: bool) -> None:
-        """Learn in another way from here on; optimizer state and averages are carried over or begin
-        anew.
-        """
-        self.setting = setting
+    def enter(self, settings: StageSettings, *, new_optimizer: bool, new_averages: bool) -> None:
+        """Begin a stage. Optimizer state and averages start again, or continue."""
+        self.settings = settings
         self.placement.restart(
-            setting.build_optimizer if new_optimizer else None,
-            setting.spec.optimizer.clip_grad_norm,
+            settings.build_optimizer if new_optimizer else None,
+            settings.spec.optimizer.clip_grad_norm,
             new_averages,
         )
 
@@ -157,26 +155,28 @@ class Student:
 
     @property
     def running(self) -> bool:
-        """Whether it still learns."""
+        """Whether the student still learns."""
         return self.stopped_at is None
 
     def learn(self, batch: Batch, teacher_logits: torch.Tensor | None) -> torch.Tensor:
-        """Forward and backward of one micro-batch; gradients add up until `update`. Collective on
-        the last micro-batch of a step.
+        """Run forward and backward of one micro-batch; gradients add up until `update`. Collective
+        on the last micro-batch of a step.
 
         Returns:
-            bool scalar on the device: the loss was not finite, or the gradients of the step before
-                were not.
+            bool scalar on the device: the loss was not finite, or the gradients of the previous
+            step were not.
         """
         if self._statistics and self._forwards_done == 0:
             self._statistics.before_step()
         self._forwards_done += 1
         more_to_come = self._forwards_done < self.num_forwards
-        slab = batch.micro * self.engine.world_size + self.engine.rank
-        self.engine.seed_forward(hash64(self.run_seed, "forward", self.spec.seed, batch.step, slab))
+        rank_slice = batch.micro * self.engine.world_size + self.engine.rank
+        self.engine.seed_forward(
+            hash64(self.run_seed, "forward", self.spec.seed, batch.step, rank_slice)
+        )
         self._drop_path.set(self._drop_key, batch.positions)
         with self.placement.accumulating(more_to_come):
-            terms = self.setting.objective(
+            terms = self.settings.objective(
                 self.placement.forward(batch.images), teacher_logits, batch
             )
             self.placement.backward(terms.total / self.num_forwards, more_to_come)
@@ -186,7 +186,7 @@ class Student:
         return ~torch.isfinite(terms.total.detach()) | self.placement.failed
 
     def update(self, step: int) -> None:
-        """One optimizer step at this step's learning rate."""
+        """Take one optimizer step at this step's learning rate."""
         self.placement.step(self.lr_at(step))
         if self._statistics:
             self._statistics.after_step(self.num_forwards)
@@ -195,53 +195,55 @@ class Student:
         self.placement.update_averages()
 
     def stop(self, step: int) -> None:
-        """Take no further part, and give the memory back."""
+        """Stop learning, and free the memory."""
         self.stopped_at = step
         self.placement.clear()
 
     def take_losses(self) -> dict[str, float]:
-        """Mean loss terms since the last call, over all processes. Collective: every rank. Waits
-        for the device.
-        """
-        taken, self.losses = self.losses, self._no_losses()
-        if not taken.steps:
-            return {}
-        sums = self.engine.sum_(taken.sums).tolist()
-        return {
-            name: value / taken.steps
-            for name, value in zip(Losses.NAMES, sums, strict=True)
-            if name in taken.present
-        }
-
-    # ---- judged and saved ------------------------------------------------------------------------
-
-    def average_statistics(self) -> None:
-        """Make BatchNorm's running statistics, and their averages, those of all processes.
+        """Return the mean loss terms since the last call, over all processes. Waits for the device.
         Collective: every rank.
         """
+        losses, self.losses = self.losses, self._no_losses()
+        if not losses.steps:
+            return {}
+        sums = self.engine.sum_(losses.sums).tolist()
+        return {
+            name: value / losses.steps
+            for name, value in zip(Losses.NAMES, sums, strict=True)
+            if name in losses.present
+        }
+
+    # ---- evaluated and saved ---------------------------------------------------------------------
+
+    def average_statistics(self) -> None:
+        """Average BatchNorm's running statistics, and those of the weight averages, over the
+        processes. Collective: every rank.
+        """
         if not self.batch_norm_global and self.engine.world_size > 1:
-            buffers = {id(b) for b in running_statistics(self.net)}
-            names = [name for name, buffer in self.net.named_buffers() if id(buffer) in buffers]
+            running = {id(buffer) for buffer in running_statistics(self.net)}
+            names = [name for name, buffer in self.net.named_buffers() if id(buffer) in running]
             self.engine.average_(
-                [held[name] for held in self.placement.statistics() for name in names]
+                [buffers[name] for buffers in self.placement.statistics() for name in names]
             )
 
-    def judged(self) -> dict[str, Judged]:
-        """What an evaluation looks at: the weights under the student's name, each average under
-        "name/ema-0.999". Collective: every rank.
+    def evaluation_models(self) -> dict[str, Model]:
+        """Return the models that an evaluation runs: the weights under the student's name, each
+        average under "name/ema-0.999". Collective: every rank.
         """
-        return {self._judged_name(which): model for which, model in self.placement.judged().items()}
+        models = self.placement.evaluation_models()
+        return {self._model_name(which): model for which, model in models.items()}
 
-    def _judged_name(self, which: str) -> str:
+    def _model_name(self, which: str) -> str:
         return self.name if which == RAW else f"{self.name}/{which}"
 
     def improved(self, accuracies: Mapping[str, Accuracy], step: int) -> bool:
-        """Whether an evaluation found better weights than any before; `best` then names them.
+        """Return whether an evaluation found better weights than all before; `best` then names
+        them.
 
-        Weights that give no finite loss are never the best: their top-1 is how often the first
-        class comes.
+        Weights whose loss is not finite are never the best: they predict the first class for every
+        image.
         """
-        names = [self._judged_name(which) for which in (RAW, *self.averages)]
+        names = [self._model_name(which) for which in (RAW, *self.averages)]
         scores = {
             name: accuracies[name].top1 for name in names if math.isfinite(accuracies[name].loss)
         }
@@ -254,14 +256,14 @@ class Student:
         return True
 
     def best_weights(self) -> Tensors:
-        """State dict of the timm model that `best` names. Collective: every rank."""
+        """Return the state dict of the timm model that `best` names. Collective: every rank."""
         assert self.best
         return self.placement.weights(self.best.weights)
 
     def write(
         self, folder: Path, weights: Tensors, *, classes: tuple[str, ...], record: dict[str, Any]
     ) -> None:
-        """Export `best_weights` to `folder`, as timm reads them."""
+        """Export `best_weights` to `folder` in timm's format."""
         assert self.best
         write_model(
             folder,
@@ -278,29 +280,26 @@ class Student:
             },
         )
 
-    def recall_best(self, folder: Path) -> None:
-        """Take for best what `write` left in `folder`; the files are the truth, since a kill may
-        part them from any checkpoint.
+    def load_best(self, folder: Path) -> None:
+        """Set `best` from the files that `write` left in `folder`. A checkpoint does not say it: a
+        run that is killed may have written one and not the other.
         """
-        kept = current_directory(folder)
         self.best = None
-        if kept is not None:
-            with suppress(
-                OSError, ValueError, KeyError
-            ):  # damaged: the next evaluation writes it anew
-                record = read_record(kept)
+        # Files that are damaged are written again by the next evaluation.
+        with suppress(OSError, ValueError, KeyError):
+            if record := read_current_record(folder):
                 self.best = Best(record["top1"], record["step"], record["weights"])
 
     def state(self) -> tuple[dict[str, Tensors], dict[str, Any]]:
-        """What a continuation needs: tensors by file, and plain values. A stopped student keeps
-        only its record. Collective: every rank.
+        """Return what a resumed run needs: tensors by file, and plain values. A stopped student has
+        no tensors. Collective: every rank.
         """
         values: dict[str, Any] = {"stopped_at": self.stopped_at}
         if not self.running:
             return {}, values
         sums = self.engine.sum_(self.losses.sums.clone()).tolist()
         values["losses"] = {
-            "sums": sums,
+            "sums": dict(zip(Losses.NAMES, sums, strict=True)),
             "steps": self.losses.steps,
             "present": self.losses.present,
         }
@@ -308,13 +307,16 @@ class Student:
         return tensors, {**values, **placed}
 
     def load(self, tensors: dict[str, Tensors], values: dict[str, Any]) -> None:
-        """Take the state that `state` gave."""
+        """Load what `state` returned."""
         if values["stopped_at"] is not None:
             self.stop(values["stopped_at"])
             return
         self.placement.load(tensors, values)
         sums, steps, present = (values["losses"][key] for key in ("sums", "steps", "present"))
+        if isinstance(sums, list):
+            sums = dict(zip(_OLD_LOSSES, sums, strict=False))
         self.losses = self._no_losses()
         if self.engine.is_main:  # they are the sums of all processes
-            self.losses.sums[: len(sums)] += torch.tensor(sums, device=self.engine.device)
+            in_order = [sums.get(name, 0.0) for name in Losses.NAMES]
+            self.losses.sums += torch.tensor(in_order, device=self.engine.device)
         self.losses.steps, self.losses.present = steps, tuple(present)

@@ -25,7 +25,7 @@ from distill.models.teacher import Teacher, build_teacher
 from distill.models.view import Frame, ModelView
 from distill.student.optimizer import build_optimizer
 from distill.student.schedule import resolve_schedule
-from distill.student.student import Setting, Student
+from distill.student.student import StageSettings, Student
 from distill.training.plan import Plan, StagePlan
 from distill.training.share import Share
 from distill.training.streams import fetch_ahead
@@ -228,10 +228,10 @@ def refuse_scalars(net: nn.Module, zero_stage: int, what: str) -> None:
         )
 
 
-def setting_of(plan: Plan, stage: StagePlan, name: str) -> Setting:
-    """How a student learns in a stage."""
+def stage_settings(plan: Plan, stage: StagePlan, name: str) -> StageSettings:
+    """Return how a student learns in a stage."""
     spec = stage.recipe.students[name]
-    return Setting(
+    return StageSettings(
         spec=spec,
         objective=build_objective(
             spec.objective, gather=plan.recipe.train.micro_batch_size is None
@@ -248,7 +248,7 @@ def start_students(models: Models, plan: Plan, share: Share, engine: Engine) -> 
     return [
         Student(
             name=name,
-            setting=setting_of(plan, plan.stages[0], name),
+            settings=stage_settings(plan, plan.stages[0], name),
             net=models.nets[name],
             view=models.views[name],
             lr_at=models.schedules[name],
@@ -317,7 +317,7 @@ def place_teacher(
             ),
         )
     if sharded:
-        teacher.partition(partial(engine.shard_frozen, offload=offload, dtype=teacher.dtype))
+        teacher.partition(partial(engine.partition_frozen, offload=offload, dtype=teacher.dtype))
         teacher.to(engine.device)  # what is not sharded
     else:
         engine.place(teacher)

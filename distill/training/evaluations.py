@@ -73,7 +73,7 @@ class Evaluations:
         for student in students:
             student.average_statistics()
             student.net.eval()
-            judged.update(student.judged())
+            judged.update(student.evaluation_models())
         known = self.accuracies.get(TEACHER)
         self.accuracies |= self._set.evaluate(judged, known, check_stop)
         for doubt in (

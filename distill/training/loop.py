@@ -23,7 +23,7 @@ from distill.training.build import (
     build_engine,
     build_models,
     place_teacher,
-    setting_of,
+    stage_settings,
     start_students,
     train_loader,
 )
@@ -206,7 +206,7 @@ class Run:
         spec = self.plan.recipe.stages[index]
         for student in self.running:
             student.enter(
-                setting_of(self.plan, stage, student.name),
+                stage_settings(self.plan, stage, student.name),
                 new_optimizer=spec.optimizer == "reset",
                 new_averages=spec.averages == "reset",
             )
@@ -389,8 +389,8 @@ class Run:
         self.evaluations.load(values)
         for student in self.students:
             if self.stage is not self.plan.stages[0]:
-                setting = setting_of(self.plan, self.stage, student.name)
-                student.enter(setting, new_optimizer=True, new_averages=False)
+                settings = stage_settings(self.plan, self.stage, student.name)
+                student.enter(settings, new_optimizer=True, new_averages=False)
             load_student(student, checkpoint, self.plan.output)
             if not student.running:
                 journal.screen.rows[student.name].note = f"stopped at step {student.stopped_at}"

@@ -56,4 +56,4 @@ def load_student(student: Student, checkpoint: Checkpoint, output: Path) -> None
     names = [name for name in checkpoint.tensor_names if name.startswith(prefix)]
     tensors = {name.removeprefix(prefix): checkpoint.tensors(name) for name in names}
     student.load(tensors, checkpoint.values["students"][student.name])
-    student.recall_best(best_dir(output, student.name))
+    student.load_best(best_dir(output, student.name))

@@ -12,7 +12,7 @@ from torch import nn
 from distill.engine import Engine
 from distill.models.pixels import Network, Pixels
 from distill.models.teacher import Teacher
-from distill.student import Averages, Sharded
+from distill.student import Averages, Partitioned
 from distill.training.build import place_teacher
 
 IMAGE_SIZE = 64
@@ -108,7 +108,7 @@ def students(rank: int) -> dict[str, Any]:
         torch.manual_seed(0)
         net = timm.create_model("test_vit", num_classes=10, patch_size=4, img_size=32)
         num_elements = sum(parameter.numel() for parameter in net.parameters())
-        placement = Sharded(
+        placement = Partitioned(
             Network(net, Pixels((0.5,) * 3, (0.5,) * 3)).train(),
             _adamw,
             engine,

@@ -80,14 +80,14 @@ def build(**sections: dict[str, object]) -> Objective:
 def test_hard_sections(name: str) -> None:
     section, expected = HARD[name]
     terms = build(hard={**section, "weight": 0.5})(STUDENT, None, BATCH)
-    assert terms == LossTerms(total=0.5 * expected(), hard=expected(), soft=None, hint=None)
+    assert terms == LossTerms(total=0.5 * expected(), hard=expected(), soft=None)
 
 
 @pytest.mark.parametrize("name", SOFT)
 def test_soft_sections(name: str) -> None:
     section, expected = SOFT[name]
     terms = build(soft={**section, "weight": 0.25})(STUDENT, TEACHER, BATCH)
-    assert terms == LossTerms(total=0.25 * expected(), hard=None, soft=expected(), hint=None)
+    assert terms == LossTerms(total=0.25 * expected(), hard=None, soft=expected())
 
 
 @pytest.mark.parametrize("name", OPTIONS)

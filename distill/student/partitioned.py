@@ -1,8 +1,8 @@
-"""A student in shards over the processes: ZeRO-1, 2 or 3 through Accelerate's DeepSpeed plugin.
+"""A student partitioned over the processes: ZeRO-1, 2 or 3 through Accelerate's DeepSpeed plugin.
 
-Averages are kept in the shards too, so an update of theirs sends nothing. An evaluation gathers
-whole weights once and forwards a plain twin of the model: no collective happens in it, and each
-process needs room for one set of float32 weights more per average.
+Averages are partitioned too, so their update sends nothing. An evaluation gathers the weights once
+and calls a copy of the model: it makes no collective call, and each process needs memory for one
+more set of float32 weights per average.
 """
 
 import copy
@@ -15,17 +15,18 @@ from torch import Tensor, nn
 
 from distill.engine import Engine
 from distill.engine.zero import ZeroPartition
+from distill.evaluation.accuracy import Model
 from distill.models.export_format import RAW
 from distill.models.functional import functional_forward
 from distill.models.pixels import Network
 from distill.student.ema import COUNTER
 from distill.student.optimizer_state import split_state
-from distill.student.placement import Averages, BuildOptimizer, Judged, Tensors
+from distill.student.placement import Averages, BuildOptimizer, Tensors
 from distill.student.schedule import set_lr
 
 
 class _Autocast(nn.Module):
-    """Autocast inside what DeepSpeed wraps: it turns off any that is around it."""
+    """Turns autocast on inside what DeepSpeed wraps: DeepSpeed turns off any around it."""
 
     def __init__(self, module: nn.Module, engine: Engine) -> None:
         super().__init__()
@@ -38,12 +39,12 @@ class _Autocast(nn.Module):
 
 
 class _Masters:
-    """What `Ema` averages here, in the place of a module: flat masters and the model's buffers, by
-    name.
+    """What `Ema` averages here instead of a module: the flat float32 weights of this process, named
+    by their index, and the model's buffers.
     """
 
-    def __init__(self, shards: ZeroPartition) -> None:
-        self._partition = shards
+    def __init__(self, partition: ZeroPartition) -> None:
+        self._partition = partition
 
     def state_dict(self, *, keep_vars: bool = True) -> Tensors:
         flats = {f"{index}": flat for index, flat in enumerate(self._partition.flats)}
@@ -51,7 +52,7 @@ class _Masters:
 
 
 def _buffers(net: nn.Module) -> Tensors:
-    """Buffers that a state dict holds."""
+    """Return the buffers of the state dict."""
     parameters = {id(parameter) for parameter in net.parameters()}
     return {
         name: t for name, t in net.state_dict(keep_vars=True).items() if id(t) not in parameters
@@ -59,23 +60,21 @@ def _buffers(net: nn.Module) -> Tensors:
 
 
 def _twin(net: nn.Module) -> nn.Module:
-    """A copy of a model in evaluation mode whose weights take no memory, to be called
-    with others.
+    """Return a copy of a model in evaluation mode; its weights take no memory, and the caller gives
+    others at each forward.
     """
     twin = copy.deepcopy(net).eval().requires_grad_(False)
     empty: dict[int, nn.Parameter] = {}  # tied weights stay tied
     for module in twin.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:
-                hollow = nn.Parameter(
-                    torch.empty_like(parameter, device="meta"), requires_grad=False
-                )
-                module._parameters[name] = empty.setdefault(id(parameter), hollow)
+                meta = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
+                module._parameters[name] = empty.setdefault(id(parameter), meta)
     return twin
 
 
-class Sharded:
-    """The placement of train.zero_stage 1, 2 and 3. Collective when built: every rank.
+class Partitioned:
+    """The placement of train.zero_stage 1, 2 and 3. Constructed by every rank.
 
     Args:
         network: in train mode, on the device.
@@ -94,12 +93,12 @@ class Sharded:
         num_forwards: int,
     ) -> None:
         assert all(parameter.requires_grad for parameter in network.net.parameters()), (
-            "shards hold what is trained"
+            "a partition holds trained parameters only"
         )
         self.failed = False
         self._net, self._pixels, self._engine = network.net, network.pixels, engine
         self._twin = _twin(network.net)
-        owners: dict[int, list[str]] = {}  # every name of a parameter, tied ones have several
+        owners: dict[int, list[str]] = {}  # a tied parameter has several names
         for name, value in network.net.state_dict(keep_vars=True).items():
             owners.setdefault(id(value), []).append(name)
         self._names = {name: owners[id(p)] for name, p in network.net.named_parameters()}
@@ -108,7 +107,7 @@ class Sharded:
         _, described = split_state(optimizer, network.net)
         self._groups = [group["parameters"] for group in described["groups"]]
         self._kind = described["optimizer"]
-        self._model = engine.prepare_sharded(
+        self._model = engine.prepare_partitioned(
             _Autocast(network, engine),
             optimizer,
             micro_batch_size=micro_batch_size,
@@ -121,7 +120,7 @@ class Sharded:
         self._emas = self._averages.begin(self._masters)
 
     def accumulating(self, more_to_come: bool) -> AbstractContextManager[None]:
-        return nullcontext()  # DeepSpeed counts forwards itself
+        return nullcontext()  # DeepSpeed counts the forwards of a step itself
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self._model(images)
@@ -130,7 +129,7 @@ class Sharded:
     def backward(self, loss: Tensor, more_to_come: bool) -> None:
         self._model.backward(loss, scale_wrt_gas=False)
         if more_to_come:
-            self._model.step()  # of its counter; weights move in the last one
+            self._model.step()  # counts; the weights change in the last call of a step
 
     def step(self, lr: float) -> None:
         set_lr(self._partition.base_optimizer, lr)
@@ -150,50 +149,53 @@ class Sharded:
         if build_optimizer:
             self._partition.base_optimizer.state.clear()
         if new_averages:
-            self._emas = {}  # first, or both would take memory
+            self._emas = {}  # frees the old averages before the new ones are made
             self._emas = self._averages.begin(self._masters)
 
     def statistics(self) -> list[Tensors]:
         return [dict(self._net.named_buffers()), *(ema.weights() for ema in self._emas.values())]
 
-    def judged(self) -> dict[str, Judged]:
-        def of(weights: Tensors) -> Judged:
+    def evaluation_models(self) -> dict[str, Model]:
+        def with_weights(weights: Tensors) -> Model:
             def forward(images: Tensor) -> Tensor:
                 return functional_forward(self._twin, weights, self._pixels(images))
 
             return forward
 
-        return {which: of(self.weights(which)) for which in (RAW, *self._emas)}
+        return {which: with_weights(self.weights(which)) for which in (RAW, *self._emas)}
 
     def weights(self, which: str) -> Tensors:
         state = self._masters.state_dict() if which == RAW else self._emas[which].weights()
-        return self._whole(state)
+        return self._gather(state)
 
-    def _whole(self, state: Mapping[str, Tensor], *, to_save: bool = False) -> Tensors:
-        """Whole weights and buffers out of those that `_Masters` names. Collective: every rank.
+    def _gather(self, state: Mapping[str, Tensor], *, to_save: bool = False) -> Tensors:
+        """Return the model's state dict from the tensors that `_Masters` names. Collective: every
+        rank.
 
-        `to_save`: each goes to the host of the main process, which writes, as it is gathered;
-          elsewhere nothing is kept.
+        Args:
+            to_save: the main process gets each tensor in host memory, the others get nothing.
         """
         flats = {index: state[f"{index}"].detach() for index in range(len(self._partition.flats))}
-        whole: Tensors = {}
+        gathered: Tensors = {}
         for name in self._partition.parameters:
-            gathered = self._partition.gather(name, flats, self._engine.device)
-            whole |= self._kept(dict.fromkeys(self._names[name], gathered), to_save)
-        whole |= {name: tensor.detach() for name, tensor in state.items() if name in self._order}
-        return self._kept({name: whole[name] for name in self._order if name in whole}, to_save)
+            tensor = self._partition.gather(name, flats, self._engine.device)
+            gathered |= self._for_main(dict.fromkeys(self._names[name], tensor), to_save)
+        gathered |= {name: buffer.detach() for name, buffer in state.items() if name in self._order}
+        in_order = {name: gathered[name] for name in self._order if name in gathered}
+        return self._for_main(in_order, to_save)
 
     def state(self) -> tuple[dict[str, Tensors], dict[str, Any]]:
-        tensors = {"model": self._whole(self._masters.state_dict(), to_save=True)}
+        tensors = {"model": self._gather(self._masters.state_dict(), to_save=True)}
         tensors["optimizer"], values = self._optimizer_state()
         for name, ema in self._emas.items():
             tensors[name] = {
-                **self._whole(ema.weights(), to_save=True),
+                **self._gather(ema.weights(), to_save=True),
                 COUNTER: ema.state_dict()[COUNTER],
             }
         return tensors, {"optimizer": values}
 
-    def _kept(self, tensors: Tensors, to_save: bool = True) -> Tensors:
+    def _for_main(self, tensors: Tensors, to_save: bool = True) -> Tensors:
+        """Return tensors to save: on the main process in host memory, elsewhere none."""
         if not to_save:
             return tensors
         return (
@@ -203,7 +205,7 @@ class Sharded:
         )
 
     def _optimizer_state(self) -> tuple[Tensors, dict[str, Any]]:
-        """As `optim.split_state` gives that of a replicated student. Collective: every rank."""
+        """Return what `split_state` returns of a replicated student. Collective: every rank."""
         base = self._partition.base_optimizer
         tensors: Tensors = {}
         slots: dict[str, Any] = {}
@@ -214,11 +216,11 @@ class Sharded:
                 if not isinstance(value, Tensor):
                     slots[key] = value
                 elif value.shape == self._partition.flats[index].shape:
-                    tensors |= self._kept(
+                    tensors |= self._for_main(
                         {key: self._partition.gather(name, {index: value}, self._engine.device)}
                     )
                 else:
-                    tensors |= self._kept({key: value.clone()})
+                    tensors |= self._for_main({key: value.clone()})
         groups = [
             {
                 "parameters": names,
@@ -251,25 +253,25 @@ class Sharded:
                     buffer.copy_(saved[name])
 
     def _load_optimizer(self, tensors: Tensors, values: dict[str, Any]) -> None:
-        base, shards = self._partition.base_optimizer, self._partition
+        base, partition = self._partition.base_optimizer, self._partition
         here = [self._kind, *self._groups]
         there = [values["optimizer"], *(group["parameters"] for group in values["groups"])]
-        assert here == there, "another optimizer in a checkpoint of the same recipe"
+        assert here == there, "the checkpoint of the same recipe has another optimizer"
         for group, saved in zip(base.param_groups, values["groups"], strict=True):
             for slot, value in saved["settings"].items():
                 group[slot] = tuple(value) if isinstance(value, list) else value
-        # Step counts live on the host, unless the kernels themselves count.
+        # Step counts are on the host, unless the kernels count themselves.
         on_device = any(
             group.get("fused") or group.get("capturable") for group in base.param_groups
         )
         for key, value in [*tensors.items(), *values["slots"].items()]:
             name, _, slot = key.rpartition("/")
-            flat = shards.flats[shards.flat_of[name]]
+            flat = partition.flats[partition.flat_of[name]]
             state = base.state[flat]
             if isinstance(value, Tensor) and slot != "step":
                 if slot not in state:
                     state[slot] = torch.zeros_like(flat, requires_grad=False)
-                shards.scatter(name, value, {shards.flat_of[name]: state[slot]})
+                partition.scatter(name, value, {partition.flat_of[name]: state[slot]})
             elif slot not in state:
                 state[slot] = (
                     value.to(flat.device if on_device else "cpu", copy=True)
