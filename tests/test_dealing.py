@@ -39,7 +39,7 @@ def planned(shards: Path, folder: Path, block: int) -> Plan:
     listed = [
         replace(shard, url=f"http://host/{shard.name}", size_bytes=10**9) for shard in local.shards
     ]
-    remote = StreamSource(listed, local._localiser, (), labelled=False)
+    remote = StreamSource(listed, local._fetcher, (), labelled=False)
     return replace(plan, stages=(replace(plan.stages[0], source=remote),))
 
 

@@ -450,7 +450,7 @@ def test_a_cache_that_cannot_hold_what_lanes_read_at_once_is_refused(
             replace(shard, url=f"http://host/{shard.name}", size_bytes=10**8)
             for shard in local.shards
         ],
-        local._localiser,
+        local._fetcher,
         (),
         labelled=False,
     )

@@ -18,7 +18,7 @@ from distill.data.tables import open_table
 from distill.errors import InputError
 from distill.recipe import schema
 
-__all__ = ["Source", "open_source", "says_order", "stratified_subset"]
+__all__ = ["Source", "has_class_order", "open_source", "stratified_subset"]
 
 _USUAL_SHARDS = schema.ShardsSpec()
 
@@ -60,7 +60,7 @@ def open_source(
     return source
 
 
-def says_order(spec: schema.SourceSpec) -> bool:
+def has_class_order(spec: schema.SourceSpec) -> bool:
     """Whether a recipe says in which order the classes of a source are numbered; else it follows
     from their names.
     """

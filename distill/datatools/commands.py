@@ -126,7 +126,7 @@ def shard(
     Or in a job array, in any order: RANK and WORLD_SIZE say which part.
     """
     from distill.datatools.named import open_named
-    from distill.datatools.plan import Asked
+    from distill.datatools.plan import ShardOptions
     from distill.datatools.processes import num_workers_here, read_rank
     from distill.datatools.shard import shard as write
 
@@ -146,7 +146,7 @@ def shard(
         labelled=not unlabelled,
         shards=_shards(cache, cache_gb),
     )
-    asked = Asked(
+    asked = ShardOptions(
         container=container,
         seed=seed if shuffle else None,
         resize=resize,

@@ -23,7 +23,7 @@ class Sample(NamedTuple):
     label: int | None
 
 
-class Check(NamedTuple):
+class Summary(NamedTuple):
     """What of a sample is compared after writing: its file's name, a CRC-32 of its bytes, and its
     label.
     """
@@ -36,8 +36,8 @@ class Check(NamedTuple):
 Writer = Callable[[BinaryIO, Iterable[Sample]], None]
 
 
-def check_of(sample: Sample) -> Check:
-    return Check(f"{sample.key}.{sample.extension}", zlib.crc32(sample.content), sample.label)
+def summary_of(sample: Sample) -> Summary:
+    return Summary(f"{sample.key}.{sample.extension}", zlib.crc32(sample.content), sample.label)
 
 
 def write_tar(file: BinaryIO, samples: Iterable[Sample]) -> None:
@@ -57,9 +57,9 @@ def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
     archive.addfile(member, io.BytesIO(content))
 
 
-def read_tar(path: Path) -> Iterator[Check]:
+def read_tar(path: Path) -> Iterator[Summary]:
     """Raises tarfile.TarError or OSError for what is no whole tar."""
-    waiting: Check | None = None
+    waiting: Summary | None = None
     with tarfile.open(path, "r:") as archive:
         for member in archive:
             content = archive.extractfile(member).read()  # type: ignore[union-attr]
@@ -69,7 +69,7 @@ def read_tar(path: Path) -> Iterator[Check]:
                 continue
             if waiting is not None:
                 yield waiting
-            waiting = Check(member.name, zlib.crc32(content), None)
+            waiting = Summary(member.name, zlib.crc32(content), None)
     if waiting is not None:
         yield waiting
 
@@ -114,7 +114,7 @@ def parquet_writer(schema: Any) -> Writer:
     return write
 
 
-def read_parquet(path: Path) -> Iterator[Check]:
+def read_parquet(path: Path) -> Iterator[Summary]:
     """Raises pyarrow.ArrowException or OSError for what is no whole Parquet."""
     import pyarrow.parquet as pq
 
@@ -122,10 +122,10 @@ def read_parquet(path: Path) -> Iterator[Check]:
         for batch in file.iter_batches(_ROWS):
             for row in batch.to_pylist():
                 image = row["image"]
-                yield Check(image["path"], zlib.crc32(image["bytes"]), row.get("label"))
+                yield Summary(image["path"], zlib.crc32(image["bytes"]), row.get("label"))
 
 
-READERS: dict[Container, Callable[[Path], Iterator[Check]]] = {
+READERS: dict[Container, Callable[[Path], Iterator[Summary]]] = {
     "tar": read_tar,
     "parquet": read_parquet,
 }

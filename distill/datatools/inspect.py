@@ -15,7 +15,7 @@ from distill.data.order.lanes import default_block
 from distill.data.records import Source
 from distill.datatools.look import (
     Choice,
-    Seen,
+    SeenImage,
     bring,
     choose,
     kinds_of,
@@ -23,7 +23,7 @@ from distill.datatools.look import (
     measure_speed,
     pixels_of,
 )
-from distill.datatools.named import Named, as_options
+from distill.datatools.named import Named, in_command_words
 from distill.datatools.sheet import View, draw_sheet
 from distill.errors import InputError, printable
 
@@ -57,7 +57,7 @@ def examine(
         InputError: a shard of the source cannot be had.
     """
     source = named.source
-    with as_options():
+    with in_command_words():
         choice = choose(source, num_images, seed)
         brought_s = bring(source, choice)
         seen = look(source, choice.candidates[:num_images].tolist(), num_workers)
@@ -115,7 +115,7 @@ def _classes(source: Source) -> dict[str, Any] | None:
     }
 
 
-def _looked_at(source: Source, choice: Choice, seen: list[Seen]) -> dict[str, Any]:
+def _looked_at(source: Source, choice: Choice, seen: list[SeenImage]) -> dict[str, Any]:
     whole = sorted(
         (each for each in seen if each.fault is None),
         key=lambda each: (each.width * each.height, each.width),

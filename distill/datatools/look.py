@@ -23,7 +23,7 @@ _SHARDS = 4
 _SPEED_S = 2.0
 
 
-class Seen(NamedTuple):
+class SeenImage(NamedTuple):
     """One image; `number`: its index. `fault`: why it cannot be read, and then the rest is nothing
     but `pixels`.
 
@@ -101,7 +101,7 @@ def bring(source: Source, choice: Choice) -> float:
     return time.monotonic() - began
 
 
-def look(source: Source, indices: Sequence[int], num_workers: int) -> list[Seen]:
+def look(source: Source, indices: Sequence[int], num_workers: int) -> list[SeenImage]:
     """Each image as it is, in the order given.
 
     Raises:
@@ -111,7 +111,7 @@ def look(source: Source, indices: Sequence[int], num_workers: int) -> list[Seen]
     return [found[index] for index in indices]
 
 
-def _seen(source: Source, index: int) -> Seen:
+def _seen(source: Source, index: int) -> SeenImage:
     kind = pixels = ""
     deep = False
     try:
@@ -125,13 +125,13 @@ def _seen(source: Source, index: int) -> Seen:
         image = decode(record)
         brightest = np.asarray(image).max().item() if deep else None
         size = record.nbytes if isinstance(record, np.ndarray) else len(record)
-        return Seen(index, size, *image.size, kind, pixels, None, brightest=brightest)
+        return SeenImage(index, size, *image.size, kind, pixels, None, brightest=brightest)
     except InputError:
         raise
     except UnreadableShardError as error:
         raise InputError(str(error)) from error
     except Exception as error:  # decoders raise whatever a broken file drives them into
-        return Seen(
+        return SeenImage(
             index, 0, 0, 0, "", pixels, first_line(error), isinstance(error, PixelFormatError)
         )
 
@@ -171,12 +171,12 @@ def _rate(source: Source, indices: list[int]) -> tuple[float, float]:
     return images / elapsed, size / elapsed
 
 
-def kinds_of(seen: Sequence[Seen]) -> dict[str, int]:
+def kinds_of(seen: Sequence[SeenImage]) -> dict[str, int]:
     """How many there are of each format, the most frequent first."""
     return dict(Counter(each.kind for each in seen if each.fault is None).most_common())
 
 
-def pixels_of(seen: Sequence[Seen]) -> dict[str, int]:
+def pixels_of(seen: Sequence[SeenImage]) -> dict[str, int]:
     """How many there are of each way to store pixels, the most frequent first; of the unreadable as
     far as that is known.
     """

@@ -9,11 +9,11 @@ import numpy as np
 
 from distill.data.records import Source, UnreadableShardError, first_line
 from distill.data.stream.manifest import MANIFEST_FILE, read_manifest
-from distill.datatools.container import READERS, Check, Sample, Writer, check_of
+from distill.datatools.container import READERS, Sample, Summary, Writer, summary_of
 from distill.datatools.named import OPTION
 from distill.datatools.plan import Plan, order, shards_of
 from distill.datatools.records import Conversion, Stored
-from distill.datatools.storage import Done, explained, keep_state, read_state
+from distill.datatools.storage import FinishedShard, disk_errors, read_record, write_record
 from distill.errors import InputError
 from distill.files import atomic_write, sha256_of
 
@@ -33,17 +33,17 @@ class Job:
     convert: Conversion
     write: Writer
     skip: bool
-    known: dict[int, Done]
+    known: dict[int, FinishedShard]
 
 
-def make(job: Job, number: int) -> Done:
+def make(job: Job, number: int) -> FinishedShard:
     """The shard as it is to be.
 
     Raises:
         InputError: an unreadable image that is not to be left out, no room, a finished set that
             cannot be made again.
     """
-    with explained(job.out):
+    with disk_errors(job.out):
         there = _found(job, number)
         if there is not None:
             return there
@@ -55,14 +55,14 @@ def make(job: Job, number: int) -> Done:
                 f" what {MANIFEST_FILE} says (another version of Pillow or pyarrow, or SOURCE has"
                 f" changed): remove the folder {job.out}, and write it again"
             )
-        keep_state(job.out, job.plan.file(number), done)
+        write_record(job.out, job.plan.file(number), done)
         return done
 
 
-def _found(job: Job, number: int) -> Done | None:
+def _found(job: Job, number: int) -> FinishedShard | None:
     """A shard that was finished before and is whole, or None."""
     name = job.plan.file(number)
-    done = job.known.get(number) or read_state(job.out, name)
+    done = job.known.get(number) or read_record(job.out, name)
     if done is None:  # perhaps since another process has closed the set meanwhile
         done = known_shards(job.out, job.plan).get(number)
     if done is None:
@@ -71,10 +71,10 @@ def _found(job: Job, number: int) -> Done | None:
         path = job.out / name
         if not path.is_file() or path.stat().st_size != done.size or sha256_of(path) != done.sha256:
             return None
-    return Done(**(asdict(done) | {"was_there": True}))
+    return FinishedShard(**(asdict(done) | {"was_there": True}))
 
 
-def known_shards(out: Path, plan: Plan) -> dict[int, Done]:
+def known_shards(out: Path, plan: Plan) -> dict[int, FinishedShard]:
     """What the manifest of a set that was finished says of its shards; nothing where
     there is none.
     """
@@ -94,14 +94,16 @@ def known_shards(out: Path, plan: Plan) -> dict[int, Done]:
     for entry in manifest.shards:
         part = None if labels is None else tuple(labels[start : start + entry.num_samples].tolist())
         start += entry.num_samples
-        known[numbers[entry.file]] = Done(entry.num_samples, entry.size, entry.sha256, (), part)
+        known[numbers[entry.file]] = FinishedShard(
+            entry.num_samples, entry.size, entry.sha256, (), part
+        )
     return known
 
 
-def _written(job: Job, number: int) -> Done:
+def _written(job: Job, number: int) -> FinishedShard:
     path = job.out / job.plan.file(number)
     skipped: list[int] = []
-    checks: list[Check] = []
+    checks: list[Summary] = []
     said: list[tuple[int, str]] = []
 
     def write(file: BinaryIO) -> None:
@@ -119,14 +121,14 @@ def _written(job: Job, number: int) -> Done:
     atomic_write(path, write, read_back)
     ((size, sha256),) = said
     labels = tuple(int(check.label) for check in checks if check.label is not None)
-    return Done(
+    return FinishedShard(
         len(checks), size, sha256, tuple(skipped), labels if job.plan.asked.labelled else None
     )
 
 
-def _noted(samples: Iterator[Sample], checks: list[Check]) -> Iterator[Sample]:
+def _noted(samples: Iterator[Sample], checks: list[Summary]) -> Iterator[Sample]:
     for sample in samples:
-        checks.append(check_of(sample))
+        checks.append(summary_of(sample))
         yield sample
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from distill.data.guess import guess_source, in_options, known_classes
 from distill.data.holdout import open_eval, open_train
 from distill.data.sources import Source, open_source
-from distill.data.stream.names import shown
+from distill.data.stream.names import display_url
 from distill.errors import InputError, did_you_mean
 from distill.recipe import Recipe, load_recipe, schema
 
@@ -73,22 +73,22 @@ def open_named(
         labelled=labelled,
         option=OPTION,
     )
-    with as_options():
+    with in_command_words():
         if count is not None and isinstance(spec, schema.StreamSpec):
             count(spec, shards)
-        return Named(open_source(spec, Path(), OPTION, shards), spec, Path(), shown(name))
+        return Named(open_source(spec, Path(), OPTION, shards), spec, Path(), display_url(name))
 
 
 @contextmanager
-def as_options() -> Iterator[None]:
+def in_command_words() -> Iterator[None]:
     """Inside, messages that speak of a recipe's keys are put into the words of the command line."""
     try:
         yield
     except InputError as error:
-        raise InputError(said(str(error))) from error
+        raise InputError(command_words(str(error))) from error
 
 
-def said(message: str) -> str:
+def command_words(message: str) -> str:
     """A message of the rooms below in the words of the command line."""
     message = in_options(message, OPTION)
     for key, option in _OPTIONS.items():

@@ -29,7 +29,7 @@ _FINGERPRINT_RECORDS = 32
 
 
 @dataclass(frozen=True)
-class Asked:
+class ShardOptions:
     """What shapes the shards beside the source; null `seed`: the source's own order."""
 
     container: Container
@@ -49,7 +49,7 @@ class Plan:
       of several. Readers see what an image is from its bytes.
     """
 
-    asked: Asked
+    asked: ShardOptions
     source: str
     num_samples: int
     num_shards: int
@@ -101,7 +101,7 @@ def shards_of(source: Source, indices: np.ndarray) -> list[int]:
     return list(dict.fromkeys(np.searchsorted(ends, indices, side="right").tolist()))
 
 
-def fingerprint(source: Source, spec: schema.SourceSpec) -> str:
+def source_fingerprint(source: Source, spec: schema.SourceSpec) -> str:
     """SHA-256 over what a source is, wherever it lies: its classes and the labels that are known;
     its shards, or a few records.
     """
@@ -112,7 +112,7 @@ def fingerprint(source: Source, spec: schema.SourceSpec) -> str:
         fields = (
             (spec.image, spec.label, spec.labelled) if isinstance(spec, schema.StreamSpec) else ()
         )
-        shards = [_shard_identity(shard) for shard in source.shards]
+        shards = [_shard_fingerprint(shard) for shard in source.shards]
         digest.update(json.dumps([source.fingerprint(), fields, shards]).encode())
         return digest.hexdigest()
     for index in (
@@ -130,7 +130,7 @@ def fingerprint(source: Source, spec: schema.SourceSpec) -> str:
     return digest.hexdigest()
 
 
-def _shard_identity(shard: ListedShard) -> list[object]:
+def _shard_fingerprint(shard: ListedShard) -> list[object]:
     """What tells that a shard has other content, without reading it: its checksum, else its size,
     and the time of a local one.
     """
@@ -158,7 +158,11 @@ def read_plan(out: Path) -> Plan | None:
             if b'"shards"' not in content:  # another program's
                 return None
             record = read_manifest(content, str(path)).plan
-        return None if record is None else Plan(**(record | {"asked": Asked(**record["asked"])}))
+        return (
+            None
+            if record is None
+            else Plan(**(record | {"asked": ShardOptions(**record["asked"])}))
+        )
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
@@ -167,7 +171,7 @@ def read_plan(out: Path) -> Plan | None:
         ) from error
 
 
-def keep_plan(out: Path, plan: Plan) -> Plan:
+def agree_on_plan(out: Path, plan: Plan) -> Plan:
     """Make a plan the folder's, unless another process was first; returns the folder's."""
     folder = out / STATE_FOLDER
     folder.mkdir(parents=True, exist_ok=True)
@@ -200,7 +204,7 @@ _OPTIONS = {
 }
 
 
-def refuse_another(out: Path, plan: Plan, asked: Asked, source: str) -> None:
+def check_same_plan(out: Path, plan: Plan, asked: ShardOptions, source: str) -> None:
     """Hold a folder to what it was begun with.
 
     Raises:

@@ -30,24 +30,24 @@ from distill.datatools.making import Job, converted, known_shards, make
 from distill.datatools.named import OPTION, Named
 from distill.datatools.plan import (
     PLAN_FILE,
-    Asked,
     Plan,
-    fingerprint,
-    keep_plan,
+    ShardOptions,
+    agree_on_plan,
+    check_same_plan,
     order,
     read_plan,
-    refuse_another,
     shards_of,
+    source_fingerprint,
 )
 from distill.datatools.processes import Rank, in_processes
 from distill.datatools.progress import Progress
 from distill.datatools.records import Conversion, Stored
 from distill.datatools.storage import (
     STATE_FOLDER,
-    explained,
-    read_state,
+    disk_errors,
+    read_record,
+    record_file,
     remove_leftovers,
-    state_file,
 )
 from distill.errors import InputError
 from distill.files import atomic_write, sha256_of, tmp_name
@@ -63,7 +63,7 @@ _TAR_OVERHEAD = 512 + 256 + 1024
 
 
 def shard(
-    named: Named, out: Path, asked: Asked, *, skip: bool, num_workers: int, rank: Rank
+    named: Named, out: Path, asked: ShardOptions, *, skip: bool, num_workers: int, rank: Rank
 ) -> Manifest | None:
     """Write this process's part of the shards, and the manifest if it is the one that finds them
     whole.
@@ -76,7 +76,7 @@ def shard(
             `skip`, no room on the disk.
     """
     source = named.source
-    with explained(out):
+    with disk_errors(out):
         _refuse_folder(named, out)
         convert = Conversion(asked.resize, asked.quality or 95)
         plan = _agreed_plan(named, out, asked, convert, skip)
@@ -117,7 +117,7 @@ def _closing_line(
     )
     if manifest is None:
         missing = sum(
-            not state_file(job.out, job.plan.file(i)).is_file() for i in range(job.plan.num_shards)
+            not record_file(job.out, job.plan.file(i)).is_file() for i in range(job.plan.num_shards)
         )
         return (
             f"{job.out}: process {rank.rank} of {rank.world_size} has its {num_mine} shards{speed}."
@@ -158,17 +158,21 @@ def _refuse_folder(named: Named, out: Path) -> None:
         )
 
 
-def _agreed_plan(named: Named, out: Path, asked: Asked, convert: Conversion, skip: bool) -> Plan:
+def _agreed_plan(
+    named: Named, out: Path, asked: ShardOptions, convert: Conversion, skip: bool
+) -> Plan:
     """The folder's plan, made now or before by this command or another of its processes."""
-    identity = fingerprint(named.source, named.spec)
+    fingerprint = source_fingerprint(named.source, named.spec)
     plan = read_plan(out)
     if plan is None:
-        plan = keep_plan(out, _planned(named.source, identity, asked, convert, skip))
-    refuse_another(out, plan, asked, identity)
+        plan = agree_on_plan(out, _planned(named.source, fingerprint, asked, convert, skip))
+    check_same_plan(out, plan, asked, fingerprint)
     return plan
 
 
-def _planned(source: Source, identity: str, asked: Asked, convert: Conversion, skip: bool) -> Plan:
+def _planned(
+    source: Source, fingerprint: str, asked: ShardOptions, convert: Conversion, skip: bool
+) -> Plan:
     """How many shards, and by which name their images go, from a look at some of them."""
     stored: list[Stored] = []
     num = 0
@@ -191,7 +195,7 @@ def _planned(source: Source, identity: str, asked: Asked, convert: Conversion, s
             len(source) * per_sample / ((asked.shard_mb or DEFAULT_SHARD_MB) * 1e6)
         )
     ((extension, _),) = Counter(each.extension for each in stored).most_common(1)
-    return Plan(asked, identity, len(source), min(num_shards, len(source)), extension)
+    return Plan(asked, fingerprint, len(source), min(num_shards, len(source)), extension)
 
 
 def _looks(source: Source, seed: int | None) -> Iterator[list[int]]:
@@ -231,7 +235,7 @@ def _close(job: Job, made_from: str, classes: tuple[str, ...] | None) -> Manifes
         return _closed_by_another(job)
     done = []
     for number in range(job.plan.num_shards):
-        each = read_state(job.out, job.plan.file(number)) or job.known.get(number)
+        each = read_record(job.out, job.plan.file(number)) or job.known.get(number)
         if each is None:
             return _closed_by_another(job)
         done.append((number, each))
@@ -271,7 +275,7 @@ def _close(job: Job, made_from: str, classes: tuple[str, ...] | None) -> Manifes
 def _remove_state(job: Job) -> None:
     """What the manifest says from now on; the folder stays while another process writes in it."""
     for number in range(job.plan.num_shards):
-        state_file(job.out, job.plan.file(number)).unlink(missing_ok=True)
+        record_file(job.out, job.plan.file(number)).unlink(missing_ok=True)
     (job.out / STATE_FOLDER / PLAN_FILE).unlink(missing_ok=True)
     with suppress(OSError):
         (job.out / STATE_FOLDER).rmdir()

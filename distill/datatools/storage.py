@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from distill.datatools.named import said
+from distill.datatools.named import command_words
 from distill.datatools.processes import runs
 from distill.errors import InputError
 from distill.files import atomic_write
@@ -24,7 +24,7 @@ _GRACE_S = 3600
 
 
 @dataclass(frozen=True)
-class Done:
+class FinishedShard:
     """A shard that is there. `num_samples` 0: nothing of it could be read, and it has no file.
     `skipped`: indices into the source.
     """
@@ -37,26 +37,26 @@ class Done:
     was_there: bool = False
 
 
-def state_file(out: Path, name: str) -> Path:
+def record_file(out: Path, name: str) -> Path:
     """What says of the shard `name` that it is there."""
     return out / STATE_FOLDER / f"{name}.json"
 
 
-def keep_state(out: Path, name: str, done: Done) -> None:
+def write_record(out: Path, name: str, done: FinishedShard) -> None:
     """Say that a shard is there."""
     text = json.dumps(asdict(done))
-    state_file(out, name).parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(state_file(out, name), lambda file: file.write(text.encode()))
+    record_file(out, name).parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(record_file(out, name), lambda file: file.write(text.encode()))
 
 
-def read_state(out: Path, name: str) -> Done | None:
+def read_record(out: Path, name: str) -> FinishedShard | None:
     """What was said of a shard; None where nothing was, or nothing of ours, and then the shard is
     made again.
     """
     try:
-        record = json.loads(state_file(out, name).read_text(encoding="utf-8"))
+        record = json.loads(record_file(out, name).read_text(encoding="utf-8"))
         labels = record["labels"]
-        return Done(
+        return FinishedShard(
             **(
                 record
                 | {
@@ -83,12 +83,12 @@ def remove_leftovers(out: Path, names: AbstractSet[str]) -> None:
 
 
 @contextmanager
-def explained(out: Path) -> Iterator[None]:
+def disk_errors(out: Path) -> Iterator[None]:
     """What a disk can do to a write, as an InputError."""
     try:
         yield
     except InputError as error:
-        raise InputError(said(str(error))) from error
+        raise InputError(command_words(str(error))) from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             where = next(parent for parent in (out, *out.resolve().parents) if parent.is_dir())

@@ -5,7 +5,7 @@ from pathlib import Path
 from distill.checkpoint import load
 from distill.data.guess import guess_source, in_options, known_classes
 from distill.data.holdout import Part, open_eval
-from distill.data.sources import Source, open_source, says_order
+from distill.data.sources import Source, has_class_order, open_source
 from distill.errors import InputError
 from distill.recipe import Recipe, schema
 from distill.release.find import is_checkpoint
@@ -30,9 +30,9 @@ def open_images(
     if data is not None:
         spec = guess_source(data, known_classes(classes), split=split)
         try:
-            return open_source(spec, Path(), "--data"), says_order(spec)
+            return open_source(spec, Path(), "--data"), has_class_order(spec)
         except InputError as error:
-            raise InputError(as_options(str(error))) from error
+            raise InputError(in_command_words(str(error))) from error
     for option, given, what in (("--classes", classes, "classes"), ("--split", split, "split")):
         if given is not None:
             raise InputError(f"{option} names the {what} of --data: give both")
@@ -45,7 +45,7 @@ def open_images(
     assert source is not None
     _refuse_other_images(source, path)
     judged = recipe.data.eval
-    return source, says_order(
+    return source, has_class_order(
         recipe.data.train if isinstance(judged, schema.HoldOutSpec) else judged
     )
 
@@ -78,6 +78,6 @@ def _refuse_other_images(source: Source, path: Path) -> None:
         )
 
 
-def as_options(message: str) -> str:
+def in_command_words(message: str) -> str:
     """A message in the words of the command line."""
     return in_options(message, "--data")

@@ -19,7 +19,7 @@ from distill.models.plausible import doubts
 from distill.models.teacher import Teacher, build_teacher
 from distill.recipe import Recipe, load_recipe
 from distill.release.find import Found, find_models
-from distill.release.images import as_options, open_images
+from distill.release.images import in_command_words, open_images
 from distill.training.build import place_teacher
 from distill.training.rundir import RECIPE_FILE
 from distill.training.summary import TEACHER_COLUMNS
@@ -56,7 +56,7 @@ def judge(
     try:
         results = _judge(found, source, teacher, engine, batch_size, num_workers, unreadable)
     except InputError as error:
-        raise InputError(as_options(str(error))) from error
+        raise InputError(in_command_words(str(error))) from error
     finally:
         engine.close()
     if engine.is_main:

@@ -24,7 +24,7 @@ from distill.data.order.lanes import (
     lanes_fit,
 )
 from distill.data.order.shuffled import Order, TrainOrder
-from distill.data.sources import Source, says_order
+from distill.data.sources import Source, has_class_order
 from distill.engine import TRACKERS
 from distill.errors import InputError, did_you_mean
 from distill.recipe import DurationValue, Recipe, schema
@@ -287,7 +287,7 @@ def make_plan(recipe: Recipe) -> Plan:
         named_by = next(
             own.data.train for own, source in zip(recipes, sources, strict=True) if source.classes
         )
-    return Plan(recipe, tuple(stages), eval_source, classes, says_order(named_by))
+    return Plan(recipe, tuple(stages), eval_source, classes, has_class_order(named_by))
 
 
 def _plan_stage(

@@ -64,7 +64,7 @@ def _check_cache(stage: StagePlan, order: LaneOrder, share: float) -> None:
         raise InputError(
             f"data.shards.cache_gb: {limit_gb:g}, and the {lanes} lanes that this machine reads"
             f" have about {num_shards} shards in use at once, {needed_gb:.3g} GB of"
-            f" {stage.source.shards[0].shown} and its like: set it to {needed_gb * 1.2:.2g} or more, or"
+            f" {stage.source.shards[0].display_url} and its like: set it to {needed_gb * 1.2:.2g} or more, or"
             f" take {smaller}fewer lanes, more machines or smaller shards (distill data shard)"
         )
 

@@ -18,10 +18,10 @@ from shards import describe, write_tars
 from distill.data.splits import choose_split
 from distill.data.stream.names import (
     container_of,
+    display_url,
     matching,
     named_files,
     names_files,
-    shown,
     unsigned,
 )
 from distill.data.stream.opening import count_samples, open_stream
@@ -79,7 +79,7 @@ def write_table(file: Path, columns: dict[str, list[Any]], names: Mapping[str, l
     ],
 )
 def test_what_is_shown_and_kept_of_a_url(url: str, plain: str, kept: str) -> None:
-    assert (shown(url), unsigned(url)) == (plain, kept)
+    assert (display_url(url), unsigned(url)) == (plain, kept)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from distill.data.stream.local import (
     add_checksums,
     append_index,
 )
-from distill.data.stream.parquet import localise_parquet, read_footer, tail_size
+from distill.data.stream.parquet import read_footer, tail_size, unpack_parquet
 from distill.data.stream.tar import index_tar, member_name, read_members
 from distill.errors import InputError
 
@@ -319,7 +319,7 @@ def open_local(path: Path, data: Path | None = None) -> LocalShard:
         return LocalShard(file, data)
 
 
-def localised(path: Path, records: list[bytes], names: tuple[str, ...] | None = None) -> Path:
+def write_local(path: Path, records: list[bytes], names: tuple[str, ...] | None = None) -> Path:
     path.write_bytes(b"".join(records))
     entries = np.zeros(len(records), ENTRY)
     entries["size"] = [len(record) for record in records]
@@ -328,13 +328,13 @@ def localised(path: Path, records: list[bytes], names: tuple[str, ...] | None = 
     fd = os.open(path, os.O_RDONLY)
     add_checksums(fd, entries)
     os.close(fd)
-    append_index(path, entries, names, has_checks=True)
+    append_index(path, entries, names, has_checksums=True)
     return path
 
 
 def test_a_local_shard(tmp_path):
     records = [os.urandom(size) for size in (10, 1, 70_000, 333)]
-    shard = open_local(localised(tmp_path / "s", [*records, b""], ("ox", "Größe")))
+    shard = open_local(write_local(tmp_path / "s", [*records, b""], ("ox", "Größe")))
     assert len(shard) == 5
     assert [shard.read(i) for i in (3, 0, 2, 1)] == [records[i] for i in (3, 0, 2, 1)]
     assert [shard.label(i) for i in range(5)] == [-1, 0, 1, 2, 3]
@@ -346,7 +346,7 @@ def test_a_local_shard(tmp_path):
 
 def test_each_damaged_byte_is_noticed(tmp_path):
     """Of the records when they are read, of the index when it is opened."""
-    content = localised(tmp_path / "s", [b"abcdefgh", b"ijkl"], ("ox",)).read_bytes()
+    content = write_local(tmp_path / "s", [b"abcdefgh", b"ijkl"], ("ox",)).read_bytes()
     for at in range(len(content)):
         (tmp_path / "s").write_bytes(flipped(content, at))
         with pytest.raises(DamagedShardError, match="checksum" if at < 12 else "index"):
@@ -358,7 +358,7 @@ def test_each_damaged_byte_is_noticed(tmp_path):
 
 
 def test_no_descriptor_is_left(tmp_path):
-    localised(tmp_path / "s", [b"abc"])
+    write_local(tmp_path / "s", [b"abc"])
     (tmp_path / "bad").write_bytes(b"nothing")
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(50):
@@ -379,9 +379,9 @@ def write_table(path: Path, images, labels, **options) -> Path:
     return path
 
 
-def localise(path: Path, **fields) -> LocalShard:
+def unpack(path: Path, **fields) -> LocalShard:
     with pa.OSFile(str(path)) as source:
-        count = localise_parquet(source, path.with_suffix(".local"), **fields)
+        count = unpack_parquet(source, path.with_suffix(".local"), **fields)
     shard = open_local(path.with_suffix(".local"))
     assert len(shard) == count
     return shard
@@ -397,7 +397,7 @@ STORED = {
 
 @pytest.mark.parametrize("stored", STORED)
 def test_records_of_parquet(tmp_path, stored):
-    shard = localise(
+    shard = unpack(
         write_table(
             tmp_path / "t.parquet",
             STORED[stored],
@@ -415,9 +415,9 @@ def test_names_in_parquet_and_columns_of_other_names(tmp_path):
     for kind in (pa.string(), pa.large_string(), pa.dictionary(pa.int8(), pa.string())):
         cast = table.set_column(1, "animal", table["animal"].cast(kind))
         pq.write_table(cast, tmp_path / "t.parquet")
-        shard = localise(tmp_path / "t.parquet", image="jpg", label="animal")
+        shard = unpack(tmp_path / "t.parquet", image="jpg", label="animal")
         assert [shard.names[shard.label(i)] for i in range(150)] == names
-    unlabelled = localise(tmp_path / "t.parquet", image="jpg", labelled=False)
+    unlabelled = unpack(tmp_path / "t.parquet", image="jpg", labelled=False)
     assert unlabelled.read(149) == IMAGES[149]
     assert unlabelled.label(149) == -1
 
@@ -431,7 +431,7 @@ def test_empty_cells_hold_no_image(tmp_path):
             {"bytes": b"y", "path": None},
         ]
     )
-    shard = localise(write_table(tmp_path / "t.parquet", images, [0, 1, 2, 3]))
+    shard = unpack(write_table(tmp_path / "t.parquet", images, [0, 1, 2, 3]))
     assert (shard.read(0), shard.read(3)) == (b"x", b"y")
     for row in (1, 2):
         with pytest.raises(NoImageError):
@@ -453,7 +453,7 @@ def test_empty_cells_hold_no_image(tmp_path):
 def test_columns_that_are_refused(tmp_path, fields, message):
     file = write_table(tmp_path / "t.parquet", STORED["binary"], list(range(150)))
     with pytest.raises(InputError, match=message):
-        localise(file, **fields)
+        unpack(file, **fields)
     content = file.read_bytes()
     with pytest.raises(InputError, match=message):
         read_footer(
@@ -465,8 +465,8 @@ def test_columns_that_are_refused(tmp_path, fields, message):
 def test_a_row_without_a_label(tmp_path):
     file = write_table(tmp_path / "t.parquet", STORED["binary"], [*range(100), None, *range(49)])
     with pytest.raises(InputError, match="row 100 has no label in column 'label'"):
-        localise(file)
-    assert localise(file, labelled=False).read(100) == IMAGES[100]
+        unpack(file)
+    assert unpack(file, labelled=False).read(100) == IMAGES[100]
 
 
 def test_damaged_parquet(tmp_path):
@@ -484,7 +484,7 @@ def test_damaged_parquet(tmp_path):
     ):
         file.write_bytes(spoilt)
         with pytest.raises(DamagedShardError, match="cannot be read past row 0"):
-            localise(file)
+            unpack(file)
     for tail in (b"", b"PAR1", content[-9:-1]):
         with pytest.raises(DamagedShardError, match="does not end as a Parquet file"):
             tail_size(tail)
@@ -531,7 +531,7 @@ def _peak_of(file: Path) -> int:
     counting = pa.proxy_memory_pool(usual)
     pa.set_memory_pool(counting)
     try:
-        localise(file)
+        unpack(file)
     finally:
         pa.set_memory_pool(usual)
     return counting.max_memory()

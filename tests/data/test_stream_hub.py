@@ -17,9 +17,9 @@ from distill.data.stream.cache import ShardCache
 from distill.data.stream.listing import list_shards
 from distill.data.stream.transport import Transport
 from distill.errors import InputError
-from distill.recipe.schema import Stream
+from distill.recipe.schema import StreamSpec
 
-spec = Stream(kind="stream", path=sys.argv[1], split=sys.argv[2])
+spec = StreamSpec(kind="stream", path=sys.argv[1], split=sys.argv[2])
 cache = ShardCache(Path(sys.argv[3]), 10**9)
 try:
     found = list_shards(spec, Path(), "data.train", Transport(retries=0, timeout_s=5), cache)

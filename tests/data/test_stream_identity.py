@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 from servers import FolderServer
 
-from distill.data.stream import counts, ending
+from distill.data.stream import counts, exiting
 from distill.data.stream.opening import count_samples, open_stream
 from distill.data.stream.source import StreamSource
 from distill.errors import InputError
@@ -277,14 +277,14 @@ AT_WORK = """
 import os, sys, time
 from pathlib import Path
 import pyarrow.parquet
-from distill.data.stream import ending
+from distill.data.stream import exiting
 from distill.data.stream.opening import open_stream
-from distill.recipe.schema import Shards, Stream
+from distill.recipe.schema import ShardsSpec, StreamSpec
 
 def work(run):
-    spec, settings = Stream(kind="stream", path="*.parquet", labelled=False), Shards(cache=f"cache-{run}")
+    spec, settings = StreamSpec(kind="stream", path="*.parquet", labelled=False), ShardsSpec(cache=f"cache-{run}")
     open_stream(spec, Path(sys.argv[1]), "data.train", settings).prefetch(range(4))
-    while not ending._state.num_inside:
+    while not exiting._state.num_inside:
         time.sleep(0.001)
     time.sleep(run / 1000)
 
@@ -309,30 +309,30 @@ def test_a_process_ends_amid_tables(tmp_path):
 
 
 def test_the_end_waits_for_what_is_under_way(monkeypatch):
-    state = ending._State()
-    monkeypatch.setattr(ending, "_state", state)
+    state = exiting._State()
+    monkeypatch.setattr(exiting, "_state", state)
     inside, stopped = threading.Event(), []
 
     def work() -> None:
-        with ending.held_to_the_end():
+        with exiting.delay_exit():
             inside.set()
             with contextlib.suppress(SystemExit):
                 while True:
-                    ending.stop_if_ending()
+                    exiting.stop_at_exit()
             stopped.append(True)
 
     threading.Thread(target=work, daemon=True).start()
     assert inside.wait(20)
-    ending._end()
+    exiting._end()
     assert stopped
     assert state.num_inside == 0
-    with pytest.raises(SystemExit), ending.held_to_the_end():
+    with pytest.raises(SystemExit), exiting.delay_exit():
         pass
 
 
 def test_a_forked_child_does_not_wait_for_threads_that_it_does_not_have():
-    with ending.held_to_the_end():
-        child = multiprocessing.get_context("fork").Process(target=ending._end)
+    with exiting.delay_exit():
+        child = multiprocessing.get_context("fork").Process(target=exiting._end)
         child.start()
     child.join(20)
     child.kill()

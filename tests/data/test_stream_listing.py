@@ -24,7 +24,7 @@ from distill.data.stream.cache import ShardCache
 from distill.data.stream.hub import parse_hub_path
 from distill.data.stream.listing import list_shards
 from distill.data.stream.manifest import Manifest, ShardEntry, write_manifest
-from distill.data.stream.names import expand_braces, names_files, shown, unsigned
+from distill.data.stream.names import display_url, expand_braces, names_files, unsigned
 from distill.data.stream.opening import cache_folder, count_samples, open_stream
 from distill.data.stream.transport import TransferError, Transport
 from distill.errors import InputError
@@ -148,7 +148,7 @@ def test_braces(path, names):
     ],
 )
 def test_what_signs_a_url(url, plain, kept):
-    assert (shown(url), unsigned(url)) == (plain, kept)
+    assert (display_url(url), unsigned(url)) == (plain, kept)
 
 
 def test_a_host_is_no_pattern():
@@ -488,11 +488,11 @@ import json, sys
 from pathlib import Path
 from distill.data.stream.opening import open_stream
 from distill.errors import InputError
-from distill.recipe.schema import Shards, Stream
+from distill.recipe.schema import ShardsSpec, StreamSpec
 
 for fields in json.loads(sys.argv[1]):
     try:
-        source = open_stream(Stream(kind="stream", **fields), Path(sys.argv[2]), "data.train", Shards(cache="cache", retries=0, timeout_s=5))
+        source = open_stream(StreamSpec(kind="stream", **fields), Path(sys.argv[2]), "data.train", ShardsSpec(cache="cache", retries=0, timeout_s=5))
         said = {
             "sizes": source.shard_sizes.tolist(), "classes": source.classes, "urls": [s.url for s in source.shards],
             "images": [source.read(i).decode() for i in range(len(source))], "fingerprint": source.fingerprint(),

@@ -12,7 +12,7 @@ from distill.data.stream.manifest import (
     MANIFEST_FILE,
     Manifest,
     ShardEntry,
-    _seal,
+    _checksum,
     manifest_text,
     read_manifest,
     write_manifest,
@@ -107,6 +107,6 @@ def test_another_format_is_refused() -> None:
 )
 def test_a_sealed_one_that_is_nonsense_is_refused(change: dict[str, object], said: str) -> None:
     record = json.loads(manifest_text(LABELLED)) | change
-    record["sha256"] = _seal({key: value for key, value in record.items() if key != "sha256"})
+    record["sha256"] = _checksum({key: value for key, value in record.items() if key != "sha256"})
     with pytest.raises(InputError, match=f"here: damaged .*{said}"):
         read_manifest(json.dumps(record).encode(), "here")

@@ -268,7 +268,7 @@ def test_prepare_brings_shards_here(tmp_path, served, opened):
     served.fault("/train-0001.tar", "status", on=None, status=404)
     source = opened(served.url)
     source.prefetch(np.array([1, 2, 0]))
-    here = source._localiser
+    here = source._fetcher
     waited = threading.Event()
     for _ in range(200):
         if all(here.cache.has(here._key(source.shards[i])) for i in (0, 2)):

@@ -10,7 +10,7 @@ from typing import Any
 
 from distill.data.stream.manifest import Manifest
 from distill.datatools.named import open_named
-from distill.datatools.plan import Asked
+from distill.datatools.plan import ShardOptions
 from distill.datatools.processes import Rank
 from distill.datatools.shard import shard
 
@@ -41,7 +41,7 @@ def cut(
     return shard(
         named,
         out,
-        Asked(**(options | asked), labelled=labelled),
+        ShardOptions(**(options | asked), labelled=labelled),
         skip=skip,
         num_workers=workers,
         rank=rank,

@@ -21,7 +21,7 @@ from distill.data.sources import Source
 from distill.data.stream.manifest import MANIFEST_FILE
 from distill.datatools.container import Sample, write_tar
 from distill.datatools.making import Job, make
-from distill.datatools.plan import Asked, Plan
+from distill.datatools.plan import Plan, ShardOptions
 from distill.datatools.processes import Rank, in_processes, runs
 from distill.datatools.records import Conversion
 from distill.datatools.storage import STATE_FOLDER
@@ -166,7 +166,7 @@ def test_what_is_written_is_read_back(source: Source, tmp_path: Path) -> None:
     def careless(file: BinaryIO, samples: Iterable[Sample]) -> None:
         write_tar(file, [sample._replace(content=sample.content[:-1]) for sample in samples])
 
-    plan = Plan(Asked("tar", 0, None, None, True, 7, None), "", 60, 9, "jpg")
+    plan = Plan(ShardOptions("tar", 0, None, None, True, 7, None), "", 60, 9, "jpg")
     (tmp_path / STATE_FOLDER).mkdir()
     for write, fault in ((write_tar, False), (careless, True)):
         job = Job(source, plan, tmp_path, Conversion(), write, False, {})

@@ -14,16 +14,16 @@ from shards import write_tars
 from distill.data.sources import open_source
 from distill.data.stream.manifest import MANIFEST_FILE
 from distill.datatools.named import Named, open_named
-from distill.datatools.plan import Asked, Plan
+from distill.datatools.plan import Plan, ShardOptions
 from distill.datatools.records import Conversion
 from distill.datatools.shard import _agreed_plan, _spread, shard
 from distill.errors import InputError
 from distill.recipe import schema
 
 
-def asked(**changes: Any) -> Asked:
+def asked(**changes: Any) -> ShardOptions:
     options = {"container": "tar", "seed": None, "resize": None, "quality": None, "labelled": False}
-    return Asked(**(options | {"samples_per_shard": None, "shard_mb": 64.0} | changes))
+    return ShardOptions(**(options | {"samples_per_shard": None, "shard_mb": 64.0} | changes))
 
 
 def planned(folder: Path, out: Path, skip: bool = True, **changes: Any) -> Plan:

@@ -20,21 +20,21 @@ from shards import describe, write_tars
 from distill.data.sources import open_source
 from distill.data.stream.manifest import MANIFEST_FILE, Manifest, read_manifest, write_manifest
 from distill.datatools.named import Named, open_named
-from distill.datatools.plan import fingerprint
+from distill.datatools.plan import source_fingerprint
 from distill.errors import InputError
 from distill.files import sha256_of
 from distill.recipe import schema
 
 
-def identity(root: Path, cache: str = "cache", **fields: object) -> str:
+def fingerprint(root: Path, cache: str = "cache", **fields: object) -> str:
     """Of the stream in `in`, or at `path`."""
     spec = schema.StreamSpec(kind="stream", **({"path": "in", "labelled": False} | fields))  # type: ignore[arg-type]
     settings = schema.ShardsSpec(cache=str(root / cache), retries=0, timeout_s=5)
-    return fingerprint(open_source(spec, root, "SOURCE", settings), spec)
+    return source_fingerprint(open_source(spec, root, "SOURCE", settings), spec)
 
 
 def of_folder(named: Named) -> str:
-    return fingerprint(named.source, named.spec)
+    return source_fingerprint(named.source, named.spec)
 
 
 def test_the_last_image_counts(
@@ -60,36 +60,36 @@ def test_an_image_that_cannot_be_read_is_part_of_it(photos: Path, tmp_path: Path
 
 def test_other_labels_of_the_same_shards(whole: Path, tmp_path: Path) -> None:
     shutil.copytree(whole, tmp_path / "in")
-    before = identity(tmp_path, labelled=True)
+    before = fingerprint(tmp_path, labelled=True)
     manifest = read_manifest((tmp_path / "in" / MANIFEST_FILE).read_bytes(), "manifest")
     labels = np.load(tmp_path / "in/labels.npy")
     np.save(tmp_path / "in/labels.npy", (labels + 1) % 3)
     said = vars(manifest) | {"labels_sha256": sha256_of(tmp_path / "in/labels.npy")}
     write_manifest(tmp_path / "in", Manifest(**said))
-    assert identity(tmp_path, labelled=True) != before
+    assert fingerprint(tmp_path, labelled=True) != before
 
 
 def test_tars_without_checksums_are_known_by_size_and_time(tmp_path: Path) -> None:
     (path,) = write_tars(tmp_path / "in", [b"a" * 100], 1)
     os.utime(path, (1, 1))
-    before = identity(tmp_path)
+    before = fingerprint(tmp_path)
     write_tars(tmp_path / "in", [b"b" * 100], 1)
     os.utime(path, (2, 2))
-    assert identity(tmp_path) != before
+    assert fingerprint(tmp_path) != before
     write_tars(tmp_path / "in", [b"b" * 20_000], 1)
     os.utime(path, (1, 1))
-    assert identity(tmp_path) != before
+    assert fingerprint(tmp_path) != before
 
 
 def test_a_checksum_says_more_than_a_time(tmp_path: Path) -> None:
     (path,) = write_tars(tmp_path / "in", [b"a" * 100], 1)
     describe(tmp_path / "in")
-    before = identity(tmp_path)
+    before = fingerprint(tmp_path)
     os.utime(path, (1, 1))
-    assert identity(tmp_path) == before
+    assert fingerprint(tmp_path) == before
     write_tars(tmp_path / "in", [b"b" * 100], 1)
     describe(tmp_path / "in")
-    assert identity(tmp_path) != before
+    assert fingerprint(tmp_path) != before
 
 
 def test_a_table_that_is_written_anew_under_its_url(tmp_path: Path) -> None:
@@ -98,9 +98,9 @@ def test_a_table_that_is_written_anew_under_its_url(tmp_path: Path) -> None:
         prints = []
         for number, image in enumerate((b"a", b"b")):
             pq.write_table(pa.table({"image": [image * 50] * 3}), tmp_path / "0.parquet")
-            prints.append(identity(tmp_path, f"cache-{number}", path=f"{server.url}/0.parquet"))
+            prints.append(fingerprint(tmp_path, f"cache-{number}", path=f"{server.url}/0.parquet"))
         assert prints[0] != prints[1]
-        assert identity(tmp_path, "another", path=f"{server.url}/0.parquet") == prints[1]
+        assert fingerprint(tmp_path, "another", path=f"{server.url}/0.parquet") == prints[1]
 
 
 def test_what_counts_as_an_image_is_part_of_it(tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_what_counts_as_an_image_is_part_of_it(tmp_path: Path) -> None:
             member = tarfile.TarInfo(name)
             member.size = 1
             archive.addfile(member, io.BytesIO(b"x"))
-    assert identity(tmp_path, image="jpg") != identity(tmp_path, image="png")
+    assert fingerprint(tmp_path, image="jpg") != fingerprint(tmp_path, image="png")
 
 
 def test_a_converted_stream_is_refused_for_another(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from distill.datatools.plan import Asked, Plan, order, shards_of
+from distill.datatools.plan import Plan, ShardOptions, order, shards_of
 
 
 class Shards:
@@ -74,7 +74,7 @@ def test_samples_of_a_window_are_mixed() -> None:
 
 
 def test_shards_are_even() -> None:
-    asked = Asked("tar", 0, None, None, True, None, None)
+    asked = ShardOptions("tar", 0, None, None, True, None, None)
     for num_samples, num_shards in ((10, 3), (60, 9), (7, 7), (1_281_167, 2000)):
         plan = Plan(asked, "", num_samples, num_shards, "jpg")
         sizes = [len(plan.positions(i)) for i in range(num_shards)]

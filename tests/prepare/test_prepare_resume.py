@@ -20,7 +20,7 @@ from distill.data.stream.manifest import MANIFEST_FILE, read_manifest, write_man
 from distill.datatools.container import write_tar
 from distill.datatools.making import Job, make
 from distill.datatools.named import Named, open_named
-from distill.datatools.plan import Asked, read_plan
+from distill.datatools.plan import ShardOptions, read_plan
 from distill.datatools.processes import Rank, runs
 from distill.datatools.records import Conversion
 from distill.datatools.shard import _agreed_plan, _close
@@ -256,7 +256,7 @@ def test_another_stream_is_refused(tmp_path: Path, make_picture: Callable[..., b
             Named(source, spec, tmp_path, "in"), tmp_path / "out", asked, Conversion(), False
         )
 
-    asked = Asked("tar", 0, None, None, True, 2, None)
+    asked = ShardOptions("tar", 0, None, None, True, 2, None)
     for number in range(3):
         write(number, "abba", 1)
     begin("ab")

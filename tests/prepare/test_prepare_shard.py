@@ -18,7 +18,7 @@ from distill.data.sources import Source
 from distill.data.stream.manifest import MANIFEST_FILE, read_manifest
 from distill.datatools.inspect import examine
 from distill.datatools.named import open_named
-from distill.datatools.plan import Asked
+from distill.datatools.plan import ShardOptions
 from distill.datatools.processes import Rank
 from distill.datatools.records import Conversion
 from distill.datatools.shard import _agreed_plan, shard
@@ -268,7 +268,7 @@ def test_every_shard_is_one_process_s() -> None:
 
 def test_the_first_look_brings_one_shard_here(whole: Path, tmp_path: Path) -> None:
     """Each process of a job takes it, before anything is said."""
-    asked = Asked("tar", 0, None, None, True, None, 64.0)
+    asked = ShardOptions("tar", 0, None, None, True, None, 64.0)
     with FolderServer(whole) as server:
         named = open_named(server.url, shards=schema.ShardsSpec(cache=str(tmp_path / "cache")))
         (tmp_path / "out").mkdir()
@@ -281,7 +281,7 @@ def test_passwords_and_signatures_are_not_written_out(whole: Path, tmp_path: Pat
     with FolderServer(whole) as server:
         url = server.url.replace("//", "//me:s3@cret@") + "/shard-0000{0..8}.tar?signature=s3cret"
         named = open_named(url, shards=schema.ShardsSpec(cache=str(tmp_path / "cache")))
-        asked = Asked("tar", 0, None, None, True, 20, None)
+        asked = ShardOptions("tar", 0, None, None, True, 20, None)
         shard(named, tmp_path / "out", asked, skip=False, num_workers=0, rank=ALONE)
         report, _ = examine(named, num_images=2, seed=0, num_workers=0)
     plain = f"{server.url}/shard-0000{{0..8}}.tar"

@@ -20,7 +20,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 from distill.data.locks import locked, try_lock
-from distill.data.stream.failures import forget_old_failure, raise_failure, run_token, write_failure
+from distill.data.stream.failures import raise_failure, remove_old_failure, run_token, write_failure
 from distill.errors import InputError
 
 Make = Callable[[Path], None]
@@ -254,7 +254,7 @@ class ShardCache:
                 _beside(path, "failed").unlink(missing_ok=True)
             else:
                 _beside(path, "size").unlink(missing_ok=True)
-                forget_old_failure(_beside(path, "failed"))
+                remove_old_failure(_beside(path, "failed"))
             return _remove_parts(path)
 
     def _remove(self, path: Path) -> bool:

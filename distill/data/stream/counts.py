@@ -30,12 +30,12 @@ _TOGETHER_S = 60.0
 
 
 def with_counts(
-    listing: Listing, localiser: ShardFetcher, kept: Path, path: str, key: str
+    listing: Listing, fetcher: ShardFetcher, counts_folder: Path, path: str, key: str
 ) -> Listing:
     """The listing with a count for every shard.
 
     Args:
-        kept: the folder of the counts that `count_shards` keeps.
+        counts_folder: the folder of the counts that `count_shards` keeps.
         path: as the user wrote it, for messages.
         key: the recipe key, for messages.
 
@@ -47,17 +47,17 @@ def with_counts(
     shards = listing.shards
     unknown = any(shard.num_samples is None for shard in shards)
     unsure = any(shard.sha256 is None for shard in shards) or (
-        localiser.fields.labelled and listing.classes is None
+        fetcher.fields.labelled and listing.classes is None
     )
     if listing.container == "parquet" and (unknown or unsure):
-        listing = _from_footers(listing, localiser, key)
+        listing = _from_footers(listing, fetcher, key)
     elif unknown:
         local = all(shard.is_local for shard in shards)
-        known = {} if local else _read_counts(kept, listing, localiser.fields)
+        known = {} if local else _read_counts(counts_folder, listing, fetcher.fields)
         counts = (
-            _by_index(shards, localiser, key)
+            _by_index(shards, fetcher, key)
             if local
-            else [known.get(shard.identity, -1) for shard in shards]
+            else [known.get(shard.fingerprint, -1) for shard in shards]
         )
         if -1 in counts:
             raise InputError(
@@ -67,7 +67,7 @@ def with_counts(
                 " counts"
             )
         listing = _counted(listing, counts)
-    empty = next((shard.shown for shard in listing.shards if shard.num_samples == 0), None)
+    empty = next((shard.display_url for shard in listing.shards if shard.num_samples == 0), None)
     if empty is not None:
         raise InputError(f"{key}.path: {empty} holds no samples: remove it")
     return listing
@@ -75,8 +75,8 @@ def with_counts(
 
 def count_shards(
     listing: Listing,
-    localiser: ShardFetcher,
-    kept: Path,
+    fetcher: ShardFetcher,
+    counts_folder: Path,
     progress: Callable[[int, int], None] | None = None,
 ) -> Listing:
     """Read every shard in threads, and keep each count for the runs of this machine as it comes.
@@ -88,16 +88,16 @@ def count_shards(
         InputError, DamagedShardError, TransferError: of a shard that cannot be read; the counts made so
             far are kept.
     """
-    known = _read_counts(kept, listing, localiser.fields)
+    known = _read_counts(counts_folder, listing, fetcher.fields)
     if len(known) == len(listing.shards):
         known = {}
 
     def count(shard: ListedShard) -> int:
-        identity = shard.identity
-        if identity not in known:
-            known[identity] = _count(shard, localiser)
-            _keep_count(kept, listing, localiser.fields, identity, known[identity])
-        return known[identity]
+        fingerprint = shard.fingerprint
+        if fingerprint not in known:
+            known[fingerprint] = _count(shard, fetcher)
+            _keep_count(counts_folder, listing, fetcher.fields, fingerprint, known[fingerprint])
+        return known[fingerprint]
 
     counts: list[int] = []
     with ThreadPoolExecutor(_COUNT_THREADS) as pool:
@@ -113,14 +113,14 @@ def count_shards(
     return _counted(listing, counts)
 
 
-def _count(shard: ListedShard, localiser: ShardFetcher) -> int:
+def _count(shard: ListedShard, fetcher: ShardFetcher) -> int:
     try:
-        return len(localiser.open(shard))
+        return len(fetcher.open(shard))
     except (
         DamagedShardError,
         FailedElsewhereError,
     ) as error:  # the latter says what another process met
-        named = str(error) if shard.shown in str(error) else f"{shard.shown}: {error}"
+        named = str(error) if shard.display_url in str(error) else f"{shard.display_url}: {error}"
         raise DamagedShardError(named) from error
 
 
@@ -129,7 +129,7 @@ def _counted(listing: Listing, counts: Iterable[int]) -> Listing:
     return replace(listing, shards=shards)
 
 
-def _by_index(shards: tuple[ListedShard, ...], localiser: ShardFetcher, key: str) -> list[int]:
+def _by_index(shards: tuple[ListedShard, ...], fetcher: ShardFetcher, key: str) -> list[int]:
     """Of local tars, by their headers; the indexes stay in the cache."""
     if len(shards) > 1:
         # Processes of the machine that start together share the work: each begins elsewhere, and
@@ -137,9 +137,9 @@ def _by_index(shards: tuple[ListedShard, ...], localiser: ShardFetcher, key: str
         first = os.getpid() * 7919 % len(shards)
         for shard in shards[first:] + shards[:first]:
             with contextlib.suppress(OSError):  # told below, of the first such shard in order
-                localiser.begin(shard)
+                fetcher.begin(shard)
     try:
-        return [_count(shard, localiser) for shard in shards]
+        return [_count(shard, fetcher) for shard in shards]
     except DamagedShardError as error:
         raise InputError(f"{key}.path: {error}: mend or remove the shard") from error
 
@@ -147,38 +147,40 @@ def _by_index(shards: tuple[ListedShard, ...], localiser: ShardFetcher, key: str
 # ---- counts that are kept ------------------------------------------------------------------------
 
 
-def _counts_file(kept: Path, listing: Listing, fields: Fields) -> Path:
-    """Of all shards of a container: a line [SHA-256 of a shard's identity, samples] each."""
+def _counts_file(counts_folder: Path, listing: Listing, fields: Fields) -> Path:
+    """Of all shards of a container: a line [SHA-256 of a shard's fingerprint, samples] each."""
     image = "" if fields.image is None else "-" + _sha256(fields.image)[:8]
-    return kept / f"{listing.container}{image}.jsonl"
+    return counts_folder / f"{listing.container}{image}.jsonl"
 
 
 def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _keep_count(kept: Path, listing: Listing, fields: Fields, identity: str, count: int) -> None:
-    place = _counts_file(kept, listing, fields)
+def _keep_count(
+    counts_folder: Path, listing: Listing, fields: Fields, fingerprint: str, count: int
+) -> None:
+    place = _counts_file(counts_folder, listing, fields)
     place.parent.mkdir(parents=True, exist_ok=True)
     # One write at the end of the file, so that processes may do it at the same time; a line of its
     # own even behind a torn one.
     with place.open("ab", buffering=0) as file:
-        file.write(f"\n{json.dumps([_sha256(identity), count])}\n".encode())
+        file.write(f"\n{json.dumps([_sha256(fingerprint), count])}\n".encode())
 
 
-def _read_counts(kept: Path, listing: Listing, fields: Fields) -> dict[str, int]:
-    """identity -> samples, of the listed shards that were counted; the last count of each."""
+def _read_counts(counts_folder: Path, listing: Listing, fields: Fields) -> dict[str, int]:
+    """fingerprint -> samples, of the listed shards that were counted; the last count of each."""
     try:
-        lines = _counts_file(kept, listing, fields).read_bytes().splitlines()
+        lines = _counts_file(counts_folder, listing, fields).read_bytes().splitlines()
     except OSError:
         return {}
     counts: dict[str, int] = {}
     for line in lines:
         with contextlib.suppress(ValueError, TypeError):  # torn
-            identity, count = json.loads(line)
-            counts[str(identity)] = int(count)
-    sums = {shard.identity: _sha256(shard.identity) for shard in listing.shards}
-    return {identity: counts[said] for identity, said in sums.items() if said in counts}
+            fingerprint, count = json.loads(line)
+            counts[str(fingerprint)] = int(count)
+    sums = {shard.fingerprint: _sha256(shard.fingerprint) for shard in listing.shards}
+    return {fingerprint: counts[said] for fingerprint, said in sums.items() if said in counts}
 
 
 # ---- footers -------------------------------------------------------------------------------------
@@ -192,16 +194,16 @@ class _Footers:
     shards: tuple[tuple[int, int, str], ...]
 
 
-def _from_footers(listing: Listing, localiser: ShardFetcher, key: str) -> Listing:
+def _from_footers(listing: Listing, fetcher: ShardFetcher, key: str) -> Listing:
     """Counts and class names from the last bytes of Parquet files, read once a machine: the other
     processes wait and take what is kept.
     """
-    fields, shards = localiser.fields, listing.shards
+    fields, shards = fetcher.fields, listing.shards
     said: list[object] = [
         fields.image,
         fields.label,
         fields.labelled,
-        *(shard.identity for shard in shards),
+        *(shard.fingerprint for shard in shards),
     ]
     if not all(
         shard.is_local or shard.sha256 is not None or shard.url.startswith("hf://")
@@ -213,15 +215,15 @@ def _from_footers(listing: Listing, localiser: ShardFetcher, key: str) -> Listin
     read: list[_Footers] = []
 
     def make(path: Path) -> None:
-        read.append(_read_footers(listing, localiser, key))
+        read.append(_read_footers(listing, fetcher, key))
         path.write_text(json.dumps(asdict(read[0])))
 
-    kept = localiser.cache.file(f"footers-{_sha256(json.dumps(said))[:24]}", make)
-    footers = read[0] if read else _kept_footers(kept) or _read_footers(listing, localiser, key)
+    file = fetcher.cache.file(f"footers-{_sha256(json.dumps(said))[:24]}", make)
+    footers = read[0] if read else _cached_footers(file) or _read_footers(listing, fetcher, key)
     for shard, (num_rows, _, _) in zip(shards, footers.shards, strict=True):
         if shard.num_samples not in (None, num_rows):
             raise InputError(
-                f"{key}.path: {shard.shown} holds {num_rows} rows, and {shard.num_samples} are"
+                f"{key}.path: {shard.display_url} holds {num_rows} rows, and {shard.num_samples} are"
                 " promised"
             )
     listed = tuple(
@@ -231,7 +233,7 @@ def _from_footers(listing: Listing, localiser: ShardFetcher, key: str) -> Listin
     return replace(listing, shards=listed, classes=listing.classes or footers.classes)
 
 
-def _kept_footers(file: Path) -> _Footers | None:
+def _cached_footers(file: Path) -> _Footers | None:
     """None when the cache has given it up since, or it is damaged."""
     try:
         said = json.loads(file.read_text())
@@ -244,11 +246,11 @@ def _kept_footers(file: Path) -> _Footers | None:
         return None
 
 
-def _read_footers(listing: Listing, localiser: ShardFetcher, key: str) -> _Footers:
+def _read_footers(listing: Listing, fetcher: ShardFetcher, key: str) -> _Footers:
     with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
         footers = list(
             pool.map(
-                lambda shard: _footer(shard, localiser.fields, localiser.transport, key),
+                lambda shard: _footer(shard, fetcher.fields, fetcher.transport, key),
                 listing.shards,
             )
         )
@@ -256,7 +258,7 @@ def _read_footers(listing: Listing, localiser: ShardFetcher, key: str) -> _Foote
     for shard, (footer, _) in zip(listing.shards, footers, strict=True):
         if footer.classes != classes:
             raise InputError(
-                f"{key}.path: {shard.shown} and {listing.shards[0].shown} name other classes in"
+                f"{key}.path: {shard.display_url} and {listing.shards[0].display_url} name other classes in"
                 " their schemas: give one data set, or one split of it"
             )
     return _Footers(
@@ -275,7 +277,7 @@ def _footer(
         size = shard.size_bytes if shard.size_bytes is not None else transport.size(shard.url)
         if size is None:
             raise InputError(
-                f"{shard.shown}: the server does not tell its size, which a Parquet file's footer"
+                f"{shard.display_url}: the server does not tell its size, which a Parquet file's footer"
                 " is found by"
             )
         tail = transport.read(shard.url, max(0, size - _TAIL_BYTES), size)
@@ -295,8 +297,8 @@ def _footer(
         return footer, size
     except DamagedShardError as error:
         raise InputError(
-            f"{key}.path: {shard.shown}: {error}: fetch it again, or remove it"
+            f"{key}.path: {shard.display_url}: {error}: fetch it again, or remove it"
         ) from error
     except InputError as error:
-        named = str(error) if shard.shown in str(error) else f"{shard.shown}: {error}"
+        named = str(error) if shard.display_url in str(error) else f"{shard.display_url}: {error}"
         raise InputError(named if named.startswith(key) else f"{key}.path: {named}") from error

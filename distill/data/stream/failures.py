@@ -78,7 +78,7 @@ def raise_failure(place: Path, asked: float, run: str) -> None:
         )
 
 
-def forget_old_failure(place: Path) -> None:
+def remove_old_failure(place: Path) -> None:
     """Removes what nobody wants to know any more."""
     with suppress(FileNotFoundError):
         if place.stat().st_mtime < time.time() - _KEPT_S:

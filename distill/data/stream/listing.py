@@ -25,11 +25,11 @@ from distill.data.stream.names import (
     Container,
     check_url,
     container_of,
+    display_url,
     is_web_page,
     matching,
     named_files,
     names_files,
-    shown,
 )
 from distill.data.stream.shard_fetcher import ListedShard
 from distill.data.stream.transport import MOST_READ_BYTES, Transport
@@ -90,7 +90,7 @@ def list_shards(
     if names_files(place):
         if spec.split is not None:
             raise InputError(
-                f"{key}.split: {shown(spec.path)} names files, which have no splits: set split to"
+                f"{key}.split: {display_url(spec.path)} names files, which have no splits: set split to"
                 " null, or path to their folder"
             )
         return _from_names(spec, named_files(place, key), key, transport)
@@ -132,12 +132,12 @@ def _from_folder(spec: schema.StreamSpec, folder: str, key: str, transport: Tran
     if manifest is not None:
         if spec.split is not None:
             raise InputError(
-                f"{key}.split: the manifest in {shown(folder)} knows no splits: set split to null"
+                f"{key}.split: the manifest in {display_url(folder)} knows no splits: set split to null"
             )
         return _from_manifest(folder, manifest, spec, key, transport)
     splits = _info_of(folder, transport)
     if splits:
-        counts = splits[choose_split(spec.split, list(splits), shown(folder), key)]
+        counts = splits[choose_split(spec.split, list(splits), display_url(folder), key)]
         files = [f"{folder}/{name}" for name in counts]
         listing = Listing(
             container_of(spec, files, key),
@@ -151,7 +151,7 @@ def _from_folder(spec: schema.StreamSpec, folder: str, key: str, transport: Tran
         return listing
     if folder.startswith(("http://", "https://")):
         raise InputError(
-            f"{key}.path: {shown(folder)} has neither manifest.json nor _info.json, and a web"
+            f"{key}.path: {display_url(folder)} has neither manifest.json nor _info.json, and a web"
             " server does not list its files: name the shards in braces, as in"
             " train-{0000..0127}.tar"
         )
@@ -165,10 +165,10 @@ def _from_folder(spec: schema.StreamSpec, folder: str, key: str, transport: Tran
         if packed:
             container_of(spec, packed, key)
         raise InputError(
-            f"{key}.path: {shown(folder)} has no .tar or .parquet files: give the folder of the"
+            f"{key}.path: {display_url(folder)} has no .tar or .parquet files: give the folder of the"
             " shards, or a pattern"
         )
-    found = files_of_split(found, folder, spec.split, shown(folder), key)
+    found = files_of_split(found, folder, spec.split, display_url(folder), key)
     return _from_names(spec, found, key, transport)
 
 
@@ -232,7 +232,7 @@ def _manifest_of(folder: str, transport: Transport, *, of_folder: bool) -> Manif
     content = _beside(folder, MANIFEST_FILE, transport)
     if content is None or not (of_folder or b'"format"' in content):
         return None
-    return read_manifest(content, f"{shown(folder)}/{MANIFEST_FILE}")
+    return read_manifest(content, f"{display_url(folder)}/{MANIFEST_FILE}")
 
 
 def _from_manifest(
@@ -246,7 +246,7 @@ def _from_manifest(
     """The shards of a manifest; with `names` those of them, in that order."""
     if spec.container not in (None, manifest.container):
         raise InputError(
-            f"{key}.container: {shown(folder)} holds {manifest.container} shards: set it to null"
+            f"{key}.container: {display_url(folder)} holds {manifest.container} shards: set it to null"
         )
     order = {each.file: i for i, each in enumerate(manifest.shards)}
     chosen = list(order.values()) if names is None else [order[name] for name in names]
@@ -274,13 +274,13 @@ def _read_labels(url: str, manifest: Manifest, key: str, transport: Transport) -
     content = transport.read(url, most_bytes=_LABEL_FILE_BYTES + 8 * manifest.num_samples)
     if hashlib.sha256(content).hexdigest() != manifest.labels_sha256:
         raise InputError(
-            f"{key}.path: {shown(url)} is not what the manifest's sha256 says: fetch it again, or"
+            f"{key}.path: {display_url(url)} is not what the manifest's sha256 says: fetch it again, or"
             " write the shards again"
         )
     labels = np.load(io.BytesIO(content), allow_pickle=False)
     if labels.shape != (manifest.num_samples,):
         raise InputError(
-            f"{key}.path: {shown(url)} has {labels.shape} labels, and the manifest"
+            f"{key}.path: {display_url(url)} has {labels.shape} labels, and the manifest"
             f" {manifest.num_samples} samples"
         )
     return np.asarray(labels, dtype=np.int64)
@@ -309,11 +309,11 @@ def _info_of(folder: str, transport: Transport) -> dict[str, dict[str, int]]:
         ):
             if not 0 < count < _MOST_SAMPLES:
                 raise InputError(
-                    f"{shown(folder)}/{name} says that {file} holds {count} samples: write it again"
+                    f"{display_url(folder)}/{name} says that {file} holds {count} samples: write it again"
                 )
             if posixpath.isabs(file) or "://" in file or ".." in file.split("/"):
                 raise InputError(
-                    f"{shown(folder)}/{name} names {file}, which is no file of its folder: mend it"
+                    f"{display_url(folder)}/{name} names {file}, which is no file of its folder: mend it"
                 )
         return splits
     return {}

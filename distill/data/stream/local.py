@@ -20,13 +20,13 @@ import xxhash
 
 # offset, size: where the record's bytes lie (size 0: the record holds no image). check: `checksum`
 # of them. label: a class, or an index into the names; -1 without.
-ENTRY = np.dtype([("offset", "<i8"), ("size", "<u4"), ("check", "<u4"), ("label", "<i8")])
+ENTRY = np.dtype([("offset", "<i8"), ("size", "<u4"), ("checksum", "<u4"), ("label", "<i8")])
 _ENTRY = struct.Struct("<qIIq")
 # magic, bytes of records, number of entries, bytes of names, flags, CRC-32 of the index up to here
 _TRAILER = struct.Struct("<8sqqqII")
 _MAGIC = b"distilS2"
 _CRC_BYTES = 4
-_HAS_CHECKS = 1
+_HAS_CHECKSUMS = 1
 
 
 class DamagedShardError(OSError):
@@ -47,7 +47,7 @@ def checksum(record: bytes | memoryview) -> int:
 
 
 def append_index(
-    path: Path, entries: np.ndarray, names: tuple[str, ...] | None, *, has_checks: bool
+    path: Path, entries: np.ndarray, names: tuple[str, ...] | None, *, has_checksums: bool
 ) -> None:
     """End a file of records with their index.
 
@@ -60,7 +60,7 @@ def append_index(
     body = entries.astype(ENTRY).tobytes()
     text = b"" if names is None else json.dumps(names).encode()
     said = _TRAILER.pack(
-        _MAGIC, data_end, len(entries), len(text), _HAS_CHECKS if has_checks else 0, 0
+        _MAGIC, data_end, len(entries), len(text), _HAS_CHECKSUMS if has_checksums else 0, 0
     )[:-_CRC_BYTES]
     with path.open("ab") as file:
         index = body + text + said
@@ -70,7 +70,7 @@ def append_index(
 def add_checksums(fd: int, entries: np.ndarray) -> None:
     """Fill in the checksum of every record."""
     for entry in entries:
-        entry["check"] = checksum(os.pread(fd, int(entry["size"]), int(entry["offset"])))
+        entry["checksum"] = checksum(os.pread(fd, int(entry["size"]), int(entry["offset"])))
 
 
 class LocalShard:
@@ -93,7 +93,11 @@ class LocalShard:
         if len(tail) < _TRAILER.size or tail[:8] != _MAGIC:
             raise DamagedShardError("the file ends without its index")
         _, first, num, num_text, flags, crc = _TRAILER.unpack(tail)
-        self._first, self._num, self._has_checks = int(first), int(num), bool(flags & _HAS_CHECKS)
+        self._first, self._num, self._has_checksums = (
+            int(first),
+            int(num),
+            bool(flags & _HAS_CHECKSUMS),
+        )
         length = num * ENTRY.itemsize + num_text
         whole = min(first, num, num_text) >= 0 and first + length + _TRAILER.size == size
         body = os.pread(self._fd, length, first) if whole else b""
@@ -117,7 +121,7 @@ class LocalShard:
         return self._num
 
     @property
-    def is_given_up(self) -> bool:
+    def is_evicted(self) -> bool:
         """Whether the cache has removed the file, whose bytes stay on disk as long as it is open
         here.
         """
@@ -151,7 +155,7 @@ class LocalShard:
             raise DamagedShardError(
                 f"cut at byte {offset + len(content)}: record {row} ends at {offset + size}"
             )
-        if self._has_checks and checksum(content) != check:
+        if self._has_checksums and checksum(content) != check:
             raise DamagedShardError(f"record {row} at byte {offset} is not what its checksum says")
         return content
 

@@ -90,7 +90,7 @@ def manifest_text(manifest: Manifest) -> str:
             for each in manifest.shards
         ],
     }
-    record["sha256"] = _seal(record)
+    record["sha256"] = _checksum(record)
     lines = [
         f"  {json.dumps(key)}: {json.dumps(value)}"
         for key, value in record.items()
@@ -124,7 +124,7 @@ def read_manifest(content: bytes, where: str) -> Manifest:
             f"{where}: format {record['format']!r}, and this version reads {_FORMAT}: use the"
             " version of distill that wrote it, or write the shards again with distill data shard"
         )
-    if record.pop("sha256", None) != _seal(record):
+    if record.pop("sha256", None) != _checksum(record):
         raise InputError(f"{where}: damaged, its content is not what its sha256 says: {_MEND}")
     try:
         return _unpacked(record)
@@ -181,7 +181,7 @@ def _plain(name: str) -> str:
     return name
 
 
-def _seal(record: dict[str, Any]) -> str:
+def _checksum(record: dict[str, Any]) -> str:
     """SHA-256 over the values, whatever the layout of the file."""
     text = json.dumps(record, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()

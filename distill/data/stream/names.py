@@ -31,7 +31,7 @@ _SIGNATURE = re.compile(
 )
 
 
-def shown(url: str) -> str:
+def display_url(url: str) -> str:
     """A path or URL for messages: without passwords and signatures."""
     scheme, separator, rest = url.partition("://")
     if not separator:
@@ -68,7 +68,7 @@ def check_url(url: str, key: str) -> None:
         urlsplit(url)
     except ValueError as error:
         raise InputError(
-            f"{key}.path: {shown(url)} is no URL ({first_line(error)}): mend it"
+            f"{key}.path: {display_url(url)} is no URL ({first_line(error)}): mend it"
         ) from error
 
 
@@ -97,7 +97,7 @@ def expand_braces(path: str) -> list[str]:
             parts.append(words)
     if count > _MOST_NAMES:
         raise InputError(
-            f"{shown(path)}: its braces stand for more than {_MOST_NAMES:,} files: narrow them"
+            f"{display_url(path)}: its braces stand for more than {_MOST_NAMES:,} files: narrow them"
         )
     return ["".join(chosen) for chosen in itertools.product(*parts)]
 
@@ -124,21 +124,24 @@ def named_files(place: str, key: str) -> list[str]:
     if place.startswith(("http://", "https://")):
         if "*" in place.partition("?")[0]:
             raise InputError(
-                f"{key}.path: {shown(place)}: a web server does not list its files: name them in"
+                f"{key}.path: {display_url(place)}: a web server does not list its files: name them in"
                 " braces, as in train-{0000..0127}.tar, or give a folder with the manifest of"
                 " distill data shard"
             )
     elif any(map(glob.has_magic, expand_braces(rest))):
         files = [found for pattern in files for found in sorted(matching(pattern, key))]
         refuse_several(
-            below_common(files), shown(place), f"{key}.path", "narrow the pattern to one of them"
+            below_common(files),
+            display_url(place),
+            f"{key}.path",
+            "narrow the pattern to one of them",
         )
     if not files:
-        raise InputError(f"{key}.path: no file matches {shown(place)}: mend the pattern")
+        raise InputError(f"{key}.path: no file matches {display_url(place)}: mend the pattern")
     if len(set(files)) != len(files):
         twice = next(name for name, again in itertools.pairwise(sorted(files)) if name == again)
         raise InputError(
-            f"{key}.path: {shown(place)} names {shown(twice)} twice: each shard is given once"
+            f"{key}.path: {display_url(place)} names {display_url(twice)} twice: each shard is given once"
         )
     absent = [file for file in files if "://" not in file and not Path(file).is_file()]
     if absent:
@@ -172,11 +175,11 @@ def matching(pattern: str, key: str) -> list[str]:
         found = fsspec.filesystem(scheme).glob(pattern)
     except (ImportError, ValueError) as error:
         raise InputError(
-            f"{key}.path: {shown(pattern)}: {first_line(error)}: install what opens {scheme}://"
+            f"{key}.path: {display_url(pattern)}: {first_line(error)}: install what opens {scheme}://"
         ) from error
     except OSError as error:
         raise InputError(
-            f"{key}.path: {shown(pattern)} cannot be listed ({type(error).__name__}:"
+            f"{key}.path: {display_url(pattern)} cannot be listed ({type(error).__name__}:"
             f" {first_line(error)})"
         ) from error
     return [name if "://" in name else f"{scheme}://{name.lstrip('/')}" for name in found]
@@ -186,7 +189,7 @@ def container_of(spec: schema.StreamSpec, names: Sequence[str], key: str) -> Con
     packed = next((name for name in names if name.lower().endswith(COMPRESSED)), None)
     if packed is not None:
         raise InputError(
-            f"{key}.path: {shown(packed)} is compressed, and a stream reads samples by offset:"
+            f"{key}.path: {display_url(packed)} is compressed, and a stream reads samples by offset:"
             " unpack the shards to plain .tar files (images are compressed already), or write them"
             " again with distill data shard"
         )
@@ -204,7 +207,7 @@ def container_of(spec: schema.StreamSpec, names: Sequence[str], key: str) -> Con
         what = (
             "there are tar and Parquet files"
             if odd is None
-            else f"{shown(odd)} is neither .tar nor .parquet"
+            else f"{display_url(odd)} is neither .tar nor .parquet"
         )
         raise InputError(
             f"{key}.container: {what}: set container to tar or parquet, and path to files of that"

@@ -17,7 +17,7 @@ from distill.data.records import first_line
 from distill.data.stream.cache import ShardCache
 from distill.data.stream.counts import count_shards, with_counts
 from distill.data.stream.listing import Listing, list_shards
-from distill.data.stream.names import shown
+from distill.data.stream.names import display_url
 from distill.data.stream.shard_fetcher import Fields, ShardFetcher
 from distill.data.stream.source import StreamSource
 from distill.data.stream.transport import TransferError, Transport
@@ -68,23 +68,25 @@ def open_stream(
         InputError: nothing there, no access, counts or classes that nothing says, labels outside
             the class list.
     """
-    listing, localiser, kept = _listed(spec, root, key, shards or schema.ShardsSpec())
+    listing, fetcher, kept = _listed(spec, root, key, shards or schema.ShardsSpec())
     with _told(key):
-        listing = with_counts(listing, localiser, kept, shown(spec.path), key)
+        listing = with_counts(listing, fetcher, kept, display_url(spec.path), key)
     if not spec.labelled:
-        return StreamSource(listing.shards, localiser, (), labelled=False, key=key)
+        return StreamSource(listing.shards, fetcher, (), labelled=False, key=key)
     stored = listing.classes
     if not listing.has_labels:
         raise InputError(
-            f"{key}.path: the shards of {shown(spec.path)} were made without labels: set labelled:"
+            f"{key}.path: the shards of {display_url(spec.path)} were made without labels: set labelled:"
             " false"
         )
     if spec.classes is None and stored is None:
         raise InputError(
-            f"{key}.classes: nothing in {shown(spec.path)} names its classes: give a file, a class"
+            f"{key}.classes: nothing in {display_url(spec.path)} names its classes: give a file, a class"
             " a line, or a label set such as imagenet-1k, or set labelled: false"
         )
-    in_order = None if stored is None else listed_order(stored, f"{key}.path: {shown(spec.path)}")
+    in_order = (
+        None if stored is None else listed_order(stored, f"{key}.path: {display_url(spec.path)}")
+    )
     classes = in_order if spec.classes is None else class_list(spec.classes, root, key)
     assert classes is not None
     if stored is not None and same_space(stored, classes):
@@ -94,7 +96,7 @@ def open_stream(
         check_labels(labels, len(stored or classes), key)
         if stored is not None and stored != classes:
             labels = index_names(stored, classes, f"{key}.classes")[labels]
-    return StreamSource(listing.shards, localiser, classes, stored=stored, labels=labels, key=key)
+    return StreamSource(listing.shards, fetcher, classes, stored=stored, labels=labels, key=key)
 
 
 def count_samples(
@@ -115,11 +117,11 @@ def count_samples(
     Raises:
         InputError: as `open_stream`; a shard that cannot be read.
     """
-    listing, localiser, kept = _listed(spec, root, key, shards or schema.ShardsSpec())
+    listing, fetcher, kept = _listed(spec, root, key, shards or schema.ShardsSpec())
     with _told(key):
         if listing.container == "parquet":  # which are kept under what their footers say
-            listing = with_counts(listing, localiser, kept, shown(spec.path), key)
-        listing = count_shards(listing, localiser, kept, progress)
+            listing = with_counts(listing, fetcher, kept, display_url(spec.path), key)
+        listing = count_shards(listing, fetcher, kept, progress)
     return np.array([shard.num_samples for shard in listing.shards], dtype=np.int64)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from distill.data.records import first_line
-from distill.data.stream.ending import stop_if_ending
+from distill.data.stream.exiting import stop_at_exit
 from distill.data.stream.local import ENTRY, DamagedShardError, append_index, checksum
 from distill.errors import InputError, did_you_mean
 
@@ -137,7 +137,7 @@ def footer_sha256(path: Path) -> str:
         return hashlib.sha256(file.read()).hexdigest()
 
 
-def localise_parquet(
+def unpack_parquet(
     source: Any,
     path: Path,
     *,
@@ -189,7 +189,7 @@ def localise_parquet(
                 )
                 parts.append(entries)
                 row += len(batch)
-                stop_if_ending()
+                stop_at_exit()
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # of the machine: a full disk, a read error
@@ -199,7 +199,7 @@ def localise_parquet(
     if row != num_rows:
         raise DamagedShardError(f"the Parquet file has {row} rows, and its footer says {num_rows}")
     entries = np.concatenate(parts) if parts else np.zeros(0, ENTRY)
-    append_index(path, entries, tuple(positions) or None, has_checks=True)
+    append_index(path, entries, tuple(positions) or None, has_checksums=True)
     return row
 
 

@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from distill.data.stream.ending import is_ending
+from distill.data.stream.exiting import is_exiting
 
 # One connection seldom fills a line; every process of the machine has its own threads.
 _THREADS = 4
@@ -71,7 +71,7 @@ class Prefetcher:
     def _run(self) -> None:
         while True:
             shard = self._next()
-            if is_ending():
+            if is_exiting():
                 return
             failed = False
             try:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distill.data.stream.cache import ShardCache
-from distill.data.stream.ending import held_to_the_end
+from distill.data.stream.exiting import delay_exit
 from distill.data.stream.local import DamagedShardError, LocalShard, add_checksums, append_index
-from distill.data.stream.names import Container, shown, unsigned
-from distill.data.stream.parquet import footer_sha256, localise_parquet
+from distill.data.stream.names import Container, display_url, unsigned
+from distill.data.stream.parquet import footer_sha256, unpack_parquet
 from distill.data.stream.tar import index_tar
 from distill.data.stream.transport import Transport
 from distill.errors import InputError
@@ -42,25 +42,25 @@ class ListedShard:
         return "://" not in self.url
 
     @property
-    def shown(self) -> str:
+    def display_url(self) -> str:
         """For messages: without passwords and signatures."""
-        return shown(self.url)
+        return display_url(self.url)
 
     @property
-    def identity(self) -> str:
+    def fingerprint(self) -> str:
         """What another content would change, as far as it is known without reading the shard; of a
         mere URL it is not known.
         """
         if self.sha256 is not None:
             return self.sha256
         return (
-            self.state
+            self.stamp
             if self.is_local
             else f"{unsigned(self.url)} {self.size_bytes} {self.footer_sha256}"
         )
 
     @property
-    def state(self) -> str:
+    def stamp(self) -> str:
         """Of a local file: what a change of it changes. Its times alone do not tell: archives and
         images of containers set them.
         """
@@ -71,7 +71,7 @@ class ListedShard:
         )
 
     @property
-    def content(self) -> str | None:
+    def known_checksum(self) -> str | None:
         """What is known of its content wherever it lies: None of a tar without checksum."""
         footer = None if self.footer_sha256 is None else f"{self.size_bytes} {self.footer_sha256}"
         return self.sha256 or footer
@@ -146,10 +146,10 @@ class ShardFetcher:
         fields = self.fields
         said = (
             f"{_FORMAT} {self.container} {fields.image} {fields.label} {fields.labelled}"
-            f" {shard.identity}"
+            f" {shard.fingerprint}"
         )
         if self._data_of(shard) is not None:  # an index alone, which a copy in the cache has within
-            said += f" {shard.state}"
+            said += f" {shard.stamp}"
         name = re.sub(r"[^A-Za-z0-9._-]+", "-", shard.name)[-60:].lstrip(".-")
         return f"{name}-{hashlib.sha256(said.encode()).hexdigest()[:24]}"
 
@@ -166,7 +166,9 @@ class ShardFetcher:
                 )  # nothing but its form told that it was damaged, perhaps on its way
         except InputError as error:
             raise (
-                error if shard.shown in str(error) else InputError(f"{shard.shown}: {error}")
+                error
+                if shard.display_url in str(error)
+                else InputError(f"{shard.display_url}: {error}")
             ) from error
 
     def _make_tar(self, shard: ListedShard, path: Path) -> None:
@@ -175,7 +177,7 @@ class ShardFetcher:
         if local is None:
             self.transport.fetch(shard.url, path, size=shard.size_bytes, sha256=shard.sha256)
         else:
-            _hold_to_promise(shard)
+            _check_promised(shard)
         fd = os.open(local or path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             entries, names = index_tar(
@@ -185,12 +187,12 @@ class ShardFetcher:
                 add_checksums(fd, entries)
         finally:
             os.close(fd)
-        append_index(path, entries, names, has_checks=local is None)
+        append_index(path, entries, names, has_checksums=local is None)
 
     def _make_parquet(self, shard: ListedShard, path: Path) -> None:
         fields = self.fields
         if shard.is_local:
-            _hold_to_promise(shard)
+            _check_promised(shard)
         else:
             self.transport.fetch(shard.url, path, size=shard.size_bytes, sha256=shard.sha256)
         file = Path(shard.url) if shard.is_local else path
@@ -199,19 +201,19 @@ class ShardFetcher:
                 "it is another file than when its footer was read: it has been written anew since,"
                 " so start again"
             )
-        with held_to_the_end():
+        with delay_exit():
             import pyarrow as pa
 
             with pa.OSFile(str(file)) as source:
                 if not shard.is_local:
                     # read to its end through `source`, and gone with it, even after kill -9
                     path.unlink()
-                localise_parquet(
+                unpack_parquet(
                     source, path, image=fields.image, label=fields.label, labelled=fields.labelled
                 )
 
 
-def _hold_to_promise(shard: ListedShard) -> None:
+def _check_promised(shard: ListedShard) -> None:
     """Compare a local shard with what was promised of it; once, when its index is made."""
     size = os.path.getsize(shard.url)
     if shard.size_bytes is not None and size != shard.size_bytes:

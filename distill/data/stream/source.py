@@ -29,14 +29,14 @@ _REST_S = 300.0
 _MOST_OPEN = 256
 
 
-class NoLabels:
+class _NoLabels:
     """Of a stream that is read without labels: -1 for each."""
 
     def __getitem__(self, indices: np.ndarray) -> np.ndarray:
         return np.full(len(indices), -1, dtype=np.int64)
 
 
-class StreamLabels:
+class _StreamLabels:
     """Labels read with the records; those of a shard that is not here bring it here."""
 
     def __init__(self, source: "StreamSource") -> None:
@@ -71,7 +71,7 @@ class _Process:
             for number in [
                 n
                 for n, opened in self.opened.items()
-                if n not in wanted and opened.shard.is_given_up
+                if n not in wanted and opened.shard.is_evicted
             ]:
                 del self.opened[number]
 
@@ -90,7 +90,7 @@ class StreamSource:
 
     Args:
         shards: each with its count.
-        localiser: brings them here.
+        fetcher: brings them here.
         classes: K names, () without labels.
         stored: the names that the label numbers of the shards count; null where they count
             `classes`.
@@ -102,7 +102,7 @@ class StreamSource:
     def __init__(
         self,
         shards: Sequence[ListedShard],
-        localiser: ShardFetcher,
+        fetcher: ShardFetcher,
         classes: tuple[str, ...],
         *,
         stored: tuple[str, ...] | None = None,
@@ -114,16 +114,16 @@ class StreamSource:
         self.shard_sizes = np.array([shard.num_samples for shard in shards], dtype=np.int64)
         self.classes = classes
         self._ends: list[int] = np.cumsum(self.shard_sizes).tolist()
-        self._localiser, self._labelled, self._key = localiser, labelled, key
+        self._fetcher, self._labelled, self._key = fetcher, labelled, key
         self._meaning = (
             None
             if stored is None or stored == classes
             else index_names(stored, classes, f"{key}.classes")
         )
         self._num_stored, self._counts_classes = len(stored or classes), stored is None
-        self.labels: np.ndarray | LabelsOnRead = NoLabels()
+        self.labels: np.ndarray | LabelsOnRead = _NoLabels()
         if labelled:
-            self.labels = StreamLabels(self) if labels is None else labels
+            self.labels = _StreamLabels(self) if labels is None else labels
         self._checks_labels = labelled and labels is None
         self._process = _Process(self._begin)
 
@@ -162,11 +162,11 @@ class StreamSource:
     def describe(self, index: int) -> str:
         """The shard, and where in it the sample lies; the latter as far as the shard is here."""
         number, row = self._locate(index)
-        url = self.shards[number].shown
+        url = self.shards[number].display_url
         with self._here().lock:
             opened = self._here().opened.get(number)
-        if opened is None or self._localiser.container != "tar":
-            return f"{url}, {'sample' if self._localiser.container == 'tar' else 'row'} {row}"
+        if opened is None or self._fetcher.container != "tar":
+            return f"{url}, {'sample' if self._fetcher.container == 'tar' else 'row'} {row}"
         try:
             return (
                 f"{url}, {member_name(opened.shard.before(row, 512))} at byte"
@@ -190,7 +190,7 @@ class StreamSource:
         without a manifest is another: the Hub's checksums are not read off its files.
         """
         said: list[object] = [
-            (shard.name, shard.num_samples, shard.content) for shard in self.shards
+            (shard.name, shard.num_samples, shard.known_checksum) for shard in self.shards
         ]
         # What label numbers stand for, and the labels that a manifest has: the same shards can be
         # told other ones.
@@ -219,7 +219,7 @@ class StreamSource:
         with process.lock:
             if number in process.opened:  # read from here, although the cache may have given it up
                 return
-        self._localiser.begin(self.shards[number])
+        self._fetcher.begin(self.shards[number])
 
     def _open(self, number: int) -> _Opened:
         process = self._here()
@@ -233,7 +233,7 @@ class StreamSource:
             raise kind(reason)
         process.close_given_up()
         try:
-            opened = self._checked(number, self._localiser.open(self.shards[number]))
+            opened = self._checked(number, self._fetcher.open(self.shards[number]))
         except InputError as error:
             message = (
                 str(error)
@@ -253,7 +253,7 @@ class StreamSource:
         return opened
 
     def _given_up(self, number: int, error: OSError) -> UnreadableShardError:
-        url = self.shards[number].shown
+        url = self.shards[number].display_url
         reason = first_line(error)
         message = reason if url in reason else f"{url}: {reason}"
         self._here().failed[number] = (time.monotonic() + _REST_S, UnreadableShardError, message)
@@ -264,7 +264,7 @@ class StreamSource:
         listed = self.shards[number]
         if len(shard) != listed.num_samples:
             raise InputError(
-                f"{self._key}.path: {listed.shown} holds {len(shard)} samples, and"
+                f"{self._key}.path: {listed.display_url} holds {len(shard)} samples, and"
                 f" {listed.num_samples} are promised: fetch it again, mend its manifest or"
                 " _info.json, or count anew with distill data inspect --count"
             )
@@ -272,14 +272,15 @@ class StreamSource:
             return _Opened(shard, self._meaning)
         if shard.names is not None:
             return _Opened(
-                shard, index_names(shard.names, self.classes, f"{self._key}.path: {listed.shown}")
+                shard,
+                index_names(shard.names, self.classes, f"{self._key}.path: {listed.display_url}"),
             )
         odd = next(
             (i for i, name in enumerate(self.classes) if name.isdecimal() and name != str(i)), None
         )
-        if odd is not None and self._counts_classes and self._localiser.container == "tar":
+        if odd is not None and self._counts_classes and self._fetcher.container == "tar":
             raise InputError(
-                f"{self._key}.path: {listed.shown} has labels of digits, and class {odd} is called"
+                f"{self._key}.path: {listed.display_url} has labels of digits, and class {odd} is called"
                 f" {self.classes[odd]!r}: whether they are numbers or names of classes cannot be"
                 " told, so write the names of the list otherwise, or in the order of their numbers"
             )
@@ -287,7 +288,7 @@ class StreamSource:
             row, label = shard.first_row_with(0, self._num_stored)
             hint = " (-1 usually marks a test split without labels)" if label == -1 else ""
             raise InputError(
-                f"{self._key}.path: {listed.shown}: sample {row} has label {label}, and labels go"
+                f"{self._key}.path: {listed.display_url}: sample {row} has label {label}, and labels go"
                 f" from 0 to {self._num_stored - 1}{hint}: give the classes that the labels count,"
                 " or set labelled: false"
             )
@@ -301,7 +302,7 @@ class StreamSource:
             if opened is not None and opened.shard is damaged:
                 del process.opened[number]
         with contextlib.suppress(OSError, InputError):  # met again below
-            self._localiser.drop(self.shards[number], damaged.status)
+            self._fetcher.drop(self.shards[number], damaged.status)
         try:
             return self._open(number).shard.read(row)
         except DamagedShardError as error:

@@ -102,7 +102,7 @@ class Transport:
             url,
             start,
             end,
-            _Sink(content, hashed=False, most_bytes=most_bytes, shown=_shown(url)),
+            _Sink(content, hashed=False, most_bytes=most_bytes, display_url=_display_url(url)),
             None,
         )
         return content.getvalue()
@@ -133,7 +133,7 @@ class Transport:
                 if wrong is None:
                     return
         raise TransferError(
-            f"{_shown(url)}: {wrong}, in both of 2 transfers: it has changed, or is damaged where"
+            f"{_display_url(url)}: {wrong}, in both of 2 transfers: it has changed, or is damaged where"
             " it lies"
         )
 
@@ -191,16 +191,16 @@ class _Sink:
     """Where bytes go, hashed on their way. Its errors are the disk's, and are not retried."""
 
     def __init__(
-        self, file: IO[bytes], hashed: bool, most_bytes: int | None = None, shown: str = ""
+        self, file: IO[bytes], hashed: bool, most_bytes: int | None = None, display_url: str = ""
     ) -> None:
         self._file, self.hashed = file, hashed
-        self._most_bytes, self._shown = most_bytes, shown
+        self._most_bytes, self._display_url = most_bytes, display_url
         self.digest = hashlib.sha256()
 
     def write(self, piece: bytes) -> None:
         if self._most_bytes is not None and self._file.tell() + len(piece) > self._most_bytes:
             raise InputError(
-                f"{self._shown}: more than {self._most_bytes / 1e6:,.0f} MB, which no file of its"
+                f"{self._display_url}: more than {self._most_bytes / 1e6:,.0f} MB, which no file of its"
                 " name has: change the URL or the server"
             )
         self._file.write(piece)
@@ -245,7 +245,7 @@ class _Tries:
         if enough or self._left_s < 0 or self._asked_s > _MOST_ASKED_S:
             times = "once" if self.made == 1 else f"{self.made} times"
             raise TransferError(
-                f"{_shown(self._url)}: at byte {at}, tried {times}: {trouble}"
+                f"{_display_url(self._url)}: at byte {at}, tried {times}: {trouble}"
             ) from trouble
         if not progress or trouble.wait_s is not None:
             chance = random.SystemRandom().random()  # no generator of the run's is touched
@@ -271,5 +271,5 @@ def _is_web(url: str) -> bool:
     return url.startswith(("http://", "https://", "hf://"))
 
 
-def _shown(url: str) -> str:
-    return address_of(url).shown if _is_web(url) else url
+def _display_url(url: str) -> str:
+    return address_of(url).display_url if _is_web(url) else url

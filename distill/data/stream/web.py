@@ -21,7 +21,7 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from distill.data.stream.byte_stream import PIECE_BYTES, SLOW_TIMEOUTS, ByteStream, TransientError
 from distill.data.stream.deadline import Deadline, http_handlers
-from distill.data.stream.names import shown
+from distill.data.stream.names import display_url
 from distill.errors import InputError
 
 _AGENT = "vanillakd"
@@ -41,7 +41,7 @@ class Address:
 
     url: str
     headers: Mapping[str, str]
-    shown: str
+    display_url: str
     repo: str | None = None
 
 
@@ -62,7 +62,7 @@ def address_of(url: str) -> Address:
         ) from error
     userinfo, _, host = parts.netloc.rpartition("@")
     if not host:
-        raise InputError(f"{shown(url)}: a URL without a host: write http://HOST/PATH")
+        raise InputError(f"{display_url(url)}: a URL without a host: write http://HOST/PATH")
     headers = {"User-Agent": _AGENT}
     if userinfo:
         headers["Authorization"] = "Basic " + base64.b64encode(unquote(userinfo).encode()).decode()
@@ -137,7 +137,7 @@ def open_web(
         encoding = response.headers.get("Content-Encoding", "identity")
         if encoding != "identity":
             raise InputError(
-                f"{address.shown}: the server sends it compressed ({encoding}), although asked not"
+                f"{address.display_url}: the server sends it compressed ({encoding}), although asked not"
                 " to: serve it as it is"
             )
         at, total = 0, response.length
@@ -185,7 +185,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     ) -> urllib.request.Request | None:
         if urlsplit(newurl).scheme not in ("http", "https"):
             raise urllib.error.HTTPError(
-                req.full_url, code, f"redirect to {shown(newurl)}", headers, fp
+                req.full_url, code, f"redirect to {display_url(newurl)}", headers, fp
             )
         follow = super().redirect_request(req, fp, code, msg, headers, newurl)  # type: ignore[arg-type]
         if follow is not None and urlsplit(newurl)[:2] != urlsplit(req.full_url)[:2]:
@@ -251,20 +251,22 @@ def _refused(address: Address, status: int, reason: str, headers: Message) -> Ex
     if status in _PASSING or status >= 500:
         return TransientError(said, _asked_wait_s(headers))
     if address.repo is not None:
-        return InputError(f"{address.shown}: {_hub_refusal(address, status, headers) or said}")
+        return InputError(
+            f"{address.display_url}: {_hub_refusal(address, status, headers) or said}"
+        )
     if status in (401, 403):
         return InputError(
-            f"{address.shown}: {said}: it wants other credentials, or a URL that is still valid;"
+            f"{address.display_url}: {said}: it wants other credentials, or a URL that is still valid;"
             " http://USER:PASSWORD@HOST/... gives some"
         )
     if status == 407:
         return InputError(
-            f"{address.shown}: the proxy wants a password: mend HTTP_PROXY and HTTPS_PROXY"
+            f"{address.display_url}: the proxy wants a password: mend HTTP_PROXY and HTTPS_PROXY"
         )
     if status in (404, 410):
-        return InputError(f"{address.shown}: {said}: there is no such file, so mend the path")
+        return InputError(f"{address.display_url}: {said}: there is no such file, so mend the path")
     return InputError(
-        f"{address.shown}: {said}: another try would not change that, so mend the URL or the server"
+        f"{address.display_url}: {said}: another try would not change that, so mend the URL or the server"
     )
 
 
@@ -310,16 +312,18 @@ def _unanswered(address: Address, error: Exception, timeout_s: float) -> Excepti
     cause: Any = error.reason if isinstance(error, urllib.error.URLError) else error
     host = urlsplit(address.url).netloc
     if isinstance(cause, UnicodeError | http.client.InvalidURL):
-        return InputError(f"{address.shown}: not a URL that can be asked for ({cause}): mend it")
+        return InputError(
+            f"{address.display_url}: not a URL that can be asked for ({cause}): mend it"
+        )
     # EAI_AGAIN, a name server that does not answer, may pass.
     if isinstance(cause, socket.gaierror) and cause.errno != socket.EAI_AGAIN:
         return InputError(
-            f"{address.shown}: no host {host} is known, or none that it redirects to"
+            f"{address.display_url}: no host {host} is known, or none that it redirects to"
             f" ({cause.strerror}): mend its name, or the network of this machine"
         )
     if isinstance(cause, ssl.SSLCertVerificationError):
         return InputError(
-            f"{address.shown}: the certificate of {host} is not trusted here"
+            f"{address.display_url}: the certificate of {host} is not trusted here"
             f" ({cause.verify_message}): set SSL_CERT_FILE to a file with the right authority"
         )
     return TransientError(_reason(cause, timeout_s))

@@ -11,22 +11,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from distill.data.stream import ending, localise
+from distill.data.stream import exiting, shard_fetcher
 from distill.data.stream.opening import open_stream
-from distill.data.stream.parquet import localise_parquet
+from distill.data.stream.parquet import unpack_parquet
 from distill.data.stream.prefetcher import Prefetcher
 from distill.recipe.schema import ShardsSpec, StreamSpec
 
 LEAVING = """
 import threading, time
-from distill.data.stream import ending
+from distill.data.stream import exiting, shard_fetcher
 
 inside = threading.Event()
 
 def work():
-    with ending.held_to_the_end():
+    with exiting.delay_exit():
         inside.set()
-        while not ending.is_ending():
+        while not exiting.is_exiting():
             time.sleep(0.01)
         time.sleep(0.3)  # what is under way in C++ hears nothing
         print("whole", flush=True)
@@ -38,9 +38,9 @@ inside.wait()
 
 @pytest.fixture
 def at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    state = ending._State()
-    state.is_ending = True
-    monkeypatch.setattr(ending, "_state", state)
+    state = exiting._State()
+    state.is_exiting = True
+    monkeypatch.setattr(exiting, "_state", state)
 
 
 def table(folder: Path) -> Path:
@@ -61,10 +61,10 @@ def test_a_table_is_held_while_it_is_read(tmp_path: Path, monkeypatch: pytest.Mo
     held: list[int] = []
 
     def seen(*arguments: object, **options: object) -> int:
-        held.append(ending._state.num_inside)
-        return localise_parquet(*arguments, **options)  # type: ignore[arg-type]
+        held.append(exiting._state.num_inside)
+        return unpack_parquet(*arguments, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(localise, "localise_parquet", seen)
+    monkeypatch.setattr(shard_fetcher, "unpack_parquet", seen)
     spec = StreamSpec(kind="stream", path=str(table(tmp_path)), labelled=False)
     assert open_stream(spec, tmp_path, "data.train", ShardsSpec(cache="cache")).read(1) == b"b"
     assert held == [1]
@@ -73,7 +73,7 @@ def test_a_table_is_held_while_it_is_read(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.usefixtures("at_the_end")
 def test_a_table_is_not_read_on_at_the_end(tmp_path: Path) -> None:
     with pa.OSFile(str(table(tmp_path))) as source, pytest.raises(SystemExit):
-        localise_parquet(source, tmp_path / "out", labelled=False)
+        unpack_parquet(source, tmp_path / "out", labelled=False)
 
 
 @pytest.mark.usefixtures("at_the_end")
@@ -94,7 +94,7 @@ class Held:
         self.gone = gone
 
     def __del__(self) -> None:
-        self.gone.append(ending._state.num_inside)
+        self.gone.append(exiting._state.num_inside)
 
 
 def test_what_a_stopped_thread_holds_goes_while_it_is_waited_for() -> None:
@@ -106,11 +106,11 @@ def test_what_a_stopped_thread_holds_goes_while_it_is_waited_for() -> None:
         raise SystemExit
 
     def work() -> None:
-        with contextlib.suppress(SystemExit), ending.held_to_the_end():
+        with contextlib.suppress(SystemExit), exiting.delay_exit():
             read()
 
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
     assert gone == [1]
-    assert ending._state.num_inside == 0
+    assert exiting._state.num_inside == 0

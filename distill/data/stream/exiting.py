@@ -19,34 +19,34 @@ _LONGEST_WAIT_S = 30.0
 class _State:
     def __init__(self) -> None:
         self.changed = threading.Condition()
-        self.is_ending = False
+        self.is_exiting = False
         self.num_inside = 0
 
 
 _state = _State()
 
 
-def is_ending() -> bool:
+def is_exiting() -> bool:
     """Whether the process ends, so that nothing new is begun."""
-    return _state.is_ending
+    return _state.is_exiting
 
 
-def stop_if_ending() -> None:
+def stop_at_exit() -> None:
     """Ends this thread when the process ends, by SystemExit: no failure, of which
     nobody need hear.
     """
-    if _state.is_ending:
+    if _state.is_exiting:
         raise SystemExit
 
 
 @contextmanager
-def held_to_the_end() -> Iterator[None]:
-    """Work that the end of the process waits for; it calls `stop_if_ending` often. Raises
+def delay_exit() -> Iterator[None]:
+    """Work that the end of the process waits for; it calls `stop_at_exit` often. Raises
     SystemExit when it comes too late.
     """
     state = _state
     with state.changed:
-        stop_if_ending()
+        stop_at_exit()
         state.num_inside += 1
     try:
         yield
@@ -64,7 +64,7 @@ def held_to_the_end() -> Iterator[None]:
 def _end() -> None:
     state = _state
     with state.changed:
-        state.is_ending = True
+        state.is_exiting = True
         state.changed.wait_for(lambda: state.num_inside == 0, _LONGEST_WAIT_S)
 
 
