@@ -1,38 +1,31 @@
-"""The layout, checked by reading the source: imports point down, files stay short, no name hides
-what a file is about.
+"""Imports point down, files stay short, a name says what its file is about, and the figure of the
+layout is current.
 
-A place is a file or package directly under distill/. It imports itself and lower layers, wherever
-in a file the import stands.
+tests/layout.py has the layers and reads the imports.
 """
 
 import ast
-from collections.abc import Iterator, Sequence
+import re
+import tomllib
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import pytest
-
-PACKAGE = Path(__file__).resolve().parents[1] / "distill"
-
-# A new place is entered here first: its layer is a decision, not a finding.
-LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"errors", "processes", "rng"}),
-    frozenset({"console", "files", "recipe"}),
-    frozenset({"checkpoint", "data", "losses"}),
-    frozenset({"engine", "models"}),
-    frozenset({"datatools", "evaluation"}),
-    frozenset({"student"}),
-    frozenset({"training"}),
-    frozenset({"cli", "doctor", "init", "release"}),
-    frozenset({"__main__"}),
+from layout import (
+    FILES,
+    LAYERS,
+    PACKAGE,
+    PAGE,
+    TRAINING,
+    arrows,
+    imported_modules,
+    imports_of,
+    layer_of,
+    place_of,
+    with_figure,
 )
-# The same within training/.
-TRAINING: tuple[frozenset[str], ...] = (
-    frozenset({"clock", "inputs", "live_losses", "output_folder", "screen", "share"}),
-    frozenset({"plan", "rundir"}),
-    frozenset({"header", "logging", "streams"}),
-    frozenset({"build", "evaluations", "run_state", "summary"}),
-    frozenset({"check", "loop"}),
-)
+
 MAX_LOOSE_MODULES = 8
 # Pairs of places of which one imports the other.
 MAX_ARROWS = 97
@@ -40,39 +33,15 @@ MAX_ARROWS = 97
 MAX_LINES = 400  # about 300 is the aim
 BANNED_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}
 
-FILES = sorted(PACKAGE.rglob("*.py"))
-
-
-def layer_of(place: str, layers: Sequence[frozenset[str]]) -> int | None:
-    return next((level for level, places in enumerate(layers) if place in places), None)
-
-
-def place_of(path: Path) -> str:
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-
-
-def imported_modules(source: str, package: str) -> Iterator[str]:
-    """The dotted names under distill that a source imports; of `from a import b` it is "a.b", since
-    b may be a module.
-    """
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            above = (
-                package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
-            )
-            base = ".".join([*above, *([node.module] if node.module else [])])
-            names = [f"{base}.{alias.name}" for alias in node.names]
-        else:
-            continue
-        yield from (name for name in names if name.startswith("distill."))
-
 
 def import_faults(
     place: str, modules: Sequence[str], layers: Sequence[frozenset[str]] = LAYERS, root: str = ""
 ) -> list[str]:
-    """What a place imports and may not, a sentence each; `root` is the package that it is in."""
+    """Returns a sentence for each import that a place may not have.
+
+    Args:
+        root: The package that the place is in, relative to distill, with a dot behind it.
+    """
     level = layer_of(place, layers)
     if level is None:
         return [f"{place} is new: decide its layer"]
@@ -91,9 +60,7 @@ def import_faults(
 
 
 def swallowed_settings(source: str, settings: frozenset[str]) -> list[str]:
-    """Calls of getattr with a default, for a key of a recipe, on a recipe or a part of one: they
-    swallow a typo.
-    """
+    """Returns the calls of getattr with a default that read a key of a recipe: they hide a typo."""
     found = []
     for node in ast.walk(ast.parse(source)):
         match node:
@@ -109,6 +76,7 @@ def swallowed_settings(source: str, settings: frozenset[str]) -> list[str]:
     return found
 
 
+@cache
 def recipe_keys() -> frozenset[str]:
     sections = (ast.parse(part.read_text()) for part in (PACKAGE / "recipe").glob("*.py"))
     return frozenset(
@@ -123,11 +91,6 @@ def recipe_keys() -> frozenset[str]:
 
 def relative(path: Path) -> str:
     return path.relative_to(PACKAGE).as_posix()
-
-
-def imports_of(path: Path) -> list[str]:
-    package = ".".join(("distill", *path.relative_to(PACKAGE).parent.parts))
-    return list(imported_modules(path.read_text(), package))
 
 
 def test_there_is_something_to_read() -> None:
@@ -149,13 +112,25 @@ def test_imports_point_down_in_training(path: Path) -> None:
 
 def test_the_layout_stays_small() -> None:
     assert len(list(PACKAGE.glob("*.py"))) <= MAX_LOOSE_MODULES
-    arrows = {
-        (place_of(path), target)
-        for path in FILES
-        for module in imports_of(path)
-        if (target := module.split(".")[1]) != place_of(path) and not target.startswith("__")
-    }
-    assert len(arrows) <= MAX_ARROWS
+    assert sum(map(len, arrows().values())) <= MAX_ARROWS
+
+
+def test_the_figure_is_current() -> None:
+    page = PAGE.read_text()
+    assert with_figure(page) == page, "refresh it: make docs"
+
+
+def test_the_page_describes_each_place() -> None:
+    described = re.findall(
+        r"^\| `(\w+)/?` \| \S", PAGE.read_text().split("Beside the package:")[0], re.MULTILINE
+    )
+    assert sorted(described) == sorted(
+        place_of(path) for path in PACKAGE.iterdir() if is_place(path)
+    )
+
+
+def is_place(path: Path) -> bool:
+    return path.suffix == ".py" or (path / "__init__.py").exists()
 
 
 def test_the_package_itself_imports_nothing() -> None:
@@ -217,13 +192,9 @@ def test_the_reader_of_settings_sees(source: str, found: bool) -> None:
 
 
 def test_every_package_is_in_the_wheel() -> None:
-    import tomllib
-
-    listed = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["tool"]["setuptools"][
-        "packages"
-    ]
+    settings = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["tool"]["setuptools"]
     there = {
         ".".join(path.parent.relative_to(PACKAGE.parent).parts)
         for path in PACKAGE.rglob("__init__.py")
     }
-    assert set(listed) == there | {"distill._launchers", "distill._recipes"}
+    assert set(settings["packages"]) == there | {"distill._launchers", "distill._recipes"}
