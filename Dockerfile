@@ -1,20 +1,15 @@
-# The trainer for NVIDIA GPUs.
-#
-#   docker build -t vanillakd .
-#   docker run --rm --init --gpus all --ipc=host -v "$PWD":/workspace vanillakd train quickstart/teacher
-#   docker run --rm --init --gpus all --ipc=host -v "$PWD":/workspace --entrypoint accelerate vanillakd \
-#     launch --config_file /opt/vanillakd/launchers/accelerate/gpus8.yaml -m distill train recipes/mine.yaml
-#
-# --ipc=host (or --shm-size=16g) is needed: loader processes and NCCL pass data through shared memory, and Docker gives
-# a container 64 MiB of it. --init reaps loader processes. Recipes that come with the project are found by name wherever
-# one stands; /workspace takes runs, exports and the model cache, and must be writable for uid 1000.
+# The trainer for NVIDIA GPUs. docs/clusters.md says how to build and run it.
 
 # PyTorch's wheels bring CUDA's run-time libraries, cuDNN and NCCL, so the "base" image is enough: it has what lets the
-# container toolkit hand in the driver, and refuses a driver too old for CUDA 13.2, which the pinned torch is built for.
+# container toolkit pass in the driver, and refuses a driver too old for CUDA 13.2, which the pinned torch is built for.
 # There is no nvcc: DeepSpeed's own CUDA ops are not available, and ZeRO with torch optimizers needs none of them.
+# The tag is not pinned by digest: no registry of images could be reached here to read one. To pin it, run
+# `docker buildx imagetools inspect nvidia/cuda:13.2.1-base-ubuntu24.04` and append @sha256:... to the tag.
 FROM nvidia/cuda:13.2.1-base-ubuntu24.04
 
-# gcc, g++ and python3-dev: torch.compile builds its kernels' launchers at run time.
+# gcc, g++ and python3-dev: torch.compile builds its kernels' launchers at run time. No versions are given: Ubuntu
+# keeps only the newest of each package, so a pinned one would stop the build at its next security update.
+# hadolint ignore=DL3008
 RUN apt-get update \
     && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
         g++ \
@@ -25,7 +20,7 @@ RUN apt-get update \
         python3-venv \
     && rm -rf /var/lib/apt/lists/*
 
-# Ubuntu 24.04 gives uid 1000 to a user named ubuntu. We want that uid, the usual owner of a bind-mounted folder.
+# Ubuntu 24.04 gives uid 1000 to a user named ubuntu. Our user needs it: it usually owns a bind-mounted folder.
 RUN if id ubuntu >/dev/null 2>&1; then userdel --remove ubuntu; fi \
     && groupadd --gid 1000 distill \
     && useradd --uid 1000 --gid 1000 --create-home --shell /bin/bash distill
@@ -54,7 +49,8 @@ RUN mkdir /workspace \
     && chown distill:distill /workspace
 ENV HF_HOME=/workspace/.cache/huggingface
 WORKDIR /workspace
-USER distill
+# By number, so that Kubernetes can see that it is not root.
+USER 1000
 VOLUME ["/workspace"]
 
 ENTRYPOINT ["distill"]

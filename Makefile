@@ -1,7 +1,7 @@
-# One door for people and for CI. `make` alone lists what there is.
+# The commands that people and CI run. `make` alone lists them.
 
 PYTHON ?= python3
-# deepspeed is one of the packages that this project drives, so the tests of ZeRO run everywhere.
+# With deepspeed, so that the tests of ZeRO run everywhere.
 EXTRAS ?= dev,deepspeed
 VENV := .venv
 BIN := $(VENV)/bin
@@ -13,7 +13,7 @@ UV := $(BIN)/uv pip install --python $(BIN)/python
 
 help:  ## list the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo "  PYTHON=python3.12 picks the interpreter, EXTRAS=dev leaves out what is installed beside the package, here DeepSpeed."
+	@echo "  PYTHON=python3.12 picks the interpreter, EXTRAS=dev leaves out DeepSpeed."
 
 setup: $(STAMP)  ## create .venv with the pinned versions; installs again when pyproject.toml or constraints.txt change
 
@@ -32,29 +32,31 @@ demo: $(STAMP)  ## train a teacher, distil it into students and export them, on 
 	HF_HUB_OFFLINE=1 $(BIN)/distill train recipes/quickstart/students.yaml
 	HF_HUB_OFFLINE=1 $(BIN)/distill export runs/quickstart/students exports/quickstart
 
-test: $(STAMP)  ## the default tests: minutes on two cores, no network
+test: $(STAMP)  ## the fast tests: under 10 minutes on two cores, no network
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q
 
-test-slow: $(STAMP)  ## the tests marked slow
+test-slow: $(STAMP)  ## the tests marked slow: several processes, SLURM, kills, benchmarks
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -m slow
 
-lint: $(STAMP)  ## ruff check, ruff format --check, mypy
+lint: $(STAMP)  ## ruff check, ruff format --check, mypy, hadolint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/hadolint Dockerfile
 
-format: $(STAMP)  ## let ruff mend what it can
+format: $(STAMP)  ## let ruff fix what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(STAMP)  ## write docs/recipes.md from the schema of recipes
+docs: $(STAMP)  ## write docs/recipes.md from the schema, and the figure of docs/architecture.md from the imports
 	$(BIN)/distill recipe keys --markdown > docs/recipes.md
+	$(BIN)/python tests/layout.py
 
 refresh-constraints: $(STAMP)  ## pin the newest versions that pyproject.toml allows
 	{ grep '^#' constraints.txt; echo uv | $(BIN)/uv pip compile pyproject.toml - --extra dev --extra deepspeed --extra trackers \
 	  --python-version 3.11 --upgrade --quiet --no-header --no-annotate; } > constraints.txt.new
 	mv constraints.txt.new constraints.txt
 
-clean:  ## remove caches and build leftovers; keeps .venv, runs/ and exports/
+clean:  ## remove caches and build output; keeps .venv, runs/ and exports/
 	rm -rf build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
