@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from distill.doctor.findings import Diagnosis, Section
-from distill.engine import check_rendezvous, launched_processes, refuse_contradictions
+from distill.engine import check_launch
 from distill.errors import InputError
 from distill.recipe import Recipe
 
@@ -168,17 +168,15 @@ def _environment(diagnosis: Diagnosis, recipe: Recipe | None) -> Section:
             section.add(name, environment[name])
     try:
         if recipe is None:
-            refuse_contradictions(environment)
+            count = check_launch(environment)
         else:
             train = recipe.train
-            refuse_contradictions(
+            count = check_launch(
                 environment,
                 precision=train.precision,
                 zero_stage=train.zero_stage,
                 zero_offload=train.zero_offload,
             )
-        check_rendezvous(environment)
-        count = launched_processes(environment)
         section.add(
             "launcher",
             "none" if count == 1 else f"{count} processes",

@@ -21,7 +21,7 @@ from distill.models.teacher import DTYPES
 from distill.models.weights import load_state_dict
 from distill.recipe import Recipe, schema
 from distill.recipe.schema import ELEMENTWISE_OPTIMIZERS
-from distill.student.optimizer import build_optimizer
+from distill.student.optimizer import check_optimizer, take_two_steps
 
 # What a student's bytes and FLOPs depend on beside its optimizer; students that differ in objective
 # or schedule alone are counted once.
@@ -194,29 +194,15 @@ def optimizer_bytes(net: nn.Module, spec: schema.OptimizerSpec) -> int:
     Exact for optimizers that keep whole moments (AdamW, LAMB, SGD, Lion ...); those that factor
     them (Adafactor) keep less than this. Step counters are left out.
     """
-    samples = nn.ParameterDict({"weight": torch.zeros(16, 16), "bias": torch.zeros(16)})
-    optimizer = build_optimizer(
-        samples, spec.model_copy(update={"args": _without_layers(spec.args)})
-    )
-    for _ in range(2):
-        for parameter in samples.parameters():
-            parameter.grad = torch.ones_like(parameter)
-        optimizer.step()
+    check_optimizer(net, spec, key="students.*.optimizer")
     each = {}
-    for name, parameter in samples.items():
+    for parameter, slots in take_two_steps(spec).items():
         state = [
-            value
-            for value in optimizer.state[parameter].values()
-            if isinstance(value, torch.Tensor) and value.dim()
+            value for value in slots.values() if isinstance(value, torch.Tensor) and value.dim()
         ]
-        each[name] = (
+        each["weight" if parameter.dim() > 1 else "bias"] = (
             sum(tensor.numel() * tensor.element_size() for tensor in state) / parameter.numel()
         )
     scalars = [parameter for parameter in net.parameters() if parameter.requires_grad]
     total: float = sum(each["weight" if p.dim() > 1 else "bias"] * p.numel() for p in scalars)
     return round(total)
-
-
-def _without_layers(args: dict[str, object]) -> dict[str, object]:
-    """Layer-wise decay needs the layers of a timm model, and keeps no state."""
-    return {name: value for name, value in args.items() if not name.startswith("layer_decay")}

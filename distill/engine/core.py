@@ -26,9 +26,9 @@ from accelerate.utils import (
 from torch import nn
 
 from distill.engine import zero
-from distill.engine.environment import launched_processes, refuse_contradictions
+from distill.engine.environment import check_launch
 from distill.engine.host_memory import keep_freed_memory
-from distill.engine.rendezvous import check_rendezvous, meeting, reach_master
+from distill.engine.rendezvous import meeting, reach_master
 from distill.engine.trackers import Tracking, start_trackers
 from distill.errors import InputError
 from distill.rng import MASK, seed_global
@@ -54,10 +54,9 @@ class Engine:
         timeout_s: float = 600,
     ) -> None:
         environment = dict(os.environ)
-        refuse_contradictions(
+        num_processes = check_launch(
             environment, precision=precision, zero_stage=zero_stage, zero_offload=zero_offload
         )
-        check_rendezvous(environment)
         reach_master(environment, timeout_s)
         on_cpu = not torch.cuda.is_available() or environment.get(
             "ACCELERATE_USE_CPU", ""
@@ -73,7 +72,7 @@ class Engine:
             ),
         }
         # Weights sharded over one process are not sharded, unless they move to the host.
-        self.partitioned = zero_stage > 0 and (launched_processes(environment) > 1 or zero_offload)
+        self.partitioned = zero_stage > 0 and (num_processes > 1 or zero_offload)
         if self.partitioned and on_cpu and torch.cuda.is_available():
             raise InputError(
                 "train.zero_stage: DeepSpeed takes the GPUs that it finds: to stay on the CPU, hide"
@@ -100,9 +99,9 @@ class Engine:
         self.rank: int = self.accelerator.process_index
         self.world_size: int = self.accelerator.num_processes
         self.is_main: bool = self.accelerator.is_main_process
-        if self.world_size != launched_processes(dict(os.environ)):
+        if self.world_size != num_processes:
             raise InputError(
-                f"the launcher started {launched_processes(dict(os.environ))} processes and they"
+                f"the launcher started {num_processes} processes and they"
                 f" found {self.world_size}: without GPUs start them with torchrun and"
                 " ACCELERATE_USE_CPU=true"
             )

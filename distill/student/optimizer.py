@@ -23,32 +23,25 @@ _OWN_KEYS = {
 _LAYER_DECAY = ("layer_decay", "layer_decay_min_scale")
 
 
-def build_optimizer(
-    module: nn.Module, spec: schema.OptimizerSpec, *, key: str = "students.*.optimizer"
-) -> torch.optim.Optimizer:
-    """A timm optimizer over the trainable parameters of `module` (the bare one, before DDP or
-    compile wrap it).
-
-    Weight decay leaves out parameters of at most one dimension, biases, and the names of the
-    model's `no_weight_decay()`; with `decay_norm_and_bias` it takes all, as `torch.optim` does when
-    given `parameters()`. `args` may hold timm's `layer_decay` and `layer_decay_min_scale`. No
-    gradient is clipped here: timm's LAMB would clip the global norm to 1.0 unasked. (Adafactor,
-    ADOPT and MARS bound their own *update*; that is part of the method and stays.)
+def check_optimizer(module: nn.Module, spec: schema.OptimizerSpec, *, key: str) -> None:
+    """Check that `build_optimizer` can build what the recipe asks for, without its memory.
 
     Args:
+        module: the model, of which only the parameters' names and shapes count.
         key: where `spec` stands in the recipe, for messages.
 
     Raises:
         InputError: an unknown or unsupported name, or arguments that the optimizer does not take.
     """
     _check_name(spec.name, key)
-    arguments = _check_args(spec, key)
+    _check_args(spec, key)
+    if not spec.args:
+        return
     try:
-        if spec.args:
-            # Some optimizers look at an argument only in step(); a bad one must not wait for the
-            # GPU hours to start.
-            _rehearse(spec, arguments)
-        return _create(module, spec, arguments)
+        # Some optimizers read an argument only in step(): two steps, as the second finds momentum.
+        take_two_steps(spec)
+        if "layer_decay" in spec.args:  # timm groups the parameters by the model's layers
+            build_optimizer(module, spec)
     except (
         ValueError,
         TypeError,
@@ -63,10 +56,22 @@ def build_optimizer(
         ) from error
 
 
-def _create(
-    module: nn.Module, spec: schema.OptimizerSpec, arguments: dict[str, Any]
-) -> torch.optim.Optimizer:
-    groups = None if "layer_decay" in arguments else partial(parameter_groups, spec=spec)
+def build_optimizer(module: nn.Module, spec: schema.OptimizerSpec) -> torch.optim.Optimizer:
+    """Build a timm optimizer over the trainable parameters of `module`, which neither DDP nor
+    compile wraps. `check_optimizer` has checked `spec`.
+
+    Weight decay leaves out parameters of at most one dimension, biases, and the names of the
+    model's `no_weight_decay()`; with `decay_norm_and_bias` it takes all, as `torch.optim` does when
+    given `parameters()`. `args` may hold timm's `layer_decay` and `layer_decay_min_scale`. No
+    gradient is clipped here: timm's LAMB would clip the global norm to 1.0 by default. (Adafactor,
+    ADOPT and MARS limit their own *update*; that is part of the method and stays.)
+    """
+    arguments = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in spec.args.items()
+    }
+    if "max_grad_norm" in _arguments_of(spec.name):
+        arguments["max_grad_norm"] = None
     optimizer: torch.optim.Optimizer = create_optimizer_v2(
         module,
         opt=spec.name,
@@ -74,18 +79,31 @@ def _create(
         weight_decay=spec.weight_decay,
         momentum=spec.momentum,
         filter_bias_and_bn=not spec.decay_norm_and_bias,
-        param_group_fn=groups,
+        param_group_fn=None if "layer_decay" in spec.args else partial(parameter_groups, spec=spec),
         **arguments,
     )
     return optimizer
 
 
-def parameter_groups(module: nn.Module, spec: schema.OptimizerSpec) -> list[dict[str, Any]]:
-    """The trainable parameters in at most two groups, each with its `weight_decay`; order is that
-    of `named_parameters`.
+def take_two_steps(spec: schema.OptimizerSpec) -> dict[nn.Parameter, dict[str, Any]]:
+    """Return the optimizer's state by parameter after two steps over a 16 x 16 matrix and a vector
+    of 16, without layer decay. Draws no random numbers.
     """
-    # Not every module is a timm model; those that are name what must not decay (position
-    # embeddings, tokens).
+    args = {name: value for name, value in spec.args.items() if name not in _LAYER_DECAY}
+    samples = nn.ParameterDict({"weight": torch.ones(16, 16), "bias": torch.ones(16)})
+    optimizer = build_optimizer(samples, spec.model_copy(update={"args": args}))
+    for _ in range(2):
+        for parameter in samples.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+    return {parameter: optimizer.state[parameter] for parameter in samples.parameters()}
+
+
+def parameter_groups(module: nn.Module, spec: schema.OptimizerSpec) -> list[dict[str, Any]]:
+    """Return the trainable parameters in at most two groups, each with its `weight_decay`, in the
+    order of `named_parameters`.
+    """
+    # timm's models name what must not decay (position embeddings, tokens); other modules do not.
     exempt: set[str] = getattr(module, "no_weight_decay", set)()
     plain: list[nn.Parameter] = []
     decayed: list[nn.Parameter] = []
@@ -128,12 +146,13 @@ def _check_name(name: str, key: str) -> None:
         )
 
 
-def _check_args(spec: schema.OptimizerSpec, key: str) -> dict[str, Any]:
-    """`spec.args` ready to be passed on, with gradient clipping switched off where the optimizer
-    has its own.
-    """
-    optimizer_class = get_optimizer_info(spec.name).opt_class
-    known = [name for name in inspect.signature(optimizer_class).parameters if name != "params"]
+def _arguments_of(name: str) -> list[str]:
+    optimizer_class = get_optimizer_info(name).opt_class
+    return [each for each in inspect.signature(optimizer_class).parameters if each != "params"]
+
+
+def _check_args(spec: schema.OptimizerSpec, key: str) -> None:
+    known = _arguments_of(spec.name)
     if (
         spec.momentum != schema.OptimizerSpec.model_fields["momentum"].default
         and "momentum" not in known
@@ -150,23 +169,3 @@ def _check_args(spec: schema.OptimizerSpec, key: str) -> dict[str, Any]:
                 or f"; it takes {', '.join(sorted(set(known) - set(_OWN_KEYS)))}"
             )
             raise InputError(f"{key}.args.{name}: {spec.name} takes no such argument{close}")
-    arguments = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in spec.args.items()
-    }
-    if "max_grad_norm" in known:
-        arguments["max_grad_norm"] = None
-    return arguments
-
-
-def _rehearse(spec: schema.OptimizerSpec, arguments: dict[str, Any]) -> None:
-    """Two steps (the second finds momentum) over two throw-away parameters (no layer: that would
-    draw from the global generator).
-    """
-    module = nn.ParameterDict({"weight": torch.ones(2, 2), "bias": torch.ones(2)})
-    arguments = {name: value for name, value in arguments.items() if name not in _LAYER_DECAY}
-    optimizer = _create(module, spec, arguments)
-    for parameter in module.parameters():
-        parameter.grad = torch.ones_like(parameter)
-    for _ in range(2):
-        optimizer.step()

@@ -23,7 +23,7 @@ from distill.models.functional import functional_forward
 from distill.models.student import create_student, student_view
 from distill.models.teacher import Teacher, build_teacher
 from distill.models.view import Frame, ModelView
-from distill.student.optimizer import build_optimizer
+from distill.student.optimizer import build_optimizer, check_optimizer
 from distill.student.schedule import resolve_schedule
 from distill.student.student import StageSettings, Student
 from distill.training.plan import Plan, StagePlan
@@ -116,8 +116,8 @@ def build_models(plan: Plan) -> Models:
             refuse_image_size(nets[name], recipe.data.image_size, f"{key}.model {spec.model}")
             if recipe.train.zero_stage:
                 refuse_scalars(nets[name], recipe.train.zero_stage, f"{key}.model {spec.model}")
-        for stage in plan.stages:  # for their errors: the real ones follow
-            build_optimizer(
+        for stage in plan.stages:
+            check_optimizer(
                 nets[name], stage.recipe.students[name].optimizer, key=f"{stage.key}{key}.optimizer"
             )
         schedules[name] = run_schedule(plan, name)
@@ -236,9 +236,7 @@ def stage_settings(plan: Plan, stage: StagePlan, name: str) -> StageSettings:
         objective=build_objective(
             spec.objective, gather=plan.recipe.train.micro_batch_size is None
         ),
-        build_optimizer=partial(
-            build_optimizer, spec=spec.optimizer, key=f"{stage.key}students.{name}.optimizer"
-        ),
+        build_optimizer=partial(build_optimizer, spec=spec.optimizer),
     )
 
 

@@ -19,7 +19,7 @@ from distill.models.student import student_notes, student_view
 from distill.models.teacher import load_teacher
 from distill.recipe import DurationValue, Recipe, schema
 from distill.recipe.resolve import share_of
-from distill.student.optimizer import build_optimizer
+from distill.student.optimizer import check_optimizer
 from distill.training.build import refuse_image_size, refuse_scalars
 from distill.training.output_folder import refuse_foreign_output
 from distill.training.plan import setting_problems
@@ -111,7 +111,7 @@ def _check_learning(
     key: str,
     budget_key: str,
 ) -> None:
-    build_optimizer(net, spec.optimizer, key=f"{key}.optimizer")
+    check_optimizer(net, spec.optimizer, key=f"{key}.optimizer")
     if spec.schedule.min_lr > spec.optimizer.lr:
         raise InputError(
             f"{key}.schedule.min_lr: {spec.schedule.min_lr:g} lies above optimizer.lr"

@@ -10,9 +10,7 @@ import torch
 from distill.checkpoint import Signals
 from distill.engine import (
     Engine,
-    check_rendezvous,
-    launched_processes,
-    refuse_contradictions,
+    check_launch,
 )
 from distill.engine.agreement import BatchBarrier, StepFlags, StopRequestedError
 from distill.recipe import Recipe
@@ -56,17 +54,15 @@ def train(recipe: Recipe) -> int:
 
 
 def _train(recipe: Recipe, signals: Signals) -> int:
-    refuse_contradictions(
+    num_processes = check_launch(
         dict(os.environ),
         precision=recipe.train.precision,
         zero_stage=recipe.train.zero_stage,
         zero_offload=recipe.train.zero_offload,
     )
-    num_processes = launched_processes(dict(os.environ))
     share = share_of_process(
         recipe.train.batch_size_global, recipe.train.micro_batch_size, num_processes
     )
-    check_rendezvous(dict(os.environ))
     plan = make_plan(recipe)
     header.show_data(plan)
     check_streams(plan, num_processes, int(os.environ.get("LOCAL_WORLD_SIZE", num_processes)))

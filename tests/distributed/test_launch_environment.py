@@ -17,7 +17,7 @@ from ports import free_ports
 
 from distill.__main__ import explained
 from distill.checkpoint import Signals
-from distill.engine import Engine, check_rendezvous, launched_processes, refuse_contradictions
+from distill.engine import Engine, check_launch, launched_processes
 from distill.engine.rendezvous import meeting, reach_master
 from distill.errors import InputError
 from distill.processes import is_launcher, speaks_first
@@ -51,12 +51,12 @@ ZERO = {
 
 
 def test_what_agrees_is_accepted() -> None:
-    refuse_contradictions({})
-    refuse_contradictions(QUIET)
-    refuse_contradictions({**QUIET, "ACCELERATE_MIXED_PRECISION": "bf16"}, precision="bf16")
-    refuse_contradictions({**QUIET, **ZERO}, zero_stage=3)
+    check_launch({})
+    check_launch(QUIET)
+    check_launch({**QUIET, "ACCELERATE_MIXED_PRECISION": "bf16"}, precision="bf16")
+    check_launch({**QUIET, **ZERO}, zero_stage=3)
     offloaded = {name: value.replace("none", "cpu") for name, value in ZERO.items()}
-    refuse_contradictions(offloaded, zero_stage=3, zero_offload=True)
+    check_launch(offloaded, zero_stage=3, zero_offload=True)
 
 
 @pytest.mark.parametrize(
@@ -87,31 +87,31 @@ def test_what_contradicts_is_refused_by_name(variable: str, value: str, says: st
     with pytest.raises(
         InputError, match=f"^{variable}={value}: .*{re.escape(says)}.*unset it, or take it out"
     ):
-        refuse_contradictions({**QUIET, **ZERO, variable: value}, zero_stage=3)
+        check_launch({**QUIET, **ZERO, variable: value}, zero_stage=3)
 
 
 def test_zero_of_the_launcher_alone_is_refused() -> None:
     with pytest.raises(
         InputError, match=r"ACCELERATE_USE_DEEPSPEED=true: train\.zero_stage is 0 in the recipe"
     ):
-        refuse_contradictions(ZERO)
+        check_launch(ZERO)
     with pytest.raises(InputError, match=r"OPTIMIZER_DEVICE=none: train\.zero_offload is true"):
-        refuse_contradictions(ZERO, zero_stage=3, zero_offload=True)
+        check_launch(ZERO, zero_stage=3, zero_offload=True)
 
 
 def test_a_rendezvous_is_whole_or_named() -> None:
-    check_rendezvous({})
-    check_rendezvous(WHOLE)
-    check_rendezvous({"WORLD_SIZE": "1", "LOCAL_RANK": "-1"})
-    check_rendezvous({"SLURM_STEP_NUM_TASKS": "1"})
+    check_launch({})
+    check_launch(WHOLE)
+    check_launch({"WORLD_SIZE": "1", "LOCAL_RANK": "-1"})
+    check_launch({"SLURM_STEP_NUM_TASKS": "1"})
     for missing in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         with pytest.raises(
             InputError,
             match=rf"WORLD_SIZE=2.* is missing: {missing} not set; start it with torchrun",
         ):
-            check_rendezvous({name: value for name, value in WHOLE.items() if name != missing})
+            check_launch({name: value for name, value in WHOLE.items() if name != missing})
     with pytest.raises(InputError, match="is missing: WORLD_SIZE not set"):
-        check_rendezvous({name: value for name, value in WHOLE.items() if name != "WORLD_SIZE"})
+        check_launch({name: value for name, value in WHOLE.items() if name != "WORLD_SIZE"})
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_a_rendezvous_is_whole_or_named() -> None:
 )
 def test_a_variable_that_cannot_be_is_named(variable: str, value: str) -> None:
     with pytest.raises(InputError, match=f"{variable}={value}: should be"):
-        check_rendezvous({**WHOLE, variable: value})
+        check_launch({**WHOLE, variable: value})
 
 
 @pytest.mark.parametrize(
@@ -137,8 +137,8 @@ def test_tasks_that_do_not_know_of_each_other(variable: str, starter: str) -> No
     with pytest.raises(
         InputError, match=f"{starter} started 4 processes of this command .*WORLD_SIZE is not set"
     ):
-        check_rendezvous({variable: "4"})
-    check_rendezvous({variable: "4", **WHOLE})
+        check_launch({variable: "4"})
+    check_launch({variable: "4", **WHOLE})
     assert launched_processes({variable: "4"}) == 1
 
 

@@ -8,7 +8,9 @@ from optimizer_cases import net, spec, supported
 from torch import nn
 
 from distill.errors import InputError
-from distill.student.optimizer import build_optimizer
+from distill.student.optimizer import build_optimizer, check_optimizer
+
+KEY = "students.*.optimizer"
 
 
 def decay_by_name(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, float]:
@@ -41,16 +43,16 @@ def test_unknown_names_and_arguments_name_the_nearest() -> None:
     with pytest.raises(
         InputError, match=r"students\.a\.optimizer\.name: timm has no optimizer 'lambb'.*'lamb'"
     ):
-        build_optimizer(net(), spec("lambb"), key="students.a.optimizer")
+        check_optimizer(net(), spec("lambb"), key="students.a.optimizer")
     with pytest.raises(
         InputError, match=r"optimizer\.args\.beta: adamw takes no such argument.*'betas'"
     ):
-        build_optimizer(net(), spec("adamw", args={"beta": [0.9, 0.99]}))
+        check_optimizer(net(), spec("adamw", args={"beta": [0.9, 0.99]}), key=KEY)
     # timm itself drops this one silently
     with pytest.raises(
         InputError, match=r"optimizer\.args\.betas: sgd takes no such argument.*nesterov"
     ):
-        build_optimizer(net(), spec("sgd", args={"betas": [0.9, 0.99]}))
+        check_optimizer(net(), spec("sgd", args={"betas": [0.9, 0.99]}), key=KEY)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +63,7 @@ def test_arguments_that_have_their_own_key(argument: str, own: str) -> None:
     with pytest.raises(
         InputError, match=rf"args\.{argument}: write students\.\*\.optimizer\.{own} instead"
     ):
-        build_optimizer(net(), spec("lamb", args={argument: 1.0}))
+        check_optimizer(net(), spec("lamb", args={argument: 1.0}), key=KEY)
 
 
 @pytest.mark.parametrize(
@@ -75,21 +77,21 @@ def test_arguments_that_have_their_own_key(argument: str, own: str) -> None:
 )
 def test_bad_values_are_refused_before_training(name: str, args: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=rf"students\.\*\.optimizer\.args: {name} refuses"):
-        build_optimizer(net(), spec(name, args=args))
+        check_optimizer(net(), spec(name, args=args), key=KEY)
 
 
 @pytest.mark.parametrize("name", ["fusedlamb", "bnbadamw8bit", "adahessian", "kron"])
 def test_optimizers_that_could_not_resume_exactly_are_refused(name: str) -> None:
     with pytest.raises(InputError, match=rf"optimizer\.name: {name}"):
-        build_optimizer(net(), spec(name))
+        check_optimizer(net(), spec(name), key=KEY)
 
 
 def test_arguments_arrive_and_draw_no_random_numbers() -> None:
     module = net()
     before = torch.get_rng_state()
-    optimizer = build_optimizer(
-        module, spec("adamw", lr=0.5, args={"betas": [0.8, 0.9], "eps": 1e-3})
-    )
+    wanted = spec("adamw", lr=0.5, args={"betas": [0.8, 0.9], "eps": 1e-3})
+    check_optimizer(module, wanted, key=KEY)
+    optimizer = build_optimizer(module, wanted)
     assert torch.equal(before, torch.get_rng_state())
     assert {(g["betas"], g["eps"], g["lr"]) for g in optimizer.param_groups} == {
         ((0.8, 0.9), 1e-3, 0.5)
