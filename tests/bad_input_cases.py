@@ -40,7 +40,7 @@ RECIPES = {
         ["train.batch_size_global: should be a valid integer, not 'many'"],
     ),
     "no unit": Case(
-        train("train.budget=300"), ["train.budget", "300 is no duration", "'300 epochs'"]
+        train("train.budget=300"), ["train.budget", "300 is not a duration", "'300 epochs'"]
     ),
     "negative": Case(
         train("student.optimizer.lr=-1"),
@@ -90,7 +90,7 @@ RECIPES = {
     "LAMB with ZeRO": Case(
         train("student.optimizer.name=lamb", "train.zero_stage=2"),
         [
-            "students.one.optimizer: lamb looks at whole layers",
+            "students.one.optimizer: lamb is not known to update each weight",
             "use zero_stage: 0, or one of adamw",
         ],
     ),
@@ -150,7 +150,7 @@ RECIPES = {
     "override not YAML": Case(
         train("train.budget=[3"), ["override 'train.budget=[3'", "not valid YAML", "column 3"]
     ),
-    "override of extends": Case(train("extends=x.yaml"), ["extends stands in a recipe file"]),
+    "override of extends": Case(train("extends=x.yaml"), ["extends belongs in a recipe file"]),
     "no such recipe": Case(
         train(recipe="quickstart/student"),
         ["no recipe 'quickstart/student'", "'quickstart/students'", "distill recipe list"],
@@ -161,11 +161,11 @@ RECIPES = {
     ),
     "YAML list": Case(
         train(recipe="list.yaml"),
-        ["list.yaml: a recipe is a mapping of keys, and this file holds a list"],
+        ["list.yaml: a recipe is a mapping of keys, and this file contains a list"],
     ),
     "empty file": Case(
         train(recipe="empty.yaml"),
-        ["empty.yaml: a recipe is a mapping of keys, and this file holds nothing"],
+        ["empty.yaml: a recipe is a mapping of keys, and this file contains nothing"],
     ),
     "not text": Case(train(recipe="noise.yaml"), ["noise.yaml: cannot be read"]),
     "key twice": Case(
@@ -175,7 +175,7 @@ RECIPES = {
         train(recipe="extends_none.yaml"), ["extends 'nowhere.yaml'", "does not exist"]
     ),
     "extends a number": Case(
-        train(recipe="extends_number.yaml"), ["extends is a path or a list of paths, not 3"]
+        train(recipe="extends_number.yaml"), ["extends should be a path or a list of paths, not 3"]
     ),
 }
 

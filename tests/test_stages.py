@@ -267,7 +267,7 @@ def test_a_resolved_recipe_in_stages_is_a_recipe_again(foreign: Path, tmp_path: 
         ("stages.fremd.budget=1 epochs", r"no stage 'fremd'.*there are foreign, own"),
         ("stages.2.budget=1 epochs", r"no stage '2'"),
         ("stages.0.data.image_size=32", r"stages.0.data.image_size: unknown key"),
-        ("train.budget=3 epochs", r"train.budget: each of stages has a budget of its own"),
+        ("train.budget=3 epochs", r"train.budget: each of stages has its own budget"),
         ("stages=[]", r"train.budget: missing, and it has no default"),
         ("stages.own.name=foreign", r"two are named 'foreign'"),
         (
@@ -278,7 +278,7 @@ def test_a_resolved_recipe_in_stages_is_a_recipe_again(foreign: Path, tmp_path: 
             "stages.own.student.optimizer.weight_decay=0.1",
             r"optimizer.weight_decay: another than .* reset",
         ),
-        ("student.schedule.over=run", r"schedule.over: run is one schedule through all stages"),
+        ("student.schedule.over=run", r"schedule.over: run is one schedule for all stages"),
         ("stages.foreign.student.objective.soft=null", r"needs something to learn from"),
         ("teacher=null", r"stages.foreign.students.kd.objective.soft learns from a teacher"),
     ],
@@ -515,7 +515,7 @@ def test_an_override_that_no_stage_would_follow_is_refused(
     load_recipe(recipe, [override])
     resolved = tmp_path / "resolved.yaml"
     resolved.write_text(dump_recipe(load_recipe(recipe)))
-    with pytest.raises(InputError, match=f"no stage follows it.*write {write}="):
+    with pytest.raises(InputError, match=f"has no effect.*write {write}="):
         load_recipe(resolved, [override])
     load_recipe(
         resolved,

@@ -1,30 +1,38 @@
-"""What a student learns from and how, where its recipe does not say: vanilla distillation with
-AdamW.
+"""Defaults for the objective and the optimizer of a student: vanilla distillation with AdamW.
 
-Filled into the tree, so that a resolved recipe shows it. A run in stages says these for itself.
+They are added to the tree, so that a resolved recipe shows them. A run with stages has no such
+defaults.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-from distill.recipe.resolve import Tree, budget_of, merge, share_of
+from distill.recipe.explain import Tree
+from distill.recipe.resolve import merge
+from distill.recipe.warmups import budget_of, share_of
 
 # DeiT's rate and decay (strategy B of the paper): 1e-3 at 1,024 samples. AdamW's step does not grow
 # with the gradient, so the rate follows the square root of the batch (Malladi et al. 2022), which
 # at 64 samples is four times what the linear rule gives.
 OPTIMIZER = {"name": "adamw", "lr": 1e-3, "weight_decay": 0.05}
 LR_SCALING = {"rule": "sqrt", "batch_size": 1024}
-# Vanilla distillation as the paper's released code weighs it.
+# Vanilla distillation, with the weights of the paper's released code.
 DISTILLED: Tree = {"hard": {"loss": "ce"}, "soft": {"loss": "kl"}}
 ALONE: Tree = {"hard": {"loss": "ce"}}
 
 
 def fill_defaults(tree: Tree) -> tuple[Tree, list[str]]:
-    """A tree with resolved students, each with an objective and an optimizer, and a note on what
-    was filled in.
+    """Adds the missing objectives and optimizers to the students of a tree.
 
-    An optimizer that is named stands as it is written; one that is not is AdamW with what is said
-    laid over it, a rate that the user wrote unscaled, and a warm-up of 5 % of the budget.
+    An optimizer with a name stays as it is. Without a name it is AdamW, with the keys that the
+    recipe sets, and a warm-up of 5 % of the budget; a learning rate that the recipe sets is not
+    scaled.
+
+    Args:
+        tree: with resolved students.
+
+    Returns:
+        The tree, and a note for each addition.
     """
     students = tree.get("students")
     if tree.get("stages") or not isinstance(students, Mapping):
@@ -39,7 +47,8 @@ def fill_defaults(tree: Tree) -> tuple[Tree, list[str]]:
                         f"students.{name}.{key}"
                     )
     return {**tree, "students": filled}, [
-        f"{', '.join(keys)}: not given in full, so {note}" for note, keys in notes.items()
+        f"{', '.join(keys)}: incomplete, so the default is used: {note}"
+        for note, keys in notes.items()
     ]
 
 
@@ -64,7 +73,7 @@ def _filled(student: Any, tree: Tree) -> Any:
 
 
 def _described(student: Tree, key: str) -> str:
-    """What was filled in, for people."""
+    """A description of what was added."""
     if key == "objective":
         return (
             "cross-entropy and the teacher's KL, 1 + 1"

@@ -1,10 +1,10 @@
-"""Durations: "300 epochs", "750000 iterations", "600M samples" become steps in one place."""
+"""Durations such as "300 epochs", "750k iterations" and "600M samples", and their steps."""
 
 import re
 from decimal import Decimal
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import AfterValidator, BeforeValidator, PlainSerializer
+from pydantic import AfterValidator, PlainSerializer, WrapValidator
 
 Unit = Literal["iterations", "epochs", "samples"]
 
@@ -30,7 +30,7 @@ _PATTERN = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([kmgKMG]?)\s*([a-z]+)\s*")
 
 
 class DurationValue(NamedTuple):
-    """A length of training in the unit its author thought in."""
+    """A length of training, in the unit that the author of a recipe chose."""
 
     amount: float
     unit: Unit
@@ -44,9 +44,7 @@ class DurationValue(NamedTuple):
         return f"{number} {self.unit}"
 
     def steps(self, *, steps_per_epoch: int, batch_size_global: int) -> int:
-        """Optimizer steps, rounded to the nearest. An epoch is `steps_per_epoch` steps, so "300
-        epochs" is exact.
-        """
+        """The number of optimizer steps, rounded. An epoch is exactly `steps_per_epoch` steps."""
         if self.unit == "iterations":
             return round(self.amount)
         if self.unit == "epochs":
@@ -54,39 +52,68 @@ class DurationValue(NamedTuple):
         return round(self.amount / batch_size_global)
 
 
+class InheritedDuration(DurationValue):
+    """A duration from a file of this package, `origin`. It equals a DurationValue."""
+
+    origin: str = ""
+
+
+class ShippedText(str):
+    """A text in a recipe file of this package, `origin`: not chosen by the user."""
+
+    origin: str
+
+    def __new__(cls, text: str, origin: str) -> "ShippedText":
+        self = super().__new__(cls, text)
+        self.origin = origin
+        return self
+
+
 def parse_duration(value: Any) -> DurationValue:
-    """Parse "300 epochs", "187.5k iterations", "1.2M samples".
+    """Parses "300 epochs", "187.5k iterations", "1.2M samples".
+
+    Returns:
+        The duration; an InheritedDuration for a ShippedText.
 
     Raises:
-        ValueError: no number, no unit, an unknown unit, a part of an iteration, or longer than any
-            machine lasts.
+        ValueError: the number or the unit is missing, the unit is unknown, the number of iterations
+            or samples is not whole, or the duration is too long.
     """
     if isinstance(value, DurationValue):
         return value
     match = _PATTERN.fullmatch(value) if isinstance(value, str) and len(value) < 100 else None
     if match is None or match[3] not in _UNITS:
         raise ValueError(
-            f"{value!r} is no duration: write a number and a unit, as in '300 epochs', '750k"
+            f"{value!r} is not a duration: write a number and a unit, as in '300 epochs', '750k"
             " iterations' or '10M samples'"
         )
     unit = _UNITS[match[3]]
     amount = Decimal(match[1]) * _MULTIPLES[match[2].lower()]
     if amount > _LONGEST[unit]:
-        raise ValueError(
-            f"{value}: should be at most {_LONGEST[unit]:,} {unit}: longer than any machine lasts"
-        )
+        raise ValueError(f"{value}: should be at most {_LONGEST[unit]:,} {unit}")
     if unit != "epochs" and amount != int(amount):
-        raise ValueError(f"{value}: should be a whole number of {unit}: only epochs have parts")
-    return DurationValue(float(amount), unit)
+        raise ValueError(
+            f"{value}: should be a whole number of {unit}: only epochs can be fractions"
+        )
+    if not isinstance(value, ShippedText):
+        return DurationValue(float(amount), unit)
+    inherited = InheritedDuration(float(amount), unit)
+    inherited.origin = value.origin
+    return inherited
+
+
+def _parse_only(value: Any, _handler: object) -> DurationValue:
+    """The validator of a duration. Pydantic's own would turn an InheritedDuration into a plain one."""
+    return parse_duration(value)
 
 
 def _positive(value: DurationValue) -> DurationValue:
     if value.amount <= 0:
-        raise ValueError(f"{value} never passes: give a length above 0")
+        raise ValueError(f"{value}: should be longer than 0")
     return value
 
 
 Duration = Annotated[
-    DurationValue, BeforeValidator(parse_duration), PlainSerializer(str, return_type=str)
+    DurationValue, WrapValidator(_parse_only), PlainSerializer(str, return_type=str)
 ]
 Interval = Annotated[Duration, AfterValidator(_positive)]

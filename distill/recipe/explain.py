@@ -1,5 +1,5 @@
-"""What pydantic found wrong with a recipe, in the words of the file: the dotted key, what is wrong,
-the mend.
+"""Pydantic's errors as messages for the author of a recipe: the dotted key, the problem, the
+fix.
 """
 
 from collections.abc import Mapping
@@ -10,18 +10,18 @@ from pydantic import BaseModel
 from distill.errors import did_you_mean
 from distill.recipe.schema import Recipe
 
-# A mapping with one of these keys is one of several kinds of thing: another kind replaces it,
-# instead of merging with it.
+# A mapping with one of these keys is one of several kinds. A mapping of another kind replaces it
+# instead of being merged with it.
 DISCRIMINATORS = ("kind", "loss")
 
 Tree = dict[str, Any]
 
 
 def explain(detail: Any, tree: Tree) -> str:
-    """One pydantic error as a sentence: the dotted key, what is wrong, the nearest known key."""
-    whole = detail["loc"]
+    """One pydantic error as a sentence: the dotted key, the problem, the nearest known key."""
+    path = detail["loc"]
     location = tuple(
-        p for i, p in enumerate(whole) if p != "[key]" and not _is_union_tag(p, whole[:i], tree)
+        p for i, p in enumerate(path) if p != "[key]" and not _is_union_tag(p, path[:i], tree)
     )
     key = ".".join(str(part) for part in location)
     if detail["type"] == "extra_forbidden":
@@ -35,17 +35,17 @@ def explain(detail: Any, tree: Tree) -> str:
     message = _message(detail)
     given = (
         ""
-        if isinstance(detail["input"], dict) or detail["type"] in _NOT_GIVEN
+        if isinstance(detail["input"], dict) or detail["type"] in _WITHOUT_VALUE
         else f", not {detail['input']!r}"
     )
     return f"{key}: {message}{given}{_how_to_write(detail)}" if key else message
 
 
 def _how_to_write(detail: Any) -> str:
-    """What a value that YAML read as another type should look like."""
+    """How to write a value that YAML read as another type."""
     value = detail["input"]
     if detail["type"] == "string_type" and isinstance(value, bool):
-        return ": YAML reads yes, no, on and off so: put the text in quotes"
+        return ": YAML reads yes, no, on and off as true or false: put the text in quotes"
     if detail["type"] == "string_type" and isinstance(value, int | float):
         return ": put the text in quotes"
     if (
@@ -57,18 +57,25 @@ def _how_to_write(detail: Any) -> str:
     return ""
 
 
-# Where pydantic speaks of Python, and where the value given is no help.
+# Messages of pydantic about Python types in words about recipes, and errors for which the value does
+# not help.
 _PLAIN = {
     "model_type": "should be a mapping of keys",
     "model_attributes_type": "should be a mapping of keys",
     "dict_type": "should be a mapping of keys",
     "tuple_type": "should be a list",
 }
-_NOT_GIVEN = ("value_error", "union_tag_invalid", "union_tag_not_found", "too_short", "too_long")
+_WITHOUT_VALUE = (
+    "value_error",
+    "union_tag_invalid",
+    "union_tag_not_found",
+    "too_short",
+    "too_long",
+)
 
 
 def _message(detail: Any) -> str:
-    """What is wrong, without the key."""
+    """The problem, without the key."""
     context = detail.get("ctx", {})
     match detail["type"]:
         case "union_tag_invalid":
@@ -78,7 +85,7 @@ def _message(detail: Any) -> str:
                 f" {', '.join(known)}"
             )
         case "union_tag_not_found":
-            return "missing: it says which kind of thing this is"
+            return "missing: it selects the kind of this mapping"
         case "too_short":
             return (
                 f"should have at least {context['min_length']}, and has {context['actual_length']}"
@@ -99,8 +106,8 @@ def _message(detail: Any) -> str:
 
 
 def _is_union_tag(part: Any, above: tuple[Any, ...], tree: Tree) -> bool:
-    """Pydantic puts the tag of a union ("kl", "image_folder") into an error's location; it is no
-    key of the file.
+    """Whether a part of an error's location is the tag of a union ("kl", "image_folder"), which
+    pydantic adds and which is not a key of the file.
     """
     node: Any = tree
     for step in above:
@@ -119,7 +126,7 @@ def _below(node: Any, step: Any) -> Any:
 
 
 def _known_keys(location: tuple[Any, ...], tree: Tree) -> list[str]:
-    """The keys that the schema knows at a place in the recipe."""
+    """The keys of the schema at a location in the recipe."""
     models: list[type[BaseModel]] = [Recipe]
     node: Any = tree
     for part in location:
@@ -128,7 +135,7 @@ def _known_keys(location: tuple[Any, ...], tree: Tree) -> list[str]:
         for model in models:
             if part in model.model_fields:
                 found += _models_in(model.model_fields[part].annotation)
-        models = found or models  # a name inside `students` stays in Student
+        models = found or models  # the name of a student: stay at StudentSpec
     tagged = [
         m
         for m in models

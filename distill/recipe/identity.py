@@ -1,4 +1,6 @@
-"""What of a recipe makes a run this run; the rest may change between a run and its continuation."""
+"""The fingerprint of a recipe: a resumed run must have the same one. It covers every key that
+changes the result.
+"""
 
 import hashlib
 import json
@@ -7,7 +9,7 @@ from typing import Any
 
 from distill.recipe.schema import Recipe
 
-# Where it is kept, how it is watched, how it is spread over hardware.
+# Keys that may change when a run resumes: where it is saved, logged and computed.
 NOT_IDENTITY = {
     "name": True,
     "description": True,
@@ -21,23 +23,22 @@ NOT_IDENTITY = {
     "teacher": {"placement", "offload"},
     "students": {"__all__": {"grad_checkpointing"}},
 }
-# Of a stream besides: where the shards lie, and numbers that null leaves to the data. A
-# continuation must come to the same shards and the same numbers all the same, which `Plan.inputs`
-# tells.
+# Keys of streams that may change as well: the location of the shards, and numbers whose default
+# depends on the data. `Plan.inputs` checks that a resumed run has the same shards and numbers.
 STREAM_NOT_IDENTITY = frozenset({"path", "lanes", "block"})
 
 
 def recipe_digest(recipe: Recipe) -> str:
-    """SHA-256 of everything in the recipe that shapes the result, but for what the data are. A
-    checkpoint continues only under an equal digest.
+    """SHA-256 of all keys of the recipe that change the result. A checkpoint is only resumed with
+    the same fingerprint. The content of the data is not part of it.
     """
     identity = with_streams_anywhere(recipe.model_dump(mode="json", exclude=NOT_IDENTITY))  # type: ignore[arg-type]
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
 def with_streams_anywhere(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """A resolved recipe's tree less STREAM_NOT_IDENTITY of its streams: those of the run and of its
-    stages.
+    """Returns the tree of a resolved recipe without the STREAM_NOT_IDENTITY keys of its streams, in
+    the run and in its stages.
     """
     found = dict(tree)
     if isinstance(data := tree.get("data"), Mapping):
@@ -66,7 +67,7 @@ def _anywhere(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def stream_paths(tree: Mapping[str, Any]) -> dict[str, str]:
-    """Key -> path of each stream of a resolved recipe's tree."""
+    """The path of each stream in the tree of a resolved recipe, by its key."""
     named = [
         ("", tree),
         *((f"stages.{stage['name']}.", stage) for stage in tree.get("stages") or ()),

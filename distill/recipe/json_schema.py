@@ -1,6 +1,4 @@
-"""The JSON schema of recipe files as people write them, for editors: what a file says may be any
-part of a recipe.
-"""
+"""The JSON schema of recipe files for editors. A file may contain any part of a recipe."""
 
 from typing import Any
 
@@ -16,11 +14,11 @@ _SHARE = r"^\s*\d{1,2}(\.\d*)?\s*%\s*$"
 
 
 def json_schema() -> dict[str, Any]:
-    """A schema that takes each recipe file, complete or not, and refuses unknown keys and wrong
-    types.
+    """Returns a schema that accepts every recipe file, complete or not, and rejects unknown keys and
+    wrong types.
 
-    Nothing is required, since what a file leaves out may come from what it extends. `student` and
-    `extends`, which a resolved recipe no longer has, are added.
+    No key is required, since missing keys may come from the files that it extends. The schema has
+    `student` and `extends`, which a resolved recipe does not have.
     """
     schema = _as_written(Recipe.model_json_schema())
     parts = schema["$defs"]
@@ -35,7 +33,10 @@ def json_schema() -> dict[str, Any]:
     schema["properties"] = {
         "extends": {"description": EXTENDS, "anyOf": [text, {"type": "array", "items": text}]},
         **schema["properties"],
-        "student": {"description": "What all students share.", "$ref": "#/$defs/Student"},
+        "student": {
+            "description": "The settings that all students have in common.",
+            "$ref": "#/$defs/Student",
+        },
     }
     students = schema["properties"]["students"]
     del students["minProperties"]
@@ -45,19 +46,19 @@ def json_schema() -> dict[str, Any]:
         for name, student in students["patternProperties"].items()
     }
     parts["StageSpec"]["properties"]["student"] = {
-        "description": "What all students have in this stage.",
+        "description": "Changes to all students in this stage.",
         "$ref": "#/$defs/StageStudent",
     }
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
 def _as_written(node: Any) -> Any:
-    """A part of pydantic's schema without what holds only for a resolved recipe."""
+    """Returns a part of pydantic's schema without the rules for resolved recipes."""
     if isinstance(node, list):
         return [_as_written(each) for each in node]
     if not isinstance(node, dict):
         return node
-    # A mapping that does not say its kind fits several: its kind comes from what it is laid over.
+    # A mapping without its kind matches several kinds: the kind may come from the file it extends.
     named = {"oneOf": "anyOf"}
     written = {
         named.get(key, key): _as_written(value)

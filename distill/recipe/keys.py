@@ -1,5 +1,5 @@
-"""Every key of a recipe, read from the schema: its type, default and meaning, for the terminal and
-for docs/recipes.md.
+"""All keys of a recipe with their types, defaults and meanings, read from the schema, for the
+terminal and for docs/recipes.md.
 """
 
 import json
@@ -18,7 +18,7 @@ from distill.recipe.schema import Recipe
 from distill.recipe.stages import StageDataSpec, StageStudentSpec
 from distill.recipe.values import Within
 
-# Keys that are required in a resolved recipe, and filled in where a file leaves them out.
+# Keys that a resolved recipe must have, with the defaults that are filled in if a file lacks them.
 FILLED = {
     "name": "the file's name",
     "students": "one, from `student`",
@@ -27,17 +27,17 @@ FILLED = {
     "student.optimizer.name": "adamw",
     "student.optimizer.lr": "0.001",
 }
-_OPEN = (StageDataSpec, StageStudentSpec)  # their keys are listed where they belong to the run
-_UNSAID = 1e30
+_REPEATED = (StageDataSpec, StageStudentSpec)  # their keys are listed as keys of the run
+_HIGHEST_SHOWN = 1e30  # bounds from here on are those of float32
 EXTENDS = (
-    "A recipe, or a list of them, that this one is laid over, later ones over earlier: shipped ones"
-    " by name, others by path."
+    "The recipe, or a list of recipes, that this one is based on: recipes of the package by name,"
+    " others by path. A later one in the list overrides an earlier one, and this one overrides all."
 )
 
 
 class Key(NamedTuple):
-    """A key as it is written in a file or an override. `name` is its last part; `default` is
-    "required" where there is none.
+    """A key as it is written in an override. `name` is its last part; `default` is "required" if
+    there is none.
     """
 
     path: str
@@ -51,9 +51,7 @@ class Key(NamedTuple):
 
 
 class Part(NamedTuple):
-    """The keys of one mapping. `kind` tells which of several, such as "kind: stream"; empty where
-    there is one.
-    """
+    """The keys of one mapping. `kind` says which one, if there are several ("kind: stream")."""
 
     path: str
     kind: str
@@ -66,22 +64,22 @@ class Part(NamedTuple):
 
 
 def each_part() -> Iterator[Part]:
-    """All mappings of a recipe, each before what it holds."""
+    """All mappings of a recipe, each before the mappings in it."""
     yield from _parts(Recipe, "")
 
 
 def each_key() -> Iterator[Key]:
-    """All keys; one that several kinds of a mapping share comes once for each."""
+    """All keys. A key that several kinds of a mapping have comes once for each kind."""
     for part in each_part():
         yield from part.keys
 
 
 def parts_below(prefix: str) -> list[Part]:
-    """The mappings with those keys that are `prefix` or lie below it; `students.NAME.` is written
-    as `student.` too.
+    """The mappings with only those keys that are `prefix` or below it. `students.NAME` is the same
+    as `student`.
 
     Raises:
-        InputError: there is none; names the nearest.
+        InputError: there is no such key; the message names the nearest one.
     """
     wanted = prefix.rstrip(".").split(".")
     if wanted[0] == "students" and len(wanted) > 1:
@@ -98,13 +96,14 @@ def parts_below(prefix: str) -> list[Part]:
     if not found:
         known = sorted({key.path for key in each_key()} | {key.name for key in each_key()})
         raise InputError(
-            f"no key {prefix!r}{did_you_mean('.'.join(wanted), known)}; 'distill recipe keys' lists all"
+            f"no key {prefix!r}{did_you_mean('.'.join(wanted), known)}; 'distill recipe keys' lists"
+            " all keys"
         )
     return found
 
 
 def keys_named(name: str) -> list[str]:
-    """Paths of all keys whose last part this is."""
+    """The paths of all keys whose last part is `name`."""
     return list(dict.fromkeys(key.path for key in each_key() if key.name == name))
 
 
@@ -118,7 +117,7 @@ def _parts(model: type[BaseModel], path: str, kind: str = "") -> Iterator[Part]:
         models = _models_in(field.annotation)
         inner = {"students": "student", "stages": "stages.NAME"}.get(own, own)
         for each in models:
-            if each not in _OPEN:
+            if each not in _REPEATED:
                 tag = next((tag for tag in ("kind", "loss") if tag in each.model_fields), None)
                 value = " | ".join(_literals(each.model_fields[tag])) if tag else ""
                 below.append((each, inner, f"{tag}: {value}" if tag else ""))
@@ -163,7 +162,7 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
 
 
 def _type(annotation: Any, metadata: Any = ()) -> str:
-    """A type in the words of a recipe file."""
+    """A type, in words for a user."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _type(arguments[0], [*arguments[1:], *metadata])
@@ -194,7 +193,7 @@ def _type(annotation: Any, metadata: Any = ()) -> str:
 
 
 def _bounds(metadata: Any) -> str:
-    """ ", above 0, at most 1" and the like. Bounds at the end of float32 go without saying."""
+    """Bounds as text, such as ", above 0, at most 1". Those of float32 are left out."""
     flat: list[Any] = []
     for item in metadata:
         flat += item.metadata if isinstance(item, FieldInfo) else [item]
@@ -211,7 +210,7 @@ def _bounds(metadata: Any) -> str:
                 high = f", below {value}" if value != 2**63 else ", below 2^63"
             case annotated_types.MultipleOf(multiple_of=value):
                 more = f", a multiple of {value}"
-            case Within(high=most) if most < _UNSAID:
+            case Within(high=most) if most < _HIGHEST_SHOWN:
                 high = f", at most {most:g}" if most < 10_000 else f", at most {most:,.0f}"
     return low + high + more
 
@@ -239,14 +238,19 @@ def _cell(text: str) -> str:
 
 _PREFACE = """# Every key of a recipe
 
-Generated from the schema by `make docs`; a test compares. `distill recipe keys [PREFIX]` prints the same in a terminal, and
-`distill recipe keys --json-schema > recipe.schema.json` writes a schema for editors: with
-`# yaml-language-server: $schema=recipe.schema.json` as first line of a recipe, they complete keys and mark typos.
+`make docs` generates this page from the schema; a test checks that it is current.
+`distill recipe keys [PREFIX]` prints the same in a terminal.
+`distill recipe keys --json-schema > recipe.schema.json` writes a schema for editors. With the first
+line `# yaml-language-server: $schema=recipe.schema.json` in a recipe, an editor completes keys and
+marks typos.
 
 - A **duration** is a number and a unit: `300 epochs`, `750k iterations`, `10M samples`.
-- `student` holds what all `students` share. Each of `students` is laid over it and takes the same keys, as `students.NAME.optimizer.lr`.
-- Each of `stages` is laid over the run: `stages.NAME.data`, `stages.NAME.student` and `stages.NAME.students.NAME` take what a stage may have of
-  its own: of data `train`, `fraction`, `keep_classes`, `augment`, `mixing` and `unreadable`, of a student `objective`, `optimizer` and `schedule`.
-- A mapping with `kind` or `loss` is one of several, with keys of its own; another kind replaces it, all else merges.
-- The smallest recipe names training data, a teacher, a student's model and a budget.
+- `student` contains the settings that all `students` have in common. Each of `students` has the
+  same keys, such as `students.NAME.optimizer.lr`, and overrides `student`.
+- Each of `stages` overrides the run: `stages.NAME.data` has the keys `train`, `fraction`,
+  `keep_classes`, `augment`, `mixing` and `unreadable`; `stages.NAME.student` and
+  `stages.NAME.students.NAME` have the keys `objective`, `optimizer` and `schedule`.
+- A mapping with the key `kind` or `loss` is one of several kinds, which have different keys. A
+  mapping of another kind replaces it; all other mappings are merged key by key.
+- The smallest recipe contains training data, a teacher, the model of a student and a budget.
 """

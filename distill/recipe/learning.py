@@ -1,5 +1,5 @@
-"""The part of a recipe that says who learns from whom, and how: teacher, optimizer, schedule,
-averages, student.
+"""The sections of a recipe for models and learning: teacher, student, optimizer, learning rate
+schedule and weight averages.
 """
 
 import math
@@ -24,102 +24,107 @@ from distill.recipe.values import (
 
 
 class TeacherSpec(Section):
-    """A frozen model, which sees pixels of its own: size, mean and std of its timm config unless
-    given here.
+    """The frozen model that students learn from. It gets images with its own size, mean and std,
+    those of its timm config if they are not set here.
     """
 
     model: str | None = None
-    """The timm name of the model; null when the weights are a run or an export of ours, which name
-    it.
+    """The timm name of the model; null: `weights` is a run or an export of this package, which
+    contains the name.
     """
     weights: str = "pretrained"
-    """`pretrained` (timm's own), `random`, a .safetensors or .pth file, or the folder of a run or
-    export of ours.
+    """`pretrained` (the weights of timm), `random`, a .safetensors or .pth file, or the folder of a
+    run or an export of this package.
     """
     student: str | None = None
-    """The student to take from a run of several; null is its best."""
+    """The student to use, if `weights` is a run with several students; null: the best one."""
     model_args: ModelArgs = Field(default_factory=dict)
-    """Arguments of the timm model by name."""
+    """Arguments of the timm model, by name."""
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """What the teacher computes in."""
+    """The data type of the teacher's weights and computations."""
     placement: Literal["replicated", "zero3"] = "replicated"
-    """`replicated` holds it whole on every process; `zero3` shards its weights over the processes
-    and gathers them layer by layer in each forward, uncompiled. It answers the same.
+    """replicated: every process has all weights. zero3: the weights are partitioned over the
+    processes and gathered layer by layer in each forward pass, without torch.compile. The outputs
+    are the same.
     """
     offload: bool = False
-    """With `zero3`: keep the shards in host memory. One process alone shards nothing unless it
-    offloads.
+    """With `zero3`: keep the partitions in host memory. A single process partitions nothing without
+    offload.
     """
     image_size: Pixels | None = None
-    """Side in pixels of the images it sees; null is its own."""
+    """Side of the images that the teacher gets, in pixels; null: its own size."""
     mean: Triple | None = None
-    """Mean of its pixels, a number from 0 to 1 for red, green and blue; null is its own."""
+    """Mean of the pixels for red, green and blue, each from 0 to 1; null: that of its timm config."""
     std: Std | None = None
-    """Standard deviation of its pixels, likewise."""
+    """Standard deviation of the pixels for red, green and blue, each from 0 to 1; null: that of its
+    timm config.
+    """
     classes: str | None = None
-    """What its outputs stand for, where its weights do not say: a text file, a class a line, or a
-    label space by name.
+    """The classes of its outputs, if they are not stored with its weights: a text file with one
+    class per line, or the name of a label set (imagenet-1k, ...). null: as stored.
     """
 
     @model_validator(mode="after")
-    def _named(self) -> Self:
+    def _has_a_model(self) -> Self:
         if self.model is None and self.weights in ("pretrained", "random"):
             raise ValueError(f"weights: {self.weights} needs model: the timm name of the teacher")
         return self
 
     @model_validator(mode="after")
-    def _offload_of_shards(self) -> Self:
+    def _offload_needs_zero3(self) -> Self:
         if self.offload and self.placement != "zero3":
             raise ValueError(
-                "offload: true goes with placement: zero3; a replicated teacher lies on the device"
+                "offload: true goes with placement: zero3; a replicated teacher stays on the GPU"
             )
         return self
 
 
 class LrScalingSpec(Section):
-    """Ties a learning rate to the batch; `warmup_lr` and `min_lr` are not scaled."""
+    """Scales the learning rate with the batch size. `warmup_lr` and `min_lr` are not scaled."""
 
     rule: Literal["linear", "sqrt"]
-    """The run takes `lr` times train.batch_size_global / batch_size (`linear`: SGD, LAMB), or times
-    the square root of that (`sqrt`: Adam and its kin).
+    """The factor of `lr`: train.batch_size_global / batch_size (`linear`, for SGD and LAMB), or its
+    square root (`sqrt`, for Adam and similar optimizers).
     """
     batch_size: Annotated[
         int, Field(ge=1), Within(1, 2**20, "no machine holds more images at once")
     ]
-    """The global batch size that `lr` is meant for."""
+    """The global batch size for which `lr` was chosen."""
 
     def factor(self, batch_size_global: int) -> float:
-        """What the learning rate is multiplied with."""
+        """The factor that the learning rate is multiplied by at this batch size."""
         ratio = batch_size_global / self.batch_size
         return ratio if self.rule == "linear" else math.sqrt(ratio)
 
 
 class OptimizerSpec(Section):
-    """A timm optimizer."""
+    """An optimizer of timm."""
 
     name: str
-    """Its name in timm: adamw, lamb, momentum (SGD with classical momentum; timm's sgd is
-    Nesterov's), ...
+    """The timm name of the optimizer: adamw, lamb, momentum (SGD with classical momentum; `sgd` of
+    timm has Nesterov momentum), ...
     """
     lr: Positive
-    """The learning rate at its largest, at the end of warm-up."""
+    """The largest learning rate, at the end of warm-up."""
     lr_scaling: LrScalingSpec | None = None
-    """How `lr` follows the batch size; null takes it as it stands."""
+    """How `lr` is scaled with the batch size; null: not scaled."""
     weight_decay: NonNegative = 0.0
-    """Weight decay, decoupled or not as the optimizer does it."""
+    """Weight decay; the optimizer decides whether it is decoupled from the gradient."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Momentum of SGD; Adam and its kin take betas in `args`."""
+    """Momentum of SGD. For Adam and similar optimizers set betas in `args`."""
     decay_norm_and_bias: bool = False
-    """Whether normalisation weights and biases decay too, as torch's own optimizers do it."""
+    """Whether weight decay also applies to normalisation weights and biases, as in torch."""
     clip_grad_norm: Positive | None = None
-    """Largest norm of the whole gradient; null clips nothing, LAMB included."""
+    """The gradient is clipped to this norm, taken over all weights; null: no clipping, not even in
+    LAMB.
+    """
     args: dict[str, Any] = Field(default_factory=dict)
-    """Further arguments of the optimizer by name; also timm's layer_decay and
-    layer_decay_min_scale.
+    """Other arguments of the optimizer, by name; also layer_decay and layer_decay_min_scale of
+    timm.
     """
 
     def at_batch(self, batch_size_global: int) -> "OptimizerSpec":
-        """The optimizer with the learning rate that it has at this batch size."""
+        """The same optimizer, with its learning rate scaled to a batch size."""
         if self.lr_scaling is None:
             return self
         lr = self.lr * self.lr_scaling.factor(batch_size_global)
@@ -127,35 +132,35 @@ class OptimizerSpec(Section):
 
 
 class ScheduleSpec(Section):
-    """Learning rate as a function of the step. Decay is measured from step 0, as in timm: warm-up
-    only replaces its start.
+    """The learning rate as a function of the step. As in timm, decay is counted from step 0:
+    warm-up only replaces its first part.
     """
 
     over: Literal["stage", "run"] = "stage"
-    """Of a run in stages: each stage has its schedule from start to end, or one schedule goes
-    through all of them.
+    """For a run with several stages: every stage has a full schedule (`stage`), or one schedule
+    spans all stages (`run`).
     """
     name: Literal["cosine", "linear", "polynomial", "step", "constant"] = "cosine"
-    """How the learning rate falls."""
+    """The shape of the decay."""
     warmup: Duration = DurationValue(0, "iterations")
-    """How long the learning rate rises first; in a file also a share of the budget that the
-    schedule spans, such as 5%.
+    """The duration in which the learning rate rises at the start; in a recipe file also a
+    percentage of the budget, such as 5%.
     """
     warmup_lr: NonNegative = 0.0
-    """The learning rate that warm-up starts at."""
+    """The learning rate at the start of warm-up."""
     min_lr: NonNegative = 0.0
-    """The learning rate at the end of the budget, and the smallest of all."""
+    """The smallest learning rate, at the end of the budget."""
     power: Annotated[float, Field(gt=0), Within(1e-3, 1e3, "the learning rate would be a step")] = (
         1.0
     )
-    """Exponent of `polynomial`."""
+    """For `polynomial`: the exponent."""
     milestones: Annotated[tuple[Duration, ...], BeforeValidator(as_tuple)] = ()
-    """Of `step`: when the learning rate is multiplied by `decay_factor`."""
+    """For `step`: the durations after which the learning rate is multiplied by `decay_factor`."""
     decay_factor: Positive = 0.1
-    """Of `step`: what the learning rate is multiplied with at each milestone."""
+    """For `step`: the factor at each milestone."""
 
     @model_validator(mode="after")
-    def _milestones(self) -> Self:
+    def _milestones_fit_the_name(self) -> Self:
         if (self.name == "step") != bool(self.milestones):
             raise ValueError(
                 "schedule.milestones goes with name: step, and step needs at least one milestone"
@@ -168,61 +173,65 @@ class ScheduleSpec(Section):
         return self
 
 
-def _different(decays: tuple[float, ...]) -> tuple[float, ...]:
+def _distinct(decays: tuple[float, ...]) -> tuple[float, ...]:
     if len(set(decays)) < len(decays):
-        raise ValueError("two decays are the same: give each average one of its own")
+        raise ValueError("two decays are the same: give each average a different one")
     return decays
 
 
 class EmaSpec(Section):
-    """Weight averages in float32."""
+    """Exponential moving averages (EMA) of the weights, in float32."""
 
     decays: Annotated[
         tuple[Annotated[float, Field(gt=0, lt=1)], ...],
         BeforeValidator(as_tuple),
-        AfterValidator(_different),
+        AfterValidator(_distinct),
     ] = ()
-    """An average for each of these decays a step: 0.9999 looks back over about 10,000 steps."""
+    """The decay per step of each average: 0.9999 averages over about 10,000 steps. Empty: no average."""
     warmup: bool = False
-    """Whether early steps use min(decay, (1 + t) / (10 + t))."""
+    """Whether the decay of update t is min(decay, (1 + t) / (10 + t)), which is smaller at the start."""
 
 
 class StudentSpec(Section):
-    """One setting: model, objective, optimizer, schedule, averages."""
+    """A student: its model, objective, optimizer, schedule and averages."""
 
     model: str
     """The timm name of the model."""
     weights: str | None = None
-    """What it starts from: `pretrained` (timm's own), a .safetensors or .pth file; null starts from
-    scratch.
+    """The initial weights: `pretrained` (the weights of timm), or a .safetensors or .pth file; null:
+    random weights.
     """
     model_args: ModelArgs = Field(default_factory=dict)
-    """Arguments of the timm model by name."""
+    """Arguments of the timm model, by name."""
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Stochastic depth: the probability that a sample skips the last block; earlier blocks have
-    less.
+    """Stochastic depth: the probability that a sample skips the last block. It is smaller for
+    earlier blocks.
     """
     drop_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Dropout before the classifier."""
+    """Dropout probability before the classifier."""
     grad_checkpointing: bool = False
-    """Compute activations again in the backward instead of keeping them, block by block: less
-    memory, more time.
+    """Compute the activations of each block again in the backward pass instead of storing them:
+    less memory, more time.
     """
     mean: Triple | None = None
-    """Mean of its pixels, a number from 0 to 1 for red, green and blue; null is that of its timm
+    """Mean of the pixels for red, green and blue, each from 0 to 1; null: that of its timm
     config.
     """
     std: Std | None = None
-    """Standard deviation of its pixels, likewise."""
+    """Standard deviation of the pixels for red, green and blue, each from 0 to 1; null: that of its
+    timm config.
+    """
     seed: Seed = 0
-    """Of its first weights and dropout; batches and their order follow the run's seed."""
+    """Seed of the initial weights and of dropout. Data order and augmentation use the seed of the
+    run.
+    """
     objective: ObjectiveSpec
-    """What it learns from; left out, cross-entropy and the teacher's KL, 1 + 1, or cross-entropy
-    alone without a teacher.
+    """The losses that the student minimises. Default: cross-entropy plus KL divergence to the
+    teacher, with weights 1 and 1; without a teacher cross-entropy.
     """
     optimizer: OptimizerSpec
-    """How its weights move; left out, AdamW (see `optimizer.name`)."""
+    """The optimizer. Default: AdamW."""
     schedule: ScheduleSpec = ScheduleSpec()
-    """How its learning rate moves."""
+    """The learning rate schedule."""
     ema: EmaSpec = EmaSpec()
-    """Averages of its weights, which are evaluated and saved beside them."""
+    """Averages of the weights, which are evaluated and saved in addition to the weights."""

@@ -1,4 +1,4 @@
-"""Recipe files: `extends`, overrides, validation; errors name the key and the fix."""
+"""Finds and reads recipe files: `extends`, overrides, validation. Errors name the key and the fix."""
 
 from collections.abc import Iterable
 from importlib import resources
@@ -8,36 +8,28 @@ from pydantic import ValidationError
 
 from distill.errors import InputError, did_you_mean
 from distill.recipe.defaults import fill_defaults
-from distill.recipe.explain import explain
+from distill.recipe.explain import Tree, explain
 from distill.recipe.identity import recipe_digest
 from distill.recipe.notes import rate_notes
 from distill.recipe.overrides import apply_overrides
-from distill.recipe.resolve import (
-    Tree,
-    fit_warmups,
-    mark_shipped,
-    merge,
-    resolve_stages,
-    resolve_students,
-)
+from distill.recipe.resolve import merge, resolve_stages, resolve_students
 from distill.recipe.schema import Recipe
 from distill.recipe.text import TextError, dump, parse, read_text
+from distill.recipe.warmups import fit_warmups, mark_shipped
 
-# Folders of recipes/ that hold what recipes extend: strategies and parts of them.
+# Folders of recipes/ with files that other recipes extend.
 _FRAGMENTS = ("strategies", "parts")
 _MAX_EXTENDS = 20
 
 
 def recipes_dir() -> Path:
-    """The recipes that come with the package: beside it in a checkout, inside it when installed."""
+    """The folder of the recipes of the package: in the package if installed, else in the checkout."""
     inside = Path(str(resources.files("distill"))) / "_recipes"
     return inside if inside.is_dir() else Path(__file__).resolve().parents[2] / "recipes"
 
 
 def shipped_recipes() -> list[str]:
-    """Names of the complete recipes that come with the package: what `find_recipe` takes. Fragments
-    are left out.
-    """
+    """The names of the complete recipes of the package, as `find_recipe` accepts them."""
     paths = (path.relative_to(recipes_dir()) for path in recipes_dir().rglob("*.yaml"))
     return sorted(
         path.with_suffix("").as_posix() for path in paths if path.parts[0] not in _FRAGMENTS
@@ -45,7 +37,7 @@ def shipped_recipes() -> list[str]:
 
 
 def shipped_files() -> list[str]:
-    """Names of all files under recipes/: what `extends` takes."""
+    """The names of all files in recipes/, as `extends` accepts them."""
     return sorted(
         path.relative_to(recipes_dir()).with_suffix("").as_posix()
         for path in recipes_dir().rglob("*.yaml")
@@ -53,13 +45,13 @@ def shipped_files() -> list[str]:
 
 
 def find_recipe(name: str) -> Path:
-    """A recipe by path, or by its name among the shipped ones ("quickstart/students", with or
-    without .yaml).
+    """Finds a recipe by its path, by the folder of a run, or by the name of a recipe of the package
+    ("quickstart/students"); .yaml may be left out.
 
     Raises:
-        InputError: there is no such file; names the nearest shipped recipe.
+        InputError: there is no such file; the message names the nearest recipe of the package.
     """
-    path = _at_home(name)
+    path = _expanded(name)
     for candidate in (
         path,
         Path(f"{path}.yaml"),
@@ -71,20 +63,20 @@ def find_recipe(name: str) -> Path:
             return candidate
     if _exists(path) and path.is_dir():
         raise InputError(
-            f"{name}: a folder without recipe.yaml, so no run; a recipe is a YAML file"
+            f"{name}: is a folder without recipe.yaml, so not a run; a recipe is a YAML file"
         )
     if _exists(path):
         raise InputError(
-            f"{name}: a pipe or a device; a recipe is a YAML file, which a run reads more than once"
+            f"{name}: is a pipe or a device; a recipe is a file, since a run reads it more than once"
         )
     raise InputError(
-        f"no recipe {name[:200]!r}{did_you_mean(name[:200], shipped_recipes())}; 'distill recipe list'"
-        " shows those that come with the package"
+        f"no recipe {name[:200]!r}{did_you_mean(name[:200], shipped_recipes())}; 'distill recipe"
+        " list' shows the recipes of the package"
     )
 
 
-def _at_home(name: str) -> Path:
-    """A path, its ~ expanded where there is such a home."""
+def _expanded(name: str) -> Path:
+    """A path with ~ expanded, if that user exists."""
     try:
         return Path(name).expanduser()
     except RuntimeError:
@@ -94,7 +86,10 @@ def _at_home(name: str) -> Path:
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except (OSError, ValueError):  # a name too long or with a NUL, a folder that may not be entered
+    except (
+        OSError,
+        ValueError,
+    ):  # the name is too long or contains NUL, or the folder is not readable
         return False
 
 
@@ -106,10 +101,10 @@ def _exists(path: Path) -> bool:
 
 
 class _Files:
-    """A recipe file with what it extends, each file read once.
+    """Reads a recipe file and the files that it extends, each file once.
 
     Attributes:
-        shipped: what the shipped files among them say, merged; a user's own words are not in it.
+        shipped: the merged content of the files that belong to this package.
     """
 
     def __init__(self) -> None:
@@ -117,9 +112,7 @@ class _Files:
         self._read: dict[Path, Tree] = {}
 
     def tree(self, path: Path, seen: tuple[Path, ...] = ()) -> Tree:
-        """One file with what it extends merged below it: a path relative to the file, or a list of
-        them (later wins).
-        """
+        """Returns a file merged over the files that it extends, of which a later one wins."""
         path = path.resolve()
         if path in seen:
             raise InputError(
@@ -127,7 +120,7 @@ class _Files:
             )
         if len(seen) > _MAX_EXTENDS:
             raise InputError(
-                f"{seen[0]}: extends files that extend others, more than {_MAX_EXTENDS} deep"
+                f"{seen[0]}: extends files that extend others, more than {_MAX_EXTENDS} levels deep"
             )
         if path in self._read:
             return self._read[path]
@@ -135,7 +128,7 @@ class _Files:
         bases = own.pop("extends", [])
         bases = [bases] if isinstance(bases, str) else bases
         if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
-            raise InputError(f"{path}: extends is a path or a list of paths, not {bases!r}")
+            raise InputError(f"{path}: extends should be a path or a list of paths, not {bases!r}")
         merged: Tree = {}
         for base in bases:
             merged = merge(merged, self.tree(_find_base(base, path), (*seen, path)))
@@ -148,45 +141,48 @@ class _Files:
 
 
 def read_tree(path: Path) -> Tree:
-    """One file with what it extends merged below it."""
+    """Returns a file merged over the files that it extends."""
     return _Files().tree(path)
 
 
 def _read_file(path: Path) -> Tree:
-    """What one file says, `extends` included."""
+    """The content of one file, including `extends`."""
     try:
         tree = parse(read_text(path))
     except TextError as error:
         raise InputError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(tree, dict):
-        holds = (
-            "nothing"
-            if tree is None
-            else f"a {'list' if isinstance(tree, list) else type(tree).__name__}"
-        )
-        raise InputError(f"{path}: a recipe is a mapping of keys, and this file holds {holds}")
+        kind = "list" if isinstance(tree, list) else type(tree).__name__
+        content = "nothing" if tree is None else f"a {kind}"
+        raise InputError(f"{path}: a recipe is a mapping of keys, and this file contains {content}")
     return tree
 
 
 def _find_base(base: str, path: Path) -> Path:
-    """The file that `path` extends under this name."""
-    own = path.parent / _at_home(base)
-    for place in (own, recipes_dir() / base, recipes_dir() / f"{base}.yaml"):
-        if _is_file(place):
-            return place
+    """The file with the name `base` that `path` extends."""
+    own = path.parent / _expanded(base)
+    for candidate in (own, recipes_dir() / base, recipes_dir() / f"{base}.yaml"):
+        if _is_file(candidate):
+            return candidate
     raise InputError(
         f"{path}: extends {base!r}, and {own}"
-        f" {'is no plain file' if _exists(own) else 'does not exist'}, nor a shipped recipe of that"
-        f" name{did_you_mean(base, shipped_files())}"
+        f" {'is not a plain file' if _exists(own) else 'does not exist'}; nor is there such a file"
+        f" in the package{did_you_mean(base, shipped_files())}"
     )
 
 
 def read_recipe(name: str | Path, overrides: Iterable[str] = ()) -> tuple[Recipe, list[str]]:
-    """Read, extend, override, validate; and what was decided on the way that its user should know,
-    a sentence each.
+    """Reads a recipe: `load_recipe`, with notes about decisions that its user should know.
+
+    Args:
+        name: the path of a YAML file, the folder of a run, or the name of a recipe of the package.
+        overrides: changes of single keys, such as "train.budget=2 epochs".
+
+    Returns:
+        The recipe, and the notes, one sentence each.
 
     Raises:
-        InputError: what is wrong, a line a key, with the nearest known key.
+        InputError: the recipe is not valid; the message has a line for each wrong key.
     """
     path = find_recipe(str(name))
     files = _Files()
@@ -208,20 +204,29 @@ def read_recipe(name: str | Path, overrides: Iterable[str] = ()) -> tuple[Recipe
 
 
 def load_recipe(name: str | Path, overrides: Iterable[str] = ()) -> Recipe:
-    """`read_recipe` without the notes."""
+    """Reads a recipe, with the files that it extends, and validates it.
+
+    Args:
+        name: the path of a YAML file, the folder of a run, or the name of a recipe of the package.
+        overrides: changes of single keys, such as "train.budget=2 epochs".
+
+    Returns:
+        The complete recipe.
+
+    Raises:
+        InputError: the recipe is not valid; the message has a line for each wrong key.
+    """
     return read_recipe(name, overrides)[0]
 
 
 def dump_recipe(recipe: Recipe, *, ascii_only: bool = False) -> str:
-    """The resolved recipe as YAML that `load_recipe` reads back to an equal one."""
+    """Returns the complete recipe as YAML. `load_recipe` reads it back to an equal recipe."""
     return dump(recipe.model_dump(mode="json"), ascii_only=ascii_only)
 
 
 def digest_today(text: str) -> str:
-    """The digest of a resolved recipe that an earlier version saved, with this version's defaults
-    for keys it did not know.
-
-    Empty where this version no longer takes it.
+    """The fingerprint of a recipe that an earlier version saved, with the defaults of this version
+    for keys that are new. Empty if this version does not accept the recipe.
     """
     try:
         return recipe_digest(Recipe.model_validate(parse(text)))

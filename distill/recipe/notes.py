@@ -1,4 +1,4 @@
-"""What was decided about learning rates that a recipe's user should know."""
+"""Notes for the user about the learning rates of a recipe."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,20 +7,20 @@ from distill.recipe.schema import OptimizerSpec, Recipe
 
 
 def rate_notes(recipe: Recipe, shipped: Mapping[str, Any]) -> list[str]:
-    """How each learning rate is scaled to the batch, and where one of a strategy stands beside a
-    batch that is not the strategy's.
+    """Returns a note for each learning rate that is scaled with the batch size, and for each that was
+    chosen for another batch size than that of the run.
 
     Args:
-        shipped: what the shipped files that the recipe extends say.
+        shipped: the merged content of the files of this package that the recipe extends.
     """
     batch = recipe.train.batch_size_global
-    theirs = _number(shipped, "train", "batch_size_global")
-    their_lr = _number(shipped, "student", "optimizer", "lr")
+    shipped_batch = _number(shipped, "train", "batch_size_global")
+    shipped_lr = _number(shipped, "student", "optimizer", "lr")
     notes: dict[str, list[str]] = {}
     for key, optimizer in _optimizers(recipe):
         scaling = optimizer.lr_scaling
         if scaling is not None and scaling.batch_size == batch:
-            continue  # as it is written
+            continue  # not changed by scaling
         if scaling is not None:
             scaled = optimizer.at_batch(batch).lr
             root = "sqrt" if scaling.rule == "sqrt" else ""
@@ -28,11 +28,12 @@ def rate_notes(recipe: Recipe, shipped: Mapping[str, Any]) -> list[str]:
                 f"{optimizer.lr:g} x {root}({batch} / {scaling.batch_size}) = {scaled:g}"
                 f" (lr_scaling: {scaling.rule})"
             )
-        elif theirs is not None and theirs != batch and optimizer.lr == their_lr:
+        elif shipped_batch is not None and shipped_batch != batch and optimizer.lr == shipped_lr:
             note = (
-                f"{optimizer.lr:g} was chosen for batches of {theirs:g}, and"
+                f"{optimizer.lr:g} was chosen for batches of {shipped_batch:g}, and"
                 f" train.batch_size_global is {batch}; student.optimizer.lr_scaling='{{rule:"
-                f" linear, batch_size: {theirs:g}}}' makes it {optimizer.lr * batch / theirs:g}"
+                f" linear, batch_size: {shipped_batch:g}}}' makes it"
+                f" {optimizer.lr * batch / shipped_batch:g}"
             )
         else:
             continue
@@ -41,7 +42,7 @@ def rate_notes(recipe: Recipe, shipped: Mapping[str, Any]) -> list[str]:
 
 
 def _optimizers(recipe: Recipe) -> list[tuple[str, OptimizerSpec]]:
-    """Each student's optimizer in each stage, as the recipe writes it."""
+    """The optimizer of each student in each stage, before scaling."""
     if not recipe.stages:
         return [
             (f"students.{name}.optimizer", student.optimizer)

@@ -1,5 +1,5 @@
-"""What a student learns from: a hard loss against labels, a soft one against the
-teacher, or both.
+"""The objective of a student: a hard loss against labels, a soft loss against the teacher, or
+both.
 """
 
 from typing import Annotated, Literal, Self
@@ -8,110 +8,111 @@ from pydantic import Field, model_validator
 
 from distill.recipe.values import Section, Temperature, Weight
 
-# A teacher's largest probability; 0 and 1 would keep every sample and none but the rounded.
+# A probability threshold: 0 would keep every sample, and 1 almost none.
 Confidence = Annotated[float, Field(gt=0, lt=1)]
 Smoothing = Annotated[float, Field(ge=0, lt=1)]
 
 
 class CESpec(Section):
-    """Cross-entropy against the mixed, smoothed label distribution."""
+    """Cross-entropy with the label probabilities after mixing and label smoothing."""
 
     loss: Literal["ce"]
-    """The loss."""
+    """The name of the loss."""
     weight: Weight = 1.0
-    """What the loss is multiplied with."""
+    """The weight of the loss in the objective."""
     smoothing: Smoothing = 0.0
-    """Label smoothing: the probability that is spread over all classes."""
+    """Label smoothing: the probability that is distributed evenly over all classes."""
 
 
 class BCESpec(Section):
-    """Binary cross-entropy a class, averaged over the batch."""
+    """Binary cross-entropy of each class with the label probabilities, averaged over the batch."""
 
     loss: Literal["bce"]
-    """The loss."""
+    """The name of the loss."""
     weight: Weight = 1.0
-    """What the loss is multiplied with."""
+    """The weight of the loss in the objective."""
     smoothing: Smoothing = 0.0
-    """Label smoothing: the probability that is spread over all classes."""
+    """Label smoothing: the probability that is distributed evenly over all classes."""
     class_reduction: Literal["mean", "sum"] = "mean"
-    """Over classes: their mean (as in timm) or their sum."""
+    """Whether classes are averaged (as in timm) or summed."""
 
 
 class KLSpec(Section):
-    """Hinton's KL divergence: summed over classes, averaged over the batch, times the temperature
-    squared.
+    """KL divergence of Hinton et al.: summed over classes, averaged over the batch, multiplied by
+    the square of the temperature.
     """
 
     loss: Literal["kl"]
-    """The loss."""
+    """The name of the loss."""
     weight: Weight = 1.0
-    """What the loss is multiplied with."""
+    """The weight of the loss in the objective."""
     temperature: Temperature = 1.0
-    """What the logits of both are divided by."""
+    """The logits of student and teacher are divided by this number."""
     min_confidence: Confidence | None = None
-    """Samples whose largest teacher probability (temperature 1) is below it count zero; the mean is
-    still over all samples of the batch. Null: all count.
+    """The loss of a sample is 0 if the largest probability of the teacher (temperature 1) is
+    smaller than this; the mean is still over all samples of the batch. null: all samples count.
     """
 
 
 class BKLSpec(Section):
-    """Binary KL of the paper's Eq. 3, summed over classes."""
+    """Binary KL divergence (Eq. 3 of the paper), summed over classes."""
 
     loss: Literal["bkl"]
-    """The loss."""
+    """The name of the loss."""
     weight: Weight = 1.0
-    """What the loss is multiplied with."""
+    """The weight of the loss in the objective."""
     temperature: Temperature = 1.0
-    """What the logits of both are divided by."""
+    """The logits of student and teacher are divided by this number."""
     min_confidence: Confidence | None = None
-    """As in `kl`."""
+    """As for `kl`."""
 
 
 class BCETeacherSpec(Section):
-    """What the released code calls BKL: BCE-with-logits(student logits, softmax(teacher logits)),
-    averaged over classes.
+    """The loss that the released code calls BKL: binary cross-entropy of the student's logits with
+    the softmax of the teacher's logits, averaged over classes.
     """
 
     loss: Literal["bce_teacher"]
-    """The loss."""
+    """The name of the loss."""
     weight: Weight = 1.0
-    """What the loss is multiplied with."""
+    """The weight of the loss in the objective."""
 
 
 class DKDSpec(Section):
     """Decoupled KD (Eq. 4): alpha TCKD + beta NCKD."""
 
     loss: Literal["dkd"]
-    """The loss."""
+    """The name of the loss."""
     weight: Weight = 1.0
-    """What the loss is multiplied with."""
+    """The weight of the loss in the objective."""
     alpha: Weight = 1.0
-    """Weight of the target class against the rest."""
+    """Weight of TCKD: the target class against all others."""
     beta: Weight = 2.0
-    """Weight of the other classes among themselves."""
+    """Weight of NCKD: the other classes among each other."""
     temperature: Temperature = 1.0
-    """What the logits of both are divided by."""
+    """The logits of student and teacher are divided by this number."""
     target: Literal["label", "teacher"] = "label"
-    """The class that is set apart: the image's label (under mixing, the larger share), or the
-    teacher's first choice, which images need whose labels are of another space or missing.
+    """The target class: the label of the image (of a mixed image, the label with the larger share),
+    or the most probable class of the teacher. Images without labels, or with other classes than
+    the run, need `teacher`.
     """
 
 
 class DISTSpec(Section):
-    """DIST (Eq. 5): Pearson distances between and within classes, over the samples of
-    `train.micro_batch_size`.
+    """DIST (Eq. 5): Pearson distances between classes and within classes, over the samples of a
+    micro-batch (`train.micro_batch_size`).
     """
 
     loss: Literal["dist"]
-    """The loss."""
+    """The name of the loss."""
     weight: Weight = 1.0
-    """What the loss is multiplied with."""
+    """The weight of the loss in the objective."""
     beta: Weight = 1.0
-    """Weight of the distance between classes, image by image."""
+    """Weight of the distance between classes, for each image."""
     gamma: Weight = 1.0
     """Weight of the distance within classes, over the images of a micro-batch."""
     temperature: Temperature = 1.0
-    """What the logits of both are divided by."""
+    """The logits of student and teacher are divided by this number."""
 
 
 HardSpec = Annotated[CESpec | BCESpec, Field(discriminator="loss")]
@@ -124,21 +125,19 @@ class ObjectiveSpec(Section):
     """total = hard.weight * hard + soft.weight * soft."""
 
     hard: HardSpec | None = None
-    """The loss against labels; null leaves it out."""
+    """The loss against labels; null: none."""
     soft: SoftSpec | None = None
-    """The loss against the teacher; null leaves it out."""
+    """The loss against the teacher; null: none."""
 
     @property
     def reads_labels(self) -> bool:
-        """Whether it learns from the images' labels, so that these must be of the student's
-        classes.
-        """
+        """Whether a loss uses the labels of images, which must then be classes of the run."""
         return self.hard is not None or (
             isinstance(self.soft, DKDSpec) and self.soft.target == "label"
         )
 
     @model_validator(mode="after")
-    def _something(self) -> Self:
+    def _has_a_loss(self) -> Self:
         if self.hard is None and self.soft is None:
             raise ValueError(
                 "a student needs something to learn from: give objective.hard, objective.soft or"

@@ -1,20 +1,21 @@
-"""Overrides by dotted key ("a.b=c", the value as YAML), laid on what the files say."""
+"""Overrides of single keys of a recipe: "a.b=c", with the value as YAML."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from distill.errors import InputError, did_you_mean
-from distill.recipe.resolve import Tree, merge, resolve_stages, resolve_students
+from distill.recipe.explain import Tree
+from distill.recipe.resolve import merge, resolve_stages, resolve_students
 from distill.recipe.stages import STAGE_DATA, STAGE_STUDENT
 from distill.recipe.text import MAX_DEPTH, TextError, parse
 
 
 def apply_overrides(tree: Tree, overrides: Iterable[str]) -> Tree:
-    """Lay "a.b=c" on the tree, the value read as YAML.
+    """Returns the tree with overrides such as "a.b=c" applied, values read as YAML.
 
     Raises:
-        InputError: no "=", an empty key, a value that is not YAML, or one that no stage would
-            follow, since each says it for itself.
+        InputError: there is no "=", a key is empty, a value is not YAML, or an override has no
+            effect because every stage sets the same key.
     """
     for override in map(_in_utf8, overrides):
         before = tree
@@ -26,7 +27,7 @@ def apply_overrides(tree: Tree, overrides: Iterable[str]) -> Tree:
             )
         if key == "extends":
             raise InputError(
-                f"override {override!r}: extends stands in a recipe file; overrides change single"
+                f"override {override!r}: extends belongs in a recipe file; overrides change single"
                 " keys"
             )
         if not text.strip():
@@ -43,8 +44,7 @@ def apply_overrides(tree: Tree, overrides: Iterable[str]) -> Tree:
         parts = key.split(".")
         if len(parts) > MAX_DEPTH:
             raise InputError(
-                f"override of {len(parts)} keys, one below the other: a recipe is at most"
-                f" {MAX_DEPTH} deep"
+                f"override with {len(parts)} nested keys: a recipe has at most {MAX_DEPTH} levels"
             )
         students = tree.get("students")
         known = (
@@ -76,20 +76,18 @@ def apply_overrides(tree: Tree, overrides: Iterable[str]) -> Tree:
 
 
 def _in_utf8(word: str) -> str:
-    """A word of the command line, read as UTF-8 where an ASCII locale has left its
-    bytes undecoded.
-    """
+    """Returns a word of the command line decoded as UTF-8, if an ASCII locale has not decoded it."""
     try:
         return word.encode("utf-8", "surrogateescape").decode("utf-8")
     except UnicodeError:
-        return word  # refused as YAML
+        return word  # the YAML parser refuses it
 
 
 def _refuse_without_effect(
     before: Tree, after: Tree, override: str, parts: list[str], value: Any
 ) -> None:
-    """Of a recipe in stages, what a stage says for itself is laid over what the run says: another
-    value there changes nothing.
+    """Raises InputError for an override of the run that every stage overrides, so that it changes
+    nothing.
     """
     stageable = {
         "data": (1, STAGE_DATA),
@@ -114,7 +112,7 @@ def _refuse_without_effect(
             inner[0], f"students.{inner[1]}."
         )
         raise InputError(
-            f"override {override!r}: no stage follows it, since each says so for itself: write"
+            f"override {override!r}: has no effect, since every stage sets this key: write"
             f" stages.NAME.{which}{'.'.join(inner[at:])}=..."
         )
 
@@ -132,7 +130,7 @@ def _nested(parts: list[str], value: Any) -> Any:
 
 
 def _override_stage(stages: Any, override: str, name: str, value: Tree) -> list[Any]:
-    """The stages with a value laid over one, which is named, or numbered from 0."""
+    """Returns the stages with an override applied to one, given by its name or its index from 0."""
     known = [str(stage.get("name")) for stage in stages or () if isinstance(stage, Mapping)]
     if not isinstance(stages, list) or len(known) != len(stages):
         raise InputError(f"override {override!r}: this recipe has no list of stages")

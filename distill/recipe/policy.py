@@ -1,9 +1,9 @@
-"""Names of timm's augmentation policies: the numbers in them, which timm takes as they come."""
+"""Checks the numbers in the names of timm's augmentation policies, which timm does not check."""
 
 import re
 
-# Section -> its largest number. More layers than operations make an image take minutes, and timm
-# clips magnitudes at 10 unless mmax says otherwise.
+# Section -> its largest number. With more layers than operations an image takes minutes; timm clips
+# magnitudes at 10 unless mmax is set.
 _LARGEST = {
     "m": 30,
     "mmax": 30,
@@ -19,16 +19,16 @@ _LARGEST = {
 
 
 def checked_policy(policy: str) -> str:
-    """The policy, where no number in it is beyond what an image survives.
+    """Returns the policy.
 
     Raises:
-        ValueError: one is; names its section.
+        ValueError: a number in it is too large; the message names its section.
     """
     for section in policy.split("-")[1:]:
         match = re.fullmatch(r"([a-z]+)(\d[\d.]*)", section)
         largest = _LARGEST.get(match[1]) if match else None
         if match is None or largest is None:
-            continue  # whether timm knows it is seen where the policy is made
+            continue  # timm checks the name when the policy is built
         digits = match[2]
         if len(digits) > 12 or digits.count(".") > 1 or float(digits) > largest:
             raise ValueError(

@@ -1,8 +1,9 @@
-"""What a run is, complete and immutable. Every number that shapes the result stands here, none in
-the environment.
+"""The recipe: the complete, immutable description of a run. Every number that changes the result
+is here, and none in the environment.
 
-Numbers carry their unit or scope in their name; optional is `X | None`. What can be checked without
-data or models is checked here; the rest (model names, files, label spaces) in `distill.training.check`.
+Names of numbers contain their unit or scope; optional values are `X | None`. This module checks
+what can be checked without data and models; `distill.training.check` checks the rest (model names,
+files, classes).
 """
 
 from typing import Annotated, Literal, Self
@@ -92,7 +93,8 @@ __all__ = [
     "TrainSpec",
 ]
 
-# timm's Lion divides by a mean over the tensor when it is cautious, so what is not known is refused
+# timm's cautious Lion divides by a mean over the tensor, so arguments that are not in this list are
+# refused.
 ELEMENTWISE_ARGS = frozenset(
     {
         "betas",
@@ -107,32 +109,32 @@ ELEMENTWISE_ARGS = frozenset(
         "layer_decay_min_scale",
     }
 )
-# They treat each weight by itself, so flat shards of layers are as good as layers. A test holds
-# each to it.
+# They update each weight independently, so that ZeRO may partition layers. A test checks each of
+# them.
 ELEMENTWISE_OPTIMIZERS = ("adamw", "adam", "sgd", "momentum", "lion")
 
 
 class Recipe(Section):
-    """A complete run. `student` holds what all `students` share; each student is merged over it
-    when the file is read.
-    """
+    """A complete run. In a file, `student` contains what all `students` have in common."""
 
     name: Annotated[str, Field(min_length=1)]
-    """What the run is called; left out, the name of the file."""
+    """The name of the run. Default: the name of the file."""
     description: str = ""
-    """A sentence for people."""
+    """A sentence that describes the run."""
     output: Annotated[str, Field(min_length=1)] | None = None
-    """The folder of the run; null is runs/NAME."""
+    """The folder of the run; null: runs/NAME."""
     seed: Seed = 0
-    """Of order, augmentation and mixing, and with a student's own seed of its weights."""
+    """Seed of data order, augmentation and mixing; together with `student.seed` also of the initial
+    weights.
+    """
     resume: Literal["auto", "never"] = "auto"
-    """Whether a run resumes from the newest whole checkpoint in its folder, or moves the earlier
-    run aside.
+    """auto: resume from the newest complete checkpoint in the folder of the run. never: rename the
+    folder of an earlier run and start again.
     """
     data: DataSpec
-    """Which images, and how they are seen."""
+    """The images, and how they are preprocessed."""
     teacher: TeacherSpec | None = None
-    """Whom the students learn from; null where they learn from labels alone."""
+    """The model that students learn from; null: they learn only from labels."""
     students: Annotated[
         dict[
             Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=100)],
@@ -140,17 +142,19 @@ class Recipe(Section):
         ],
         Field(min_length=1, max_length=1000),
     ]
-    """Name -> what each student has of its own, laid over `student`; null leaves a student out."""
+    """The students by name, each with its changes to `student`; null instead of a mapping removes an
+    inherited student.
+    """
     stages: Annotated[tuple[StageSpec, ...], BeforeValidator(as_tuple), Field(max_length=100)] = ()
-    """Stages that follow each other, each laid over the run; none is a run of one."""
+    """Stages that follow each other, each with its changes to the run. Empty: a run with one stage."""
     train: TrainSpec
-    """How long, in which batches."""
+    """Budget, batches and precision."""
     evaluate: EvaluateSpec = EvaluateSpec()
     """When students are evaluated."""
     checkpoint: CheckpointSpec = CheckpointSpec()
-    """When the whole state is saved."""
+    """When the state of the run is saved."""
     log: LogSpec = LogSpec()
-    """When losses are written down."""
+    """When and where losses are logged."""
 
     @property
     def output_dir(self) -> str:
@@ -162,21 +166,19 @@ class Recipe(Section):
 
     @property
     def budgets(self) -> str:
-        """How long it trains, for people."""
+        """The budget of the run, or of each stage, as text."""
         if not self.stages:
             return str(self.train.budget)
         return " + ".join(f"{stage.budget} of {stage.name}" for stage in self.stages)
 
     @property
     def stage_keys(self) -> tuple[str, ...]:
-        """What stands before the keys of each stage: "stages.NAME."; of a run without stages,
-        nothing once.
-        """
+        """The prefix of the keys of each stage: "stages.NAME."; one empty prefix without stages."""
         return tuple(f"stages.{stage.name}." for stage in self.stages) or ("",)
 
     def at_stage(self, index: int) -> "Recipe":
-        """The recipe as it stands in one of its stages: that of a run which has no other, with
-        learning rates scaled to the batch.
+        """The recipe of one stage, as a recipe without stages, with learning rates scaled to the
+        batch size.
         """
         learning = self.stages[index].students if self.stages else self.students
         keys = STAGE_STUDENT if self.stages else ()
@@ -195,11 +197,11 @@ class Recipe(Section):
         )
 
     @model_validator(mode="after")
-    def _names(self) -> Self:
+    def _names_are_free(self) -> Self:
         if "teacher" in self.students:
             raise ValueError(
-                'students.teacher: the name "teacher" is taken by the teacher: give the student'
-                " another"
+                'students.teacher: the name "teacher" belongs to the teacher: give the student'
+                " another name"
             )
         return self
 
@@ -209,13 +211,13 @@ class Recipe(Section):
             raise ValueError("train.budget: missing, and it has no default")
         if self.train.budget is not None and self.stages:
             raise ValueError(
-                "train.budget: each of stages has a budget of its own: leave this one out, or set"
-                " it to null"
+                "train.budget: each of stages has its own budget: remove train.budget or set it to"
+                " null"
             )
         return self
 
     @model_validator(mode="after")
-    def _stages(self) -> Self:
+    def _stages_fit_together(self) -> Self:
         for problem in stage_problems(
             self.stages, self.students, self.train.zero_stage, self.train.batch_size_global
         ):
@@ -223,7 +225,7 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
-    def _held_out_of_a_stage(self) -> Self:
+    def _a_stage_holds_out_images(self) -> Self:
         if (
             isinstance(self.data.eval, HoldOutSpec)
             and self.stages
@@ -231,12 +233,12 @@ class Recipe(Section):
         ):
             raise ValueError(
                 "data.eval: kind: holdout takes a part of data.train, and no stage trains on"
-                " data.train: give data.eval a source of its own"
+                " data.train: give data.eval its own source"
             )
         return self
 
     @model_validator(mode="after")
-    def _teacher_where_needed(self) -> Self:
+    def _soft_losses_have_a_teacher(self) -> Self:
         for key, student in self._settings():
             if self.teacher is None and student.objective.soft is not None:
                 raise ValueError(
@@ -246,7 +248,7 @@ class Recipe(Section):
         return self
 
     def _settings(self) -> list[tuple[str, StageStudentSpec]]:
-        """How each student learns in each stage, with its key."""
+        """The settings of each student in each stage, with their keys."""
         if not self.stages:
             return [
                 (
@@ -271,18 +273,17 @@ class Recipe(Section):
                 and student.optimizer.name.lower() not in ELEMENTWISE_OPTIMIZERS
             ):
                 raise ValueError(
-                    f"{key}.optimizer: {student.optimizer.name} looks at whole layers or is not"
-                    " known to look at single weights, and train.zero_stage"
-                    f" {self.train.zero_stage} hands it flat shards, which makes it silently wrong"
-                    " (LAMB's trust ratio): use zero_stage: 0, or one of"
-                    f" {', '.join(ELEMENTWISE_OPTIMIZERS)}"
+                    f"{key}.optimizer: {student.optimizer.name} is not known to update each weight"
+                    f" independently, and train.zero_stage {self.train.zero_stage} partitions"
+                    " layers, which would make it silently wrong (trust ratio of LAMB): use"
+                    f" zero_stage: 0, or one of {', '.join(ELEMENTWISE_OPTIMIZERS)}"
                 )
             if self.train.zero_stage and (
                 odd := sorted(student.optimizer.args.keys() - ELEMENTWISE_ARGS)
             ):
                 raise ValueError(
-                    f"{key}.optimizer.args.{odd[0]}: not known to treat each weight by itself, as"
-                    f" train.zero_stage {self.train.zero_stage} needs: leave it out, or use"
+                    f"{key}.optimizer.args.{odd[0]}: not known to work on each weight independently,"
+                    f" as train.zero_stage {self.train.zero_stage} needs: remove it, or use"
                     " zero_stage: 0"
                 )
         return self

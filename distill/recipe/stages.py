@@ -1,5 +1,5 @@
-"""The part of a recipe that says what comes after what: stages, each with its own data, budget and
-objectives.
+"""The `stages` section of a recipe: stages that follow each other, each with its own data, budget
+and objectives.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,61 +14,63 @@ from distill.recipe.learning import OptimizerSpec, ScheduleSpec, StudentSpec
 from distill.recipe.objective import ObjectiveSpec
 from distill.recipe.values import Fraction, Section
 
-# What of `data` and of a student a stage may have of its own. Models, batch and evaluation are the
-# run's.
+# The keys of `data` and of a student that a stage may set. Models, batch size and evaluation are the
+# same in all stages.
 STAGE_DATA = ("train", "fraction", "keep_classes", "augment", "mixing", "unreadable")
 STAGE_STUDENT = ("objective", "optimizer", "schedule")
 
 
 class StageDataSpec(Section):
-    """What a stage trains on; in a file it is laid over `data`, whose fraction and keep_classes a
-    stage with its own `train` leaves behind.
+    """The data of a stage. Keys that a stage does not set are those of `data`; a stage with its own
+    `train` does not inherit `fraction` and `keep_classes`.
     """
 
     train: SourceSpec
     """The training images."""
     fraction: Fraction = 1.0
-    """The part of each class's training images that is used."""
+    """The fraction of the training images of each class that is used."""
     keep_classes: Literal["all", "shared", "unshared"] = "all"
-    """Which classes' samples are kept: as in `data`."""
+    """Which samples are used, as for `data.keep_classes`."""
     augment: AugmentSpec = AugmentSpec()
-    """The training view of one image."""
+    """Augmentation of training images."""
     mixing: MixingSpec = MixingSpec()
-    """What is mixed between images."""
+    """Mixup and cutmix of training images."""
     unreadable: Literal["error", "skip"] = "error"
-    """What an unreadable image does."""
+    """What happens if an image cannot be read, as for `data.unreadable`."""
 
 
 class StageStudentSpec(Section):
-    """How a student learns in a stage; in a file, `student` and `students` of the stage are laid
-    over the run's.
+    """How a student learns in a stage. In a file, `student` and `students` of a stage change those
+    of the run.
     """
 
     objective: ObjectiveSpec
-    """What it learns from in this stage."""
+    """The losses that the student minimises in this stage."""
     optimizer: OptimizerSpec
-    """How its weights move."""
+    """The optimizer."""
     schedule: ScheduleSpec = ScheduleSpec()
-    """How its learning rate moves."""
+    """The learning rate schedule."""
 
 
 class StageSpec(Section):
-    """One of several stages. Where its data has classes of its own (ImageNet-21K before 1K), it
-    teaches soft labels alone.
+    """One of several stages. A stage whose data has other classes than the run (ImageNet-21K before
+    ImageNet-1K) can only use the soft loss.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", max_length=100)]
-    """What the stage is called."""
+    """The name of the stage."""
     budget: Interval
-    """How long the stage trains."""
+    """The length of the stage."""
     optimizer: Literal["carry", "reset"] = "carry"
-    """Whether it begins with the optimizer state of the stage before, or without the past."""
+    """Whether the stage keeps the optimizer state of the previous stage or starts with a new one."""
     averages: Literal["carry", "reset"] = "carry"
-    """Whether it begins with the averages of the stage before, or with the weights as they are."""
+    """Whether the stage keeps the weight averages of the previous stage or starts new ones from the
+    current weights.
+    """
     data: StageDataSpec
-    """What it trains on, laid over `data`."""
+    """Changes to `data` in this stage."""
     students: dict[str, StageStudentSpec]
-    """Name -> how a student learns in this stage, laid over the run's."""
+    """Changes to students in this stage, by name."""
 
 
 def stage_problems(
@@ -77,13 +79,13 @@ def stage_problems(
     zero_stage: int,
     batch_size_global: int,
 ) -> Iterator[str]:
-    """What is wrong between stages: names given twice, students that one lacks, settings that
-    cannot change on the way.
+    """Yields a message for each problem: a name that is used twice, a student that is missing in a
+    stage, a setting that must not change between stages.
     """
     names = [stage.name for stage in stages]
     for name in names:
         if names.count(name) > 1:
-            yield f"stages: two are named {name!r}: give each a name of its own"
+            yield f"stages: two are named {name!r}: give each a different name"
     for stage in stages:
         for name in students:
             if name not in stage.students:
@@ -102,7 +104,7 @@ def stage_problems(
 
 
 def _at_batch(spec: StageStudentSpec, batch_size_global: int) -> StageStudentSpec:
-    """A student's settings with the learning rate that it has at this batch size."""
+    """A student's settings, with the learning rate scaled to a batch size."""
     return spec.model_copy(update={"optimizer": spec.optimizer.at_batch(batch_size_global)})
 
 
@@ -114,13 +116,13 @@ def _changes(
     now: StageStudentSpec,
     zero_stage: int,
 ) -> Iterator[str]:
-    """What a student's settings may not do between two stages."""
+    """Yields a message for each setting of a student that must not change between two stages."""
     if "run" in (before.schedule.over, now.schedule.over) and (
         before.schedule != now.schedule or before.optimizer.lr != now.optimizer.lr
     ):
         yield (
-            f"{key}.students.{name}: schedule.over: run is one schedule through all stages, and"
-            " this stage has another schedule or lr: set over: stage, or give no stage its own"
+            f"{key}.students.{name}: schedule.over: run is one schedule for all stages, and this"
+            " stage has another schedule or lr: set over: stage, or use the same in all stages"
         )
     changed = [
         field
@@ -129,13 +131,13 @@ def _changes(
     ]
     if changed and stage.optimizer == "carry":
         yield (
-            f"{key}.students.{name}.optimizer.{changed[0]}: another than in the stage before, whose"
-            f" optimizer is carried on: set {key}.optimizer: reset, or leave it as it was (lr may"
+            f"{key}.students.{name}.optimizer.{changed[0]}: differs from the previous stage, whose"
+            f" optimizer state is kept: set {key}.optimizer: reset, or use the same value (lr may"
             " change)"
         )
     if changed and zero_stage:
         yield (
-            f"{key}.students.{name}.optimizer.{changed[0]}: another than in the stage before, which"
-            f" train.zero_stage {zero_stage} cannot do: use zero_stage: 0, or leave it as it was"
-            " (lr may change)"
+            f"{key}.students.{name}.optimizer.{changed[0]}: differs from the previous stage, which"
+            f" is not possible with train.zero_stage {zero_stage}: use zero_stage: 0, or the same"
+            " value (lr may change)"
         )

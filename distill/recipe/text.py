@@ -1,8 +1,7 @@
-"""Recipe text: UTF-8 files and YAML, bounded in size, read as a person means it or refused; and
-written so that it reads back.
+"""Reads and writes recipe text: UTF-8 and YAML of limited size, without the surprises of YAML 1.1.
 
 YAML 1.1 reads 010 as 8, 1:30 as 90, 1e-3 as text and 2024-01-01 as a date. Here a number with a
-leading zero is refused, 1e-3 is a number, and 1:30 and dates are text. Keys are text always, so
+leading zero is refused, 1e-3 is a number, and 1:30 and dates are text. Keys are always text, so
 that a student may be named `on` or `1e3`.
 """
 
@@ -18,7 +17,7 @@ import yaml
 from distill.errors import InputError
 
 MAX_BYTES = 2 * 2**20
-MAX_NODES = 100_000  # aliases counted as what they stand for
+MAX_NODES = 100_000  # an alias counts as its content
 MAX_DEPTH = 40
 _MAX_DIGITS = 40  # Python refuses to convert more than 4,300
 
@@ -40,31 +39,30 @@ _BOMS = (
 
 
 class TextError(ValueError):
-    """YAML that is no recipe: where and why, in a line."""
+    """YAML that cannot be a recipe. The message says where and why in one line."""
 
 
 class _Loader(yaml.SafeLoader):
-    """A SafeLoader with bounds, without dates, sexagesimal and octal numbers, and whose mappings
-    have text keys, each given once.
+    """A SafeLoader with size limits, without dates, sexagesimal and octal numbers, and with unique
+    text keys.
     """
 
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
         self._depth = self._deepest = self._num_nodes = 0
-        self._extents: dict[
-            int, tuple[int, int]
-        ] = {}  # of each finished node: the nodes in it, and how deep it goes
+        # For each finished node: how many nodes it contains, and how deep it is.
+        self._extents: dict[int, tuple[int, int]] = {}
 
     def compose_node(self, parent: Any, index: Any) -> yaml.Node | None:
-        """Compose a node and count what it stands for: an alias costs a word and may stand for a
-        million.
+        """Composes a node and counts the nodes in it. An alias is one word and may contain a million
+        nodes.
         """
         mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
         if self.check_event(yaml.AliasEvent):
             node = super().compose_node(parent, index)
             if id(node) not in self._extents:
                 raise yaml.composer.ComposerError(
-                    None, None, "an alias inside what it stands for", mark
+                    None, None, "an alias inside its own content", mark
                 )
             size, depth = self._extents[id(node)]
             self._count(size, self._depth + depth, mark)
@@ -84,11 +82,11 @@ class _Loader(yaml.SafeLoader):
         self._deepest = max(self._deepest, depth)
         if self._num_nodes > MAX_NODES:
             raise yaml.composer.ComposerError(
-                None, None, f"more than {MAX_NODES:,} values, aliases written out", mark
+                None, None, f"more than {MAX_NODES:,} values, with aliases expanded", mark
             )
         if depth > MAX_DEPTH:
             raise yaml.composer.ComposerError(
-                None, None, f"nested more than {MAX_DEPTH} deep", mark
+                None, None, f"more than {MAX_DEPTH} nested levels", mark
             )
 
     def construct_mapping(self, node: yaml.Node, deep: bool = False) -> dict[Any, Any]:
@@ -107,7 +105,7 @@ class _Loader(yaml.SafeLoader):
 
     def _key(self, node: yaml.Node) -> str:
         if not isinstance(node, yaml.ScalarNode):
-            raise _refusal("a key is a word, not a list or a mapping", node)
+            raise _refusal("a key should be a word, not a list or a mapping", node)
         return _printable(node)
 
     def construct_scalar(self, node: Any) -> str:
@@ -138,19 +136,19 @@ class _Loader(yaml.SafeLoader):
             else float(text.replace("_", ""))
         )
         if not math.isfinite(value):
-            raise _refusal(f"{text}: should be a finite number; null leaves a setting out", node)
+            raise _refusal(f"{text}: should be a finite number, or null for none", node)
         return value
 
     def refuse_none(self, node: Any) -> None:
         raise _refusal("None: write null, or 'None' for text", node)
 
     def refuse_tag(self, node: Any) -> None:
-        raise _refusal(f"{node.tag.replace(_TAG, '!!')}: a recipe has no tags", node)
+        raise _refusal(f"{node.tag.replace(_TAG, '!!')}: a recipe may not contain tags", node)
 
 
 class _Dumper(yaml.SafeDumper):
-    """A SafeDumper that quotes each text that _Loader, or any YAML 1.1 reader, takes for something
-    else.
+    """A SafeDumper that quotes each text that _Loader or any YAML 1.1 reader would read as another
+    type.
     """
 
     def ignore_aliases(self, data: Any) -> bool:
@@ -162,11 +160,11 @@ def _refusal(problem: str, node: yaml.Node) -> yaml.constructor.ConstructorError
 
 
 def _printable(node: yaml.ScalarNode) -> str:
-    """A scalar's text.
+    """The text of a scalar.
 
     Raises:
-        ConstructorError: it has characters that no name, path or terminal takes: controls, NUL,
-            halves of a surrogate pair.
+        ConstructorError: it contains control characters, NUL or half a surrogate pair, which names,
+            paths and terminals do not accept.
     """
     text: str = node.value
     for character in text:
@@ -188,10 +186,8 @@ _Loader.yaml_implicit_resolvers = {
     ]
     for start, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-for _class in (
-    _Loader,
-    _Dumper,
-):  # a dumper quotes what its resolvers take for something else than text
+# The dumper quotes text that its resolvers would read as another type.
+for _class in (_Loader, _Dumper):
     _class.add_implicit_resolver(f"{_TAG}int", _INT, _NUMBER_STARTS)
     _class.add_implicit_resolver(f"{_TAG}float", _FLOAT, _NUMBER_STARTS)
     _class.add_implicit_resolver(_NONE, re.compile("^None$"), ["N"])
@@ -204,10 +200,10 @@ _Loader.add_constructor(None, _Loader.refuse_tag)
 
 
 def parse(text: str) -> Any:
-    """The value of a YAML document.
+    """Returns the value of a YAML document.
 
     Raises:
-        TextError: it is not YAML, or not what a recipe may hold; says where.
+        TextError: it is not YAML, or it contains what a recipe may not contain.
     """
     try:
         return yaml.load(text, Loader=_Loader)
@@ -217,28 +213,22 @@ def parse(text: str) -> Any:
         raise TextError(f"{where}{error.problem or error.context}") from error
     except yaml.YAMLError as error:
         raise TextError(" ".join(str(error).split())) from error
-    except (
-        ValueError,
-        OverflowError,
-        LookupError,
-        AttributeError,
-    ) as error:  # "\UFFFFFFFF", !!bool x, !!int ""
+    except (ValueError, OverflowError, LookupError, AttributeError) as error:
+        # For example "\UFFFFFFFF", !!bool x, !!int "".
         raise TextError(f"{type(error).__name__}: {error}") from error
 
 
 def read_text(path: Path) -> str:
-    """The text of a recipe file, whatever the locale: UTF-8, or UTF-16 and UTF-32 where a byte
-    order mark says so.
+    """Returns the text of a recipe file: UTF-8, or UTF-16 and UTF-32 with a byte order mark. The
+    locale does not matter.
 
     Raises:
-        InputError: no plain file, too large, not readable, or in another encoding.
+        InputError: it is not a plain file, too large, not readable, or in another encoding.
     """
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
-            raise InputError(
-                f"{path}: should be a plain file, and it is a folder, a pipe or a device"
-            )
+            raise InputError(f"{path}: should be a plain file, and is a folder, a pipe or a device")
         if status.st_size > MAX_BYTES:
             raise InputError(
                 f"{path}: {status.st_size:,} bytes; a recipe has at most {MAX_BYTES:,}"
@@ -246,9 +236,7 @@ def read_text(path: Path) -> str:
         content = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-    mark, encoding = next(
-        ((mark, name) for mark, name in _BOMS if content.startswith(mark)), (b"", "utf-8")
-    )
+    mark, encoding = next((bom for bom in _BOMS if content.startswith(bom[0])), (b"", "utf-8"))
     try:
         return content.removeprefix(mark).decode(encoding)
     except UnicodeDecodeError as error:
@@ -259,7 +247,7 @@ def read_text(path: Path) -> str:
 
 
 def dump(tree: Any, *, ascii_only: bool = False, in_a_line: bool = False) -> str:
-    """A tree as YAML that `parse` reads back to an equal one."""
+    """Returns a tree as YAML. `parse` reads it back to an equal tree."""
     text: str = yaml.dump(
         tree,
         Dumper=_Dumper,

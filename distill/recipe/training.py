@@ -1,5 +1,5 @@
-"""The part of a recipe that says how long it trains, on what, and when it evaluates, saves and
-logs.
+"""The sections of a recipe for training itself: budget, batches, precision, and the intervals of
+evaluation, checkpoints and logs.
 """
 
 from typing import Annotated, Literal, Self
@@ -11,41 +11,44 @@ from distill.recipe.values import Count, EvenBatch, Names, Seconds, Section, Wit
 
 
 class TrainSpec(Section):
-    """How long, in which batches, in which precision. One process or many compute the same run."""
+    """Budget, batches and precision. The number of processes does not change the result."""
 
     budget: Interval | None = None
-    """How long the run trains: "300 epochs", "750k iterations", "10M samples"; null where `stages`
-    have their own.
+    """The length of the run, such as "300 epochs", "750k iterations" or "10M samples"; null: each
+    of `stages` has its own budget.
     """
     batch_size_global: EvenBatch = 256
-    """Samples of one optimizer step, over all processes together."""
+    """Number of samples in one optimizer step, over all processes."""
     micro_batch_size: EvenBatch | None = None
-    """Samples of one forward and backward, which is what BatchNorm and DIST look at; each process
-    accumulates as many as its share needs. Null: every process takes its whole share at once,
-    BatchNorm is synchronised and relations are gathered over the global batch.
+    """Number of samples in one forward and backward pass; BatchNorm and DIST use the statistics of
+    these samples. Each process accumulates gradients over its micro-batches. null: each process
+    computes its part of the batch in one pass, and BatchNorm and DIST use the statistics of the
+    global batch.
     """
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """What students compute in; their weights stay float32. fp16 scales the loss; bf16 wants an
-    Ampere GPU or newer.
+    """The data type of students' computations; their weights stay in float32. fp16 uses loss
+    scaling; bf16 needs an NVIDIA Ampere GPU or newer.
     """
     channels_last: bool = True
-    """Whether images lie channels-last in memory, which convolutions on GPUs prefer."""
+    """Whether images are stored channels-last in memory, which makes convolutions on GPUs faster."""
     compile: bool = False
-    """Whether models are compiled with torch.compile: minutes at the start, faster steps."""
+    """Whether models are compiled with torch.compile: the start takes minutes, steps are faster."""
     zero_stage: Literal[0, 1, 2, 3] = 0
-    """What lies in shards over the processes: nothing (0, DDP), optimizer state (1), gradients too
-    (2), weights too (3). The result is the same.
+    """What is partitioned over the processes: nothing (0, DDP), the optimizer state (1), also
+    gradients (2), also weights (3). The result is the same.
     """
     zero_offload: bool = False
-    """Keep what is sharded in host memory. One process alone shards nothing unless it offloads."""
+    """Whether the partitions are kept in host memory. A single process partitions nothing without
+    offload.
+    """
     timeout_s: Seconds = 600
-    """Seconds that a process waits for the others before the run ends."""
+    """Seconds that a process waits for the other processes before the run ends with an error."""
 
     @model_validator(mode="after")
-    def _zero(self) -> Self:
+    def _zero_is_possible(self) -> Self:
         if self.zero_offload and not self.zero_stage:
             raise ValueError(
-                "zero_offload: true goes with zero_stage 1, 2 or 3; under DDP nothing is sharded"
+                "zero_offload: true goes with zero_stage 1, 2 or 3; DDP partitions nothing"
             )
         if self.zero_stage and self.precision == "fp16":
             raise ValueError(
@@ -59,7 +62,7 @@ class TrainSpec(Section):
         return self
 
     @model_validator(mode="after")
-    def _divides(self) -> Self:
+    def _micro_batches_divide_the_batch(self) -> Self:
         if self.micro_batch_size is not None and self.batch_size_global % self.micro_batch_size:
             raise ValueError(
                 f"micro_batch_size {self.micro_batch_size} does not divide batch_size_global"
@@ -69,37 +72,37 @@ class TrainSpec(Section):
 
 
 class EvaluateSpec(Section):
-    """When students are evaluated; the end of the run, and of each stage, always is."""
+    """When students are evaluated. They are always evaluated at the end of a stage and of the run."""
 
     every: Interval = DurationValue(1, "epochs")
-    """The interval."""
+    """The interval between evaluations."""
     batch_size_process: Annotated[
         int, Field(ge=1), Within(1, 65536, "no device holds more images at once")
     ] = 256
-    """Images that a process evaluates at once."""
+    """Number of images in an evaluation batch of each process."""
 
 
 class CheckpointSpec(Section):
-    """When the whole state is saved; the end of the run always is."""
+    """When the state of the run is saved. It is always saved at the end of the run."""
 
     every: Interval = DurationValue(1, "epochs")
-    """The interval."""
+    """The interval between checkpoints."""
     keep_last: Count = 2
-    """How many of the newest are kept."""
+    """How many checkpoints are kept; older ones are deleted."""
 
 
 class LogSpec(Section):
-    """When losses are written down."""
+    """When and where losses are logged."""
 
     every: Interval = DurationValue(50, "iterations")
-    """The interval."""
+    """The interval between log entries."""
     trackers: Names = ()
-    """Where figures go besides metrics.jsonl: tensorboard, wandb, trackio."""
+    """Trackers that get the same values as metrics.jsonl: tensorboard, wandb, trackio."""
     project: Annotated[str, Field(min_length=1)] = "distill"
-    """What trackers group runs under."""
+    """The name of the project in trackers."""
     entity: str | None = None
-    """The user or team of wandb; null is the account's own."""
+    """The user or team in wandb; null: the default of the account."""
     directory: Annotated[str, Field(min_length=1)] | None = None
-    """The folder that trackers write to; null is trackers/ in the run's folder, and trackio's own
-    place.
+    """The folder that trackers write to; null: trackers/ in the folder of the run, and the default
+    folder of trackio.
     """

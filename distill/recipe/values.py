@@ -1,5 +1,5 @@
-"""What the sections of a recipe are made of: numbers with their bounds, tuples written as YAML
-lists, and the frozen base.
+"""Types for the sections of a recipe: numbers with bounds, tuples that are written as YAML lists,
+and the frozen base class.
 """
 
 from dataclasses import dataclass
@@ -19,8 +19,8 @@ from pydantic_core import CoreSchema, core_schema
 
 @dataclass(frozen=True)
 class Within:
-    """A bound that is no part of a number's meaning: beyond it a run that was called sound fails or
-    hangs. `why` is shown.
+    """A practical bound of a number: outside of it, a valid recipe would fail or hang when it runs.
+    `why` is part of the message.
     """
 
     low: float
@@ -30,14 +30,14 @@ class Within:
     def __get_pydantic_core_schema__(
         self, source: Any, handler: GetCoreSchemaHandler
     ) -> CoreSchema:
-        return core_schema.no_info_after_validator_function(self._checked, handler(source))
+        return core_schema.no_info_after_validator_function(self._check, handler(source))
 
     def __get_pydantic_json_schema__(
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
         return {"minimum": self.low, **handler(schema), "maximum": self.high}
 
-    def _checked(self, value: float) -> float:
+    def _check(self, value: float) -> float:
         if not self.low <= value <= self.high:
             bound = f"at most {self.high:,g}" if value > self.high else f"at least {self.low:g}"
             raise ValueError(f"should be {bound}, not {value:g}: {self.why}")
@@ -54,7 +54,7 @@ Temperature = Annotated[
 ]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
-Count = Annotated[int, Field(ge=1), Within(1, 10**9, "nothing that is counted here comes to more")]
+Count = Annotated[int, Field(ge=1), Within(1, 10**9, "no count in a recipe needs more")]
 Seconds = Annotated[int, Field(ge=1), Within(1, 10**6, "that is eleven days")]
 EvenBatch = Annotated[
     int, Field(ge=2, multiple_of=2), Within(2, 2**20, "no machine holds more images at once")
@@ -63,9 +63,8 @@ Pixels = Annotated[int, Field(ge=8), Within(8, 4096, "no classifier looks at lar
 
 
 def as_tuple(value: Any) -> Any:
-    return (
-        tuple(value) if isinstance(value, list) else value
-    )  # YAML has lists only, and strict tuples refuse them
+    """Converts a list, as YAML has it, since strict tuples refuse lists."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _ascending(value: tuple[float, float]) -> tuple[float, float]:
@@ -86,17 +85,19 @@ Std = Annotated[tuple[_Spread, _Spread, _Spread], BeforeValidator(as_tuple)]
 Names = Annotated[tuple[str, ...], BeforeValidator(as_tuple)]
 
 
-def _countable(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Raises ValueError for a whole number, at any depth, that no count or size of a model comes
-    to.
+def _checked_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Returns the arguments of a model.
+
+    Raises:
+        ValueError: a number in them, at any depth, is too large for a count or a size.
     """
-    waiting: list[tuple[str, Any]] = list(arguments.items())
-    while waiting:
-        key, value = waiting.pop()
+    unchecked: list[tuple[str, Any]] = list(arguments.items())
+    while unchecked:
+        key, value = unchecked.pop()
         if isinstance(value, dict):
-            waiting += [(f"{key}.{name}", inner) for name, inner in value.items()]
+            unchecked += [(f"{key}.{name}", inner) for name, inner in value.items()]
         elif isinstance(value, list):
-            waiting += [(key, inner) for inner in value]
+            unchecked += [(key, inner) for inner in value]
         elif isinstance(value, int) and abs(value) > _LARGEST_ARGUMENT:
             raise ValueError(
                 f"{key}: should be at most {_LARGEST_ARGUMENT:,}, not {value}: no model is so large"
@@ -104,13 +105,13 @@ def _countable(arguments: dict[str, Any]) -> dict[str, Any]:
     return arguments
 
 
-_LARGEST_ARGUMENT = 10**5  # of a depth: ten seconds until its parameters are counted
-ModelArgs = Annotated[dict[str, Any], AfterValidator(_countable)]
+_LARGEST_ARGUMENT = 10**5  # a model of this depth takes ten seconds to count
+ModelArgs = Annotated[dict[str, Any], AfterValidator(_checked_arguments)]
 
 
 class Section(BaseModel):
-    """A mapping of a recipe: frozen, strict, without unknown keys. Each field's docstring is its
-    description.
+    """A section of a recipe: frozen, with strict types and without unknown keys. The docstring of a
+    field is its description.
     """
 
     model_config = ConfigDict(

@@ -18,7 +18,7 @@ from distill.models.build import checkpoint_activations, config, create, student
 from distill.models.student import student_notes, student_view
 from distill.models.teacher import load_teacher
 from distill.recipe import DurationValue, Recipe, schema
-from distill.recipe.resolve import share_of
+from distill.recipe.warmups import share_of
 from distill.student.optimizer import check_optimizer
 from distill.training.build import refuse_image_size, refuse_scalars
 from distill.training.output_folder import refuse_foreign_output

@@ -57,6 +57,8 @@ def show_data(plan: "Plan") -> None:
     if plan.eval_source:
         show("", f"{len(plan.eval_source):,} for evaluation")
     show("classes", class_names(plan.classes))
+    for note in plan.notes:
+        show("note", note)
 
 
 def show_views(lines: Sequence[str]) -> None:

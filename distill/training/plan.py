@@ -5,7 +5,7 @@ No device is used.
 
 import hashlib
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from distill.data.sources import Source, has_class_order
 from distill.engine import TRACKERS
 from distill.errors import InputError, did_you_mean
 from distill.recipe import DurationValue, Recipe, schema
+from distill.recipe.warmups import fit_inherited_warmups
 from distill.rng import hash64
 from distill.training.inputs import contents_of, labels_of, shards_of
 from distill.training.share import nearest_numbers
@@ -158,6 +159,7 @@ class Plan:
         classes: what the students' and the teacher's logits stand for.
         order_given: the recipe says their order; else it follows from the names of folders or
             labels.
+        notes: what was changed in the recipe to fit the data, a sentence each.
     """
 
     recipe: Recipe
@@ -165,6 +167,7 @@ class Plan:
     eval_source: Source | None
     classes: tuple[str, ...]
     order_given: bool
+    notes: tuple[str, ...] = ()
 
     @property
     def total_steps(self) -> int:
@@ -287,7 +290,15 @@ def make_plan(recipe: Recipe) -> Plan:
         named_by = next(
             own.data.train for own, source in zip(recipes, sources, strict=True) if source.classes
         )
-    return Plan(recipe, tuple(stages), eval_source, classes, has_class_order(named_by))
+    recipe, notes = fit_inherited_warmups(
+        recipe,
+        [stage.last_step - stage.first_step for stage in stages],
+        [stage.order.steps_per_epoch for stage in stages],
+    )
+    stages = [replace(stage, recipe=recipe.at_stage(i)) for i, stage in enumerate(stages)]
+    return Plan(
+        recipe, tuple(stages), eval_source, classes, has_class_order(named_by), notes=tuple(notes)
+    )
 
 
 def _plan_stage(

@@ -219,14 +219,14 @@ def test_a_letter_that_a_locale_lacks_is_no_traceback() -> None:
     [
         ("a\0b", "no recipe 'a\\x00b'"),
         ("x" * 5000, "no recipe 'xxx"),
-        ("/dev/zero", "/dev/zero: a pipe or a device"),
-        ("fifo", "fifo: a pipe or a device"),
+        ("/dev/zero", "/dev/zero: is a pipe or a device"),
+        ("fifo", "fifo: is a pipe or a device"),
         ("folder", "a folder without recipe.yaml"),
-        ("extends_fifo.yaml", "fifo is no plain file"),
+        ("extends_fifo.yaml", "fifo is not a plain file"),
         ("latin.yaml", "byte 13 is not UTF-8"),
         ("cycle.yaml", "extends itself through cycle.yaml -> other.yaml -> cycle.yaml"),
         ("large.yaml", "a recipe has at most"),
-        ("chain0.yaml", "more than 20 deep"),
+        ("chain0.yaml", "more than 20 levels deep"),
         ("~nobody-here/x", "no recipe '~nobody-here/x'"),
     ],
 )

@@ -316,12 +316,12 @@ def test_scalars_are_read_as_people_mean_them(text: str, value: Any) -> None:
         ("on: 1\n'on': 2", "the key 'on' is given twice"),
         ('name: "a\\0b"', "the control character '\\x00' in a text"),
         ('name: "\\ud800"', "control character"),
-        ("a: !!timestamp 2024-01-01", "!!timestamp: a recipe has no tags"),
-        ("a: &x [*x]", "an alias inside what it stands for"),
-        ("[" * 20_000, f"nested more than {MAX_DEPTH} deep"),
+        ("a: !!timestamp 2024-01-01", "!!timestamp: a recipe may not contain tags"),
+        ("a: &x [*x]", "an alias inside its own content"),
+        ("[" * 20_000, f"more than {MAX_DEPTH} nested levels"),
         (
             "\n".join([f"a{i}: &a{i} [*a{i - 1}]" if i else "a0: &a0 [x]" for i in range(60)]),
-            "nested more than",
+            "more than",
         ),
         (
             "a0: &a0 [x]\n"

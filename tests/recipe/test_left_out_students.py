@@ -1,0 +1,51 @@
+"""null instead of a mapping removes a student from a recipe."""
+
+from pathlib import Path
+
+import pytest
+
+from distill.errors import InputError
+from distill.recipe import load_recipe
+
+
+def test_null_leaves_a_student_out(tmp_path: Path) -> None:
+    recipe = load_recipe("quickstart/students", ["students.dkd=null"])
+    assert list(recipe.students) == ["alone", "kd", "dist"]
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "extends: quickstart/students\nname: mine\nstudents: {dkd: null, alone: null}\n"
+    )
+    recipe = load_recipe(path)
+    assert list(recipe.students) == ["kd", "dist"]
+    assert load_recipe("quickstart/students").students["kd"] == recipe.students["kd"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (
+            [f"students.{name}=null" for name in ("alone", "kd", "dkd", "dist")],
+            "students.dist: null removes a student",
+        ),
+        (["students.dkd=null", "students.dkd.seed=1"], "no student 'dkd'"),
+        (["students.dkd="], "no value: write students.dkd=null"),
+    ],
+)
+def test_null_that_cannot_be(overrides: list[str], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        load_recipe("quickstart/students", overrides)
+
+
+def test_a_left_out_student_takes_its_part_of_stages_with_it() -> None:
+    recipe = load_recipe(
+        "imagenet21k/res50_beitv2b_a1_187p5k_187p5k_confident", ["students.sure0p3=null"]
+    )
+    assert list(recipe.students) == ["kd", "sure0p1", "sure0p5"]
+    assert all(list(stage.students) == ["kd", "sure0p1", "sure0p5"] for stage in recipe.stages)
+
+
+def test_null_in_a_stage_is_refused() -> None:
+    with pytest.raises(
+        InputError, match=r"stages\.in1k\.students\.kd: should be a mapping of keys"
+    ):
+        load_recipe("imagenet21k/res50_beitv2b_a1_187p5k_187p5k", ["stages.in1k.students.kd=null"])
