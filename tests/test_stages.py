@@ -276,7 +276,7 @@ def test_a_resolved_recipe_in_stages_is_a_recipe_again(foreign: Path, tmp_path: 
         ),
         (
             "stages.own.student.optimizer.weight_decay=0.1",
-            r"optimizer.weight_decay: another than .* reset",
+            r"optimizer.weight_decay: differs from .* reset",
         ),
         ("student.schedule.over=run", r"schedule.over: run is one schedule for all stages"),
         ("stages.foreign.student.objective.soft=null", r"needs something to learn from"),

@@ -35,7 +35,7 @@ def json_schema() -> dict[str, Any]:
         **schema["properties"],
         "student": {
             "description": "The settings that all students have in common.",
-            "$ref": "#/$defs/Student",
+            "$ref": "#/$defs/StudentSpec",
         },
     }
     students = schema["properties"]["students"]
@@ -47,7 +47,7 @@ def json_schema() -> dict[str, Any]:
     }
     parts["StageSpec"]["properties"]["student"] = {
         "description": "Changes to all students in this stage.",
-        "$ref": "#/$defs/StageStudent",
+        "$ref": "#/$defs/StageStudentSpec",
     }
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 

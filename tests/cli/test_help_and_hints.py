@@ -138,7 +138,7 @@ def test_completion_offers_recipes_and_keys(
 def test_keys_lists_prints_and_refuses(cli: Cli) -> None:
     out = cli("recipe", "keys", "student.optimizer.lr").out
     assert "student.optimizer.lr  number, above 0; default: 0.001" in out
-    assert "    The learning rate at its largest, at the end of warm-up.\n" in out
+    assert "    The largest learning rate, at the end of warm-up.\n" in out
     assert all(line == line.rstrip() for line in out.splitlines())
     assert cli("recipe", "keys", "--markdown").out == (ROOT / "docs/recipes.md").read_text()
     assert '"$schema"' in cli("recipe", "keys", "--json-schema").out

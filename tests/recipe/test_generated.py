@@ -343,7 +343,7 @@ def test_what_yaml_would_read_otherwise_is_refused(text: str, says: str) -> None
             "student.model=no",
             (
                 "students.a.model: should be a valid string, not False: YAML reads yes, no, on and"
-                " off so"
+                " off as true or false"
             ),
         ),
         ("name=1e5", "name: should be a valid string, not 100000.0: put the text in quotes"),
