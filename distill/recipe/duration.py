@@ -103,7 +103,7 @@ def parse_duration(value: Any) -> DurationValue:
 
 
 def _parse_only(value: Any, _handler: object) -> DurationValue:
-    """The validator of a duration. Pydantic's own would turn an InheritedDuration into a plain one."""
+    """Validates a duration. Pydantic's own validator would lose that it is inherited."""
     return parse_duration(value)
 
 

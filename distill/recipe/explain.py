@@ -57,8 +57,8 @@ def _how_to_write(detail: Any) -> str:
     return ""
 
 
-# Messages of pydantic about Python types in words about recipes, and errors for which the value does
-# not help.
+# Messages of pydantic that are about Python types, in words about recipes; and the types of errors
+# whose message does not need the value.
 _PLAIN = {
     "model_type": "should be a mapping of keys",
     "model_attributes_type": "should be a mapping of keys",

@@ -14,8 +14,8 @@ _SHARE = r"^\s*\d{1,2}(\.\d*)?\s*%\s*$"
 
 
 def json_schema() -> dict[str, Any]:
-    """Returns a schema that accepts every recipe file, complete or not, and rejects unknown keys and
-    wrong types.
+    """Returns a schema that accepts every recipe file, complete or not, and rejects unknown keys
+    and wrong types.
 
     No key is required, since missing keys may come from the files that it extends. The schema has
     `student` and `extends`, which a resolved recipe does not have.

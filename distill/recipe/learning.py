@@ -54,7 +54,7 @@ class TeacherSpec(Section):
     image_size: Pixels | None = None
     """Side of the images that the teacher gets, in pixels; null: its own size."""
     mean: Triple | None = None
-    """Mean of the pixels for red, green and blue, each from 0 to 1; null: that of its timm config."""
+    """Mean of the pixels for red, green and blue, from 0 to 1; null: that of its timm config."""
     std: Std | None = None
     """Standard deviation of the pixels for red, green and blue, each from 0 to 1; null: that of its
     timm config.
@@ -187,9 +187,9 @@ class EmaSpec(Section):
         BeforeValidator(as_tuple),
         AfterValidator(_distinct),
     ] = ()
-    """The decay per step of each average: 0.9999 averages over about 10,000 steps. Empty: no average."""
+    """The decay per step of each average; 0.9999 averages over about 10,000 steps."""
     warmup: bool = False
-    """Whether the decay of update t is min(decay, (1 + t) / (10 + t)), which is smaller at the start."""
+    """Whether early updates t use a smaller decay, min(decay, (1 + t) / (10 + t))."""
 
 
 class StudentSpec(Section):
@@ -198,8 +198,8 @@ class StudentSpec(Section):
     model: str
     """The timm name of the model."""
     weights: str | None = None
-    """The initial weights: `pretrained` (the weights of timm), or a .safetensors or .pth file; null:
-    random weights.
+    """The initial weights: `pretrained` (the weights of timm), or a .safetensors or .pth file;
+    null: random weights.
     """
     model_args: ModelArgs = Field(default_factory=dict)
     """Arguments of the timm model, by name."""
@@ -214,9 +214,7 @@ class StudentSpec(Section):
     less memory, more time.
     """
     mean: Triple | None = None
-    """Mean of the pixels for red, green and blue, each from 0 to 1; null: that of its timm
-    config.
-    """
+    """Mean of the pixels for red, green and blue, from 0 to 1; null: that of its timm config."""
     std: Std | None = None
     """Standard deviation of the pixels for red, green and blue, each from 0 to 1; null: that of its
     timm config.

@@ -1,4 +1,4 @@
-"""Finds and reads recipe files: `extends`, overrides, validation. Errors name the key and the fix."""
+"""Finds and reads recipe files: `extends`, overrides, validation."""
 
 from collections.abc import Iterable
 from importlib import resources
@@ -23,7 +23,7 @@ _MAX_EXTENDS = 20
 
 
 def recipes_dir() -> Path:
-    """The folder of the recipes of the package: in the package if installed, else in the checkout."""
+    """The folder of the package's recipes: in the package if installed, else in the checkout."""
     inside = Path(str(resources.files("distill"))) / "_recipes"
     return inside if inside.is_dir() else Path(__file__).resolve().parents[2] / "recipes"
 
@@ -67,7 +67,7 @@ def find_recipe(name: str) -> Path:
         )
     if _exists(path):
         raise InputError(
-            f"{name}: is a pipe or a device; a recipe is a file, since a run reads it more than once"
+            f"{name}: is a pipe or a device; a recipe is a file, which a run reads several times"
         )
     raise InputError(
         f"no recipe {name[:200]!r}{did_you_mean(name[:200], shipped_recipes())}; 'distill recipe"

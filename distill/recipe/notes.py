@@ -7,8 +7,8 @@ from distill.recipe.schema import OptimizerSpec, Recipe
 
 
 def rate_notes(recipe: Recipe, shipped: Mapping[str, Any]) -> list[str]:
-    """Returns a note for each learning rate that is scaled with the batch size, and for each that was
-    chosen for another batch size than that of the run.
+    """Returns a note for each learning rate that is scaled with the batch size, and for each that
+    was chosen for another batch size than that of the run.
 
     Args:
         shipped: the merged content of the files of this package that the recipe extends.

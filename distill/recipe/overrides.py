@@ -76,7 +76,7 @@ def apply_overrides(tree: Tree, overrides: Iterable[str]) -> Tree:
 
 
 def _in_utf8(word: str) -> str:
-    """Returns a word of the command line decoded as UTF-8, if an ASCII locale has not decoded it."""
+    """Decodes a word of the command line as UTF-8, if an ASCII locale has not decoded it."""
     try:
         return word.encode("utf-8", "surrogateescape").decode("utf-8")
     except UnicodeError:

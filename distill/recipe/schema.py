@@ -142,11 +142,11 @@ class Recipe(Section):
         ],
         Field(min_length=1, max_length=1000),
     ]
-    """The students by name, each with its changes to `student`; null instead of a mapping removes an
-    inherited student.
+    """The students by name, each with its changes to `student`; null instead of a mapping removes
+    an inherited student.
     """
     stages: Annotated[tuple[StageSpec, ...], BeforeValidator(as_tuple), Field(max_length=100)] = ()
-    """Stages that follow each other, each with its changes to the run. Empty: a run with one stage."""
+    """Stages that follow each other, each with its changes to the run."""
     train: TrainSpec
     """Budget, batches and precision."""
     evaluate: EvaluateSpec = EvaluateSpec()
@@ -282,8 +282,8 @@ class Recipe(Section):
                 odd := sorted(student.optimizer.args.keys() - ELEMENTWISE_ARGS)
             ):
                 raise ValueError(
-                    f"{key}.optimizer.args.{odd[0]}: not known to work on each weight independently,"
-                    f" as train.zero_stage {self.train.zero_stage} needs: remove it, or use"
-                    " zero_stage: 0"
+                    f"{key}.optimizer.args.{odd[0]}: not known to work on each weight"
+                    f" independently, as train.zero_stage {self.train.zero_stage} needs: remove"
+                    " it, or use zero_stage: 0"
                 )
         return self

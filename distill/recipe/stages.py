@@ -14,8 +14,8 @@ from distill.recipe.learning import OptimizerSpec, ScheduleSpec, StudentSpec
 from distill.recipe.objective import ObjectiveSpec
 from distill.recipe.values import Fraction, Section
 
-# The keys of `data` and of a student that a stage may set. Models, batch size and evaluation are the
-# same in all stages.
+# The keys of `data` and of a student that a stage may set. Models, batch size and evaluation are
+# the same in all stages.
 STAGE_DATA = ("train", "fraction", "keep_classes", "augment", "mixing", "unreadable")
 STAGE_STUDENT = ("objective", "optimizer", "schedule")
 
@@ -62,7 +62,7 @@ class StageSpec(Section):
     budget: Interval
     """The length of the stage."""
     optimizer: Literal["carry", "reset"] = "carry"
-    """Whether the stage keeps the optimizer state of the previous stage or starts with a new one."""
+    """Whether the stage keeps the optimizer state of the previous stage or starts a new one."""
     averages: Literal["carry", "reset"] = "carry"
     """Whether the stage keeps the weight averages of the previous stage or starts new ones from the
     current weights.

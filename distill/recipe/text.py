@@ -54,8 +54,8 @@ class _Loader(yaml.SafeLoader):
         self._extents: dict[int, tuple[int, int]] = {}
 
     def compose_node(self, parent: Any, index: Any) -> yaml.Node | None:
-        """Composes a node and counts the nodes in it. An alias is one word and may contain a million
-        nodes.
+        """Composes a node and counts the nodes in it. An alias is one word and may contain a
+        million nodes.
         """
         mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
         if self.check_event(yaml.AliasEvent):

@@ -30,7 +30,7 @@ class TrainSpec(Section):
     scaling; bf16 needs an NVIDIA Ampere GPU or newer.
     """
     channels_last: bool = True
-    """Whether images are stored channels-last in memory, which makes convolutions on GPUs faster."""
+    """Whether images are stored channels-last, which makes convolutions on GPUs faster."""
     compile: bool = False
     """Whether models are compiled with torch.compile: the start takes minutes, steps are faster."""
     zero_stage: Literal[0, 1, 2, 3] = 0
@@ -72,7 +72,7 @@ class TrainSpec(Section):
 
 
 class EvaluateSpec(Section):
-    """When students are evaluated. They are always evaluated at the end of a stage and of the run."""
+    """When students are evaluated. The end of a stage and of the run always evaluates them."""
 
     every: Interval = DurationValue(1, "epochs")
     """The interval between evaluations."""

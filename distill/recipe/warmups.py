@@ -40,8 +40,8 @@ def mark_shipped(node: Any, origin: str) -> Any:
 
 
 def fit_warmups(tree: Tree) -> list[str]:
-    """Converts each warm-up that is a percentage of the budget to a duration, and shortens inherited
-    warm-ups, in place.
+    """Converts each warm-up that is a percentage of the budget to a duration, and shortens
+    inherited warm-ups, in place.
 
     An inherited warm-up that is not shorter than its budget becomes WARMUP_SHARE of the budget. If
     their units differ, `fit_inherited_warmups` compares them once the data is known. A warm-up that
