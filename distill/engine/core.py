@@ -111,6 +111,7 @@ class Engine:
         self._tracking = tracking
         self._tracks = False
         self._timeout_s = timeout_s
+        self._groups: dict[int, Any] = {}
         self._hosts: Any = (
             None  # their group over the network, where there is one beside the devices'
         )
@@ -233,6 +234,21 @@ class Engine:
             dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
         return tensor
 
+    def statistics_group(self, size: int) -> Any:
+        """The group of `size` neighbouring processes that this one is in; None for a size of 1.
+        Neighbours share a machine where the size divides the processes of one. Collective when a
+        size is first asked for: every rank.
+        """
+        if size == 1:
+            return None
+        if size not in self._groups:
+            self._groups[size] = (
+                dist.group.WORLD
+                if size == self.world_size
+                else dist.new_subgroups(size, timeout=timedelta(seconds=self._timeout_s))[0]
+            )
+        return self._groups[size]
+
     def connect_hosts(self) -> None:
         """Make what `any_on_hosts` talks through; on the CPU that is the processes' own group.
         Collective: every rank.
@@ -343,6 +359,7 @@ class Engine:
         # gloo's threads once aborted there.
         self.accelerator.free_memory()
         gc.collect()
+        self._groups.clear()
         zero.leave_group()
         if dist.is_initialized():
             dist.destroy_process_group()

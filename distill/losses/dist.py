@@ -6,8 +6,8 @@ largest entry, inside the exponential: a class of probability 1e-30 in every sam
 as any other. A fixed eps beside the norms, as in the usual code (1e-8), silences the intra term at
 21,841 classes, where column norms are near 1e-5 or far below.
 
-The intra term depends on which samples stand together. With `gather` these are the samples of all
-processes. Only nine numbers a class travel (extremes, means and second moments), never the logits.
+The intra term depends on which samples stand together. With a `group` these are the samples of all
+its processes. Only nine numbers a class travel (extremes, means and second moments), never the logits.
 """
 
 import torch
@@ -15,13 +15,15 @@ import torch.distributed as distributed
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill.losses.all_reduce import all_reduce
+from distill.losses.all_reduce import Group, all_reduce
 from distill.losses.inputs import float_pair
 
 _LOG_ZERO = -1e4  # exp() of it is 0 in every dtype, and it can be subtracted from itself
 
 
-def _correlation(log_student: Tensor, log_teacher: Tensor, dim: int, num_ranks: int = 1) -> Tensor:
+def _correlation(
+    log_student: Tensor, log_teacher: Tensor, dim: int, group: Group | None = None
+) -> Tensor:
     """Pearson correlation of student and teacher probabilities along `dim`: [B, K]
     log-probabilities -> [K] or [B].
 
@@ -32,8 +34,8 @@ def _correlation(log_student: Tensor, log_teacher: Tensor, dim: int, num_ranks: 
     # [4, n]: the largest of each side, then minus the smallest of each, so that one MAX reduces
     # all.
     bounds = torch.stack([side.amax(dim) for side in sides] + [-side.amin(dim) for side in sides])
-    if num_ranks > 1:
-        bounds = all_reduce(bounds, distributed.ReduceOp.MAX)
+    if group is not None:
+        bounds = all_reduce(bounds, group, distributed.ReduceOp.MAX)
     largest, negated_smallest = bounds.view(2, 2, -1)
     rounding = 8 * torch.finfo(bounds.dtype).eps * (1 + negated_smallest)
     constant = (largest + negated_smallest <= rounding).any(0)
@@ -41,8 +43,10 @@ def _correlation(log_student: Tensor, log_teacher: Tensor, dim: int, num_ranks: 
     student = torch.exp(log_student - largest[0].unsqueeze(dim))
     teacher = torch.exp(log_teacher - largest[1].unsqueeze(dim))
     totals = torch.stack([student.detach().sum(dim), teacher.sum(dim)])
-    if num_ranks > 1:
-        totals = all_reduce(totals)
+    num_ranks = 1
+    if group is not None:
+        totals = all_reduce(totals, group)
+        num_ranks = distributed.get_world_size(group)
     # The means carry no gradient, and need none: the derivative of a centred second moment by its
     # mean is the sum of centred values, which is 0.
     means = totals / (log_student.shape[dim] * num_ranks)
@@ -52,8 +56,8 @@ def _correlation(log_student: Tensor, log_teacher: Tensor, dim: int, num_ranks: 
     moments = torch.stack(
         [(student * student).sum(dim), (teacher * teacher).sum(dim), (student * teacher).sum(dim)]
     )
-    if num_ranks > 1:
-        moments = all_reduce(moments)
+    if group is not None:
+        moments = all_reduce(moments, group)
     student_square, teacher_square, product = moments.unbind()
     norms = (student_square * teacher_square).masked_fill(constant, 1).sqrt()
     correlation: Tensor = product / norms
@@ -66,7 +70,7 @@ def dist(
     beta: float = 1.0,
     gamma: float = 1.0,
     temperature: float = 1.0,
-    gather: bool = False,
+    group: Group | None = None,
 ) -> Tensor:
     """tau^2 (beta inter + gamma intra), p = softmax(logits / tau). Scalar, float32.
 
@@ -79,8 +83,7 @@ def dist(
     float32's rounding, a relative variation of about 1e-6 (1 + |log p|); a class above 1 - 6e-8 in
     every sample is constant too.
 
-    With `gather`, when torch.distributed runs more than one process, columns extend over all ranks.
-    Collective: every rank, equal B. Rows need no other rank, so the value's inter part is the
+    With a `group` of processes, columns extend over all of it. Collective in the group, equal B. Rows need no other rank, so the value's inter part is the
     rank's own mean, like any other loss. The gradient is right under DDP's averaging: averaged over
     ranks, parameters get the gradient of one process with the whole batch.
 
@@ -90,14 +93,11 @@ def dist(
         beta: weight of the inter term.
         gamma: weight of the intra term.
         temperature: tau > 0.
-        gather: relate the samples of all processes.
+        group: relate the samples of all its processes; None relates those of this one.
     """
     student, teacher = float_pair(student_logits, teacher_logits, "the teacher's")
     log_student = F.log_softmax(student / temperature, dim=-1)
     log_teacher = F.log_softmax(teacher / temperature, dim=-1).clamp(min=_LOG_ZERO)
-    num_ranks = 1
-    if gather and distributed.is_available() and distributed.is_initialized():
-        num_ranks = distributed.get_world_size()
     inter = 1 - _correlation(log_student, log_teacher, dim=1).mean()
-    intra = 1 - _correlation(log_student, log_teacher, dim=0, num_ranks=num_ranks).mean()
+    intra = 1 - _correlation(log_student, log_teacher, dim=0, group=group).mean()
     return (beta * inter + gamma * intra) * temperature**2

@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol, assert_never
 import torch
 from torch import Tensor
 
+from distill.losses.all_reduce import Group
 from distill.losses.bkl import bce_teacher, bkl
 from distill.losses.confidence import confident
 from distill.losses.dist import dist
@@ -122,13 +123,13 @@ class Objective:
         return LossTerms(total=total, hard=hard, soft=soft, kept=kept)
 
 
-def build_objective(spec: schema.ObjectiveSpec, *, gather: bool = False) -> Objective:
+def build_objective(spec: schema.ObjectiveSpec, *, group: Group | None = None) -> Objective:
     """Return the objective that a recipe describes.
 
     Args:
         spec: the recipe's `objective` section.
-        gather: losses that relate samples to each other (DIST) relate those of all processes; then
-            calls are collective.
+        group: losses that relate samples to each other (DIST) relate those of all its processes;
+            then calls are collective in it.
     """
     hard = None if spec.hard is None else HardTerm(_hard_loss(spec.hard), spec.hard.weight)
     soft = None
@@ -138,7 +139,7 @@ def build_objective(spec: schema.ObjectiveSpec, *, gather: bool = False) -> Obje
             if isinstance(spec.soft, schema.KLSpec | schema.BKLSpec)
             else None
         )
-        soft = SoftTerm(_soft_loss(spec.soft, gather), spec.soft.weight, min_confidence)
+        soft = SoftTerm(_soft_loss(spec.soft, group), spec.soft.weight, min_confidence)
     return Objective(hard, soft)
 
 
@@ -154,7 +155,7 @@ def _hard_loss(spec: schema.HardSpec) -> HardLoss:
             assert_never(spec)
 
 
-def _soft_loss(spec: schema.SoftSpec, gather: bool) -> SoftLoss:
+def _soft_loss(spec: schema.SoftSpec, group: Group | None) -> SoftLoss:
     match spec:
         case schema.KLSpec():
             return lambda logits, teacher, _: kl(
@@ -186,7 +187,7 @@ def _soft_loss(spec: schema.SoftSpec, gather: bool) -> SoftLoss:
                 beta=spec.beta,
                 gamma=spec.gamma,
                 temperature=spec.temperature,
-                gather=gather,
+                group=group,
             )
         case _:
             assert_never(spec)

@@ -1,9 +1,8 @@
 """BatchNorm whose result does not depend on how a global batch is spread over processes.
 
-Two cases. With a fixed micro-batch, statistics are each forward's own, and only the running
-averages need care: a step that takes several forwards must move them once, by the mean of the
-forwards' statistics, as that many processes would. Without one, statistics are those of the global
-batch, synchronised between processes.
+Statistics are those of a micro-batch. Where it is spread over a group of processes, they are
+synchronised in the group. A step of several forwards must move the running averages once, by the
+mean of the forwards' statistics, as that many processes would.
 """
 
 import torch
@@ -12,12 +11,16 @@ from timm.layers import convert_sync_batchnorm
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from distill.losses.all_reduce import all_reduce
+from distill.losses.all_reduce import Group, all_reduce
 
 
-def norms(module: nn.Module) -> list[_BatchNorm]:
+def norms(module: nn.Module) -> list["_BatchNorm | GroupBatchNorm"]:
     """BatchNorm layers that keep running statistics, in module order."""
-    return [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    return [
+        m
+        for m in module.modules()
+        if isinstance(m, GroupBatchNorm) or (isinstance(m, _BatchNorm) and m.track_running_stats)
+    ]
 
 
 def running_statistics(module: nn.Module) -> list[torch.Tensor]:
@@ -64,16 +67,17 @@ class StepStatistics:
             torch._foreach_copy_(self._buffers, self._sums)
 
 
-class GlobalBatchNorm(nn.Module):
-    """BatchNorm over the samples of all processes, for devices that torch's SyncBatchNorm refuses
-    (it wants CUDA).
+class GroupBatchNorm(nn.Module):
+    """BatchNorm over the samples of a group of processes, for devices that torch's SyncBatchNorm
+    refuses (it wants CUDA).
 
     Takes over the parameters and buffers of the layer it replaces, and what timm's BatchNormAct2d
     does after normalising.
     """
 
-    def __init__(self, norm: _BatchNorm) -> None:
+    def __init__(self, norm: _BatchNorm, group: Group) -> None:
         super().__init__()
+        self.process_group = group
         self.weight, self.bias = norm.weight, norm.bias
         self.running_mean: torch.Tensor
         self.running_var: torch.Tensor
@@ -94,10 +98,10 @@ class GlobalBatchNorm(nn.Module):
         if self.training:
             wide = x.float()
             count = torch.tensor(float(x.numel() // x.shape[1]), device=x.device)
-            dist.all_reduce(count)
-            mean = all_reduce(wide.sum(axes)) / count
+            dist.all_reduce(count, group=self.process_group)
+            mean = all_reduce(wide.sum(axes), self.process_group) / count
             centred = wide - mean.view(shape)
-            variance = all_reduce(centred.square().sum(axes)) / count
+            variance = all_reduce(centred.square().sum(axes), self.process_group) / count
             with torch.no_grad():
                 self.num_batches_tracked += 1
                 self.running_mean.lerp_(mean, self.momentum)
@@ -112,15 +116,15 @@ class GlobalBatchNorm(nn.Module):
         return self.act(self.drop(y.to(x.dtype)))  # type: ignore[no-any-return]
 
 
-def synchronise(module: nn.Module, device: torch.device) -> nn.Module:
+def synchronise(module: nn.Module, device: torch.device, group: Group) -> nn.Module:
     """Every BatchNorm of the module over the global batch. Names in its state dict stay. Collective
     when called, not here.
     """
     if device.type == "cuda":
-        return convert_sync_batchnorm(module)  # type: ignore[no-any-return]
+        return convert_sync_batchnorm(module, group)  # type: ignore[no-any-return]
     for name, child in module.named_children():
         if isinstance(child, _BatchNorm):
-            setattr(module, name, GlobalBatchNorm(child))
+            setattr(module, name, GroupBatchNorm(child, group))
         else:
-            synchronise(child, device)
+            synchronise(child, device, group)
     return module

@@ -63,7 +63,10 @@ def _twin(net: nn.Module) -> nn.Module:
     """Return a copy of a model in evaluation mode; its weights take no memory, and the caller gives
     others at each forward.
     """
-    twin = copy.deepcopy(net).eval().requires_grad_(False)
+    # A process group cannot be copied: BatchNorms of the copy keep that of the original.
+    groups = (getattr(module, "process_group", None) for module in net.modules())
+    memo = {id(group): group for group in groups if group is not None}
+    twin = copy.deepcopy(net, memo).eval().requires_grad_(False)
     empty: dict[int, nn.Parameter] = {}  # tied weights stay tied
     for module in twin.modules():
         for name, parameter in module._parameters.items():

@@ -96,15 +96,16 @@ class Student:
     engine: Engine
     micro_batch_size: int
     num_forwards: int
-    batch_norm_global: bool
+    group_size: int
     run_seed: int
     best: Best | None = None
     stopped_at: int | None = None
 
     def __post_init__(self) -> None:
         """Place the model, build its optimizer and its averages. Collective: every rank."""
-        if self.batch_norm_global and self.engine.world_size > 1:
-            self.net = synchronise(self.net, self.engine.device)
+        if self.group_size > 1:
+            group = self.engine.statistics_group(self.group_size)
+            self.net = synchronise(self.net, self.engine.device, group)
         self.num_parameters = sum(parameter.numel() for parameter in self.net.parameters())
         self._drop_path = DropPathKeys(self.net)
         self._drop_key = hash64(self.run_seed, "drop path", self.spec.seed)
@@ -219,7 +220,7 @@ class Student:
         """Average BatchNorm's running statistics, and those of the weight averages, over the
         processes. Collective: every rank.
         """
-        if not self.batch_norm_global and self.engine.world_size > 1:
+        if self.group_size < self.engine.world_size:
             running = {id(buffer) for buffer in running_statistics(self.net)}
             names = [name for name, buffer in self.net.named_buffers() if id(buffer) in running]
             self.engine.average_(

@@ -228,14 +228,12 @@ def refuse_scalars(net: nn.Module, zero_stage: int, what: str) -> None:
         )
 
 
-def stage_settings(plan: Plan, stage: StagePlan, name: str) -> StageSettings:
+def stage_settings(stage: StagePlan, name: str, share: Share, engine: Engine) -> StageSettings:
     """Return how a student learns in a stage."""
     spec = stage.recipe.students[name]
     return StageSettings(
         spec=spec,
-        objective=build_objective(
-            spec.objective, gather=plan.recipe.train.micro_batch_size is None
-        ),
+        objective=build_objective(spec.objective, group=engine.statistics_group(share.group_size)),
         build_optimizer=partial(build_optimizer, spec=spec.optimizer),
     )
 
@@ -246,14 +244,14 @@ def start_students(models: Models, plan: Plan, share: Share, engine: Engine) -> 
     return [
         Student(
             name=name,
-            settings=stage_settings(plan, plan.stages[0], name),
+            settings=stage_settings(plan.stages[0], name, share, engine),
             net=models.nets[name],
             view=models.views[name],
             lr_at=models.schedules[name],
             engine=engine,
             micro_batch_size=share.micro_batch_size,
             num_forwards=share.num_forwards,
-            batch_norm_global=recipe.train.micro_batch_size is None,
+            group_size=share.group_size,
             run_seed=recipe.seed,
         )
         for name, spec in recipe.students.items()

@@ -202,7 +202,7 @@ class Run:
         spec = self.plan.recipe.stages[index]
         for student in self.running:
             student.enter(
-                stage_settings(self.plan, stage, student.name),
+                stage_settings(stage, student.name, self.share, self.engine),
                 new_optimizer=spec.optimizer == "reset",
                 new_averages=spec.averages == "reset",
             )
@@ -385,7 +385,7 @@ class Run:
         self.evaluations.load(values)
         for student in self.students:
             if self.stage is not self.plan.stages[0]:
-                settings = stage_settings(self.plan, self.stage, student.name)
+                settings = stage_settings(self.stage, student.name, self.share, self.engine)
                 student.enter(settings, new_optimizer=True, new_averages=False)
             load_student(student, checkpoint, self.plan.output)
             if not student.running:

@@ -2,6 +2,7 @@
 machine holds.
 """
 
+import math
 import os
 from collections.abc import Callable
 from functools import partial
@@ -15,12 +16,10 @@ from distill.data.stream.transport import Transport
 from distill.errors import InputError
 from distill.recipe import schema
 from distill.training.plan import Plan, StagePlan
-from distill.training.share import nearest_numbers
 
 
 def check_streams(plan: Plan, num_processes: int, processes_here: int) -> None:
-    """Refuse what cannot be dealt: processes that do not divide the lanes, a cache that cannot hold
-    what they read at once.
+    """Refuse a cache that cannot hold what the processes of this machine read at once.
 
     Args:
         num_processes, processes_here: of the run, and of this machine.
@@ -30,20 +29,7 @@ def check_streams(plan: Plan, num_processes: int, processes_here: int) -> None:
     """
     for stage in plan.stages:
         if isinstance(stage.order, LaneOrder):
-            _check_lanes(f"{stage.key}data.train", stage.order, num_processes)
             _check_cache(stage, stage.order, processes_here / num_processes)
-
-
-def _check_lanes(key: str, order: LaneOrder, num_processes: int) -> None:
-    pairs = order.lanes // 2
-    if pairs % num_processes:
-        good = [n for n in range(1, pairs + 1) if pairs % n == 0]
-        raise InputError(
-            f"{key}.lanes: {order.lanes} lanes come in {pairs} pairs, which cannot be dealt evenly"
-            f" to {num_processes} processes: start"
-            f" {' or '.join(map(str, nearest_numbers(good, num_processes)))} processes, or set"
-            " train.micro_batch_size or other lanes"
-        )
 
 
 def _check_cache(stage: StagePlan, order: LaneOrder, share: float) -> None:
@@ -51,7 +37,8 @@ def _check_cache(stage: StagePlan, order: LaneOrder, share: float) -> None:
     size = _mean_cached_size(stage.source, stage.recipe.data.shards)
     if size is None:
         return
-    lanes = max(2, round(order.lanes * share))
+    # Lanes come in pairs, and two machines may share one.
+    lanes = min(order.lanes, 2 * math.ceil(order.lanes / 2 * share))
     num_shards = order.shards_at_once(lanes)
     needed_gb, limit_gb = num_shards * size / 1e9, stage.recipe.data.shards.cache_gb
     if needed_gb > limit_gb:

@@ -23,10 +23,10 @@ TIMEOUT_S = 900
 
 
 class Launch:
-    """Commands for two processes, started together, and what they came to."""
+    """Commands for several processes, started together, and what they came to."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, num_processes: int = 2) -> None:
+        self.folder, self.num_processes = folder, num_processes
         self._commands: list[dict[str, Any]] = []
 
     def add(
@@ -48,7 +48,7 @@ class Launch:
 
     def returned(self, function: str) -> list[Any]:
         """What `call` returned, by rank."""
-        return [self._result(function, rank)["returned"] for rank in (0, 1)]
+        return [self._result(function, rank)["returned"] for rank in range(self.num_processes)]
 
     def start(self) -> None:
         for command, port in zip(self._commands, free_ports(len(self._commands)), strict=True):
@@ -68,7 +68,7 @@ class Launch:
             "torch.distributed.run",
             "--standalone",
             "--nproc-per-node",
-            "2",
+            str(self.num_processes),
         ]
         self._log = (self.folder / "launch.log").open("w")
         self._process = subprocess.Popen(
@@ -95,10 +95,10 @@ class Launch:
         assert self._process.returncode == 0, (self.folder / "launch.log").read_text()[-4000:]
 
     def codes(self, name: str) -> list[int]:
-        return [self._result(name, rank)["code"] for rank in (0, 1)]
+        return [self._result(name, rank)["code"] for rank in range(self.num_processes)]
 
     def shown(self, name: str) -> list[str]:
-        return [self._result(name, rank)["shown"] for rank in (0, 1)]
+        return [self._result(name, rank)["shown"] for rank in range(self.num_processes)]
 
     def _result(self, name: str, rank: int) -> dict[str, Any]:
         return dict(json.loads((self.folder / f"{name}.{rank}.json").read_text()))
