@@ -9,15 +9,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from distill.checkpoint import Signals
+from distill.checkpoint.layout import METRICS_FILE
 from distill.data.loading.loader import Batch, TrainLoader
 from distill.engine import Engine
 from distill.engine.agreement import StepFlags
+from distill.engine.signals import Signals
 from distill.recipe import Recipe
 from distill.training.build import Models, build_models, train_loader
 from distill.training.loop import Run
 from distill.training.plan import Plan, make_plan
-from distill.training.rundir import METRICS_FILE, RunLock
+from distill.training.rundir import RunLock
 from distill.training.share import share_of_process
 
 LR, WEIGHT_DECAY, MOMENTUM = 0.01, 5e-4, 0.9
@@ -110,8 +111,8 @@ class SteppedRun:
         share = share_of_process(train.batch_size_global, train.micro_batch_size, engine.world_size)
         assert share.num_forwards == 1
         self.run = Run(plan, share, models, engine, RunLock())
-        self.run.journal.open(plan.output / METRICS_FILE, 0)
-        self.run.journal.go(0, self.run.running)
+        self.run.logger.open(plan.output / METRICS_FILE, 0)
+        self.run.logger.start(0, self.run.running)
         self.loader: TrainLoader = train_loader(plan, plan.stages[0], share, engine, 0)
         self._step_flags = StepFlags(engine, len(self.run.students))
 
@@ -122,7 +123,7 @@ class SteppedRun:
     def step(self, batches: Iterator[Batch]) -> None:
         """One step on the next of `batches`."""
         self.run._step(batches, self._step_flags, Signals())
-        self.run.journal.stepped(self.run.step, self.run.running)
+        self.run.logger.stepped(self.run.step, self.run.running)
 
     def close(self) -> None:
         """Read the last flags, and end the loader.

@@ -1,21 +1,15 @@
-"""How anything is printed, for people and for pipes; metrics.jsonl for programs."""
+"""How anything is printed, for people and for pipes."""
 
-import json
-import math
 import os
 import sys
 import textwrap
-import time
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any, TextIO
 
 from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from distill.errors import InputError, printable
+from distill.errors import printable
 
 # Files and pipes have no width: rich would wrap at 80 columns and break lines that programs read.
 _PLAIN_WIDTH = 1000
@@ -114,59 +108,3 @@ def hours_minutes(seconds: float) -> str:
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
-
-
-def _finite(value: Any) -> Any:
-    """A record with null for what JSON has no number for."""
-    if isinstance(value, Mapping):
-        return {key: _finite(inner) for key, inner in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-class MetricsFile:
-    """metrics.jsonl: one JSON object a line, with its step and its kind of event.
-
-    The main process writes it. A file that was deleted, moved or rotated during the run is replaced
-    by a new one at the same path, so that no later record is lost.
-    """
-
-    def __init__(
-        self, path: Path, write: bool, say: Callable[[str], None] = lambda message: None
-    ) -> None:
-        self._path, self._say = path, say
-        self._file: TextIO | None = path.open("a") if write else None
-
-    def write(self, event: str, step: int, values: Mapping[str, Any]) -> None:
-        """Append one record and hand it to the operating system.
-
-        Raises:
-            InputError: the disk is full, or the folder is gone or cannot be written.
-        """
-        if self._file:
-            record = {"event": event, "step": step, "time": round(time.time(), 3), **values}
-            try:
-                if not self._is_at_its_path(self._file):
-                    self._file.close()
-                    self._file = self._path.open("a")
-                    self._say(
-                        f"{self._path}: was deleted or moved; records from step {step} on are in a"
-                        " new file there"
-                    )
-                self._file.write(json.dumps(_finite(record)) + "\n")
-                self._file.flush()
-            except OSError as error:
-                raise InputError(
-                    f"{self._path}: cannot be written: {error}; make room, or set output= to"
-                    " another folder. The run goes on from its last checkpoint"
-                ) from error
-
-    def _is_at_its_path(self, file: TextIO) -> bool:
-        try:
-            return os.path.samestat(os.fstat(file.fileno()), self._path.stat())
-        except FileNotFoundError:
-            return False
-
-    def close(self) -> None:
-        """Close the file."""
-        if self._file:
-            self._file.close()

@@ -1,14 +1,13 @@
-"""Directories and files that are either wholly there or not at all, under kill -9 and power loss.
+"""Atomic writes: a file or directory is complete or absent, also after kill -9 and power loss.
 
-A directory is written as `.tmp-<name>-<pid>` beside its place, synced, and renamed. Where it
-replaces another, that one waits as `.old-<name>` until the new one stands: a kill between the two
-renames leaves the old one under that name, `current_directory` finds it, and `clean` puts it back.
-One process writes into a folder at a time.
+A directory is written as `.tmp-<name>-<pid>` in the same folder, synced, and renamed. If it
+replaces another, the old one is renamed to `.old-<name>` until the new one has its name: after a
+kill between the two renames `current_directory` finds the old one and `clean` restores it. One
+process writes into a folder at a time.
 """
 
 import errno
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -16,20 +15,18 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from distill.errors import InputError
 
 _TMP, _OLD = ".tmp-", ".old-"
-# .tmp-NAME-PID, or .tmp-NAME-PID.NUMBER of a directory on its way out: no other name is one of
+# .tmp-NAME-PID, or .tmp-NAME-PID.NUMBER of a directory that is being deleted. Other names are not
 # ours.
 _WORKING = re.compile(re.escape(_TMP) + r"(.+)-\d+(?:\.\d+)?")
 
 
-class CheckpointError(InputError):
-    """A checkpoint cannot be written, read or continued. The message names the file and
-    the mend.
-    """
+class WriteError(InputError):
+    """A file or folder cannot be written. The message names it, the reason and the fix."""
 
 
 # ---- directories ---------------------------------------------------------------------------------
@@ -37,13 +34,11 @@ class CheckpointError(InputError):
 
 @contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
-    """Yield an empty directory; when the block ends well it becomes `path` in one step, replacing
-    what stood there.
-
-    If the block raises, the directory is removed and `path` is as before.
+    """Yield an empty directory. When the block ends, it replaces `path` in one step; if the block
+    raises, it is removed and `path` is as before.
 
     Raises:
-        CheckpointError: the disk is full, read-only, or refuses the write in another way.
+        WriteError: the disk is full, read-only, or the write fails in another way.
     """
     tmp = path.parent / f"{_TMP}{path.name}-{os.getpid()}"
     old = path.parent / f"{_OLD}{path.name}"
@@ -62,7 +57,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         if old.exists() and not path.exists():
             old.rename(path)
         if (number := os_errno(error)) is not None:
-            raise CheckpointError(_explain(path, number, error)) from error
+            raise WriteError(_explain(path, number, error)) from error
         raise
     # Only now: until the parent is synced, a power loss may bring the old name back.
     if old.exists():
@@ -71,11 +66,11 @@ def atomic_directory(path: Path) -> Iterator[Path]:
 
 
 def current_directory(path: Path) -> Path | None:
-    """Where the content of `path` is to be read: `path`, or the predecessor that a kill left
-    mid-replacement, or None.
+    """Return where the content of `path` is: at `path`, at the old directory if a writer was killed
+    while it replaced it, or None.
     """
     old = path.parent / f"{_OLD}{path.name}"
-    # Twice: a writer may finish replacing between the two looks.
+    # `path` twice: a writer may finish between the first two checks.
     for candidate in (path, old, path):
         if candidate.is_dir():
             return candidate
@@ -83,11 +78,11 @@ def current_directory(path: Path) -> Path | None:
 
 
 def clean(parent: Path, name: str | None = None) -> None:
-    """Undo what killed writers left in `parent`: half-written directories go, a predecessor without
-    successor returns.
+    """Undo what killed writers left in `parent`: delete incomplete directories, restore an old one
+    that was not replaced.
 
-    Only the writing process of a folder may call this. `name` limits it to one directory. A folder
-    that cannot be written is left as it is.
+    Only the process that writes into a folder may call this. `name` limits it to one directory. A
+    folder that cannot be written stays as it is.
     """
     if not parent.is_dir():
         return
@@ -104,29 +99,29 @@ def clean(parent: Path, name: str | None = None) -> None:
 
 
 def remove_directory(path: Path) -> None:
-    """Delete a directory so that no kill leaves half of it under its name.
+    """Delete a directory, so that a kill leaves no part of it under its name.
 
     Raises:
-        CheckpointError: the folder it is in cannot be written.
+        WriteError: its parent cannot be written.
     """
     try:
         _discard(path)
     except OSError as error:
-        raise CheckpointError(_explain(path, os_errno(error) or errno.EIO, error)) from error
+        raise WriteError(_explain(path, os_errno(error) or errno.EIO, error)) from error
 
 
 def _discard(path: Path) -> None:
-    # Renamed first: its name is free at once and for certain, also on NFS, where files that someone
-    # reads cannot go yet.
+    # Renamed first: this frees the name at once, also on NFS, where files that are open elsewhere
+    # cannot be deleted yet.
     name = path.name.removeprefix(_OLD)
-    doomed = path.with_name(f"{_TMP}{name}-{os.getpid()}.{time.monotonic_ns()}")
-    path.rename(doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
+    removed = path.with_name(f"{_TMP}{name}-{os.getpid()}.{time.monotonic_ns()}")
+    path.rename(removed)
+    shutil.rmtree(removed, ignore_errors=True)
 
 
 def sync_directory(path: Path) -> None:
-    """Make the names in a directory durable; a file system that cannot (some network mounts) is let
-    off.
+    """Make the names in a directory durable. Does nothing on file systems that cannot (some network
+    mounts).
     """
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -139,50 +134,22 @@ def sync_directory(path: Path) -> None:
 
 
 def sync_file(path: Path) -> None:
-    """Make a file's content durable; raises where a delayed write fails only now."""
+    """Make a file's content durable.
+
+    Raises:
+        OSError: also for a delayed write that fails now.
+    """
     with path.open("rb+") as file:
         os.fsync(file.fileno())
 
 
 def _sync_tree(root: Path) -> None:
-    mode = root.stat().st_mode & 0o666  # what the umask leaves; safetensors writes 0600
+    mode = root.stat().st_mode & 0o666  # what the umask permits; safetensors writes 0600
     for folder, _, files in os.walk(root, topdown=False):
         for file in files:
             Path(folder, file).chmod(mode)
             sync_file(Path(folder, file))
         sync_directory(Path(folder))
-
-
-# ---- errors --------------------------------------------------------------------------------------
-
-
-def os_errno(error: BaseException) -> int | None:
-    """The errno behind an error, also where safetensors (Rust) gives it only in its message; None
-    if there is none.
-    """
-    if isinstance(error, OSError):
-        return error.errno or errno.EIO
-    if type(error).__name__ == "SafetensorError":
-        _, found, rest = str(error).partition("(os error ")
-        return int(rest.partition(")")[0]) if found else None
-    return None
-
-
-def _explain(path: Path, number: int, error: BaseException) -> str:
-    where = next((parent for parent in path.parents if parent.is_dir()), path.parent)
-    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        free = ""
-        with suppress(OSError):
-            free = f" ({shutil.disk_usage(where).free / 2**20:.0f} MiB free there)"
-        return (
-            f"{path}: no room left to write it{free}; earlier checkpoints are whole. "
-            "Free some room and start again, or set output= to a folder on another disk"
-        )
-    reason = os.strerror(number)
-    return (
-        f"{path}: cannot be written: {reason} ({error}). Make {where} writable, or set output= to a"
-        " folder that is"
-    )
 
 
 # ---- files ---------------------------------------------------------------------------------------
@@ -221,43 +188,16 @@ def atomic_write(
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Put a text in place of a file's, in one step; a file that holds it already is left alone.
+    """Replace the content of a file in one step, durably. A file that holds the text already is
+    left alone.
 
     Raises:
-        OSError: as any write.
+        OSError: the disk is full, read-only, or the write fails in another way.
     """
     if path.is_file() and path.read_text(encoding="utf-8", errors="replace") == text:
         return
     content = text.encode()
     atomic_write(path, lambda file: file.write(content))
-
-
-def truncate_jsonl(path: Path, step: int) -> int:
-    """Drop from a file of JSON lines the records whose "step" is greater than `step`, and torn
-    lines. Atomic.
-
-    Called on resume, so that what is computed again is not there twice. Records without a "step"
-    stay. A missing file is an empty one.
-
-    Returns:
-        The number of lines dropped.
-
-    Raises:
-        CheckpointError: the file cannot be rewritten.
-    """
-    if not path.exists():
-        return 0
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-        lines = text.splitlines()
-        kept = [line for line in lines if _belongs(line, step)]
-        content = "".join(f"{line}\n" for line in kept)
-        if content == text:
-            return 0
-        atomic_write(path, lambda file: file.write(content.encode()))
-    except OSError as error:
-        raise CheckpointError(_explain(path, os_errno(error) or errno.EIO, error)) from error
-    return len(lines) - len(kept)
 
 
 def sha256_of(path: Path) -> str:
@@ -266,9 +206,31 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _belongs(line: str, step: int) -> bool:
-    try:
-        record: Any = json.loads(line)
-    except ValueError:
-        return False
-    return isinstance(record, dict) and ("step" not in record or record["step"] <= step)
+# ---- errors --------------------------------------------------------------------------------------
+
+
+def os_errno(error: BaseException) -> int | None:
+    """The errno of an error, or None. safetensors (Rust) gives it only in its message."""
+    if isinstance(error, OSError):
+        return error.errno or errno.EIO
+    if type(error).__name__ == "SafetensorError":
+        _, found, rest = str(error).partition("(os error ")
+        return int(rest.partition(")")[0]) if found else None
+    return None
+
+
+def _explain(path: Path, number: int, error: BaseException) -> str:
+    where = next((parent for parent in path.parents if parent.is_dir()), path.parent)
+    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        free = ""
+        with suppress(OSError):
+            free = f" ({shutil.disk_usage(where).free / 2**20:.0f} MiB free there)"
+        return (
+            f"{path}: no space left to write it{free}; earlier checkpoints are complete. "
+            "Free some space and run again, or set output= to a folder on another disk"
+        )
+    reason = os.strerror(number)
+    return (
+        f"{path}: cannot be written: {reason} ({error}). Make {where} writable, or set output= to a"
+        " folder that is"
+    )

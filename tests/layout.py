@@ -28,10 +28,11 @@ LAYERS: tuple[frozenset[str], ...] = (
 )
 # The same within training/.
 TRAINING: tuple[frozenset[str], ...] = (
-    frozenset({"clock", "inputs", "live_losses", "output_folder", "screen", "share"}),
+    frozenset({"clock", "inputs", "live_losses", "metrics", "output_folder", "screen", "share"}),
     frozenset({"plan", "rundir"}),
     frozenset({"header", "logging", "streams"}),
-    frozenset({"build", "evaluations", "run_state", "summary"}),
+    frozenset({"build", "evaluations", "summary"}),
+    frozenset({"run_state"}),
     frozenset({"check", "loop"}),
 )
 

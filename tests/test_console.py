@@ -1,9 +1,6 @@
 """What people see: on a terminal a bar and a table that fit it, elsewhere plain lines."""
 
 import io
-import json
-import math
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,8 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 import distill.console
-from distill.console import MetricsFile, error_panel, hours_minutes, make_console, show_table
-from distill.errors import InputError
+from distill.console import error_panel, hours_minutes, make_console, show_table
 from distill.evaluation.accuracy import Accuracy
 from distill.recipe.schema import CESpec, KLSpec
 from distill.student.student import Best
@@ -181,54 +177,3 @@ def test_without_a_teacher_nothing_is_compared_with_one(
     assert "agrees" not in capsys.readouterr().out
     a_summary(tmp_path).show(make_console())
     assert "agrees" in capsys.readouterr().out
-
-
-# ---- metrics.jsonl -------------------------------------------------------------------------------
-
-
-def test_metrics_are_json_whatever_the_loss(tmp_path: Path) -> None:
-    file = MetricsFile(tmp_path / "metrics.jsonl", write=True)
-    file.write("train", 3, {"loss": math.nan, "students": {"a": {"loss": math.inf, "lr": 0.1}}})
-    file.write("train", 4, {"loss": 1.5})
-    lines = (
-        (tmp_path / "metrics.jsonl").read_text().splitlines()
-    )  # before it is closed: a program may watch
-    file.close()
-    first, second = (json.loads(line, parse_constant=pytest.fail) for line in lines)
-    assert (first["event"], first["step"], first["loss"]) == ("train", 3, None)
-    assert first["students"] == {"a": {"loss": None, "lr": 0.1}}
-    assert second["loss"] == 1.5
-    assert not (tmp_path / "other.jsonl").exists()
-    MetricsFile(tmp_path / "other.jsonl", write=False).write("train", 1, {})
-    assert not (tmp_path / "other.jsonl").exists()
-
-
-def test_records_after_the_file_was_deleted_or_moved_are_in_a_new_one(tmp_path: Path) -> None:
-    path, said = tmp_path / "metrics.jsonl", []
-    file = MetricsFile(path, write=True, say=said.append)
-
-    def steps(of: Path) -> list[int]:
-        return [json.loads(line)["step"] for line in of.read_text().splitlines()]
-
-    file.write("train", 1, {})
-    path.unlink()
-    file.write("train", 2, {})
-    assert steps(path) == [2]
-    path.rename(tmp_path / "rotated")
-    file.write("train", 3, {})
-    file.write("train", 4, {})
-    assert steps(tmp_path / "rotated") == [2]
-    assert steps(path) == [3, 4]
-    path.rename(tmp_path / "older")
-    path.write_text("")  # as logrotate's "create"
-    file.write("train", 5, {})
-    assert steps(path) == [5]
-    path.write_text("")  # as logrotate's "copytruncate"
-    file.write("train", 6, {})
-    assert steps(path) == [6]
-    assert [f"from step {n} on" in line for n, line in zip((2, 3, 5), said, strict=True)] == [
-        True
-    ] * 3
-    shutil.rmtree(tmp_path)
-    with pytest.raises(InputError, match=r"metrics\.jsonl: cannot be written"):
-        file.write("train", 7, {})

@@ -60,7 +60,8 @@ def test_one_student_stops_and_the_others_do_not_notice(
     assert run(with_diverging(tmp_path)) == DONE
     shown = capsys.readouterr().out
     assert (
-        "bad: the loss of step 5 is not finite; this student stops here, the others go on" in shown
+        "bad: the loss of step 5 is not finite; this student stops here, the others continue"
+        in shown
     )
     assert "students.bad.optimizer.lr" in shown
     for name in ("lamb", "sgd"):

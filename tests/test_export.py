@@ -16,9 +16,9 @@ from tiny import IMAGE_SIZE, checkpoint, run
 from torch import nn
 
 import distill.models.export_format
-from distill.checkpoint import CheckpointError
 from distill.data.fashion import CLASSES
 from distill.errors import InputError
+from distill.files import WriteError
 from distill.models import cifar as cifar  # registers its models
 from distill.models.export_format import class_names
 from distill.release import export_student, find_models
@@ -246,7 +246,7 @@ def test_an_export_that_fails_midway_leaves_the_earlier_one(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(distill.models.export_format, what, full)
-    with pytest.raises(CheckpointError, match="no room left"):
+    with pytest.raises(WriteError, match="no space left"):
         export_student(tiny_run, out, student="kd")
     assert contents(out) == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

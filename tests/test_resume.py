@@ -31,6 +31,7 @@ from distill.errors import InputError
 from distill.recipe.schema import ImageFolderSpec
 from distill.training.evaluations import Evaluations
 from distill.training.loop import DONE, INTERRUPTED
+from distill.training.run_state import RunCheckpoints
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +72,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
     assert not (tmp_path / "run" / "report.json").exists()
     assert run(recipe) == DONE
     assert (
-        f"going on from {tmp_path / 'run' / 'checkpoints'}/step-{step:08d}"
+        f"resuming from {tmp_path / 'run' / 'checkpoints'}/step-{step:08d}"
         in capsys.readouterr().out
     )
     assert_same_run(tmp_path / "run", uninterrupted)
@@ -82,13 +83,13 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
     [
         ("train_loader", 1, 1),
         ("evaluate", 1, 3),
-        ("save_run", 1, 5),
+        ("save", 1, 5),
         ("evaluate", 3, 8),
-        ("save_run", 2, None),
+        ("save", 2, None),
     ],
     ids=str,
 )
-def test_a_signal_while_a_run_starts_judges_or_saves(
+def test_a_signal_while_a_run_starts_evaluates_or_saves(
     what: str,
     call: int,
     stopped_after: int | None,
@@ -99,8 +100,12 @@ def test_a_signal_while_a_run_starts_judges_or_saves(
     """A start and a save wait for the next step, of which there is none after the last; an
     evaluation is abandoned, and repeated later.
     """
-    place, name = (Evaluations, "run") if what == "evaluate" else (distill.training.loop, what)
-    send_during(place, name, monkeypatch, call)
+    owner, name = {
+        "evaluate": (Evaluations, "run"),
+        "save": (RunCheckpoints, "save"),
+        "train_loader": (distill.training.loop, "train_loader"),
+    }[what]
+    send_during(owner, name, monkeypatch, call)
     recipe = write_recipe(tmp_path, EVERYTHING)
     if stopped_after is not None:
         assert run(recipe) == INTERRUPTED
@@ -157,7 +162,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     assert run(recipe) == DONE
     shown = capsys.readouterr().out
     assert "step-00000007/lamb.optimizer.safetensors: damaged" in shown
-    assert "step-00000004" in shown.partition("going on from")[2].splitlines()[0]
+    assert "step-00000004" in shown.partition("resuming from")[2].splitlines()[0]
     assert_same_run(tmp_path / "run", uninterrupted)
 
 
@@ -168,7 +173,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_again_in_silence
     assert run(recipe) == DONE
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
     flip_a_byte(checkpoint(tmp_path / "run") / "alone.model.safetensors")
-    with pytest.raises(InputError, match=r"no checkpoint is whole(.|\n)*resume=never"):
+    with pytest.raises(InputError, match=r"all checkpoints are damaged(.|\n)*resume=never"):
         run(recipe)
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
 

@@ -336,7 +336,7 @@ def test_the_time_left_follows_recent_steps_and_counts_evaluations_to_come(
     ticking: Ticking,
 ) -> None:
     clock = Clock(1)
-    clock.go(10)
+    clock.start(10)
     assert clock.left_s(90, {"evaluating": 3}) is None
     ticking.now += 20  # workers start
     clock.stepped(11)

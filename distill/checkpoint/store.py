@@ -1,11 +1,10 @@
-"""`step-00001234/`: tensors as safetensors, the rest as JSON, the recipe, and a manifest with the
+"""A checkpoint: a folder of tensors (safetensors), JSON values, the recipe, and a manifest with the
 checksum of each file.
 """
 
 import hashlib
 import json
 import platform
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,20 +18,25 @@ from torch import Tensor
 
 import distill
 from distill.checkpoint.differences import another_recipe
-from distill.files import CheckpointError, atomic_directory, clean, remove_directory, sha256_of
+from distill.checkpoint.layout import (
+    MANIFEST_FILE,
+    RECIPE_FILE,
+    STATE_FILE,
+    checkpoint_name,
+    step_of,
+)
+from distill.errors import InputError
+from distill.files import atomic_directory, clean, remove_directory, sha256_of
 from distill.recipe.load import digest_today
 
-FORMAT = 1  # raised whenever a checkpoint comes to hold what older code does not, or the reverse
-_NAME = re.compile(r"step-(\d{8,})")
+FORMAT = 1  # increases when older code cannot read a new checkpoint, or new code an older one
 _TENSORS = ".safetensors"
 _LIBRARIES = ("torch", "timm", "accelerate", "safetensors", "numpy")
 
 
 @dataclass(frozen=True)
 class TrainState:
-    """Where a run stands: finished optimizer steps, and training images seen (views; repeats count
-    each).
-    """
+    """Finished optimizer steps, and training images seen (each view of an image counts)."""
 
     step: int
     images_seen: int
@@ -40,9 +44,7 @@ class TrainState:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint on disk, opened. `values` is the JSON state that was saved, `manifest` the whole
-    manifest.
-    """
+    """An open checkpoint. `values` is the JSON state that was saved."""
 
     path: Path
     state: TrainState
@@ -56,7 +58,7 @@ class Checkpoint:
 
     @property
     def world_size(self) -> int:
-        """Processes of the run that wrote it."""
+        """The number of processes of the run that wrote it."""
         return int(self.manifest["world_size"])
 
     @property
@@ -72,7 +74,7 @@ class Checkpoint:
         """The tensors saved under `name`, on the CPU.
 
         Raises:
-            CheckpointError: nothing was saved under that name.
+            CheckpointError: there are none.
         """
         if name not in self.tensor_names:
             raise CheckpointError(
@@ -81,8 +83,12 @@ class Checkpoint:
         return dict(load_file(self.path / f"{name}{_TENSORS}"))
 
 
+class CheckpointError(InputError):
+    """A checkpoint cannot be read or continued. The message names the file and the fix."""
+
+
 class _DamagedError(CheckpointError):
-    """Bytes are missing or wrong: an older checkpoint may serve instead."""
+    """Bytes are missing or wrong: an older checkpoint may do instead."""
 
 
 # ---- writing -------------------------------------------------------------------------------------
@@ -98,27 +104,26 @@ def save(
     recipe_digest: str,
     world_size: int,
 ) -> Path:
-    """Write `root/step-<step>`: whole and verified by checksums, or not at all. One process of the
-    run calls this.
+    """Write `root/step-<step>` in one step. The main process alone calls this.
 
-    What killed writers left in `root` is removed first. A checkpoint of the same step is replaced.
+    What killed writers left in `root` is deleted first. A checkpoint of the same step is replaced.
 
     Args:
-        root: `<run>/checkpoints`, made if missing.
-        tensors: file stem to tensors by name. They may lie on a device, share memory, have any
-            strides; shared ones are written twice.
+        root: `<run>/checkpoints`, created if missing.
+        tensors: file stem -> name -> tensor, on any device, with any strides. Tensors that share
+            memory are written twice.
         values: JSON-able state.
 
     Raises:
-        CheckpointError: disk full, read-only or unwritable. Earlier checkpoints are untouched.
+        WriteError: disk full, read-only or unwritable. Earlier checkpoints are untouched.
     """
-    path = root / f"step-{state.step:08d}"
+    path = root / checkpoint_name(state.step)
     clean(root)
     with atomic_directory(path) as folder:
         for stem, group in tensors.items():
             save_file(storable(group), folder / f"{stem}{_TENSORS}", metadata={"format": "pt"})
-        (folder / "state.json").write_text(json.dumps(values, indent=1))
-        (folder / "recipe.yaml").write_text(recipe_text, encoding="utf-8")
+        (folder / STATE_FILE).write_text(json.dumps(values, indent=1))
+        (folder / RECIPE_FILE).write_text(recipe_text, encoding="utf-8")
         manifest = {
             "format": FORMAT,
             "step": state.step,
@@ -132,17 +137,17 @@ def save(
                 for f in sorted(folder.iterdir())
             },
         }
-        (folder / "manifest.json").write_text(
-            json.dumps({**manifest, "sha256": _seal(manifest)}, indent=1)
+        (folder / MANIFEST_FILE).write_text(
+            json.dumps({**manifest, "sha256": _checksum(manifest)}, indent=1)
         )
     return path
 
 
 def prune(root: Path, keep_last: int, *, newest: Path) -> list[Path]:
-    """Keep `newest` and the `keep_last` - 1 before it; delete the rest, each in one step.
+    """Keep `newest` and the `keep_last` - 1 before it; delete the others, each in one step.
 
-    Checkpoints of later steps than `newest` go too: this run resumed from before them because they
-    are damaged, and they would outrank it.
+    Checkpoints of later steps than `newest` are deleted too: they are damaged, so the run resumed
+    from an earlier one, and a later resume would prefer them.
 
     Args:
         newest: what `save` returned.
@@ -151,18 +156,17 @@ def prune(root: Path, keep_last: int, *, newest: Path) -> list[Path]:
         The paths deleted.
     """
     assert keep_last >= 1, keep_last
-    here = _step_of(newest)
-    paths = _checkpoints(root)
-    earlier = [path for path in paths if _step_of(path) < here]
-    doomed = [path for path in paths if _step_of(path) > here] + earlier[keep_last - 1 :]
-    for path in doomed:
+    paths = checkpoint_paths(root)
+    index = paths.index(newest)
+    deleted = paths[:index] + paths[index + keep_last :]
+    for path in deleted:
         remove_directory(path)
-    return doomed
+    return deleted
 
 
 def storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """As safetensors takes them: on the CPU, contiguous, no two over one memory (tied weights).
-    Copies only where needed.
+    """Tensors as safetensors accepts them: on the CPU, contiguous, no two in the same memory (tied
+    weights). Copies only where needed.
     """
     seen: set[int] = set()
     result = {}
@@ -181,7 +185,7 @@ def _versions() -> dict[str, str]:
     return {"vanillakd": distill.__version__, "python": platform.python_version(), **libraries}
 
 
-def _seal(manifest: Mapping[str, Any]) -> str:
+def _checksum(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
@@ -189,11 +193,10 @@ def _seal(manifest: Mapping[str, Any]) -> str:
 
 
 def load(path: Path, *, verify: bool = True) -> Checkpoint:
-    """Open one checkpoint; reads and checks every byte unless `verify` is off (ranks after the
-    first need not).
+    """Open a checkpoint; `verify` reads every file and compares its checksum.
 
     Raises:
-        CheckpointError: it is not there, damaged (names the file), or of another format.
+        CheckpointError: it is missing, damaged (names the file), or of another format.
     """
     if not path.is_dir():
         raise CheckpointError(
@@ -220,23 +223,23 @@ def load(path: Path, *, verify: bool = True) -> Checkpoint:
     return Checkpoint(
         path=path,
         state=TrainState(step=manifest["step"], images_seen=manifest["images_seen"]),
-        values=json.loads((path / "state.json").read_text()),
-        recipe_text=(path / "recipe.yaml").read_text(encoding="utf-8"),
+        values=json.loads((path / STATE_FILE).read_text()),
+        recipe_text=(path / RECIPE_FILE).read_text(encoding="utf-8"),
         manifest=manifest,
     )
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
-    file = path / "manifest.json"
+    file = path / MANIFEST_FILE
     try:
         manifest = json.loads(file.read_text())
-        seal = manifest.pop("sha256")
-        whole = seal == _seal(manifest)
+        expected = manifest.pop("sha256")
+        is_intact = expected == _checksum(manifest)
     except FileNotFoundError as error:
         raise _DamagedError(f"{file}: missing") from error
     except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
         raise _DamagedError(f"{file}: damaged: {error}") from error
-    if not whole:
+    if not is_intact:
         raise _DamagedError(f"{file}: damaged: its content differs from what was written (SHA-256)")
     if manifest["format"] != FORMAT:
         raise CheckpointError(
@@ -247,6 +250,18 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return dict(manifest)
 
 
+def load_newest(root: Path, *, verify: bool = True) -> Checkpoint:
+    """Open the newest checkpoint in `root`, of any recipe.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+    """
+    paths = checkpoint_paths(root)
+    if not paths:
+        raise CheckpointError(f"{root.parent}: this run has no checkpoint")
+    return load(paths[0], verify=verify)
+
+
 def latest(
     root: Path,
     digest: str,
@@ -254,23 +269,23 @@ def latest(
     *,
     report: Callable[[str], None] = lambda message: None,
 ) -> Checkpoint | None:
-    """The newest whole checkpoint of this recipe in `root`, every byte checked; None if there is
-    none at all.
+    """Open the newest intact checkpoint of this recipe in `root`; None if `root` holds no
+    checkpoint.
 
-    For `resume: auto`, by the one process that writes into `root`: what killed writers left is
-    removed. A damaged checkpoint is passed over for the one before it, and `report` is told. When
-    all are damaged this refuses: starting again from step 0 in silence could cost weeks.
+    For `resume: auto`, in the process that writes into `root`: what killed writers left is deleted.
+    Instead of a damaged checkpoint the one before it is used, with a message to `report`. If all
+    are damaged this raises: a silent restart from step 0 could cost weeks.
 
     Args:
-        digest: `recipe_digest` of the recipe that wants to continue.
+        digest: `recipe_digest` of the recipe that resumes.
         recipe_text: its resolved YAML, to name the keys that differ.
 
     Raises:
-        CheckpointError: the checkpoint is of another recipe, or none is whole.
+        CheckpointError: the checkpoint is of another recipe, or all are damaged.
     """
     clean(root)
     damages = []
-    for path in _checkpoints(root):
+    for path in checkpoint_paths(root):
         try:
             checkpoint = load(path)
         except _DamagedError as damage:
@@ -283,7 +298,7 @@ def latest(
         return checkpoint
     if damages:
         raise CheckpointError(
-            f"{root}: no checkpoint is whole:\n"
+            f"{root}: all checkpoints are damaged:\n"
             + "\n".join(f"  {line}" for line in damages)
             + "\nTo start from step 0, delete them or set resume=never; to keep them, set another"
             " output="
@@ -291,16 +306,10 @@ def latest(
     return None
 
 
-def _checkpoints(root: Path) -> list[Path]:
+def checkpoint_paths(root: Path) -> list[Path]:
     """The checkpoints in `root`, newest first."""
     if not root.is_dir():
         return []
-    return sorted(
-        (path for path in root.iterdir() if _NAME.fullmatch(path.name)), key=_step_of, reverse=True
-    )
-
-
-def _step_of(path: Path) -> int:
-    match = _NAME.fullmatch(path.name)
-    assert match, path
-    return int(match[1])
+    steps = {path: step_of(path.name) for path in root.iterdir()}
+    found = {path: step for path, step in steps.items() if step is not None}
+    return sorted(found, key=lambda path: found[path], reverse=True)

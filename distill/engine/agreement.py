@@ -18,8 +18,8 @@ from typing import Protocol
 
 import torch
 
-from distill.checkpoint import Signals, WaitInterruptedError
 from distill.engine.core import Engine
+from distill.engine.signals import Signals, WaitInterruptedError
 
 # A process that is still alive says so this often, so no wait for a shard is taken for a process
 # that hangs.
@@ -74,7 +74,7 @@ class BatchBarrier:
     def _is_here(self) -> bool:
         in_process = not self._loader.num_workers
         try:
-            with self._signals.breaking_off() if in_process else nullcontext():
+            with self._signals.interrupting() if in_process else nullcontext():
                 return self._loader.ready(_REPORT_EVERY_S)
         except WaitInterruptedError:
             return False

@@ -6,12 +6,12 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Literal, Self
 
-from distill.checkpoint import Signals
 from distill.data.augment import EvalTransform
 from distill.data.loading.loader import EvalBatch, EvalLoader
 from distill.data.sources import Source
 from distill.engine import Engine
 from distill.engine.agreement import BatchBarrier, StopRequestedError
+from distill.engine.signals import Signals
 from distill.evaluation.accuracy import TEACHER, Accuracy, Model, TeacherAnswers, evaluate
 from distill.models.plausible import doubts
 from distill.models.teacher import Teacher

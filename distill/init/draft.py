@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-from distill.checkpoint import replace_text
 from distill.data.holdout import held_out
 from distill.errors import InputError
+from distill.files import replace_text
 from distill.init.advice import advise
 from distill.init.folder import FolderFacts
 from distill.init.page import Line, page

@@ -13,8 +13,9 @@ from safetensors.torch import save_file
 from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
 
-from distill.checkpoint import atomic_directory, current_directory, storable
+from distill.checkpoint.store import storable
 from distill.errors import InputError
+from distill.files import atomic_directory, current_directory
 from distill.models.origin import CONFIG_FILE, WEIGHTS_FILES
 from distill.models.view import ModelView
 
@@ -57,7 +58,7 @@ def write_model(
         record: what is known of the weights: student, step, scores.
 
     Raises:
-        CheckpointError: disk full or unwritable.
+        WriteError: disk full or unwritable.
     """
     data_config = {
         "input_size": (3, view.image_size, view.image_size),

@@ -1,14 +1,15 @@
 """One student of a run, written as timm loads it."""
 
+import json
 from pathlib import Path
 
-from distill.checkpoint import current_directory
+from distill.checkpoint.layout import RECIPE_FILE, REPORT_FILE, best_dir, is_checkpoint
 from distill.console import make_console
 from distill.errors import InputError
+from distill.files import current_directory
 from distill.models.export_format import is_export, read_record, refuse_overwrite, write_model
 from distill.recipe import load_recipe
-from distill.release.find import find_models, is_checkpoint, which_weights
-from distill.training.rundir import RECIPE_FILE, best_dir, best_student
+from distill.release.find import find_models, which_weights
 
 
 def export_student(
@@ -59,7 +60,7 @@ def _best_of(run: Path) -> str:
     if len(names) == 1:
         return names[0]
     if not is_checkpoint(run):
-        if best := best_student(run):
+        if best := _reported_best(run):
             return best
         folders = {name: current_directory(best_dir(run, name)) for name in names}
         scores = {
@@ -67,7 +68,23 @@ def _best_of(run: Path) -> str:
             for name, folder in folders.items()
             if folder is not None
         }
-        judged = {name: score for name, score in scores.items() if score is not None}
-        if judged:
-            return max(judged, key=lambda name: judged[name])
+        known = {name: score for name, score in scores.items() if score is not None}
+        if known:
+            return max(known, key=lambda name: known[name])
     raise InputError(f"{run}: which student? Name one with --student: {', '.join(names)}")
+
+
+def _reported_best(run: Path) -> str | None:
+    """The best student of a finished run, as its report says; None without a report.
+
+    Raises:
+        InputError: the report is damaged.
+    """
+    report = run / REPORT_FILE
+    if not report.is_file():
+        return None
+    try:
+        best: str | None = json.loads(report.read_text())["best"]
+    except (OSError, ValueError, LookupError) as error:
+        raise InputError(f"{report}: damaged ({error}): delete it, and name the student") from error
+    return best

@@ -9,8 +9,10 @@ from typing import Any
 
 from torch import nn
 
-from distill.checkpoint import Checkpoint, current_directory, load
+from distill.checkpoint.layout import RECIPE_FILE, best_dir, checkpoints_dir, is_checkpoint
+from distill.checkpoint.store import Checkpoint, load, load_newest
 from distill.errors import InputError, did_you_mean
+from distill.files import current_directory
 from distill.models.build import create
 from distill.models.export_format import RAW, RAW_BEFORE, WEIGHTS_FILE, is_export, read_record
 from distill.models.fitting import apply_weights, fitted, head_classes
@@ -22,7 +24,7 @@ from distill.models.student import first_weights, student_view
 from distill.models.view import ModelView
 from distill.models.weights import load_state_dict
 from distill.recipe import Recipe, load_recipe
-from distill.training.rundir import RECIPE_FILE, best_dir, newest_checkpoint
+from distill.training.run_state import RunState
 
 
 @dataclass
@@ -98,7 +100,9 @@ def find_models(
             load(path), recipe, names, RAW if weights == "best" else weights, image_size
         )
     if weights != "best":
-        return _from_checkpoint(newest_checkpoint(path), recipe, names, weights, image_size)
+        return _from_checkpoint(
+            load_newest(checkpoints_dir(path)), recipe, names, weights, image_size
+        )
     folders = {name: current_directory(best_dir(path, name)) for name in names}
     found = [
         _from_export(folder, name, image_size)
@@ -122,11 +126,6 @@ def which_weights(found: Found) -> str:
         found.record.get("top1") is not None
     )  # only what was kept as the best says what it scored
     return f"best weights ({kind}, step {step})" if best else f"{kind} weights of step {step}"
-
-
-def is_checkpoint(path: Path) -> bool:
-    """Whether a folder is a checkpoint of a run."""
-    return (path / "manifest.json").is_file()
 
 
 def _refuse_choice(path: Path, student: str | None, weights: str) -> None:
@@ -189,7 +188,7 @@ def _from_checkpoint(
     weights: str,
     image_size: int | None,
 ) -> list[Found]:
-    classes = tuple(checkpoint.values["classes"])
+    classes = tuple(RunState.from_dict(checkpoint.values).classes)
     size = image_size or recipe.data.image_size
     found = []
     for name in names:
@@ -249,9 +248,10 @@ def _view_of_run(checkpoint: Checkpoint, recipe: Recipe, name: str) -> ModelView
     """
     spec = recipe.students[name].model_copy(update={"weights": None})
     view = student_view(spec, Path(), recipe.data, f"students.{name}")
-    if (
-        "views" not in checkpoint.values
-    ):  # of a version whose students always saw timm's mean and std, or the recipe's
+    views = RunState.from_dict(checkpoint.values).views
+    # Students of earlier versions always saw timm's mean and std, or the recipe's.
+    if views is None:
         return view
-    recorded, source = checkpoint.values["views"][name], f"recorded in {checkpoint.path}"
+    recorded = views[name]
+    source = f"recorded in {checkpoint.path}"
     return view.replaced(source, mean=tuple(recorded["mean"]), std=tuple(recorded["std"]))

@@ -2,15 +2,14 @@
 
 from pathlib import Path
 
-from distill.checkpoint import load
+from distill.checkpoint.layout import checkpoints_dir, is_checkpoint
+from distill.checkpoint.store import load, load_newest
 from distill.data.guess import guess_source, in_options, known_classes
 from distill.data.holdout import Part, open_eval
 from distill.data.sources import Source, has_class_order, open_source
 from distill.errors import InputError
 from distill.recipe import Recipe, schema
-from distill.release.find import is_checkpoint
 from distill.training.inputs import contents_of
-from distill.training.rundir import newest_checkpoint
 
 
 def open_images(
@@ -64,7 +63,7 @@ def _refuse_other_images(source: Source, path: Path) -> None:
         before = (
             load(path, verify=False)
             if is_checkpoint(path)
-            else newest_checkpoint(path, verify=False)
+            else load_newest(checkpoints_dir(path), verify=False)
         ).values
     except InputError as error:
         raise InputError(

@@ -6,6 +6,7 @@ from typing import Literal
 
 from rich.table import Table
 
+from distill.checkpoint.layout import RECIPE_FILE
 from distill.console import make_console, show_table
 from distill.data.relabelled import Relabelled
 from distill.data.sources import Source
@@ -21,7 +22,6 @@ from distill.recipe import Recipe, load_recipe
 from distill.release.find import Found, find_models
 from distill.release.images import in_command_words, open_images
 from distill.training.build import place_teacher
-from distill.training.rundir import RECIPE_FILE
 from distill.training.summary import TEACHER_COLUMNS
 
 Precision = Literal["fp32", "bf16", "fp16"]

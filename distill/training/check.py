@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from distill.checkpoint.layout import REPORT_FILE
 from distill.data.records import at
 from distill.data.walk import matching_files
 from distill.errors import InputError, prefix_errors
@@ -157,8 +158,8 @@ def _check_teacher(spec: schema.TeacherSpec, data_image_size: int) -> list[str]:
 
 
 def _holds_weights(path: Path) -> bool:
-    """Whether a teacher's weights are here yet: a file, an export, or a run that has ended."""
-    ended = any((folder / "report.json").is_file() for folder in (path, path.parent))
+    """Whether a teacher's weights are on this machine: a file, an export, or a complete run."""
+    ended = any((folder / REPORT_FILE).is_file() for folder in (path, path.parent))
     return path.is_file() or (path.is_dir() and ((path / "config.json").is_file() or ended))
 
 

@@ -1,4 +1,4 @@
-"""Time of a run: all of it for the bill, training alone for the speed, and what is left."""
+"""The time of a run: all of it, training alone (for the speed), and an estimate of the rest."""
 
 import time
 from collections import deque
@@ -9,9 +9,7 @@ _WINDOW_S = 30.0  # of recent training, which the speed and the time left follow
 
 
 class Clock:
-    """Counts from its making. Seconds of earlier sittings are added on resume; `device_seconds`
-    counts every process.
-    """
+    """Counts from its creation; a resume adds the seconds of earlier sessions."""
 
     def __init__(self, num_processes: int) -> None:
         self._num_processes = num_processes
@@ -39,7 +37,7 @@ class Clock:
         """Add the time of the sessions before this one, with their own numbers of processes.
 
         Args:
-            training: what `training` returned; None of a checkpoint that did not record it.
+            training: what `training` returned; None if the checkpoint does not record it.
         """
         self._earlier, self._earlier_device = seconds, device_seconds
         self._earlier_training = training or {"steps": 0, "seconds": 0.0, "data_wait_seconds": 0.0}
@@ -74,7 +72,7 @@ class Clock:
         """Wall time times processes."""
         return self._earlier_device + (time.monotonic() - self._start) * self._num_processes
 
-    def go(self, step: int) -> None:
+    def start(self, step: int) -> None:
         """Start to count training, with `step` steps done."""
         self._busy, self._mark, self._trained = 0.0, time.monotonic(), 0.0
         self._steps.clear()
@@ -95,7 +93,7 @@ class Clock:
 
     @contextmanager
     def paused(self, what: str) -> Iterator[None]:
-        """Something else than training takes place inside: an evaluation, a save."""
+        """Training pauses inside, for an evaluation or a save."""
         start = time.monotonic()
         self._busy += start - self._mark
         try:
@@ -106,7 +104,7 @@ class Clock:
 
     @contextmanager
     def waiting_for_data(self) -> Iterator[None]:
-        """The next batch is fetched inside."""
+        """Count the time inside as waiting for the next batch."""
         start = time.monotonic()
         yield
         self.data_wait_s += time.monotonic() - start
@@ -117,8 +115,8 @@ class Clock:
         return self.data_wait_s - taken
 
     def stepped(self, step: int) -> None:
-        """Note that a step is done. The first one is slow (workers start, kernels are chosen) and
-        is soon left out.
+        """Count a step. The first one is slow (workers start, kernels are chosen) and is soon left
+        out.
         """
         now = self.trained_s
         self._num_steps += 1
@@ -142,8 +140,8 @@ class Clock:
 
         Args:
             num_steps: steps to do.
-            num_pauses: how often each kind of pause is still to come; one that was never seen
-                counts nothing.
+            num_pauses: how many pauses of each kind remain; a kind without a measurement counts
+                zero.
         """
         if self.step_s is None:
             return None

@@ -1,5 +1,5 @@
-"""What a run tells: the screen for people, metrics.jsonl and trackers for programs, and the time it
-took.
+"""What a run reports: the screen for people, metrics.jsonl and trackers for programs, and its
+time.
 """
 
 import time
@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from distill.console import MetricsFile
 from distill.engine import Engine
 from distill.evaluation.accuracy import TEACHER, Accuracy
 from distill.student.student import Student
 from distill.training.clock import Clock
 from distill.training.live_losses import LiveLosses
+from distill.training.metrics import MetricsFile
 from distill.training.plan import Plan
 from distill.training.screen import Progressed, Screen
 
@@ -21,10 +21,10 @@ _SHOWN_EVERY_S = 0.25  # the screen is drawn four times a second
 
 
 class RunLogger:
-    """One for the life of a run in this process. `open` comes before anything is recorded.
+    """Reports a run in this process. Call `open` before anything is recorded.
 
     Attributes:
-        warnings: what the user should know of the run when it has ended, earlier sessions included.
+        warnings: what the report repeats at the end, earlier sessions included.
     """
 
     def __init__(self, plan: Plan, engine: Engine) -> None:
@@ -56,34 +56,34 @@ class RunLogger:
         """Close metrics.jsonl."""
         self._metrics.close()
 
-    def go(self, step: int, students: Sequence[Student]) -> None:
-        """Training starts here, with `step` steps done."""
+    def start(self, step: int, students: Sequence[Student]) -> None:
+        """Start to train, with `step` steps done."""
         self._logged_step = step
-        self.clock.go(step)
+        self.clock.start(step)
         self.screen.advance(step)
         if self.screen.live:
             self._live = LiveLosses(self._engine, students)
 
     def warn(self, message: str) -> None:
-        """Print a warning above the display, and keep it for the report."""
+        """Print a warning above the display, and repeat it in the report."""
         self.warnings.append(message)
         self.screen.say(f"warning: {message}")
 
     def record(self, event: str, step: int, values: dict[str, Any]) -> None:
-        """Write a line of metrics.jsonl. Collective: every rank, so that all end together when the
+        """Write a line of metrics.jsonl. Collective: every rank, so that all end together if the
         disk is full.
         """
         self._engine.on_main(lambda: self._metrics.write(event, step, values))
 
     @contextmanager
     def pausing(self, what: str) -> Iterator[None]:
-        """Something else than training takes place inside: "evaluating" or "saving"."""
+        """Training pauses inside, for "evaluating" or "saving"."""
         self.screen.doing(what)
         with self.clock.paused(what):
             yield
 
     def stepped(self, step: int, students: Sequence[Student]) -> None:
-        """A step is done: show what is known of it, on a terminal. Never waits for the device."""
+        """Show a step on a terminal. Never waits for the device."""
         self.clock.stepped(step)
         self.screen.advance(step)
         if self._live is None or time.monotonic() < self._next_shown_s:
@@ -117,11 +117,11 @@ class RunLogger:
         general: dict[str, Any],
         students: Mapping[str, tuple[dict[str, float], float]],
     ) -> None:
-        """A log interval has passed. Collective: every rank.
+        """Record and show a log interval. Collective: every rank.
 
         Args:
-            general: what is recorded of the run beside speed and memory.
-            students: mean loss terms and learning rate of each that learns.
+            general: what is recorded besides speed and memory.
+            students: mean loss terms and learning rate of each running student.
         """
         records: dict[str, Any] = {}
         for name, (losses, lr) in students.items():
@@ -145,10 +145,10 @@ class RunLogger:
         self._engine.track({**_by_metric(records), **scalars}, step)
         self.screen.trained(now)
 
-    def judged(
+    def evaluated(
         self, step: int, accuracies: Mapping[str, Accuracy], best: Mapping[str, float | None]
     ) -> None:
-        """An evaluation has passed. Collective: every rank.
+        """Record and show an evaluation. Collective: every rank.
 
         Args:
             best: each student's best top-1 so far.
@@ -165,7 +165,7 @@ class RunLogger:
     def show_accuracies(
         self, accuracies: Mapping[str, Accuracy], best: Mapping[str, float | None]
     ) -> None:
-        """Put the last evaluation into the rows of teacher and students."""
+        """Show the last evaluation in the rows of teacher and students."""
         if TEACHER in accuracies:
             self.screen.teacher.top1 = accuracies[TEACHER].top1
         for name, row in self.screen.rows.items():
@@ -176,7 +176,7 @@ class RunLogger:
 
 
 def _by_metric(records: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """Tags "METRIC/MODEL", so that trackers put the models of one metric beside each other."""
+    """Values by tag "METRIC/MODEL": trackers plot the models of one metric together."""
     return {
         f"{key}/{name}": value for name, values in records.items() for key, value in values.items()
     }

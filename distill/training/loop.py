@@ -1,4 +1,4 @@
-"""train(recipe): the acts in order, and one step on one screen."""
+"""train(recipe): the phases of a run in order, and one step on one screen."""
 
 import os
 from collections.abc import Callable
@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 
-from distill.checkpoint import Signals
+from distill.checkpoint.layout import METRICS_FILE
 from distill.engine import (
     Engine,
     check_launch,
 )
 from distill.engine.agreement import BatchBarrier, StepFlags, StopRequestedError
+from distill.engine.signals import Signals
 from distill.recipe import Recipe
 from distill.student.student import Student
 from distill.training import header
@@ -29,8 +30,8 @@ from distill.training.evaluations import Evaluations
 from distill.training.logging import RunLogger
 from distill.training.output_folder import refuse_foreign_output
 from distill.training.plan import Plan, StagePlan, make_plan
-from distill.training.run_state import load_student, save_run
-from distill.training.rundir import METRICS_FILE, RunLock, begin, reopen
+from distill.training.run_state import RunCheckpoints
+from distill.training.rundir import RunLock
 from distill.training.share import Share, share_of_process
 from distill.training.streams import check_streams
 from distill.training.summary import Summary
@@ -38,18 +39,18 @@ from distill.training.summary import Summary
 # Exit codes of a run; bad input is 2, anything else that goes wrong 1.
 DONE = 0
 ALL_STOPPED = 3
-INTERRUPTED = 75  # EX_TEMPFAIL: stopped by a signal with its state saved; the same command goes on
+INTERRUPTED = 75  # EX_TEMPFAIL: stopped by a signal with its state saved; the same command resumes
 
 
 def train(recipe: Recipe) -> int:
     """Run a recipe to its end, or to a signal. Returns the exit code.
 
     Raises:
-        InputError: anything wrong with recipe, data, models or the environment, before a device is
-            taken where it can be known.
+        InputError: recipe, data, models or the environment do not fit; where possible, this raises
+            before a device is used.
     """
     refuse_foreign_output(recipe)
-    with Signals() as signals:  # from the start: one during it is answered at the first step
+    with Signals() as signals:  # from the start: a signal before the first step is answered there
         return _train(recipe, signals)
 
 
@@ -70,81 +71,88 @@ def _train(recipe: Recipe, signals: Signals) -> int:
     header.show_views(models.describe())
     engine = build_engine(plan)
     header.show("device", f"{engine.world_size} x {engine.device_name()}, {recipe.train.precision}")
-    claim, failed = RunLock(), True
+    run_lock, failed = RunLock(), True
     try:
-        code = Run(plan, share, models, engine, claim).go(signals)
+        code = Run(plan, share, models, engine, run_lock).train(signals)
         failed = False
         return code
     finally:
-        claim.release()
+        run_lock.release()
         engine.close(failed)
 
 
 class Run:
-    """A run in progress: its students, the stage it is in, and where it stands."""
+    """A run in progress: its students, its stage and its step."""
 
     def __init__(
-        self, plan: Plan, share: Share, models: Models, engine: Engine, claim: RunLock
+        self, plan: Plan, share: Share, models: Models, engine: Engine, run_lock: RunLock
     ) -> None:
-        """Start or go on. Collective: every rank."""
+        """Start or resume. Collective: every rank."""
         recipe = plan.recipe
         self.plan, self.share, self.engine = plan, share, engine
-        self.step = 0
-        self.stage = plan.stages[0]  # whose steps these are; at a stage's end still that one
-        self.num_skipped = 0  # over all processes, up to the last log or save
         self._skipped_here = 0
-        self._sat = False  # this sitting has trained
-        # The newest checkpoint: its step, and its path.
-        self._saved: tuple[int, str] | None = None
-        self.journal = RunLogger(plan, engine)
+        self._has_trained = False  # in this session
+        self.logger = RunLogger(plan, engine)
         placing = (
             recipe.teacher.model_dump(include={"placement", "offload"}) if recipe.teacher else {}
         )
         self.teacher = place_teacher(models.teacher, engine, **placing)
         if self.teacher and self.teacher.match and self.teacher.match.how in ("numbers", "order"):
-            self.journal.screen.say(self.teacher.match.describe())
+            self.logger.screen.say(self.teacher.match.describe())
         self.students = start_students(models, plan, share, engine)
         self._views = models.views
-        self.evaluations = Evaluations(plan, models.frame, engine, self.journal, self.teacher)
-        self._resume(claim)
+        self.evaluations = Evaluations(plan, models.frame, engine, self.logger, self.teacher)
+        self.checkpoints = RunCheckpoints(
+            plan,
+            share,
+            engine,
+            self.students,
+            self.evaluations,
+            self.logger,
+            self.teacher,
+            models.views,
+        )
+        # num_skipped: over all processes, up to the last log or save.
+        self.step, self.num_skipped = self.checkpoints.restore(run_lock)
+        self.stage = plan.stage_at(max(self.step - 1, 0))  # at its end still this one
+        if self.step == 0:
+            self._announce_stage()
 
     @property
     def running(self) -> list[Student]:
         return [student for student in self.students if student.running]
 
-    def go(self, signals: Signals) -> int:
+    def train(self, signals: Signals) -> int:
         """Train to the end of the budget, or to a signal. Collective: every rank."""
-        plan, journal = self.plan, self.journal
+        plan, logger = self.plan, self.logger
         if self.step >= plan.total_steps and not self._evaluation_due:
-            journal.screen.say(
-                f"{plan.output}: this run is complete; resume: never starts it again"
-            )
+            logger.screen.say(f"{plan.output}: this run is complete; resume: never starts it again")
             return self._finish()
         with ExitStack() as stack:
-            stack.callback(journal.close)
-            journal.open(plan.output / METRICS_FILE, self.step)
+            stack.callback(logger.close)
+            logger.open(plan.output / METRICS_FILE, self.step)
             stack.enter_context(self.evaluations.open())
-            stack.enter_context(journal.screen)
+            stack.enter_context(logger.screen)
             try:
                 return self._train(StepFlags(self.engine, len(self.students)), signals)
-            except StopRequestedError:  # and repeated by the next sitting
+            except StopRequestedError:  # the next session repeats the evaluation
                 return self._interrupted(signals)
             except Exception as error:
                 error.add_note(f"after step {self.step}")
                 raise
 
     def _train(self, step_flags: StepFlags, signals: Signals) -> int:
-        """Stage after stage."""
+        """Train the stages one after the other."""
         plan = self.plan
-        self._sat = True
-        self.journal.go(self.step, self.running)
+        self._has_trained = True
+        self.logger.start(self.step, self.running)
         self.evaluations.connect(signals)
 
         def check_stop() -> None:
             if step_flags.agree_to_stop(self.step, signals.received is not None):
                 raise StopRequestedError
 
-        if self._evaluation_due:  # the signal that ended the last sitting came before its end
+        if self._evaluation_due:  # a signal ended the last session before it
             self._evaluate(check_stop)
             self._save()
         while self.step < plan.total_steps and self.running:
@@ -169,19 +177,19 @@ class Run:
         signals: Signals,
         check_stop: Callable[[], None],
     ) -> bool:
-        """To the end of the stage; True when all agreed to stop before it."""
+        """Train to the end of the stage. Returns True if all ranks agreed to stop before it."""
         stage = self.stage
         while self.step < stage.last_step and self.running:
-            with self.journal.clock.waiting_for_data():
+            with self.logger.clock.waiting_for_data():
                 opened = barrier.wait()
             if not opened:
                 self._stop_students(step_flags.drain())
                 return True
             self._step(batches, step_flags, signals)
-            self.journal.stepped(self.step, self.running)
+            self.logger.stepped(self.step, self.running)
             if stage.due(stage.log_every, self.step):
                 self._stop_students(step_flags.drain())
-                self._log()
+                self._record_losses()
             if step_flags.stop_agreed:
                 self._stop_students(step_flags.drain())
                 return True
@@ -194,8 +202,8 @@ class Run:
         return False
 
     def _enter(self, stage: StagePlan) -> None:
-        """Go over to a stage, before its first step: a checkpoint at the border holds what the
-        stage before left.
+        """Enter a stage, before its first step: a checkpoint at the boundary holds the state at the
+        end of the previous stage.
         """
         self.stage = stage
         index = self.plan.stages.index(stage)
@@ -206,10 +214,10 @@ class Run:
                 new_optimizer=spec.optimizer == "reset",
                 new_averages=spec.averages == "reset",
             )
-        self._record_stage()
+        self._announce_stage()
 
-    def _record_stage(self) -> None:
-        """Say which stage it is, where there are several. Collective: every rank."""
+    def _announce_stage(self) -> None:
+        """Print the stage, if there are several. Collective: every rank."""
         stage = self.stage
         if self.plan.recipe.stages:
             space = (
@@ -217,32 +225,35 @@ class Run:
                 if stage.labelled
                 else "; its labels are of another space, or none: nothing reads them"
             )
-            self.journal.screen.say(
+            self.logger.screen.say(
                 f"stage {stage.name}: steps {stage.first_step} to {stage.last_step}{space}"
             )
 
     def _interrupted(self, signals: Signals) -> int:
-        """Save for the same command to go on. Collective: every rank."""
-        # Once for a step: what was saved at a border is what the stage before left.
-        if self.step and (self._saved is None or self._saved[0] < self.step):
+        """Save, so that the same command resumes. Collective: every rank."""
+        # Do not overwrite a checkpoint of this step: at a stage boundary it holds the state at the
+        # end of the previous stage.
+        newest = self.checkpoints.newest
+        if self.step and (newest is None or newest[0] < self.step):
             self._save()
-        saved = f"saved in {self._saved[1]}" if self._saved else "nothing to save"
-        self.journal.screen.say(
+            newest = self.checkpoints.newest
+        saved = f"saved in {newest[1]}" if newest else "nothing to save"
+        self.logger.screen.say(
             f"{signals.received or 'a signal'}: stopped after step {self.step}, {saved}; the same"
-            " command goes on"
+            " command resumes the run"
         )
         return INTERRUPTED
 
     def _step(self, batches: Any, step_flags: StepFlags, signals: Signals) -> None:
-        """One optimizer step of every running student, behind one teacher forward a micro-batch.
+        """One optimizer step of every running student, after one teacher forward a micro-batch.
 
-        No wait for the device, but once a student under fp16 and ZeRO: torch's GradScaler and
-        DeepSpeed ask whether to skip its step.
+        It waits for the device once a student under fp16 and ZeRO, where torch's GradScaler and
+        DeepSpeed ask whether to skip the step; else never.
         """
         not_finite: dict[str, torch.Tensor] = {}
         needs_teacher = any(student.spec.objective.soft for student in self.running)
         for _ in range(self.share.num_forwards):
-            with self.journal.clock.waiting_for_data():
+            with self.logger.clock.waiting_for_data():
                 batch = next(batches)
             self._skipped_here += batch.num_skipped
             teacher_logits = self.teacher(batch.images) if self.teacher and needs_teacher else None
@@ -263,40 +274,34 @@ class Run:
             student = self.students[index]
             if student.running:
                 student.stop(step)
-                self.journal.screen.rows[student.name].note = f"stopped at step {step}"
-                self.journal.warn(
+                self.logger.screen.rows[student.name].note = f"stopped at step {step}"
+                self.logger.warn(
                     f"{student.name}: the loss of step {step} is not finite; this student stops"
-                    " here, the others go on. Lower"
+                    " here, the others continue. Lower"
                     f" {self.stage.key}students.{student.name}.optimizer.lr, or set clip_grad_norm"
                     " or another train.precision"
                 )
-                self.journal.record("stopped", step, {"student": student.name})
-
-    def _inputs(self) -> dict[str, str | int]:
-        """What data and teacher came to: a continuation must have the same."""
-        teacher = {"teacher (SHA-256)": self.teacher.fingerprint} if self.teacher else {}
-        seen = {f"{name} sees": view.values for name, view in self._views.items()}
-        return {**self.plan.inputs(), **teacher, **seen}
+                self.logger.record("stopped", step, {"student": student.name})
 
     @property
     def _evaluation_due(self) -> bool:
-        """Whether the step that the run stands at wants an evaluation and has not had it."""
+        """Whether an evaluation is due at this step and not done yet."""
         return bool(self.running) and self.evaluations.due(self.stage, self.step)
 
-    # ---- log, judge, save ------------------------------------------------------------------------
+    # ---- log, evaluate, save ---------------------------------------------------------------------
 
     def _count_skipped(self) -> None:
-        """Add the unreadable images of all processes. Collective: every rank."""
+        """Add up the unreadable images of all processes. Collective: every rank."""
         self.num_skipped += int(
             self.engine.sum_(torch.tensor(self._skipped_here, device=self.engine.device))
         )
         self._skipped_here = 0
 
-    def _log(self) -> None:
-        """Fetch losses, show and record them. Collective: every rank. Waits for the device."""
+    def _record_losses(self) -> None:
+        """Show and record the losses. Waits for the device. Collective: every rank."""
         self._count_skipped()
         stage = {"stage": self.stage.name} if self.plan.recipe.stages else {}
-        self.journal.trained(
+        self.logger.trained(
             self.step,
             {**stage, "epoch": self.plan.epochs(self.step), "num_skipped": self.num_skipped},
             {
@@ -306,15 +311,15 @@ class Run:
         )
 
     def _evaluate(self, check_stop: Callable[[], None]) -> None:
-        """Evaluate at this step. `check_stop` may abandon it. Collective: every rank."""
-        with self.journal.pausing("evaluating"):
+        """Evaluate at this step, until `check_stop` raises. Collective: every rank."""
+        with self.logger.pausing("evaluating"):
             self.evaluations.run(self.step, self.stage, self.running, check_stop)
 
     def _finish(self) -> int:
         """Write the report and show the final table. Collective: every rank."""
         if not self.evaluations.possible:
-            self.evaluations.keep_last(self.step, self.running)
-        recipe, clock = self.plan.recipe, self.journal.clock
+            self.evaluations.write_last(self.step, self.running)
+        recipe, clock = self.plan.recipe, self.logger.clock
         summary = Summary(
             run=recipe.name,
             output=self.plan.output,
@@ -332,64 +337,15 @@ class Run:
             views=self._views,
             data=self.plan.described_data(),
             throughput=clock.throughput(recipe.train.batch_size_global),
-            warnings=self.journal.warnings,
+            warnings=self.logger.warnings,
         )
-        self.engine.on_main(lambda: summary.write(again=not self._sat))
+        self.engine.on_main(lambda: summary.write(again=not self._has_trained))
         if self.engine.is_main:
-            summary.show(self.journal.screen.console)
+            summary.show(self.logger.screen.console)
         return DONE if self.running else ALL_STOPPED
 
     def _save(self) -> None:
-        """Write a checkpoint and let old ones go. Collective: every rank."""
+        """Write a checkpoint. Collective: every rank."""
         self._count_skipped()
-        clock = self.journal.clock
-        values = {
-            "classes": list(self.plan.classes),
-            "inputs": self._inputs() if self.engine.is_main else {},  # the main process writes
-            "seconds": clock.seconds,
-            "device_seconds": clock.device_seconds,
-            "training": clock.training(),
-            "warnings": self.journal.warnings,
-            "num_skipped": self.num_skipped,
-            "views": {name: view.as_dict() for name, view in self._views.items()},
-            **self.evaluations.state(),
-        }
-        with self.journal.pausing("saving"):
-            self._saved = (
-                self.step,
-                save_run(self.plan, self.step, values, self.students, self.engine),
-            )
-
-    def _resume(self, claim: RunLock) -> None:
-        """Go on from the newest whole checkpoint, if there is one. Collective: every rank."""
-        journal = self.journal
-        plan = self.plan
-        path = self.engine.on_main(
-            lambda: begin(plan.output, plan.recipe, claim, journal.screen.say, self._inputs())
-        )
-        if path is None:
-            self._record_stage()
-            return
-        checkpoint = reopen(path)
-        self.step = checkpoint.state.step
-        self.stage = self.plan.stage_at(self.step - 1)
-        self._saved = self.step, str(path)
-        values = checkpoint.values
-        journal.clock.add_earlier(
-            values["seconds"], values["device_seconds"], values.get("training")
-        )
-        journal.warnings += values.get(
-            "warnings", []
-        )  # checkpoints of earlier versions have neither
-        self.num_skipped = values["num_skipped"]
-        self.evaluations.load(values)
-        for student in self.students:
-            if self.stage is not self.plan.stages[0]:
-                settings = stage_settings(self.stage, student.name, self.share, self.engine)
-                student.enter(settings, new_optimizer=True, new_averages=False)
-            load_student(student, checkpoint, self.plan.output)
-            if not student.running:
-                journal.screen.rows[student.name].note = f"stopped at step {student.stopped_at}"
-        best = {student.name: student.best.top1 for student in self.students if student.best}
-        journal.show_accuracies(self.evaluations.accuracies, best)
-        journal.screen.say(f"going on from {path}")
+        with self.logger.pausing("saving"):
+            self.checkpoints.save(self.step, self.num_skipped)

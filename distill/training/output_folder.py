@@ -1,7 +1,7 @@
-"""Whether a run may write in its folder: a new or empty one, or one that holds a run of ours.
+"""Whether a run may write in its folder: a new or empty one, or one that holds an earlier run.
 
-A run replaces its recipe, its metrics and its best weights there, and deletes old checkpoints. This
-module imports no torch, so that a wrong folder is refused at once.
+A run replaces recipe, metrics and best weights there, and deletes old checkpoints. This module
+imports no torch, so that a wrong folder is refused at once.
 """
 
 import os
@@ -12,48 +12,40 @@ from typing import Any
 
 import yaml
 
+from distill.checkpoint.layout import (
+    LOCK_FILE,
+    MANIFEST_FILE,
+    METRICS_FILE,
+    RECIPE_FILE,
+    STATE_FILE,
+    best_dir,
+    checkpoints_dir,
+    step_of,
+)
 from distill.errors import InputError
 from distill.recipe import Recipe, schema
 
-RECIPE_FILE = "recipe.yaml"
-METRICS_FILE = "metrics.jsonl"
-REPORT_FILE = "report.json"
-LOCK_FILE = ".lock"
 EXPORT_FILES = frozenset({"config.json", "distill.json", "model.safetensors"})
-# What may lie there before the run starts: a lock, a half-written file of ours, the output of a
-# job.
-_BEFORE = re.compile(r"\.lock|\.tmp-.*|.*\.(log|out|err)")
-_STEP = re.compile(r"step-\d{8,}")
-# A resolved recipe has all of these, which what a user writes by hand leaves out.
+# What may be there before the run starts: a lock, an incomplete file of ours, the output of a job.
+_HARMLESS = re.compile(r"\.lock|\.tmp-.*|.*\.(log|out|err)")
+# A resolved recipe has all of these keys; one written by hand leaves some out.
 _RESOLVED = frozenset(
     {"name", "resume", "data", "students", "train", "evaluate", "checkpoint", "log"}
 )
 _CHOOSE = "choose another folder with output="
 
 
-def checkpoints_dir(output: Path) -> Path:
-    """Where checkpoints lie in a run's folder."""
-    return output / "checkpoints"
-
-
-def best_dir(output: Path, student: str) -> Path:
-    """Where a student's best weights lie in a run's folder."""
-    return output / "best" / student
-
-
 def is_run(folder: Path) -> bool:
-    """Whether a folder holds a run: its resolved recipe, and something else that only a
-    run leaves.
-    """
+    """Whether a folder holds a run: a resolved recipe, and another file that only a run writes."""
     traces = (
         folder / LOCK_FILE,
         folder / METRICS_FILE,
-        *checkpoints_dir(folder).glob("step-*/manifest.json"),
+        *checkpoints_dir(folder).glob(f"step-*/{MANIFEST_FILE}"),
     )
-    return any(trace.is_file() for trace in traces) and _resolved(folder / RECIPE_FILE)
+    return any(trace.is_file() for trace in traces) and _is_resolved(folder / RECIPE_FILE)
 
 
-def _resolved(file: Path) -> bool:
+def _is_resolved(file: Path) -> bool:
     try:
         tree: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
@@ -62,30 +54,30 @@ def _resolved(file: Path) -> bool:
 
 
 def refuse_foreign_output(recipe: Recipe) -> None:
-    """Refuse a folder where the run would overwrite or delete files of others. Changes nothing.
+    """Check that the run will not overwrite or delete foreign files. Changes nothing.
 
     Raises:
-        InputError: the folder, or a folder in it that the run would replace, is not that of a run,
-            or it holds what the run reads.
+        InputError: the folder, or a folder in it that the run would replace, is not one of a run,
+            or it holds data or weights that the run reads.
     """
     output = Path(recipe.output_dir).expanduser()
     if output.is_symlink() and not output.exists():
-        raise InputError(f"{output}: is a link to a place that does not exist; {_CHOOSE}")
+        raise InputError(f"{output}: is a link to a folder that does not exist; {_CHOOSE}")
     if output.is_file():
         raise InputError(f"{output}: is a file; {_CHOOSE}")
     place = output.resolve()
-    for what, kept in (
+    for what, protected in (
         ("your home folder", Path(os.path.expanduser("~"))),
         ("the root of the file system", Path("/")),
     ):
-        if place == kept.resolve():
+        if place == protected.resolve():
             raise InputError(f"{output}: is {what}, not the folder of a run; {_CHOOSE}")
     for key, path in _data_folders(recipe, schema.ImageFolderSpec):
         if place.is_relative_to(path):
             raise InputError(
-                f"{output}: lies in {key} {path}, where each folder is a class of images, so that"
-                f" of the run would be one too; {_CHOOSE}, or move the images into a folder of"
-                f" their own and name it in {key}"
+                f"{output}: is inside {key} {path}, where each folder is a class of images, so"
+                f" the folder of the run would become a class; {_CHOOSE}, or move the images into a"
+                f" folder of their own and name it in {key}"
             )
     if not output.is_dir():
         return
@@ -99,7 +91,7 @@ def refuse_foreign_output(recipe: Recipe) -> None:
 
 def _refuse_foreign(output: Path, recipe: Recipe) -> None:
     entries = sorted(entry.name for entry in output.iterdir())
-    foreign = [name for name in entries if not _BEFORE.fullmatch(name)]
+    foreign = [name for name in entries if not _HARMLESS.fullmatch(name)]
     if not foreign:
         return
     if not is_run(output):
@@ -107,7 +99,7 @@ def _refuse_foreign(output: Path, recipe: Recipe) -> None:
             f"{output}: is not the folder of a run: it holds {_some(foreign)}, and a run would"
             f" overwrite or delete files there; give an empty folder, or {_CHOOSE}"
         )
-    if recipe.resume == "never":  # the whole folder is moved aside, and nothing in it is replaced
+    if recipe.resume == "never":  # the folder is moved, and nothing in it is replaced
         place = output.resolve()
         for key, path in (*_data_folders(recipe), *_weights(recipe)):
             if path.is_relative_to(place):
@@ -116,8 +108,8 @@ def _refuse_foreign(output: Path, recipe: Recipe) -> None:
                 )
         return
     for step in _entries(checkpoints_dir(output)):
-        if _STEP.fullmatch(step.name) and not any(
-            (step / f).is_file() for f in ("manifest.json", "state.json")
+        if step_of(step.name) is not None and not any(
+            (step / file).is_file() for file in (MANIFEST_FILE, STATE_FILE)
         ):
             raise InputError(
                 f"{step}: is no checkpoint of a run, which would delete it; move it away, or"
@@ -147,8 +139,8 @@ def _some(names: list[str]) -> str:
 
 
 def _data_folders(recipe: Recipe, *kinds: type) -> Iterator[tuple[str, Path]]:
-    """The local folders that images are read from, with their keys; `kinds` of sources alone where
-    there are any.
+    """The local folders that images are read from, with their keys; with `kinds`, only those of
+    these sources.
     """
     root = Path(recipe.data.root).expanduser()
     sources = [

@@ -1,59 +1,164 @@
-"""A run's checkpoint: what its students hold, beside the plain values of where it stands."""
+"""The state of a run: saved in a checkpoint, and restored from it."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import Any, Self
 
-from distill.checkpoint import Checkpoint, TrainState, prune, save
+from distill.checkpoint.layout import best_dir, checkpoints_dir
+from distill.checkpoint.store import TrainState, load, prune, save
 from distill.engine import Engine
+from distill.evaluation.accuracy import Accuracy
+from distill.models.teacher import Teacher
+from distill.models.view import ModelView
 from distill.recipe import dump_recipe, recipe_digest
 from distill.student.student import Student
+from distill.training.build import stage_settings
+from distill.training.evaluations import Evaluations
+from distill.training.logging import RunLogger
 from distill.training.plan import Plan
-from distill.training.rundir import best_dir, checkpoints_dir
+from distill.training.rundir import RunLock, open_run_folder
+from distill.training.share import Share
 
 
-def save_run(
-    plan: Plan, step: int, values: Mapping[str, Any], students: Sequence[Student], engine: Engine
-) -> str:
-    """Write a checkpoint and let old ones go. Collective: every rank.
+@dataclass(frozen=True, kw_only=True)
+class RunState:
+    """What a checkpoint holds of a run beside tensors. The field names are the keys of state.json.
 
-    Args:
-        step: optimizer steps done.
-        values: JSON-able; the students' own are added.
-
-    Returns:
-        The folder written.
+    Attributes:
+        inputs: what data, their order and teacher are; a resumed run must have the same.
+        seconds, device_seconds: wall time of the run, and wall time times processes.
+        training: what `Clock.training` returned; checkpoints of earlier versions lack it, and
+            `warnings` and `views`.
+        views: what the teacher and each student see.
+        judged_step: the step of the last evaluation.
+        accuracies: of each model at the last evaluation.
+        stage_ends: the accuracies at the end of each stage; None of a run without stages.
+        students: what `Student.state` returned, less the tensors.
     """
-    tensors: dict[str, Any] = {}
-    of_students: dict[str, Any] = {}
-    for student in students:
-        student.average_statistics()
-        student_tensors, of_students[student.name] = student.state()
-        tensors |= {f"{student.name}.{key}": value for key, value in student_tensors.items()}
-    recipe = plan.recipe
 
-    def write() -> str:
-        path = save(
-            checkpoints_dir(plan.output),
-            TrainState(step, step * recipe.train.batch_size_global),
-            tensors=tensors,
-            values={**values, "students": of_students},
-            recipe_text=dump_recipe(recipe),
-            recipe_digest=recipe_digest(recipe),
-            world_size=engine.world_size,
+    classes: list[str]
+    inputs: dict[str, str | int]
+    seconds: float
+    device_seconds: float
+    training: dict[str, float] | None = None
+    warnings: list[str] = field(default_factory=list)
+    num_skipped: int
+    views: dict[str, dict[str, Any]] | None = None
+    judged_step: int
+    accuracies: dict[str, dict[str, Any]]
+    stage_ends: dict[str, dict[str, Any]] | None = None
+    students: dict[str, dict[str, Any]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON values of a checkpoint."""
+        return {key: value for key, value in vars(self).items() if value is not None}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The state that a checkpoint of this or an earlier version holds."""
+        keys = [key.name for key in fields(cls)]
+        return cls(**{key: values[key] for key in keys if key in values})
+
+
+@dataclass
+class RunCheckpoints:
+    """Saves and restores students, evaluations, clock and warnings of a run.
+
+    Attributes:
+        newest: the step and the path of the newest checkpoint; None before the first.
+    """
+
+    plan: Plan
+    share: Share
+    engine: Engine
+    students: Sequence[Student]
+    evaluations: Evaluations
+    logger: RunLogger
+    teacher: Teacher | None
+    views: Mapping[str, ModelView]
+    newest: tuple[int, str] | None = None
+
+    def save(self, step: int, num_skipped: int) -> None:
+        """Write a checkpoint after `step` steps, and delete old ones. Collective: every rank."""
+        tensors: dict[str, Any] = {}
+        student_values: dict[str, Any] = {}
+        for student in self.students:
+            student.average_statistics()
+            student_tensors, student_values[student.name] = student.state()
+            tensors |= {f"{student.name}.{key}": value for key, value in student_tensors.items()}
+        recipe, clock, evaluations = self.plan.recipe, self.logger.clock, self.evaluations
+        state = RunState(
+            classes=list(self.plan.classes),
+            inputs=self._inputs() if self.engine.is_main else {},  # the main process writes
+            seconds=clock.seconds,
+            device_seconds=clock.device_seconds,
+            training=clock.training(),
+            warnings=self.logger.warnings,
+            num_skipped=num_skipped,
+            views={name: view.as_dict() for name, view in self.views.items()},
+            judged_step=evaluations.last_step,
+            accuracies={name: each.as_dict() for name, each in evaluations.accuracies.items()},
+            stage_ends=evaluations.stage_ends if recipe.stages else None,
+            students=student_values,
         )
-        prune(checkpoints_dir(plan.output), recipe.checkpoint.keep_last, newest=path)
-        return str(path)
 
-    return engine.on_main(write)
+        def write() -> str:
+            root = checkpoints_dir(self.plan.output)
+            path = save(
+                root,
+                TrainState(step, step * recipe.train.batch_size_global),
+                tensors=tensors,
+                values=state.to_dict(),
+                recipe_text=dump_recipe(recipe),
+                recipe_digest=recipe_digest(recipe),
+                world_size=self.engine.world_size,
+            )
+            prune(root, recipe.checkpoint.keep_last, newest=path)
+            return str(path)
 
+        self.newest = step, self.engine.on_main(write)
 
-def load_student(student: Student, checkpoint: Checkpoint, output: Path) -> None:
-    """Put a student where `save_run` found it, and let it find its best weights. Collective: every
-    rank.
-    """
-    prefix = f"{student.name}."
-    names = [name for name in checkpoint.tensor_names if name.startswith(prefix)]
-    tensors = {name.removeprefix(prefix): checkpoint.tensors(name) for name in names}
-    student.load(tensors, checkpoint.values["students"][student.name])
-    student.load_best(best_dir(output, student.name))
+    def restore(self, run_lock: RunLock) -> tuple[int, int]:
+        """Lock the run's folder, and restore its newest intact checkpoint, if there is one.
+        Collective: every rank.
+
+        Returns:
+            The steps done, and the unreadable images skipped in them.
+        """
+        plan, screen = self.plan, self.logger.screen
+        path = self.engine.on_main(
+            lambda: open_run_folder(plan.output, plan.recipe, run_lock, screen.say, self._inputs())
+        )
+        if path is None:
+            return 0, 0
+        checkpoint = load(path, verify=False)  # the main process has verified it
+        state, step = RunState.from_dict(checkpoint.values), checkpoint.state.step
+        self.newest = step, str(path)
+        self.logger.clock.add_earlier(state.seconds, state.device_seconds, state.training)
+        self.logger.warnings += state.warnings
+        self.evaluations.last_step = state.judged_step
+        self.evaluations.accuracies = {
+            name: Accuracy(**values) for name, values in state.accuracies.items()
+        }
+        self.evaluations.stage_ends = state.stage_ends or {}
+        stage = plan.stage_at(step - 1)
+        for student in self.students:
+            if stage is not plan.stages[0]:
+                settings = stage_settings(stage, student.name, self.share, self.engine)
+                student.enter(settings, new_optimizer=True, new_averages=False)
+            prefix = f"{student.name}."
+            names = [name for name in checkpoint.tensor_names if name.startswith(prefix)]
+            tensors = {name.removeprefix(prefix): checkpoint.tensors(name) for name in names}
+            student.load(tensors, state.students[student.name])
+            student.load_best(best_dir(plan.output, student.name))
+            if not student.running:
+                screen.rows[student.name].note = f"stopped at step {student.stopped_at}"
+        best = {student.name: student.best.top1 for student in self.students if student.best}
+        self.logger.show_accuracies(self.evaluations.accuracies, best)
+        screen.say(f"resuming from {path}")
+        return step, state.num_skipped
+
+    def _inputs(self) -> dict[str, str | int]:
+        teacher = {"teacher (SHA-256)": self.teacher.fingerprint} if self.teacher else {}
+        seen = {f"{name} sees": view.values for name, view in self.views.items()}
+        return {**self.plan.inputs(), **teacher, **seen}

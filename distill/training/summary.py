@@ -15,23 +15,23 @@ from rich.console import Console
 from rich.table import Table
 
 from distill import __version__
-from distill.checkpoint import replace_text
+from distill.checkpoint.layout import REPORT_FILE
 from distill.console import hours_minutes, show_table
 from distill.errors import InputError
 from distill.evaluation.accuracy import TEACHER, Accuracy
+from distill.files import replace_text
 from distill.models.view import ModelView
 from distill.student.student import Student
 from distill.training.plan import StagePlan
-from distill.training.rundir import REPORT_FILE
 
 _LIBRARIES = ("torch", "torchvision", "timm", "accelerate", "datasets", "deepspeed")
 TEACHER_COLUMNS = ("agrees %", "KL to teacher")
-_WIDE = 110  # columns that the whole table takes, with the names of larger models
+_WIDE = 110  # columns of the table with the names of larger models
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run came to. `device_hours` is wall time times processes, over all its sittings: GPU
+    """The result of a run. `device_hours` is wall time times processes, over all its sessions: GPU
     hours on GPUs.
     """
 
@@ -44,22 +44,20 @@ class Summary:
     num_processes: int
     device: str
     num_skipped: int
-    stages: Sequence[StagePlan]  # none of a run without stages
-    stage_ends: Mapping[str, Mapping[str, Any]]  # by stage, by model: what was judged at its end
+    stages: Sequence[StagePlan]  # empty for a run without stages
+    stage_ends: Mapping[str, Mapping[str, Any]]  # by stage, by model: the accuracy at its end
     students: Sequence[Student]
     accuracies: Mapping[str, Accuracy]
-    views: Mapping[
-        str, ModelView
-    ]  # what the teacher and each student see, and the source of each value
-    data: Mapping[str, Any]  # where the images lie, and how many there are
+    views: Mapping[str, ModelView]  # what the teacher and each student see
+    data: Mapping[str, Any]  # where the images are, and how many
     throughput: Mapping[str, float]
     warnings: Sequence[str]
 
     @property
     def best(self) -> str | None:
-        """The student with the best top-1; the first where nothing was judged."""
-        kept = [student for student in self.students if student.best is not None]
-        return max(kept, key=_best_top1).name if kept else None
+        """The student with the best top-1; the first one if nothing was evaluated."""
+        found = [student for student in self.students if student.best is not None]
+        return max(found, key=_best_top1).name if found else None
 
     def as_dict(self) -> dict[str, Any]:
         """The report, JSON-able."""
@@ -113,17 +111,19 @@ class Summary:
         }
 
     def write(self, again: bool) -> None:
-        """Write report.json into the run's folder; `again`: of a run that was complete before,
-        which keeps the one it has.
+        """Write report.json into the run's folder.
+
+        Args:
+            again: the run was complete before; if it has a report, this one is not written.
         """
-        with suppress(OSError, ValueError):  # no report, or a torn one
+        with suppress(OSError, ValueError):  # no report, or an incomplete one
             if again and json.loads((self.output / REPORT_FILE).read_text()):
                 return
         try:
             replace_text(self.output / REPORT_FILE, json.dumps(self.as_dict(), indent=1) + "\n")
         except OSError as error:
             raise InputError(
-                f"{self.output / REPORT_FILE}: cannot be written: {error}; make room and run again"
+                f"{self.output / REPORT_FILE}: cannot be written: {error}; free some space and run again"
             ) from error
 
     def show(self, console: Console) -> None:
@@ -137,7 +137,7 @@ class Summary:
 
     def table(self, narrow: bool = False) -> Table:
         """A row for the teacher and for each student, its averages below it; `narrow` leaves out
-        what the recipe says anyhow.
+        columns that repeat the recipe.
         """
         table = Table(box=None, pad_edge=False)
         table.add_column("", overflow="fold")
@@ -178,9 +178,8 @@ class Summary:
         """The run in a line: steps, time, the best student."""
         skipped = f", {self.num_skipped} unreadable images skipped" if self.num_skipped else ""
         best = f"; best: {self.best}" if self.best else ""
-        epochs = (
-            "" if self.stages else f" ({self.epochs:.1f} epochs)"
-        )  # of different data they do not add up
+        # Epochs of different data do not add up.
+        epochs = "" if self.stages else f" ({self.epochs:.1f} epochs)"
         return (
             f"{self.run}: {self.steps} steps{epochs} in {hours_minutes(self.seconds)} on"
             f" {self.num_processes} x {self.device} ({self.device_hours:.2f} device"
@@ -188,7 +187,7 @@ class Summary:
         )
 
     def next_commands(self) -> list[str]:
-        """What to do with the run now, ready to be copied, and where its report is."""
+        """Commands to use the run with, and the path of its report."""
         output = shlex.quote(str(self.output))
         commands = []
         if self.best is not None:
@@ -206,12 +205,14 @@ class Summary:
         return [*(["next:"] if commands else []), *commands, f"report: {self.output / REPORT_FILE}"]
 
     def stage_lines(self) -> list[str]:
-        """Each stage in a line: its steps and what the students scored at its end."""
+        """A line a stage: its steps, and the top-1 of the students at its end."""
         lines = []
         for stage in self.stages:
-            judged = self.stage_ends.get(stage.name, {})
+            accuracies = self.stage_ends.get(stage.name, {})
             scores = ", ".join(
-                f"{name} {judged[name]['top1']:.2f}" for name in judged if "/" not in name
+                f"{name} {values['top1']:.2f}"
+                for name, values in accuracies.items()
+                if "/" not in name
             )
             epochs = (stage.last_step - stage.first_step) / stage.order.steps_per_epoch
             lines.append(
@@ -223,28 +224,17 @@ class Summary:
 
 
 def versions() -> dict[str, str]:
-    """Return what computed the run: Python, the libraries that are installed, this package and its
-    commit in a checkout.
-    """
+    """The versions of Python, the installed libraries and this package; its commit in a checkout."""
     found = {"python": platform.python_version(), "distill": __version__}
     for library in _LIBRARIES:
         with suppress(metadata.PackageNotFoundError):
             found[library] = metadata.version(library)
-    checkout = Path(__file__).resolve().parents[1]
+    checkout = Path(__file__).resolve().parents[2]
     if (checkout / ".git").exists():  # git itself would also look in the folders above
         with suppress(OSError, subprocess.SubprocessError):
-            described = [
-                "git",
-                "-C",
-                str(checkout),
-                "describe",
-                "--always",
-                "--dirty",
-                "--exclude=*",
-                "--abbrev=40",
-            ]
+            command = ["git", "describe", "--always", "--dirty", "--exclude=*", "--abbrev=40"]
             found["commit"] = subprocess.run(
-                described, capture_output=True, text=True, check=True, timeout=10
+                command, cwd=checkout, capture_output=True, text=True, check=True, timeout=10
             ).stdout.strip()
     return found
 

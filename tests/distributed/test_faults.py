@@ -184,7 +184,7 @@ def test_a_rank_that_is_killed(whole: Path, tmp_path: Path) -> None:
 
     code, shown = Launch(tmp_path, "none").ended()
     assert code == 0, shown
-    assert "going on from" in shown
+    assert "resuming from" in shown
     assert "rror" not in shown
     assert_as_undisturbed(tmp_path / "run", whole)
 

@@ -16,9 +16,9 @@ import torch.distributed as dist
 from ports import free_ports
 
 from distill.__main__ import explained
-from distill.checkpoint import Signals
 from distill.engine import Engine, check_launch, launched_processes
 from distill.engine.rendezvous import meeting, reach_master
+from distill.engine.signals import Signals
 from distill.errors import InputError
 from distill.processes import is_launcher, speaks_first
 

@@ -161,7 +161,7 @@ def test_one_of_two_killed_while_they_stream_the_same_command_goes_on(
     assert code == 1
     assert "another process of this run has ended after step" in (tmp_path / "first").read_text()
     assert ended(torchrun(recipe, tmp_path / "second")) == DONE
-    assert "going on from" in (tmp_path / "second").read_text()
+    assert "resuming from" in (tmp_path / "second").read_text()
     goes_on_to_the_same_end(shards, shards.folder / "killed-2")
 
 

@@ -110,7 +110,7 @@ def test_before_the_first_step_there_is_nothing_to_save(shards: Shards, tmp_path
         assert child.terminated() == INTERRUPTED
     shards.server.release.set()
     assert (
-        "SIGTERM: stopped after step 0, nothing to save; the same command goes on"
+        "SIGTERM: stopped after step 0, nothing to save; the same command resumes the run"
         in log.read_text()
     )
     assert run(recipe) == DONE

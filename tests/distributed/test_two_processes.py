@@ -206,7 +206,7 @@ def test_a_student_that_diverges_stops_on_both_ranks_at_the_same_step(launch: La
 def test_what_is_wrong_on_the_main_process_ends_both_with_one_message(launch: Launch) -> None:
     assert launch.codes("damaged") == [2, 2]
     shown = launch.shown("damaged")
-    assert "no checkpoint is whole" in shown[0]
+    assert "all checkpoints are damaged" in shown[0]
     assert shown[1] == ""
 
 

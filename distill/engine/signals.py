@@ -1,4 +1,4 @@
-"""Asking a run to stop: SLURM's SIGUSR1 before the time limit, SIGTERM at preemption, Ctrl-C."""
+"""Signals that stop a run: SLURM's SIGUSR1 before the time limit, SIGTERM at preemption, Ctrl-C."""
 
 import os
 import signal
@@ -13,18 +13,18 @@ _WATCHED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class WaitInterruptedError(BaseException):
-    """Raised by a signal amid work that may be dropped."""
+    """Raised by a signal during work that may be dropped."""
 
 
 class Signals:
-    """Context manager that notes a stop signal instead of dying of it; the loop looks at `received`
-    between steps.
+    """Context manager that records a stop signal, so that the process does not end by it; the loop
+    reads `received` between steps.
 
     A second Ctrl-C raises KeyboardInterrupt, for a user who cannot wait. A SIGINT that was ignored
-    stays ignored: shells start what runs in the background so, and Ctrl-C at their terminal is not
-    meant for it. Old handlers return on exit, but for one of several processes that ends by an
-    error: its launcher sends SIGTERM as soon as another one has died, and this one must live to say
-    what it saw. Main thread only (Python delivers signals nowhere else).
+    stays ignored: shells start background commands like this, and Ctrl-C at their terminal is not
+    meant for them. The old handlers return on exit, except in one of several processes that ends by
+    an error: its launcher sends SIGTERM as soon as another one has died, and this process must
+    live until it has printed its own error. Main thread only (Python delivers signals only there).
 
     Attributes:
         received: name of the first signal ("SIGTERM", "SIGUSR1", "SIGINT"), or None.
@@ -33,7 +33,7 @@ class Signals:
     def __init__(self) -> None:
         self.received: str | None = None
         self._interrupts = 0
-        self._breaks_off = False
+        self._may_interrupt = False
         self._pid = os.getpid()
         self._previous: dict[int, object] = {}
 
@@ -41,7 +41,7 @@ class Signals:
         self._pid = os.getpid()
         for number in _WATCHED:
             if number != signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:
-                self._previous[number] = signal.signal(number, self._note)
+                self._previous[number] = signal.signal(number, self._record)
         return self
 
     def __exit__(
@@ -59,23 +59,23 @@ class Signals:
         self._previous.clear()
 
     @contextmanager
-    def breaking_off(self) -> Iterator[None]:
-        """Inside, a signal raises WaitInterruptedError wherever it finds the main thread: for work that has no
-        end of its own and may be dropped.
+    def interrupting(self) -> Iterator[None]:
+        """Inside, a signal raises WaitInterruptedError in the main thread, for work that may be
+        dropped and may never end.
         """
-        self._breaks_off = True
+        self._may_interrupt = True
         try:
             if self.received:
                 raise WaitInterruptedError
             yield
         finally:
-            self._breaks_off = False
+            self._may_interrupt = False
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _record(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._pid:
-            # A forked data-loading worker: it must die of its parent's terminate(), and must leave
-            # Ctrl-C and SIGUSR1, which reach the whole process group, to the parent, which still
-            # needs it for the steps before the stop.
+            # A forked data-loading worker: its parent's terminate() must end it. Ctrl-C and SIGUSR1
+            # reach the whole process group, but the parent still needs the worker for the steps
+            # before the stop.
             if number == signal.SIGTERM:
                 signal.signal(number, signal.SIG_DFL)
                 os.kill(os.getpid(), number)
@@ -84,6 +84,6 @@ class Signals:
         if self._interrupts > 1:
             raise KeyboardInterrupt
         self.received = self.received or signal.Signals(number).name
-        if self._breaks_off:
-            self._breaks_off = False  # once: it shall not meet what cleans up
+        if self._may_interrupt:
+            self._may_interrupt = False  # once: what cleans up must not be interrupted
             raise WaitInterruptedError

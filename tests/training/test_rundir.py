@@ -1,4 +1,4 @@
-"""The folder of a run: one writer at a time, and files that are whole."""
+"""The folder of a run: one process writes in it, and its newest checkpoint is found."""
 
 import multiprocessing
 import subprocess
@@ -7,15 +7,17 @@ from pathlib import Path
 
 import pytest
 
+from distill.checkpoint.layout import checkpoints_dir
+from distill.checkpoint.store import load_newest
 from distill.errors import InputError
-from distill.training.rundir import RunLock, newest_checkpoint
+from distill.training.rundir import RunLock
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from distill.training.rundir import Claim
-claim = Claim()
-claim.take(Path(sys.argv[1]))
+from distill.training.rundir import RunLock
+run_lock = RunLock()
+run_lock.acquire(Path(sys.argv[1]))
 print("held", flush=True)
 time.sleep(60)
 """
@@ -31,20 +33,20 @@ def test_a_second_run_in_a_folder_is_refused_until_the_first_is_gone(tmp_path: P
         with pytest.raises(
             InputError, match=rf"process {holder.pid} on .* is writing here.*output="
         ):
-            RunLock().take(tmp_path)
+            RunLock().acquire(tmp_path)
     finally:
-        holder.kill()  # as kill -9: the claim must not outlive the process
+        holder.kill()  # as kill -9: the lock must not outlive the process
         holder.wait()
-    RunLock().take(tmp_path)
+    RunLock().acquire(tmp_path)
 
 
-def test_forked_workers_do_not_keep_the_claim(tmp_path: Path) -> None:
-    claim = RunLock()
-    claim.take(tmp_path)
+def test_forked_workers_do_not_keep_the_lock(tmp_path: Path) -> None:
+    run_lock = RunLock()
+    run_lock.acquire(tmp_path)
     worker = multiprocessing.get_context("fork").Process(target=_wait)
     worker.start()
     try:
-        claim.release()
+        run_lock.release()
         taken = subprocess.run(
             [sys.executable, "-c", HOLDER.replace("time.sleep(60)", ""), str(tmp_path)], check=False
         )
@@ -64,4 +66,4 @@ def test_the_newest_checkpoint_is_the_one_of_the_highest_step(tmp_path: Path) ->
     for name in ("step-99999999", "step-100000000", "step-junk"):
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
     with pytest.raises(InputError, match="step-100000000"):
-        newest_checkpoint(tmp_path)
+        load_newest(checkpoints_dir(tmp_path))

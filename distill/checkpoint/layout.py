@@ -1,0 +1,53 @@
+"""The folder of a run. This module imports no torch.
+
+recipe.yaml     the resolved recipe
+metrics.jsonl   one record an event
+checkpoints/    step-00001234/ ...: everything that a resume needs
+best/STUDENT/   the best weights so far, in the form that timm loads
+report.json     the result of a finished run
+.lock           held by the process that writes here
+"""
+
+import re
+from pathlib import Path
+
+RECIPE_FILE = "recipe.yaml"
+METRICS_FILE = "metrics.jsonl"
+REPORT_FILE = "report.json"
+LOCK_FILE = ".lock"
+# In the folder of a checkpoint, beside recipe.yaml and the tensors.
+MANIFEST_FILE = "manifest.json"
+STATE_FILE = "state.json"
+
+_STEP = re.compile(r"step-(\d{8,})")
+
+
+def best_root(output: Path) -> Path:
+    """The folder of the best weights of all students."""
+    return output / "best"
+
+
+def best_dir(output: Path, student: str) -> Path:
+    """The folder of a student's best weights."""
+    return best_root(output) / student
+
+
+def checkpoints_dir(output: Path) -> Path:
+    """The folder of a run's checkpoints."""
+    return output / "checkpoints"
+
+
+def checkpoint_name(step: int) -> str:
+    """The name of the folder of a checkpoint."""
+    return f"step-{step:08d}"
+
+
+def step_of(name: str) -> int | None:
+    """The step in the name of a checkpoint; None if the name is not one of a checkpoint."""
+    match = _STEP.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder is a checkpoint."""
+    return (folder / MANIFEST_FILE).is_file()
