@@ -168,7 +168,7 @@ def test_places_that_are_never_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
         refuse_foreign_output(recipe_into(tmp_path, Path("~")))
     gone = tmp_path / "link"
     gone.symlink_to(tmp_path / "gone")
-    with pytest.raises(InputError, match="link: is a link to a place that does not exist"):
+    with pytest.raises(InputError, match="link: is a link to a folder that does not exist"):
         refuse_foreign_output(recipe_into(tmp_path, gone))
     to_home = tmp_path / "to_home"
     to_home.symlink_to(home)
@@ -186,7 +186,7 @@ def test_an_output_within_the_images_is_refused(tmp_path: Path) -> None:
     for output in (images / "train" / "run", images / "train"):
         with pytest.raises(
             InputError,
-            match=r"lies in data\.train\.path .*images/train, where each folder is a class",
+            match=r"is inside data\.train\.path .*images/train, where each folder is a class",
         ):
             refuse_foreign_output(recipe_into(tmp_path, output, {"data": data}))
     refuse_foreign_output(recipe_into(tmp_path, images / "run", {"data": data}))
@@ -200,7 +200,7 @@ def test_class_folders_where_the_command_runs_are_refused_with_the_fix(
     data = {"train": {"kind": "image_folder", "path": "."}, "root": "."}
     with pytest.raises(InputError) as refused:
         refuse_foreign_output(recipe_into(tmp_path, Path("runs/mine"), {"data": data}))
-    assert "runs/mine: lies in data.train.path" in str(refused.value)
+    assert "runs/mine: is inside data.train.path" in str(refused.value)
     assert "choose another folder with output=" in str(refused.value)
     assert "move the images into a folder of their own and name it in data.train.path" in str(
         refused.value
