@@ -151,9 +151,9 @@ def evaluate(
       distill evaluate resnet50.pth --model resnet50 --data val/ \\
           --classes imagenet-1k
     """
-    from distill.release import judge
+    from distill.release import evaluate_models
 
-    judge(
+    evaluate_models(
         checkpoint,
         model=model,
         student=student,

@@ -408,7 +408,8 @@ FINISHED = {
         ["--student kd picks among what a run holds"],
     ),
     "no data named": Case(
-        ["evaluate", "run/best/kd"], ["run/best/kd does not say what to judge it on: give --data"]
+        ["evaluate", "run/best/kd"],
+        ["run/best/kd does not say what to evaluate it on: give --data"],
     ),
     "no data there": Case(
         ["evaluate", "run", "--data", "gone"], ["--data gone: there is no such file or folder"]

@@ -24,14 +24,14 @@ from distill.errors import InputError
 from distill.evaluation.accuracy import Accuracy
 from distill.models import cifar as cifar  # registers its models
 from distill.models.export_format import read_record
-from distill.release import find_models, judge
+from distill.release import evaluate_models, find_models
 from distill.release.find import which_weights
 
 STUDENTS = ("alone", "kd", "vit")
 
 
 def scores(path: Path, **options: Any) -> dict[str, Accuracy]:
-    return judge(path, **{"num_workers": 0, **options})
+    return evaluate_models(path, **{"num_workers": 0, **options})
 
 
 def judged_images(run: Path) -> tuple[torch.Tensor, torch.Tensor]:

@@ -405,10 +405,10 @@ def test_restart_forgets_the_optimizer_and_starts_averages_from_the_weights_of_n
         engine.close()
 
 
-# ---- streams are dealt ---------------------------------------------------------------------------
+# ---- lanes and cache -----------------------------------------------------------------------------
 
 
-def dealt(recipe: Path, num_processes: int, here: int, *overrides: str) -> None:
+def checked(recipe: Path, num_processes: int, here: int, *overrides: str) -> None:
     from distill.training.streams import check_streams
 
     check_streams(make_plan(load_recipe(recipe, overrides)), num_processes, here)
@@ -421,7 +421,7 @@ def test_any_number_of_processes_reads_the_lanes(foreign: Path, tmp_path: Path) 
         {"train": {"micro_batch_size": None, "batch_size_global": 48}},
     )
     for num_processes in (1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 48):
-        dealt(recipe, num_processes, num_processes)
+        checked(recipe, num_processes, num_processes)
 
 
 def test_a_cache_that_cannot_hold_what_lanes_read_at_once_is_refused(

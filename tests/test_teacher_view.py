@@ -17,7 +17,7 @@ from timm.data import create_transform, resolve_data_config
 
 from distill.evaluation.sets import EvaluationSet
 from distill.models.plausible import Promise, doubts, near_chance, promise_beside
-from distill.release import judge
+from distill.release import evaluate_models
 
 SIZE = 48
 CLASSES = 4
@@ -106,8 +106,8 @@ def test_the_printed_accuracy_is_timms_and_measured_once(
     seen = report["views"]["teacher"]
     assert (seen["image_size"], seen["sources"]["image_size"]) == (SIZE, "data.image_size")
     assert report["warnings"] == []
-    judged = judge(tmp_path / "run", num_workers=0)
-    assert judged["teacher"].top1 == pytest.approx(right, abs=1e-9)
+    accuracies = evaluate_models(tmp_path / "run", num_workers=0)
+    assert accuracies["teacher"].top1 == pytest.approx(right, abs=1e-9)
 
     with monkeypatch.context() as stopped:
         tiny.stop_after(3, stopped)
@@ -187,13 +187,13 @@ def test_an_evaluation_says_what_a_model_sees_and_that_it_guesses(
         "classes": str(tmp_path / "names.txt"),
         "num_workers": 0,
     }
-    right = judge(case[0], model="resnet10t", image_size=SIZE, **options)["teacher"].top1
+    right = evaluate_models(case[0], model="resnet10t", image_size=SIZE, **options)["teacher"].top1
     said = capsys.readouterr().out
     assert right == pytest.approx(by_timm(*case), abs=1e-9)
     assert f"teacher sees {SIZE}x{SIZE} px (--image-size); center crop 0.875" in said
     assert "warning" not in said
     (tmp_path / "names.txt").write_text("\n".join(f"c{(i + 1) % CLASSES}" for i in range(CLASSES)))
-    judge(case[0], model="resnet10t", **options)
+    evaluate_models(case[0], model="resnet10t", **options)
     said = capsys.readouterr().out
     assert "176x176 px, center crop 0.875" in said
     assert "(assumed from timm's config of resnet10t.c3_in1k)" in said
@@ -237,7 +237,7 @@ def test_an_export_and_its_file_are_evaluated_as_their_config_says(
         )
     labels = torch.tensor([int(file.parent.name[1:]) for file in files])
     for place in (tmp_path, tmp_path / "model.safetensors"):
-        (score,) = judge(place, data=str(case[1]), num_workers=0).values()
+        (score,) = evaluate_models(place, data=str(case[1]), num_workers=0).values()
         assert score.top1 == pytest.approx(
             100 * float((logits.argmax(1) == labels).double().mean()), abs=1e-9
         )

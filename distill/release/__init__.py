@@ -1,9 +1,7 @@
-"""Finished weights, wherever they lie: found, judged on a set, exported. What `distill evaluate`
-and `distill export` do.
-"""
+"""`distill evaluate` and `distill export`: find finished weights, evaluate them, write them."""
 
 from distill.release.export import export_student
 from distill.release.find import Found, find_models
-from distill.release.scores import judge
+from distill.release.scores import evaluate_models
 
-__all__ = ["Found", "export_student", "find_models", "judge"]
+__all__ = ["Found", "evaluate_models", "export_student", "find_models"]

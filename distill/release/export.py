@@ -1,4 +1,4 @@
-"""One student of a run, written as timm loads it."""
+"""Write one student of a run in the form that timm loads."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ def export_student(
     """Write one student of a run to `output`, in the form that timm loads.
 
     Raises:
-        InputError: no such student or weights, or something else than an export lies at `output`.
+        InputError: no such student or weights, or `output` holds something other than an export.
     """
     refuse_overwrite(output)
     if run.is_file():
@@ -51,10 +51,10 @@ def export_student(
 
 
 def _best_of(run: Path) -> str:
-    """The best student of a run, finished or not.
+    """The best student of a run, complete or not.
 
     Raises:
-        InputError: there are several and nothing says which is best.
+        InputError: there are several, and no record says which is best.
     """
     names = list(load_recipe(run / RECIPE_FILE).students)
     if len(names) == 1:

@@ -1,6 +1,4 @@
-"""Models with their weights, out of whatever a path holds: a run, a checkpoint, an export, a file
-of weights.
-"""
+"""Models with their weights, found in a run, a checkpoint, an export or a file of weights."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -33,10 +31,10 @@ class Found:
 
     Attributes:
         view: what it sees.
-        classes: in the order of the logits; empty where nothing records them.
-        record: what is known of the weights: run, student, scores.
+        classes: in the order of the logits; empty if no record names them.
+        record: run, student and scores of the weights, as far as known.
         notes: what was adapted when the weights were loaded, a sentence each.
-        promise: what a record beside the weights says they scored.
+        promise: the accuracy that a record of the weights promises.
     """
 
     name: str
@@ -49,15 +47,14 @@ class Found:
 
     @property
     def pixels(self) -> Pixels:
-        """The mean and std that the model wants."""
+        """The normalisation that the model expects."""
         return Pixels(self.view.mean, self.view.std)
 
 
 def find_models(
     path: Path, *, model: str | None, student: str | None, weights: str, image_size: int | None
 ) -> list[Found]:
-    """The models that a path holds: those of a run or a checkpoint, an export, or a file of
-    weights.
+    """Load the models at a path: of a run, a checkpoint, an export, or a file of weights.
 
     Args:
         model: timm name, for a file of weights.
@@ -67,7 +64,7 @@ def find_models(
         image_size: None for the model's own.
 
     Raises:
-        InputError: nothing of the kind is there, or what is asked for is not in it.
+        InputError: there is none, or it lacks what the arguments name.
     """
     if path.is_file():
         _refuse_choice(path, student, weights)
@@ -111,20 +108,18 @@ def find_models(
     ]
     if not found:
         raise InputError(
-            f"{path}: nothing was judged here yet, so there are no best weights; --weights raw"
+            f"{path}: nothing was evaluated here yet, so there are no best weights; --weights raw"
             " takes those of its newest checkpoint"
         )
     return found
 
 
 def which_weights(found: Found) -> str:
-    """Return in words which weights of a run these are; of other weights what their record says."""
+    """Which weights of a run these are, in words; of other weights what their record says."""
     if "step" not in found.record:
         return str(found.record.get("weights", ""))
     kind, step = found.record["weights"], found.record["step"]
-    best = (
-        found.record.get("top1") is not None
-    )  # only what was kept as the best says what it scored
+    best = found.record.get("top1") is not None  # only the best weights record an accuracy
     return f"best weights ({kind}, step {step})" if best else f"{kind} weights of step {step}"
 
 
@@ -193,16 +188,16 @@ def _from_checkpoint(
     found = []
     for name in names:
         spec = recipe.students[name]
-        held = [
+        stems = [
             stem.removeprefix(f"{name}.")
             for stem in checkpoint.tensor_names
             if stem == f"{name}.model" or stem.startswith(f"{name}.ema-")
         ]
-        if not held:
-            continue  # it had stopped: a checkpoint keeps only its record
+        if not stems:
+            continue  # it had stopped, so the checkpoint holds no weights of it
         which = "model" if weights == RAW else weights
-        if which not in held:
-            known = ["best", *(RAW if stem == "model" else stem for stem in held)]
+        if which not in stems:
+            known = ["best", *(RAW if stem == "model" else stem for stem in stems)]
             raise InputError(
                 f"{checkpoint.path}: no weights {weights!r} of {name}{did_you_mean(weights, known)};"
                 f" there are {', '.join(known)}"
@@ -243,7 +238,7 @@ def _from_checkpoint(
 
 
 def _view_of_run(checkpoint: Checkpoint, recipe: Recipe, name: str) -> ModelView:
-    """What a student of a run sees: as its checkpoint recorded it, since the weights it began with
+    """What a student of a run sees, as its checkpoint records it: the weights that it began with
     may be gone.
     """
     spec = recipe.students[name].model_copy(update={"weights": None})

@@ -1,4 +1,4 @@
-"""The images to judge on, as a command line names them."""
+"""The images to evaluate on, as a command line names them."""
 
 from pathlib import Path
 
@@ -15,16 +15,16 @@ from distill.training.inputs import contents_of
 def open_images(
     data: str | None, split: str | None, classes: str | None, recipe: Recipe | None, path: Path
 ) -> tuple[Source, bool]:
-    """The source that `--data` and `--classes` name, or else the recipe's own evaluation set.
+    """Open what `--data` and `--classes` name, or else the recipe's own evaluation set.
 
     Args:
-        path: what is judged, for messages.
+        path: what is evaluated, for messages.
 
     Returns:
-        The source, and whether the user has given the order of its classes.
+        The source, and whether the user gives the order of its classes.
 
     Raises:
-        InputError: nothing is there, or nobody says what to judge on.
+        InputError: there are no images, or neither command line nor recipe names any.
     """
     if data is not None:
         spec = guess_source(data, known_classes(classes), split=split)
@@ -36,25 +36,27 @@ def open_images(
         if given is not None:
             raise InputError(f"{option} names the {what} of --data: give both")
     if recipe is None or recipe.data.eval is None:
-        raise InputError(f"{path} does not say what to judge it on: give --data")
+        raise InputError(f"{path} does not say what to evaluate it on: give --data")
     try:
         source = open_eval(recipe.data, Path(recipe.data.root).expanduser())
     except InputError as error:
-        raise InputError(f"{error}; or judge on something else with --data") from error
+        raise InputError(f"{error}; or evaluate on other images with --data") from error
     assert source is not None
     _refuse_other_images(source, path)
-    judged = recipe.data.eval
-    return source, has_class_order(
-        recipe.data.train if isinstance(judged, schema.HoldOutSpec) else judged
-    )
+    eval_spec = recipe.data.eval
+    if isinstance(eval_spec, schema.HoldOutSpec):
+        eval_spec = recipe.data.train
+    return source, has_class_order(eval_spec)
 
 
 def _refuse_other_images(source: Source, path: Path) -> None:
-    """Raises InputError where other images are held out than when the run trained: it may have seen
-    these.
+    """Check that the images held out are the same as when the run trained.
 
     Args:
         path: the run, or one of its checkpoints.
+
+    Raises:
+        InputError: they are others, and the run may have trained on them.
     """
     if not isinstance(source, Part):
         return
@@ -67,7 +69,7 @@ def _refuse_other_images(source: Source, path: Path) -> None:
         ).values
     except InputError as error:
         raise InputError(
-            f"data.eval: only a checkpoint says which images were held out ({error}): give --data"
+            f"data.eval: only a checkpoint records which images were held out ({error}): give --data"
         ) from error
     if any(before["inputs"].get(key) != value for key, value in now.items()):
         raise InputError(
@@ -78,5 +80,5 @@ def _refuse_other_images(source: Source, path: Path) -> None:
 
 
 def in_command_words(message: str) -> str:
-    """A message in the words of the command line."""
+    """A message that names options instead of recipe keys."""
     return in_options(message, "--data")

@@ -1,4 +1,4 @@
-"""Judge what was found: one pass over the images, a table, the scores by name."""
+"""Evaluate the models at a path: one pass over the images, a table, the scores by name."""
 
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 Unreadable = Literal["error", "skip"]
 
 
-def judge(
+def evaluate_models(
     path: Path,
     *,
     model: str | None = None,
@@ -43,8 +43,13 @@ def judge(
     image_size: int | None = None,
     unreadable: Unreadable = "error",
 ) -> dict[str, Accuracy]:
-    """Judge what lies at a path, show a table, return the scores by name. Collective under a
-    launcher.
+    """Evaluate the models at a path and print a table. Collective under a launcher.
+
+    Returns:
+        The accuracies, by model.
+
+    Raises:
+        InputError: there are no such models or images, or they do not fit together.
     """
     found = find_models(path, model=model, student=student, weights=weights, image_size=image_size)
     recipe = load_recipe(path / RECIPE_FILE) if (path / RECIPE_FILE).is_file() else None
@@ -54,7 +59,7 @@ def judge(
     teacher = _teacher(recipe, source) if data is None else None
     engine = Engine(precision=precision)
     try:
-        results = _judge(found, source, teacher, engine, batch_size, num_workers, unreadable)
+        results = _evaluate(found, source, teacher, engine, batch_size, num_workers, unreadable)
     except InputError as error:
         raise InputError(in_command_words(str(error))) from error
     finally:
@@ -69,7 +74,7 @@ def judge(
         if match.how != "names" or not match.in_order:
             console.print(match.describe(), markup=False, soft_wrap=True)
         show_table(console, _table(found, results))  # first, for programs that look for its figures
-        for line in _seen(found, teacher):
+        for line in _views(found, teacher):
             console.print(line, markup=False, soft_wrap=True)
         for doubt in _doubts(found, teacher, results):
             console.print(f"warning: {doubt}", markup=False, soft_wrap=True)
@@ -77,7 +82,7 @@ def judge(
 
 
 def _match(found: list[Found], source: Source, order_given: bool) -> Match:
-    """Which logit is which class of the data; models of one run agree on it."""
+    """Match logits and classes of the data; the models of one run have the same match."""
     matches = []
     for each in found:
         num_classes = int(each.net.num_classes)  # type: ignore[arg-type]
@@ -101,7 +106,7 @@ def _in_logits(source: Source, match: Match, classes: tuple[str, ...]) -> Source
     return Relabelled(source, match.logits, classes or tuple(map(str, range(match.num_logits))))
 
 
-def _judge(
+def _evaluate(
     found: list[Found],
     source: Source,
     teacher: Teacher | None,
@@ -110,18 +115,16 @@ def _judge(
     num_workers: int | None,
     unreadable: Unreadable,
 ) -> dict[str, Accuracy]:
-    """One pass for models of one view; another pass for each other view, the teacher's own among
-    them.
-    """
-    answers_of = place_teacher(teacher, engine)
+    """Evaluate in one pass for each view, the teacher's own included."""
+    placed = place_teacher(teacher, engine)
+    # Batches are filled up to their size.
+    batch_size = min(batch_size, -(-len(source) // engine.world_size))
     results: dict[str, Accuracy] = {}
     loader_of = partial(
         eval_loader,
         source,
         engine=engine,
-        batch_size=min(
-            batch_size, -(-len(source) // engine.world_size)
-        ),  # batches are filled up to their size
+        batch_size=batch_size,
         num_workers=num_workers,
         unreadable=unreadable,
     )
@@ -134,33 +137,29 @@ def _judge(
         }
         with loader_of(frame) as loader:
             results |= evaluate(
-                networks, loader, engine, TeacherAnswers(answers_of) if answers_of else None
+                networks, loader, engine, TeacherAnswers(placed) if placed else None
             )
-    if teacher is not None and answers_of is not None and teacher.view.frame not in frames:
+    if teacher is not None and placed is not None and teacher.view.frame not in frames:
         with loader_of(teacher.view.frame) as loader:
-            results |= evaluate({TEACHER: answers_of}, loader, engine)
+            results |= evaluate({TEACHER: placed}, loader, engine)
     return results
 
 
-def _seen(found: list[Found], teacher: Teacher | None) -> list[str]:
-    """What each model sees, and what was adapted of its weights: a line each; models that see the
-    same share one.
-    """
+def _views(found: list[Found], teacher: Teacher | None) -> list[str]:
+    """A line a view with the models that see it, then what was adapted of their weights."""
     views = {each.name: each.view for each in found} | ({TEACHER: teacher.view} if teacher else {})
     names: dict[str, list[str]] = {}
     for name, view in views.items():
         names.setdefault(view.describe(), []).append(name)
     lines = [
-        f"{', '.join(alike)} see{'s' if len(alike) == 1 else ''} {line}"
-        for line, alike in names.items()
+        f"{', '.join(models)} see{'s' if len(models) == 1 else ''} {line}"
+        for line, models in names.items()
     ]
     return [*lines, *(f"{each.name}: {note}" for each in found for note in each.notes)]
 
 
 def _doubts(found: list[Found], teacher: Teacher | None, results: dict[str, Accuracy]) -> list[str]:
-    """Warnings about accuracies that are no better than guessing, or far below what a
-    record says.
-    """
+    """Warnings about accuracies no better than chance, or far below what a record promises."""
     warnings = []
     for each in found:
         score, num_classes = results[each.name], int(each.net.num_classes)  # type: ignore[arg-type]
@@ -176,11 +175,11 @@ def _doubts(found: list[Found], teacher: Teacher | None, results: dict[str, Accu
 
 
 def _teacher(recipe: Recipe | None, source: Source) -> Teacher | None:
-    """The run's own teacher, where its weights are still to be had."""
+    """The run's own teacher, if its weights are still available."""
     if recipe is None or recipe.teacher is None:
         return None
     try:
-        # The run has been trained with this teacher: whether the order was a guess was asked then.
+        # The run trained with this teacher, so the order of its classes was checked then.
         return build_teacher(
             recipe.teacher,
             classes=source.classes,

@@ -1,5 +1,5 @@
-"""From a plan to the things that run: teacher, students, loaders. Models are built on the CPU,
-before any GPU is taken.
+"""Build engine, teacher, students and loaders from a plan. Models are built on the CPU, before any
+GPU is used.
 """
 
 from bisect import bisect_right
@@ -30,8 +30,8 @@ from distill.training.plan import Plan, StagePlan
 from distill.training.share import Share
 from distill.training.streams import fetch_ahead
 
-# Paths to weights are relative to where the command runs, as paths on a command line are; data has
-# its own root.
+# Paths to weights are relative to the working directory, like paths on a command line; data has its
+# own root.
 _HERE = Path()
 
 
@@ -41,17 +41,17 @@ class Models:
 
     teacher: Teacher | None
     nets: dict[str, nn.Module]
-    views: dict[str, ModelView]  # of the teacher, where there is one, and of each student
+    views: dict[str, ModelView]  # of the teacher, if any, and of each student
     notes: list[str]  # what was adapted when weights were loaded
     schedules: dict[str, Callable[[int], float]]
 
     @property
     def frame(self) -> Frame:
-        """How an evaluation shows an image to all students."""
+        """How all students see an image in an evaluation."""
         return next(self.views[name].frame for name in self.nets)
 
     def describe(self) -> list[str]:
-        """What each model sees, and what was adapted of its weights: a line each."""
+        """What each model sees, and what was adapted in its weights: a line each."""
         return [
             *(f"{name} sees {view.describe()}" for name, view in self.views.items()),
             *self.notes,
@@ -59,7 +59,7 @@ class Models:
 
 
 def build_engine(plan: Plan) -> Engine:
-    """Take the device and join the other processes, as the recipe says."""
+    """Start the engine that the recipe describes: device, processes, trackers."""
     log, settings = plan.recipe.log, plan.recipe.train
     directory = Path(log.directory).expanduser() if log.directory else None
     return Engine(
@@ -128,7 +128,7 @@ def build_models(plan: Plan) -> Models:
 
 
 def _refuse_frames(views: Mapping[str, ModelView]) -> None:
-    """Raises InputError where students cannot be evaluated on the same images."""
+    """Raises InputError if the students cannot be evaluated on the same images."""
     if len({view.frame for view in views.values()}) > 1:
         raise InputError(
             "data.eval_view.crop_mode: border pads with a model's mean, and the means of"
@@ -137,19 +137,19 @@ def _refuse_frames(views: Mapping[str, ModelView]) -> None:
 
 
 def run_schedule(plan: Plan, name: str) -> Callable[[int], float]:
-    """A student's learning rate as a function of the run's step: a schedule a stage, or one through
-    all.
+    """A student's learning rate as a function of the run's step: one schedule a stage, or one for
+    the run.
 
     Raises:
-        InputError: a warm-up that fills a stage, and what else `resolve_schedule` refuses.
+        InputError: a warm-up as long as its stage, or another error of `resolve_schedule`.
     """
     batch_size = plan.recipe.train.batch_size_global
     ends, schedules = [], []
     for stage in plan.stages:
         spec = stage.recipe.students[name]
-        whole = spec.schedule.over == "run"
-        length = plan.total_steps if whole else stage.last_step - stage.first_step
-        steps_per_epoch = (plan.stages[0] if whole else stage).order.steps_per_epoch
+        over_run = spec.schedule.over == "run"
+        length = plan.total_steps if over_run else stage.last_step - stage.first_step
+        steps_per_epoch = (plan.stages[0] if over_run else stage).order.steps_per_epoch
         at = resolve_schedule(
             spec.schedule,
             spec.optimizer.lr,
@@ -159,7 +159,7 @@ def run_schedule(plan: Plan, name: str) -> Callable[[int], float]:
             key=f"{stage.key}students.{name}.schedule",
             budget_key=f"{stage.key}budget" if stage.key else "train.budget",
         )
-        schedules.append((0 if whole else stage.first_step, at))
+        schedules.append((0 if over_run else stage.first_step, at))
         ends.append(stage.last_step)
 
     def lr_at(step: int) -> float:
@@ -170,16 +170,16 @@ def run_schedule(plan: Plan, name: str) -> Callable[[int], float]:
 
 
 def refuse_image_size(net: nn.Module, image_size: int, what: str) -> None:
-    """Send one image through a model, in evaluation mode: some are built for any size and fail only
-    in the forward.
+    """Check the image size with one forward in evaluation mode: some models can be built for any
+    size and fail only there.
 
     Raises:
-        InputError: the model does not take images of this size, or returns no logits.
+        InputError: the model does not accept images of this size, or returns no logits.
     """
     try:
         with torch.no_grad():
             logits = net.eval()(torch.zeros(1, 3, image_size, image_size))
-    except NotImplementedError:  # an operation that a model without memory ("meta") does not have
+    except NotImplementedError:  # an operation that the device "meta" lacks
         return
     except (RuntimeError, AssertionError, ValueError, IndexError) as error:
         reason = str(error).strip().split("\n", 1)[0]
@@ -193,10 +193,10 @@ def refuse_image_size(net: nn.Module, image_size: int, what: str) -> None:
 
 
 def refuse_teacher_size(teacher: Teacher) -> None:
-    """Send one image through the teacher without its memory.
+    """Check the teacher's image size with one forward on the device "meta".
 
     Raises:
-        InputError: it does not take images of its size.
+        InputError: it does not accept images of this size.
     """
     size = teacher.view.image_size
     tensors = {
@@ -209,9 +209,8 @@ def refuse_teacher_size(teacher: Teacher) -> None:
         with torch.no_grad():
             functional_forward(teacher.net, tensors, image)
     except (RuntimeError, AssertionError, ValueError, IndexError) as error:
-        if isinstance(error, NotImplementedError) or "meta" in str(
-            error
-        ):  # an operation that needs memory
+        # An operation that needs memory.
+        if isinstance(error, NotImplementedError) or "meta" in str(error):
             return
         reason = str(error).strip().split("\n", 1)[0]
         raise InputError(
@@ -224,7 +223,7 @@ def refuse_scalars(net: nn.Module, zero_stage: int, what: str) -> None:
     if scalars := [name for name, parameter in net.named_parameters() if parameter.ndim == 0]:
         raise InputError(
             f"{what} has a parameter that is a single number, {scalars[0]}, which train.zero_stage"
-            f" {zero_stage} cannot shard: use zero_stage: 0"
+            f" {zero_stage} cannot partition: use zero_stage: 0"
         )
 
 
@@ -289,7 +288,7 @@ def train_loader(
 def place_teacher(
     teacher: Teacher | None, engine: Engine, *, placement: str = "replicated", offload: bool = False
 ) -> Teacher | None:
-    """The teacher where the recipe wants it, outside Accelerate's prepare, in its own dtype.
+    """Place the teacher as the recipe says, outside Accelerate's prepare, in its own dtype.
     Collective: every rank.
 
     Raises:
@@ -297,43 +296,38 @@ def place_teacher(
     """
     if teacher is None:
         return None
-    sharded = placement == "zero3" and (
-        engine.world_size > 1 or offload
-    )  # over one process alone nothing is sharded
+    # One process has nothing to partition, except to offload it.
+    partitioned = placement == "zero3" and (engine.world_size > 1 or offload)
     if not offload:
-        in_one = placement == "zero3" and engine.world_size == 1
-        refuse_too_large(
-            teacher,
-            engine,
-            engine.world_size if sharded else 1,
-            (
-                "teacher.offload: true"
-                if sharded or in_one
-                else "teacher.placement: zero3 on several processes"
-            ),
+        fix = (
+            "teacher.offload: true"
+            if placement == "zero3"
+            else "teacher.placement: zero3 on several processes"
         )
-    if sharded:
+        refuse_too_large(teacher, engine, engine.world_size if partitioned else 1, fix)
+    if partitioned:
         teacher.partition(partial(engine.partition_frozen, offload=offload, dtype=teacher.dtype))
-        teacher.to(engine.device)  # what is not sharded
+        teacher.to(engine.device)  # what is not partitioned
     else:
         engine.place(teacher)
         engine.compile_(teacher.model)
     return teacher
 
 
-def refuse_too_large(teacher: Teacher, engine: Engine, num_shards: int, mend: str) -> None:
-    """Raises InputError when the weights alone outgrow what the device has free, naming what would
-    make them fit.
+def refuse_too_large(teacher: Teacher, engine: Engine, num_partitions: int, fix: str) -> None:
+    """Raises InputError if the weights need more than the free memory of the device; it names what
+    makes them fit.
     """
     free = engine.free_memory_bytes()
     needed = (
-        sum(tensor.nbytes for tensor in (*teacher.parameters(), *teacher.buffers())) / num_shards
+        sum(tensor.nbytes for tensor in (*teacher.parameters(), *teacher.buffers()))
+        / num_partitions
     )
     if free is None or needed <= free:
         return
-    mends = ["teacher.dtype: bf16"] if teacher.dtype == torch.float32 else []
+    fixes = ["teacher.dtype: bf16"] if teacher.dtype == torch.float32 else []
     raise InputError(
         f"teacher: {teacher.source} takes {needed / 2**30:.1f} GiB of {engine.device}, which has"
-        f" {free / 2**30:.1f} GiB free: set {' or '.join([*mends, mend])}; `distill doctor RECIPE`"
+        f" {free / 2**30:.1f} GiB free: set {' or '.join([*fixes, fix])}; `distill doctor RECIPE`"
         " shows what fits"
     )

@@ -1,6 +1,4 @@
-"""What can be known of a recipe without data and without a GPU, beyond its schema: names,
-arguments, packages, shapes.
-"""
+"""`distill recipe check`: what needs neither data nor a GPU. Names, arguments, packages, shapes."""
 
 import glob
 import re
@@ -27,18 +25,17 @@ from distill.training.plan import setting_problems
 from distill.training.share import share_of_process
 
 _SOME_CLASSES = 10
-# What is not looked for on this machine: addresses, and names in braces.
+# Paths that are not looked for on this machine: addresses, and names in braces.
 _REMOTE_OR_MANY = re.compile(r"://|\{")
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What is known of a sound recipe, a line each.
+    """What is known of a valid recipe, a line each.
 
     Attributes:
-        not_here: what cannot be known yet: data and weights that are not on this machine.
-        seen: what each model sees and what is adapted of its weights, as far as these are on this
-            machine.
+        not_here: data and weights that are not on this machine.
+        seen: what each model sees, and what is adapted in its weights if they are on this machine.
     """
 
     not_here: list[str]
@@ -46,14 +43,13 @@ class Checked:
 
 
 def check_recipe(recipe: Recipe, num_processes: int | None = None) -> Checked:
-    """Try everything that needs neither data nor a device: models are built without memory,
-    optimizers and policies made.
+    """Build what needs neither data nor a device: models without memory, optimizers, policies.
 
     Args:
-        num_processes: also check that the batch divides on so many.
+        num_processes: also check that the batch divides among so many.
 
     Raises:
-        InputError: every problem found, a line each.
+        InputError: all problems, a line each.
     """
     problems = setting_problems(recipe)
     seen: list[str] = []
@@ -85,8 +81,10 @@ def check_recipe(recipe: Recipe, num_processes: int | None = None) -> Checked:
 
 
 def _check_student(spec: schema.StudentSpec, recipe: Recipe, name: str) -> list[str]:
-    """Check a student's model, and how it learns in each stage. Returns what it sees and what is
-    adapted of its weights.
+    """Check a student's model and its settings in each stage.
+
+    Returns:
+        What it sees and what is adapted in its weights, a line each.
     """
     image_size, key = recipe.data.image_size, f"students.{name}"
     net = student_without_memory(spec, num_classes=_SOME_CLASSES, image_size=image_size)
@@ -115,7 +113,7 @@ def _check_learning(
     check_optimizer(net, spec.optimizer, key=f"{key}.optimizer")
     if spec.schedule.min_lr > spec.optimizer.lr:
         raise InputError(
-            f"{key}.schedule.min_lr: {spec.schedule.min_lr:g} lies above optimizer.lr"
+            f"{key}.schedule.min_lr: {spec.schedule.min_lr:g} is above optimizer.lr"
             f" {spec.optimizer.lr:g} of this batch size: lower one or raise the other"
         )
     if budget is not None and spec.schedule.over == "stage":
@@ -128,10 +126,11 @@ def _check_learning(
 
 
 def _check_teacher(spec: schema.TeacherSpec, data_image_size: int) -> list[str]:
-    """Build the teacher without its memory. Returns what it sees and what is adapted of its
-    weights, if these are here.
+    """Build the teacher without memory. A file of weights is read, so that an error that `train`
+    would raise appears here.
 
-    A file of weights is read, so that what `train` would refuse of it is refused here.
+    Returns:
+        What it sees and what is adapted in its weights, a line each; nothing if these are not here.
     """
     if spec.weights not in ("pretrained", "random") and not _holds_weights(
         Path(spec.weights).expanduser()
@@ -170,13 +169,15 @@ def _has_weights(known: dict[str, object]) -> bool:
 def _shorter(
     part: DurationValue, whole: DurationValue, key: str, whole_key: str, fix: str = ""
 ) -> None:
-    """Durations in different units can only be compared once the data is known."""
+    """Raises InputError unless a duration is shorter than another of the same unit; other units
+    cannot be compared without data.
+    """
     if part.unit == whole.unit and part.amount >= whole.amount:
         raise InputError(f"{key}: {part} is not shorter than {whole_key}, {whole}{fix}")
 
 
 def _not_here(recipe: Recipe) -> list[str]:
-    """Files that the recipe names and that this machine lacks: no fault of the recipe."""
+    """Files that the recipe names and this machine lacks. That is no error of the recipe."""
     files = {
         f"students.{name}.weights": Path(spec.weights)
         for name, spec in recipe.students.items()

@@ -1,7 +1,6 @@
-"""What a run is, in a few lines before it starts: at first what the recipe says, then what data,
-teacher and device came to.
+"""The lines that describe a run before it starts: recipe, then data, models and device.
 
-torch and timm take seconds to import, so the lines of the recipe need neither.
+This module imports neither torch nor timm, which takes seconds: the recipe is shown at once.
 """
 
 import os
@@ -21,9 +20,7 @@ _NAMES_SHOWN = 8
 
 
 def show_recipe(recipe: Recipe) -> None:
-    """Print what the recipe says of data, teacher, students and output. The main process alone
-    prints.
-    """
+    """Print data, teacher, students and output of a recipe. The main process alone prints."""
     _print(f"{recipe.name}: {recipe.description}" if recipe.description else recipe.name)
     batch = recipe.train.batch_size_global
     show("budget", f"{recipe.budgets}, batches of {batch}, {recipe.train.precision}")
@@ -62,20 +59,20 @@ def show_data(plan: "Plan") -> None:
 
 
 def show_views(lines: Sequence[str]) -> None:
-    """Print "NAME sees ..." of each model, or "NAME, NAME see ..." of several, and what else is
-    said of models.
+    """Print lines about models; of the lines "NAME sees ..." with the same end, one: "NAME, NAME
+    see ...".
     """
     names: dict[str, list[str]] = {}
     for line in lines:
         name, sees, view = line.partition(" sees ")
         names.setdefault(view if sees else line, []).append(name if sees else "")
-    for number, (text, who) in enumerate(names.items()):
-        verb = "see" if len(who) > 1 else "sees"
-        show("" if number else "models", f"{_some(who)} {verb} {text}" if who[0] else text)
+    for number, (text, models) in enumerate(names.items()):
+        verb = "see" if len(models) > 1 else "sees"
+        show("" if number else "models", f"{_some(models)} {verb} {text}" if models[0] else text)
 
 
 def class_names(classes: Sequence[str]) -> str:
-    """Return how many classes there are, and the first few names."""
+    """The number of classes, and the first few names."""
     few = ", ".join(map(printable, classes[:_CLASSES_SHOWN]))
     rest = f" and {len(classes) - _CLASSES_SHOWN} more" if len(classes) > _CLASSES_SHOWN else ""
     return f"{len(classes)}: {few}{rest}"
@@ -89,7 +86,7 @@ def _print(line: str, indent: int = 0) -> None:
 
 
 def _source(source: schema.SourceSpec | schema.HoldOutSpec | None) -> str:
-    """Return a source in a few words: its kind, and where it lies."""
+    """A source in a few words: its kind and its path."""
     assert source is not None
     if isinstance(source, schema.HoldOutSpec):
         return "a part of the training images that training never sees"

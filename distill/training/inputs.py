@@ -1,4 +1,4 @@
-"""What the data of a run are: a run continues only with the data, order and teacher it began with."""
+"""What the data of a run are: it resumes only with the same data, order and teacher."""
 
 import hashlib
 from pathlib import Path
@@ -8,18 +8,16 @@ import numpy as np
 from distill.data.sources import Source
 from distill.errors import InputError
 
-# Checkpoints of earlier versions lack what ends in this, and are compared without it.
+# Checkpoints of earlier versions lack the keys that end in this; these are not compared then.
 CONTENTS = "names, sizes and contents (SHA-256)"
 _SAME_SHARDS = (
-    "Shards are the same where their names, their numbers of samples and their checksums are, in"
-    " one order; checksums are those of a manifest, of the Hub, or of Parquet footers"
+    "Shards are the same where their names, numbers of samples, checksums and order are the"
+    " same; checksums are those of a manifest, of the Hub, or of Parquet footers"
 )
 
 
 def labels_of(source: Source) -> dict[str, str | int]:
-    """What tells two data sets of one size apart, as far as it is known before any
-    record is read.
-    """
+    """The labels of a data set, or its shards: known before any record is read."""
     if shards := shards_of(source, "training"):
         return shards
     assert isinstance(source.labels, np.ndarray)
@@ -27,15 +25,15 @@ def labels_of(source: Source) -> dict[str, str | int]:
 
 
 def shards_of(source: Source | None, what: str) -> dict[str, str | int]:
-    """A stream's shards, wherever they lie; nothing of other sources."""
+    """The shards of a stream, without their paths; nothing for other sources."""
     if source is None or not source.shards:
         return {}
     return {f"{what} shards (SHA-256)": source.fingerprint()}
 
 
 def contents_of(source: Source | None, what: str) -> dict[str, str | int]:
-    """What the images themselves are, of records at hand. Files are read, so one process asks,
-    once, before it trains.
+    """The images of a source without shards. It reads the files, so only the main process calls
+    this, before it trains.
     """
     if source is None or source.shards:
         return {}
@@ -45,9 +43,7 @@ def contents_of(source: Source | None, what: str) -> dict[str, str | int]:
 def refuse_other_inputs(
     path: Path, before: dict[str, str | int], now: dict[str, str | int]
 ) -> None:
-    """Raises InputError when data, their order or teacher are not those that a checkpoint was made
-    with: the run would be neither's.
-    """
+    """Raises InputError if data, their order or teacher are not those of the checkpoint."""
     absent = "(not recorded)"  # by a version that did not compare it, or of data of another kind
     changed = [
         f"  {key}: {before.get(key, absent)} -> {now.get(key, absent)}"

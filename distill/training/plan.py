@@ -33,12 +33,12 @@ from distill.rng import hash64
 from distill.training.inputs import contents_of, labels_of, shards_of
 from distill.training.share import nearest_numbers
 
-_MOST_STEPS = 10**10  # longer than any machine lasts; step x batch stays far below 2^63
+_MOST_STEPS = 10**10  # more than any run takes; step x batch stays far below 2^63
 
 
 def setting_problems(recipe: Recipe) -> list[str]:
-    """What this version or this machine cannot do of a recipe, beyond its schema: known before data
-    and models are touched.
+    """What this version or this machine cannot do of a recipe, a sentence each. Reads neither data
+    nor models.
     """
     problems = []
     for name in recipe.log.trackers:
@@ -85,17 +85,15 @@ def setting_problems(recipe: Recipe) -> list[str]:
 
 @dataclass(frozen=True)
 class StagePlan:
-    """A stage of a run on given data, all in steps of the run; a run without stages is one of its
-    own.
+    """A stage of a run on given data, in steps of the run. A run without stages has one of these.
 
     Attributes:
-        key: what stands before its keys in the recipe: "stages.NAME.", or nothing.
-        recipe: what holds in this stage, itself without stages.
-        labelled: its labels stand in the run's class list; else they are of another space, and
-            nothing reads them.
+        key: the prefix of its keys in the recipe: "stages.NAME.", or nothing.
+        recipe: the settings of this stage, without stages.
+        labelled: its labels are classes of the run; else nothing reads them.
         first_step, last_step: the stage does the steps from the first up to, not including, the
-        last. evaluate_every, checkpoint_every, log_every: intervals from `first_step` on, at least
-        1.
+            last.
+        evaluate_every, checkpoint_every, log_every: intervals from `first_step` on, at least 1.
     """
 
     name: str
@@ -111,30 +109,27 @@ class StagePlan:
     log_every: int
 
     def due(self, every: int, step: int) -> bool:
-        """Whether an interval ends when `step` steps of the run are done; the stage's end is the
-        end of each.
+        """Whether an interval ends after `step` steps of the run. All intervals end with the
+        stage.
         """
         return step == self.last_step or (
             step > self.first_step and (step - self.first_step) % every == 0
         )
 
     def num_due(self, every: int, step: int) -> int:
-        """Return how many steps after `step` are `due`."""
+        """How many steps after `step` are `due`."""
         length, done = self.last_step - self.first_step, max(step - self.first_step, 0)
         return 0 if done >= length else length // every - done // every + bool(length % every)
 
     def inputs(self) -> dict[str, str | int]:
-        """What its data came to, for a continuation to compare."""
-        kept = (
-            {"training images kept": self.order.num_samples}
-            if self.recipe.data.keep_classes != "all"
-            else {}
-        )
+        """What its data are; a resumed run must have the same."""
+        some_classes = self.recipe.data.keep_classes != "all"
+        chosen = {"training images kept": self.order.num_samples} if some_classes else {}
         return {
             "training images": len(self.source),
             **labels_of(self.source),
             **self._contents,
-            **kept,
+            **chosen,
             **self._resolved(),
         }
 
@@ -143,9 +138,7 @@ class StagePlan:
         return contents_of(self.source, "training")
 
     def _resolved(self) -> dict[str, str | int]:
-        """What the order of a stream rests on: null or said, it is the number that must be the
-        same.
-        """
+        """The numbers that give the order of a stream, whether the recipe names them or not."""
         if not isinstance(self.order, LaneOrder):
             return {}
         return {"data.train.lanes": self.order.lanes, "data.train.block": self.order.block}
@@ -156,8 +149,8 @@ class Plan:
     """Sources and numbers of a run.
 
     Attributes:
-        classes: what the students' and the teacher's logits stand for.
-        order_given: the recipe says their order; else it follows from the names of folders or
+        classes: of the logits of students and teacher, in order.
+        order_given: the recipe gives their order; else it follows from the names of folders or
             labels.
         notes: what was changed in the recipe to fit the data, a sentence each.
     """
@@ -175,17 +168,17 @@ class Plan:
         return self.stages[-1].last_step
 
     def stage_at(self, step: int) -> StagePlan:
-        """The stage whose turn it is when `step` steps are done; the last one when all are."""
+        """The stage of the step after `step` steps; the last stage at the end."""
         return next((stage for stage in self.stages if step < stage.last_step), self.stages[-1])
 
     def pauses_left(self, step: int) -> dict[str, int]:
-        """Return how often training pauses after `step`, by the reason."""
+        """How often training will pause after `step`, by reason."""
         evaluations = sum(stage.num_due(stage.evaluate_every, step) for stage in self.stages)
         saves = sum(stage.num_due(stage.checkpoint_every, step) for stage in self.stages)
         return {"evaluating": evaluations if self.eval_source else 0, "saving": saves}
 
     def epochs(self, step: int) -> float:
-        """Passes over the data of the stages, as far as `step` steps have come in each."""
+        """Passes over the data after `step` steps, summed over the stages."""
         return sum(
             (min(step, stage.last_step) - stage.first_step) / stage.order.steps_per_epoch
             for stage in self.stages
@@ -193,8 +186,8 @@ class Plan:
         )
 
     def inputs(self) -> dict[str, str | int]:
-        """What the data came to, for a continuation to compare: another root, or other places of
-        shards, must hold the same data.
+        """What the data are; a resumed run must have the same, also under another root or other
+        paths of shards.
         """
         stages: dict[str, str | int] = {}
         for stage in self.stages:
@@ -214,7 +207,7 @@ class Plan:
         return contents_of(self.eval_source, "evaluation")
 
     def described_data(self) -> dict[str, Any]:
-        """Return where the images come from and how many there are, JSON-able."""
+        """Where the images come from and how many there are, JSON-able."""
         root = Path(self.recipe.data.root).expanduser()
         train = [
             {
@@ -226,8 +219,8 @@ class Plan:
             for stage in self.stages
         ]
         spec, source = self.recipe.data.eval, self.eval_source
-        evaluated = {**_described(spec, root), "images": len(source)} if spec and source else None
-        return {"train": train, "eval": evaluated, "num_classes": len(self.classes)}
+        eval_data = {**_described(spec, root), "images": len(source)} if spec and source else None
+        return {"train": train, "eval": eval_data, "num_classes": len(self.classes)}
 
     @property
     def output(self) -> Path:
@@ -235,19 +228,19 @@ class Plan:
 
 
 def _described(spec: schema.SourceSpec | schema.HoldOutSpec, root: Path) -> dict[str, Any]:
-    """Return what the recipe says of a source, its path in full where it is one of this machine."""
-    said = spec.model_dump(mode="json", exclude_none=True)
-    if "path" in said and "://" not in said["path"]:
-        said["path"] = str((root / Path(said["path"]).expanduser()).absolute())
-    return said
+    """The recipe's keys of a source; a local path is absolute."""
+    keys = spec.model_dump(mode="json", exclude_none=True)
+    if "path" in keys and "://" not in keys["path"]:
+        keys["path"] = str((root / Path(keys["path"]).expanduser()).absolute())
+    return keys
 
 
 def make_plan(recipe: Recipe) -> Plan:
     """Open the sources and turn every duration into steps.
 
     Raises:
-        InputError: data that is missing or does not fit, with the key or path; settings that cannot
-            be had here.
+        InputError: data that is missing or does not fit, with the key or path; settings that do not
+            work here.
     """
     if problems := setting_problems(recipe):
         raise InputError("\n".join(problems))
@@ -255,12 +248,12 @@ def make_plan(recipe: Recipe) -> Plan:
     recipes = [recipe.at_stage(index) for index in range(recipe.num_stages)]
     prefixes = recipe.stage_keys
     keys = [f"{prefix}data.train" for prefix in prefixes]
-    whole = open_whole(recipe.data, root)
+    undivided = open_whole(recipe.data, root)
     sources = [
-        open_train(recipe.data, own.data.train, root, key, whole)
+        open_train(recipe.data, own.data.train, root, key, undivided)
         for own, key in zip(recipes, keys, strict=True)
     ]
-    eval_source = open_eval(recipe.data, root, whole=whole)
+    eval_source = open_eval(recipe.data, root, whole=undivided)
     readers = [reader_of_labels(own, prefix) for own, prefix in zip(recipes, prefixes, strict=True)]
     named = [
         Named(key, source, bool(why), why)
@@ -280,7 +273,7 @@ def make_plan(recipe: Recipe) -> Plan:
             seed=recipe.seed,
             key=key,
         )
-        # Stages over the same data each have an order of their own.
+        # Stages over the same data have different orders.
         seed = hash64(recipe.seed, "stage", index) if index else recipe.seed
         order = make_order(own, source, subset, seed, key)
         labelled = same_space(source.classes, classes)
@@ -345,7 +338,7 @@ def _plan_stage(
 def make_order(
     recipe: Recipe, source: Source, subset: np.ndarray | None, seed: int, key: str
 ) -> TrainOrder:
-    """Who comes when in a stage: any order over records that are at hand, lanes over shards of a
+    """The order of the samples in a stage: any order over records, lanes over the shards of a
     stream.
 
     Raises:
@@ -368,8 +361,8 @@ def make_order(
 def refuse_lanes(
     lanes: int, batch_size_global: int, micro_batch_size: int | None, key: str
 ) -> None:
-    """Raises InputError when a batch cannot be taken evenly from so many lanes, naming the nearest
-    numbers that do.
+    """Raises InputError if a batch does not divide evenly into the lanes; it names the nearest
+    numbers that work.
     """
     if lanes_fit(lanes, batch_size_global, micro_batch_size):
         return
@@ -383,7 +376,7 @@ def refuse_lanes(
 
 
 def reader_of_labels(recipe: Recipe, key: str) -> str:
-    """The first key of an objective that reads labels; empty where soft labels alone are taught."""
+    """The first key of an objective that reads labels; empty if none does."""
     for name, student in recipe.students.items():
         if student.objective.reads_labels:
             term = (

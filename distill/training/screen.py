@@ -1,7 +1,5 @@
-"""Progress for people. On a terminal: a bar for the run and a table with a row a student.
-Elsewhere: plain lines.
-
-Only the main process shows anything.
+"""Progress for people: on a terminal a bar for the run and a table with a row a student, elsewhere
+plain lines. Only the main process prints.
 """
 
 import time
@@ -18,8 +16,8 @@ from distill.console import hours_minutes
 from distill.errors import printable
 
 _REFRESH_HZ = 4
-_BAR_WIDTH = 12  # at least, with the blanks beside it
-_LINES_BESIDE_ROWS = 5  # the bar, up to two lines of status, the heading, and the cursor's own
+_BAR_WIDTH = 12  # the minimum, with the blanks around it
+_OTHER_LINES = 5  # the bar, up to two lines of status, the heading, and the cursor's own
 
 
 @dataclass
@@ -36,9 +34,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Progressed:
-    """How far a run is. `left_s` is None before the first step, `images_per_s` and `memory_bytes`
-    are of now.
-    """
+    """Progress of a run. `left_s` is None before the first step."""
 
     step: int
     epoch: float
@@ -53,7 +49,7 @@ def _number(value: float | None, pattern: str) -> str:
 
 
 def _pace(now: Progressed, since_s: float = 0.0) -> str:
-    """Return speed, memory and times, `since_s` seconds after they were measured."""
+    """Speed, memory and times, `since_s` seconds after they were measured."""
     speed = [] if now.images_per_s is None else [f"{now.images_per_s:,.0f} images/s"]
     left = [] if now.left_s is None else [f"{hours_minutes(max(now.left_s - since_s, 0.0))} left"]
     elapsed = f"{hours_minutes(now.elapsed_s + since_s)} elapsed"
@@ -61,7 +57,7 @@ def _pace(now: Progressed, since_s: float = 0.0) -> str:
 
 
 class Screen:
-    """The run as people see it. Use as a context manager around training.
+    """The display of a run. Use as a context manager around training.
 
     Args:
         teacher: the name of the teacher's row; None without a teacher.
@@ -110,8 +106,7 @@ class Screen:
 
     def __enter__(self) -> "Screen":
         if self._show and self.console.is_terminal and not self.console.is_dumb_terminal:
-            # Transient: what stays is the table of the end, or the message that says why there is
-            # none.
+            # Transient: only the table at the end, or an error message, stays.
             self._live = Live(
                 self, console=self.console, refresh_per_second=_REFRESH_HZ, transient=True
             )
@@ -124,7 +119,7 @@ class Screen:
 
     @property
     def live(self) -> bool:
-        """Whether there is a display that moves."""
+        """Whether the display is live."""
         return self._live is not None
 
     # ---- the display -----------------------------------------------------------------------------
@@ -133,7 +128,7 @@ class Screen:
         return Group(self._bar, self.status(), self.table())
 
     def status(self) -> str:
-        """Return what is known of the run's pace. Times move between two calls of `progress`."""
+        """The line below the bar. Its times advance between two calls of `progress`."""
         if (now := self._progressed) is None:
             return self._doing
         total = f"{self._total_epochs:.2f}".rstrip("0").rstrip(".")
@@ -142,7 +137,7 @@ class Screen:
         return f"{pace}; {self._doing}" if self._doing else pace
 
     def table(self) -> Table:
-        """A row for the teacher and for each student, as many as the terminal has lines for."""
+        """A row for the teacher and for each student, as many as fit on the terminal."""
         with_teacher = self._teacher_name is not None
         notes = any(row.note for row in self.rows.values())
         table = Table(box=None, pad_edge=False)
@@ -156,8 +151,8 @@ class Screen:
             *([(self._teacher_name or "", self.teacher)] if with_teacher else []),
             *self.rows.items(),
         ]
-        room = max(self.console.height - _LINES_BESIDE_ROWS, 2)
-        shown = rows if len(rows) <= room else rows[: room - 1]
+        max_rows = max(self.console.height - _OTHER_LINES, 2)
+        shown = rows if len(rows) <= max_rows else rows[: max_rows - 1]
         for name, row in shown:
             cells = [
                 name,
@@ -186,11 +181,11 @@ class Screen:
             self._bar.update(self._task, completed=step)
 
     def doing(self, what: str) -> None:
-        """Show what takes the time until the next step."""
+        """Show what happens until the next step."""
         self._doing = what
 
     def progress(self, now: Progressed) -> None:
-        """Show how far the run is."""
+        """Show progress."""
         self._progressed, self._progressed_at = now, time.monotonic()
 
     def trained(self, now: Progressed) -> None:
@@ -211,14 +206,12 @@ class Screen:
             self._line(now, f"top-1 % {teacher}{top1}{agrees}")
 
     def _line(self, now: Progressed, text: str) -> None:
-        """Print a line that programs can search: when, which step, which epoch, then
-        the figures.
-        """
+        """Print a line that programs can search: time, step, epoch, then the figures."""
         when = time.strftime("%Y-%m-%d %H:%M:%S")
         self.say(f"{when} step {now.step}/{self._total_steps} epoch {now.epoch:.2f}: {text}")
 
     def _each(self, figure: Callable[[Row], str], notes: bool = True) -> str:
-        """Return a figure of every student; for one that has stopped its note, or nothing."""
+        """A figure of every student; for a stopped one its note, or nothing."""
         found = {
             name: (row.note if notes else "") if row.note else figure(row)
             for name, row in self.rows.items()
@@ -226,7 +219,7 @@ class Screen:
         return ", ".join(f"{name} {text}" for name, text in found.items() if text)
 
     def _rates(self) -> str:
-        """Return the learning rate: one for all students, or each one's."""
+        """The learning rate: one for all students, or one for each."""
         rates = {
             name: f"{row.lr:.2e}"
             for name, row in self.rows.items()

@@ -1,4 +1,4 @@
-"""The share of a process: how many micro-batches of which size it takes of a global batch."""
+"""The share of a process in a global batch: the number and size of its micro-batches."""
 
 import math
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ def share_of_process(
     `micro_batch_size` the global batch is one micro-batch, and all processes are one group.
 
     Raises:
-        InputError: the batch does not divide; names the numbers of processes that would do.
+        InputError: the batch does not divide; names numbers of processes that work.
     """
     micro = micro_batch_size or batch_size_global
     group_size = _group_size(batch_size_global, micro, num_processes)
@@ -61,5 +61,5 @@ def _group_size(batch_size_global: int, micro_batch_size: int, num_processes: in
 
 
 def nearest_numbers(good: Sequence[int], wanted: int) -> list[int]:
-    """The four nearest of the numbers that would do."""
+    """The four of the numbers that are nearest to `wanted`."""
     return sorted(sorted(good, key=lambda n: abs(n - wanted))[:4])

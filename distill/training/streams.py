@@ -1,6 +1,4 @@
-"""How streams are dealt to processes: whose lanes, which shards come next, how much of them a
-machine holds.
-"""
+"""Streams of a run on several processes: lanes, cache, and which shards are fetched next."""
 
 import math
 import os
@@ -19,13 +17,13 @@ from distill.training.plan import Plan, StagePlan
 
 
 def check_streams(plan: Plan, num_processes: int, processes_here: int) -> None:
-    """Refuse a cache that cannot hold what the processes of this machine read at once.
+    """Check that the cache holds what the processes of this machine read at once.
 
     Args:
-        num_processes, processes_here: of the run, and of this machine.
+        num_processes, processes_here: processes of the run, and of this machine.
 
     Raises:
-        InputError: names the numbers that would do.
+        InputError: names numbers that work.
     """
     for stage in plan.stages:
         if isinstance(stage.order, LaneOrder):
@@ -33,7 +31,7 @@ def check_streams(plan: Plan, num_processes: int, processes_here: int) -> None:
 
 
 def _check_cache(stage: StagePlan, order: LaneOrder, share: float) -> None:
-    """Local tar shards are read where they lie, and do not count."""
+    """Raises InputError if the cache is too small. Local tar shards do not use it."""
     size = _mean_cached_size(stage.source, stage.recipe.data.shards)
     if size is None:
         return
@@ -42,7 +40,7 @@ def _check_cache(stage: StagePlan, order: LaneOrder, share: float) -> None:
     num_shards = order.shards_at_once(lanes)
     needed_gb, limit_gb = num_shards * size / 1e9, stage.recipe.data.shards.cache_gb
     if needed_gb > limit_gb:
-        # Below half a shard a block saves little: one shard a lane there is at least.
+        # Below half a shard a smaller block saves little: each lane uses at least one shard.
         smaller = (
             f"a smaller {stage.key}data.train.block than {order.block:,}, "
             if num_shards > 2 * lanes
@@ -51,14 +49,15 @@ def _check_cache(stage: StagePlan, order: LaneOrder, share: float) -> None:
         raise InputError(
             f"data.shards.cache_gb: {limit_gb:g}, and the {lanes} lanes that this machine reads"
             f" have about {num_shards} shards in use at once, {needed_gb:.3g} GB of"
-            f" {stage.source.shards[0].display_url} and its like: set it to {needed_gb * 1.2:.2g} or more, or"
-            f" take {smaller}fewer lanes, more machines or smaller shards (distill data shard)"
+            f" {stage.source.shards[0].display_url} and others: set it to {needed_gb * 1.2:.2g} or"
+            f" more, or take {smaller}fewer lanes, more machines or smaller shards (distill data"
+            " shard)"
         )
 
 
 def _mean_cached_size(source: Source, settings: schema.ShardsSpec) -> float | None:
-    """Bytes of a shard that passes through the cache, as listed or of the first one; None where
-    none does, or nobody says.
+    """Bytes of a cached shard: the mean of the listed sizes, or the size of the first one. None if
+    no shard is cached, or its size is unknown.
     """
     cached = [
         shard
@@ -72,15 +71,15 @@ def _mean_cached_size(source: Source, settings: schema.ShardsSpec) -> float | No
         return None
     try:
         return Transport(retries=settings.retries, timeout_s=settings.timeout_s).size(cached[0].url)
-    except OSError:  # said by whoever reads it
+    except OSError:  # the first read reports it
         return None
 
 
 def fetch_ahead(
     source: Source, order: TrainOrder, end: int
 ) -> Callable[[int, np.ndarray], None] | None:
-    """What tells a stream which shards come next, up to the step `end` of the order; None for
-    records that are at hand.
+    """A function that prefetches the shards after a step, up to the step `end` of the order; None
+    for a source without shards.
     """
     if isinstance(order, LaneOrder):
         return partial(_fetch_ahead, source, order, end)

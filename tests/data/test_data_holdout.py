@@ -20,7 +20,7 @@ from distill.data.holdout import held_out, open_eval, open_train
 from distill.data.sources import Source, open_source
 from distill.errors import InputError
 from distill.recipe import load_recipe, schema
-from distill.release import judge
+from distill.release import evaluate_models
 from distill.training.inputs import CONTENTS
 from distill.training.plan import Plan, make_plan
 
@@ -129,7 +129,7 @@ def test_what_a_run_scores_is_what_evaluate_scores(folder: Path, tmp_path: Path,
     recipe = recipe_of(folder, tmp_path, {"teacher": None})
     assert tiny.run(recipe) == 0
     _, record = tiny.best(tmp_path / "run", "alone")
-    scored = judge(tmp_path / "run", num_workers=0)["alone"]
+    scored = evaluate_models(tmp_path / "run", num_workers=0)["alone"]
     assert (scored.top1, scored.loss, scored.num_samples) == (
         record["top1"],
         pytest.approx(record["loss"]),
@@ -158,7 +158,7 @@ def test_a_run_whose_images_changed_is_neither_resumed_nor_evaluated(
     with pytest.raises(InputError, match="evaluation names, sizes and contents"):
         tiny.run(recipe)
     with pytest.raises(InputError, match=r"data.train has changed since the run"):
-        judge(tmp_path / "run", num_workers=0)
+        evaluate_models(tmp_path / "run", num_workers=0)
     with pytest.raises(InputError, match=r"data\.eval"):  # another part is another run
         tiny.run(recipe, "data.eval.fraction=0.5")
 
