@@ -634,7 +634,7 @@ def test_the_quickstart_is_read_and_decoded(cli: Cli) -> None:
     assert code == 0
     assert found["sections"]["Data"]["data.train"]["value"] == "6,000 images, 10 classes"
     assert found["sections"]["Assumed"]["decoding"]["source"].startswith("measured here")
-    assert [row["gpus"] for row in found["forecast"]] == [1, 2]
+    assert [row["gpus"] for row in found["forecast"]] == [1, 2, 8, 64]
     placements = [row["placement"] for row in found["memory"]]
     assert len(placements) == 8  # two of the teacher, four of the students, whose optimizer is SGD
     assert found["step"]["seconds"] > 0
@@ -650,7 +650,7 @@ def test_a_recipe_is_judged_without_its_data(cli: Cli) -> None:
         "vendor data sheet",
         "assumed; measured on a GPU: not run",
         "300 epochs, 187,500 steps",
-        "needs micro_batch_size 32",
+        "64",
         "bound it",
     ):
         assert says in outcome.out, says

@@ -11,7 +11,7 @@ import pytest
 
 from distill.data.classes import same_classes
 from distill.errors import InputError, prefix_errors
-from distill.recipe import load_recipe
+from distill.recipe import load_recipe, shipped_recipes
 from distill.training.plan import make_plan, setting_problems
 from distill.training.share import Share, share_of_process
 
@@ -41,6 +41,18 @@ def test_share_of_process(
 ) -> None:
     assert share_of_process(batch_size_global, micro_batch_size, num_processes) == share
     assert share.micro_batch_size * share.num_forwards * num_processes == batch_size_global
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_a_shipped_recipe_runs_on_any_number_of_gpus(name: str) -> None:
+    train = load_recipe(name).train
+    num_processes = 1
+    while train.batch_size_global % (2 * num_processes) == 0 and num_processes <= 1024:
+        share = share_of_process(train.batch_size_global, train.micro_batch_size, num_processes)
+        micro = share.micro_batch_size * share.group_size
+        assert micro == (train.micro_batch_size or train.batch_size_global)
+        num_processes *= 2
+    assert num_processes >= 32
 
 
 @pytest.mark.parametrize(

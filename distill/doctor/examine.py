@@ -23,6 +23,7 @@ from distill.errors import InputError
 from distill.evaluation.sets import decoders
 from distill.recipe import Recipe
 from distill.training.check import check_recipe
+from distill.training.share import share_of_process
 
 _MOST_WORKERS = 16  # what data.num_workers: null takes at most
 # What a class count most often means: training images of ImageNet-1K, ImageNet-21K (the whole, and
@@ -169,14 +170,22 @@ def _examine_recipe(
     forecast(diagnosis, setting)
 
 
+def _divides(recipe: Recipe, num_processes: int) -> bool:
+    try:
+        share_of_process(
+            recipe.train.batch_size_global, recipe.train.micro_batch_size, num_processes
+        )
+    except InputError:
+        return False
+    return True
+
+
 def _processes(recipe: Recipe, launched: int) -> tuple[int, str]:
     if launched > 1:
         return launched, "the launcher's"
     if torch.cuda.is_available():
         return torch.cuda.device_count(), "those here"
-    train = recipe.train
-    unit = train.micro_batch_size or 2
-    most = max((n for n in range(1, 9) if train.batch_size_global % (unit * n) == 0), default=1)
+    most = max((n for n in range(2, 9) if _divides(recipe, n)), default=1)
     return most, "assumed, as many of 8 as the batch divides on; --gpus N says another"
 
 

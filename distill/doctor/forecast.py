@@ -213,7 +213,7 @@ def _pace(diagnosis: Diagnosis, setting: Setting, own: Layout) -> Section:
         try:
             there = setting.step(setting.layout(count))
         except InputError:
-            rows.append((str(count), "", "", "", "", "", _undivided(own.batch_size_global, count)))
+            rows.append((str(count), "", "", "", "", "", "batch does not divide"))
             continue
         steps = setting.total_steps
         hours = None if steps is None else gpu_hours(steps, there.seconds, count)
@@ -252,16 +252,6 @@ def _pace(diagnosis: Diagnosis, setting: Setting, own: Layout) -> Section:
     diagnosis.numbers["step"] = {**vars(pace), "seconds": pace.seconds, "bound": pace.bound}
     _judge_bound(diagnosis, setting, pace)
     return section
-
-
-def _undivided(batch_size_global: int, count: int) -> str:
-    """What would let the batch divide on so many processes."""
-    share, rest = divmod(batch_size_global, count)
-    return (
-        f"needs micro_batch_size {share}"
-        if not rest and share % 2 == 0
-        else "batch does not divide"
-    )
 
 
 _MENDS = {

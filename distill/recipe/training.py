@@ -20,10 +20,9 @@ class TrainSpec(Section):
     batch_size_global: EvenBatch = 256
     """Number of samples in one optimizer step, over all processes."""
     micro_batch_size: EvenBatch | None = None
-    """Number of samples in one forward and backward pass; BatchNorm and DIST use the statistics of
-    these samples. Each process accumulates gradients over its micro-batches. null: each process
-    computes its part of the batch in one pass, and BatchNorm and DIST use the statistics of the
-    global batch.
+    """Number of samples over which BatchNorm and DIST compute, in one forward and backward pass.
+    A process accumulates gradients over its micro-batches; where there are more processes than
+    micro-batches, neighbouring processes share one. null: the global batch is one micro-batch.
     """
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """The data type of students' computations; their weights stay in float32. fp16 uses loss
