@@ -1,7 +1,7 @@
-"""One process among those of a launch: it ends with its launcher, one speaks for all, and none
-waits for the others to leave.
+"""A process of a launch: it ends with its launcher, one process explains an error for all, and none
+waits for the others at its exit.
 
-No torch: a process must hear of its launcher's death while it still imports.
+This module does not import torch: a process must end with its launcher while it still imports.
 """
 
 import ctypes
@@ -23,8 +23,8 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def is_launcher(command: list[str]) -> bool:
-    """Whether a command line is torchrun's or Accelerate's: by its first words, since what it
-    launches has words of its own.
+    """Return whether a command line is torchrun's or Accelerate's, by its first words only: those
+    of the launched command follow.
     """
     first, *rest = [*command[:6], ""]
     if Path(first).name.startswith("python"):
@@ -37,28 +37,27 @@ def is_launcher(command: list[str]) -> bool:
 
 
 def end_with_launcher() -> None:
-    """Let the launcher's death ask this process to stop (SIGTERM: it saves and ends), since nobody
-    else would.
+    """Make this process receive SIGTERM when its launcher ends: it saves and ends.
 
-    Accelerate's launcher of one process dies of a SIGTERM without a word to its child, and a
-    launcher that is killed with -9 takes no rank with it. Only where the parent is a launcher: a
-    run that a shell started with nohup shall outlive the shell.
+    Accelerate's launcher of one process ends at a SIGTERM without passing it on, and a launcher
+    killed with -9 leaves its ranks running. This is for launchers only: a run that a shell started
+    with nohup continues without the shell.
     """
     parent = os.getppid()
     try:
         command = Path(f"/proc/{parent}/cmdline").read_bytes().decode(errors="replace").split("\0")
-    except OSError:  # no /proc, or the parent has gone since
+    except OSError:  # no /proc, or the parent has ended
         return
     if is_launcher(command):
         end_with(parent, signal.SIGTERM)
 
 
 def end_with(parent: int, number: signal.Signals) -> None:
-    """Get signal `number` when the parent, process `parent`, ends. Linux only; elsewhere nothing
-    happens.
+    """Make this process receive signal `number` when its parent, process `parent`, ends. Does
+    nothing outside Linux.
 
-    The kernel means the thread of the parent that started this process: launchers and data loaders
-    do so in their main thread.
+    For the kernel the parent is the thread that started this process: in launchers and data loaders
+    it is the main thread.
     """
     if sys.platform != "linux":
         return
@@ -68,17 +67,16 @@ def end_with(parent: int, number: signal.Signals) -> None:
 
 
 def several_processes() -> bool:
-    """Whether the launcher says that there are others."""
+    """Return whether the launcher started other processes."""
     return os.environ.get("WORLD_SIZE", "1") not in ("", "0", "1")
 
 
 def speaks_first() -> bool:
-    """Whether this process is the first of this machine's to say why the run ends; the others can
-    be short.
+    """Return whether this process is the first on this machine to explain why the run ends; the
+    others can be short.
 
-    The first one to fail knows the cause; what the others see follows from it. torchrun gives each
-    attempt a folder that it removes itself; where there is none, nobody can tell, and everyone is
-    first.
+    The first one to fail has the cause; the errors of the others follow from it. torchrun gives
+    each attempt a folder, which it removes itself; without that folder every process is the first.
     """
     error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")  # <attempt>/<local rank>/error.json
     if not several_processes() or not error_file:
@@ -95,17 +93,17 @@ def speaks_first() -> bool:
 
 
 def leave(code: int) -> NoReturn:
-    """End this process with an exit code; one of several without the interpreter's teardown.
+    """End this process with an exit code; one of several skips the interpreter's teardown.
 
-    Teardown joins threads and runs destructors of C++ libraries in no order that they agreed on: a
-    gloo process has aborted there after its run was well and saved ("terminate called without an
-    active exception", once in CI), and the destructor of a process group with a collective in
-    flight waits for it, up to the timeout, while the launcher waits for the exit code. All that
-    wants an orderly end has had it: loaders, files and trackers close where they were opened.
+    Teardown joins threads and runs destructors of C++ libraries in an undefined order: a gloo
+    process aborted there after its run was saved ("terminate called without an active exception",
+    once in CI), and the destructor of a process group with a collective in flight waits for it, up
+    to the timeout, while the launcher waits for the exit code. Nothing is lost: loaders, files and
+    trackers are closed where they were opened.
     """
     if not several_processes():
         sys.exit(code)
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):  # whoever read it has gone
+        with suppress(OSError, ValueError):  # the reader has ended
             stream.flush()
     os._exit(code)

@@ -1,9 +1,9 @@
-"""Random numbers as pure functions of keys: hash(seed, purpose, epoch, sample, view), never the
+"""Random numbers as pure functions of keys: hash(seed, purpose, epoch, sample, view), not of the
 state of a worker.
 
-Everything random in a run is keyed this way, so any process can compute any part of the run's
-randomness, in any order. The hash is splitmix64's finaliser, folded over the keys; numpy and torch
-versions below agree bit for bit.
+All randomness of a run has such keys, so any process can compute any part of it, in any order. The
+hash is splitmix64's finaliser, folded over the keys; numpy and torch versions below agree bit for
+bit.
 """
 
 import hashlib
@@ -32,8 +32,8 @@ def _word(key: int | str) -> int:
 
 
 def hash64(*keys: int | str) -> int:
-    """A 64-bit hash of the keys; order matters. Strings name the purpose, so two uses of one seed
-    never collide.
+    """Return a 64-bit hash of the keys; order matters. Strings name the purpose, so two uses of one
+    seed never collide.
     """
     state = 0
     for key in keys:
@@ -83,11 +83,11 @@ def uniform_tensor(hashes: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def seeded(key: int) -> Iterator[None]:
-    """Python's, numpy's and torch's CPU generators seeded with `key` inside the block, and put back
-    after it.
+    """Seed Python's, numpy's and torch's CPU generators with `key` inside the block, and restore
+    them after it.
 
     For third-party code that draws from global state: timm's transforms, weight initialisers. CUDA
-    generators are left alone.
+    generators do not change.
     """
     import random
 

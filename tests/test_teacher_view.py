@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from timm.data import create_transform, resolve_data_config
 
 from distill.evaluation.sets import EvaluationSet
-from distill.models.plausible import Promise, doubts, near_chance, promise_beside
+from distill.models.plausible import Promise, doubts, near_chance, read_promise
 from distill.release import evaluate_models
 
 SIZE = 48
@@ -204,8 +204,8 @@ def test_a_record_that_promises_more_is_doubted(case: tuple[Path, Path], tmp_pat
     (tmp_path / "x").mkdir()
     record = tmp_path / "x" / "distill.json"
     record.write_text(json.dumps({"top1": 99.0, "num_samples": 1000}))
-    assert promise_beside(tmp_path / "x" / "model.safetensors") == Promise(99.0, 1000, str(record))
-    assert promise_beside(tmp_path / "x" / "other.pth") is None
+    assert read_promise(tmp_path / "x" / "model.safetensors") == Promise(99.0, 1000, str(record))
+    assert read_promise(tmp_path / "x" / "other.pth") is None
 
 
 @pytest.mark.parametrize("crop_mode", ["squash", "border"])

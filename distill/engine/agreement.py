@@ -1,14 +1,14 @@
 """What all processes agree on in a step.
 
-`BatchBarrier`: before a step, whether every process has its part of the batch. A stream may have to
-wait for minutes, and a wait must hear a signal. Once one process is in a step's collectives the
-others must follow, with a batch or without, so they agree before it, with a few bytes between the
-hosts, for which no device waits.
+`BatchBarrier`: before a step, whether every process has its part of the batch. A stream may wait
+for minutes, and a signal must interrupt that wait. Once one process is in a step's collectives the
+others must follow, with a batch or without. So they agree before the step, with a few bytes between
+the hosts, for which no device waits.
 
 `StepFlags`: within a step, whose loss is not finite, and whether to stop. The flags are reduced
-over processes on the device and read one step later, when they have long arrived; on the CPU there
-is nothing to wait for and they are read at once. Every process reads the same flags at the same
-step, so all stop a student, or the run, together.
+over processes on the device and read one step later, when they have arrived; on the CPU they are
+read at once. Every process reads the same flags at the same step, so all stop a student, or the
+run, together.
 """
 
 from collections import deque
@@ -21,8 +21,7 @@ import torch
 from distill.engine.core import Engine
 from distill.engine.signals import Signals, WaitInterruptedError
 
-# A process that is still alive says so this often, so no wait for a shard is taken for a process
-# that hangs.
+# A waiting process takes part in the agreement this often, so the others do not time out.
 _REPORT_EVERY_S = 1.0
 
 
@@ -31,8 +30,8 @@ class StopRequestedError(Exception):
 
 
 class Loader(Protocol):
-    """The loader of this process. Without workers (`num_workers` 0) it makes its batches in the
-    call to `ready`, which returns only then.
+    """The loader of this process. Without workers (`num_workers` 0), `ready` makes the batch and
+    then returns.
     """
 
     num_workers: int
@@ -41,10 +40,10 @@ class Loader(Protocol):
 
 
 class BatchBarrier:
-    """Holds every process back until all have their part of the batch. Constructed by every rank.
+    """Makes every process wait until all have their part of the batch. Constructed by every rank.
 
     Args:
-        may_wait: the batches come from a stream; if not, the barrier holds nothing back.
+        may_wait: the batches come from a stream; if not, the barrier never waits.
     """
 
     def __init__(self, loader: Loader, engine: Engine, signals: Signals, *, may_wait: bool) -> None:
@@ -54,8 +53,8 @@ class BatchBarrier:
             engine.connect_hosts()
 
     def wait(self) -> bool:
-        """Collective. Returns True on all ranks when every rank has its batch, and False on all
-        ranks when one of them still waits and one was asked to stop.
+        """Return True on all ranks when every rank has its batch, and False on all ranks when one
+        still waits and one received a signal to stop. Collective: every rank.
 
         Raises:
             InputError: what is wrong with this process's part.
@@ -63,10 +62,10 @@ class BatchBarrier:
         if not self._may_wait:
             return True
         while True:
-            lacking, stopping = self._engine.any_on_hosts(
+            missing, stopping = self._engine.any_on_hosts(
                 not self._is_here(), self._signals.received is not None
             )
-            if not lacking:
+            if not missing:
                 return True
             if stopping:
                 return False
@@ -81,8 +80,8 @@ class BatchBarrier:
 
 
 class StepFlags:
-    """Flags of recent steps on their way to the host. `stop_agreed`: some process was asked to
-    stop, and all now know.
+    """The flags of recent steps, on their way to the host. `stop_agreed`: some process received a
+    signal to stop, and all processes know it.
     """
 
     def __init__(self, engine: Engine, num_students: int) -> None:
@@ -93,15 +92,14 @@ class StepFlags:
         self.stop_agreed = False
 
     def exchange(
-        self, step: int, not_finite: Sequence[torch.Tensor | None], stop_asked: bool
+        self, step: int, not_finite: Sequence[torch.Tensor | None], stop_requested: bool
     ) -> list[tuple[int, int]]:
-        """Send this step's flags, receive those of a step ago. Collective: every rank.
+        """Send this step's flags and receive those of the previous step. Collective: every rank.
 
         Args:
             step: number of this step.
-            not_finite: a bool scalar on the device for each student; None for one that takes no
-                part.
-            stop_asked: this process got a signal.
+            not_finite: a bool scalar on the device for each student; None for a stopped one.
+            stop_requested: this process received a signal to stop.
 
         Returns:
             (student index, step) of each loss that was not finite.
@@ -111,7 +109,7 @@ class StepFlags:
         for index, flag in enumerate(not_finite):
             if flag is not None:
                 flags[index] = flag
-        flags[-1].fill_(int(stop_asked))
+        flags[-1].fill_(int(stop_requested))
         self._engine.max_(flags)
         if device.type == "cuda":
             host = torch.empty(flags.shape, dtype=flags.dtype, pin_memory=True)
@@ -123,17 +121,18 @@ class StepFlags:
             self._waiting.append((step, flags, None))
         return self._read(self._lag)
 
-    def agree_to_stop(self, step: int, stop_asked: bool) -> bool:
-        """Whether some process was asked to stop, outside a step, once all flags have been read. Collective: every rank.
+    def agree_to_stop(self, step: int, stop_requested: bool) -> bool:
+        """Return whether some process received a signal to stop; called outside a step, after
+        `drain`. Collective: every rank.
 
-        On CUDA the answer is that of the call before, which has long arrived.
+        On CUDA the result is that of the previous call, which has arrived.
         """
-        self.exchange(step, [None] * self._num_students, stop_asked)
+        self.exchange(step, [None] * self._num_students, stop_requested)
         return self.stop_agreed
 
     def drain(self) -> list[tuple[int, int]]:
-        """Read all flags that are still on their way: before weights are judged or saved. Waits for
-        the device.
+        """Read all flags that are still on their way, before weights are evaluated or saved. Waits
+        for the device.
         """
         return self._read(0)
 

@@ -1,8 +1,8 @@
-"""The only place that configures Accelerate, process groups, precision and compilation.
+"""The engine: it configures Accelerate, process groups, precision and compilation.
 
-Accelerate starts the processes' group, places models, wraps them in DDP and carries the trackers.
-Precision is ours, not Accelerate's: each student needs its own gradient scaler (trap 10) and a
-frozen teacher none, and Accelerate has one for all.
+Accelerate starts the process group, places models, wraps them in DDP and holds the trackers. We set
+the precision ourselves: each student needs its own gradient scaler and a frozen teacher none, and
+Accelerate has one for all.
 """
 
 import gc
@@ -40,7 +40,7 @@ _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Engine:
-    """Processes, device, precision. One for the life of a command."""
+    """Processes, device and precision of a command."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class Engine:
                 else None
             ),
         }
-        # Weights sharded over one process are not sharded, unless they move to the host.
+        # One process partitions nothing, unless it moves weights to the host.
         self.partitioned = zero_stage > 0 and (num_processes > 1 or zero_offload)
         if self.partitioned and on_cpu and torch.cuda.is_available():
             raise InputError(
@@ -112,33 +112,32 @@ class Engine:
         self._tracks = False
         self._timeout_s = timeout_s
         self._groups: dict[int, Any] = {}
-        self._hosts: Any = (
-            None  # their group over the network, where there is one beside the devices'
-        )
+        # The group between the hosts, for CUDA; on the CPU it is the process group itself.
+        self._hosts: Any = None
         if self.device.type == "cuda":
             torch.backends.cudnn.benchmark = True
-            # "fp32" means float32 values and TF32 products, for students and teachers alike: 10
-            # bits of a product's 23, which no recipe of the paper needs, at several times the
-            # speed. torch would take TF32 in convolutions and not in matmuls.
+            # "fp32" means float32 values and TF32 products, for students and teachers: products of
+            # 10 bits instead of 23, at several times the speed; no recipe of the paper needs more.
+            # torch's default is TF32 in convolutions and not in matmuls.
             torch.backends.cuda.matmul.allow_tf32 = True
             torch.backends.cudnn.allow_tf32 = True
         else:
             keep_freed_memory()
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Autocast for a student's forward; losses leave it by computing in float32."""
+        """Return autocast for a student's forward; losses compute in float32 all the same."""
         dtype = _AUTOCAST.get(self.precision)
         return torch.autocast(self.device.type, dtype=dtype) if dtype else nullcontext()
 
     def new_scaler(self) -> torch.amp.GradScaler | None:
-        """A gradient scaler of its own for each student under fp16, so that one's overflow leaves
-        the others' scale alone.
+        """Return a gradient scaler under fp16, else None. Each student has its own, so an overflow
+        of one does not change the scale of the others.
         """
         return torch.amp.GradScaler(self.device.type) if self.precision == "fp16" else None
 
     def place(self, module: nn.Module, *, partitioned: bool = False) -> nn.Module:
-        """To the device, in the memory format of the run; weights that go into shards keep their
-        plain order.
+        """Move a module to the device, in the memory format of the run; weights to be partitioned
+        stay contiguous.
         """
         module = module.to(self.device)
         return (
@@ -148,22 +147,21 @@ class Engine:
         )
 
     def compile_(self, module: nn.Module) -> None:
-        """Compile the module's forward in place, when the run is compiled. Names in its state dict
+        """Compile the module's forward in place if the run compiles. The names in its state dict
         stay.
         """
         if self._compile:
-            module.compile(
-                dynamic=False
-            )  # two shapes, training's and evaluation's: each its own graph, whatever came first
+            # Training and evaluation have one shape each: a graph for each of the two.
+            module.compile(dynamic=False)
 
     def prepare(self, module: nn.Module) -> nn.Module:
-        """The module to call in training: compiled when asked, under DDP when there are several
-        processes. Collective: every rank.
+        """Return the module to call in training: compiled if the run compiles, under DDP if there
+        are several processes. Collective: every rank.
         """
         self.compile_(module)
         with warnings.catch_warnings():
-            # torch 2.15 calls broadcast_buffers deprecated; what replaces it does not exist before,
-            # nor keep buffers unsynced.
+            # torch 2.15 deprecates broadcast_buffers; older versions lack the replacement, which
+            # synchronises buffers anyway.
             warnings.filterwarnings(
                 "ignore", message=".*broadcast_buffers.*", category=FutureWarning
             )
@@ -171,8 +169,8 @@ class Engine:
         return prepared
 
     def partition_frozen(self, model: nn.Module, *, offload: bool, dtype: torch.dtype) -> nn.Module:
-        """A frozen model in shards over the processes (ZeRO-3): call the result in its place.
-        Collective: every rank.
+        """Partition a frozen model over the processes (ZeRO-3) and return what to call instead of
+        it. Collective: every rank.
         """
         return zero.partition_frozen(model, offload=offload, device=self.device, dtype=dtype)
 
@@ -185,7 +183,7 @@ class Engine:
         num_forwards: int,
         clip_grad_norm: float | None,
     ) -> Any:
-        """DeepSpeed's engine around a module and its optimizer, when the run is sharded.
+        """Return DeepSpeed's engine around a module and its optimizer, in a partitioned run.
         Collective: every rank.
         """
         zero.fit_plugin(
@@ -205,8 +203,8 @@ class Engine:
 
     @contextmanager
     def accumulating(self, module: nn.Module, more_to_come: bool) -> Iterator[None]:
-        """Inside, gradients stay on their process when `more_to_come`, and are averaged over
-        processes otherwise.
+        """Return a context whose backward keeps gradients on their process if `more_to_come`, and
+        averages them over processes otherwise.
         """
         if more_to_come and isinstance(module, nn.parallel.DistributedDataParallel):
             with module.no_sync():
@@ -215,29 +213,29 @@ class Engine:
             yield
 
     def seed_forward(self, key: int) -> None:
-        """Seed what a forward draws (dropout): the CPU generators, and this process's device
-        generator.
+        """Seed the generators that a forward draws from (dropout): those of the CPU, and that of
+        this process's device.
         """
         seed_global(key)
         if self.device.type == "cuda":
             torch.cuda.default_generators[self.device.index or 0].manual_seed(key & (MASK >> 1))
 
     def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Sum over processes, in place. Collective: every rank."""
+        """Sum a tensor over processes, in place. Collective: every rank."""
         if self.world_size > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def max_(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Maximum over processes, in place. Collective: every rank."""
+        """Take the maximum over processes, in place. Collective: every rank."""
         if self.world_size > 1:
             dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
         return tensor
 
     def statistics_group(self, size: int) -> Any:
-        """The group of `size` neighbouring processes that this one is in; None for a size of 1.
-        Neighbours share a machine where the size divides the processes of one. Collective when a
-        size is first asked for: every rank.
+        """Return this process's group of `size` neighbouring processes; None for a size of 1.
+        Neighbours share a machine if the size divides its number of processes. Collective at the
+        first call with a size: every rank.
         """
         if size == 1:
             return None
@@ -250,11 +248,11 @@ class Engine:
         return self._groups[size]
 
     def connect_hosts(self) -> None:
-        """Make what `any_on_hosts` talks through; on the CPU that is the processes' own group.
+        """Make the group that `any_on_hosts` uses; on the CPU it is the process group itself.
         Collective: every rank.
 
         Raises:
-            InputError: the network's interface is not found.
+            InputError: gloo does not find the network's interface.
         """
         if self.world_size == 1 or self.device.type == "cpu" or self._hosts is not None:
             return
@@ -262,14 +260,14 @@ class Engine:
             self._hosts = dist.new_group(backend="gloo", timeout=timedelta(seconds=self._timeout_s))
         except RuntimeError as error:
             raise InputError(
-                "gloo did not connect the processes, which streams need beside NCCL: name the"
+                "gloo did not connect the processes, which streams need besides NCCL: name the"
                 " network's interface in GLOO_SOCKET_IFNAME, such as eth0"
                 f" ({str(error).splitlines()[0]})"
             ) from error
 
     def any_on_hosts(self, *flags: bool) -> list[bool]:
-        """Each flag: whether it is raised on some process. Between the hosts, so that no device is
-        waited for. Collective: every rank.
+        """Return for each flag whether it is True on any process. The hosts exchange the flags, so
+        no device is waited for. Collective: every rank.
         """
         if self.world_size == 1:
             return list(flags)
@@ -278,10 +276,10 @@ class Engine:
         return [bool(flag) for flag in raised.tolist()]
 
     def average_(self, tensors: list[torch.Tensor]) -> None:
-        """Mean over processes of float tensors, in place, in one message. Collective: every rank.
+        """Average float tensors over processes, in place, in one message. Collective: every rank.
 
         For BatchNorm's running statistics: their update is linear, so averaging now or later gives
-        the same averages.
+        the same result.
         """
         if self.world_size > 1 and tensors:
             flat = torch.cat([tensor.detach().flatten() for tensor in tensors])
@@ -293,10 +291,11 @@ class Engine:
             )
 
     def on_main(self, act: Callable[[], Result]) -> Result:
-        """Let the main process act, and give every process its result. Collective: every rank.
+        """Call a function on the main process, and return its result on every process. Collective:
+        every rank.
 
-        On an error all end: the main process by raising it, which shows it once, the others with an
-        exit code: 2 for bad input, 1 for a fault.
+        On an error all processes end: the main process raises it, so it is shown once, the others
+        exit with code 2 for bad input and 1 for anything else.
         """
         outcome: list[tuple[Any, int | None]] = [(None, None)]
         error: Exception | None = None
@@ -344,10 +343,10 @@ class Engine:
         """End trackers and the process group.
 
         Args:
-            failed: this process ends by an error. Unless all learnt of it together, the group is
-                left as it is: taking it down waits for collectives in flight, which the others
-                never join (with gloo, all of timeout_s), and the launcher ends the others only
-                after this process.
+            failed: this process ends with an error. Unless all processes know of it, the group
+                stays: destroying it waits for collectives in flight, which the others never join
+                (with gloo, for timeout_s), and the launcher ends the others only after this
+                process.
         """
         if self._tracks:
             # Not end_training(), which also takes the group down.
@@ -355,8 +354,8 @@ class Engine:
                 tracker.finish()
         if failed and self.world_size > 1 and not self._ended_together:
             return
-        # What DDP wrapped holds the group, in reference cycles: left to the interpreter's exit,
-        # gloo's threads once aborted there.
+        # DDP holds the group in reference cycles. Left to the interpreter's exit, gloo's threads
+        # aborted there once.
         self.accelerator.free_memory()
         gc.collect()
         self._groups.clear()
@@ -364,12 +363,12 @@ class Engine:
         if dist.is_initialized():
             dist.destroy_process_group()
         zero.forget()
-        # Accelerate keeps its state in class attributes; without this a second command in one
-        # process would find a dead group.
+        # Accelerate keeps its state in class attributes; without this a second command in the same
+        # process would find a destroyed group.
         AcceleratorState._reset_state(reset_partial_state=True)
 
     def device_name(self) -> str:
-        """What a report calls the device of a process."""
+        """Return the name of this process's device, for reports."""
         return (
             torch.cuda.get_device_name(self.device)
             if self.device.type == "cuda"
@@ -377,11 +376,11 @@ class Engine:
         )
 
     def free_memory_bytes(self) -> int | None:
-        """What the device of this process has free now; None on the CPU, where nobody can say."""
+        """Return the free memory of this process's device; None on the CPU."""
         return torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else None
 
     def peak_memory_bytes(self) -> int:
-        """Peak memory: of the device's allocator on CUDA, of the process elsewhere."""
+        """Return the peak memory: of the device's allocator on CUDA, of the process elsewhere."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
         import resource

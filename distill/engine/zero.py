@@ -1,10 +1,10 @@
-"""DeepSpeed's ZeRO: its configuration, a frozen model in shards, and where on this process each
-weight of a trained model lies.
+"""DeepSpeed's ZeRO: its configuration, a partitioned frozen model, and where in this process each
+weight of a trained model is.
 
-Weights stay float32 under every stage, and autocast computes in less where the recipe asks for it,
-as under DDP: so a stage says where things lie and not what is computed, and a checkpoint of one
-continues under another. DeepSpeed's own bf16 mode would cast the norms and the loss of accuracy
-would depend on the stage.
+Weights stay float32 under every stage, and autocast computes in less where the recipe says so, as
+under DDP. So a stage decides where weights are and not what is computed, and a checkpoint of one
+stage resumes under another. DeepSpeed's own bf16 mode would cast the norms too, with an accuracy
+that depends on the stage.
 """
 
 import os
@@ -31,17 +31,17 @@ _LAUNCHER_VARIABLES = (
     "MASTER_ADDR",
     "MASTER_PORT",
 )
-# Gradients sent at once. DeepSpeed's 5e8 would take 2 GB for every student, however small; 200 MB
-# is far above where links saturate.
+# Gradients sent at once. DeepSpeed's 5e8 would take 2 GB for every student, however small; links
+# saturate far below 200 MB.
 BUCKET_SCALARS = 50_000_000
-_set_here: set[str] = set()  # variables that were not there before
+_set_here: set[str] = set()  # environment variables that this process added
 _WAITS = ("default_pg_timeout", "default_pg_nccl_timeout")
 _torchs_linear = torch.nn.functional.linear
 _torchs_waits = {name: getattr(dist.distributed_c10d, name) for name in _WAITS}
 
 
 def load_deepspeed(device_type: str) -> Any:
-    """Import DeepSpeed, told which device it works on.
+    """Import DeepSpeed for a type of device.
 
     Raises:
         InputError: it is not installed.
@@ -49,12 +49,10 @@ def load_deepspeed(device_type: str) -> Any:
     if device_type == "cpu":
         if "DS_ACCELERATOR" not in os.environ:
             _set_here.add("DS_ACCELERATOR")
-        os.environ["DS_ACCELERATOR"] = (
-            "cpu"  # else it guesses, and a process without a GPU may believe it is alone
-        )
-    os.environ.setdefault(
-        "DS_SKIP_CUDA_CHECK", "1"
-    )  # of compilers for kernels that nothing here builds
+        # Otherwise DeepSpeed guesses, and a process without a GPU may take itself for the only one.
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    # The check is of compilers for kernels that we do not build.
+    os.environ.setdefault("DS_SKIP_CUDA_CHECK", "1")
     try:
         import deepspeed
     except ImportError as error:
@@ -65,8 +63,8 @@ def load_deepspeed(device_type: str) -> Any:
     import deepspeed.ops
 
     deepspeed.logger.setLevel("WARNING")
-    # A shared-memory all-reduce for CPUs that DeepSpeed compiles at first use: 87 s, for nothing
-    # that is needed.
+    # A shared-memory all-reduce for CPUs, which we do not need: DeepSpeed would compile it at first
+    # use, in 87 s.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
 
@@ -82,8 +80,8 @@ def _zero_options(stage: int, offload: bool, pin_memory: bool) -> dict[str, Any]
 
 
 def training_plugin(stage: int, offload: bool, device_type: str) -> DeepSpeedPlugin:
-    """What Accelerate is given. Batch, accumulation and clipping are filled in for each student by
-    `fit_plugin`.
+    """Return the plugin for Accelerate; `fit_plugin` sets batch, accumulation and clipping of each
+    student.
     """
     plugin = DeepSpeedPlugin(
         hf_ds_config={
@@ -91,15 +89,15 @@ def training_plugin(stage: int, offload: bool, device_type: str) -> DeepSpeedPlu
             "gradient_accumulation_steps": 1,
             "gradient_clipping": 0.0,
             "zero_optimization": _zero_options(stage, offload, device_type == "cuda"),
-            "zero_allow_untested_optimizer": True,  # the schema admits elementwise optimizers only
-            "zero_force_ds_cpu_optimizer": (
-                False
-            ),  # DeepSpeed's own would be compiled, and is another Adam
+            # Recipes allow elementwise optimizers only.
+            "zero_allow_untested_optimizer": True,
+            # DeepSpeed's own CPU Adam would be compiled, and gives other results.
+            "zero_force_ds_cpu_optimizer": False,
             "steps_per_print": 10**9,
         }
     )
-    # It tells transformers of the configuration, and fails where transformers is not installed,
-    # which nothing here needs.
+    # It passes the configuration to transformers, and fails where transformers is not installed. We
+    # do not need it.
     plugin.set_deepspeed_weakref = lambda: None
     return plugin
 
@@ -121,9 +119,8 @@ def fit_plugin(
         "gradient_clipping": clip_grad_norm or 0.0,
     }
     plugin.deepspeed_config.pop("train_batch_size", None)
-    bucket = min(
-        BUCKET_SCALARS, num_parameters + num_parameters % 2
-    )  # stages 1 and 2 want an even one
+    # Stages 1 and 2 need an even size.
+    bucket = min(BUCKET_SCALARS, num_parameters + num_parameters % 2)
     plugin.deepspeed_config["zero_optimization"] |= {
         "reduce_bucket_size": bucket,
         "allgather_bucket_size": bucket,
@@ -133,44 +130,44 @@ def fit_plugin(
 def partition_frozen(
     model: nn.Module, *, offload: bool, device: torch.device, dtype: torch.dtype
 ) -> nn.Module:
-    """A frozen model under ZeRO-3: what is returned is called in its place, on every rank together.
-    Collective: every rank.
+    """Partition a frozen model by ZeRO-3, and return what to call instead of it, on every rank
+    together. Collective: every rank.
 
-    Outside Accelerate: a second prepared model would reset gradient accumulation and want to be
-    saved. The result is no part of `model`, whose own parameters are empty from now on.
+    Accelerate has no part in it: a second prepared model would reset gradient accumulation and be
+    saved. The parameters of `model` are empty from now on.
     """
     deepspeed = load_deepspeed(device.type)
     form_group_of_one()
-    where = (
-        {"offload_param": {"device": "cpu", "pin_memory": device.type == "cuda"}} if offload else {}
-    )
+    pin_memory = device.type == "cuda"
+    offloading = {"offload_param": {"device": "cpu", "pin_memory": pin_memory}} if offload else {}
     config = {
         "train_micro_batch_size_per_gpu": 1,
-        # No linear of its own in the whole process, for a model that has no backward.
+        # DeepSpeed would replace torch's linear in this process; a model without backward gains
+        # nothing from it.
         "zero_optimization": {
             **_zero_options(3, False, False),
-            **where,
+            **offloading,
             "memory_efficient_linear": False,
         },
         "bf16": {"enabled": dtype == torch.bfloat16},
         "fp16": {"enabled": dtype == torch.float16},
         "steps_per_print": 10**9,
     }
-    # Parameter by parameter from the host: a model larger than the device never lies on it whole.
+    # The parameters move from the host one by one, so the model may be larger than the device.
     deepspeed.zero.Init(
         module=model,
         config_dict_or_path=config,
         remote_device="cpu" if offload else None,
         mem_efficient_linear=False,
     )
-    sharded, *_ = deepspeed.initialize(model=model, config=config)
-    sharded.eval()
-    return sharded  # type: ignore[no-any-return]
+    partitioned, *_ = deepspeed.initialize(model=model, config=config)
+    partitioned.eval()
+    return partitioned  # type: ignore[no-any-return]
 
 
 def form_group_of_one() -> None:
-    """Give a process that no launcher started what DeepSpeed needs to make a group of it alone;
-    `forget` takes it back.
+    """Set what DeepSpeed needs to make a group of one process that no launcher started; `forget`
+    removes it.
     """
     if "RANK" in os.environ:
         return
@@ -182,8 +179,8 @@ def form_group_of_one() -> None:
 
 
 def bound_waits(timeout_s: float) -> None:
-    """Let groups made from now on give up after this long: DeepSpeed makes its own, with torch's
-    defaults of 10 and 30 minutes.
+    """Set the default timeout of new groups: DeepSpeed makes its own, with torch's defaults of 10
+    and 30 minutes.
     """
     for name in _WAITS:
         setattr(dist.distributed_c10d, name, timedelta(seconds=timeout_s))
@@ -191,14 +188,14 @@ def bound_waits(timeout_s: float) -> None:
 
 @contextmanager
 def accelerate_environment(on_cpu: bool) -> Iterator[None]:
-    """Inside, Accelerate takes a DeepSpeed plugin, on the CPU too, where it does so only if nobody
-    says "cpu".
+    """Return a context in which Accelerate takes a DeepSpeed plugin, also on the CPU, where it
+    refuses one if ACCELERATE_USE_CPU is set.
     """
     load_deepspeed("cpu" if on_cpu else "cuda")
     form_group_of_one()
-    # The plugin would refuse a launch file's own DeepSpeed settings, even those that agree;
+    # The plugin would refuse DeepSpeed settings of a launch file, even those that agree;
     # `environment` has compared them.
-    kept = {
+    removed = {
         name: os.environ.pop(name, None)
         for name in ("ACCELERATE_USE_CPU", "ACCELERATE_CONFIG_DS_FIELDS")
     }
@@ -207,13 +204,13 @@ def accelerate_environment(on_cpu: bool) -> Iterator[None]:
     try:
         yield
     finally:
-        os.environ.update({name: value for name, value in kept.items() if value is not None})
+        os.environ.update({name: value for name, value in removed.items() if value is not None})
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Inside, DeepSpeed does not warn of an "untested optimizer", which is any that it did not
-    write.
+    """Return a context in which DeepSpeed does not warn of an "untested optimizer", which is every
+    optimizer but its own.
     """
     import deepspeed
 
@@ -226,8 +223,8 @@ def quiet() -> Iterator[None]:
 
 
 def forget() -> None:
-    """Take back what this process said in the environment and of torch's waits."""
-    # ZeRO-3 puts one of its own there, which keeps no gathered weights for the backward
+    """Remove this process's settings: its environment variables, and the timeouts of groups."""
+    # ZeRO-3 replaces it by its own, which keeps no gathered weights for the backward.
     torch.nn.functional.linear = _torchs_linear
     for name, value in _torchs_waits.items():
         setattr(dist.distributed_c10d, name, value)
@@ -237,9 +234,7 @@ def forget() -> None:
 
 
 def leave_group() -> None:
-    """Take down the process group that DeepSpeed worked in, if there is one: it keeps groups of its
-    own, which outlive torch's.
-    """
+    """Destroy DeepSpeed's process groups, if there are any; they would outlive torch's."""
     if "deepspeed" in sys.modules:
         import deepspeed.comm.comm
 
@@ -248,7 +243,7 @@ def leave_group() -> None:
         deepspeed.comm.comm.cdb = None
 
 
-# ---- where weights lie ---------------------------------------------------------------------------
+# ---- where weights are ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -264,10 +259,10 @@ class Fragment:
 
 
 class ZeroPartition:
-    """The float32 masters that this process updates, and every parameter's place in them, under
-    ZeRO-1, 2 or 3.
+    """The flat float32 weights ("masters") that this process updates under ZeRO-1, 2 or 3, and the
+    place of every parameter in them.
 
-    The one place that reads DeepSpeed's inside; tests/distributed/test_zero.py holds it still.
+    Only this class reads DeepSpeed's internals; tests/distributed/test_zero.py watches them.
 
     Args:
         engine: DeepSpeed's, just initialised.
@@ -283,7 +278,7 @@ class ZeroPartition:
             name: torch.Size(getattr(p, "ds_shape", p.shape)) for name, p in self.parameters.items()
         }
         zero3 = self._stage == 3
-        # A list by index: `flat_of` names the one that holds a parameter, on every process alike.
+        # `flat_of` is the index of the flat tensor with a parameter, the same on every process.
         self.flats: list[Tensor] = list(
             self._optimizer.fp32_partitioned_groups_flat
             if zero3
@@ -306,60 +301,59 @@ class ZeroPartition:
         self.fragments = {
             name: fragment for name, fragment in found.items() if fragment is not None
         }
-        """Of the parameters of which this process updates a part."""
+        """The part of each parameter that this process updates, where it updates one."""
 
     def _find_in_stages_1_and_2(self, parameter: nn.Parameter) -> Fragment | None:
         mapping = getattr(parameter, "_hp_mapping", None)
         if mapping is None:
             return None
-        part, whole = mapping.hp_fragment_address, mapping.lp_fragment_address
-        return Fragment(mapping.param_group_index, part.start, whole.start, part.numel)
+        in_flat, in_parameter = mapping.hp_fragment_address, mapping.lp_fragment_address
+        start, offset, length = in_flat.start, in_parameter.start, in_flat.numel
+        return Fragment(mapping.param_group_index, start, offset, length)
 
     def _find_in_stage_3(self, parameter: Any) -> Fragment | None:
         flat, start, padded = self._optimizer.grad_position[self._optimizer.get_param_id(parameter)]
         offset = padded * dist.get_rank()
-        length = min(padded, parameter.ds_numel - offset)  # the last shard is padded
+        length = min(padded, parameter.ds_numel - offset)  # the last part is padded
         return Fragment(flat, start, offset, length) if length > 0 else None
 
     @property
     def skipped(self) -> bool:
-        """Whether the last step was not taken because a gradient was not finite; the same on every
+        """Whether the last step was skipped because a gradient was not finite; the same on every
         rank.
         """
         return bool(self._optimizer.overflow)
 
     @property
     def base_optimizer(self) -> torch.optim.Optimizer:
-        """The optimizer that steps the flat masters."""
+        """The optimizer that updates the masters."""
         optimizer: torch.optim.Optimizer = self._optimizer.optimizer
         return optimizer
 
     def gather(self, name: str, flats: Mapping[int, Tensor], onto: torch.device) -> Tensor:
-        """One parameter, whole, out of tensors laid out as the masters are. float32, on the device
-        `onto`. Collective: every rank.
+        """Return one full parameter from tensors in the layout of the masters, in float32 on the
+        device `onto`. Collective: every rank.
         """
-        whole = torch.zeros(self.shapes[name].numel(), dtype=torch.float32, device=onto)
+        full = torch.zeros(self.shapes[name].numel(), dtype=torch.float32, device=onto)
         if (at := self.fragments.get(name)) is not None:
-            whole[at.offset : at.offset + at.length] = flats[at.flat][
-                at.start : at.start + at.length
-            ].to(onto)
-        dist.all_reduce(whole)  # of one fragment and zeros: exact
-        return whole.view(self.shapes[name])
+            part = flats[at.flat][at.start : at.start + at.length]
+            full[at.offset : at.offset + at.length] = part.to(onto)
+        dist.all_reduce(full)  # exact: each element is zero on all processes but one
+        return full.view(self.shapes[name])
 
-    def scatter(self, name: str, whole: Tensor, flats: Mapping[int, Tensor]) -> None:
-        """Put this process's part of a whole parameter into tensors laid out as the masters are."""
+    def scatter(self, name: str, full: Tensor, flats: Mapping[int, Tensor]) -> None:
+        """Copy this process's part of a full parameter into tensors laid out like the masters."""
         if (at := self.fragments.get(name)) is not None:
-            part = whole.detach().flatten()[at.offset : at.offset + at.length]
+            part = full.detach().flatten()[at.offset : at.offset + at.length]
             flats[at.flat][at.start : at.start + at.length].copy_(part)
 
     def set_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Give the model other weights: the masters, and what forwards read."""
+        """Replace the model's weights: the masters, and what forwards read."""
         masters = dict(enumerate(flat.detach() for flat in self.flats))
         for name, parameter in self.parameters.items():
             self.scatter(name, weights[name], masters)
-            if (
-                parameter.data.shape == weights[name].shape
-            ):  # whole here: stages 1 and 2, and what stage 3 finds too small to shard
+            # Not partitioned: all under stages 1 and 2, and small ones under stage 3.
+            if parameter.data.shape == weights[name].shape:
                 parameter.data.copy_(weights[name])
             if self._stage == 3 and (at := self.fragments.get(name)) is not None:
                 part = weights[name].flatten()[at.offset : at.offset + at.length]

@@ -1,8 +1,7 @@
-"""What a student learns from: one file a method, pure functions of tensors; `objective` adds hard
-and soft terms.
+"""Losses: one file for each method, pure functions of tensors; `objective` adds two terms.
 
-Every loss promotes its inputs to float32 (float64 stays), gives a scalar, keeps gradients away from
-the teacher, and never waits for the device.
+Every loss converts its inputs to float32 (float64 stays), returns a scalar, gives the teacher no
+gradient, and never waits for the device.
 """
 
 from distill.losses.objective import (

@@ -1,4 +1,4 @@
-"""The all-reduce of a loss whose parts lie on several processes."""
+"""An all-reduce with a gradient, for losses and norms over the samples of all processes."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ class _AllReduce(Function):
 
 
 def all_reduce(value: Tensor, group: Group, op: Any = dist.ReduceOp.SUM) -> Tensor:
-    """Reduce over a group of processes, with a gradient for sums. Collective in the group; its
+    """Reduce over a group of processes, with a gradient for sums. Collective in the group, in the
     backward too.
 
     torch 2.15 deprecates its own (torch.distributed.nn), and the replacement has no gradient in

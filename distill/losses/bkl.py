@@ -1,4 +1,4 @@
-"""The binary counterpart of KL, as the paper writes it (Eq. 3) and as its released code computes
+"""The binary counterpart of KL, as the paper defines it (Eq. 3) and as its released code computes
 it; they differ.
 """
 
@@ -15,8 +15,8 @@ def log_complement(log_p: Tensor) -> Tensor:
     """log(1 - p_i) for every class from log-probabilities: [B, K] -> [B, K].
 
     Only the largest probability can exceed 1/2, so `log1p(-p)` is accurate for all others. For the
-    largest, 1 - p rounds to 0 from a logit gap of 17 on (float32), and is therefore taken as what
-    it is: the sum of the other probabilities.
+    largest, 1 - p rounds to 0 from a logit gap of 17 on (float32), so we take the sum of the other
+    probabilities.
     """
     largest = torch.zeros_like(log_p, dtype=torch.bool).scatter_(
         -1, log_p.argmax(-1, keepdim=True), True

@@ -3,11 +3,11 @@ relations of probabilities.
 
 Correlation ignores scale and shift. So each row and column of probabilities is divided by its
 largest entry, inside the exponential: a class of probability 1e-30 in every sample counts as much
-as any other. A fixed eps beside the norms, as in the usual code (1e-8), silences the intra term at
+as any other. A fixed eps added to the norms, as in the usual code (1e-8), hides the intra term at
 21,841 classes, where column norms are near 1e-5 or far below.
 
-The intra term depends on which samples stand together. With a `group` these are the samples of all
-its processes. Only nine numbers a class travel (extremes, means and second moments), never the logits.
+The intra term depends on which samples are compared. With a `group` these are the samples of all
+its processes. They exchange nine numbers a class (extremes, means and second moments), not logits.
 """
 
 import torch
@@ -31,8 +31,7 @@ def _correlation(
     their own rounding.
     """
     sides = (log_student.detach(), log_teacher)
-    # [4, n]: the largest of each side, then minus the smallest of each, so that one MAX reduces
-    # all.
+    # [4, n]: the largest of each side, then minus the smallest of each, for a single MAX.
     bounds = torch.stack([side.amax(dim) for side in sides] + [-side.amin(dim) for side in sides])
     if group is not None:
         bounds = all_reduce(bounds, group, distributed.ReduceOp.MAX)
@@ -83,9 +82,10 @@ def dist(
     float32's rounding, a relative variation of about 1e-6 (1 + |log p|); a class above 1 - 6e-8 in
     every sample is constant too.
 
-    With a `group` of processes, columns extend over all of it. Collective in the group, equal B. Rows need no other rank, so the value's inter part is the
-    rank's own mean, like any other loss. The gradient is right under DDP's averaging: averaged over
-    ranks, parameters get the gradient of one process with the whole batch.
+    With a `group` of processes, columns extend over all of it. Collective in the group, equal B.
+    Rows need no other rank, so the value's inter part is the rank's own mean, like any other loss.
+    The gradient is right under DDP's averaging: averaged over ranks, parameters get the gradient of
+    one process with the full batch.
 
     Args:
         student_logits: [B, K].

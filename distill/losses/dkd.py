@@ -11,7 +11,7 @@ from distill.losses.kl import divergence
 
 
 def target_class(label_probs: Tensor, labels: Tensor) -> Tensor:
-    """DKD's one target class of an image whose label is mixed: [B, K], [B] -> [B] int64.
+    """Return DKD's target class of an image whose label is mixed: [B, K], [B] -> [B] int64.
 
     The class with the largest share; where that is a tie, as at lambda = 0.5, and the image's own
     label is among the first, the own label. The released code takes the argmax, which leaves ties
@@ -27,11 +27,11 @@ def target_class(label_probs: Tensor, labels: Tensor) -> Tensor:
 
 
 def teachers_class(teacher_logits: Tensor) -> Tensor:
-    """The teacher's own first choice in the place of a label: [B, K] -> [B] int64.
+    """Return the teacher's largest logit in place of a label: [B, K] -> [B] int64.
 
-    For images whose labels are of another space, as those of ImageNet-21K under a 1K teacher. The
-    paper's Table 14 has DKD there and does not say what its target is: this is our choice. Of equal
-    logits the first class is taken.
+    For images whose labels are other classes, such as ImageNet-21K's under a 1K teacher. The
+    paper's Table 14 has DKD there and does not name the target: this is our choice. Of equal logits
+    the first class is taken.
     """
     return teacher_logits.detach().argmax(-1)
 
@@ -69,9 +69,8 @@ def dkd(
         rest = log_p.masked_fill(is_target, -torch.inf).logsumexp(-1, keepdim=True)
         return torch.cat([log_p.gather(-1, target), rest], dim=-1)
 
-    def among_others(
-        logits: Tensor,
-    ) -> Tensor:  # -> [B, K], -inf at the target, which `divergence` counts as 0
+    def among_others(logits: Tensor) -> Tensor:
+        # [B, K], -inf at the target, which `divergence` counts as 0
         return F.log_softmax(logits.masked_fill(is_target, -torch.inf), dim=-1)
 
     student, teacher = student / temperature, teacher / temperature

@@ -1,10 +1,9 @@
 """Losses on labels: cross-entropy and binary cross-entropy against a mixed label distribution
 (Table 2's "Label Loss", Table 4).
 
-Released code and timm: BCE is averaged over classes and batch. Beside a KL that is summed over
-  classes it is then a small
-voice: at K = 1000 its gradient is tens to hundreds of times smaller. `class_reduction="sum"` is the
-  other choice.
+Released code and timm average BCE over classes and batch. Its gradient is then tens to hundreds of
+times smaller, at K = 1000, than that of a KL summed over classes. `class_reduction="sum"` is the
+other choice.
 """
 
 from typing import Literal
@@ -20,8 +19,8 @@ def smooth(label_probs: Tensor, smoothing: float) -> Tensor:
     """Label smoothing of distributions: (1 - s) t + s / K.
 
     timm smooths the one-hot vectors and mixes after. Both orders give the same numbers, since
-    smoothing is affine and mixing weights sum to one; so a batch carries unsmoothed distributions
-    and each objective smooths for itself.
+    smoothing is affine and mixing weights sum to one; so a batch has unsmoothed distributions
+    and each objective smooths them itself.
 
     Args:
         label_probs: [B, K], rows sum to one.
@@ -38,7 +37,7 @@ def cross_entropy(student_logits: Tensor, label_probs: Tensor) -> Tensor:
 
     Args:
         student_logits: [B, K].
-        label_probs: [B, K] label distribution, smoothed already if it is to be.
+        label_probs: [B, K] label distribution, smoothed if the recipe says so.
     """
     student, labels = float_pair(student_logits, label_probs, "the label distribution")
     return -(labels * F.log_softmax(student, dim=-1)).sum(-1).mean()
@@ -52,7 +51,7 @@ def binary_cross_entropy(
 
     Args:
         student_logits: [B, K].
-        label_probs: [B, K], each entry in [0, 1], smoothed already if it is to be.
+        label_probs: [B, K], each entry in [0, 1], smoothed if the recipe says so.
         class_reduction: over classes, "mean" (timm, the paper's released code) or "sum".
     """
     student, labels = float_pair(student_logits, label_probs, "the label distribution")

@@ -1,5 +1,5 @@
-"""What every loss does first: check that its two tensors speak of the same classes, and leave half
-precision.
+"""The first step of every loss: check that its two tensors have the same classes, and convert half
+precision to float32.
 """
 
 import torch
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def float_pair(student_logits: Tensor, other: Tensor, name: str) -> tuple[Tensor, Tensor]:
-    """Both tensors in float32, or in float64 where either is float64.
+    """Return both tensors in float32, or in float64 if either is float64.
 
     Args:
         student_logits: [B, K], any floating dtype.
@@ -15,8 +15,8 @@ def float_pair(student_logits: Tensor, other: Tensor, name: str) -> tuple[Tensor
         name: what `other` is, for the message.
 
     Raises:
-        ValueError: the tensors differ in shape, are not [B, K], or K < 2. A teacher of another
-            label space ends here.
+        ValueError: the tensors differ in shape, are not [B, K], or K < 2. A teacher of other
+            classes is refused here.
     """
     if student_logits.shape != other.shape:
         raise ValueError(

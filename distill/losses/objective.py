@@ -50,8 +50,8 @@ class HardTerm:
 
 @dataclass(frozen=True)
 class SoftTerm:
-    """`min_confidence`: the loss leaves out samples of which the teacher is less sure; the objective
-    only counts those that remain.
+    """`min_confidence`: the loss leaves out samples of which the teacher is less sure; the
+    objective only counts those that remain.
     """
 
     loss: SoftLoss
@@ -96,14 +96,14 @@ class Objective:
         Args:
             student_logits: [B, K], any floating dtype.
             teacher_logits: [B, K], any floating dtype; None where there is no soft term.
-            batch: only the terms that need labels read them, so an objective with a soft term alone
+            batch: only terms that need labels read them, so an objective with a soft term alone
                 takes images whose labels are of other classes.
 
         Raises:
             ValueError: there is a soft term and no teacher_logits, or shapes that do not agree.
         """
-        # Once for both terms: if each widened half-precision logits itself, their gradients would be
-        # rounded before they add.
+        # Once for both terms: if each widened half-precision logits itself, their gradients would
+        # be rounded before they add.
         student_logits = student_logits.to(torch.promote_types(student_logits.dtype, torch.float32))
         hard = soft = kept = total = None
         if self.hard is not None:

@@ -1,5 +1,5 @@
-"""Students and teachers: timm models, built and loaded so that what goes wrong is said, not
-guessed.
+"""Students and teachers: timm models with their weights, and clear errors where something does not
+fit.
 
 Importing the package registers the CIFAR ResNets with timm.
 """

@@ -1,8 +1,8 @@
-"""BatchNorm whose result does not depend on how a global batch is spread over processes.
+"""BatchNorm whose result does not depend on how processes share a global batch.
 
-Statistics are those of a micro-batch. Where it is spread over a group of processes, they are
-synchronised in the group. A step of several forwards must move the running averages once, by the
-mean of the forwards' statistics, as that many processes would.
+Statistics are those of a micro-batch. If a group of processes shares it, they are synchronised in
+the group. A step of several forwards must update the running averages once, by the mean of the
+forwards' statistics, as that many processes would.
 """
 
 import torch
@@ -15,7 +15,7 @@ from distill.losses.all_reduce import Group, all_reduce
 
 
 def norms(module: nn.Module) -> list["_BatchNorm | GroupBatchNorm"]:
-    """BatchNorm layers that keep running statistics, in module order."""
+    """Return the BatchNorm layers with running statistics, in module order."""
     return [
         m
         for m in module.modules()
@@ -24,18 +24,18 @@ def norms(module: nn.Module) -> list["_BatchNorm | GroupBatchNorm"]:
 
 
 def running_statistics(module: nn.Module) -> list[torch.Tensor]:
-    """Running means and variances of all BatchNorm layers: what differs between processes, and
-    averages linearly.
+    """Return running means and variances of all BatchNorm layers: they differ between processes,
+    and their update is linear.
     """
     return [b for m in norms(module) for b in (m.running_mean, m.running_var) if b is not None]
 
 
 class StepStatistics:
-    """Moves running statistics once a step, by the mean over the step's forwards.
+    """Updates running statistics once a step, by the mean over the step's forwards.
 
-    A forward moves r to (1 - m) r + m s. Put back to r before each forward and averaged at the end,
-    that gives (1 - m) r + m mean(s): what one forward on each of several processes gives after
-    their buffers are averaged.
+    A forward changes r to (1 - m) r + m s. Resetting r before each forward and averaging at the end
+    gives (1 - m) r + m mean(s): what one forward on each of several processes gives after their
+    buffers are averaged.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -47,13 +47,13 @@ class StepStatistics:
         self._sums = [torch.empty_like(b) for b in self._buffers]
 
     def before_step(self) -> None:
-        """Remember where the step began."""
+        """Save the statistics at the start of a step."""
         if self._buffers:
             torch._foreach_copy_(self._start, self._buffers)
             torch._foreach_zero_(self._sums)
 
     def after_forward(self, more_to_come: bool) -> None:
-        """Take in what one forward did, and put the buffers back for the next."""
+        """Add the statistics of one forward, and reset the buffers for the next."""
         if self._buffers:
             torch._foreach_add_(self._sums, self._buffers)
             torch._foreach_copy_(self._buffers, self._start)
@@ -61,18 +61,18 @@ class StepStatistics:
                 torch._foreach_sub_(self._counts, 1)
 
     def after_step(self, num_forwards: int) -> None:
-        """Leave the buffers moved once."""
+        """Set the buffers to the mean over the forwards."""
         if self._buffers:
             torch._foreach_div_(self._sums, num_forwards)
             torch._foreach_copy_(self._buffers, self._sums)
 
 
 class GroupBatchNorm(nn.Module):
-    """BatchNorm over the samples of a group of processes, for devices that torch's SyncBatchNorm
-    refuses (it wants CUDA).
+    """BatchNorm over the samples of a group of processes, on the CPU; torch's SyncBatchNorm needs
+    CUDA.
 
-    Takes over the parameters and buffers of the layer it replaces, and what timm's BatchNormAct2d
-    does after normalising.
+    Has the parameters and buffers of the layer it replaces, and what timm's BatchNormAct2d does
+    after normalising.
     """
 
     def __init__(self, norm: _BatchNorm, group: Group) -> None:
@@ -117,8 +117,8 @@ class GroupBatchNorm(nn.Module):
 
 
 def synchronise(module: nn.Module, device: torch.device, group: Group) -> nn.Module:
-    """Every BatchNorm of the module over the global batch. Names in its state dict stay. Collective
-    when called, not here.
+    """Make every BatchNorm of the module compute over the micro-batch of a group; names in its
+    state dict stay. The module's forward is collective in the group then.
     """
     if device.type == "cuda":
         return convert_sync_batchnorm(module, group)  # type: ignore[no-any-return]

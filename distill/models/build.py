@@ -1,6 +1,4 @@
-"""timm models by name: what timm would refuse late, silently or in its own words is refused here in
-the recipe's words.
-"""
+"""timm models by name; errors name the recipe's key, where timm's come late or not at all."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -20,8 +18,7 @@ from distill.errors import InputError, did_you_mean
 from distill.models import cifar as cifar  # registers its models
 from distill.recipe import schema
 
-# Arguments of timm.create_model that a recipe says elsewhere, or that make something else than a
-# classifier.
+# Arguments of timm.create_model that have their own key in a recipe, or do not make a classifier.
 RESERVED = {
     "num_classes": "it follows from the data",
     "pretrained": "use weights",
@@ -29,13 +26,12 @@ RESERVED = {
     "pretrained_cfg": "use weights",
     "pretrained_cfg_overlay": "use weights",
     "drop_path_rate": "use drop_path",
-    "drop_rate": "use drop_rate beside model_args",
+    "drop_rate": "use the key drop_rate",
     "features_only": "the model must return logits",
 }
 
-_MOST_TENSORS = (
-    20_000  # timm's largest models have 2,000 parameter tensors; building 20,000 takes a minute
-)
+# timm's largest models have 2,000 parameter tensors; building 20,000 takes a minute.
+_MOST_TENSORS = 20_000
 
 
 def create(
@@ -48,22 +44,22 @@ def create(
     drop_rate: float = 0.0,
     model_args: Mapping[str, Any] | None = None,
 ) -> nn.Module:
-    """`timm.create_model`, with errors for users. Initial weights draw from the global generators:
-    see `create_student`.
+    """Call `timm.create_model`, with errors for users. Initial weights come from the global
+    generators: see `create_student`.
 
     Args:
         name: a timm name, with or without a pretrained tag, or "hf_hub:owner/name" or
             "local-dir:path".
         num_classes: of the head; None keeps the number of the model's own weights.
         pretrained: load timm's weights. With another `num_classes` timm replaces their head by a
-            fresh one.
+            random one.
         image_size: pixels, passed to models that are built for one size (ViT, BEiT, Swin ...); the
             others take any.
         model_args: further arguments of the model's constructor.
 
     Raises:
         InputError: no such model or tag, arguments that timm refuses, or pretrained weights that
-            cannot be had.
+            that cannot be loaded.
     """
     model_args = dict(model_args or {})
     for key in model_args:
@@ -93,8 +89,8 @@ def create(
 
 @contextmanager
 def _bounded(name: str) -> Iterator[None]:
-    """Raises InputError, while a model is built, once it has more parameter tensors than any that
-    is of use.
+    """Return a context that raises InputError once the model being built has too many parameter
+    tensors.
     """
     count = 0
 
@@ -125,7 +121,7 @@ def _builds(name: str, arguments: Mapping[str, Any]) -> bool:
 def student_without_memory(
     spec: schema.StudentSpec, *, num_classes: int, image_size: int
 ) -> nn.Module:
-    """The architecture of a student on torch's device "meta": names and shapes, no weights."""
+    """Return the architecture of a student on the device "meta": names and shapes, no weights."""
     with torch.device("meta"):
         return student_architecture(spec, num_classes, image_size, pretrained=False)
 
@@ -133,7 +129,7 @@ def student_without_memory(
 def student_architecture(
     spec: schema.StudentSpec, num_classes: int, image_size: int, pretrained: bool
 ) -> nn.Module:
-    """The model of a student as its recipe builds it."""
+    """Build the model of a student."""
     return create(
         spec.model,
         num_classes=num_classes,
@@ -146,12 +142,12 @@ def student_architecture(
 
 
 def checkpoint_activations(model: nn.Module, name: str) -> None:
-    """Let the model compute activations again in the backward, block by block, instead of keeping
+    """Let the model compute activations again in the backward, block by block, instead of storing
     them.
 
     Raises:
-        InputError: timm cannot for this model, or it has BatchNorm, whose running statistics would
-            move twice a forward.
+        InputError: timm cannot do it for this model, or the model has BatchNorm, whose running
+            statistics would change twice a forward.
     """
     if any(isinstance(module, _BatchNorm) for module in model.modules()):
         raise InputError(
@@ -165,8 +161,8 @@ def checkpoint_activations(model: nn.Module, name: str) -> None:
 
 
 def config(name: str) -> dict[str, Any]:
-    """timm's pretrained config of a model name, as a dict with at least num_classes, input_size,
-    mean and std.
+    """Return timm's pretrained config of a model name, with at least num_classes, input_size, mean
+    and std.
 
     Raises:
         InputError: no such model, or no such pretrained tag of it, with the nearest names.
@@ -209,14 +205,14 @@ def _config_from_source(name: str) -> dict[str, Any]:
             f"{name}: timm {timm.__version__} has no model"
             f" {architecture!r}{did_you_mean(architecture, timm.list_models())}"
         )
-    usual = config(architecture)  # where the head is, if a config written by hand leaves it out
+    usual = config(architecture)  # names the head, if a config written by hand does not
     head = {"classifier": usual["classifier"]} if "classifier" in usual else {}
     return {**PretrainedCfg().to_dict(), **head, **found, "architecture": architecture}
 
 
 def _local_config(path: Path) -> tuple[dict[str, Any], str]:
-    """The pretrained config and the architecture of an exported model, with the class count and
-    names that stand beside them.
+    """Return the pretrained config and the architecture of an exported model; the config includes
+    the number of classes and their names.
     """
     file = path / "config.json"
     if not file.is_file():
@@ -236,14 +232,14 @@ def _local_config(path: Path) -> tuple[dict[str, Any], str]:
 
 
 def is_timm_config(file: Path) -> bool:
-    """Whether a file is the config.json of a timm model; other programs write files of that name
-    too.
+    """Return whether a file is the config.json of a timm model; other programs also write files of
+    this name.
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    # Older versions of timm wrote what is now in pretrained_cfg beside the architecture.
+    # Older versions of timm wrote the contents of pretrained_cfg at the top level.
     return (
         isinstance(content, dict)
         and "architecture" in content
@@ -252,8 +248,8 @@ def is_timm_config(file: Path) -> bool:
 
 
 def config_source(name: str, known: Mapping[str, Any]) -> str:
-    """Where the config of a model name is from, for people: a file, or timm's under the name that
-    it resolves to.
+    """Return where the config of a model name is from, for messages: a file, or timm's config of
+    the resolved name.
     """
     source, _, location = name.partition(":")
     if source == "local-dir":
@@ -265,9 +261,7 @@ def config_source(name: str, known: Mapping[str, Any]) -> str:
 
 
 def takes_image_size(name: str, model_args: Mapping[str, Any]) -> bool:
-    """Whether the model is built for one input size: timm then passes `img_size` to its
-    constructor.
-    """
+    """Return whether the model is built for one image size, as its argument `img_size`."""
     fixed = config(name).get("fixed_input_size", False)
     return (
         bool(fixed)
@@ -288,7 +282,7 @@ def _refused(name: str, error: Exception, arguments: Mapping[str, Any]) -> Input
 
 
 def _unavailable(name: str, error: Exception) -> InputError:
-    """What to do when pretrained weights could not be fetched."""
+    """Return the error for pretrained weights that could not be loaded."""
     if "No pretrained weights exist" in str(error):
         return InputError(
             f"timm has no pretrained weights of {name}: give weights a file, or choose one of"

@@ -45,7 +45,7 @@ class BasicBlock(nn.Module):
 
 
 def _stage(in_channels: int, channels: int, stride: int, rates: list[float]) -> nn.Sequential:
-    """One block a rate; the first one changes width and resolution."""
+    """Return one block for each rate; the first one changes width and resolution."""
     first = BasicBlock(in_channels, channels, stride, rates[0])
     return nn.Sequential(first, *(BasicBlock(channels, channels, 1, rate) for rate in rates[1:]))
 

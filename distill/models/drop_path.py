@@ -1,4 +1,4 @@
-"""Stochastic depth whose draws belong to samples, not to processes.
+"""Stochastic depth whose draws depend on samples, not on processes.
 
 timm's DropPath draws from the device's global generator: the same run on another number of
 processes, or with another micro-batch, would drop other samples. Here the draw of (layer, sample)
@@ -7,8 +7,8 @@ still draws from the global generator: a recipe with drop_rate > 0 repeats on th
 seed only.
 
 A DropPath that its block applies to several branches (mixers, xcit, cait, coat) drops all of a
-sample's branches or none: each has timm's rate, but they are not independent as in timm. Drawing
-anew per call would need a counter in forward, and that breaks recomputation under gradient
+sample's branches or none: each has timm's rate, but they are not independent as in timm. A
+draw for each call would need a counter in forward, and that breaks recomputation under gradient
 checkpointing.
 """
 
@@ -21,16 +21,14 @@ from distill.errors import InputError
 
 
 class PositionDropPath(nn.Module):
-    """timm's DropPath with the keep factors given from outside by `DropPathKeys`. Identity in eval
-    mode.
-    """
+    """timm's DropPath with keep factors set by `DropPathKeys`. The identity in eval mode."""
 
     def __init__(self, drop_prob: float, scale_by_keep: bool = True) -> None:
         super().__init__()
         self.drop_prob = drop_prob
         self.scale_by_keep = scale_by_keep
         # [B] float32: 0 drops, 1 / keep (or 1) keeps. A plain attribute: DDP broadcasts buffers,
-        # and this one differs a rank.
+        # and this one differs on each rank.
         self.factor: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -51,11 +49,10 @@ class PositionDropPath(nn.Module):
 
 
 def replace_drop_path(model: nn.Module) -> list[PositionDropPath]:
-    """Swap every timm DropPath with a rate above 0, in place.
+    """Replace every timm DropPath with a rate above 0, in place.
 
     Returns:
-        The new layers; a layer's index here is its key, and follows the order of `model.modules()`
-        that hold them.
+        The new layers in the order of `model.modules()`; the index of a layer is its key.
     """
     replaced: dict[int, PositionDropPath] = {}
     for parent in list(model.modules()):
@@ -70,7 +67,7 @@ def replace_drop_path(model: nn.Module) -> list[PositionDropPath]:
 
 class DropPathKeys:
     """Draws the masks of all drop paths of a model, once a forward: one [L, B] tensor on the
-    device, no host synchronisation.
+    device, without waiting for it.
 
     The draw of layer l for a sample drops it when `uniform(hash64(*keys, l, position)) >= 1 -
     drop_prob`, where `key = hash64(*keys)`.
@@ -84,14 +81,14 @@ class DropPathKeys:
         keep = torch.tensor([1 - layer.drop_prob for layer in self.layers], dtype=torch.float64)
         scaled = torch.tensor([layer.scale_by_keep for layer in self.layers], dtype=torch.bool)
         self._keep = keep.float()[:, None]
-        # A rate of 1 keeps nothing, and timm leaves it unscaled.
+        # A rate of 1 drops everything, and timm does not scale it.
         self._scale = torch.where(scaled & (keep > 0), 1 / keep, 1.0).float()[:, None]
         self._index = torch.arange(len(self.layers))
-        self._keys: tuple[int, Tensor] | None = None  # of the layers; the same all run long
+        self._keys: tuple[int, Tensor] | None = None  # of the layers; the same throughout the run
 
     def set(self, key: int, positions: Tensor) -> None:
-        """Draw for the next forward. Call it outside what is compiled: only tensors change, so
-        nothing recompiles.
+        """Draw for the next forward. Call it outside compiled code: only tensors change, so nothing
+        is compiled again.
 
         Args:
             key: 64 bits from rng.hash64(seed, purpose, student).

@@ -26,8 +26,8 @@ RAW = "raw"
 RAW_BEFORE = "last"
 """What RAW was called in records and options of earlier versions; "last" now means the newest only.
 """
-# Of the weights that timm publishes under the architecture's name; those of a run have no licence
-# or paper but what their owner gives.
+# Keys about timm's own weights of the architecture; the licence of a run's weights is their owner's
+# choice.
 _OF_OTHER_WEIGHTS = (
     "tag",
     "license",
@@ -48,12 +48,11 @@ def write_model(
     view: ModelView,
     record: Mapping[str, Any],
 ) -> None:
-    """Write an export to `folder`, whole or not at all, replacing what is there (see
-    `refuse_overwrite`).
+    """Write an export to `folder` atomically, replacing what is there (see `refuse_overwrite`).
 
     Args:
         net: the timm model, for its architecture and arguments.
-        weights: state dict to write; an average's in place of the net's own.
+        weights: state dict to write, of the net or of an average.
         view: what the model sees when it is evaluated.
         record: what is known of the weights: student, step, scores.
 
@@ -81,9 +80,7 @@ def write_model(
 
 
 def _forget_origin(file: Path) -> None:
-    """Take out of a config what timm says of its own weights of this architecture: these are other
-    weights.
-    """
+    """Remove from a config what describes timm's own weights of this architecture."""
     config = json.loads(file.read_text(encoding="utf-8"))
     for key in _OF_OTHER_WEIGHTS:
         config["pretrained_cfg"].pop(key, None)
@@ -139,14 +136,14 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def is_export(folder: Path) -> bool:
-    """Whether a folder holds a model that timm can load."""
+    """Return whether a folder holds a model that timm can load."""
     return (folder / CONFIG_FILE).is_file() and any(
         (folder / name).is_file() for name in WEIGHTS_FILES
     )
 
 
 def class_names(folder: Path) -> tuple[str, ...]:
-    """The class names of an export.
+    """Return the class names of an export.
 
     Raises:
         InputError: its config.json cannot be read.

@@ -1,4 +1,4 @@
-"""What layers inside a model put out, caught while the whole model runs."""
+"""The outputs of layers inside a model, recorded by hooks."""
 
 from collections.abc import Sequence
 from types import TracebackType
@@ -11,11 +11,11 @@ from distill.errors import InputError, did_you_mean
 
 
 class FeatureHooks:
-    """Context manager: inside, each forward of `model` leaves in `outputs` a copy of what the named
+    """A context in which each forward of `model` stores in `outputs` a copy of what the named
     modules returned last.
 
-    A copy, since what follows may change it in place. Compiled models run eagerly inside, for
-    compiled ones call no hooks.
+    A copy, since later layers may change it in place. Compiled models run eagerly in it, since they
+    call no hooks.
 
     Raises:
         InputError: the model has no such module.
@@ -37,7 +37,7 @@ class FeatureHooks:
         self._eager = torch.compiler.set_stance("force_eager")
         self._eager.__enter__()
         for name, module in self._modules.items():
-            self._handles.append(module.register_forward_hook(self._keep(name)))
+            self._handles.append(module.register_forward_hook(self._store(name)))
         return self
 
     def __exit__(
@@ -51,18 +51,18 @@ class FeatureHooks:
         self._handles.clear()
         self._eager.__exit__(None, None, None)
         if error is None and (
-            silent := [name for name in self._modules if name not in self.outputs]
+            unused := [name for name in self._modules if name not in self.outputs]
         ):
             raise InputError(
-                f"the forward never calls the module {silent[0]!r}: tap one that it does"
+                f"the forward never calls the module {unused[0]!r}: choose one that it calls"
             )
 
-    def _keep(self, name: str) -> Any:
+    def _store(self, name: str) -> Any:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
             if not isinstance(output, Tensor):
                 raise InputError(
-                    f"the module {name!r} returns a {type(output).__name__}, not a tensor: tap one"
-                    " inside it"
+                    f"the module {name!r} returns a {type(output).__name__}, not a tensor:"
+                    " choose one inside it"
                 )
             self.outputs[name] = output.clone()
 

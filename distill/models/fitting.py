@@ -1,5 +1,5 @@
-"""Weights laid into a model, strictly: names and shapes agree, or what timm adapted is said, or
-they are refused.
+"""Loading weights into a model, strictly: names and shapes agree, or timm adapts them and a note
+says so, or they are refused.
 """
 
 import math
@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from distill.errors import InputError
 
 MAX_LISTED = 5
-# What depends on the size of the images: timm's converters resample these and nothing else.
+# Weights that depend on the image size; timm's converters resample only these.
 _SIZED = re.compile(
     r"pos_embed|rel_pos|relative_position|position_bias|attention_bias|patch_embed\."
 )
-_COUNTER = "num_batches_tracked"  # BatchNorm's; it changes no answer, and older checkpoints lack it
+# BatchNorm's counter: it changes no output, and older checkpoints lack it.
+_COUNTER = "num_batches_tracked"
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,8 @@ class Fitted:
     """Weights under a model's own names and in its shapes.
 
     Attributes:
-        adapted: what was resampled on the way, a sentence for each kind of tensor.
-        left_out: what else the file holds, or nothing.
+        adapted: what was resampled, a sentence for each kind of tensor.
+        left_out: a sentence on other tensors of the file, or "".
     """
 
     state_dict: dict[str, Tensor]
@@ -37,13 +38,13 @@ class Fitted:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """All that a user should know."""
+        """All notes for the user."""
         return (*self.adapted, *([self.left_out] if self.left_out else []))
 
 
 def classifier_names(model: nn.Module) -> tuple[str, ...]:
-    """Names of the model's classifier modules, from its timm config; the first one decides the
-    number of classes.
+    """Return the names of the model's classifier modules, from its timm config; the first one has
+    the number of classes.
     """
     config: Any = model.pretrained_cfg
     return _classifiers(config)
@@ -55,11 +56,11 @@ def _classifiers(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def head_classes(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> int:
-    """How many classes weights have: from their classifier, else from the timm config of their
-    model.
+    """Return the number of classes of weights: from their classifier, else from the timm config of
+    their model.
 
-    Names inside another module's ("model.fc.weight", as Lightning writes them) count when all that
-    end so agree.
+    Names inside another module ("model.fc.weight", as Lightning writes them) count if all of them
+    agree.
     """
     for name in _classifiers(config):
         if f"{name}.weight" in state_dict:
@@ -71,24 +72,22 @@ def head_classes(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) ->
 
 
 def apply_weights(model: nn.Module, state_dict: Mapping[str, Tensor], what: str) -> tuple[str, ...]:
-    """Load `state_dict` into a timm model: see `fitted`. Returns what was adapted, a
-    sentence each.
-    """
+    """Load `state_dict` into a timm model, and return the notes of `fitted`."""
     found = fitted(model, state_dict, what)
     model.load_state_dict(found.state_dict)
     return found.notes
 
 
 def fitted(model: nn.Module, state_dict: Mapping[str, Tensor], what: str) -> Fitted:
-    """Bring weights under the model's names and into its shapes.
+    """Return weights under the model's names and in its shapes.
 
-    Where they do not agree, a prefix that all of the model's names have in the file is taken off
-    (Lightning and others nest the model in a module of theirs), then timm's own converter for the
-    architecture (`checkpoint_filter_fn`) is tried: it knows the original authors' names, and
-    resamples what depends on the size of the images.
+    If they do not agree, this removes a prefix that all of the model's names have in the file
+    (Lightning and others nest the model in a module), then tries timm's converter for the
+    architecture (`checkpoint_filter_fn`): it knows the original authors' names, and resamples what
+    depends on the image size.
 
     Args:
-        model: it may be without memory ("meta"); nothing is loaded.
+        model: may be on "meta"; nothing is loaded.
         what: the file and its place in the recipe, which opens the message.
 
     Raises:
@@ -108,8 +107,8 @@ def fitted(model: nn.Module, state_dict: Mapping[str, Tensor], what: str) -> Fit
 def _without_prefix(
     model: nn.Module, state_dict: dict[str, Tensor], what: str
 ) -> tuple[dict[str, Tensor], str]:
-    """The weights under one prefix that holds every name of the model, and a note on what else the
-    file has.
+    """Return the weights under the one prefix that has every name of the model, and a note on other
+    tensors of the file.
     """
     own = [name for name in model.state_dict() if not name.endswith(_COUNTER)]
     if not own or all(name in state_dict for name in own):
@@ -136,7 +135,7 @@ def _without_prefix(
     }
     left = len(state_dict) - len(inside)
     return inside, (
-        f"{left} tensors beside {prefix}* are not the model's and were left out" if left else ""
+        f"{left} tensors outside {prefix}* are not the model's and were left out" if left else ""
     )
 
 
@@ -153,11 +152,11 @@ def _converted(model: nn.Module, state_dict: dict[str, Tensor]) -> dict[str, Ten
         return state_dict
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # scipy's, of NaN outside the interpolated table
+            warnings.simplefilter("ignore")  # of scipy: NaN outside the interpolated table
             converted: Mapping[str, Tensor] = convert(dict(state_dict), model)
-    except (
-        Exception
-    ):  # written for checkpoints of this architecture: on any other it may fail anyhow
+    # The converter is written for checkpoints of this architecture, and may fail in any way on
+    # others.
+    except Exception:
         return state_dict
     return dict(converted)
 
@@ -198,11 +197,11 @@ def _listed(names: list[str]) -> str:
 def resampled(
     before: Mapping[str, Tensor], after: Mapping[str, Tensor], what: str
 ) -> tuple[str, ...]:
-    """A note on each kind of tensor that was resampled: no tensor of the file has its number of
+    """Return a note on each kind of tensor that was resampled: no tensor of the file has as many
     elements.
 
     Raises:
-        InputError: the file's patches have another size than the model's: that is another model.
+        InputError: the file's patches have another size than the model's: it is another model.
     """
     sizes = {tensor.numel() for tensor in before.values()}
     found: dict[str, str] = {}
@@ -224,7 +223,7 @@ def resampled(
 
 
 def _change(before: Tensor | None, after: Tensor, patch: int | None) -> str:
-    """ "24x24 -> 14x14: trained at 384, used at 224", as far as the shapes say it."""
+    """Return "24x24 -> 14x14: trained at 384, used at 224", as far as the shapes show it."""
     new = _grid(after)
     old = _grid(before) if before is not None else None
     if old is None or new is None:
@@ -245,8 +244,8 @@ def _patch_side(state_dict: Mapping[str, Tensor]) -> int | None:
 
 
 def _grid(tensor: Tensor) -> int | None:
-    """The side of the square grid that a table of positions holds, beside at most five tokens of
-    other kinds.
+    """Return the side of the square grid in a table of positions, which may have up to five other
+    tokens.
     """
     if tensor.ndim == 4:
         return (
@@ -263,8 +262,8 @@ def _is_square(number: int) -> bool:
 
 
 def size_in(state_dict: Mapping[str, Tensor]) -> int | None:
-    """The image size that position embeddings and patches of the weights come to; None where there
-    are none.
+    """Return the image size that follows from position embeddings and patches of the weights; None
+    if there are none.
     """
     patch = _patch_side(state_dict)
     if patch is None:

@@ -1,4 +1,4 @@
-"""Call a model with other weights than its own, and leave its own untouched."""
+"""Calling a model with other weights than its own."""
 
 from collections.abc import Mapping
 
@@ -7,12 +7,12 @@ from torch import Tensor, nn
 
 
 def functional_forward(net: nn.Module, tensors: Mapping[str, Tensor], images: Tensor) -> Tensor:
-    """What `net` answers with these parameters and buffers in place of its own. Those not given
-    stay its own.
+    """Return the output of `net` with these parameters and buffers instead of its own, which stay
+    as they are.
 
-    `torch.func.functional_call` by itself refuses a whole state dict where a module stands in two
-    places (timm's CoaT), and given one name of it puts the wrong tensor back. So each attribute of
-    each module is named once here; tied parameters are given under all their names.
+    `torch.func.functional_call` alone refuses a state dict where a module is used in two places
+    (timm's CoaT), and with one of its names it restores the wrong tensor. So each attribute of each
+    module is named once here; tied parameters are passed under all their names.
 
     Args:
         tensors: by the names of a state dict; buffers that it leaves out may be given too.
@@ -24,5 +24,5 @@ def functional_forward(net: nn.Module, tensors: Mapping[str, Tensor], images: Te
         for name in (*module._parameters, *module._buffers)
     }
     given = {name: tensor for name, tensor in tensors.items() if name in once}
-    answer: Tensor = torch.func.functional_call(net, given, (images,), tie_weights=False)
-    return answer
+    output: Tensor = torch.func.functional_call(net, given, (images,), tie_weights=False)
+    return output

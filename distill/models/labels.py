@@ -1,5 +1,5 @@
-"""Which of a model's logits is which class of the data? Class lists are compared by what they say,
-and an assumption is printed.
+"""Matching a model's logits with the classes of the data, by their names; an assumption is
+printed.
 """
 
 from collections import Counter, defaultdict
@@ -37,8 +37,8 @@ class Match:
     Attributes:
         logits: [C] int64, for each of the data's classes the index of its logit.
         num_logits: K of the model.
-        how: what the match rests on: equal names; synsets or words of WordNet; folder names that
-            are class numbers; or nothing but the order, which is an assumption.
+        how: the basis of the match: equal names; synsets or words of WordNet; folder names that
+            are class numbers; or only the order, which is an assumption.
         data_classes: the names of the data, in the order of its labels.
         who: the model in messages.
     """
@@ -55,7 +55,7 @@ class Match:
         return np.array_equal(self.logits, np.arange(self.num_logits))
 
     def describe(self) -> str:
-        """What was matched by what, with the first five classes, in a line."""
+        """Return the match in a line, with the first five classes."""
         first = ", ".join(
             f"{name} = {index}"
             for name, index in zip(self.data_classes[:_SHOWN], self.logits, strict=False)
@@ -89,19 +89,18 @@ def match_classes(
     in any order.
 
     Names are compared first, then WordNet's synsets and words, then names that are numbers are
-    taken for indices. Where a model does not name its classes, a head of ImageNet's size is tried
-    as ImageNet, and as many logits as classes are assumed to be in the same order.
+    taken for indices. If a model does not name its classes, a head of ImageNet's size is tried as
+    ImageNet, and as many logits as classes are assumed to be in the same order.
 
     Args:
         model_classes: names in the order of the logits; None where nothing recorded them.
         data_classes: names in the order of the labels.
         who: the model in messages.
-        order_given: the user has written the data's class list down, so that its order is no guess
-            of ours.
+        order_given: the user gave the data's class list, so its order is not our assumption.
 
     Raises:
-        InputError: the lists cannot be compared or differ, or the order would be a mere guess. Says
-            how to name the classes.
+        InputError: the lists cannot be compared or differ, or the order would be a guess; says how
+            to name the classes.
     """
     if not data_classes:
         raise InputError(f"{who}: the data have no class names, so its labels say nothing: {_FIX}")
@@ -131,7 +130,7 @@ def match_classes(
         if max(numbers) >= num_logits:
             raise InputError(
                 f"{who}'s head has {num_logits} classes, 0 to {num_logits - 1}, and the data's"
-                f" classes are numbers up to {max(numbers)}: which logit each means cannot be told:"
+                f" classes are numbers up to {max(numbers)}: which logit each means is unknown:"
                 f" {_FIX}"
             )
         return match(numbers, "numbers")
@@ -153,12 +152,11 @@ def match_teacher(
     pretrained: bool = False,
     order_given: bool = False,
 ) -> Match:
-    """As `match_classes`, of a teacher: its logits must be the run's classes, all of them, in their
+    """Do as `match_classes` for a teacher, whose logits must be all of the run's classes, in their
     order.
 
     Args:
-        pretrained: the weights are timm's own, so that a head of ImageNet's size is one of
-            ImageNet.
+        pretrained: the weights are timm's own, so a head of ImageNet's size is ImageNet's.
 
     Raises:
         InputError: as `match_classes`; other classes, or another order.
@@ -187,7 +185,7 @@ def match_teacher(
 
 
 def _by_name(own: Sequence[str], data: Sequence[str]) -> np.ndarray | None:
-    """The index of each name, or None where one is absent or stands twice."""
+    """Return the index of each name, or None if one is absent or occurs twice."""
     own, data = list(map(meaning, own)), list(map(meaning, data))
     if own == data:
         return np.arange(len(own))
@@ -198,12 +196,12 @@ def _by_name(own: Sequence[str], data: Sequence[str]) -> np.ndarray | None:
 
 
 def _by_synset(own: Sequence[str], data: Sequence[str], who: str) -> np.ndarray | None:
-    """The index of each class by WordNet's synsets, or None where the lists do not both speak of
+    """Return the index of each class by WordNet's synsets, or None if the lists are not both of
     WordNet.
 
-    Words differ between sources in places ("maillot, tank suit"): in a whole list, a class that
-    WordNet does not know counts as agreeing with its place, as long as half of the classes are
-    known. What is refused is a known class at another index.
+    Words differ a little between sources ("maillot, tank suit"): in a complete list, a class that
+    WordNet does not know counts as equal to the class at its index, if at least half of the classes
+    are known. A known class at another index is refused.
     """
     if not (are_synsets(own) or are_synsets(data) or known_as(own)):
         return None
@@ -220,9 +218,8 @@ def _by_synset(own: Sequence[str], data: Sequence[str], who: str) -> np.ndarray 
     found: list[int] = []
     for label, (name, synsets) in enumerate(zip(data, right, strict=True)):
         logits = set[int]().union(*(places[synset] for synset in synsets if synset in places))
-        if label in logits and len(own) == len(
-            data
-        ):  # "crane" is a bird and a machine; here it stands where it should
+        # "crane" is a bird and a machine; here its index decides.
+        if label in logits and len(own) == len(data):
             logits = {label}
         if len(logits) != 1:
             what = f"is {len(logits)} classes of {who}" if logits else f"is none of {who}'s classes"
@@ -235,15 +232,15 @@ def _by_synset(own: Sequence[str], data: Sequence[str], who: str) -> np.ndarray 
 
 
 def _agree(own: frozenset[str], other: frozenset[str]) -> bool:
-    """Whether two classes at one place may be the same; words that WordNet does not know may be
-    any.
+    """Return whether two classes at one index may be the same; words that WordNet does not know may
+    be any.
     """
     return not own or not other or not own.isdisjoint(other)
 
 
 def _refuse_two_orders(data: tuple[str, ...], who: str, order_given: bool) -> None:
-    """Raises InputError where torchvision and timm would have numbered these names otherwise, and
-    the model does not name its classes.
+    """Raise InputError if torchvision and timm would number these names differently, and the model
+    does not name its classes.
     """
     other = natural_order(data)
     if order_given or data != tuple(sorted(data)) or data == other:
@@ -254,7 +251,7 @@ def _refuse_two_orders(data: tuple[str, ...], who: str, order_given: bool) -> No
     raise InputError(
         f"{who} does not name its classes, and these folders or names have two usual orders: class"
         f" {index} is {data[index]!r} as text (torchvision) and {other[index]!r} in natural order"
-        f" (timm), so which logit is which cannot be told: {_FIX}"
+        f" (timm), so which logit is which is unknown: {_FIX}"
     )
 
 
@@ -265,12 +262,12 @@ def _spaces(own: Sequence[str], data: Sequence[str], who: str) -> str:
 def _different(own: Sequence[str] | None, num_logits: int, data: Sequence[str], who: str) -> str:
     if num_logits != len(data):
         fix = (
-            "a teacher speaks of its own classes only; choose one trained on this data's classes,"
+            "a teacher knows its own classes only; choose one trained on this data's classes,"
             " or fine-tune it on them first; where the data hold only some of its classes, give the"
-            " whole list with `classes`"
+            " full list with `classes`"
             if who == "the teacher"
             else (
-                "a model is judged on its own classes; choose that data, or give the whole class"
+                "a model is evaluated on its own classes; choose that data, or give the full class"
                 " list where a folder holds only some"
             )
         )

@@ -1,8 +1,7 @@
-"""Where a model's weights are, and the timm config that says which model it is and how it sees
-images.
+"""Where a model's weights are, and the timm config that names the model and its view of images.
 
-A config.json beside a file of weights is that file's own, as in a folder. Without one, timm's
-config of the name that the user gives is an assumption, and is called one wherever it is printed.
+A config.json in the folder of a file of weights is the config of that file. Without one, timm's
+config of the name that the user gives is an assumption, and is printed as one.
 """
 
 import json
@@ -27,8 +26,8 @@ class Origin:
         name: what `create` builds: a timm name, or "local-dir:FOLDER".
         config: its timm config.
         file: of the weights; None for timm's own weights or random ones.
-        assumed: the config is timm's of the bare name, and the weights may have been trained in
-            another way.
+        assumed: the config is timm's for the name, and the weights may have been trained in another
+            way.
     """
 
     name: str
@@ -38,12 +37,12 @@ class Origin:
 
     @property
     def source(self) -> str:
-        """Where the config is from, for people."""
+        """Where the config is from, for messages."""
         return f"{'assumed from ' if self.assumed else ''}{config_source(self.name, self.config)}"
 
     @property
     def classes(self) -> tuple[str, ...] | None:
-        """Class names in the order of the logits, where the config has them."""
+        """Class names in the order of the logits, if the config has them."""
         names = self.config.get("label_names")
         if isinstance(names, Mapping):  # timm allows {"0": "name", ...}
             names = [names[key] for key in sorted(names, key=int)]
@@ -51,11 +50,10 @@ class Origin:
 
 
 def origin_of_teacher(spec: schema.TeacherSpec, root: Path) -> Origin:
-    """The weights that a recipe's teacher names.
+    """Find the weights of a recipe's teacher.
 
     Raises:
-        InputError: no such model or weights, or a config beside them that says another model than
-            the recipe.
+        InputError: no such model or weights, or their config names another model than the recipe.
     """
     if spec.weights in ("pretrained", "random"):
         assert spec.model is not None, "the schema refuses this"
@@ -79,12 +77,12 @@ def origin_of_teacher(spec: schema.TeacherSpec, root: Path) -> Origin:
 
 
 def teacher_known_here(spec: schema.TeacherSpec, root: Path) -> Origin | None:
-    """A recipe's teacher: its weights where they lie here, else its timm name alone; None where
-    neither is known.
+    """Return a recipe's teacher: with its weights if they are here, else its timm name alone; None
+    if neither is known.
     """
     try:
         return origin_of_teacher(spec, root)
-    except InputError:  # distill.training.check says it
+    except InputError:  # distill.training.check reports it
         return (
             None
             if spec.model is None
@@ -93,11 +91,11 @@ def teacher_known_here(spec: schema.TeacherSpec, root: Path) -> Origin | None:
 
 
 def origin_of_student(spec: schema.StudentSpec, root: Path) -> Origin:
-    """What a recipe's student starts from. Its model is always the recipe's: a config beside its
-    weights must agree with it.
+    """Find what a recipe's student starts from. A config with its weights must name the recipe's
+    model.
 
     Raises:
-        InputError: no such model, or a config beside the weights that says another one.
+        InputError: no such model, or a config with the weights that names another one.
     """
     if spec.weights in (None, "pretrained"):
         return Origin(spec.model, config(spec.model), None, assumed=False)
@@ -106,47 +104,48 @@ def origin_of_student(spec: schema.StudentSpec, root: Path) -> Origin:
 
 
 def origin_of_file(path: Path, model: str | None, key: str) -> Origin:
-    """A file of weights with the config beside it, or else under the name that the user gives.
+    """Return a file of weights with the config in its folder, or else under the name that the user
+    gives.
 
     Args:
-        key: what the user gives the name with, for messages.
+        key: the key or option of that name, for messages.
 
     Raises:
-        InputError: nothing names the model, or two say different ones.
+        InputError: nothing names the model, or two names differ.
     """
     if is_timm_config(path.parent / CONFIG_FILE):
-        return _beside(path.parent, path, model, key)
+        return _with_config(path.parent, path, model, key)
     if model is None:
         raise InputError(
             f"{path}: a file of weights does not name its architecture, and no config.json of timm"
-            f" lies beside it: give {key} and a timm name"
+            f" is in its folder: give {key} and a timm name"
         )
     return Origin(model, config(model), path, assumed=True)
 
 
 def origin_of_folder(path: Path, model: str | None, key: str) -> Origin:
-    """A folder in the form that timm exports: config.json and weights.
+    """Return the model of a folder in timm's format: config.json and weights.
 
     Raises:
-        InputError: it holds another model than the user says, or no weights.
+        InputError: it has another model than the user says, or no weights.
     """
     for file in WEIGHTS_FILES:
         if (path / file).is_file():
-            return _beside(path, path / file, model, key)
-    _beside(path, None, model, key)
+            return _with_config(path, path / file, model, key)
+    _with_config(path, None, model, key)
     raise InputError(
         f"{path}: config.json is there, model.safetensors is not: the export is incomplete"
     )
 
 
-def _beside(folder: Path, file: Path | None, model: str | None, key: str) -> Origin:
+def _with_config(folder: Path, file: Path | None, model: str | None, key: str) -> Origin:
     name = f"local-dir:{folder}"
     found = config(name)
     if model is not None and (own := str(config(model)["architecture"])) != found["architecture"]:
         what = (
             f"{folder} holds"
             if file is None or file.name in WEIGHTS_FILES
-            else f"the config.json beside {file} says"
+            else f"the config.json in the folder of {file} says"
         )
         raise InputError(
             f"{key} is {own}, and {what} a {found['architecture']}: leave {key} out, or move the"
@@ -164,7 +163,7 @@ def _refuse_student(spec: schema.TeacherSpec, where: str) -> None:
 
 
 def _of_run(path: Path, student: str | None) -> Path:
-    """The exported model of one student of a run, or of a run's folder `best`."""
+    """Return a student's exported model in `path`, which is a run or its folder `best`."""
     best = path / "best" if (path / "best").is_dir() else path
     names = sorted(
         e.parent.name for e in best.glob(f"*/{CONFIG_FILE}") if not e.parent.name.startswith(".")
@@ -183,8 +182,8 @@ def _of_run(path: Path, student: str | None) -> Path:
     student = student or _best_in(report)
     if student not in names:
         raise InputError(
-            f"teacher.student: the run {path} has no {student!r}{did_you_mean(student, names)}: it has"
-            f" {', '.join(names)}"
+            f"teacher.student: the run {path} has no {student!r}{did_you_mean(student, names)}:"
+            f" it has {', '.join(names)}"
         )
     return best / student
 

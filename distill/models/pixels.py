@@ -1,9 +1,8 @@
-"""Each model's own pixels: size, mean and std, applied on the device to images that everyone
-shares.
+"""The pixels of a model: size, mean and std, applied on the device to images that all models share.
 
 Images arrive in [0, 1], augmented and mixed. Normalising is affine and mixing is a convex
-combination, so normalising after mixing equals mixing what was normalised: student and teacher
-share one batch and differ only here.
+combination, so normalising after mixing equals mixing normalised images: student and teacher share
+one batch and differ only here.
 """
 
 from collections.abc import Sequence
@@ -26,9 +25,9 @@ class Pixels(nn.Module):
         mean, std: of the model's training pixels, three values each, in units of [0, 1].
         image_size: S; None leaves the size alone.
         interpolation: of the resize on the device, antialiased: "bilinear", or bicubic for all
-            others, which torch has no antialiased form of. Bicubic overshoot is not clamped, so
-            that the whole stays linear. An evaluation in a model's own view resizes with Pillow
-            before, and this does nothing.
+            others, which torch does not antialias. Bicubic overshoot is not clamped, so that the
+            operation stays linear. An evaluation in a model's own view resizes with Pillow first,
+            and this does nothing.
         dtype: of the result; the arithmetic is float32.
     """
 
@@ -72,7 +71,7 @@ class Pixels(nn.Module):
 
 
 class Network(nn.Module):
-    """What is called in training: images in [0, 1] become the pixels that the model expects, then
+    """The module called in training: images in [0, 1] become the pixels of the model, then
     logits.
     """
 

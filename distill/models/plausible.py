@@ -1,6 +1,4 @@
-"""Is a measured accuracy what one expects of these weights? Warnings with the likely causes where
-it is not.
-"""
+"""Warnings about an accuracy that is lower than one expects of the weights, with likely causes."""
 
 import json
 import math
@@ -16,8 +14,8 @@ _CAUSES = (
 
 @dataclass(frozen=True)
 class Promise:
-    """What a record beside weights says they scored: top-1 in percent, on how many images, and the
-    file that says it.
+    """The accuracy that an export's record states: top-1 in percent, the number of images, and the
+    file.
     """
 
     top1: float
@@ -25,28 +23,23 @@ class Promise:
     source: str
 
 
-def promise_beside(file: Path | None) -> Promise | None:
-    """The promise in the distill.json beside an export's weights; None where there is none."""
+def read_promise(file: Path | None) -> Promise | None:
+    """Return the accuracy in the distill.json of an export's folder; None if there is none."""
     if file is None or file.name != "model.safetensors":
         return None
     record = file.parent / "distill.json"
     try:
         content = json.loads(record.read_text(encoding="utf-8"))
         return Promise(float(content["top1"]), int(content["num_samples"]), str(record))
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-    ):  # no record of ours, or weights of which nothing was measured
+    except (OSError, ValueError, KeyError, TypeError):  # no record, or one without an accuracy
         return None
 
 
 def near_chance(top1: float, num_samples: int, num_classes: int) -> bool:
-    """Whether an accuracy is no better than guessing: at most three standard errors of the binomial
-    above 1 / classes.
+    """Return whether an accuracy is no better than guessing: at most three standard errors of the
+    binomial above 1 / classes.
 
-    False where so few images could not tell guessing from a model that is right every time.
+    False if there are so few images that even 100 % would be within that.
     """
     chance = 1 / num_classes
     limit = (
@@ -66,11 +59,11 @@ def doubts(
     sees: str,
     promise: Promise | None = None,
 ) -> list[str]:
-    """Warnings about an accuracy, a sentence each; none where it is plausible.
+    """Return warnings about an accuracy, a sentence each; none if it is plausible.
 
     Args:
         top1: percent.
-        sees: what the model sees, since most causes show there.
+        sees: the view of the model, where most causes show.
         promise: a shortfall counts beyond three standard errors of both measurements, and three
             points.
     """

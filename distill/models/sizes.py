@@ -1,5 +1,5 @@
-"""The size of the images that weights were trained on, as far as the weights or the user say it.
-Never a silent default.
+"""The image size that weights were trained on, from the weights or from the user; never a silent
+default.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,8 +20,8 @@ from distill.recipe import schema
 
 
 @dataclass(frozen=True)
-class Told:
-    """A size in pixels, and the key or option that says it."""
+class GivenSize:
+    """A size in pixels, and the key or option that gives it."""
 
     image_size: int
     source: str
@@ -33,22 +33,22 @@ def teacher_view(
     data_image_size: int,
     state_dict: Mapping[str, Tensor] | None = None,
 ) -> ModelView:
-    """What a recipe's teacher sees, and the source of each value.
+    """Return the view of a recipe's teacher, with the source of each value.
 
     Args:
         origin: its model and weights.
         data_image_size: the recipe's data.image_size.
-        state_dict: the weights, where they have been read.
+        state_dict: the weights, if they have been read.
 
     Raises:
-        InputError: nothing says the size that the weights were trained on, or two keys say
+        InputError: nothing gives the size that the weights were trained on, or two keys give
             different ones.
     """
     view = sized_view(
         origin,
         spec.model_args,
-        told=_told(spec),
-        of_data=Told(data_image_size, "data.image_size"),
+        given=_given_size(spec),
+        of_data=GivenSize(data_image_size, "data.image_size"),
         option="teacher.image_size",
         state_dict=state_dict,
     )
@@ -58,11 +58,11 @@ def teacher_view(
 def resampled_by_timm(
     origin: Origin, model_args: Mapping[str, Any], image_size: int, source: str
 ) -> tuple[str, ...]:
-    """Notes on what timm resamples of its own pretrained weights to another image size while it
-    loads them.
+    """Return notes on what timm resamples when it loads its pretrained weights at another image
+    size.
 
     Args:
-        source: the key that says `image_size`.
+        source: the key that gives `image_size`.
     """
     usual = view_of_config(origin.config, origin.source).image_size
     if usual == image_size or not takes_image_size(origin.name, model_args):
@@ -78,8 +78,8 @@ def resampled_by_timm(
 
 
 def resized_on_device(view: ModelView, data_image_size: int) -> tuple[str, ...]:
-    """A note where training resizes a run's images for the teacher in another way than its view
-    says.
+    """Return a note if training resizes a run's images for the teacher in another way than its
+    view.
     """
     mode = device_mode(view.interpolation)
     if view.image_size == data_image_size or view.interpolation == mode:
@@ -94,9 +94,7 @@ def resized_on_device(view: ModelView, data_image_size: int) -> tuple[str, ...]:
 
 
 def refuse_unsaid_size(origin: Origin, found: Fitted, view: ModelView, option: str) -> None:
-    """Raises InputError where weights do not have the size that the config beside them says, and
-    the user says none.
-    """
+    """Raise InputError if weights do not have the size of their config, and the user gives none."""
     if found.adapted and view.sources["image_size"] == origin.source:
         raise InputError(
             f"{origin.file}: config.json says {view.image_size} px, the weights do not fit it"
@@ -105,21 +103,19 @@ def refuse_unsaid_size(origin: Origin, found: Fitted, view: ModelView, option: s
 
 
 def refuse_other_head(origin: Origin, num_classes: int) -> None:
-    """Raises InputError where weights have another number of classes than the config beside them
-    says.
-    """
-    said = int(origin.config["num_classes"])
-    if not origin.assumed and said != num_classes:
+    """Raise InputError if weights have another number of classes than their config."""
+    stated = int(origin.config["num_classes"])
+    if not origin.assumed and stated != num_classes:
         raise InputError(
-            f"{origin.file}: its head has {num_classes} classes, the config.json beside it says"
-            f" {said}"
+            f"{origin.file}: its head has {num_classes} classes, the config.json in its folder says"
+            f" {stated}"
         )
 
 
-def _told(spec: schema.TeacherSpec) -> Told | None:
+def _given_size(spec: schema.TeacherSpec) -> GivenSize | None:
     built_for = spec.model_args.get("img_size")
     if built_for is None:
-        return None if spec.image_size is None else Told(spec.image_size, "teacher.image_size")
+        return None if spec.image_size is None else GivenSize(spec.image_size, "teacher.image_size")
     sides = {built_for} if isinstance(built_for, int) else set(built_for)
     if len(sides) != 1:
         raise InputError(f"teacher.model_args.img_size {built_for}: recipes hold square images")
@@ -129,35 +125,34 @@ def _told(spec: schema.TeacherSpec) -> Told | None:
             f"teacher.image_size {spec.image_size} and teacher.model_args.img_size {side}"
             " contradict each other: leave one out"
         )
-    return Told(side, "teacher.model_args.img_size")
+    return GivenSize(side, "teacher.model_args.img_size")
 
 
 def sized_view(
     origin: Origin,
     model_args: Mapping[str, Any],
     *,
-    told: Told | None,
-    of_data: Told | None,
+    given: GivenSize | None,
+    of_data: GivenSize | None,
     option: str,
     state_dict: Mapping[str, Tensor] | None = None,
 ) -> ModelView:
-    """The view of a model: its config's, in the size that was told or that its weights were trained
-    on.
+    """Return the view of a model: its config's, in the given size or the one that its weights were
+    trained on.
 
-    A config that is the weights' own says the size. Where there is none, a model that takes any
-    size sees `of_data`, and a model that is built for one size sees the one at which its weights
-    fit unchanged.
+    The weights' own config has the size. Without one, a model that takes any size sees `of_data`,
+    and a model built for one size sees the one at which its weights fit unchanged.
 
     Args:
-        told: what the user says of this model.
-        of_data: the size of the run's images; None outside a run, where timm's config is the
-            assumption left.
-        option: the key or option that would tell the size, for messages.
-        state_dict: the weights; they are read from the origin's file where needed and not given.
+        given: the size that the user gives for this model.
+        of_data: the size of the run's images; None outside a run, which leaves timm's config as the
+            assumption.
+        option: the key or option that would give the size, for messages.
+        state_dict: the weights; None reads them from the origin's file if needed.
     """
     view = view_of_config(origin.config, origin.source)
-    if told is not None:
-        return view.replaced(told.source, image_size=told.image_size)
+    if given is not None:
+        return view.replaced(given.source, image_size=given.image_size)
     if not origin.assumed:
         return view
     if not takes_image_size(origin.name, model_args):
@@ -175,15 +170,14 @@ def _size_that_fits(
     model_args: Mapping[str, Any],
     state_dict: Mapping[str, Tensor],
     usual: int,
-    of_data: Told | None,
+    of_data: GivenSize | None,
     option: str,
-) -> Told:
-    """The size at which the weights go into the model with nothing resampled; of several the
-    data's.
+) -> GivenSize:
+    """Return the size at which the weights fit the model without resampling; of several the data's.
 
     Raises:
-        InputError: there is none among the data's, the one that the shapes come to, and the one
-            that timm builds the model for.
+        InputError: neither the data's size fits, nor the one of the shapes, nor the one that timm
+            builds the model for.
     """
 
     def adapted(size: int) -> bool:
@@ -197,8 +191,8 @@ def _size_that_fits(
     own = size_in(state_dict)
     for size in (own, usual):
         if size is not None and not _fails(adapted, size):
-            return Told(size, f"the shapes in {origin.file}")
-    adapted(own or usual)  # it says more than the line below where the weights are of another model
+            return GivenSize(size, f"the shapes in {origin.file}")
+    adapted(own or usual)  # raises a clearer error if the weights are of another model
     raise InputError(
         f"{origin.file}: not weights of {origin.name} at {usual} px, and their shapes do not say"
         f" the size: name the model of these weights, or give {option}"

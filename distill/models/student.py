@@ -1,4 +1,4 @@
-"""The student of a recipe: its model with its first weights, and what it sees."""
+"""The student of a recipe: its model with its first weights, and its view."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,12 +21,11 @@ from distill.recipe import schema
 def create_student(
     spec: schema.StudentSpec, *, classes: Sequence[str], image_size: int, seed: int, root: Path
 ) -> tuple[nn.Module, tuple[str, ...]]:
-    """The student of a recipe, on the CPU, in train mode, and notes on what was adapted of its
-    weights.
+    """Return the student of a recipe, on the CPU, in train mode, and notes on adapted weights.
 
     Its initial weights are a pure function of (seed, spec.seed) and the architecture.
-    `spec.weights` are "pretrained" or a file below `root`; a file must fit the whole model, its
-    head included, and be of these classes where a config beside it names them.
+    `spec.weights` is "pretrained" or a file below `root`; a file must fit the model, its head
+    included, and be of these classes if a config in its folder names them.
     """
     pretrained, notes = spec.weights == "pretrained", tuple[str, ...]()
     with rng.seeded(rng.hash64(seed, "init", spec.seed)):
@@ -45,8 +44,8 @@ def create_student(
 
 
 def _refuse_other_classes(named: Sequence[str], classes: Sequence[str], who: str) -> None:
-    """Raises InputError where the head of weights stands for other classes than the data's, or in
-    another order.
+    """Raise InputError if the head of weights has other classes than the data, or in another
+    order.
     """
     if not match_classes(named, len(named), classes, who=who).in_order:
         raise InputError(
@@ -58,10 +57,11 @@ def _refuse_other_classes(named: Sequence[str], classes: Sequence[str], who: str
 def student_notes(
     spec: schema.StudentSpec, *, num_classes: int | None, image_size: int, root: Path
 ) -> tuple[str, ...]:
-    """What `create_student` would note or refuse of a student's weights where they lie here,
-    without its memory.
+    """Return the notes of `create_student`, or raise its errors, without its memory; () if the
+    weights are not here.
 
-    `num_classes`: of the data; None where it is not known, so that the weights' own number counts.
+    Args:
+        num_classes: of the data; None if unknown, which takes the number of the weights.
     """
     origin = origin_of_student(spec, root)
     if origin.file is None:
@@ -81,16 +81,14 @@ def student_notes(
 
 
 def first_weights(spec: schema.StudentSpec) -> dict[str, str]:
-    """What a student began with, for the record of its export: its weights derive from these, and
-    so may their licence.
+    """Return what a student began with, for the record of its export: its weights derive from
+    these, and their licence may too.
     """
     if spec.weights is None:
         return {"began_with": "random weights"}
     if spec.weights != "pretrained":
         return {"began_with": spec.weights}
-    if (
-        ":" in spec.model
-    ):  # its config may be on the network, which is not asked in the middle of a run
+    if ":" in spec.model:  # its config may be on the network, which a run does not use midway
         return {"began_with": f"pretrained {spec.model}"}
     known = config(spec.model)
     name = config_source(spec.model, known).removeprefix("timm's config of ")
@@ -101,14 +99,14 @@ def first_weights(spec: schema.StudentSpec) -> dict[str, str]:
 def student_view(
     spec: schema.StudentSpec, root: Path, data: schema.DataSpec, key: str = "student"
 ) -> ModelView:
-    """What a recipe's student sees: the run's images in the run's evaluation view, under its own
+    """Return the view of a recipe's student: the run's image size and evaluation crop, with its own
     mean and std.
 
     Args:
         key: of the student in the recipe, for sources.
 
     Raises:
-        InputError: no such model, or a config beside its weights that says another one.
+        InputError: no such model, or a config with its weights that names another one.
     """
     origin: Origin = origin_of_student(spec, root)
     view = view_of_config(origin.config, config_source(origin.name, origin.config))

@@ -1,6 +1,4 @@
-"""The teacher: a frozen model with its own pixels and its own precision, outside every parent's
-train mode.
-"""
+"""The teacher: a frozen model in eval mode, with its own pixels and its own precision."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -22,7 +20,7 @@ from distill.models.fitting import fitted, head_classes
 from distill.models.labels import Match, match_teacher
 from distill.models.origin import Origin, origin_of_teacher
 from distill.models.pixels import Pixels
-from distill.models.plausible import Promise, promise_beside
+from distill.models.plausible import Promise, read_promise
 from distill.models.sizes import (
     refuse_other_head,
     refuse_unsaid_size,
@@ -40,21 +38,21 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 class Teacher(nn.Module):
     """Images [B, 3, H, W] in [0, 1] to logits [B, K] in float32, without gradients.
 
-    Always in eval mode: `.train()` on it or on a parent does nothing. Autocast is off inside, which
-    would otherwise cast frozen float32 weights anew each step; `dtype` says what the teacher
-    computes in. BatchNorm keeps float32 parameters and
-    statistics in any dtype: running variances can leave fp16's range. Measured with
+    Always in eval mode: `.train()` on it or on a parent does nothing. Autocast is off inside, since
+    it would cast frozen float32 weights again each step; the teacher computes in `dtype`. BatchNorm
+    has float32 parameters and statistics in any dtype: running variances can leave fp16's range.
+    Measured with
     EfficientNet-Lite0 on 800 crops of 20 ImageNet images (CPU), against float32: bf16 agrees in
     top-1 on 98.9 %, mean KL 1.7e-3 (98.6 %, 2.3e-3 with BatchNorm in bf16 too); fp16 on 99.6 %,
     9e-6.
 
     Args:
-        model: timm model with its weights; it becomes frozen, is cast and stays where it is.
-        view: what it sees, and the source of each value.
-        source: where the weights come from, for reports and target stores.
-        classes: names in the order of the logits, when known.
+        model: timm model with its weights; it is frozen and cast, and stays on its device.
+        view: its view, and the source of each value.
+        source: where the weights come from, for reports.
+        classes: names in the order of the logits, if known.
         notes: what was adapted when its weights were loaded.
-        promised: what a record beside the weights says they scored.
+        promised: the accuracy that the weights' record states.
     """
 
     def __init__(
@@ -70,9 +68,8 @@ class Teacher(nn.Module):
         promised: Promise | None = None,
     ) -> None:
         super().__init__()
-        self.model = model.requires_grad_(
-            False
-        )  # what is called: the timm model, or what holds it in shards
+        # The module to call: the timm model, or DeepSpeed's engine around it.
+        self.model = model.requires_grad_(False)
         self.net = model
         self.pixels = Pixels(view.mean, view.std, view.image_size, view.interpolation)
         self.num_classes = num_classes
@@ -80,9 +77,7 @@ class Teacher(nn.Module):
         self.dtype = dtype
         self.source = source
         self.classes = classes
-        self.match: Match | None = (
-            None  # what its logits being the data's classes rests on; None for random weights
-        )
+        self.match: Match | None = None  # of its logits with the classes; None for random weights
         self.view = view
         self.notes = notes
         self.promised = promised
@@ -91,37 +86,38 @@ class Teacher(nn.Module):
         super().train(False)
 
     def train(self, mode: bool = True) -> Self:
-        """Stays in eval mode, whatever a parent says."""
+        """Do nothing: a teacher stays in eval mode."""
         return self
 
     def forward(self, images: Tensor) -> Tensor:
-        """images: [B, 3, H, W] in [0, 1], any size. Returns logits [B, K], float32, a constant to
-        autograd.
+        """Return logits [B, K] in float32, without gradient.
+
+        Args:
+            images: [B, 3, H, W] in [0, 1], of any size.
         """
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             logits: Tensor = self.model(self.pixels(images))
         return logits.float()
 
     def features(self, images: Tensor, names: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Logits, and what the modules of these names put out in the same forward, in the teacher's
-        dtype.
+        """Return the logits, and the outputs of the modules of these names in the same forward, in
+        the teacher's dtype.
 
-        The forward is that of the whole model, since under ZeRO-3 a part of it would find no
-        weights.
+        The whole model runs, since under ZeRO-3 a part of it would find no weights.
 
         Raises:
             InputError: the model has no such module.
         """
-        with FeatureHooks(self.net, names) as taps:
+        with FeatureHooks(self.net, names) as hooks:
             logits = self(images)
-        return logits, taps.outputs
+        return logits, hooks.outputs
 
     def partition(self, partition_frozen: Callable[[nn.Module], nn.Module]) -> None:
-        """Let `partition_frozen` spread the weights, and call what it returns from now on. Collective:
-        every rank.
+        """Let `partition_frozen` partition the weights, and call what it returns from now on.
+        Collective: every rank.
 
-        BatchNorm's parameters become buffers first, which stay whole on every process and in
-        float32; so do scalars, which DeepSpeed cannot spread.
+        BatchNorm's parameters become buffers first, which every process has in full and in float32;
+        so do scalars, which DeepSpeed cannot partition.
         """
         for module in self.net.modules():
             for name, parameter in list(module.named_parameters(recurse=False)):
@@ -132,7 +128,7 @@ class Teacher(nn.Module):
 
 
 def _fingerprint(model: nn.Module) -> str:
-    """SHA-256 of the weights as they were loaded: about a second a gigabyte, once a run."""
+    """Return the SHA-256 of the loaded weights: about a second for each gigabyte, once a run."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         digest.update(name.encode())
@@ -160,17 +156,16 @@ def build_teacher(
     data_image_size: int,
     order_given: bool = False,
 ) -> Teacher:
-    """The teacher of a recipe, checked against the data's classes, frozen, on `device`.
+    """Return the teacher of a recipe, checked against the data's classes, frozen, on `device`.
 
-    It is built with the number of classes its weights have: for any other, timm would give it a
-    fresh, random head.
+    It has the number of classes of its weights: for any other, timm would give it a random head.
 
     Args:
         classes: the data's class names, in the order of the labels.
-        root: what relative paths in the recipe are relative to.
-        data_image_size: the recipe's data.image_size: what a teacher sees that takes any size,
-            where nothing says its own.
-        order_given: the recipe says the order of the classes; else it follows from their names.
+        root: the folder that paths in the recipe are relative to.
+        data_image_size: the recipe's data.image_size, which a teacher sees that takes any size, if
+            nothing gives its own.
+        order_given: the recipe gives the order of the classes; else it follows from their names.
 
     Raises:
         InputError: no such model or weights, weights of another architecture or size, or other
@@ -195,7 +190,7 @@ def build_teacher(
         source=loaded.source,
         classes=recorded,
         notes=loaded.notes,
-        promised=promise_beside(loaded.origin.file),
+        promised=read_promise(loaded.origin.file),
     )
     teacher.match = match
     return teacher.to(device)
@@ -225,15 +220,15 @@ def load_teacher(
     *,
     shapes_only: bool = False,
 ) -> Loaded:
-    """Build a recipe's teacher and lay its weights in.
+    """Build a recipe's teacher and load its weights.
 
     Args:
-        num_random_classes: of the head where the weights are random.
-        shapes_only: build it on torch's device "meta", read a file of weights and try whether they
-            fit, download nothing.
+        num_random_classes: of the head, if the weights are random.
+        shapes_only: build it on torch's device "meta", check whether a file of weights fits, and
+            download nothing.
 
     Raises:
-        InputError: as `build_teacher`, but for classes.
+        InputError: as `build_teacher`, except for the classes.
     """
     origin = origin_of_teacher(spec, root)
     state_dict, which, num_classes = None, f"{spec.weights} weights", None

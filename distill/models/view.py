@@ -1,5 +1,5 @@
-"""What a model sees of an image: size, crop, interpolation, mean and std, and where each comes
-from. Resolved as timm does it.
+"""The view of a model: image size, crop, interpolation, mean and std, and the source of each,
+resolved as timm does it.
 """
 
 from collections.abc import Mapping
@@ -11,18 +11,18 @@ from timm.data import resolve_data_config
 from distill.errors import InputError
 from distill.recipe.data import CropMode, Interpolation
 
-# One source stands for all fields of a part when `describe` prints them.
+# `describe` prints one source for all fields of a part.
 _PARTS = (("image_size",), ("crop_fraction", "crop_mode", "interpolation"), ("mean",), ("std",))
 _FIELDS = tuple(name for part in _PARTS for name in part)
 
 
 @dataclass(frozen=True)
 class Frame:
-    """How an image of any size becomes a square of pixels. Models of one frame can share their
+    """How an image of any size becomes a square of pixels. Models with the same frame can share
     images.
 
     Attributes:
-        fill: the colour that crop_mode "border" pads with, in [0, 1]; None where nothing is padded.
+        fill: the colour that crop_mode "border" pads with, in [0, 1]; None without padding.
     """
 
     image_size: int
@@ -34,7 +34,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class ModelView:
-    """What a model sees, ready for `timm.data.create_transform`.
+    """The view of a model, in the terms of `timm.data.create_transform`.
 
     Attributes:
         image_size: pixels of the square that the model gets.
@@ -43,7 +43,7 @@ class ModelView:
         crop_mode: timm's "center", "squash" (aspect ratio is lost) or "border" (padded with the
             mean).
         interpolation: of the resize, through Pillow.
-        sources: field -> where its value comes from: a recipe's key, a file, or the name of a timm
+        sources: field -> the source of its value: a recipe's key, a file, or the name of a timm
             config.
     """
 
@@ -57,17 +57,17 @@ class ModelView:
 
     @property
     def frame(self) -> Frame:
-        """What of the view is done to the image before the model's own mean and std."""
+        """The part of the view that comes before the model's own mean and std."""
         fill = self.mean if self.crop_mode == "border" else None
         return Frame(self.image_size, self.crop_fraction, self.crop_mode, self.interpolation, fill)
 
     def replaced(self, source: str, **values: Any) -> "ModelView":
-        """The view with other values, all from one source; None leaves a value as it is."""
+        """Return the view with other values, all from one source; None leaves a value as it is."""
         given = {name: value for name, value in values.items() if value is not None}
         return replace(self, **given, sources={**self.sources, **dict.fromkeys(given, source)})
 
     def describe(self) -> str:
-        """One line for people: every value, each group followed by its source."""
+        """Return one line for users: every value, each group followed by its source."""
         texts = {
             "image_size": f"{self.image_size}x{self.image_size} px",
             "crop_fraction": f"{self.crop_mode} crop {self.crop_fraction:g}",
@@ -87,11 +87,11 @@ class ModelView:
 
     @property
     def values(self) -> str:
-        """The values without their sources: a continuation compares them."""
+        """The values without their sources, which a resumed run compares."""
         return ", ".join(f"{name} {getattr(self, name)}" for name in _FIELDS)
 
     def as_dict(self) -> dict[str, Any]:
-        """Values and sources, JSON-able, for reports."""
+        """Return values and sources as JSON takes them, for reports."""
         values = {name: getattr(self, name) for name in _FIELDS}
         shown = {
             name: list(value) if isinstance(value, tuple) else value
@@ -101,18 +101,18 @@ class ModelView:
 
 
 def view_of_config(config: Mapping[str, Any], source: str) -> ModelView:
-    """The view of a timm pretrained config, with timm's own defaults for what it leaves out.
+    """Return the view of a timm pretrained config, with timm's defaults for missing values.
 
     As in `timm.data.resolve_model_data_config`, `test_input_size` and `test_crop_pct` are not used;
     timm's validate.py takes them unless it gets --use-train-size.
 
     Args:
         config: as `distill.models.build.config` returns it.
-        source: what the sources of the view say.
+        source: the source of every value of the view.
 
     Raises:
         InputError: images that are not square or not RGB, or a crop or interpolation that timm does
-            not have in evaluation.
+            not evaluate with.
     """
     resolved = resolve_data_config({}, pretrained_cfg=dict(config))
     channels, height, width = resolved["input_size"]
@@ -143,9 +143,8 @@ def view_of_config(config: Mapping[str, Any], source: str) -> ModelView:
 
 def _triple(values: Any, what: str) -> tuple[float, float, float]:
     numbers = tuple(map(float, values)) if isinstance(values, list | tuple) else (float(values),)
-    numbers = (
-        numbers * 3 if len(numbers) == 1 else numbers
-    )  # timm spreads one value over the channels
+    # timm repeats one value for all channels.
+    numbers = numbers * 3 if len(numbers) == 1 else numbers
     if len(numbers) != 3:
         raise InputError(f"{what} has {len(numbers)} values, and RGB images have three channels")
     return numbers[0], numbers[1], numbers[2]

@@ -1,7 +1,7 @@
-"""Weights from files, without running what a pickle says.
+"""Weights from files, without running code from a pickle.
 
-`torch.load(weights_only=True)` rebuilds tensors and plain containers. Besides those exactly one
-class is let through, argparse.Namespace, because every checkpoint of timm's train.py carries one;
+`torch.load(weights_only=True)` rebuilds tensors and plain containers. We allow one more
+class, argparse.Namespace, because every checkpoint of timm's train.py carries one;
 unpickling it sets attributes and calls nothing.
 """
 
@@ -21,8 +21,7 @@ from torch import Tensor
 from distill.errors import InputError
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar")
-# Averages first: they are what a trainer evaluates and publishes. `ema` is ours, the first two are
-# timm's.
+# Averages first: trainers evaluate and publish them. `ema` is ours, the first two are timm's.
 EMA_KEYS = ("state_dict_ema", "model_ema", "ema")
 PLAIN_KEYS = (
     "state_dict",
@@ -40,12 +39,11 @@ PLAIN_KEYS = (
 def load_state_dict(path: Path | str) -> tuple[dict[str, Tensor], str]:
     """Read a state dict from a .safetensors file or a PyTorch checkpoint, on the CPU.
 
-    Averaged weights are preferred where the file has them. The wrappers `module.` (DDP) and
-    `_orig_mod.` (torch.compile) are taken off the names.
+    Averaged weights are preferred if the file has them. The prefixes `module.` (DDP) and
+    `_orig_mod.` (torch.compile) are removed from the names.
 
     Returns:
-        The state dict, and a note that says which weights of the file these are, for logs and
-        reports.
+        The state dict, and a note on which weights of the file these are, for logs and reports.
 
     Raises:
         InputError: no such file, an unknown kind of file, a damaged file, a pickle that would run
@@ -72,11 +70,10 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 def _read_torch(path: Path) -> Any:
     try:
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of pickle's protocols: what matters raises
+            warnings.simplefilter("ignore")  # of pickle's protocols; what matters raises
             return torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        Exception
-    ) as error:  # zip, pickle and storage readers each raise their own kinds on damaged bytes
+    # The readers of zip files, pickles and storages each raise their own errors for damaged bytes.
+    except Exception as error:
         if refused := _refused_code(error, path):
             raise InputError(
                 f"{path} would run code when loaded ({refused}): refused; convert it to"
@@ -88,7 +85,7 @@ def _read_torch(path: Path) -> Any:
 
 
 def _refused_code(error: Exception, path: Path) -> str:
-    """What torch refused to execute; nothing when it rather failed to read the bytes."""
+    """Return what torch refused to execute, or "" if it failed to read the bytes."""
     text = str(error)
     if "TorchScript" in text:
         return "a TorchScript program"
@@ -104,7 +101,7 @@ def _refused_code(error: Exception, path: Path) -> str:
 
 
 def _how_to_convert(path: Path) -> str:
-    """For a file whose origin the reader trusts: loading it once runs its code."""
+    """Return advice for a file whose origin the user trusts: loading it once runs its code."""
     return (
         "If you trust where it is from, this runs its code once and keeps the tensors: "
         f"python -c \"import torch; c = torch.load({str(path)!r}, 'cpu', weights_only=False); "
@@ -115,10 +112,9 @@ def _how_to_convert(path: Path) -> str:
 
 
 def _unwrap(content: Any, path: Path) -> tuple[dict[str, Tensor], str]:
-    """The state dict in a checkpoint, and which one it is.
+    """Return the state dict in a checkpoint, and which one it is.
 
-    Averages come first, then the usual names in their order, then whatever else is the only one
-    there.
+    Averages come first, then the usual names in their order, then the only one under another name.
     """
     if not isinstance(content, Mapping) or not content:
         raise InputError(f"{path}: holds no state dict")
@@ -146,7 +142,9 @@ def _unwrap(content: Any, path: Path) -> tuple[dict[str, Tensor], str]:
 
 
 def _state_dict_in(content: Any) -> dict[str, Tensor] | None:
-    """The state dict that a value is, or holds one or two levels down under a usual name."""
+    """Return a value that is a state dict, or the one that it has under a usual name, at most two
+    levels down.
+    """
     for _ in range(3):
         if not isinstance(content, Mapping) or not content:
             return None
@@ -161,8 +159,8 @@ def _state_dict_in(content: Any) -> dict[str, Tensor] | None:
 
 
 def _strip_wrappers(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    # torch.compile of parts leaves its marker inside names; DDP's `module.` may be a model's own
-    # name unless all keys have it.
+    # torch.compile of parts puts its marker inside names; `module.` is DDP's only if all keys have
+    # it.
     state_dict = {key.replace("_orig_mod.", ""): value for key, value in state_dict.items()}
     while all(key.startswith("module.") for key in state_dict):
         state_dict = {key.removeprefix("module."): value for key, value in state_dict.items()}

@@ -16,8 +16,8 @@ from distill.models.export_format import RAW, RAW_BEFORE, WEIGHTS_FILE, is_expor
 from distill.models.fitting import apply_weights, fitted, head_classes
 from distill.models.origin import Origin, origin_of_file, origin_of_folder
 from distill.models.pixels import Pixels
-from distill.models.plausible import Promise, promise_beside
-from distill.models.sizes import Told, refuse_other_head, refuse_unsaid_size, sized_view
+from distill.models.plausible import Promise, read_promise
+from distill.models.sizes import GivenSize, refuse_other_head, refuse_unsaid_size, sized_view
 from distill.models.student import first_weights, student_view
 from distill.models.view import ModelView
 from distill.models.weights import load_state_dict
@@ -147,9 +147,9 @@ def _from_file(path: Path, model: str | None, image_size: int | None) -> Found:
 def _loaded(origin: Origin, name: str, image_size: int | None, what: Path) -> Found:
     assert origin.file is not None
     state_dict, note = load_state_dict(origin.file)
-    told = None if image_size is None else Told(image_size, "--image-size")
+    told = None if image_size is None else GivenSize(image_size, "--image-size")
     view = sized_view(
-        origin, {}, told=told, of_data=None, option="--image-size", state_dict=state_dict
+        origin, {}, given=told, of_data=None, option="--image-size", state_dict=state_dict
     )
     num_classes = head_classes(origin.config, state_dict)
     refuse_other_head(origin, num_classes)
@@ -160,7 +160,7 @@ def _loaded(origin: Origin, name: str, image_size: int | None, what: Path) -> Fo
     refuse_unsaid_size(origin, found, view, "--image-size")
     net.load_state_dict(found.state_dict)
     record = {} if origin.assumed else read_record(origin.file.parent)
-    promise = promise_beside(origin.file)
+    promise = read_promise(origin.file)
     return Found(
         name=name,
         net=net,

@@ -64,10 +64,10 @@ def resolve_schedule(
     key: str = "students.*.schedule",
     budget_key: str = "train.budget",
 ) -> Callable[[int], float]:
-    """Return `lr_at` as a function of the step alone, the durations of `spec` turned into steps.
+    """Return `lr_at` as a function of the step alone, with the durations of `spec` in steps.
 
     Args:
-        total_steps: optimizer steps of the whole stage.
+        total_steps: optimizer steps of the stage.
         key, budget_key: where `spec` and the budget stand in the recipe, for messages.
 
     Raises:
@@ -107,8 +107,8 @@ def resolve_schedule(
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set every parameter group to `lr` times its `lr_scale` (timm's layer-wise decay). The value is
-    a Python float, so no device is waited for.
+    """Set every parameter group to `lr` times its `lr_scale` (timm's layer-wise decay), as a Python
+    float, so that no device is waited for.
     """
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_scale"] if "lr_scale" in group else lr

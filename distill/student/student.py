@@ -54,7 +54,7 @@ class Losses:
     NAMES = LossTerms._fields
 
     def add(self, terms: LossTerms, share: float) -> None:
-        """Add the terms of a micro-batch, which is this share of its global batch, on the device."""
+        """Add the terms of a micro-batch, which is this share of its global batch. No sync."""
         values = terms._asdict()
         self.present = tuple(name for name in self.NAMES if values[name] is not None)
         self.sums += share * torch.stack(

@@ -131,14 +131,14 @@ def students(rank: int) -> dict[str, Any]:
         )
         placement.step(1e-3)
         placement.update_averages()
-        shards = placement._shards
+        partition = placement._partition
         state = [
-            t for slots in shards.base_optimizer.state.values() for t in slots.values() if t.ndim
+            t for slots in partition.base_optimizer.state.values() for t in slots.values() if t.ndim
         ]
         results[str(stage)] = {
             "failed": [*failed, placement.failed],
             "timeout_s": _timeout_s(placement._model),
-            "masters": sum(flat.numel() for flat in shards.flats) / num_elements,
+            "masters": sum(flat.numel() for flat in partition.flats) / num_elements,
             "state": sum(t.numel() for t in state) / num_elements,
             "average": (
                 sum(

@@ -217,7 +217,7 @@ def test_windows_that_were_resampled_are_said(tmp_path: Path) -> None:
 
 @pytest.fixture
 def export(tmp_path: Path) -> Path:
-    """A file of weights with timm's config.json beside it, which says other things than timm's own
+    """A file of weights with a config.json in its folder that differs from timm's own
     config.
     """
     folder = tmp_path / "export"
@@ -260,7 +260,7 @@ def test_what_contradicts_the_config_is_refused(export: Path) -> None:
     content = json.loads((export / "config.json").read_text()) | {"num_classes": 7}
     (export / "config.json").write_text(json.dumps(content))
     with pytest.raises(
-        InputError, match=r"its head has 6 classes, the config\.json beside it says 7"
+        InputError, match=r"its head has 6 classes, the config\.json in its folder says 7"
     ):
         load(export, weights="model.safetensors")
 
