@@ -1,5 +1,6 @@
 """The command line: distill init | train | evaluate | export | doctor | recipe | data | launchers.
-Also `accelerate launch -m distill ...`.
+
+It also runs as `accelerate launch -m distill ...`.
 """
 
 import io
@@ -13,8 +14,8 @@ import typer
 from typer.main import get_command
 
 from distill import __version__
-from distill.cli.faults import explained
-from distill.cli.help import show_help
+from distill.cli.faults import explain_error
+from distill.cli.help import set_help, show_help
 from distill.cli.hints import add_hints
 from distill.cli.recipes import Overrides, RecipeArgument, loaded_with_notes, recipe_app
 from distill.console import error_panel
@@ -27,16 +28,16 @@ from distill.training.header import show_recipe
 from distill.training.output_folder import refuse_foreign_output
 
 EPILOG = """
-Exit codes: 0 done; 1 a fault; 2 the input is wrong; 3 every student stopped
-on a loss that is not finite; 75 stopped by SIGTERM, SIGUSR1 or Ctrl-C with the
-state saved: the same command goes on.
+Exit codes: 0 done; 1 an internal error; 2 the input is wrong; 3 every student
+stopped because its loss was not finite; 75 stopped by SIGTERM, SIGUSR1 or
+Ctrl-C with a checkpoint saved: the same command resumes the run.
 """
 
 app = typer.Typer(
     name="distill",
     help=(
-        "Distil small image models from large ones.\n\nA run is what its recipe says, and nothing"
-        " else."
+        "Train small image models with knowledge distillation from large ones.\n\nA recipe"
+        " describes a run completely."
     ),
     epilog=EPILOG,
     pretty_exceptions_enable=False,
@@ -60,9 +61,9 @@ def distill(
 
 @app.command(epilog=EPILOG)
 def train(recipe: RecipeArgument, overrides: Overrides = None) -> None:
-    """Train every student of a recipe behind one teacher.
+    """Train all students of a recipe with one teacher.
 
-    A run goes on from its newest whole checkpoint by itself (resume: auto).
+    A run resumes from its newest complete checkpoint (resume: auto).
 
     Examples:
       distill train quickstart/teacher
@@ -72,7 +73,7 @@ def train(recipe: RecipeArgument, overrides: Overrides = None) -> None:
     """
     loaded = loaded_with_notes(recipe, overrides)
     refuse_foreign_output(loaded)
-    show_recipe(loaded)  # at once: what comes next imports torch and timm, which takes seconds
+    show_recipe(loaded)  # before torch and timm are imported, which takes seconds
     from distill.training.loop import train as run
 
     raise typer.Exit(run(loaded))
@@ -85,21 +86,23 @@ def evaluate(
         typer.Argument(
             metavar="CHECKPOINT",
             help=(
-                "A run, one of its checkpoints, an export, or a file of weights (then with"
+                "The folder of a run, a checkpoint or an export, or a file of weights (with"
                 " --model)."
             ),
         ),
     ],
     model: Annotated[
-        str | None, typer.Option(help="timm name of the model, for a file of weights.")
+        str | None, typer.Option(help="For a file of weights: the timm name of the model.")
     ] = None,
-    student: Annotated[str | None, typer.Option(help="Only this student of a run.")] = None,
+    student: Annotated[
+        str | None, typer.Option(help="For a run: evaluate only this student.")
+    ] = None,
     weights: Annotated[
         str,
         typer.Option(
             help=(
-                "Of a run: best; or of its newest checkpoint raw (not averaged), or an average:"
-                " ema-0.999."
+                "For a run: best; or from its newest checkpoint raw (not averaged) or an average"
+                " such as ema-0.999."
             )
         ),
     ] = "best",
@@ -107,42 +110,45 @@ def evaluate(
         str | None,
         typer.Option(
             help=(
-                "Images to judge on: an image folder, a parquet or Arrow file, a saved data set; or"
-                " fashion_mnist."
+                "The images: an image folder, a parquet or Arrow file, a saved data set, or"
+                " fashion_mnist. Default: the evaluation images of the run."
             )
         ),
     ] = None,
     split: Annotated[
-        str | None, typer.Option(help="The split of --data, where it has several.")
+        str | None, typer.Option(help="The split of --data, if it has several.")
     ] = None,
     classes: Annotated[
         str | None,
         typer.Option(
             help=(
-                "File of class names, a name a line, where the folder holds only some; or"
-                " imagenet-1k."
+                "A file with one class name per line, or imagenet-1k, if --data contains only some"
+                " of the classes."
             )
         ),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images a process judges at once.")] = 256,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Images in a batch of each process.")
+    ] = 256,
     num_workers: Annotated[
         int | None,
-        typer.Option(min=0, help="Processes that decode; the cores of the machine if left out."),
+        typer.Option(min=0, help="Number of decoding processes. Default: the CPU cores."),
     ] = None,
     precision: Annotated[
-        Literal["fp32", "bf16", "fp16"], typer.Option(help="What the models compute in.")
+        Literal["fp32", "bf16", "fp16"], typer.Option(help="The data type of computations.")
     ] = "fp32",
     image_size: Annotated[
-        int | None, typer.Option(min=8, help="Pixels; the model's own size if left out.")
+        int | None, typer.Option(min=8, help="Image size in pixels. Default: that of the model.")
     ] = None,
     unreadable: Annotated[
-        Literal["error", "skip"], typer.Option(help="What to do with an unreadable image.")
+        Literal["error", "skip"], typer.Option(help="What to do with an image that cannot be read.")
     ] = "error",
 ) -> None:
-    """Measure top-1 and top-5 exactly, on any number of processes.
+    """Measure the top-1 and top-5 accuracy of models.
 
-    A run is judged on its own evaluation set and beside its own teacher,
-    unless --data names other images.
+    Without --data, the students of a run are evaluated on the evaluation images
+    of the run, together with its teacher. Every image counts exactly once, for
+    any number of processes.
 
     Examples:
       distill evaluate runs/quickstart/students
@@ -176,16 +182,16 @@ def export(
     ],
     output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="The folder to write.")],
     student: Annotated[
-        str | None, typer.Option(help="The student; the best one of the run if left out.")
+        str | None, typer.Option(help="The student to export. Default: the best one of the run.")
     ] = None,
     weights: Annotated[
         str,
         typer.Option(
-            help="best; or of the newest checkpoint raw (not averaged), or an average: ema-0.999."
+            help="best; or from the newest checkpoint raw (not averaged) or an average, ema-0.999."
         ),
     ] = "best",
 ) -> None:
-    """Write a student as timm loads it: safetensors, config.json, class names.
+    """Write a student in the format of timm: safetensors, config.json, class names.
 
     Examples:
       distill export runs/quickstart/students exports/quickstart
@@ -193,7 +199,7 @@ def export(
 
     Load it with:
       timm.create_model("local-dir:exports/kd", pretrained=True)
-    after "import distill.models" if it is a model of ours (cifar_...).
+    after "import distill.models" for the models of this package (cifar_...).
     """
     from distill.release import export_student
 
@@ -205,54 +211,57 @@ def doctor(
     recipe: Annotated[
         str | None,
         typer.Argument(
-            metavar="RECIPE", help="As for train; without one, only the machine is looked at."
+            metavar="RECIPE", help="The recipe, as for train. Default: examine only the machine."
         ),
     ] = None,
     overrides: Overrides = None,
     gpus: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Processes, one a GPU, to predict for; those here, or 8, if left out."
+            min=1, help="Number of GPUs, with a process each. Default: those of this machine, or 8."
         ),
     ] = None,
-    nodes: Annotated[int | None, typer.Option(min=1, help="Machines, instead of --gpus.")] = None,
-    gpus_per_node: Annotated[int, typer.Option(min=1, help="GPUs of a machine.")] = 8,
+    nodes: Annotated[
+        int | None, typer.Option(min=1, help="Number of machines, instead of --gpus.")
+    ] = None,
+    gpus_per_node: Annotated[int, typer.Option(min=1, help="GPUs in a machine.")] = 8,
     gpu: Annotated[
         str | None,
         typer.Option(
             help=(
-                "h100, h200, b200, a100-80, a100-40, v100, l40s, rtx4090, ...; the one here, or"
-                " h100."
+                "h100, h200, b200, a100-80, a100-40, v100, l40s, rtx4090, ... Default: that of this"
+                " machine, or h100."
             )
         ),
     ] = None,
     network: Annotated[
         float | None,
-        typer.Option(help="GB/s of a machine to others, one direction; 50 if left out."),
+        typer.Option(help="GB/s between machines, in one direction. Default: 50."),
     ] = None,
     decode: Annotated[
         float | None,
         typer.Option(
-            help="Images/s that a core decodes; measured where the data is here, else 260."
+            help="Images/s that a CPU core decodes. Default: measured, or 260 without the data."
         ),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Decoding processes of each GPU's process.")
+        int | None, typer.Option(min=1, help="Decoding processes for each GPU.")
     ] = None,
     mfu: Annotated[
         float | None,
-        typer.Option(help="Fraction of the peak FLOP/s that your GPUs reach, once measured."),
+        typer.Option(help="The measured fraction of the peak FLOP/s that your GPUs reach."),
     ] = None,
     images: Annotated[
-        int | None, typer.Option(min=1, help="Training images, where the data is not here.")
+        int | None,
+        typer.Option(min=1, help="Number of training images, if the data is not available."),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Look at this machine, and say whether a recipe fits and what will bound it.
+    """Examine this machine, and predict memory and speed of a recipe.
 
-    Needs no GPU, no network and no data: what it cannot know it says, and
-    each predicted number stands beside what it assumes. Under a launcher it
-    measures the interconnect too. Exit code 2: something is certain to fail.
+    It needs no GPU, no network and no data. It says what it does not know, and
+    prints its assumptions next to each prediction. With a launcher it also
+    measures the interconnect. Exit code 2: the recipe is certain to fail.
 
     Examples:
       distill doctor
@@ -260,58 +269,46 @@ def doctor(
       distill doctor my.yaml teacher.placement=zero3 --nodes 8 --network 400
       torchrun --nproc-per-node 8 -m distill doctor my.yaml --json
     """
-    from distill.doctor.examine import Asked, examine
+    from distill.doctor.examine import Options, examine
 
     for option, value in (("--network", network), ("--decode", decode), ("--mfu", mfu)):
         if value is not None and not 0 < value < float("inf"):
-            raise InputError(f"{option} {value}: should be above 0")
+            raise InputError(f"{option} {value}: should be larger than 0")
     if mfu is not None and mfu > 1:
-        raise InputError(f"--mfu {mfu}: a fraction of the peak is at most 1, such as 0.35")
-    asked = Asked(gpus, nodes, gpus_per_node, gpu, network, decode, workers, mfu, images)
+        raise InputError(f"--mfu {mfu}: should be a fraction of the peak, such as 0.35")
+    options = Options(gpus, nodes, gpus_per_node, gpu, network, decode, workers, mfu, images)
     loaded = None if recipe is None else load_recipe(recipe, overrides or [])
-    raise typer.Exit(examine(loaded, asked, as_json=json))
+    raise typer.Exit(examine(loaded, options, as_json=json))
 
 
 app.command("launchers")(launchers)
 
 
-def whole_command() -> Any:
-    """The commands as they are run: with our help, and hints at the keys that unknown
-    options mean.
-    """
-    whole = get_command(app)
-    add_hints(whole)
-    _with_help(whole)
-    return whole
-
-
-def _with_help(command: Any) -> None:
-    # An attribute of the object, whatever its class in this version of typer.
-    command.format_help = lambda context, formatter: show_help(command, context)
-    for each in command.commands.values() if hasattr(command, "commands") else ():
-        _with_help(each)
+def build_command() -> Any:
+    """Returns all commands, with our help and with hints at recipe keys for unknown options."""
+    command = get_command(app)
+    add_hints(command)
+    set_help(command)
+    return command
 
 
 def main() -> None:
-    """Run a command: bad input is one panel and exit code 2, never a traceback (which
-    DISTILL_TRACEBACK=1 shows).
+    """Runs a command. Wrong input is one message and exit code 2 without a traceback, unless
+    DISTILL_TRACEBACK=1 is set.
 
-    Of several processes the first to fail says why, since the others follow from it; a fault of our
-    own is named by each.
+    Of several processes, only the first one that fails prints the message, since its failure stops
+    the others. Every process prints an internal error.
     """
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(
-            stream, io.TextIOWrapper
-        ):  # a class name in Greek must not end a run on an ASCII terminal
+        if isinstance(stream, io.TextIOWrapper):
+            # A class name in Greek must not end a run on an ASCII terminal.
             stream.reconfigure(errors="backslashreplace")
     try:
-        whole_command()(prog_name="distill")
-    except (
-        KeyboardInterrupt
-    ):  # before training has begun, or for the second time: there is nothing to save
+        build_command()(prog_name="distill")
+    except KeyboardInterrupt:  # before training, or for the second time: there is nothing to save
         sys.exit(130)
     except Exception as error:
-        shown = None if os.environ.get("DISTILL_TRACEBACK") else explained(error)
+        shown = None if os.environ.get("DISTILL_TRACEBACK") else explain_error(error)
         first = speaks_first()
         if shown is None and (first or os.environ.get("DISTILL_TRACEBACK")):
             raise
@@ -322,9 +319,7 @@ def main() -> None:
 
 
 def command() -> None:
-    """Entry point of a process that is this command's own: main(), and then the end of
-    the process.
-    """
+    """The entry point of a process: runs main() and ends the process."""
     end_with_launcher()
     code: object = 0
     try:

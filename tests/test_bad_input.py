@@ -23,7 +23,7 @@ from bad_input_cases import ALL, Case, train
 from command import Cli, Outcome
 from PIL import Image
 
-from distill.__main__ import explained
+from distill.__main__ import explain_error
 from distill.data.loading.rank_slice import TrainBuilder
 from distill.recipe import Recipe, load_recipe
 from distill.training.summary import Summary
@@ -289,14 +289,14 @@ def test_the_end_of_another_process_is_one_line(cli: Cli, monkeypatch: pytest.Mo
     with pytest.raises(RuntimeError):
         cli(*train("data.eval=null"))  # alone it has no peers: a fault
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert explained(RuntimeError("Connection closed by peer [127.0.0.1]:5412")) == (
+    assert explain_error(RuntimeError("Connection closed by peer [127.0.0.1]:5412")) == (
         (
-            "another process of this run has ended: it says why itself, unless it was killed (often"
-            " for want of memory). Seen here: Connection closed by peer [127.0.0.1]:5412"
+            "another process of this run has ended: see its own message, unless it was killed"
+            " (often because memory ran out). Seen here: Connection closed by peer [127.0.0.1]:5412"
         ),
         1,
     )
-    assert explained(RuntimeError("anything else")) is None
+    assert explain_error(RuntimeError("anything else")) is None
 
 
 def test_other_faults_keep_their_traceback(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,3 +1,3 @@
-"""What the command line needs beside its commands: help that fits a terminal, hints at options, the
-recipe commands, faults as sentences.
+"""Parts of the command line: help that fits a terminal, hints at unknown options, the recipe
+commands, error messages instead of tracebacks.
 """

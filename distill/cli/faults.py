@@ -1,5 +1,5 @@
-"""What to show in place of a traceback: bad input, a full disk, a locale without the letters, a
-process of the run that is gone.
+"""Messages that replace a traceback: wrong input, a full disk, a locale that lacks a character,
+another process of the run that ended.
 """
 
 import errno
@@ -8,12 +8,10 @@ import re
 from distill.errors import InputError
 from distill.processes import several_processes
 
-# What a disk or its owner can do to any write, wherever it happens; every other OSError is a fault
-# of ours.
-_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
-# What torch.distributed says, with gloo or NCCL, when another process is gone, and when one does
-# not come.
-_PEER_GONE = (
+# Errors of the disk or its permissions at any write. Other OSErrors are internal errors.
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+# Messages of torch.distributed, with gloo or NCCL, if another process has ended or does not answer.
+_PEER_ENDED = (
     r"[Cc]onnection (was )?(closed|reset|refused|aborted)|[Ss]ocket (was )?closed|[Bb]roken"
     r" pipe|[Rr]emote process exit(ed|ing)"
     r"|ncclRemoteError|communicator was aborted|Application timeout caused pair closure"
@@ -28,54 +26,53 @@ _MILLISECONDS = r"(?:waiting |timeout after |Timeout\(ms\) ?= ?)(\d+) ?(?:ms|\))
 
 
 def _first_sentence(text: str) -> str:
-    """Without the place in a C++ source that gloo puts first, and the advice that it adds."""
+    """The message of gloo without the C++ source location before it and the advice after it."""
     return re.sub(r"^\[\S+:\d+\] ", "", text.splitlines()[0]).split(". ")[0]
 
 
-def _of_a_peer(error: Exception) -> str | None:
-    """What the end or the silence of another process looks like from here, in a line; None for
-    every other error.
+def _explain_peer(error: Exception) -> str | None:
+    """A message for an error because another process ended or does not answer; None for every other
+    error.
     """
     text = str(error)
     if not several_processes() or not isinstance(error, RuntimeError):
         return None
     where = "".join(f" {note}" for note in getattr(error, "__notes__", []))
-    goes_on = "; the same command goes on from the last checkpoint" if where else ""
+    resumes = "; the same command resumes from the last checkpoint" if where else ""
     if re.search(_PEER_LATE, text):
         waited = re.search(_MILLISECONDS, text)
         seconds = f"{int(waited[1]) / 1000:g} s" if waited else "train.timeout_s"
         return (
             f"waited {seconds} for another process of this run (train.timeout_s){where}: it hangs,"
-            f" or its machine is lost{goes_on}"
+            f" or its machine is not reachable{resumes}"
         )
-    if re.search(_PEER_GONE, text):
+    if re.search(_PEER_ENDED, text):
         return (
-            f"another process of this run has ended{where}: it says why itself, unless it was"
-            f" killed (often for want of memory){goes_on}. Seen here: {_first_sentence(text)}"
+            f"another process of this run has ended{where}: see its own message, unless it was"
+            f" killed (often because memory ran out){resumes}. Seen here: {_first_sentence(text)}"
         )
     return None
 
 
-def explained(error: Exception) -> tuple[str, int] | None:
-    """What to show in place of a traceback, and the exit code; None for a fault of ours, whose
-    traceback is wanted.
+def explain_error(error: Exception) -> tuple[str, int] | None:
+    """Returns the message to show instead of a traceback, and the exit code; None for an internal
+    error, which needs its traceback.
     """
     if isinstance(error, InputError):
         return str(error), 2
-    if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
+    if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
         return f"{error.filename or 'output'}: {error.strerror}", 2
     if isinstance(error, UnicodeEncodeError):
         text = error.object[error.start : error.end]
         return (
             (
-                f"{text!a}: this locale writes {error.encoding.upper()}, which has no such letter:"
+                f"{text!a}: this locale writes {error.encoding.upper()}, which lacks the character:"
                 " set LC_ALL=C.UTF-8, or PYTHONUTF8=1"
             ),
             2,
         )
-    if isinstance(error, RuntimeError) and "home directory" in str(
-        error
-    ):  # pathlib's expanduser, of ~NAME
+    if isinstance(error, RuntimeError) and "home directory" in str(error):
+        # From pathlib's expanduser of ~NAME.
         return (
             (
                 f"{error}: a path with ~ names a user that this machine does not know: write the"
@@ -83,12 +80,10 @@ def explained(error: Exception) -> tuple[str, int] | None:
             ),
             2,
         )
-    from distill.data.loading.workers import (
-        worker_fault,
-    )  # torch is slow to import, and most commands need none
+    from distill.data.loading.workers import worker_fault  # here, since torch is slow to import
 
     if fault := worker_fault(error):
         return f"{fault} (DISTILL_TRACEBACK=1 shows the traceback)", 1
-    if of_a_peer := _of_a_peer(error):
-        return of_a_peer, 1
+    if message := _explain_peer(error):
+        return message, 1
     return None

@@ -1,5 +1,5 @@
-"""The help of every command, in 80 columns: names that are never cut, no column of types, defaults
-where they say something.
+"""The help of every command in 80 columns, with full names, without a column of types, and with
+defaults only if they help.
 """
 
 import inspect
@@ -12,20 +12,27 @@ from rich.console import Console
 from rich.text import Text
 
 _WIDEST = 100  # longer lines are hard to read
-_NAMES = 26  # columns of an option and what it takes
+_NAMES = 26  # columns of an option and its value
+
+
+def set_help(command: Any) -> None:
+    """Lets a command, and the commands below it, print their help and usage with this module."""
+    # Attributes of the object, since its class depends on the version of typer.
+    command.format_help = lambda context, formatter: show_help(command, context)
+    command.collect_usage_pieces = lambda context: _usage(command, context)[1:]
+    for _, each in _commands(command):
+        set_help(each)
 
 
 def show_help(command: Any, context: Any) -> None:
-    """Print the help of a command, or of a group of commands, on standard output."""
+    """Prints the help of a command, or of a group of commands, on standard output."""
     console = Console(highlight=False)
     console = Console(
         highlight=False,
         width=min(console.width, _WIDEST) if console.is_terminal else min(console.width, 80),
     )
-    usage = " ".join(
-        piece.strip("{}") if piece.isupper() else piece for piece in _usage(command, context)
-    )
-    _say(console, f"Usage: {usage}\n\n{inspect.cleandoc(command.help or '')}")
+    usage = " ".join(_usage(command, context))
+    _print(console, f"Usage: {usage}\n\n{inspect.cleandoc(command.help or '')}")
     hints = get_type_hints(inspect.unwrap(command.callback)) if command.callback else {}
     arguments, options = [], []
     for parameter in command.get_params(context):
@@ -35,19 +42,19 @@ def show_help(command: Any, context: Any) -> None:
             options.append(
                 (_spelled(parameter, hints.get(parameter.name, bool)), _meaning(parameter, hints))
             )
-    _rows(console, "Arguments", arguments)
-    _rows(console, "Options", options)
-    _rows(
+    _print_rows(console, "Arguments", arguments)
+    _print_rows(console, "Options", options)
+    _print_rows(
         console,
         "Commands",
         [(name, _first_line(each)) for name, each in _commands(command) if not each.hidden],
     )
     if command.epilog:
-        _say(console, f"\n{inspect.cleandoc(command.epilog)}")
+        _print(console, f"\n{inspect.cleandoc(command.epilog)}")
 
 
 def _usage(command: Any, context: Any) -> list[str]:
-    """The words of a command line, such as distill train RECIPE [KEY=VALUE]..."""
+    """The usage of a command, such as distill train RECIPE [KEY=VALUE]..., as a list of words."""
     words = [context.command_path]
     if any(parameter.param_type_name == "option" for parameter in command.params):
         words.append("[OPTIONS]")
@@ -66,13 +73,13 @@ def _commands(command: Any) -> list[tuple[str, Any]]:
 
 
 def _first_line(command: Any) -> str:
-    """What a command is for, in a line of a list."""
+    """The first paragraph of a command's help, in one line."""
     text = command.short_help or inspect.cleandoc(command.help or "").split("\n\n")[0]
     return " ".join(text.split())
 
 
 def _spelled(parameter: Any, hint: Any) -> str:
-    """An option with what it takes: --batch-size N, --precision fp32|bf16|fp16, --json."""
+    """An option with its value: --batch-size N, --precision fp32|bf16|fp16, --json."""
     names = ", ".join(
         sorted([*parameter.opts, *parameter.secondary_opts], key=lambda name: name.startswith("--"))
     )
@@ -104,21 +111,21 @@ def _meaning(parameter: Any, hints: dict[str, Any]) -> str:
     )
 
 
-def _rows(console: Console, title: str, rows: list[tuple[str, str]]) -> None:
-    """A list of names, each with its meaning beside it, or below it where it is long."""
+def _print_rows(console: Console, title: str, rows: list[tuple[str, str]]) -> None:
+    """Prints names with their meanings, which start on the next line after a long name."""
     if not rows:
         return
-    _say(console, f"\n{title}:")
+    _print(console, f"\n{title}:")
     width = min(max(len(name) for name, _ in rows), _NAMES)
     for name, meaning in rows:
-        beside = len(name) <= width
-        if not beside:
-            _say(console, f"  {name}")
+        same_line = len(name) <= width
+        if not same_line:
+            _print(console, f"  {name}")
         lines = textwrap.wrap(meaning, console.width - width - 4, break_on_hyphens=False) or [""]
         for number, line in enumerate(lines):
-            first = name if beside and number == 0 else ""
-            _say(console, f"  {first:{width}}  {line}".rstrip())
+            first = name if same_line and number == 0 else ""
+            _print(console, f"  {first:{width}}  {line}".rstrip())
 
 
-def _say(console: Console, text: str) -> None:
+def _print(console: Console, text: str) -> None:
     console.print(Text(text), soft_wrap=True)

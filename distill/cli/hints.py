@@ -1,5 +1,5 @@
-"""An option that a command does not have, such as --lr, is mostly a key of the recipe: what to
-write instead, and names to complete.
+"""Hints for options that a command does not have, such as --lr, which are mostly keys of a recipe;
+and shell completion of recipes and keys.
 """
 
 from collections.abc import Callable, Iterator
@@ -7,8 +7,8 @@ from typing import Any
 
 from distill.errors import did_you_mean
 
-# What people write -> the override, with the value they gave or an example.
-_MEANT = {
+# Unknown option -> the override to use, and an example of a value if none is given.
+_OVERRIDES = {
     "epochs": ("train.budget='{} epochs'", "10"),
     "num_epochs": ("train.budget='{} epochs'", "10"),
     "iterations": ("train.budget='{} iterations'", "10000"),
@@ -42,26 +42,18 @@ _MEANT = {
 
 
 def hint(option: str, following: str | None) -> str:
-    """What to write for an unknown option, as a question or an example; empty where nothing is like
-    it.
+    """Returns what to write instead of an unknown option; empty if no key is similar.
 
     Args:
-        option: as typed, "--lr" or "--lr=1e-3".
+        option: the option as typed, "--lr" or "--lr=1e-3".
         following: the next word of the command line.
     """
     name, equals, value = option.lstrip("-").partition("=")
     name = name.replace("-", "_").lower()
-    given = (
-        value
-        if equals
-        else (
-            following
-            if following and not following.startswith("-") and "=" not in following
-            else None
-        )
-    )
-    if name in _MEANT:
-        pattern, example = _MEANT[name]
+    is_value = following is not None and not following.startswith("-") and "=" not in following
+    given = value if equals else following if is_value else None
+    if name in _OVERRIDES:
+        pattern, example = _OVERRIDES[name]
         return f"write {pattern.format(given or example)}"
     from distill.recipe.keys import each_key, keys_named
 
@@ -75,7 +67,7 @@ def hint(option: str, following: str | None) -> str:
 
 
 def add_hints(command: Any) -> None:
-    """Let each command below a group that takes overrides say which key an unknown option means."""
+    """Adds a hint to the error about an unknown option, for each command that accepts overrides."""
     for each in command.commands.values():
         if hasattr(each, "commands"):
             add_hints(each)
@@ -89,15 +81,15 @@ def _hinting(parse_args: Callable[[Any, list[str]], Any]) -> Callable[[Any, list
         try:
             return parse_args(context, words)
         except Exception as error:
-            # The class lies in click or in typer's own copy of it, as the version has it.
+            # The class is in click or in typer's copy of it, depending on the version.
             if type(error).__name__ == "NoSuchOption" and hasattr(error, "option_name"):
                 at = next(
                     (i for i, word in enumerate(typed) if word.startswith(error.option_name)),
                     len(typed),
                 )
                 typed_option, following, *_ = [*typed[at : at + 2], None, None]
-                if meant := hint(typed_option or error.option_name, following):
-                    error.message = f"{error.message}; {meant}"  # type: ignore[attr-defined]
+                if text := hint(typed_option or error.option_name, following):
+                    error.message = f"{error.message}; {text}"  # type: ignore[attr-defined]
                     error.possibilities = None  # type: ignore[attr-defined]
             raise
 
@@ -108,7 +100,7 @@ def _hinting(parse_args: Callable[[Any, list[str]], Any]) -> Callable[[Any, list
 
 
 def complete_recipe(incomplete: str) -> Iterator[str]:
-    """Shipped recipes and local YAML files that begin so."""
+    """Recipes of the package and local YAML files that start with `incomplete`."""
     from pathlib import Path
 
     from distill.recipe.load import shipped_recipes
@@ -127,7 +119,7 @@ def complete_recipe(incomplete: str) -> Iterator[str]:
 
 
 def complete_key(incomplete: str) -> Iterator[str]:
-    """Dotted keys that begin so, up to the next dot, so that a shell offers few."""
+    """Keys that start with `incomplete`, up to the next dot, so that a shell shows only a few."""
     from distill.recipe.keys import each_key
 
     depth = incomplete.count(".")

@@ -1,6 +1,6 @@
-"""distill doctor: what a machine is, whether a recipe fits it, and what will bound it.
+"""distill doctor: examines a machine and predicts memory and speed of a recipe.
 
-`model`, `memory`, `profiles` and `hardware` are plain arithmetic and tables, without torch; `meter`
-and `measure` count models on tensors without memory; `machine`, `interconnect` and `reach` look at
-what is here; `forecast` puts them together.
+`model`, `memory`, `profiles` and `hardware` are arithmetic and tables, without torch; `meter` and
+`measure` count models on fake tensors without memory; `machine`, `interconnect` and `reach` examine
+the machine and the data; `forecast` combines them.
 """

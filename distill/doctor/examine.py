@@ -1,4 +1,4 @@
-"""distill doctor: the acts in order."""
+"""distill doctor: the examination of a machine and a recipe, step by step."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from distill.doctor.machine import examine_machine
 from distill.doctor.measure import Profiles, expected_classes, measure
 from distill.doctor.memory import Reserve
 from distill.doctor.model import Assumptions, Cluster
-from distill.doctor.reach import Reached, examine_data, examine_room
+from distill.doctor.reach import Reached, examine_data, examine_space
 from distill.doctor.setting import Setting
 from distill.doctor.show import show
 from distill.engine import Engine, launched_processes
@@ -26,8 +26,8 @@ from distill.training.check import check_recipe
 from distill.training.share import share_of_process
 
 _MOST_WORKERS = 16  # what data.num_workers: null takes at most
-# What a class count most often means: training images of ImageNet-1K, ImageNet-21K (the whole, and
-# the winter release), CIFAR-100.
+# Number of classes -> number of training images, and the data set that most often has so many:
+# ImageNet-1K, ImageNet-21K (the full set, and the winter release), CIFAR-100.
 _KNOWN_SETS = {
     1000: (1_281_167, "ImageNet-1K"),
     21_843: (14_197_087, "ImageNet-21K"),
@@ -37,8 +37,8 @@ _KNOWN_SETS = {
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What the command line says. None: not said."""
+class Options:
+    """The options of the command line; None: not given."""
 
     gpus: int | None = None
     nodes: int | None = None
@@ -52,30 +52,31 @@ class Asked:
 
     @property
     def num_gpus(self) -> int | None:
-        """Raises InputError when --gpus and --nodes contradict each other."""
+        """The number of GPUs. Raises InputError if --gpus and --nodes contradict each other."""
         if self.nodes is None:
             return self.gpus
-        whole = self.nodes * self.gpus_per_node
-        if self.gpus is not None and self.gpus != whole:
+        total = self.nodes * self.gpus_per_node
+        if self.gpus is not None and self.gpus != total:
             raise InputError(
-                f"--gpus {self.gpus}: {self.nodes} nodes of {self.gpus_per_node} have {whole}:"
+                f"--gpus {self.gpus}: {self.nodes} nodes of {self.gpus_per_node} have {total}:"
                 " leave --gpus out, or give --gpus-per-node"
             )
-        return whole
+        return total
 
 
-def examine(recipe: Recipe | None, asked: Asked, *, as_json: bool = False) -> int:
-    """Examine machine and recipe, and show what was found. Returns the exit code: 2 when something
-    is certain to fail.
+def examine(recipe: Recipe | None, options: Options, *, as_json: bool = False) -> int:
+    """Examines the machine and a recipe, and prints the result.
 
-    Collective under a launcher: every rank measures the interconnect, the first goes on alone and
-      speaks.
+    Collective: every rank measures the interconnect; rank 0 does the rest alone.
+
+    Returns:
+        The exit code: 2 if something is certain to fail, else 0.
     """
-    gpu = None if asked.gpu is None else find_gpu(asked.gpu)
-    num_gpus = asked.num_gpus
+    gpu = None if options.gpu is None else find_gpu(options.gpu)
+    num_gpus = options.num_gpus
     diagnosis = Diagnosis()
     launched = launched_processes(dict(os.environ))
-    timings, rank, backend = _talk() if launched > 1 else ([], 0, "")
+    timings, rank, backend = _measure_interconnect() if launched > 1 else ([], 0, "")
     if rank:
         return 0
     zero = recipe is not None and (
@@ -85,7 +86,7 @@ def examine(recipe: Recipe | None, asked: Asked, *, as_json: bool = False) -> in
     examine_machine(diagnosis, recipe, needs_deepspeed=zero)
     report_interconnect(diagnosis, timings, launched, backend)
     if recipe is not None:
-        _examine_recipe(diagnosis, recipe, asked, gpu, num_gpus, launched)
+        _examine_recipe(diagnosis, recipe, options, gpu, num_gpus, launched)
     if as_json:
         json.dump(_as_json(diagnosis), sys.stdout, indent=1)
         print()
@@ -94,8 +95,8 @@ def examine(recipe: Recipe | None, asked: Asked, *, as_json: bool = False) -> in
     return diagnosis.exit_code
 
 
-def _talk() -> tuple[list[Timing], int, str]:
-    """Time the interconnect. Collective: every rank."""
+def _measure_interconnect() -> tuple[list[Timing], int, str]:
+    """Collective. Returns the timings of an all-reduce, the rank and the backend."""
     engine = Engine(precision="fp32", timeout_s=60)
     try:
         backend = str(torch.distributed.get_backend())
@@ -107,7 +108,7 @@ def _talk() -> tuple[list[Timing], int, str]:
 def _examine_recipe(
     diagnosis: Diagnosis,
     recipe: Recipe,
-    asked: Asked,
+    options: Options,
     gpu: Gpu | None,
     num_gpus: int | None,
     launched: int,
@@ -126,27 +127,27 @@ def _examine_recipe(
         for line in str(error).splitlines():
             diagnosis.find("problem", "recipe", line)
     else:
-        diagnosis.find("ok", "recipe", f"sound, and its batch divides on {num_gpus} processes")
+        diagnosis.find("ok", "recipe", f"valid, and its batch divides on {num_gpus} processes")
         for line in checked.seen:
             diagnosis.find("ok", "pixels", line)
         for note in checked.not_here:
-            if not note.startswith("data."):  # examine_data says it
+            if not note.startswith("data."):  # examine_data reports it
                 diagnosis.find("unknown", "recipe", note)
 
     here = torch.cuda.get_device_name(0) if torch.cuda.is_available() else ""
     found = recognise(here)
     chosen = gpu or found or GPUS["h100"]
     sources["gpu"] = (
-        "--gpu" if gpu else "the one here" if found else "assumed; --gpu NAME says another"
+        "--gpu" if gpu else "of this machine" if found else "assumed; change it with --gpu"
     )
-    here_counts = found is not None and chosen is found
-    limit = torch.cuda.get_device_properties(0).total_memory if here_counts else chosen.memory_bytes
-    sources["memory"] = "the one here" if here_counts else "vendor data sheet"
+    is_here = found is not None and chosen is found
+    limit = torch.cuda.get_device_properties(0).total_memory if is_here else chosen.memory_bytes
+    sources["memory"] = "of this machine" if is_here else "vendor data sheet"
     section.add("on", f"{num_gpus} x {chosen.label}", f"{sources['gpus']}; {sources['gpu']}")
 
     reached = examine_data(diagnosis, recipe)
     num_classes, sources["classes"] = _classes(recipe, reached)
-    num_images, sources["images"] = _images(recipe, reached, asked, num_classes)
+    num_images, sources["images"] = _images(recipe, reached, options, num_classes)
     try:
         profiles = measure(recipe, num_classes)
     except InputError as error:
@@ -154,23 +155,24 @@ def _examine_recipe(
         return
     for sentence in profiles.unknown:
         diagnosis.find("unknown", "teacher", sentence)
-    cluster = _cluster(recipe, reached, asked, chosen, num_gpus, sources)
+    cluster = _cluster(recipe, reached, options, chosen, num_gpus, sources)
     setting = Setting(
         recipe=recipe,
         profiles=profiles,
         cluster=cluster,
-        assumed=Assumptions(mfu=asked.mfu),
+        assumed=Assumptions(mfu=options.mfu),
         reserve=Reserve(),
         num_classes=num_classes,
         num_images=num_images,
         limit_bytes=limit,
         sources=sources,
     )
-    _examine_room(diagnosis, setting, profiles)
+    _examine_space(diagnosis, setting, profiles)
     forecast(diagnosis, setting)
 
 
 def _divides(recipe: Recipe, num_processes: int) -> bool:
+    """Whether the batch divides on a number of processes."""
     try:
         share_of_process(
             recipe.train.batch_size_global, recipe.train.micro_batch_size, num_processes
@@ -182,90 +184,96 @@ def _divides(recipe: Recipe, num_processes: int) -> bool:
 
 def _processes(recipe: Recipe, launched: int) -> tuple[int, str]:
     if launched > 1:
-        return launched, "the launcher's"
+        return launched, "from the launcher"
     if torch.cuda.is_available():
-        return torch.cuda.device_count(), "those here"
+        return torch.cuda.device_count(), "of this machine"
     most = max((n for n in range(2, 9) if _divides(recipe, n)), default=1)
-    return most, "assumed, as many of 8 as the batch divides on; --gpus N says another"
+    return most, "assumed, the most up to 8 that divide the batch; change it with --gpus"
 
 
 def _classes(recipe: Recipe, reached: Reached) -> tuple[int, str]:
     if reached.num_classes is not None:
-        return reached.num_classes, "the data's"
+        return reached.num_classes, "from the data"
     expected = expected_classes(recipe)
     return (
-        (expected, "the teacher's; the data is not here")
+        (expected, "from the teacher; the data is not available")
         if expected
-        else (1000, "assumed; the data is not here")
+        else (1000, "assumed; the data is not available")
     )
 
 
 def _images(
-    recipe: Recipe, reached: Reached, asked: Asked, num_classes: int
+    recipe: Recipe, reached: Reached, options: Options, num_classes: int
 ) -> tuple[tuple[int | None, ...], str]:
-    """Training images of each stage, and where the number is from. What is asked or assumed is of
-    the last stage's data, which is the run's own.
+    """The number of training images of each stage, and the source of the number. An option or an
+    assumption is about the data of the last stage.
     """
     stages = [recipe.at_stage(index).data for index in range(recipe.num_stages)]
-    if asked.images is not None:
-        number, source = asked.images, "--images"
+    if options.images is not None:
+        number, source = options.images, "--images"
     elif reached.num_images[-1] is not None:
-        number, source = reached.num_images[-1], "the data's"
+        number, source = reached.num_images[-1], "from the data"
     elif num_classes in _KNOWN_SETS:
         number, name = _KNOWN_SETS[num_classes]
-        source = f"assumed, as {name} has; --images N says another"
+        source = f"assumed, as in {name}; change it with --images"
     else:
-        number, source = None, "the data is not here; --images N"
-    whole = [
-        number if data.train == stages[-1].train else there
-        for data, there in zip(stages, reached.num_images, strict=True)
+        number, source = None, "unknown, the data is not available; set it with --images"
+    totals = [
+        number if data.train == stages[-1].train else found
+        for data, found in zip(stages, reached.num_images, strict=True)
     ]
     if any(data.fraction < 1 for data in stages):
         source += ", times data.fraction"
     numbers = tuple(
-        None if n is None else int(n * data.fraction) for n, data in zip(whole, stages, strict=True)
+        None if n is None else int(n * data.fraction)
+        for n, data in zip(totals, stages, strict=True)
     )
     return numbers, source
 
 
 def _cluster(
-    recipe: Recipe, reached: Reached, asked: Asked, gpu: Gpu, num_gpus: int, sources: dict[str, str]
+    recipe: Recipe,
+    reached: Reached,
+    options: Options,
+    gpu: Gpu,
+    num_gpus: int,
+    sources: dict[str, str],
 ) -> Cluster:
-    default = Cluster(gpu, num_gpus, asked.gpus_per_node)
-    if asked.decode is not None:
-        decode, sources["decode"] = asked.decode, "--decode"
+    default = Cluster(gpu, num_gpus, options.gpus_per_node)
+    if options.decode is not None:
+        decode, sources["decode"] = options.decode, "--decode"
     elif reached.images_s is not None:
-        decode, sources["decode"] = reached.images_s, "measured here"
+        decode, sources["decode"] = reached.images_s, "measured"
     else:
         decode, sources["decode"] = (
             default.decode_images_s,
             "benchmarks.loader on a core of an AMD EPYC, 103 kB JPEGs; --decode",
         )
-    if asked.workers is not None:
-        workers = asked.workers
+    if options.workers is not None:
+        workers = options.workers
         sources["decode"] += "; --workers"
     elif recipe.data.num_workers is not None:
         workers = recipe.data.num_workers
         sources["decode"] += "; data.num_workers"
     elif torch.cuda.is_available():
         workers = decoders(None)
-        sources["decode"] += "; cores here"
+        sources["decode"] += "; cores of this machine"
     else:
         workers = _MOST_WORKERS
-        sources["decode"] += f"; {_MOST_WORKERS} cores a GPU assumed, --workers"
-    network = default.network_bytes_s if asked.network is None else asked.network * 1e9
+        sources["decode"] += f"; {_MOST_WORKERS} cores per GPU assumed, --workers"
+    network = default.network_bytes_s if options.network is None else options.network * 1e9
     sources["network"] = (
-        "assumed, one 400 Gb/s card; --network" if asked.network is None else "--network"
+        "assumed, one 400 Gb/s card; --network" if options.network is None else "--network"
     )
-    return Cluster(gpu, num_gpus, asked.gpus_per_node, network, max(1, workers), decode)
+    return Cluster(gpu, num_gpus, options.gpus_per_node, network, max(1, workers), decode)
 
 
-def _examine_room(diagnosis: Diagnosis, setting: Setting, profiles: Profiles) -> None:
+def _examine_space(diagnosis: Diagnosis, setting: Setting, profiles: Profiles) -> None:
     try:
         layout = setting.layout(setting.cluster.num_gpus)
     except InputError:  # found by check_recipe
         return
-    examine_room(
+    examine_space(
         diagnosis,
         setting.recipe,
         profiles.students,

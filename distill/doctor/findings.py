@@ -1,4 +1,4 @@
-"""What the doctor says: facts, and findings with their mends."""
+"""The result of an examination: facts, and findings with their fixes."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -8,14 +8,14 @@ Level = Literal["ok", "unknown", "warning", "problem"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One verdict. `problem`: certain to fail. `warning`: may fail, or wastes much. `unknown`:
-    cannot be seen from here.
+    """One result. `problem`: certain to fail. `warning`: may fail, or wastes much. `unknown`:
+    cannot be known here. `fix`: what to change.
     """
 
     level: Level
     about: str
     says: str
-    mend: str = ""
+    fix: str = ""
 
     def as_dict(self) -> dict[str, str]:
         return dict(vars(self))
@@ -23,9 +23,8 @@ class Finding:
 
 @dataclass
 class Section:
-    """A part of the report: its heading, rows of (what, value, where the value comes from), and
-    tables of strings.
-    """
+    """A section of the report: its title, rows of (name, value, source of the value), and
+    tables."""
 
     title: str
     rows: list[tuple[str, str, str]] = field(default_factory=list)
@@ -37,7 +36,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Grid:
-    """A table: the first column is text, the others are numbers. `note` stands below it."""
+    """A table: the first column is text, the others are numbers. `note` is printed below it."""
 
     title: str
     columns: tuple[str, ...]
@@ -47,18 +46,16 @@ class Grid:
 
 @dataclass
 class Diagnosis:
-    """Everything the doctor found: `sections` for people, `numbers` for programs, `findings` for
-    both.
-    """
+    """All results: `sections` for people, `numbers` for programs, `findings` for both."""
 
     sections: list[Section] = field(default_factory=list)
     numbers: dict[str, Any] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
 
-    def find(self, level: Level, about: str, says: str, mend: str = "") -> None:
-        self.findings.append(Finding(level, about, says, mend))
+    def find(self, level: Level, about: str, says: str, fix: str = "") -> None:
+        self.findings.append(Finding(level, about, says, fix))
 
     @property
     def exit_code(self) -> int:
-        """2 when something is certain to fail, else 0."""
+        """2 if something is certain to fail, else 0."""
         return 2 if any(finding.level == "problem" for finding in self.findings) else 0

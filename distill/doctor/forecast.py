@@ -1,5 +1,5 @@
-"""What a recipe needs and takes on given GPUs, under each placement: tables, verdicts, and the
-assumption beside each number.
+"""Predicts memory and speed of a recipe on given GPUs, for each placement: tables, findings, and
+the assumptions behind each number.
 """
 
 from distill.doctor.findings import Diagnosis, Grid, Section
@@ -15,15 +15,14 @@ SCALES = (1, 8, 64, 512)
 
 
 def forecast(diagnosis: Diagnosis, setting: Setting) -> None:
-    """Add what is counted, what each placement needs, what bounds the recipe and what it takes on
-    more and fewer GPUs.
+    """Adds sections to a diagnosis: counts of the models, memory of each placement, what limits the
+    speed, and time for different numbers of GPUs.
     """
     try:
         own = setting.layout(setting.cluster.num_gpus)
         setting.step(own)
     except InputError as error:
-        # A batch that does not divide is found by check_recipe; a dtype that the GPU lacks is found
-        # here alone.
+        # check_recipe reports a batch that does not divide, but not a dtype that the GPU lacks.
         if "does not divide" not in str(error):
             diagnosis.find(
                 "problem",
@@ -32,13 +31,13 @@ def forecast(diagnosis: Diagnosis, setting: Setting) -> None:
                 "train.precision and teacher.dtype, or another --gpu",
             )
         return
-    diagnosis.sections.append(_counted(setting, own))
+    diagnosis.sections.append(_models(setting, own))
     diagnosis.sections.append(_fit(diagnosis, setting, own))
     diagnosis.sections.append(_pace(diagnosis, setting, own))
     diagnosis.sections.append(_assumptions(setting))
 
 
-def _counted(setting: Setting, layout: Layout) -> Section:
+def _models(setting: Setting, layout: Layout) -> Section:
     section = Section("Models, counted")
     teacher, b = setting.profiles.teacher, layout.micro_batch
     if teacher is not None:
@@ -46,29 +45,29 @@ def _counted(setting: Setting, layout: Layout) -> Section:
         section.add(
             "teacher",
             f"{teacher.name}: {teacher.parameters / 1e6:,.1f} M parameters,"
-            f" {gib(teacher.weight_bytes)} in {teacher.dtype}; {gflops:,.1f} GFLOP an image",
+            f" {gib(teacher.weight_bytes)} in {teacher.dtype}; {gflops:,.1f} GFLOP per image",
             "forward",
         )
     of_stage = (
-        f" (of stage {setting.profiles.of_stage}, which holds most)"
+        f" (in stage {setting.profiles.of_stage}, which needs most)"
         if setting.profiles.of_stage
         else ""
     )
-    alike: dict[tuple[str, int, bool], list[str]] = {}
+    same: dict[tuple[str, int, bool], list[str]] = {}
     for student in setting.profiles.students:
-        alike.setdefault((student.model, student.state_bytes, student.checkpointing), []).append(
+        same.setdefault((student.model, student.state_bytes, student.checkpointing), []).append(
             student.name
         )
     for student in setting.profiles.students:
-        names = alike[student.model, student.state_bytes, student.checkpointing]
+        names = same[student.model, student.state_bytes, student.checkpointing]
         if names[0] != student.name:
             continue
         gflops = student.train.flops(b) / b / 1e9
         section.add(
             ", ".join(names),
             f"{student.model}: {student.parameters / 1e6:,.1f} M parameters, optimizer"
-            f" {gib(student.state_bytes)}{of_stage}; {gflops:,.1f} GFLOP an image;"
-            f" {student.kept.at(b) / b / 1e6:,.1f} MB of activations an image in"
+            f" {gib(student.state_bytes)}{of_stage}; {gflops:,.1f} GFLOP per image;"
+            f" {student.kept.at(b) / b / 1e6:,.1f} MB of activations per image in"
             f" {student.precision}",
             f"forward and backward, {student.train.times} x the forward",
         )
@@ -97,9 +96,9 @@ def _fit(diagnosis: Diagnosis, setting: Setting, own: Layout) -> Section:
             )
         )
     note = (
-        f"* the recipe's own; {own.micro_batch} images a forward, {own.num_forwards} a step;"
-        f" against {gib(setting.limit_bytes)} ({setting.sources['memory']}). ZeRO takes optimizers"
-        " that treat each weight by itself: AdamW, SGD, Lion."
+        f"* of the recipe; {own.micro_batch} images a forward, {own.num_forwards} forwards a step;"
+        f" limit {gib(setting.limit_bytes)} ({setting.sources['memory']}). ZeRO needs optimizers"
+        " that update each weight independently: AdamW, SGD, Lion."
     )
     columns = (
         "placement",
@@ -114,7 +113,7 @@ def _fit(diagnosis: Diagnosis, setting: Setting, own: Layout) -> Section:
         "images/s",
     )
     section.tables.append(Grid(f"on {own.num_processes} processes", columns, tuple(rows), note))
-    _judge_fit(diagnosis, setting, own, plans)
+    _find_fit(diagnosis, setting, own, plans)
     diagnosis.numbers["memory"] = [
         {
             "placement": _keys(layout),
@@ -128,13 +127,13 @@ def _fit(diagnosis: Diagnosis, setting: Setting, own: Layout) -> Section:
     return section
 
 
-def _judge_fit(
+def _find_fit(
     diagnosis: Diagnosis,
     setting: Setting,
     own: Layout,
     plans: list[tuple[Layout, Memory, Step, bool]],
 ) -> None:
-    """Does the recipe's own placement fit, and is there a better one?"""
+    """Adds a finding: whether the placement of the recipe fits, and whether another is faster."""
     memory, pace = setting.memory(own), setting.step(own)
     fitting = [(layout, other) for layout, _, other, fits in plans if fits]
     best = max(fitting, key=lambda plan: plan[1].images_s, default=None)
@@ -151,16 +150,16 @@ def _judge_fit(
             )
         return
     if best is not None:
-        mend = _keys(best[0])
+        fix = _keys(best[0])
     else:
         smaller = "a smaller train.micro_batch_size" + (
-            " (it shapes BatchNorm's statistics)" if own.micro_batch > 2 else ""
+            " (it changes the statistics of BatchNorm)" if own.micro_batch > 2 else ""
         )
         plain = any(
             student.can_checkpoint and not student.checkpointing
             for student in setting.profiles.students
         )
-        mend = f"{smaller}, more processes" + (
+        fix = f"{smaller}, more processes" + (
             ", or student.grad_checkpointing=true" if plain else ""
         )
     if memory.lasting > limit:
@@ -168,37 +167,37 @@ def _judge_fit(
             "problem",
             "memory",
             f"weights and optimizer alone are {gib(memory.lasting)}, and {label} has {gib(limit)}",
-            mend,
+            fix,
         )
     else:
         diagnosis.find(
             "warning",
             "memory",
             f"about {gib(memory.total)} are needed, and {label} has {gib(limit)}",
-            mend,
+            fix,
         )
 
 
 def _pace(diagnosis: Diagnosis, setting: Setting, own: Layout) -> Section:
-    section = Section("What will bound it, predicted")
+    section = Section("Predicted time of a step")
     pace = setting.step(own)
     parts = {
-        "teacher forward": (pace.teacher_s, f"{pace.teacher_flops / 1e12:,.1f} TFLOP a process"),
+        "teacher forward": (pace.teacher_s, f"{pace.teacher_flops / 1e12:,.1f} TFLOP per process"),
         "gathering the teacher": (
             pace.gather_s,
-            f"{pace.gather_bytes / 1e9:,.2f} GB received; what does not hide",
+            f"{pace.gather_bytes / 1e9:,.2f} GB received; the part that does not overlap",
         ),
         "students, forward and backward": (
             pace.student_s,
-            f"{pace.student_flops / 1e12:,.1f} TFLOP a process",
+            f"{pace.student_flops / 1e12:,.1f} TFLOP per process",
         ),
         "synchronising gradients": (
             pace.sync_s,
-            f"{pace.sync_bytes / 1e9:,.2f} GB sent; what does not hide",
+            f"{pace.sync_bytes / 1e9:,.2f} GB sent; the part that does not overlap",
         ),
         "optimizer and averages": (pace.update_s, "memory traffic"),
-        "or Python and launches": (pace.host_s, "goes on beside the GPU"),
-        "or reading and decoding": (pace.data_s, "goes on beside the GPU"),
+        "or Python and launches": (pace.host_s, "in parallel with the GPU"),
+        "or reading and decoding": (pace.data_s, "in parallel with the GPU"),
     }
     for part, (seconds, what) in parts.items():
         section.add(part, f"{seconds * 1e3:,.1f} ms", what)
@@ -242,50 +241,50 @@ def _pace(diagnosis: Diagnosis, setting: Setting, own: Layout) -> Section:
     section.tables.append(
         Grid(
             f"{setting.recipe.budgets}, {length}, on {setting.cluster.gpu.label}",
-            ("GPUs", "images each", "ms a step", "images/s", "GPU hours", "hours", "bound"),
+            ("GPUs", "images each", "ms per step", "images/s", "GPU hours", "hours", "bound"),
             tuple(rows),
-            f"Predicted, not measured; training steps alone. {setting.cluster.gpus_per_node} GPUs a"
-            " node.",
+            "Predicted, not measured; only training steps;"
+            f" {setting.cluster.gpus_per_node} GPUs per node.",
         )
     )
     diagnosis.numbers["forecast"] = numbers
     diagnosis.numbers["step"] = {**vars(pace), "seconds": pace.seconds, "bound": pace.bound}
-    _judge_bound(diagnosis, setting, pace)
+    _find_bound(diagnosis, setting, pace)
     return section
 
 
-_MENDS = {
-    "data": "more decoding processes (data.num_workers), more cores a GPU, or a faster disk",
-    "host": "train.compile=true, or more images a forward",
+_FIXES = {
+    "data": "more decoding processes (data.num_workers), more CPU cores per GPU, or a faster disk",
+    "host": "train.compile=true, or more images per forward",
     "communication": "fewer nodes, a faster network, or a larger batch",
 }
 
 
-def _judge_bound(diagnosis: Diagnosis, setting: Setting, pace: Step) -> None:
+def _find_bound(diagnosis: Diagnosis, setting: Setting, pace: Step) -> None:
     says = (
-        f"{pace.bound} will bound it: about {pace.images_s:,.0f} images/s on"
+        f"{pace.bound} limits the speed: about {pace.images_s:,.0f} images/s on"
         f" {setting.cluster.num_gpus} {setting.cluster.gpu.label}"
     )
-    if pace.bound in _MENDS:
+    if pace.bound in _FIXES:
         ratio = pace.seconds / (pace.teacher_s + pace.student_s + pace.update_s)
         diagnosis.find(
             "warning",
             "speed",
-            f"{says}, {ratio:.1f} x what the GPUs would take",
-            _MENDS[pace.bound],
+            f"{says}, {ratio:.1f} x the time of the GPUs alone",
+            _FIXES[pace.bound],
         )
     else:
-        wide = (
+        is_fp32 = (
             pace.bound == "teacher"
             and setting.profiles.teacher is not None
             and setting.profiles.teacher.dtype == "fp32"
         )
-        mend = (
-            "teacher.dtype=bf16 doubles its peak, once you have measured that it is exact enough"
-            if wide
+        fix = (
+            "teacher.dtype=bf16 doubles its peak; measure first that it is exact enough"
+            if is_fp32
             else ""
         )
-        diagnosis.find("ok", "speed", says, mend)
+        diagnosis.find("ok", "speed", says, fix)
 
 
 def _assumptions(setting: Setting) -> Section:
@@ -307,32 +306,34 @@ def _assumptions(setting: Setting) -> Section:
         section.add(
             "fraction of peak in products",
             f"{assumed.product_fraction}",
-            "assumed; measured on a GPU: not run",
+            "assumed, not measured",
         )
         section.add(
             "fraction of memory bandwidth elsewhere",
             f"{assumed.traffic_fraction}",
-            "assumed; measured on a GPU: not run",
+            "assumed, not measured",
         )
     else:
         section.add("fraction of peak", f"{assumed.mfu}", "--mfu")
     section.add(
-        "in a node", f"{gpu.link_bytes_s / 1e9:,.0f} GB/s a GPU and direction ({gpu.link})", SOURCE
+        "in a node",
+        f"{gpu.link_bytes_s / 1e9:,.0f} GB/s per GPU and direction ({gpu.link})",
+        SOURCE,
     )
     section.add(
         "between nodes",
-        f"{cluster.network_bytes_s / 1e9:,.0f} GB/s a node and direction",
+        f"{cluster.network_bytes_s / 1e9:,.0f} GB/s per node and direction",
         sources["network"],
     )
     section.add(
         "fraction of a link that collectives reach",
-        f"{assumed.link_fraction}, and {assumed.hop_s * 1e6:.0f} us a hop",
+        f"{assumed.link_fraction}, and {assumed.hop_s * 1e6:.0f} us per hop",
         "assumed",
     )
     section.add("part of a pass that hides communication", f"{assumed.overlap}", "assumed")
     section.add(
         "Python and launch",
-        f"{assumed.host_s_per_kernel * 1e6:.0f} us a kernel, eager mode",
+        f"{assumed.host_s_per_kernel * 1e6:.0f} us per kernel, eager mode",
         "assumed",
     )
     section.add(
@@ -341,7 +342,7 @@ def _assumptions(setting: Setting) -> Section:
         sources["decode"],
     )
     section.add("classes", f"{setting.num_classes:,}", sources["classes"])
-    section.add("training images", setting.images_said, sources["images"])
+    section.add("training images", setting.images_text, sources["images"])
     section.add(
         "reserve",
         f"{gib(setting.reserve.context_bytes)} for CUDA, NCCL and workspaces,"
@@ -362,5 +363,5 @@ def _name(layout: Layout, setting: Setting) -> str:
 
 
 def _keys(layout: Layout) -> str:
-    """The overrides that make a placement."""
+    """The overrides that select a placement."""
     return f"teacher.placement={layout.teacher_placement} train.zero_stage={layout.zero_stage}"

@@ -1,5 +1,5 @@
-"""What vendors' data sheets say of GPUs: peak rates of dense products, memory, links. Nothing here
-was measured.
+"""GPUs in the data sheets of their vendors: peak rates of dense products, memory, links. Nothing
+here was measured.
 """
 
 from collections.abc import Mapping
@@ -13,12 +13,11 @@ class Gpu:
     """One GPU, from its vendor's data sheet (G = 1e9).
 
     Attributes:
-        peak_flops: dense products with float32 sums, FLOP/s by dtype; "fp32" is TF32 where the GPU
-            has it, which is what the engine switches on. A dtype that is missing has no fast path
-            there.
+        peak_flops: FLOP/s of dense products with float32 sums, by dtype. "fp32" is TF32 if the GPU
+            has it, which the engine switches on. The GPU has no fast path for a missing dtype.
         memory_bytes, memory_bytes_s: size and bandwidth of its memory.
-        link_bytes_s: to its neighbours in one node, one direction: NVLink, else PCI Express.
-        names: what a driver calls it, lower case, for recognising the GPU of this machine.
+        link_bytes_s: to another GPU in the same node, in one direction: NVLink, else PCI Express.
+        names: parts of its name in the driver, in lower case.
     """
 
     name: str
@@ -31,7 +30,7 @@ class Gpu:
     names: tuple[str, ...] = ()
 
     def peak(self, dtype: str) -> float:
-        """FLOP/s of dense products in "fp32", "bf16" or "fp16".
+        """The FLOP/s of dense products in "fp32", "bf16" or "fp16".
 
         Raises:
             InputError: the GPU has no fast products in that dtype.
@@ -55,14 +54,14 @@ def _gpu(
     names: tuple[str, ...],
     bf16: bool = True,
 ) -> Gpu:
-    """Data-sheet units: TFLOP/s, GB, TB/s, GB/s a direction."""
+    """Builds a Gpu from the units of data sheets: TFLOP/s, GB, TB/s, GB/s in one direction."""
     peaks = {"fp32": single * 1e12, "fp16": half * 1e12} | ({"bf16": half * 1e12} if bf16 else {})
     return Gpu(name, label, peaks, gb * 1e9, tb_s * 1e12, link[1] * 1e9, link[0], names)
 
 
-# Dense rates: data sheets print those with 2:4 sparsity beside or instead of them, which are twice
-# as high. NVLink figures there add both directions; here is one. Consumer GPUs: NVIDIA's
-# architecture papers, products of halves with float32 sums.
+# Rates are dense; data sheets also print rates with 2:4 sparsity, which are twice as high. NVLink
+# rates are for one direction; data sheets add both. Consumer GPUs are from NVIDIA's architecture
+# papers, for half-precision products with float32 sums.
 GPUS = {
     gpu.name: gpu
     for gpu in (
@@ -184,10 +183,10 @@ SOURCE = "vendor data sheet, dense"
 
 
 def find_gpu(name: str) -> Gpu:
-    """A GPU of the table, by its short name.
+    """Returns a GPU of the table by its short name.
 
     Raises:
-        InputError: no such GPU; names the nearest.
+        InputError: there is no such GPU; the message names the nearest.
     """
     key = name.lower().replace("_", "-").replace(" ", "-")
     if key not in GPUS:
@@ -198,12 +197,12 @@ def find_gpu(name: str) -> Gpu:
 
 
 def recognise(device_name: str) -> Gpu | None:
-    """The GPU that a driver's name means, such as "NVIDIA A100-SXM4-80GB"; None when the table
-    lacks it.
+    """Returns the GPU for a driver's name, such as "NVIDIA A100-SXM4-80GB"; None if the table lacks
+    it.
     """
     name = device_name.lower()
     found = [gpu for gpu in GPUS.values() if any(known in name for known in gpu.names)]
-    # "NVIDIA L4" is the start of "NVIDIA L40S": the longest name that fits is meant.
+    # "NVIDIA L4" is the start of "NVIDIA L40S", so the longest name that matches wins.
     return max(
         found, key=lambda gpu: max(len(known) for known in gpu.names if known in name), default=None
     )

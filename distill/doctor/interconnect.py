@@ -1,4 +1,4 @@
-"""How fast processes talk: an all-reduce timed at a few sizes, on all of them together."""
+"""Measures the interconnect: the time of an all-reduce of several sizes over all processes."""
 
 import time
 from dataclasses import dataclass
@@ -17,11 +17,10 @@ _REPEATS = {"cuda": 10, "cpu": 3}
 
 @dataclass(frozen=True)
 class Timing:
-    """One size: seconds of an all-reduce (the slowest process's, the mean of its repeats), and bus
-    bandwidth in bytes/s.
+    """The time of an all-reduce of `size` bytes: the mean over repeats, of the slowest process.
 
-    Bus bandwidth is 2 (N - 1) / N * size / seconds: what each process sends in a ring, so that it
-    can be held against a link's rate whatever N is (as in nccl-tests).
+    The bus bandwidth, 2 (N - 1) / N * size / seconds, is what each process sends in a ring. It can
+    be compared with the rate of a link for any number of processes N (as in nccl-tests).
     """
 
     size: int
@@ -30,12 +29,12 @@ class Timing:
 
 
 def measure_all_reduce(engine: Engine) -> list[Timing]:
-    """All-reduce of float32 zeros. Collective: every rank."""
+    """Collective. Measures an all-reduce of float32 zeros."""
     timings = []
     device, repeats = engine.device, _REPEATS[engine.device.type]
     for size in _SIZES[device.type]:
         tensor = torch.zeros(size // 4, device=device)
-        for _ in range(2):  # connections are made, buffers touched
+        for _ in range(2):  # opens connections and touches buffers
             dist.all_reduce(tensor)
         _wait(device)
         dist.barrier()
@@ -59,12 +58,12 @@ def _wait(device: torch.device) -> None:
 def report_interconnect(
     diagnosis: Diagnosis, timings: list[Timing], num_processes: int, backend: str
 ) -> None:
-    """Add what was measured, or that nothing was."""
+    """Adds the timings to a diagnosis, or that nothing was measured."""
     section = Section("Interconnect")
     if not timings:
         section.add(
             "all-reduce",
-            "not measured: this is one process",
+            "not measured: there is only one process",
             "torchrun --nproc-per-node N -m distill doctor measures it",
         )
     else:

@@ -1,5 +1,5 @@
-"""What this machine is: versions, devices, backends, environment. Nothing here needs a recipe, a
-GPU or a network.
+"""Examines this machine: versions, devices, backends, environment. It needs no recipe, GPU or
+network.
 """
 
 import os
@@ -33,7 +33,7 @@ _OPTIONAL = {
     )
 }
 
-# Variables that change how fast or whether a run goes, and are easy to forget.
+# Variables that affect the speed or the success of a run, and are easy to forget.
 _WATCHED = (
     "OMP_NUM_THREADS",
     "CUDA_VISIBLE_DEVICES",
@@ -56,20 +56,20 @@ _WATCHED = (
     "SLURM_NNODES",
 )
 _SLOW = {
-    "CUDA_LAUNCH_BLOCKING": "every kernel is waited for",
-    "NCCL_P2P_DISABLE": "GPUs of a node talk through host memory",
-    "NCCL_IB_DISABLE": "nodes talk through sockets instead of InfiniBand",
-    "TORCH_DISTRIBUTED_DEBUG": "collectives are checked, at a cost",
+    "CUDA_LAUNCH_BLOCKING": "the host waits for every kernel",
+    "NCCL_P2P_DISABLE": "GPUs of a node communicate through host memory",
+    "NCCL_IB_DISABLE": "nodes communicate through sockets instead of InfiniBand",
+    "TORCH_DISTRIBUTED_DEBUG": "collectives are checked, which is slow",
 }
 
 
 def cores() -> int:
-    """Cores that this process may run on."""
+    """The number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def examine_machine(diagnosis: Diagnosis, recipe: Recipe | None, *, needs_deepspeed: bool) -> None:
-    """Add versions, devices, backends and environment."""
+    """Adds versions, devices, backends and environment to a diagnosis."""
     diagnosis.sections.append(_versions(diagnosis, needs_deepspeed))
     diagnosis.sections.append(_devices(diagnosis))
     diagnosis.sections.append(_environment(diagnosis, recipe))
@@ -99,7 +99,7 @@ def _versions(diagnosis: Diagnosis, needs_deepspeed: bool) -> Section:
 
 
 def _driver() -> str:
-    """The kernel module's own word, which needs no tool."""
+    """The version of the NVIDIA driver, from its kernel module."""
     try:
         first = Path("/proc/driver/nvidia/version").read_text().splitlines()[0]
     except (OSError, IndexError):
@@ -123,14 +123,14 @@ def _devices(diagnosis: Diagnosis) -> Section:
                     "warning",
                     "devices",
                     f"GPU {index} has {gib(total - free)} in use",
-                    "nvidia-smi shows by whom",
+                    "nvidia-smi shows which processes use it",
                 )
     else:
         section.add("GPU", "none", "torch")
         diagnosis.find(
             "unknown",
             "devices",
-            "torch sees no GPU here: speeds and memory below are of the GPU named, and predicted",
+            "torch finds no GPU: speed and memory below are predictions for the GPU named there",
         )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     section.add(
@@ -145,11 +145,11 @@ def _devices(diagnosis: Diagnosis) -> Section:
     }
     section.add(
         "backends",
-        ", ".join(f"{name} {'yes' if there else 'no'}" for name, there in backends.items()),
+        ", ".join(f"{name} {'yes' if found else 'no'}" for name, found in backends.items()),
     )
     if gpus and not backends["nccl"]:
         diagnosis.find(
-            "problem", "devices", "there are GPUs and torch has no NCCL", "install torch for CUDA"
+            "problem", "devices", "there are GPUs, but torch has no NCCL", "install torch for CUDA"
         )
     diagnosis.numbers["devices"] = {
         "gpus": gpus,
@@ -180,7 +180,7 @@ def _environment(diagnosis: Diagnosis, recipe: Recipe | None) -> Section:
         section.add(
             "launcher",
             "none" if count == 1 else f"{count} processes",
-            "nothing contradicts " + ("a recipe" if recipe is None else "the recipe"),
+            "no variable contradicts " + ("a recipe" if recipe is None else "the recipe"),
         )
     except InputError as error:
         diagnosis.find("problem", "environment", str(error))
@@ -193,12 +193,12 @@ def _environment(diagnosis: Diagnosis, recipe: Recipe | None) -> Section:
 
 
 def gib(size: float) -> str:
-    """Bytes as people read memory: "12.3 GiB", "45 MiB"."""
+    """Bytes as text: "12.3 GiB", "45 MiB"."""
     return f"{size / 2**30:,.1f} GiB" if size >= 2**30 else f"{size / 2**20:,.0f} MiB"
 
 
 def free_bytes(path: Path) -> tuple[Path, int]:
-    """The nearest folder above `path` that exists, and the bytes free there."""
+    """The nearest existing folder at or above `path`, and its free bytes."""
     folder = path.expanduser().resolve()
     while not folder.is_dir():
         folder = folder.parent

@@ -1,5 +1,5 @@
-"""From a recipe to profiles: its models built without memory, and counted. No weights are read and
-no data is needed.
+"""Builds the models of a recipe without memory and counts them. It reads no weights and needs no
+data.
 """
 
 import dataclasses
@@ -23,17 +23,19 @@ from distill.recipe import Recipe, schema
 from distill.recipe.schema import ELEMENTWISE_OPTIMIZERS
 from distill.student.optimizer import check_optimizer, take_two_steps
 
-# What a student's bytes and FLOPs depend on beside its optimizer; students that differ in objective
-# or schedule alone are counted once.
+# The keys of a student that change its bytes and FLOPs, except the optimizer: students that only
+# differ in objective or schedule are counted once.
 _SHAPE = ("model", "model_args", "drop_path", "drop_rate", "grad_checkpointing", "mean", "std")
 
 
 @dataclass(frozen=True)
 class Profiles:
-    """What a recipe's models come to. `unknown`: what could not be counted, a sentence each.
+    """The counted models of a recipe.
 
-    `students`: as they stand in the stage whose optimizers hold most; `of_stage` names it where
-      another's hold less.
+    Attributes:
+        students: with the optimizers of the stage that needs most memory.
+        unknown: a sentence for each model that could not be counted.
+        of_stage: the name of that stage, if the stages differ.
     """
 
     teacher: TeacherProfile | None
@@ -43,14 +45,14 @@ class Profiles:
 
 
 def measure(recipe: Recipe, num_classes: int) -> Profiles:
-    """Count teacher and students of a recipe. Seconds, and no memory.
+    """Counts the teacher and the students of a recipe, which takes seconds and no memory.
 
     Args:
-        num_classes: of the data.
+        num_classes: the number of classes of the data.
 
     Raises:
-        InputError: a model that timm does not know or refuses; `distill.training.check` explains it better,
-            and goes first.
+        InputError: timm does not know or cannot build a model. `distill.training.check` runs before
+            this and explains it better.
     """
     unknown = []
     teacher = None
@@ -58,8 +60,8 @@ def measure(recipe: Recipe, num_classes: int) -> Profiles:
         origin = teacher_known_here(recipe.teacher, Path())
         if origin is None:
             unknown.append(
-                f"teacher: its weights {recipe.teacher.weights} are not here and would name the"
-                " model: it is left out of what follows; teacher.model=NAME gives it"
+                f"teacher: its weights {recipe.teacher.weights}, which contain the name of the"
+                " model, are not available: the numbers are without it; set teacher.model=NAME"
             )
         else:
             classes = num_classes if recipe.teacher.weights == "random" else None
@@ -71,8 +73,8 @@ def measure(recipe: Recipe, num_classes: int) -> Profiles:
 def _measure_students(
     recipe: Recipe, num_classes: int
 ) -> tuple[tuple[StudentProfile, ...], str | None]:
-    """The students with the optimizers of the stage that needs most memory, and which it is, None
-    where all need the same.
+    """The students with the optimizers of the stage that needs most memory, and its name; None if
+    all stages need the same.
     """
     counted: dict[str, StudentProfile] = {}
     stages: list[tuple[StudentProfile, ...]] = []
@@ -80,27 +82,27 @@ def _measure_students(
         students = []
         for name, spec in recipe.at_stage(index).students.items():
             shape = repr([getattr(spec, field) for field in _SHAPE])
-            alike = shape + repr(spec.optimizer.model_copy(update={"lr": 1.0}))
+            key = shape + repr(spec.optimizer.model_copy(update={"lr": 1.0}))
             if shape not in counted:
-                counted[shape] = counted[alike] = measure_student(
+                counted[shape] = counted[key] = measure_student(
                     name, spec, num_classes, recipe.data.image_size, recipe.train.precision
                 )
-            elif alike not in counted:
+            elif key not in counted:
                 net = student_without_memory(
                     spec, num_classes=num_classes, image_size=recipe.data.image_size
                 )
-                counted[alike] = dataclasses.replace(
+                counted[key] = dataclasses.replace(
                     counted[shape],
                     state_bytes=optimizer_bytes(net, spec.optimizer),
                     elementwise=_is_elementwise(spec.optimizer),
                 )
             students.append(
-                dataclasses.replace(counted[alike], name=name, num_emas=len(spec.ema.decays))
+                dataclasses.replace(counted[key], name=name, num_emas=len(spec.ema.decays))
             )
         stages.append(tuple(students))
     state_bytes = [sum(student.state_bytes for student in students) for students in stages]
     largest = state_bytes.index(max(state_bytes))
-    # A placement is the run's: every stage's optimizer has to bear it.
+    # All stages have the same placement, so every optimizer must allow it.
     shown = tuple(
         dataclasses.replace(
             student, elementwise=all(students[i].elementwise for students in stages)
@@ -111,8 +113,8 @@ def _measure_students(
 
 
 def expected_classes(recipe: Recipe) -> int | None:
-    """Classes of the data as the recipe's models tell them, when the data is not here; None when
-    they tell nothing.
+    """The number of classes according to the teacher, for data that is not available; None if the
+    teacher does not have it.
     """
     if recipe.teacher is None or recipe.teacher.weights == "random":
         return None
@@ -127,7 +129,7 @@ def expected_classes(recipe: Recipe) -> int | None:
 def measure_teacher(
     spec: schema.TeacherSpec, origin: Origin, num_classes: int | None, data_image_size: int
 ) -> TeacherProfile:
-    """A frozen model in its own dtype and at its own size."""
+    """Counts the teacher with its own dtype and image size."""
     view = teacher_view(spec, origin, data_image_size)
     size, dtype = view.image_size, DTYPES[spec.dtype]
     with torch.device("meta"):
@@ -155,11 +157,11 @@ def measure_teacher(
 def measure_student(
     name: str, spec: schema.StudentSpec, num_classes: int, image_size: int, precision: str
 ) -> StudentProfile:
-    """A model that learns, in float32 weights and the precision of the run."""
+    """Counts a student with float32 weights and the precision of the run."""
     net = student_without_memory(spec, num_classes=num_classes, image_size=image_size)
     if spec.grad_checkpointing:
         checkpoint_activations(net, spec.model)
-    network = Network(net, Pixels((0.5,) * 3, (0.5,) * 3)).train()  # values cost nothing
+    network = Network(net, Pixels((0.5,) * 3, (0.5,) * 3)).train()  # any values
     with fake(network):
         weight_bytes, buffer_bytes, largest = held(net)
         train, kept, working = training_pass(
@@ -188,11 +190,11 @@ def _is_elementwise(spec: schema.OptimizerSpec) -> bool:
 
 
 def optimizer_bytes(net: nn.Module, spec: schema.OptimizerSpec) -> int:
-    """Bytes of the optimizer's state, from two steps over a small matrix and a small vector:
-    scalars of state a scalar of weights.
+    """The bytes of the optimizer's state, extrapolated from two steps on a small matrix and a small
+    vector.
 
-    Exact for optimizers that keep whole moments (AdamW, LAMB, SGD, Lion ...); those that factor
-    them (Adafactor) keep less than this. Step counters are left out.
+    It is exact for optimizers that store moments of each weight (AdamW, LAMB, SGD, Lion ...), and
+    too high for those that factor them (Adafactor). Step counters are not counted.
     """
     check_optimizer(net, spec, key="students.*.optimizer")
     each = {}

@@ -1,4 +1,4 @@
-"""Bytes that a process needs on its GPU and on the host, under each placement. Pure arithmetic."""
+"""The bytes that a process needs on its GPU and on the host with each placement: arithmetic."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,19 +8,18 @@ from distill.doctor.profiles import Layout, StudentProfile, TeacherProfile
 # DeepSpeed 0.19.8's stage3_prefetch_bucket_size: scalars that ZeRO-3 gathers ahead of the layer
 # that computes.
 PREFETCH_SCALARS = 5e7
-# What engine.zero sets as its reduce_bucket_size (a test compares): a buffer that each engine
-# allocates whole.
+# The reduce_bucket_size of engine.zero (a test compares): a buffer that each engine allocates.
 BUCKET_SCALARS = 5e7
 _FLOAT32 = 4
 
 
 @dataclass(frozen=True)
 class Reserve:
-    """What no count of tensors sees; assumed, not measured.
+    """Memory that is not in tensors; assumed, not measured.
 
     Attributes:
         context_bytes: CUDA context, libraries' workspaces, NCCL's buffers.
-        fragmentation: of everything else, lost between the allocator's blocks.
+        fragmentation: fraction of all other memory that is lost between the allocator's blocks.
     """
 
     context_bytes: float = 2e9
@@ -29,8 +28,8 @@ class Reserve:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one process. `device` and `host` name what holds them; `lasting` are those that no
-    smaller micro-batch would free.
+    """The bytes of one process on its GPU and on the host, by purpose. `lasting` bytes do not
+    depend on the micro-batch.
     """
 
     device: dict[str, float]
@@ -56,24 +55,24 @@ LASTING = (TEACHER, WEIGHTS, GRADIENTS, OPTIMIZER, COPY, BUCKET, EMA)
 
 
 def teacher_bytes(teacher: TeacherProfile, layout: Layout) -> tuple[float, float, float]:
-    """(on the device all the time, gathered during its forward, on the host).
+    """The bytes of the teacher: (always on the device, gathered in its forward, on the host).
 
-    Replicated: all of it. ZeRO-3: a shard of 1/N on the device or, offloaded, on the host; the
-    forward gathers the layer that computes and `PREFETCH_SCALARS` of those that follow.
+    Replicated: all on the device. ZeRO-3: a partition of 1/N on the device, or with offload on the
+    host; the forward gathers the current layer and `PREFETCH_SCALARS` of the next ones.
     """
     if layout.teacher_placement == "replicated":
         return teacher.weight_bytes, 0.0, 0.0
     scalar = teacher.weight_bytes / teacher.parameters
     gathered = min(teacher.weight_bytes, teacher.largest_bytes + PREFETCH_SCALARS * scalar)
-    shard = teacher.weight_bytes / layout.num_processes
-    return (0.0, gathered, shard) if layout.teacher_offload else (shard, gathered, 0.0)
+    partition = teacher.weight_bytes / layout.num_processes
+    return (0.0, gathered, partition) if layout.teacher_offload else (partition, gathered, 0.0)
 
 
 def student_bytes(
     student: StudentProfile, layout: Layout
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """(on the device, on the host) of one student, without activations. P scalars over N processes,
-    float32 weights:
+    """The bytes of one student without activations: (on the device, on the host). With P float32
+    weights and N processes:
 
     ================  =======  =======  =======  =======
     bytes             DDP      ZeRO-1   ZeRO-2   ZeRO-3
@@ -81,29 +80,27 @@ def student_bytes(
     weights           4P       4P       4P       4P/N
     gradients         4P       4P       4P/N     4P/N
     optimizer state   s        s/N      s/N      s/N
-    copy of a shard   0        4P/N     4P/N     0
+    partition copy    0        4P/N     4P/N     0
     an average        4P       4P/N     4P/N     4P/N
     bucket            0        b        b        b
     ================  =======  =======  =======  =======
 
-    The copy is DeepSpeed's: stage_1_and_2.py clones the shard that it updates, whatever its dtype;
-    stage3.py does not where weights are float32 and stay on the device. The bucket b is 4 min(P,
-    `BUCKET_SCALARS`). Offloading moves optimizer state, the copy, sharded gradients and, under
-    ZeRO-3, the shard of the weights to the host. Buffers are whole on every process, and whole in
-    each average.
+    DeepSpeed makes the copy: stage_1_and_2.py clones the partition that it updates, for any dtype;
+    stage3.py does not if weights are float32 and stay on the device. The bucket b is 4 min(P,
+    `BUCKET_SCALARS`). Offload moves the optimizer state, the copy, partitioned gradients and, with
+    ZeRO-3, the partition of the weights to the host. Buffers are not partitioned.
     """
-    stage = (
-        layout.zero_stage if layout.num_processes > 1 or layout.zero_offload else 0
-    )  # nothing is sharded over one
-    shard = student.weight_bytes / (layout.num_processes if stage else 1)
-    weights = shard if stage == 3 else float(student.weight_bytes)
-    gradients = shard if stage >= 2 else float(student.weight_bytes)
+    # A single process partitions nothing without offload.
+    stage = layout.zero_stage if layout.num_processes > 1 or layout.zero_offload else 0
+    partition = student.weight_bytes / (layout.num_processes if stage else 1)
+    weights = partition if stage == 3 else float(student.weight_bytes)
+    gradients = partition if stage >= 2 else float(student.weight_bytes)
     state = student.state_bytes / (layout.num_processes if stage else 1)
-    copy = shard if stage in (1, 2) or (stage == 3 and layout.zero_offload) else 0.0
+    copy = partition if stage in (1, 2) or (stage == 3 and layout.zero_offload) else 0.0
     device = {
         WEIGHTS: weights + student.buffer_bytes,
         BUCKET: min(4 * BUCKET_SCALARS, float(student.weight_bytes)) if stage else 0.0,
-        EMA: student.num_emas * (shard + student.buffer_bytes),
+        EMA: student.num_emas * (partition + student.buffer_bytes),
     }
     if not layout.zero_offload:
         return device | {GRADIENTS: gradients, OPTIMIZER: state, COPY: copy}, {}
@@ -116,8 +113,8 @@ def student_bytes(
 
 
 def batch_bytes(micro_batch: int, image_size: int, num_classes: int) -> float:
-    """A micro-batch on the device and the next one on its way: float32 and uint8 pixels, label
-    distributions, teacher's logits.
+    """The bytes of a micro-batch on the device and of the next one: float32 and uint8 pixels, label
+    probabilities and teacher logits.
     """
     pixels = 3 * image_size**2
     return 2 * micro_batch * (pixels * (_FLOAT32 + 1) + 2 * num_classes * _FLOAT32)
@@ -132,11 +129,10 @@ def estimate(
     num_classes: int,
     reserve: Reserve,
 ) -> Memory:
-    """Peak bytes of one process.
+    """The peak bytes of one process.
 
-    Everything that lasts is added up over students; they compute one after another, and after the
-    teacher, so of the activations only the largest counts. Gathered layers are those of whoever
-    computes: the larger of teacher and students.
+    Lasting memory is summed over students. Teacher and students compute one after another, so only
+    the largest activations and the largest gathered layers count.
     """
     device: dict[str, float] = {}
     host: dict[str, float] = {}

@@ -1,9 +1,9 @@
-"""Counts what a forward and a backward would do on a GPU, without one: on tensors that have shapes
-and no memory.
+"""Counts the work of a forward and a backward pass on a GPU, without a GPU: on fake tensors, which
+have shapes but no memory.
 
-The tensors are torch's fake ones, said to lie on the CPU, so that autograd, autocast and gradient
-checkpointing run as they are. A dispatch mode under them sees each kernel: what it reads and
-writes, its FLOPs, and when the memory of a tensor is let go.
+The fake tensors of torch have the CPU as device, so that autograd, autocast and gradient
+checkpointing run unchanged. A dispatch mode below them sees each kernel: the bytes that it reads
+and writes, its FLOPs, and when the memory of a tensor is freed.
 """
 
 import weakref
@@ -24,21 +24,20 @@ from torch.utils.flop_counter import flop_registry
 from distill.doctor.profiles import Line, Pass, Product, through
 from distill.models.pixels import Pixels
 
-# Images of the two forwards that a line is drawn through.
+# The batch sizes of the two forwards from which a linear function is fitted.
 SMALL, LARGE = 8, 32
 
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Bytes alive and at their peak, memory traffic, FLOPs and kernels of everything computed
-    inside.
+    """Counts memory, memory traffic, FLOPs and kernels of the computations in its context.
 
     Attributes:
-        live, peak: bytes of tensors made inside.
-        kernels: operations that write memory; views are none.
-        other_bytes: what kernels without products read and write.
-        products: (FLOPs, bytes) of each product made while `forward` is true.
+        live, peak: current and largest number of bytes in new tensors.
+        kernels: number of operations that write memory, so without views.
+        other_bytes: bytes read and written by kernels that are not products.
+        products: (FLOPs, bytes) of each product while `forward` is true.
     """
 
     def __init__(self) -> None:
@@ -62,7 +61,7 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         given = {_storage(tensor) for tensor in inputs}
         made = [tensor for tensor in outputs if _storage(tensor) not in given]
         for tensor in made:
-            self._born(tensor)
+            self._track(tensor)
         in_place = func._schema.is_mutable
         if not (made or in_place) or "empty" in func.__name__:
             return result
@@ -79,16 +78,16 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.products.append((int(count(*args, **kwargs, out_val=result)), traffic))
         return result
 
-    def _born(self, tensor: Tensor) -> None:
+    def _track(self, tensor: Tensor) -> None:
         key, storage = _storage(tensor), tensor.untyped_storage()
         if key in self._alive:
             return
         self._alive[key] = storage.nbytes()
         self.live += self._alive[key]
         self.peak = max(self.peak, self.live)
-        weakref.finalize(storage, self._gone, key)
+        weakref.finalize(storage, self._release, key)
 
-    def _gone(self, key: int) -> None:
+    def _release(self, key: int) -> None:
         self.live -= self._alive.pop(key)
 
 
@@ -98,16 +97,15 @@ def _storage(tensor: Tensor) -> int:
 
 
 def _size(tensor: Tensor) -> int:
-    """Bytes that reading the tensor fetches: an expanded one is small."""
+    """The bytes that a kernel reads for a tensor; few for an expanded one."""
     return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
 
 
 class _AsOnCuda(TorchFunctionMode):
-    """Where autocast on CUDA computes in float32 and autocast on the CPU does not, and attention as
-    CUDA's kernels do it.
+    """Makes the CPU use float32 where autocast on CUDA does, and compute attention like CUDA.
 
-    With a bias that learns (BEiT's relative positions) the CPU falls back on writing the attention
-    matrix to memory; CUDA's memory-efficient kernel does not.
+    With a bias that learns (relative positions of BEiT), the CPU writes the attention matrix to
+    memory; the memory-efficient kernel of CUDA does not.
     """
 
     _WIDENED = frozenset(
@@ -155,19 +153,21 @@ class _AsOnCuda(TorchFunctionMode):
 
 @contextmanager
 def fake(model: nn.Module, dtype: torch.dtype = torch.float32) -> Iterator[nn.Module]:
-    """The model with fake tensors in place of its own (it may be on "meta"), inside a mode that
-    makes all new ones fake.
+    """Replaces the tensors of a model, which may be on "meta", by fake ones, in a context in which
+    all new tensors are fake.
 
-    `dtype` is that of its weights, as a teacher is cast: BatchNorm's stay as they are, and so do
-    the means of pixels.
+    Args:
+        dtype: of the weights. Those of BatchNorm and of the pixel statistics keep their dtype.
     """
     with FakeTensorMode():
         made: dict[int, Tensor] = {}
 
         def like(tensor: Tensor, module: nn.Module) -> Tensor:
-            wide = isinstance(module, _BatchNorm | Pixels) or not tensor.is_floating_point()
+            keeps_dtype = isinstance(module, _BatchNorm | Pixels) or not tensor.is_floating_point()
             if id(tensor) not in made:  # tied weights stay one
-                made[id(tensor)] = torch.empty(tensor.shape, dtype=tensor.dtype if wide else dtype)
+                made[id(tensor)] = torch.empty(
+                    tensor.shape, dtype=tensor.dtype if keeps_dtype else dtype
+                )
             return made[id(tensor)]
 
         for module in model.modules():
@@ -186,7 +186,7 @@ def fake(model: nn.Module, dtype: torch.dtype = torch.float32) -> Iterator[nn.Mo
 
 
 def autocast(precision: str) -> AbstractContextManager[Any]:
-    """Autocast as on the CPU; nothing for "fp32"."""
+    """Autocast on the CPU; nothing for "fp32"."""
     stack = ExitStack()
     if precision in HALVES:
         stack.enter_context(torch.autocast("cpu", dtype=HALVES[precision]))
@@ -194,8 +194,10 @@ def autocast(precision: str) -> AbstractContextManager[Any]:
 
 
 def forward_pass(model: Callable[[Tensor], Tensor], image_size: int) -> tuple[Pass, Line]:
-    """A forward without gradients of images [b, 3, S, S]; returns it and its peak working bytes.
-    Inside `fake`.
+    """Counts a forward without gradients of images [b, 3, S, S], in the context of `fake`.
+
+    Returns:
+        The pass, and its peak bytes.
     """
     meters: list[Meter] = []
     for count in (SMALL, LARGE):
@@ -209,21 +211,21 @@ def forward_pass(model: Callable[[Tensor], Tensor], image_size: int) -> tuple[Pa
 def training_pass(
     model: nn.Module, image_size: int, precision: str, *, checkpointing: bool
 ) -> tuple[Pass, Line, Line]:
-    """Forward and backward of a model that learns: the pass, bytes kept between them, and peak
-    bytes. Inside `fake`.
+    """Counts the forward and backward of a student, in the context of `fake`.
 
-    Gradients exist beforehand, as DDP's buckets do. The loss is a KL divergence, which is what most
-    recipes add to the logits.
+    Gradients exist before, like the buckets of DDP. The loss is a KL divergence, as in most
+    recipes.
+
+    Returns:
+        The pass, the bytes that the forward leaves for the backward, and the peak bytes.
     """
     meters, kept = [], []
     for parameter in model.parameters():
         parameter.grad = torch.empty_like(parameter)
     for count in (SMALL, LARGE):
         images = torch.empty(count, 3, image_size, image_size)
-        with (
-            _AsOnCuda(half=precision in HALVES),
-            Meter() as meter,
-        ):  # around the backward too: it may compute layers again
+        # Around the backward too: with checkpointing it computes layers again.
+        with _AsOnCuda(half=precision in HALVES), Meter() as meter:
             with autocast(precision):
                 logits = model(images)
             kept.append(meter.live)
@@ -232,9 +234,9 @@ def training_pass(
                 logits.float().log_softmax(-1), torch.empty(logits.shape), reduction="batchmean"
             )
             del logits
-            # What loss.backward() calls. It is a torch function itself, so that none called inside
-            # it would reach a mode: not those of layers that are computed again, which would then
-            # differ from what they were in the forward.
+            # This is what loss.backward() calls. loss.backward() is a torch function itself, so a
+            # mode would not see the functions in it, and layers that are computed again would
+            # differ from the forward.
             torch.autograd.Variable._execution_engine.run_backward(
                 (loss,),
                 (torch.ones_like(loss),),
@@ -267,8 +269,8 @@ def _pass(meters: list[Meter], times: int) -> Pass:
 
 
 def held(model: nn.Module) -> tuple[int, int, int]:
-    """(bytes of parameters, bytes of buffers, bytes of the one module that holds most itself), tied
-    weights counted once.
+    """The bytes of all parameters, of all buffers, and of the parameters of the largest single
+    module. Tied weights count once.
     """
     parameters = sum(_bytes({id(p): p for p in model.parameters()}))
     buffers = sum(_bytes({id(b): b for b in model.buffers()}))

@@ -1,15 +1,15 @@
-"""How long one step takes: numbers in, seconds out. Pure arithmetic, no torch; docs/scaling.md
-tells the same in words.
+"""Predicts the time of a step: arithmetic without torch, explained in docs/scaling.md.
 
-Three things go on at once, and the slowest decides:
+Three things run in parallel, and the slowest determines the time:
 
     step = max(device, host, data)
     device = teacher + exposed gather + students + exposed all-reduce + update
     host = kernels * host_s_per_kernel                    (eager mode: Python launches every kernel)
-    data = images of a process / (decoding processes * images/s of a core)
+    data = images per process / (decoding processes * images/s of a core)
 
-A pass on the device is a sum over its kernels: products take the longer of FLOPs / (fraction *
-peak) and bytes / (fraction * bandwidth), the rest bytes / (fraction * bandwidth).
+The time of a pass on the device is a sum over its kernels: a product takes the larger of
+FLOPs / (fraction * peak) and bytes / (fraction * bandwidth), any other kernel
+bytes / (fraction * bandwidth).
 """
 
 import math
@@ -24,18 +24,18 @@ _DDP_BUCKET = 25 * 2**20  # bytes: torch's bucket_cap_mb
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What was not measured here, each with its default. The two fractions were chosen low, since
-    the paper's V100s took longer than higher ones predict (docs/scaling.md sets the two beside each
-    other); the rest are rules of thumb.
+    """Assumptions that were not measured. The first two fractions are low, since the paper's V100s
+    took longer than higher fractions predict (docs/scaling.md compares them); the others are rules
+    of thumb.
 
     Attributes:
-        product_fraction: of the data sheet's FLOP/s that large products reach.
-        traffic_fraction: of the data sheet's memory bandwidth that other kernels reach.
-        mfu: given, passes take FLOPs / (mfu * peak) and nothing else: for who has measured it.
-        link_fraction: of a link's data-sheet rate that collectives reach.
-        hop_s: seconds a message takes from one GPU to the next, beside its bytes.
-        overlap: part of a pass behind which its communication can hide.
-        host_s_per_kernel: Python, autograd and launch, in eager mode.
+        product_fraction: fraction of the data sheet's FLOP/s that large products reach.
+        traffic_fraction: fraction of the data sheet's memory bandwidth that other kernels reach.
+        mfu: if set, a pass takes FLOPs / (mfu * peak), and the two fractions are not used.
+        link_fraction: fraction of a link's data-sheet rate that collectives reach.
+        hop_s: latency in seconds of a message from one GPU to the next.
+        overlap: fraction of a pass that can overlap with its communication.
+        host_s_per_kernel: seconds for Python, autograd and launch, in eager mode.
     """
 
     product_fraction: float = 0.4
@@ -49,13 +49,13 @@ class Assumptions:
 
 @dataclass(frozen=True)
 class Cluster:
-    """GPUs and what joins them.
+    """GPUs and their connections.
 
     Attributes:
-        network_bytes_s: between nodes, of one node, one direction, all its cards together.
-        decoders: decoding processes of each GPU's process.
-        decode_images_s: images that one decoding process reads, decodes and augments in a second.
-            Default: what `python -m benchmarks.loader --workers 0 --repeats 1 --clock cpu` showed
+        network_bytes_s: rate of one node to other nodes in one direction, over all its cards.
+        decoders: decoding processes for each GPU.
+        decode_images_s: images that a decoding process reads, decodes and augments in a second.
+            Default: measured with `python -m benchmarks.loader --workers 0 --repeats 1 --clock cpu`
             on a core of an AMD EPYC (261.5; JPEGs of 103 kB, strategy A2).
     """
 
@@ -72,8 +72,8 @@ class Cluster:
 
     @property
     def bandwidth(self) -> float:
-        """Bytes/s of the slowest link that a ring over all GPUs crosses: inside a node each GPU's
-        own, between nodes each node's.
+        """Bytes/s of the slowest link in a ring over all GPUs: each GPU has a link in its node, and
+        each node a link to other nodes.
         """
         link = self.gpu.link_bytes_s
         return min(link, self.network_bytes_s) if self.num_nodes > 1 else link
@@ -97,7 +97,7 @@ def gather_bytes(size: float, num_processes: int) -> float:
 
 
 def teacher_gather_bytes(teacher: TeacherProfile, layout: Layout) -> float:
-    """Bytes that each process receives in a step for a teacher under ZeRO-3: its weights once a
+    """Bytes that each process receives in a step for a teacher with ZeRO-3: all weights in each
     forward. Replicated: none.
     """
     if layout.teacher_placement == "replicated":
@@ -109,9 +109,9 @@ def student_sync_bytes(student: StudentProfile, layout: Layout) -> float:
     """Bytes that each process sends or receives in a step for one student, in units of G = (N - 1)
     / N * 4P.
 
-    DDP: 2 G (all-reduce, once a step). ZeRO-1: 2 G (reduce-scatter, then gather the updated
-    weights). ZeRO-2: (k + 1) G, gradients leave after each of the k micro-batches. ZeRO-3: 3 k G:
-    weights gathered for forward and backward, gradients scattered.
+    DDP: 2 G (an all-reduce in each step). ZeRO-1: 2 G (reduce-scatter of gradients, all-gather of
+    new weights). ZeRO-2: (k + 1) G (reduce-scatter in each of the k micro-batches). ZeRO-3: 3 k G
+    (all-gather for forward and for backward, reduce-scatter of gradients).
     """
     unit = gather_bytes(student.weight_bytes, layout.num_processes)
     k = layout.num_forwards
@@ -122,7 +122,7 @@ def student_sync_bytes(student: StudentProfile, layout: Layout) -> float:
 
 
 def pass_seconds(work: Pass, images: float, gpu: Gpu, dtype: str, assumed: Assumptions) -> float:
-    """One pass over `images` on the device."""
+    """Seconds of one pass over `images` on the device."""
     peak = gpu.peak(dtype)
     if assumed.mfu is not None:
         return work.flops(images) / (assumed.mfu * peak)
@@ -137,8 +137,8 @@ def pass_seconds(work: Pass, images: float, gpu: Gpu, dtype: str, assumed: Assum
 def wire_seconds(
     size: float, messages: int, cluster: Cluster, assumed: Assumptions, *, ways: int
 ) -> float:
-    """`size` bytes through the slowest link, and `messages` that each climb a tree of the GPUs
-    (`ways` 1) and descend it (2).
+    """Seconds of `size` bytes over the slowest link, plus the latency of `messages` that go up a
+    tree of the GPUs (`ways` 1), or up and down (`ways` 2).
     """
     if cluster.num_gpus == 1:
         return 0.0
@@ -147,15 +147,13 @@ def wire_seconds(
 
 
 def exposed(wire_s: float, behind_s: float, pieces: int, assumed: Assumptions) -> float:
-    """What of a communication does not hide behind computing; at least the last of its pieces."""
+    """Seconds of a communication that do not overlap with computation; at least the last piece."""
     return max(wire_s - assumed.overlap * behind_s, wire_s / pieces)
 
 
 @dataclass(frozen=True)
 class Step:
-    """Seconds of one step, by what takes them, and how many images a second that makes over all
-    GPUs.
-    """
+    """The seconds of one step by purpose, and the images per second over all GPUs."""
 
     teacher_s: float
     gather_s: float
@@ -185,9 +183,7 @@ class Step:
 
     @property
     def bound(self) -> str:
-        """What one would have to make faster: "data", "host", "teacher", "students" or
-        "communication".
-        """
+        """What limits the speed: "data", "host", "teacher", "students" or "communication"."""
         if self.seconds == self.data_s:
             return "data"
         if self.seconds == self.host_s:
@@ -207,11 +203,11 @@ def step(
     cluster: Cluster,
     assumed: Assumptions,
 ) -> Step:
-    """One optimizer step of every student behind one teacher forward.
+    """Predicts one optimizer step of all students with one teacher forward.
 
-    Students compute one after another. A student's backward, two thirds of its pass, hides the
-    all-reduce; the teacher's forward hides the gathering of its weights, a message a product. What
-    DeepSpeed's hooks around each module cost the host is not counted.
+    Students compute one after another. The all-reduce of a student overlaps with its backward, two
+    thirds of its pass; the gather of the teacher, with a message for each product, overlaps with
+    its forward. The host time of DeepSpeed's hooks is not counted.
     """
     assert layout.num_processes == cluster.num_gpus
     gpu, k, b = cluster.gpu, layout.num_forwards, layout.micro_batch
@@ -265,8 +261,8 @@ def step(
 
 
 def update_bytes(student: StudentProfile, layout: Layout) -> float:
-    """Memory traffic of the optimizer and the averages in a step: weights and state read and
-    written, gradients read.
+    """Bytes of memory traffic of the optimizer and the averages in a step: weights and state are
+    read and written, gradients are read.
     """
     share = layout.num_processes if layout.zero_stage else 1
     optimizer = (3 * student.weight_bytes + 2 * student.state_bytes) / share
@@ -274,17 +270,16 @@ def update_bytes(student: StudentProfile, layout: Layout) -> float:
 
 
 def gpu_hours(steps: int, step_s: float, num_gpus: int) -> float:
-    """Of training steps alone: no evaluations, no saving, no starting."""
+    """GPU hours of training steps, without start, evaluations and checkpoints."""
     return steps * step_s * num_gpus / 3600
 
 
 def crossover_images(teacher: TeacherProfile, cluster: Cluster, assumed: Assumptions) -> int | None:
-    """The smallest micro-batch behind whose forward a gather of the teacher hides: from there on,
-    ZeRO-3 costs next to nothing.
+    """The smallest micro-batch for which the gather of the teacher overlaps completely with its
+    forward, so that ZeRO-3 costs almost nothing; None if it is larger than 4,096 images.
 
-    For a transformer of P weights in e bytes that sees T tokens an image, FLOPs are about 2 P T b,
-    so that b is about e * fraction * peak / (2 T * overlap * link): the size of the teacher
-    cancels. None: not within 4,096 images.
+    For a transformer with P weights of e bytes and T tokens per image, FLOPs are about 2 P T b, so
+    that b is about e * fraction * peak / (2 T * overlap * link), independent of P.
     """
     size = gather_bytes(teacher.weight_bytes, cluster.num_gpus)
     wire_s = wire_seconds(size, len(teacher.forward.products), cluster, assumed, ways=1)

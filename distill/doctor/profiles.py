@@ -1,8 +1,6 @@
-"""What is counted of a model once, and used for any number of images: bytes, FLOPs, kernels. Plain
-numbers, no torch.
+"""Profiles of models: bytes, FLOPs and kernels for any number of images. Numbers without torch.
 
-One FLOP is one multiplication or one addition, so that a product of matrices [m, k] and [k, n] has
-2 m k n.
+One FLOP is one multiplication or one addition: a product of matrices [m, k] and [k, n] has 2 m k n.
 """
 
 from dataclasses import dataclass
@@ -10,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Line:
-    """A quantity that is linear in the images of a forward: `fixed + per_image * images`."""
+    """A quantity that is linear in the number of images: `fixed + per_image * images`."""
 
     fixed: float = 0.0
     per_image: float = 0.0
@@ -20,8 +18,8 @@ class Line:
 
 
 def through(small: float, large: float, num_small: int, num_large: int) -> Line:
-    """The line through what was counted at two numbers of images. Never falling, and never below
-    zero at none.
+    """The line through the counts for two numbers of images. Neither its slope nor its value at 0
+    is negative.
     """
     slope = max(0.0, (large - small) / (num_large - num_small))
     return Line(max(0.0, small - slope * num_small), slope)
@@ -29,8 +27,8 @@ def through(small: float, large: float, num_small: int, num_large: int) -> Line:
 
 @dataclass(frozen=True)
 class Product:
-    """One kernel that multiplies matrices (linear, convolution, attention): FLOPs, and bytes it
-    reads and writes.
+    """A kernel that multiplies matrices (linear, convolution, attention): its FLOPs, and the bytes
+    that it reads and writes.
     """
 
     flops: Line
@@ -42,13 +40,12 @@ class Pass:
     """One pass of a model over a micro-batch.
 
     Attributes:
-        products: of one forward.
-        times: how often the pass does the work of `products`: 1 for a forward, 3 with the backward
-            (which makes two products of each), 4 when it computes the forward again (gradient
-            checkpointing).
-        other_bytes: memory traffic of all other kernels of the whole pass: each reads its inputs
-            and writes its outputs once.
-        num_kernels: that the whole pass launches, in eager mode.
+        products: the products of one forward.
+        times: how many times the pass does the work of `products`: 1 for a forward, 3 with the
+            backward (two products for each), 4 with gradient checkpointing (a second forward).
+        other_bytes: memory traffic of all other kernels in the pass: each reads its inputs and
+            writes its outputs once.
+        num_kernels: the number of kernels in the pass, in eager mode.
     """
 
     products: tuple[Product, ...]
@@ -61,21 +58,20 @@ class Pass:
         return sum(product.flops.at(images) for product in self.products)
 
     def flops(self, images: float) -> float:
-        """FLOPs of the whole pass."""
+        """FLOPs of the complete pass."""
         return self.times * self.forward_flops(images)
 
 
 @dataclass(frozen=True)
 class TeacherProfile:
-    """A frozen model.
+    """The counts of a teacher.
 
     Attributes:
-        parameters: scalars.
-        weight_bytes: weights and buffers in the dtype they are held in (BatchNorm stays float32).
-        largest_bytes: of the one module that holds most weights itself: what ZeRO-3 gathers at
-            once.
+        parameters: number of weights.
+        weight_bytes: bytes of weights and buffers in their dtypes (BatchNorm stays float32).
+        largest_bytes: bytes of the module with most weights, which ZeRO-3 gathers at once.
         dtype: "fp32", "bf16" or "fp16".
-        working: peak bytes that a forward without gradients holds beyond weights and images.
+        working: peak bytes of a forward without gradients, in addition to weights and images.
     """
 
     name: str
@@ -90,21 +86,20 @@ class TeacherProfile:
 
 @dataclass(frozen=True)
 class StudentProfile:
-    """A model that learns.
+    """The counts of a student.
 
     Attributes:
-        parameters: scalars that learn; four bytes each as weights, and as gradients.
-        buffer_bytes: running statistics and other state that is no parameter.
-        state_bytes: the optimizer's state, counted after a step: 4 bytes a scalar and moment.
-        num_emas: float32 averages of weights and buffers.
-        largest_bytes: of the one module that holds most weights itself.
+        parameters: number of weights that learn; a weight and its gradient have four bytes each.
+        buffer_bytes: bytes of running statistics and other state that is not a parameter.
+        state_bytes: bytes of the optimizer's state.
+        num_emas: number of float32 averages of weights and buffers.
+        largest_bytes: bytes of the module with most weights.
         precision: "fp32", or the dtype of autocast.
-        kept: bytes that the forward leaves for the backward.
-        working: peak bytes of forward and backward beyond weights, gradients and images: what is
-            kept, what autocast casts, and the largest temporary.
+        kept: bytes that the forward stores for the backward.
+        working: peak bytes of forward and backward, in addition to weights, gradients and images.
         checkpointing: whether activations are computed again in the backward.
-        can_checkpoint: whether they could be: the model has no BatchNorm.
-        elementwise: whether its optimizer may be handed flat shards (ZeRO).
+        can_checkpoint: whether that is possible: the model has no BatchNorm.
+        elementwise: whether its optimizer updates each weight independently, as ZeRO needs.
     """
 
     name: str
@@ -129,10 +124,9 @@ class StudentProfile:
 
 @dataclass(frozen=True)
 class Layout:
-    """How a step is spread over processes, one a GPU.
+    """How a step is distributed over processes, one for each GPU.
 
-    A process makes `num_forwards` forwards of `micro_batch` images in each step. Placements are
-    those of the recipe.
+    In each step a process does `num_forwards` forwards of `micro_batch` images.
     """
 
     num_processes: int
@@ -145,7 +139,7 @@ class Layout:
 
     @property
     def images_process(self) -> int:
-        """Images of a process and step."""
+        """Images per process and step."""
         return self.micro_batch * self.num_forwards
 
     @property

@@ -1,4 +1,4 @@
-"""Room on disks, and the data: opened, counted, a few images read and decoded against the clock."""
+"""Examines the data and the disk space: opens the data, and measures reading and decoding."""
 
 import os
 import threading
@@ -24,15 +24,19 @@ from distill.recipe.schema import StreamSpec
 from distill.rng import seeded
 from distill.training.plan import reader_of_labels
 
-_OPEN_S = 8.0  # patience with a source: listing a million files over a network can take minutes
+_OPEN_S = 8.0  # listing a million files over a network can take minutes
 _DECODE_S = 2.0
 _DECODE_IMAGES = 48
 
 
 @dataclass(frozen=True)
 class Reached:
-    """What is known of the data. `num_images`: of each stage's training set. `images_s`: of the
-    last stage's, measured on one core of this machine, decoded and augmented; None: not measured.
+    """What is known about the data.
+
+    Attributes:
+        num_images: the training images of each stage; None if unknown.
+        images_s: images per second that one core decodes and augments, for the last stage; None if
+            not measured.
     """
 
     num_images: tuple[int | None, ...]
@@ -42,7 +46,7 @@ class Reached:
 
 
 def examine_data(diagnosis: Diagnosis, recipe: Recipe) -> Reached:
-    """Open the sources of a recipe, and read and decode some images of the training set."""
+    """Opens the sources of a recipe, and reads and decodes some training images."""
     section = Section("Data")
     diagnosis.sections.append(section)
     root = Path(recipe.data.root).expanduser()
@@ -59,20 +63,20 @@ def examine_data(diagnosis: Diagnosis, recipe: Recipe) -> Reached:
     for key, opening in openings.items():
         found = _within(_OPEN_S, opening)
         if isinstance(found, InputError):
-            # What is not here is no fault of the recipe: it may be read on another machine.
+            # Missing data is not a problem of the recipe, which may run on another machine.
             diagnosis.find(
                 "warning",
                 key,
                 str(found).splitlines()[0],
-                "what depends on it below is assumed, and says so",
+                "the numbers below that depend on it are assumed",
             )
-            section.add(key, "not reachable here")
+            section.add(key, "not available here")
         elif isinstance(found, Exception):
             diagnosis.find("problem", key, f"{type(found).__name__}: {found}")
         elif found is None:
-            section.add(key, f"still being opened after {_OPEN_S:.0f} s", "not counted")
+            section.add(key, f"not open after {_OPEN_S:.0f} s", "not counted")
             diagnosis.find(
-                "unknown", key, f"opening it takes more than {_OPEN_S:.0f} s: not counted here"
+                "unknown", key, f"opening it takes more than {_OPEN_S:.0f} s: not counted"
             )
         else:
             opened[key] = found
@@ -93,23 +97,21 @@ def examine_data(diagnosis: Diagnosis, recipe: Recipe) -> Reached:
 def _classes(
     diagnosis: Diagnosis, recipe: Recipe, keys: Sequence[str], opened: Mapping[str, Source | None]
 ) -> tuple[str, ...]:
-    """The run's class list, as far as its sources are here; those that must agree are held to it as
-    a run holds them.
-    """
+    """The classes of the run, from the sources that are available. They are checked as in a run."""
     named = []
     for index, key in enumerate(keys):
         why = reader_of_labels(recipe.at_stage(index), key.removesuffix("data.train"))
         source = opened.get(key)
         if source is not None:
             named.append(Named(key, source, bool(why), why))
-    judged = opened.get("data.eval")
-    if not named and judged is None:
+    evaluated = opened.get("data.eval")
+    if not named and evaluated is None:
         return ()
     try:
-        return run_classes(named, judged)
+        return run_classes(named, evaluated)
     except InputError as error:
-        # What is not here might name them.
-        if judged is not None or recipe.data.eval is None or any(each.read for each in named):
+        # A source that is not available might have the class names.
+        if evaluated is not None or recipe.data.eval is None or any(each.read for each in named):
             diagnosis.find("problem", "data", str(error))
         return ()
 
@@ -122,26 +124,24 @@ def _decode(
     key: str,
     reached: Reached,
 ) -> Reached:
-    """What was reached, with the speed of reading and decoding where it can be measured."""
+    """Returns `reached` with the speed of reading and decoding, if it can be measured."""
     if not all(shard.is_local for shard in source.shards):
         section.add(
             "read, decode, augment",
             "not measured",
-            "its shards are elsewhere; distill data inspect fetches some",
+            "its shards are not on this machine; distill data inspect fetches some",
         )
         return reached
     augment = recipe.data.augment.model_dump(exclude={"repeats"})
     try:
         transform = TrainTransform(image_size=recipe.data.image_size, **augment)
-    except InputError:  # found by check_recipe, which names it
+    except InputError:  # check_recipe reports it
         return reached
     indices = range(0, len(source), max(1, len(source) // _DECODE_IMAGES))
     done = 0
     try:
         with seeded(0):
-            transform(
-                read_image(source, indices[0])
-            )  # opens files and fills caches of code: not timed
+            transform(read_image(source, indices[0]))  # not timed: opens files, fills caches
             start = time.perf_counter()
             for index in indices:
                 transform(read_image(source, index))
@@ -158,35 +158,33 @@ def _decode(
     sizes = sum(len(record) if isinstance(record, bytes) else record.nbytes for record in records)
     section.add(
         "read, decode, augment",
-        f"{done / seconds:,.0f} images/s on one core, {sizes / len(records) / 1e3:,.0f} kB an"
+        f"{done / seconds:,.0f} images/s on one core, {sizes / len(records) / 1e3:,.0f} kB per"
         " image",
-        f"measured here, {done} images",
+        f"measured with {done} images",
     )
     return replace(reached, images_s=done / seconds, record_bytes=sizes / len(records))
 
 
-def _within(seconds: float, act: Callable[[], Any]) -> Any:
-    """What `act` returns or raises; None when it takes longer, and then it goes on in a thread that
-    dies with the process.
+def _within(seconds: float, function: Callable[[], Any]) -> Any:
+    """Returns the result or the exception of a function; None if it takes longer than `seconds`. It
+    then continues in a thread that ends with the process.
     """
-    box: list[Any] = []
+    results: list[Any] = []
 
     def run() -> None:
         try:
-            box.append(act())
-        except Exception as error:  # handed on
-            box.append(error)
+            results.append(function())
+        except Exception as error:  # returned
+            results.append(error)
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     thread.join(seconds)
-    return box[0] if box else None
+    return results[0] if results else None
 
 
 def checkpoint_bytes(students: tuple[StudentProfile, ...]) -> int:
-    """One checkpoint: of each student weights, buffers, optimizer state and averages,
-    in float32.
-    """
+    """The bytes of a checkpoint: weights, buffers, optimizer state and averages of each student."""
     return sum(
         (1 + student.num_emas) * (student.weight_bytes + student.buffer_bytes) + student.state_bytes
         for student in students
@@ -194,9 +192,9 @@ def checkpoint_bytes(students: tuple[StudentProfile, ...]) -> int:
 
 
 def shared_memory_bytes(recipe: Recipe, layout: Layout, workers: int, processes_node: int) -> int:
-    """/dev/shm that the loaders of a node fill at most: uint8 pixels and 16 bytes a sample, for
-    each worker's prefetched micro-batches and the one it builds, and of a stream for the
-    micro-batches of a step, which begins when all are there.
+    """The largest number of bytes in /dev/shm of a node's loaders: uint8 pixels and 16 bytes per
+    sample, for the micro-batches that each worker has prefetched and builds, and for a stream also
+    the micro-batches of a step, which starts when it has all of them.
     """
     sample = 3 * recipe.data.image_size**2 + 16
     recipes = [recipe.at_stage(index) for index in range(recipe.num_stages)]
@@ -210,7 +208,7 @@ def shared_memory_bytes(recipe: Recipe, layout: Layout, workers: int, processes_
     )
 
 
-def examine_room(
+def examine_space(
     diagnosis: Diagnosis,
     recipe: Recipe,
     students: tuple[StudentProfile, ...],
@@ -219,14 +217,13 @@ def examine_room(
     workers: int,
     processes_node: int,
 ) -> None:
-    """Compare what a run writes with what is free."""
-    section = Section("Room")
+    """Compares the bytes that a run writes with the free space."""
+    section = Section("Disk space")
     diagnosis.sections.append(section)
     one = checkpoint_bytes(students)
     exports = sum(student.weight_bytes + student.buffer_bytes for student in students)
-    need = (
-        one * (recipe.checkpoint.keep_last + 1) + exports
-    )  # the one being written stands beside those kept
+    # While a checkpoint is written, all those to keep exist too.
+    need = one * (recipe.checkpoint.keep_last + 1) + exports
     folder, free = free_bytes(Path(recipe.output_dir))
     section.add("a checkpoint", gib(one), "counted")
     section.add(
@@ -237,18 +234,18 @@ def examine_room(
     if need > free:
         diagnosis.find(
             "problem",
-            "room",
+            "space",
             f"output needs {gib(need)} and {folder} has {gib(free)} free",
             "output=FOLDER on another disk, or a smaller checkpoint.keep_last",
         )
     if not os.access(folder, os.W_OK):
-        diagnosis.find("problem", "room", f"{folder} cannot be written", "output=FOLDER")
+        diagnosis.find("problem", "space", f"{folder} cannot be written", "output=FOLDER")
     shm = Path("/dev/shm")
     if workers and shm.is_dir():
         need_shm = shared_memory_bytes(recipe, layout, workers, processes_node)
-        there, free_shm = free_bytes(shm)
+        folder, free_shm = free_bytes(shm)
         section.add(
-            str(there),
+            str(folder),
             f"{gib(need_shm)} needed, {gib(free_shm)} free",
             f"{processes_node} processes x {workers} workers x {recipe.data.prefetch_batches + 1}"
             f" micro-batches of {layout.micro_batch}",
@@ -256,13 +253,13 @@ def examine_room(
         if need_shm > free_shm:
             diagnosis.find(
                 "warning",
-                "room",
-                f"{processes_node} processes a node fill {gib(need_shm)} of /dev/shm, and"
-                f" {gib(free_shm)} are free here",
+                "space",
+                f"{processes_node} processes per node use {gib(need_shm)} of /dev/shm, and"
+                f" {gib(free_shm)} are free",
                 "docker --shm-size, or lower data.num_workers or data.prefetch_batches",
             )
     cache = Path(os.environ.get("HF_HOME", "~/.cache/huggingface"))
-    there, free_cache = free_bytes(cache)
+    _, free_cache = free_bytes(cache)
     section.add(
         "Hugging Face cache",
         f"{cache}, {gib(free_cache)} free",
@@ -276,10 +273,10 @@ def examine_room(
         diagnosis.find(
             "unknown",
             "teacher.weights",
-            f"pretrained weights are not in {cache} yet, and are fetched at the start",
-            "run once where there is network, and copy the cache",
+            f"pretrained weights are not in {cache} yet, and are downloaded at the start",
+            "run once with network access, and copy the cache",
         )
-    diagnosis.numbers["room"] = {
+    diagnosis.numbers["space"] = {
         "checkpoint_bytes": one,
         "output_bytes": need,
         "output_free_bytes": free,

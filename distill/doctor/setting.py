@@ -1,4 +1,4 @@
-"""A recipe on given GPUs: what a forecast is made for, and the placements it may choose from."""
+"""A recipe on given GPUs: the input of a forecast, and the possible placements."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -13,13 +13,12 @@ from distill.training.share import share_of_process
 
 @dataclass(frozen=True)
 class Setting:
-    """What a forecast is made for.
+    """The input of a forecast.
 
     Attributes:
-        num_images: of each stage's training set (after its fraction); None when nothing tells it,
-            and then its epochs have no length.
+        num_images: of each stage's training set (after its fraction); None if it is unknown.
         limit_bytes: memory of one GPU.
-        sources: where each number comes from, by its name.
+        sources: the source of each number, by name.
     """
 
     recipe: Recipe
@@ -34,9 +33,7 @@ class Setting:
 
     @property
     def total_steps(self) -> int | None:
-        """Steps of all stages; None where epochs of data that is not known count. An epoch is one
-        of its stage's data.
-        """
+        """The number of steps of all stages; None if a budget is in epochs of unknown data."""
         batch, steps = self.recipe.train.batch_size_global, 0
         for index, num_images in enumerate(self.num_images):
             budget = self.recipe.at_stage(index).train.budget
@@ -49,8 +46,8 @@ class Setting:
         return steps
 
     @property
-    def images_said(self) -> str:
-        """How many training images there are, for people; of a run in stages, in each of them."""
+    def images_text(self) -> str:
+        """The number of training images, of each stage, as text."""
         numbers = ["unknown" if number is None else f"{number:,}" for number in self.num_images]
         if not self.recipe.stages:
             return numbers[0]
@@ -60,7 +57,7 @@ class Setting:
         )
 
     def layout(self, num_processes: int) -> Layout:
-        """The recipe's own on so many processes.
+        """The layout of the recipe on a number of processes.
 
         Raises:
             InputError: the batch does not divide.
@@ -92,7 +89,7 @@ class Setting:
         return step(self.profiles.teacher, self.profiles.students, layout, cluster, self.assumed)
 
     def placements(self, own: Layout) -> Iterator[Layout]:
-        """Every placement that the recipe's optimizers allow, the plainest first."""
+        """Yields every placement that the optimizers of the recipe allow, the simplest first."""
         stages = (
             (0, 1, 2, 3) if all(student.elementwise for student in self.profiles.students) else (0,)
         )

@@ -1,4 +1,4 @@
-"""A diagnosis for people: sections, tables, and the verdicts last, where one looks first."""
+"""Prints a diagnosis for people: sections, tables, and the findings last."""
 
 from rich.console import Console
 from rich.table import Table
@@ -11,14 +11,14 @@ _STYLES = {"ok": "green", "unknown": "cyan", "warning": "yellow", "problem": "bo
 
 
 def show(diagnosis: Diagnosis) -> None:
-    """Print it all on standard output."""
+    """Prints a diagnosis on standard output."""
     console = make_console()
     for section in diagnosis.sections:
-        _section(console, section)
-    _verdicts(console, diagnosis)
+        _print_section(console, section)
+    _print_findings(console, diagnosis)
 
 
-def _section(console: Console, section: Section) -> None:
+def _print_section(console: Console, section: Section) -> None:
     console.print(Text(section.title, style="bold"))
     if section.rows:
         table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
@@ -29,11 +29,11 @@ def _section(console: Console, section: Section) -> None:
             table.add_row(f"  {what}", value, source)
         show_table(console, table)
     for grid in section.tables:
-        _grid(console, grid)
+        _print_grid(console, grid)
     console.print()
 
 
-def _grid(console: Console, grid: Grid) -> None:
+def _print_grid(console: Console, grid: Grid) -> None:
     console.print(f"  {grid.title}", soft_wrap=True)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for index, column in enumerate(grid.columns):
@@ -47,13 +47,13 @@ def _grid(console: Console, grid: Grid) -> None:
         console.print(f"  {grid.note}", style="dim", soft_wrap=True)
 
 
-def _verdicts(console: Console, diagnosis: Diagnosis) -> None:
-    console.print(Text("Verdict", style="bold"))
+def _print_findings(console: Console, diagnosis: Diagnosis) -> None:
+    console.print(Text("Result", style="bold"))
     order = list(_STYLES)
     for finding in sorted(diagnosis.findings, key=lambda finding: order.index(finding.level)):
         line = Text.assemble("  ", (f"{finding.level:8}", _STYLES[finding.level]))
-        mend = f". Mend: {finding.mend}" if finding.mend else ""
-        line.append(visible(f"{finding.about}: {finding.says}{mend}"))
+        fix = f". Fix: {finding.fix}" if finding.fix else ""
+        line.append(visible(f"{finding.about}: {finding.says}{fix}"))
         console.print(line, soft_wrap=not console.is_terminal)
     if not any(finding.level in ("warning", "problem") for finding in diagnosis.findings):
-        console.print("  nothing speaks against it")
+        console.print("  no problems found")

@@ -1,3 +1,1 @@
-"""distill init: looks at a folder of images and a teacher, and writes a recipe that trains well on
-them.
-"""
+"""distill init: examines a folder of images and a teacher, and writes a recipe for them."""

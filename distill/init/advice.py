@@ -1,6 +1,6 @@
-"""The numbers of a recipe, from the number of images, each with its reason.
+"""Chooses the numbers of a recipe by the number of images, with reasons.
 
-What was tried on sets of 120, 600 and 6,000 images is in docs/log.md.
+Experiments with 120, 600 and 6,000 images are in docs/log.md.
 """
 
 import math
@@ -13,9 +13,7 @@ _EVALUATIONS = 20
 
 @dataclass(frozen=True)
 class Advice:
-    """Values by dotted key of the recipe, and why each is what it is; no reason where the value
-    says it.
-    """
+    """Values by dotted key of the recipe, and the reasons of those that need one."""
 
     values: dict[str, Any]
     reasons: dict[str, str]
@@ -31,12 +29,12 @@ def advise(
     has_gpu: bool,
     has_bf16: bool,
 ) -> Advice:
-    """The numbers for a training set.
+    """Returns the values for a training set.
 
     Args:
-        num_images: that are trained on, without held-out ones.
-        pretrained: the student starts from weights.
-        epochs: as asked for; None: by the number of images.
+        num_images: number of training images, without those for evaluation.
+        pretrained: whether the student starts from pretrained weights.
+        epochs: None: chosen by the number of images.
     """
     values: dict[str, Any] = {}
     reasons: dict[str, str] = {}
@@ -60,33 +58,35 @@ def advise(
         f"near the square root of {num_images:,} images: {steps} step{'s' * (steps != 1)} an epoch",
     )
     if has_bf16:
-        put("train.precision", "bf16", "this machine's GPU has it; a CPU wants fp32")
+        put("train.precision", "bf16", "for the GPU of this machine; use fp32 on a CPU")
     else:
-        put("train.precision", "fp32", "bf16 on a GPU that has it")
+        put("train.precision", "fp32", "use bf16 on a GPU that supports it")
     rate = learning_rate(batch, pretrained)
-    start = "weights that are good already want small steps" if pretrained else "from nothing"
-    put("student.optimizer.name", "adamw", "forgives a learning rate that is off by a factor of 2")
+    start = "small, since the weights are pretrained" if pretrained else "from random weights"
+    put(
+        "student.optimizer.name", "adamw", "works with a learning rate that is off by a factor of 2"
+    )
     put("student.optimizer.lr", rate, f"for batches of {batch}, {start}")
     put(
         "student.optimizer.lr_scaling",
         {"rule": "sqrt", "batch_size": batch},
-        "another batch size brings its own rate",
+        "changes the rate with the batch size",
     )
     put("student.optimizer.weight_decay", 0.05, "usual for AdamW")
-    put("student.optimizer.clip_grad_norm", 1.0, "a rare wild batch does no harm")
-    put("student.schedule.warmup", "5%", "of the budget, whatever it is")
+    put("student.optimizer.clip_grad_norm", 1.0, "limits the effect of a single bad batch")
+    put("student.schedule.warmup", "5%", "of the budget")
     if has_teacher:
         put("student.objective.hard", {"loss": "ce", "weight": 0.5}, "half from the labels")
         put(
             "student.objective.soft",
             {"loss": "kl", "weight": 0.5, "temperature": 2},
-            "half from the teacher: its answers say more of an image than one label",
+            "half from the teacher, whose outputs say more about an image than a label",
         )
     else:
         put(
             "student.objective.hard",
             {"loss": "ce", "smoothing": 0.1},
-            "no teacher: from the labels alone",
+            "no teacher: only labels",
         )
     lowest = 0.25 if num_images < 50_000 and image_size >= 48 else 0.08
     put("data.augment.scale", [lowest, 1.0], "each crop shows at least this part of the image")
@@ -101,36 +101,38 @@ def advise(
     put(
         "evaluate.every",
         f"{every} epochs",
-        f"about {_EVALUATIONS} times in the run; the best weights are kept",
+        f"about {_EVALUATIONS} times in the run; the best weights are saved",
     )
-    put("checkpoint.every", f"{every} epochs", "what a stopped run resumes from")
+    put("checkpoint.every", f"{every} epochs", "a stopped run resumes from here")
     put("log.every", "1 epochs" if steps < 100 else "50 iterations")
     if has_gpu:
-        put("data.num_workers", None, "decoding processes: this machine's share of cores")
+        put("data.num_workers", None, "decoding processes: all cores of this machine")
     else:
-        put("data.num_workers", 1, "decoding processes; on a CPU the cores are needed for training")
+        put(
+            "data.num_workers",
+            1,
+            "decoding processes; without a GPU the cores are needed for training",
+        )
     return Advice(values, reasons)
 
 
 def batch_size(num_images: int) -> int:
-    """The power of two nearest the square root, and no more than the images."""
-    did_you_mean = 2 ** round(math.log2(math.sqrt(num_images))) if num_images > 1 else 2
-    batch = min(max(did_you_mean, _BATCHES[0]), _BATCHES[1])
+    """The power of two nearest to the square root of the number of images, and not more than it."""
+    nearest = 2 ** round(math.log2(math.sqrt(num_images))) if num_images > 1 else 2
+    batch = min(max(nearest, _BATCHES[0]), _BATCHES[1])
     while batch > num_images and batch > 2:
         batch //= 2
     return batch
 
 
 def num_epochs(num_images: int, pretrained: bool) -> int:
-    """1,500 times the inverse root of the number of images, between 30 and 150; half of that for
-    good weights.
-    """
+    """1,500 / sqrt(number of images), from 30 to 150; half of that for pretrained weights."""
     epochs = min(150.0, max(30.0, 1500 / math.sqrt(num_images)))
     epochs *= 0.5 if pretrained else 1.0
     return 10 * max(1, round(epochs / 10))
 
 
 def learning_rate(batch: int, pretrained: bool) -> float:
-    """In proportion to the root of the batch, as for adaptive optimizers, up to what they stand."""
+    """Proportional to the square root of the batch size, as for adaptive optimizers, at most 3e-3."""
     rate = min(3e-3, 4e-3 * math.sqrt(batch / 64))
     return float(f"{rate / 8 if pretrained else rate:.1g}")

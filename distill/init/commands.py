@@ -1,6 +1,4 @@
-"""distill init and distill launchers, as the command line has them: flags, questions, and what they
-say.
-"""
+"""The commands distill init and distill launchers: their options, questions and messages."""
 
 import os
 import shlex
@@ -17,49 +15,52 @@ def init(
     folder: Annotated[
         Path | None,
         typer.Argument(
-            metavar="FOLDER", help="A folder a class, or train/ and val/ with such folders."
+            metavar="FOLDER", help="A folder with one folder per class, or with train/ and val/."
         ),
     ] = None,
     teacher: Annotated[
         str | None,
         typer.Option(
-            help="A file of weights, a run, an export, or a timm name. None: labels alone."
+            help="A file of weights, a run, an export, or a timm name. Default: no teacher."
         ),
     ] = None,
     teacher_model: Annotated[
-        str | None, typer.Option(help="timm name, for a file of weights.")
+        str | None, typer.Option(help="For a file of weights: the timm name of the model.")
     ] = None,
     teacher_image_size: Annotated[
-        int | None, typer.Option(min=8, help="Pixels it was trained at, for a file of weights.")
+        int | None,
+        typer.Option(min=8, help="For a file of weights: the image size in training, in pixels."),
     ] = None,
     teacher_classes: Annotated[
-        str | None, typer.Option(help="File of class names, a line for each of its logits.")
+        str | None,
+        typer.Option(help="A file with one class name per line, in the order of its logits."),
     ] = None,
     student: Annotated[
-        str | None, typer.Option(help="timm name; a small model if left out.")
+        str | None, typer.Option(help="The timm name of the student. Default: a small model.")
     ] = None,
     image_size: Annotated[
-        int | None, typer.Option(min=8, help="Pixels; the teacher's if left out.")
+        int | None, typer.Option(min=8, help="Image size in pixels. Default: that of the teacher.")
     ] = None,
     epochs: Annotated[
-        int | None, typer.Option(min=1, help="By the number of images if left out.")
+        int | None, typer.Option(min=1, help="Default: chosen by the number of images.")
     ] = None,
     holdout: Annotated[
-        float, typer.Option(help="Part of each class to evaluate on, where there is no val/.")
+        float, typer.Option(help="Without val/: the fraction of each class for evaluation.")
     ] = 0.2,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The recipe; FOLDER.yaml if left out.")
+        Path | None,
+        typer.Option("--output", "-o", help="The recipe to write. Default: FOLDER.yaml."),
     ] = None,
     yes: Annotated[
-        bool, typer.Option("--yes", "-y", help="Ask nothing: take the defaults, and say which.")
+        bool, typer.Option("--yes", "-y", help="Ask nothing, use defaults and print them.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite the recipe.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing recipe.")] = False,
 ) -> None:
     """Write a recipe for a folder of images and a teacher.
 
-    Looks at the folder, asks what it cannot know (or takes flags), and writes
-    a recipe whose batch, learning rate, epochs and augmentation suit that many
-    images, each line with its reason. Then: distill train RECIPE.
+    It examines the folder, asks for what it cannot know (unless options say it),
+    and writes a recipe whose batch size, learning rate, epochs and augmentation
+    fit the number of images, with a reason for each. Then: distill train RECIPE.
 
     Examples:
       distill init photos
@@ -69,29 +70,31 @@ def init(
       distill init photos --student resnet50 --yes    # trains a teacher first
     """
     from distill.console import make_console
-    from distill.init.draft import Asked, default_image_size, draft_recipe, write_draft
-    from distill.init.folder import look_at
-    from distill.init.teacher import look_at_teacher, says_nothing
+    from distill.init.draft import Choices, default_image_size, draft_recipe, write_draft
+    from distill.init.folder import examine_folder
+    from distill.init.teacher import examine_teacher, is_bare_file
 
     if not 0 < holdout < 1:
-        raise InputError(f"--holdout {holdout}: should be above 0 and below 1, such as 0.2")
-    asks = not yes and sys.stdin.isatty()
+        raise InputError(
+            f"--holdout {holdout}: should be larger than 0 and smaller than 1, such as 0.2"
+        )
+    can_ask = not yes and sys.stdin.isatty()
     console = make_console()
 
     def say(text: str) -> None:
         console.print(text, markup=False, soft_wrap=True)
 
     if folder is None:
-        folder = Path(typer.prompt("Folder of images", default=".") if asks else ".")
+        folder = Path(typer.prompt("Folder of images", default=".") if can_ask else ".")
     if teacher_classes is not None and Path(teacher_classes).expanduser().exists():
         teacher_classes = os.path.abspath(Path(teacher_classes).expanduser())
-    facts = look_at(folder.expanduser(), teacher_classes)
-    fewest, most = facts.images_a_class
+    facts = examine_folder(folder.expanduser(), teacher_classes)
+    fewest, most = facts.images_per_class
     say(
         f"{folder}: {facts.num_images:,} images in {facts.num_classes} classes, {fewest:,} to"
-        f" {most:,} a class, shorter side about {facts.shorter_side} pixels"
+        f" {most:,} per class, shorter side about {facts.shorter_side} pixels"
     )
-    if teacher is None and asks:
+    if teacher is None and can_ask:
         teacher = typer.prompt(
             "Teacher (weights, run, export or timm name; empty: none)",
             default="",
@@ -99,12 +102,12 @@ def init(
         )
     found = None
     if teacher:
-        if asks and says_nothing(teacher):
+        if can_ask and is_bare_file(teacher):
             teacher_model = teacher_model or typer.prompt("timm name of the teacher's model")
             teacher_image_size = teacher_image_size or typer.prompt(
-                "Pixels it was trained at", type=int
+                "Image size in training, in pixels", type=int
             )
-        found = look_at_teacher(
+        found = examine_teacher(
             teacher,
             facts.source.classes,
             model=teacher_model,
@@ -112,14 +115,14 @@ def init(
             class_file=teacher_classes,
         )
         say(
-            f"teacher: {teacher}, {found.parameters / 1e6:.1f} M parameters, sees"
+            f"teacher: {teacher}, {found.parameters / 1e6:.1f} M parameters, image size"
             f" {found.view.image_size} pixels ({found.why_size})"
         )
         for note in found.notes:
             say(f"note: {note}")
         if found.classes:
-            say(f"note: {found.classes}; --teacher-classes FILE says it")
-    if asks:
+            say(f"note: {found.classes}; --teacher-classes FILE sets the order")
+    if can_ask:
         image_size = image_size or typer.prompt(
             "Image size", type=int, default=default_image_size(facts, found)
         )
@@ -128,16 +131,16 @@ def init(
         )
     if output is None:
         output = Path(f"{facts.root.name or 'mine'}.yaml")
-        output = Path(typer.prompt("Recipe to write", default=str(output))) if asks else output
-    asked = Asked(student or None, image_size, epochs, holdout)
+        output = Path(typer.prompt("Recipe to write", default=str(output))) if can_ask else output
+    choices = Choices(student or None, image_size, epochs, holdout)
     draft = draft_recipe(
-        facts, found, asked, command=shlex.join(["distill", *sys.argv[1:]]), file=output
+        facts, found, choices, command=shlex.join(["distill", *sys.argv[1:]]), file=output
     )
     write_draft(draft, output, force)
     for note in draft.notes:
         say(f"note: {note}")
-    if not asks:
-        say(f"chosen by default: {', '.join(draft.defaults)}")
+    if not can_ask:
+        say(f"defaults: {', '.join(draft.defaults)}")
     say(f"{output}: written, and checked with the data and the models. Next:")
     say(f"  distill train {shlex.quote(str(output))}")
     say(f"  distill export runs/{draft.name} exports/{draft.name}")
@@ -145,13 +148,13 @@ def init(
 
 def launchers(
     folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="The folder to write; it may be there.")
+        Path, typer.Argument(metavar="DIR", help="The folder to write to; it may exist.")
     ],
 ) -> None:
     """Write the launch files: SLURM, torchrun, Accelerate, Kubernetes.
 
-    They say how processes meet, and nothing of a recipe; DIR/README.md says
-    which to take. Nothing is overwritten.
+    They start the processes of a run, with any recipe; DIR/README.md explains
+    which one to use. No file is overwritten.
 
     Example:
       distill launchers launchers

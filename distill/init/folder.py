@@ -1,4 +1,4 @@
-"""What a folder of images holds: layout, classes, number and sizes."""
+"""Examines a folder of images: its layout, classes, number of images and image sizes."""
 
 import io
 import json
@@ -18,22 +18,22 @@ from distill.data.walk import files_below
 from distill.errors import InputError
 from distill.recipe import schema
 
-_SAMPLE = 64  # images whose size is looked at
-# The first that is there evaluates while training; others are left for the end.
+_SAMPLE = 64  # images whose size is read
+# The first of these splits that exists is used for evaluation during training.
 _EVAL = ("validation", "eval", "test")
 
 
 @dataclass(frozen=True)
 class FolderFacts:
-    """What was found.
+    """The content of a folder.
 
     Attributes:
-        root: absolute; what the paths of `train` and `eval` are relative to.
-        train, eval: sources as a recipe writes them; `eval` None: a part is to be held out.
-        source: data.train, opened.
+        root: absolute; the paths of `train` and `eval` are relative to it.
+        train, eval: sources as in a recipe; `eval` is None if a part must be held out.
+        source: the opened source of data.train.
         sizes: width and height of some images.
-        unread: why images of the sample cannot be read, a line each.
-        notes: what was assumed or left out, for the recipe.
+        unread: the images of the sample that cannot be read, a line each.
+        notes: assumptions, and what is not used.
     """
 
     root: Path
@@ -54,34 +54,34 @@ class FolderFacts:
 
     @property
     def shorter_side(self) -> int:
-        """The median over the sample."""
+        """The median of the shorter sides in the sample."""
         return int(np.median([min(size) for size in self.sizes]))
 
     @property
-    def images_a_class(self) -> tuple[int, int]:
-        """The fewest and the most."""
+    def images_per_class(self) -> tuple[int, int]:
+        """The smallest and the largest number of images in a class."""
         counts = np.bincount(np.asarray(self.source.labels), minlength=self.num_classes)
         return int(counts.min()), int(counts.max())
 
 
-def look_at(folder: Path, class_file: str | None = None) -> FolderFacts:
-    """Find out what a folder holds.
+def examine_folder(folder: Path, class_file: str | None = None) -> FolderFacts:
+    """Examines a folder of images.
 
     Args:
-        class_file: a class list, whose order the labels take; None: the usual order of the names.
+        class_file: a class list with the order of labels; None: names in their usual order.
 
     Raises:
-        InputError: it is no folder, holds no labelled images, or a single class.
+        InputError: it is not a folder, has no labelled images, or has only one class.
     """
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
-        raise InputError(f"{folder}: {what}: give a folder of images, one folder a class")
+        raise InputError(f"{folder}: {what}: give a folder with one folder of images per class")
     root = Path(os.path.abspath(folder))
     try:
         str(root).encode()
     except UnicodeEncodeError:
         raise InputError(
-            f"{root!r}: the name is not UTF-8, and a recipe is: rename the folder"
+            f"{root!r}: the name is not UTF-8, which a recipe needs: rename the folder"
         ) from None
     train, evaluation, notes = _layout(root)
     if class_file is not None:
@@ -90,8 +90,8 @@ def look_at(folder: Path, class_file: str | None = None) -> FolderFacts:
     source = _open(train, root, "data.train")
     if len(source.classes) < 2:
         raise InputError(
-            f"{folder}: holds a single class, {source.classes[0]!r}: a classifier needs two or"
-            " more, each in a folder of its own"
+            f"{folder}: has only one class, {source.classes[0]!r}: a classifier needs two or more,"
+            " each in its own folder"
         )
     if evaluation is not None:
         _open(evaluation, root, "data.eval")
@@ -104,19 +104,19 @@ def look_at(folder: Path, class_file: str | None = None) -> FolderFacts:
 def _open(spec: dict[str, Any], root: Path, key: str) -> Source:
     if spec["kind"] == "stream":
         raise InputError(
-            f"{root}: holds shards, of which no part can be held out for evaluation: start from a"
-            " shipped recipe (kind: stream, with data.eval), or give a folder with a folder a"
-            " class, or a table"
+            f"{root}: contains shards, of which no part can be held out for evaluation: extend a"
+            " recipe of the package (kind: stream, with data.eval), or give a table or a folder"
+            " with one folder per class"
         )
     return open_source(schema.DataSpec.model_validate({"train": spec}).train, root, key)
 
 
 def _layout(root: Path) -> tuple[dict[str, Any], dict[str, Any] | None, tuple[str, ...]]:
-    """How training and evaluation images lie in a folder: (train, eval, notes)."""
+    """Finds the training and evaluation images in a folder. Returns (train, eval, notes)."""
     folders = sorted(
         entry.name for entry in os.scandir(root) if entry.is_dir() and not is_leftover(entry.name)
     )
-    # A class may be called train: then its images lie in it, and not folders of classes.
+    # A class may have the name train: then the folder contains images, not folders of classes.
     splits = {
         split: name
         for name in folders
@@ -129,12 +129,12 @@ def _layout(root: Path) -> tuple[dict[str, Any], dict[str, Any] | None, tuple[st
     train = splits["train"]
     evaluation = next((splits[split] for split in _EVAL if split in splits), None)
     notes = [
-        f"{name} beside {train} is not read" for name in folders if name not in splits.values()
+        f"{name} next to {train} is not used" for name in folders if name not in splits.values()
     ]
     for split in _EVAL:
         if split in splits and splits[split] != evaluation:
             notes.append(
-                f"{splits[split]} is left for the end: distill evaluate RUN --data"
+                f"{splits[split]} is not used in training: distill evaluate RUN --data"
                 f" {root / splits[split]}"
             )
     eval_spec = {"kind": "image_folder", "path": evaluation} if evaluation else None
@@ -144,7 +144,7 @@ def _layout(root: Path) -> tuple[dict[str, Any], dict[str, Any] | None, tuple[st
 def _table_layout(
     spec: dict[str, Any], splits: dict[str, str], root: Path
 ) -> tuple[dict[str, Any], dict[str, Any] | None, tuple[str, ...]]:
-    """As `_layout`, of a source whose splits lie side by side.
+    """Like `_layout`, for a source with several splits in one folder.
 
     Several splits without one for training are refused when the source is opened.
     """
@@ -153,7 +153,7 @@ def _table_layout(
     chosen = next((split for split in _EVAL if split in splits), None)
     others = [name for split, name in splits.items() if split not in ("train", chosen)]
     notes = [
-        f"{name} is left for the end: distill evaluate RUN --data {root} --split {name}"
+        f"{name} is not used in training: distill evaluate RUN --data {root} --split {name}"
         for name in others
     ]
     evaluation = {**spec, "split": splits[chosen]} if chosen else None
@@ -161,7 +161,7 @@ def _table_layout(
 
 
 def _table_splits(root: Path, kind: str) -> dict[str, str]:
-    """Splits of the tables in a folder, each with its name in a recipe."""
+    """The splits of the tables in a folder, with their names in a recipe."""
     if kind in ("parquet", "arrow"):
         files = files_below(root, (f".{kind}",), "FOLDER")
         return {split: split for file in files if (split := split_of(os.fsdecode(file)))}
@@ -171,7 +171,7 @@ def _table_splits(root: Path, kind: str) -> dict[str, str]:
     try:
         names = json.loads(saved.read_bytes())["splits"]
     except (OSError, ValueError, LookupError, TypeError):
-        return {}  # refused when it is opened
+        return {}  # opening it raises an InputError
     return {split: name for name in names if (split := split_named(name))}
 
 

@@ -1,4 +1,4 @@
-"""Writing the launch files that come with the package: SLURM, torchrun, Accelerate, Kubernetes."""
+"""Writes the launch files of the package: SLURM, torchrun, Accelerate, Kubernetes."""
 
 from importlib import resources
 from pathlib import Path
@@ -7,23 +7,19 @@ from distill.errors import InputError
 
 
 def launchers_dir() -> Path:
-    """The launch files that come with the package: beside it in a checkout, inside it when
-    installed.
-    """
+    """The folder of the launch files: in the package if installed, else in the checkout."""
     inside = Path(str(resources.files("distill"))) / "_launchers"
     return inside if inside.is_dir() else Path(__file__).resolve().parents[2] / "launchers"
 
 
 def write_launchers(folder: Path) -> list[Path]:
-    """Copy the launch files into a folder, which is made if it is not there; scripts may be
-    executed.
+    """Copies the launch files to a folder, which is created if necessary. Scripts are executable.
 
     Returns:
-        What was written, sorted.
+        The written files, sorted.
 
     Raises:
-        InputError: one of them is there already, or the folder cannot be made; then nothing is
-            written.
+        InputError: one of them exists already, and nothing was written; or it cannot be written.
     """
     source = launchers_dir()
     names = sorted(
@@ -32,9 +28,9 @@ def write_launchers(folder: Path) -> list[Path]:
         if path.is_file() and "__pycache__" not in path.parts
     )
     targets = {name: folder / name for name in names}
-    if there := [target for target in targets.values() if target.exists()]:
+    if existing := [target for target in targets.values() if target.exists()]:
         raise InputError(
-            f"{there[0]}: is there already, and nothing is overwritten: name another folder"
+            f"{existing[0]}: exists already, and nothing is overwritten: use another folder"
         )
     for name, target in targets.items():
         content = (source / name).read_bytes()
@@ -43,8 +39,8 @@ def write_launchers(folder: Path) -> list[Path]:
             target.write_bytes(content)
         except OSError as error:
             raise InputError(
-                f"{target}: cannot be written: {error.strerror or error}; name another folder"
+                f"{target}: cannot be written: {error.strerror or error}; use another folder"
             ) from error
-        # By the first line rather than by the mode: not every installer keeps modes.
+        # By the first line instead of the mode: not every installer keeps modes.
         target.chmod(0o755 if content.startswith(b"#!") else 0o644)
     return list(targets.values())

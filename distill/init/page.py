@@ -1,4 +1,4 @@
-"""A recipe as a page of YAML, each line with its reason."""
+"""Writes a recipe as YAML with a reason on each line."""
 
 import textwrap
 from collections.abc import Iterable, Sequence
@@ -12,7 +12,7 @@ _WIDTH = 100
 
 @dataclass(frozen=True)
 class Line:
-    """A dotted key, its value, and why it has it."""
+    """A dotted key, its value, and the reason."""
 
     key: str
     value: Any
@@ -20,11 +20,11 @@ class Line:
 
 
 def page(head: Sequence[str], lines: Iterable[Line]) -> str:
-    """YAML with a comment at each line, in the order of `lines`; keys of one section stand
+    """Returns YAML with a comment on each line, in the order of `lines`, with the keys of a section
     together.
 
     Args:
-        head: what stands above, a comment a line.
+        head: the comment lines at the top.
     """
     text = [f"# {_plain(line)}" for line in head]
     tree: dict[str, Any] = {}
@@ -67,10 +67,10 @@ def _comment(text: str, indent: str) -> list[str]:
 
 
 def _plain(text: str) -> str:
-    """A comment ends with its line, whatever a file name holds."""
+    """A text without characters that would end a comment, such as those in a file name."""
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def _scalar(value: Any) -> str:
-    """In one line, as YAML reads it back."""
+    """A value as YAML in one line."""
     return dump(value, in_a_line=True).removesuffix("\n...\n").removesuffix("\n")

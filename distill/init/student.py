@@ -1,4 +1,4 @@
-"""Which student: small beside its teacher, with ImageNet weights where they can be had."""
+"""Chooses a student: small compared to its teacher, with ImageNet weights if available."""
 
 from dataclasses import dataclass
 
@@ -8,10 +8,10 @@ from huggingface_hub.file_download import get_hf_file_metadata
 from distill.models import cifar as cifar  # registers its models
 from distill.models.build import config, create
 
-_REACH_S = 5.0  # patience with the Hub
+_REACH_S = 5.0  # timeout of a request to the Hub
 _TINY_IMAGE = 48  # pixels; ImageNet models shrink such an image to less than 2x2 before their head
-# Smallest first: (millions of parameters with 10 classes, model). Without ImageNet weights ResNets
-# learn fastest: 600 images in 5 epochs, behind one teacher: resnet10t 76.5 %,
+# (millions of parameters with 10 classes, model), smallest first. Without ImageNet weights ResNets
+# learn fastest. After 5 epochs with 600 images and the same teacher: resnet10t 76.5 %,
 # mobilenetv4_conv_small 64.2 %, regnetx_002 61.2 % (docs/log.md).
 _SMALL = ((4.9, "resnet10t.c3_in1k"), (11.2, "resnet18.a1_in1k"))
 _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -19,7 +19,7 @@ _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
 @dataclass(frozen=True)
 class StudentFacts:
-    """A student as a recipe names it. `why`: the reasons for the model and for its weights."""
+    """A student as in a recipe, with the reasons for its model and its weights."""
 
     model: str
     pretrained: bool
@@ -29,21 +29,21 @@ class StudentFacts:
 
 
 def choose_student(
-    asked: str | None, *, image_size: int, num_classes: int, teacher_parameters: int | None
+    name: str | None, *, image_size: int, num_classes: int, teacher_parameters: int | None
 ) -> StudentFacts:
-    """The student that is asked for, or a small one.
+    """Returns the student `name`, or a small one if it is None.
 
     Raises:
-        InputError: timm has no model of the name, or it does not build.
+        InputError: timm has no model with this name, or cannot build it.
     """
-    if asked is not None:
-        name, why = asked, "--student"
+    if name is not None:
+        why = "--student"
     elif image_size < _TINY_IMAGE:
         name, why = "cifar_resnet20", f"made for images as small as {image_size} pixels"
     else:
-        # Half of its teacher at the most: of equal size there would be nothing to gain.
+        # At most half of its teacher: a student of the same size would have no use.
         limit = (teacher_parameters or 50_000_000) / 2e6
-        fitting = [name for size, name in _SMALL if size <= limit]
+        fitting = [model for size, model in _SMALL if size <= limit]
         name = fitting[-1] if fitting else _SMALL[0][1]
         why = (
             "at most half the size of its teacher"
@@ -59,21 +59,21 @@ def choose_student(
 
 
 def _weights_of(name: str) -> tuple[bool, str]:
-    """Whether pretrained weights of a model can be had here, and why or why not."""
+    """Whether pretrained weights of a model are available, and the reason."""
     known = config(name)
     repository = known.get("hf_hub_id")
     if not repository:
         if known.get("url") or known.get("file"):
-            return True, "from the weights that timm has of it"
-        return False, "from nothing: timm has no weights of it"
+            return True, "pretrained weights of timm"
+        return False, "random weights: timm has no others"
     files = [known["hf_hub_filename"]] if known.get("hf_hub_filename") else list(_WEIGHT_FILES)
     if any(isinstance(try_to_load_from_cache(repository, file), str) for file in files):
-        return True, "from its ImageNet weights, which are in this machine's cache"
+        return True, "ImageNet weights, which are in the cache of this machine"
     if constants.HF_HUB_OFFLINE:
         return (
             False,
             (
-                "from nothing: HF_HUB_OFFLINE is set, and its weights are not in the cache; else:"
+                "random weights: HF_HUB_OFFLINE is set, and no others are in the cache; online:"
                 " pretrained"
             ),
         )
@@ -83,8 +83,8 @@ def _weights_of(name: str) -> tuple[bool, str]:
         return (
             False,
             (
-                f"from nothing: no way to its weights ({type(error).__name__}); with network:"
+                f"random weights: others cannot be downloaded ({type(error).__name__}); online:"
                 " pretrained"
             ),
         )
-    return True, "from its ImageNet weights, fetched once"
+    return True, "ImageNet weights, downloaded once"

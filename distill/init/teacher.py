@@ -1,4 +1,4 @@
-"""What a teacher is: its model, its weights, and what it sees."""
+"""Examines a teacher: its model, its weights, and its view of images."""
 
 import os
 from collections.abc import Sequence
@@ -13,20 +13,20 @@ from distill.models.teacher import build_teacher
 from distill.models.view import ModelView
 from distill.recipe import schema
 
-# What a model is tried at that is built for one size: its weights say which.
+# For models with a fixed image size, which follows from the weights.
 _USUAL_SIZE = 224
 
 
 @dataclass(frozen=True)
 class TeacherFacts:
-    """A teacher as a recipe names it, and what it sees.
+    """A teacher as in a recipe, and its view of images.
 
     Attributes:
-        spec: the recipe's `teacher`.
-        parameters: how many.
-        view: what it sees.
-        why_size: where its size comes from.
-        classes: what its class order rests on; empty where it names its classes.
+        spec: `teacher` of the recipe.
+        parameters: number of parameters.
+        view: how it preprocesses images.
+        why_size: the source of its image size.
+        classes: the assumption about its class order; empty if its classes are known.
         notes: what was adapted when its weights were loaded.
     """
 
@@ -38,15 +38,15 @@ class TeacherFacts:
     notes: tuple[str, ...]
 
 
-def says_nothing(teacher: str) -> bool:
-    """Whether a teacher is a file of weights without a config beside it, so that model and size
-    must be asked for.
+def is_bare_file(teacher: str) -> bool:
+    """Whether a teacher is a file of weights without a config, so that its model and image size are
+    unknown.
     """
     path = Path(teacher).expanduser()
     return path.is_file() and not is_timm_config(path.parent / CONFIG_FILE)
 
 
-def look_at_teacher(
+def examine_teacher(
     teacher: str,
     classes: Sequence[str],
     *,
@@ -54,34 +54,33 @@ def look_at_teacher(
     image_size: int | None,
     class_file: str | None,
 ) -> TeacherFacts:
-    """Load a teacher and hold it against the classes of the data.
+    """Loads a teacher and compares its classes with those of the data.
 
     Args:
         teacher: a timm name, a file of weights, a run or an export.
-        model: timm name of the architecture, for a file of weights.
-        image_size: pixels that it was trained at; None: as its config says.
+        model: for a file of weights, the timm name of the model.
+        image_size: the image size in training, in pixels; None: from its config.
         class_file: its class list, an absolute path or the name of a label set.
 
     Raises:
-        InputError: no such model or file, what is missing to know what it sees, or other classes
-            than the data's.
+        InputError: there is no such model or file, its image size is unknown, or its classes are
+            not those of the data.
     """
     path = Path(teacher).expanduser()
     spec: dict[str, Any] = {"weights": "pretrained"}
     if path.exists():
-        # Not resolved: behind a link, as in the cache of the Hub, no config.json lies beside the
-        # file.
+        # Links are not resolved: the cache of the Hub has no config.json next to the real file.
         spec["weights"] = os.path.abspath(path)
         if path.is_file():
-            _refuse_unsaid_size(path, model, image_size)
+            _refuse_unknown_size(path, model, image_size)
     else:
-        _refuse_unknown(teacher)
+        _refuse_unknown_model(teacher)
         spec["model"] = teacher
     if model is not None:
         if not path.is_file():
             raise InputError(
-                f"--teacher-model {model}: --teacher {teacher} names its own architecture: leave"
-                " it out"
+                f"--teacher-model {model}: --teacher {teacher} contains the name of its model:"
+                " remove this option"
             )
         spec["model"] = model
     if image_size is not None:
@@ -108,27 +107,24 @@ def look_at_teacher(
     )
 
 
-def _refuse_unsaid_size(path: Path, model: str | None, image_size: int | None) -> None:
-    """Raises InputError where nothing says the architecture of weights, or the size of images they
-    were trained at.
-    """
+def _refuse_unknown_size(path: Path, model: str | None, image_size: int | None) -> None:
+    """Raises InputError if the model of a file of weights, or its image size, is unknown."""
     origin = origin_of_file(path, model, "--teacher-model")
     if origin.assumed and image_size is None and not takes_image_size(origin.name, {}):
         raise InputError(
-            f"--teacher {path}: a file of weights does not say how large its images were, and at"
-            " another size it answers wrongly: give --teacher-image-size and the pixels it was"
-            " trained at"
+            f"--teacher {path}: a file of weights does not contain its image size, and another"
+            " size gives wrong outputs: give --teacher-image-size, the size in training in pixels"
         )
 
 
-def _refuse_unknown(teacher: str) -> None:
-    """Raises InputError for what is neither here nor a model of timm."""
+def _refuse_unknown_model(teacher: str) -> None:
+    """Raises InputError for a name that is neither a path nor a model of timm."""
     try:
         config(teacher)
     except InputError as error:
-        place = Path(teacher)
-        beside = [each.name for each in place.parent.iterdir()] if place.parent.is_dir() else []
+        path = Path(teacher)
+        others = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
         raise InputError(
-            f"--teacher {teacher}: no such file or folder{did_you_mean(place.name, beside)}, and as the"
-            f" name of a model: {error}"
+            f"--teacher {teacher}: no such file or folder{did_you_mean(path.name, others)}, and as"
+            f" the name of a model: {error}"
         ) from error

@@ -15,7 +15,7 @@ import yaml
 from command import Cli
 
 from distill import __version__
-from distill.__main__ import explained, whole_command
+from distill.__main__ import explain_error, build_command
 from distill.cli.hints import complete_key, complete_recipe, hint
 from distill.recipe import load_recipe, shipped_files
 from distill.recipe.keys import each_key
@@ -31,7 +31,7 @@ def each_command(
         yield from each_command(each, (*words, name))
 
 
-COMMANDS = dict(each_command(whole_command()))
+COMMANDS = dict(each_command(build_command()))
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
@@ -65,8 +65,14 @@ def test_version(cli: Cli) -> None:
 
 def test_options_and_defaults_are_shown_as_typed(cli: Cli) -> None:
     out = cli("evaluate", "--help").out
-    assert "  --precision fp32|bf16|fp16  What the models compute in. (default: fp32)\n" in out
+    assert "  --precision fp32|bf16|fp16  The data type of computations. (default: fp32)\n" in out
     assert "  --batch-size N " in out
+
+
+def test_the_usage_in_an_error_has_no_braces(cli: Cli) -> None:
+    outcome = cli("train")
+    assert outcome.code == 2
+    assert outcome.err.startswith("Usage: distill train RECIPE [KEY=VALUE]...\n")
 
 
 @pytest.mark.parametrize(
@@ -99,10 +105,10 @@ def test_an_unknown_option_names_the_key_it_means(typed: list[str], says: str, c
 
 def test_each_hint_is_an_override_that_loads() -> None:
     """A hint that leads to another error would be worse than none."""
-    from distill.cli.hints import _MEANT
+    from distill.cli.hints import _OVERRIDES
 
     known = {key.path for key in each_key()}
-    for option in _MEANT:
+    for option in _OVERRIDES:
         override = hint(f"--{option}", None).removeprefix("write ").replace("'", "")
         assert override.partition("=")[0] in known
         load_recipe("quickstart/students", ["student.objective.soft={loss: kl}", override])
@@ -131,7 +137,7 @@ def test_completion_offers_recipes_and_keys(
     written = io.StringIO()
     monkeypatch.setattr("sys.stdout", written)
     with pytest.raises(SystemExit):
-        whole_command()(prog_name="distill")
+        build_command()(prog_name="distill")
     assert written.getvalue().split() == ["quickstart/teacher"]
 
 
@@ -203,7 +209,7 @@ def test_an_override_whose_bytes_an_ascii_locale_left_undecoded() -> None:
 
 def test_a_letter_that_a_locale_lacks_is_no_traceback() -> None:
     error = UnicodeEncodeError("ascii", "Größe", 2, 3, "ordinal not in range(128)")
-    message, code = explained(error) or ("", 0)
+    message, code = explain_error(error) or ("", 0)
     assert (code, "'\\xf6': this locale writes ASCII" in message, "PYTHONUTF8=1" in message) == (
         2,
         True,

@@ -175,7 +175,7 @@ def test_a_rank_that_is_killed(whole: Path, tmp_path: Path) -> None:
     (message,) = said(shown)
     assert "another process of this run has ended after step 5" in message
     assert re.search(
-        r"; the same command goes on from the last checkpoint. Seen here: .*[Cc]onnection"
+        r"; the same command resumes from the last checkpoint. Seen here: .*[Cc]onnection"
         r" (closed|reset) by peer",
         message,
     )
@@ -234,7 +234,7 @@ def test_a_rank_that_hangs(hanging: Launch, whole: Path) -> None:
     assert code == 1
     assert said(shown) == [
         f"distill: waited {TIMEOUT_S} s for another process of this run (train.timeout_s) after"
-        " step 5: it hangs, or its machine is lost; the same command goes on from the last"
+        " step 5: it hangs, or its machine is not reachable; the same command resumes from the last"
         " checkpoint"
     ]
     assert shown.count("Traceback") == 1

@@ -15,7 +15,7 @@ import pytest
 import torch.distributed as dist
 from ports import free_ports
 
-from distill.__main__ import explained
+from distill.__main__ import explain_error
 from distill.engine import Engine, check_launch, launched_processes
 from distill.engine.rendezvous import meeting, reach_master
 from distill.engine.signals import Signals
@@ -209,7 +209,7 @@ def test_the_end_and_the_silence_of_another_process_are_told_apart(
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     for text in GONE:
-        message, code = explained(dist.DistBackendError(text)) or ("", 0)
+        message, code = explain_error(dist.DistBackendError(text)) or ("", 0)
         assert code == 1
         assert message.startswith("another process of this run has ended")
         assert "pair.cc" not in message
@@ -217,17 +217,17 @@ def test_the_end_and_the_silence_of_another_process_are_told_apart(
     for text, waited in LATE:
         error = RuntimeError(text)
         error.add_note("after step 7")
-        message, code = explained(error) or ("", 0)
+        message, code = explain_error(error) or ("", 0)
         assert code == 1
         assert message.startswith(
             f"waited {waited} for another process of this run (train.timeout_s) after step 7: it"
             " hangs"
         )
-        assert message.endswith("the same command goes on from the last checkpoint")
-    assert explained(RuntimeError("CUDA out of memory")) is None
-    assert explained(OSError("Connection reset by peer")) is None, "of a tracker's server, say"
+        assert message.endswith("the same command resumes from the last checkpoint")
+    assert explain_error(RuntimeError("CUDA out of memory")) is None
+    assert explain_error(OSError("Connection reset by peer")) is None, "of a tracker's server, say"
     monkeypatch.setenv("WORLD_SIZE", "1")
-    assert explained(RuntimeError(GONE[0])) is None
+    assert explain_error(RuntimeError(GONE[0])) is None
 
 
 def test_the_first_on_a_machine_speaks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

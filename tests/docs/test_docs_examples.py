@@ -23,7 +23,7 @@ from pages import (
     name_of,
 )
 
-from distill.__main__ import whole_command
+from distill.__main__ import build_command
 from distill.recipe import read_recipe
 from distill.training.check import check_recipe
 
@@ -54,7 +54,7 @@ def distill_arguments(words: tuple[str, ...]) -> tuple[str, ...] | None:
 
 def find_command(arguments: tuple[str, ...]) -> tuple[Any, list[str]]:
     """Returns the command that arguments name, and the arguments behind its name."""
-    command: Any = whole_command()
+    command: Any = build_command()
     rest = list(arguments)
     while hasattr(command, "commands") and rest and not rest[0].startswith("-"):
         assert rest[0] in command.commands, f"there is no command {rest[0]}"

@@ -37,7 +37,7 @@ def test_they_are_written_with_their_bits_and_nothing_is_overwritten(
         assert os.access(tmp_path / "mine" / name, os.X_OK) is content.startswith(b"#!")
     (tmp_path / "mine/torchrun.sh").write_text("my own")
     again = cli("launchers", tmp_path / "mine")
-    assert (again.code, "is there already" in again.err) == (2, True)
+    assert (again.code, "exists already" in again.err) == (2, True)
     assert (tmp_path / "mine/torchrun.sh").read_text() == "my own"
     (tmp_path / "file").touch()
     assert cli("launchers", tmp_path / "file").code == 2

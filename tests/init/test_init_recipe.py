@@ -56,8 +56,8 @@ def test_a_root_with_splits_trains_on_one_and_evaluates_on_the_other(
         64,
     )  # type: ignore[union-attr]
     assert recipe.teacher is None
-    assert "no teacher: the student learns from labels alone" in outcome.out
-    assert f"test is left for the end: distill evaluate RUN --data {root / 'test'}" in outcome.out
+    assert "no teacher: the student learns only from labels" in outcome.out
+    assert f"test is not used in training: distill evaluate RUN --data {root / 'test'}" in outcome.out
     plan = make_plan(recipe)
     assert (len(plan.stages[0].source), plan.classes) == (16, ("cat", "dog"))
 
@@ -122,7 +122,7 @@ def test_splits_of_tables_train_and_evaluate(kind: str, cli: Cli, tmp_path: Path
     outcome = cli("init", root, "--student", "test_efficientnet", "--yes")
     assert outcome.code == 0, outcome.err
     assert (
-        f"test is left for the end: distill evaluate RUN --data {root} --split test" in outcome.out
+        f"test is not used in training: distill evaluate RUN --data {root} --split test" in outcome.out
     )
     tree = yaml.safe_load(Path("pets.yaml").read_text())
     assert tree["data"]["train"] == {"kind": kind, "path": ".", "split": "train"}
@@ -193,7 +193,7 @@ def test_nothing_is_overwritten_and_a_run_is_not_joined(cli: Cli, tmp_path: Path
     (tmp_path / "runs/pets").mkdir(parents=True)
     before = Path("pets.yaml").read_text()
     refused = cli("init", folder, "--yes", "--student", "test_efficientnet")
-    assert (refused.code, "is there already" in refused.err) == (2, True)
+    assert (refused.code, "exists already" in refused.err) == (2, True)
     assert Path("pets.yaml").read_text() == before
     assert written(cli, folder, "--force")["name"] == "pets-2"
 
