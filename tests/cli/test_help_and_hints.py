@@ -15,7 +15,7 @@ import yaml
 from command import Cli
 
 from distill import __version__
-from distill.__main__ import explain_error, build_command
+from distill.__main__ import build_command, explain_error
 from distill.cli.hints import complete_key, complete_recipe, hint
 from distill.recipe import load_recipe, shipped_files
 from distill.recipe.keys import each_key

@@ -26,9 +26,7 @@ def doctor(cli: Cli, *arguments: object) -> tuple[int, dict[str, Any]]:
 
 def findings(found: dict[str, Any], level: str) -> str:
     return "\n".join(
-        f"{f['about']}: {f['says']} -> {f['fix']}"
-        for f in found["findings"]
-        if f["level"] == level
+        f"{f['about']}: {f['says']} -> {f['fix']}" for f in found["findings"] if f["level"] == level
     )
 
 

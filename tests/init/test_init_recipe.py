@@ -57,7 +57,9 @@ def test_a_root_with_splits_trains_on_one_and_evaluates_on_the_other(
     )  # type: ignore[union-attr]
     assert recipe.teacher is None
     assert "no teacher: the student learns only from labels" in outcome.out
-    assert f"test is not used in training: distill evaluate RUN --data {root / 'test'}" in outcome.out
+    assert (
+        f"test is not used in training: distill evaluate RUN --data {root / 'test'}" in outcome.out
+    )
     plan = make_plan(recipe)
     assert (len(plan.stages[0].source), plan.classes) == (16, ("cat", "dog"))
 
@@ -122,7 +124,8 @@ def test_splits_of_tables_train_and_evaluate(kind: str, cli: Cli, tmp_path: Path
     outcome = cli("init", root, "--student", "test_efficientnet", "--yes")
     assert outcome.code == 0, outcome.err
     assert (
-        f"test is not used in training: distill evaluate RUN --data {root} --split test" in outcome.out
+        f"test is not used in training: distill evaluate RUN --data {root} --split test"
+        in outcome.out
     )
     tree = yaml.safe_load(Path("pets.yaml").read_text())
     assert tree["data"]["train"] == {"kind": kind, "path": ".", "split": "train"}
