@@ -24,7 +24,7 @@ from distill.recipe.resolve import merge
 from distill.training.loop import train
 
 IMAGE_SIZE = 16
-NUM_JUDGED = 53  # odd, and no multiple of the evaluation batch
+NUM_EVAL = 53  # odd, and no multiple of the evaluation batch
 # 120 training images and batches of 16: 7 steps an epoch, so 8 steps cross into the second one.
 BASE: dict[str, Any] = {
     "name": "tiny",
@@ -105,22 +105,24 @@ def write_recipe(folder: Path, *changes: dict[str, Any], name: str = "run") -> P
         tree = merge(tree, change)
         if "students" in change:
             tree["students"] = change["students"]
-    judged = judged_set(folder / "judged")
-    tree["data"].setdefault("eval", {"kind": "fashion_mnist", "split": "test", "path": str(judged)})
+    eval_folder = eval_set(folder / "eval")
+    tree["data"].setdefault(
+        "eval", {"kind": "fashion_mnist", "split": "test", "path": str(eval_folder)}
+    )
     tree["output"] = str(folder / name)
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(tree, sort_keys=False))
     return path
 
 
-def judged_set(folder: Path) -> Path:
-    """The first NUM_JUDGED images of the embedded test set that come when every 17th is taken, as
+def eval_set(folder: Path) -> Path:
+    """The first NUM_EVAL images of the embedded test set that come when every 17th is taken, as
     IDX files.
     """
     if not folder.exists():
         folder.mkdir(parents=True)
         source = EmbeddedFashionMnist("test")
-        chosen = [17 * i % len(source) for i in range(NUM_JUDGED)]
+        chosen = [17 * i % len(source) for i in range(NUM_EVAL)]
         images = np.stack([np.asarray(read_image(source, i).convert("L")) for i in chosen])
         for name, array in (
             ("images-idx3", images),

@@ -199,8 +199,8 @@ def _from_checkpoint(
         if which not in stems:
             known = ["best", *(RAW if stem == "model" else stem for stem in stems)]
             raise InputError(
-                f"{checkpoint.path}: no weights {weights!r} of {name}{did_you_mean(weights, known)};"
-                f" there are {', '.join(known)}"
+                f"{checkpoint.path}: no weights {weights!r} of {name}"
+                f"{did_you_mean(weights, known)}; there are {', '.join(known)}"
             )
         net = create(
             spec.model, num_classes=len(classes), image_size=size, model_args=spec.model_args

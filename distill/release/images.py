@@ -69,7 +69,8 @@ def _refuse_other_images(source: Source, path: Path) -> None:
         ).values
     except InputError as error:
         raise InputError(
-            f"data.eval: only a checkpoint records which images were held out ({error}): give --data"
+            f"data.eval: only a checkpoint records which images were held out ({error}): give"
+            " --data"
         ) from error
     if any(before["inputs"].get(key) != value for key, value in now.items()):
         raise InputError(

@@ -123,7 +123,8 @@ class Summary:
             replace_text(self.output / REPORT_FILE, json.dumps(self.as_dict(), indent=1) + "\n")
         except OSError as error:
             raise InputError(
-                f"{self.output / REPORT_FILE}: cannot be written: {error}; free some space and run again"
+                f"{self.output / REPORT_FILE}: cannot be written: {error}; free some space"
+                " and run again"
             ) from error
 
     def show(self, console: Console) -> None:
@@ -224,7 +225,7 @@ class Summary:
 
 
 def versions() -> dict[str, str]:
-    """The versions of Python, the installed libraries and this package; its commit in a checkout."""
+    """The versions of Python, libraries and this package, and its commit in a checkout."""
     found = {"python": platform.python_version(), "distill": __version__}
     for library in _LIBRARIES:
         with suppress(metadata.PackageNotFoundError):

@@ -45,7 +45,7 @@ def test_files_are_on_disk_before_their_name_is(
     assert str(tmp_path) in events[renamed:]
 
 
-# ---- kill -9 --------------------------------------------------------------------------------------
+# ---- kill -9 -------------------------------------------------------------------------------------
 
 
 def test_a_save_killed_before_any_file_operation_leaves_a_whole_checkpoint(

@@ -59,11 +59,11 @@ def servers(sets: Path) -> Iterator[tuple[FolderServer, FolderServer]]:
         yield one, another
 
 
-def over(train: object, judged: object | None = None, **keys: Any) -> dict[str, Any]:
-    """Changes to the tiny recipe: shards to train on, and to judge by."""
+def over(train: object, evaluation: object | None = None, **keys: Any) -> dict[str, Any]:
+    """Changes to the tiny recipe: shards to train on, and to evaluate on."""
     stream = {"kind": "stream", "path": str(train), **keys}
-    judged = {"eval": {"kind": "stream", "path": str(judged)}} if judged is not None else {}
-    return {"data": {"train": stream, "fraction": 1.0, "shards": {"cache": "cache"}, **judged}}
+    eval_data = {"eval": {"kind": "stream", "path": str(evaluation)}} if evaluation else {}
+    return {"data": {"train": stream, "fraction": 1.0, "shards": {"cache": "cache"}, **eval_data}}
 
 
 Write = Callable[..., Path]
@@ -104,7 +104,7 @@ def test_a_run_goes_on_from_another_port_and_from_a_copy(
 
 
 @pytest.mark.parametrize(
-    ("train", "judged", "says"),
+    ("train", "evaluation", "says"),
     [
         (
             "other",
@@ -121,7 +121,7 @@ def test_a_run_goes_on_from_another_port_and_from_a_copy(
 )
 def test_other_shards_are_refused_and_named(
     train: str,
-    judged: str,
+    evaluation: str,
     says: str,
     sets: Path,
     write: Write,
@@ -140,7 +140,7 @@ def test_other_shards_are_refused_and_named(
         InputError,
         match=f"{checkpoint(tmp_path / 'run')}: was made with another data set(.|\n)*{says}",
     ):
-        run(write(over(sets / train, sets / judged, classes=str(classes))))
+        run(write(over(sets / train, sets / evaluation, classes=str(classes))))
     assert {path: path.read_bytes() for path in kept} == kept
 
 

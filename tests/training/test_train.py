@@ -35,7 +35,7 @@ VIT = {"model": "test_vit", "model_args": {"patch_size": 4}}
 
 # ---- golden losses -------------------------------------------------------------------------------
 
-GOLDEN = Path(__file__).parent / "golden" / "losses.json"
+GOLDEN = Path(__file__).parents[1] / "golden" / "losses.json"
 CE, BCE = {"loss": "ce"}, {"loss": "bce"}
 METHODS: dict[str, Any] = {
     "ce": {"hard": CE},
@@ -52,8 +52,8 @@ METHODS: dict[str, Any] = {
 def test_losses_of_every_method_are_those_recorded(tmp_path: Path) -> None:
     """Six steps of a student a method behind a seeded teacher.
 
-    When a change is meant to move them: `UPDATE_GOLDEN=1 pytest tests/test_train.py -k recorded`,
-      and say in the commit why.
+    If a change is meant to move them, set UPDATE_GOLDEN=1, run this test, and give the reason in the
+    commit.
     """
     changes = {
         "train": {"budget": "6 iterations"},

@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 from servers import FolderServer
-from tiny import assert_same_run, checkpoint, judged_set, records, report, run, stop_after
+from tiny import assert_same_run, checkpoint, eval_set, records, report, run, stop_after
 
 from distill.datatools.commands import shard
 from distill.recipe import load_recipe
 from distill.training.loop import DONE, INTERRUPTED
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 STEPS = 10  # of each stage
 SHRUNK = [
@@ -52,7 +52,7 @@ class Miniature:
             unlabelled=True,
             workers=0,
         )
-        self.judged = judged_set(folder / "judged")
+        self.eval_folder = eval_set(folder / "eval")
         self.server = FolderServer(folder / "served")
 
     def url(self, case: str) -> str:
@@ -64,7 +64,7 @@ class Miniature:
         return run(
             Path(f"miniature/{recipe}"),
             *SHRUNK,
-            f"data.eval.path={self.judged}",
+            f"data.eval.path={self.eval_folder}",
             f"output={self.folder / output}",
             *overrides,
         )

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import timm
 import tiny
-from tiny import NUM_JUDGED
+from tiny import NUM_EVAL
 
 from distill.data.fashion import CLASSES
 from distill.models import cifar as cifar  # registers its models
@@ -40,8 +40,8 @@ def test_a_report_says_what_was_trained_on_what(tiny_run: Path) -> None:
         6000,
         120,
     )
-    assert found["data"]["eval"]["images"] == NUM_JUDGED
-    assert found["data"]["eval"]["path"] == str(tiny_run.parent / "judged")
+    assert found["data"]["eval"]["images"] == NUM_EVAL
+    assert found["data"]["eval"]["path"] == str(tiny_run.parent / "eval")
     assert found["data"]["num_classes"] == len(CLASSES)
 
 
@@ -94,7 +94,7 @@ def test_a_checkpoint_of_an_earlier_version_has_no_training_time() -> None:
 
 
 @pytest.mark.parametrize(
-    ("output", "best", "judged", "lines"),
+    ("output", "best", "is_evaluated", "lines"),
     [
         (
             "runs/a b/kd",
@@ -120,9 +120,9 @@ def test_a_checkpoint_of_an_earlier_version_has_no_training_time() -> None:
     ],
 )
 def test_the_end_names_the_next_commands(
-    output: str, best: str | None, judged: bool, lines: list[str]
+    output: str, best: str | None, is_evaluated: bool, lines: list[str]
 ) -> None:
     ended: Any = SimpleNamespace(
-        output=Path(output), best=best, accuracies={"kd": None} if judged else {}
+        output=Path(output), best=best, accuracies={"kd": None} if is_evaluated else {}
     )
     assert Summary.next_commands(ended) == [*lines, f"report: {output}/report.json"]

@@ -121,11 +121,11 @@ def test_weights_that_give_no_finite_loss_are_never_the_best(tmp_path: Path) -> 
     """
     recipe = with_diverging(tmp_path, {"evaluate": {"every": "4 iterations"}})
     assert run(recipe) == DONE
-    judged = next(
+    models = next(
         line["models"] for line in records(tmp_path / "run") if line["event"] == "evaluate"
     )
-    assert judged["bad"]["loss"] is None
-    assert judged["bad"]["top1"] == 0
+    assert models["bad"]["loss"] is None
+    assert models["bad"]["top1"] == 0
     assert report(tmp_path / "run")["students"]["bad"]["best"] is None
     assert not (tmp_path / "run" / "best" / "bad").exists()
 

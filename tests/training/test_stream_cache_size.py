@@ -1,13 +1,14 @@
-"""What a machine must hold of a stream at once, and what it is told where its cache is too small
-for that.
-"""
+"""Streams on several processes: any number reads the lanes; too small a cache is refused."""
 
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from shards import images_of, write_tars
-from tiny import write_recipe
+from stages import two_stages
+from tiny import (
+    write_recipe,
+)
 
 from distill.data.fashion import EmbeddedFashionMnist
 from distill.data.stream.source import StreamSource
@@ -68,3 +69,53 @@ def test_a_smaller_block_is_advised_where_it_helps(
         check_streams(plan, 1, 1)
     if block == 2:
         check_streams(plan, 2, 1)
+
+
+def checked(recipe: Path, num_processes: int, here: int, *overrides: str) -> None:
+    from distill.training.streams import check_streams
+
+    check_streams(make_plan(load_recipe(recipe, overrides)), num_processes, here)
+
+
+def test_any_number_of_processes_reads_the_lanes(foreign: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(
+        tmp_path,
+        two_stages(foreign),
+        {"train": {"micro_batch_size": None, "batch_size_global": 48}},
+    )
+    for num_processes in (1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 48):
+        checked(recipe, num_processes, num_processes)
+
+
+def test_a_cache_that_cannot_hold_what_lanes_read_at_once_is_refused(
+    foreign: Path, tmp_path: Path
+) -> None:
+    from dataclasses import replace
+
+    from distill.data.stream.source import StreamSource
+    from distill.training.streams import check_streams
+
+    small = write_recipe(tmp_path, two_stages(foreign), {"data": {"shards": {"cache_gb": 0.85}}})
+    plan = make_plan(load_recipe(small))
+    local = plan.stages[0].source
+    assert isinstance(local, StreamSource)
+    check_streams(plan, 1, 1)  # local tar shards do not go through the cache
+    remote = StreamSource(
+        [
+            replace(shard, url=f"http://host/{shard.name}", size_bytes=10**8)
+            for shard in local.shards
+        ],
+        local._fetcher,
+        (),
+        labelled=False,
+    )
+    plan = replace(plan, stages=(replace(plan.stages[0], source=remote), plan.stages[1]))
+    with pytest.raises(
+        InputError,
+        match=(
+            r"cache_gb: 0.85, and the 16 lanes that this machine reads have about 9 shards in use"
+            r" at once, 0.9 GB of http"
+        ),
+    ):
+        check_streams(plan, 1, 1)
+    check_streams(plan, 8, 1)

@@ -1,13 +1,11 @@
-"""Evaluation against counting by hand, one image at a time; two processes are judged in
-tests/distributed.
-"""
+"""Evaluation against counting by hand, one image at a time. tests/distributed has two processes."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from tiny import IMAGE_SIZE, NUM_JUDGED, judged_set
+from tiny import IMAGE_SIZE, NUM_EVAL, eval_set
 from torch import nn
 
 from distill.data.augment import EvalTransform
@@ -25,7 +23,7 @@ TRANSFORM = EvalTransform(image_size=IMAGE_SIZE, crop_fraction=1.0, interpolatio
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
-    folder = judged_set(tmp_path_factory.mktemp("data") / "judged")
+    folder = eval_set(tmp_path_factory.mktemp("data") / "eval")
     return open_source(
         FashionMnistSpec(kind="fashion_mnist", split="test", path=str(folder)), Path()
     )
@@ -58,7 +56,7 @@ def one_by_one(model: nn.Module, source: Source) -> torch.Tensor:
         ).double()
 
 
-@pytest.mark.parametrize("batch_size", [1, 20, NUM_JUDGED, 64])
+@pytest.mark.parametrize("batch_size", [1, 20, NUM_EVAL, 64])
 def test_figures_equal_those_counted_by_hand(
     batch_size: int, source: Source, engine: Engine
 ) -> None:
@@ -77,23 +75,23 @@ def test_figures_equal_those_counted_by_hand(
     correct1 = sum(ranked[0] == label for ranked, label in zip(best_first, labels, strict=True))
     correct5 = sum(label in ranked[:5] for ranked, label in zip(best_first, labels, strict=True))
     agreed = int((logits.argmax(1) == answers.argmax(1)).sum())
-    assert 0 < correct1 < correct5 < NUM_JUDGED
-    assert 0 < agreed < NUM_JUDGED
+    assert 0 < correct1 < correct5 < NUM_EVAL
+    assert 0 < agreed < NUM_EVAL
 
     got = results["student"]
-    assert (got.num_samples, got.num_skipped) == (NUM_JUDGED, 0)
+    assert (got.num_samples, got.num_skipped) == (NUM_EVAL, 0)
     # Percentages of whole counts, to the last bit of a float.
-    assert got.top1 == 100 * correct1 / NUM_JUDGED
-    assert got.top5 == 100 * correct5 / NUM_JUDGED
-    assert got.agreement == 100 * agreed / NUM_JUDGED
+    assert got.top1 == 100 * correct1 / NUM_EVAL
+    assert got.top5 == 100 * correct5 / NUM_EVAL
+    assert got.agreement == 100 * agreed / NUM_EVAL
     log_probs = logits.log_softmax(1)
-    loss = -log_probs[range(NUM_JUDGED), labels].mean()
+    loss = -log_probs[range(NUM_EVAL), labels].mean()
     kl = (answers.softmax(1) * (answers.log_softmax(1) - log_probs)).sum(1).mean()
     assert got.loss == pytest.approx(float(loss), rel=1e-6)
     assert got.teacher_kl == pytest.approx(float(kl), rel=1e-5)
     assert (
         results[TEACHER].top1
-        == 100 * int((answers.argmax(1) == torch.tensor(labels)).sum()) / NUM_JUDGED
+        == 100 * int((answers.argmax(1) == torch.tensor(labels)).sum()) / NUM_EVAL
     )
     assert results[TEACHER].agreement is None
 
