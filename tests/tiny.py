@@ -1,5 +1,5 @@
-"""Real runs, small enough for a test: recipes as dictionaries, and what a run left behind as
-tensors and records.
+"""Real runs, small enough for a test: recipes as dictionaries, and the results as tensors and
+records.
 """
 
 import json
@@ -49,8 +49,8 @@ BASE: dict[str, Any] = {
     "students": {"alone": {}},
 }
 
-# Everything that draws or remembers, in one recipe: three students that share nothing but the
-# batches and the teacher.
+# All that is random or has state, in one recipe: three students that share only batches and
+# teacher.
 EVERYTHING: dict[str, Any] = {
     "data": {
         "augment": {
@@ -97,8 +97,8 @@ EVERYTHING: dict[str, Any] = {
 
 
 def write_recipe(folder: Path, *changes: dict[str, Any], name: str = "run") -> Path:
-    """BASE with changes laid over it, as `folder/<name>.yaml`; the run goes to `folder/<name>`.
-    "students" replaces.
+    """Write BASE with changes to `folder/<name>.yaml`; the run writes to `folder/<name>`.
+    "students" is replaced, not merged.
     """
     tree = deepcopy(BASE)
     for change in changes:
@@ -116,9 +116,7 @@ def write_recipe(folder: Path, *changes: dict[str, Any], name: str = "run") -> P
 
 
 def eval_set(folder: Path) -> Path:
-    """The first NUM_EVAL images of the embedded test set that come when every 17th is taken, as
-    IDX files.
-    """
+    """Write NUM_EVAL images of the embedded test set, every 17th, as IDX files."""
     if not folder.exists():
         folder.mkdir(parents=True)
         source = EmbeddedFashionMnist("test")
@@ -141,7 +139,7 @@ def sees(size: int = IMAGE_SIZE) -> ModelView:
 
 
 def run(recipe: Path, *overrides: str) -> int:
-    """Train in this process; the exit code."""
+    """Train in this process. Returns the exit code."""
     return train(load_recipe(recipe, overrides))
 
 
@@ -149,16 +147,14 @@ def run(recipe: Path, *overrides: str) -> int:
 
 
 def send_during(
-    place: Any,
+    owner: Any,
     name: str,
     monkeypatch: pytest.MonkeyPatch,
     call: int = 1,
     number: int = signal.SIGTERM,
 ) -> None:
-    """Let this process get a real signal when the function `place.name` is called for the `call`-th
-    time.
-    """
-    original, calls = getattr(place, name), 0
+    """Send this process a real signal at the `call`-th call of `owner.name`."""
+    original, calls = getattr(owner, name), 0
 
     def counted(*args: Any, **kwargs: Any) -> Any:
         nonlocal calls
@@ -167,17 +163,15 @@ def send_during(
             os.kill(os.getpid(), number)
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(place, name, counted)
+    monkeypatch.setattr(owner, name, counted)
 
 
 def stop_after(step: int, monkeypatch: pytest.MonkeyPatch, number: int = signal.SIGTERM) -> None:
-    """A signal for the next run of this process, which it answers after its `step`-th step: it
-    arrives as that step begins.
-    """
+    """Send a signal when the `step`-th step of the next run begins; the run stops after it."""
     send_during(distill.training.loop.Run, "_step", monkeypatch, step, number)
 
 
-# ---- what a run left -----------------------------------------------------------------------------
+# ---- results of a run ----------------------------------------------------------------------------
 
 
 def checkpoint(output: Path) -> Path:
@@ -198,7 +192,7 @@ def tensors(output: Path, student: str = "") -> dict[str, torch.Tensor]:
 
 
 def best(output: Path, student: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """A student's best weights and the record beside them."""
+    """A student's best weights and their record."""
     folder = output / "best" / student
     return load_file(folder / "model.safetensors"), json.loads(
         (folder / "distill.json").read_text()
@@ -206,17 +200,17 @@ def best(output: Path, student: str) -> tuple[dict[str, torch.Tensor], dict[str,
 
 
 def records(output: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl without what a clock or the machine says."""
+    """metrics.jsonl without values that depend on time or machine."""
     measured = ("time", "seconds", "images_per_s", "memory_bytes", "data_wait_s")
     lines = map(json.loads, (output / "metrics.jsonl").read_text().splitlines())
     return [{key: value for key, value in line.items() if key not in measured} for line in lines]
 
 
 def report(output: Path) -> dict[str, Any]:
-    """report.json without what a clock or a path says."""
-    whole = json.loads((output / "report.json").read_text())
+    """report.json without values that depend on time, machine or paths."""
+    values = json.loads((output / "report.json").read_text())
     of_one_machine = ("seconds", "device_hours", "num_processes", "throughput", "data", "versions")
-    return {key: value for key, value in whole.items() if key not in of_one_machine}
+    return {key: value for key, value in values.items() if key not in of_one_machine}
 
 
 def assert_equal_tensors(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:

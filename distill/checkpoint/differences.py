@@ -1,4 +1,4 @@
-"""What sets two recipes apart, for whoever may not continue one with the other."""
+"""The differences between two recipes, for a run that cannot resume with the other."""
 
 import json
 from pathlib import Path
@@ -12,8 +12,8 @@ _DIFFERENCES_SHOWN = 8
 
 
 def another_recipe(path: Path, wrote: str, old_text: str, new_text: str) -> str:
-    """The message for a checkpoint at `path`, written by version `wrote` for `old_text`, that
-    `new_text` cannot continue.
+    """The message for a checkpoint at `path`, written by version `wrote` with the recipe `old_text`,
+    that `new_text` cannot resume.
     """
     old, new = (
         _leaves(with_streams_anywhere(yaml.safe_load(text)), NOT_IDENTITY)
@@ -38,14 +38,14 @@ def another_recipe(path: Path, wrote: str, old_text: str, new_text: str) -> str:
 
 
 def moved_streams(old_text: str, new_text: str) -> list[str]:
-    """The keys of streams that lie elsewhere in the second of two recipes of one identity."""
+    """The keys of streams whose paths differ between two recipes of the same identity."""
     old, new = (stream_paths(yaml.safe_load(text)) for text in (old_text, new_text))
     return [key for key in new if old.get(key) != new[key]]
 
 
 def _leaves(node: Any, without: Any = (), prefix: str = "") -> dict[str, str]:
-    """Dotted keys and values, less the parts of a recipe that are not its identity. What lists hold
-    by name stands under it.
+    """Dotted keys and values, without the keys that are no part of a recipe's identity. Items of a
+    list with names are keyed by name.
     """
     if (
         isinstance(node, list)

@@ -15,7 +15,7 @@ RECIPE_FILE = "recipe.yaml"
 METRICS_FILE = "metrics.jsonl"
 REPORT_FILE = "report.json"
 LOCK_FILE = ".lock"
-# In the folder of a checkpoint, beside recipe.yaml and the tensors.
+# In the folder of a checkpoint, with recipe.yaml and the tensors.
 MANIFEST_FILE = "manifest.json"
 STATE_FILE = "state.json"
 

@@ -1,1 +1,1 @@
-"""How good models are on a set: accuracy over all processes, and sets as each model sees them."""
+"""Evaluation: accuracy over all processes, on the images as each model sees them."""

@@ -1,8 +1,7 @@
-"""Exact evaluation: every sample counted once, whatever the number of processes and the size of the
-set.
+"""Exact evaluation: every sample counts once, for any number of processes and any size of the set.
 
-Teacher, students and their averages are judged in one pass: each image is decoded once and the
-teacher runs once.
+Teacher, students and their averages share one pass: each image is decoded once, and the teacher
+runs once.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -21,8 +20,8 @@ Model = Callable[[torch.Tensor], torch.Tensor]
 
 TEACHER = "teacher"
 _CACHE_LIMIT_BYTES = 1 << 30
-# Batches between two looks at whether to stop: a few seconds of a large teacher, and a message of
-# some bytes.
+# Batches between two calls of check_stop, each a message of some bytes: a few seconds with a large
+# teacher.
 _CHECK_STOP_EVERY = 4
 
 
@@ -35,14 +34,14 @@ class EvalBatches(Protocol):
 
 @dataclass(frozen=True)
 class Accuracy:
-    """What one model scores on a set.
+    """The accuracy of one model on a set.
 
     Attributes:
         top1, top5: percent of the samples; top-5 means all classes when there are fewer than five.
         loss: mean cross-entropy in nats.
         agreement: percent of the samples where the model and the teacher name the same class.
         teacher_kl: mean KL(teacher || model) in nats at temperature 1.
-        num_samples: images judged.
+        num_samples: images evaluated.
         num_skipped: unreadable images left out.
     """
 
@@ -55,29 +54,27 @@ class Accuracy:
     teacher_kl: float | None = None
 
     def as_dict(self) -> dict[str, float]:
-        """The figures that exist, for metrics and reports."""
+        """The figures that are known, for metrics and reports."""
         return {key: value for key, value in asdict(self).items() if value is not None}
 
 
 class TeacherAnswers:
-    """A frozen teacher's logits on an evaluation set: computed the first time, kept in host memory
-    when they are small.
-    """
+    """A frozen teacher's logits on an evaluation set, kept in host memory if they are small."""
 
     def __init__(self, teacher: Model) -> None:
         self._teacher = teacher
-        self._kept: list[torch.Tensor] = []
+        self._cached: list[torch.Tensor] = []
         self._complete = False
 
     def answers(self, index: int, batch: EvalBatch, num_batches: int) -> torch.Tensor:
         """Logits [B, K] of batch `index` of the pass."""
         if self._complete:
-            return self._kept[index].to(batch.images.device, non_blocking=True)
+            return self._cached[index].to(batch.images.device, non_blocking=True)
         if index == 0:
-            self._kept.clear()  # of a pass that was abandoned
+            self._cached.clear()  # of a pass that was interrupted
         logits = self._teacher(batch.images)
         if logits.numel() * logits.element_size() * num_batches <= _CACHE_LIMIT_BYTES:
-            self._kept.append(logits.cpu())
+            self._cached.append(logits.cpu())
             self._complete = index == num_batches - 1
         return logits
 
@@ -90,7 +87,7 @@ def evaluate(
     teacher: TeacherAnswers | None = None,
     check_stop: Callable[[], None] | None = None,
 ) -> dict[str, Accuracy]:
-    """Judge every model, and the teacher under the name "teacher", in one pass. Collective: every
+    """Evaluate all models, and the teacher under the name "teacher", in one pass. Collective: every
     rank.
 
     Args:
@@ -98,8 +95,8 @@ def evaluate(
         batches: the set; yields the same number of batches on every rank.
         engine: processes and precision.
         teacher: adds agreement with it and KL to it.
-        check_stop: called every few batches, at the same ones on every rank; what it raises
-            abandons the evaluation.
+        check_stop: called every few batches, at the same ones on every rank; if it raises, the
+            evaluation ends there.
 
     Raises:
         InputError: all images were unreadable and skipped, on every rank.
@@ -131,10 +128,10 @@ def evaluate(
         )
     results = {}
     for name, row_sums in zip(names, sums.tolist(), strict=True):
-        correct1, correct5, loss, agreed, divergence = row_sums
+        correct1, correct5, loss, agreed, teacher_kl = row_sums
         count = max(num_samples, 1)
         versus = (
-            {"agreement": 100 * agreed / count, "teacher_kl": divergence / count}
+            {"agreement": 100 * agreed / count, "teacher_kl": teacher_kl / count}
             if teacher is not None and name != TEACHER
             else {}
         )
@@ -153,11 +150,11 @@ def _score(
     logits: torch.Tensor, teacher_logits: torch.Tensor | None, batch: EvalBatch
 ) -> torch.Tensor:
     """[5] float64 sums over the valid samples of one batch."""
-    place = _place(logits, batch.labels)
+    rank = _rank_of(logits, batch.labels)
     loss = F.cross_entropy(logits, batch.labels, reduction="none")
-    columns = [place < 1, place < 5, loss]
+    columns = [rank < 1, rank < 5, loss]
     if teacher_logits is not None:
-        columns.append(_place(logits, teacher_logits.argmax(1)) < 1)
+        columns.append(_rank_of(logits, teacher_logits.argmax(1)) < 1)
         columns.append(
             divergence(F.log_softmax(teacher_logits, dim=1), F.log_softmax(logits, dim=1))
         )
@@ -167,12 +164,12 @@ def _score(
     return torch.where(batch.valid, stacked, 0).sum(1)
 
 
-def _place(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """[B] int64: how many classes stand before the label. Of equal logits the lower index stands
-    first; NaN stands before all.
+def _rank_of(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """[B] int64: how many classes are before the label. Of equal logits the lower index is first;
+    NaN is before all.
 
     Half precision ties often: 1.4 % of rows of 1000 normal logits in bf16 tie at the top, and topk
-      and argmax break ties apart.
+    and argmax break ties differently.
     """
     own = logits.gather(1, labels[:, None])
     index = torch.arange(logits.shape[1], device=logits.device)

@@ -1,6 +1,4 @@
-"""Evaluation sets as models see them: the students' shared view, and once the teacher's own where
-it is another.
-"""
+"""Evaluation sets as models see them: the students' shared view, and the teacher's own."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -42,7 +40,7 @@ def eval_loader(
 
 
 def decoders(num_workers: int | None) -> int:
-    """Decoding processes of this process: as asked, or its share of the cores it may run on."""
+    """The number of decoding processes: as given, or this process's share of the cores."""
     if num_workers is not None:
         return num_workers
     cores = (
@@ -54,8 +52,8 @@ def decoders(num_workers: int | None) -> int:
 class AwaitedBatches:
     """The batches of an evaluation, each after the barrier.
 
-    Iteration raises StopRequestedError on every rank where a process was asked to stop while one
-    waits for its batch.
+    Iteration raises StopRequestedError on all ranks if one gets a signal while another waits for
+    its batch.
     """
 
     def __init__(self, loader: EvalLoader, barrier: BatchBarrier) -> None:
@@ -73,9 +71,7 @@ class AwaitedBatches:
 
 
 class EvaluationSet:
-    """A run's evaluation set, in the students' view, and once in the teacher's own where that is
-    another.
-    """
+    """A run's evaluation set in the students' view, and once in the teacher's if that differs."""
 
     def __init__(
         self, source: Source, frame: Frame, teacher: Teacher | None, engine: Engine, recipe: Recipe
@@ -92,7 +88,7 @@ class EvaluationSet:
         self._shared.close()
 
     def start(self, signals: Signals) -> None:
-        """Training begins in this process. Collective: every rank."""
+        """Answer these signals from now on. Collective: every rank."""
         self._signals = signals
         self._batches = self._awaited(self._shared)
 
@@ -100,32 +96,30 @@ class EvaluationSet:
         self,
         models: Mapping[str, Model],
         teacher: Accuracy | None,
-        stop_if_asked: Callable[[], None],
+        check_stop: Callable[[], None],
     ) -> dict[str, Accuracy]:
         """Accuracies by name, the teacher's in its own view, as timm evaluates it. Collective:
         every rank.
 
-        Agreement with the teacher and KL to it are measured on the images that all share, where the
-        teacher gets the students' view resized on the device. Its own accuracy would be another
-        there, so that takes one pass more in a run.
+        Agreement with the teacher and KL to it are measured on the students' view, resized on the
+        device for the teacher. The teacher's accuracy there differs from its own, so that takes one
+        more pass in a run.
 
         Args:
-            teacher: its accuracy, where this run has measured it before.
-            stop_if_asked: called every few batches; what it raises abandons the evaluation.
+            teacher: its accuracy, if this run has measured it before.
+            check_stop: called every few batches; if it raises, the evaluation ends there.
         """
         own = {}
         if self._own_frame is not None and self._teacher is not None:
-            own = {
-                TEACHER: teacher or self._of_teacher(self._teacher, self._own_frame, stop_if_asked)
-            }
-        return evaluate(models, self._batches, self._engine, self._answers, stop_if_asked) | own
+            own = {TEACHER: teacher or self._of_teacher(self._teacher, self._own_frame, check_stop)}
+        return evaluate(models, self._batches, self._engine, self._answers, check_stop) | own
 
     def _of_teacher(
-        self, teacher: Teacher, frame: Frame, stop_if_asked: Callable[[], None]
+        self, teacher: Teacher, frame: Frame, check_stop: Callable[[], None]
     ) -> Accuracy:
         with self._loader(frame) as loader:
             return evaluate(
-                {TEACHER: teacher}, self._awaited(loader), self._engine, check_stop=stop_if_asked
+                {TEACHER: teacher}, self._awaited(loader), self._engine, check_stop=check_stop
             )[TEACHER]
 
     def _awaited(self, loader: EvalLoader) -> AwaitedBatches:

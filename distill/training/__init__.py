@@ -1,18 +1,21 @@
 """A run: planned, built, stepped, saved and reported.
 
 loop           train(): one stage after the other, one step after the other
-plan           a recipe on given data and processes
-build          plan -> data, teacher and students
+plan           a recipe on given data, in steps
 share          the micro-batches of a process
-inputs         what the data are: a run continues only with the same
-streams        which shards a process reads, and how far ahead they are fetched
+inputs         what the data are: a run resumes only with the same
+build          plan -> engine, teacher, students, loaders
+streams        whether the cache holds what a machine reads, and which shards are fetched next
 evaluations    when an evaluation is due, and the best weights
-run_state      a run's checkpoint
-rundir         the folder of a run, and the lock on it
+run_state      save and restore
+rundir         the lock on a run's folder, and how a run begins or resumes in it
 output_folder  whether a run may write in a folder
 logging        metrics.jsonl, trackers and the screen
-screen         progress for people; header: the lines before it; live_losses: losses without a wait
+metrics        metrics.jsonl
+screen         progress for people
+header         the lines before the progress
+live_losses    losses without a wait for the device
 clock          time of a run
 summary        report.json and the last table
-check          `distill recipe check`: what can be said before a run
+check          `distill recipe check`: what is known before a run
 """

@@ -22,7 +22,7 @@ from distill.training.share import Share
 
 @dataclass(frozen=True, kw_only=True)
 class RunState:
-    """What a checkpoint holds of a run beside tensors. The field names are the keys of state.json.
+    """The JSON values of a run's checkpoint. The field names are the keys of state.json.
 
     Attributes:
         inputs: what data, their order and teacher are; a resumed run must have the same.

@@ -52,8 +52,7 @@ METHODS: dict[str, Any] = {
 def test_losses_of_every_method_are_those_recorded(tmp_path: Path) -> None:
     """Six steps of a student a method behind a seeded teacher.
 
-    If a change is meant to move them, set UPDATE_GOLDEN=1, run this test, and give the reason in the
-    commit.
+    If a change is meant to move them, run this with UPDATE_GOLDEN=1 and say why in the commit.
     """
     changes = {
         "train": {"budget": "6 iterations"},
