@@ -1,3 +1,41 @@
-"""Large-scale image knowledge distillation (VanillaKD, arXiv 2305.15781)."""
+"""Large-scale image knowledge distillation (VanillaKD, arXiv 2305.15781).
+
+    import distill
+
+    recipe = distill.load_recipe("quickstart/students", ["train.budget=1 epochs"])
+    distill.train(recipe)  # in runs/students, or resumes the run there
+    scores = distill.evaluate("runs/students")  # scores["kd"].top1
+    distill.export("runs/students", "exports/kd", student="kd")
+
+The functions are imported when they are first used, since torch takes seconds to import.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from distill.recipe import load_recipe
+    from distill.release import evaluate_models as evaluate
+    from distill.release import export_student as export
+    from distill.training.loop import train
 
 __version__ = "0.1.0.dev0"
+__all__ = ["evaluate", "export", "load_recipe", "train"]
+
+_MODULES = {
+    "evaluate": ("distill.release", "evaluate_models"),
+    "export": ("distill.release", "export_student"),
+    "load_recipe": ("distill.recipe", "load_recipe"),
+    "train": ("distill.training.loop", "train"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, function = _MODULES[name]
+    return getattr(import_module(module), function)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

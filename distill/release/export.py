@@ -13,13 +13,22 @@ from distill.release.find import find_models, which_weights
 
 
 def export_student(
-    run: Path, output: Path, *, student: str | None = None, weights: str = "best"
+    run: str | Path, output: str | Path, *, student: str | None = None, weights: str = "best"
 ) -> None:
-    """Write one student of a run to `output`, in the form that timm loads.
+    """Writes one student of a run in the format of timm: safetensors, config.json, class names.
+
+    `timm.create_model("local-dir:OUTPUT", pretrained=True)` loads it.
+
+    Args:
+        run: the folder of a run, or one of its checkpoints.
+        output: the folder to write.
+        student: its name; None: the best student of the run.
+        weights: "best"; or from the newest checkpoint "raw" or an average, "ema-0.999".
 
     Raises:
         InputError: no such student or weights, or `output` holds something other than an export.
     """
+    run, output = Path(run), Path(output)
     refuse_overwrite(output)
     if run.is_file():
         raise InputError(f"{run}: an export is made from a run or a checkpoint, and this is a file")

@@ -29,7 +29,7 @@ Unreadable = Literal["error", "skip"]
 
 
 def evaluate_models(
-    path: Path,
+    path: str | Path,
     *,
     model: str | None = None,
     student: str | None = None,
@@ -43,14 +43,31 @@ def evaluate_models(
     image_size: int | None = None,
     unreadable: Unreadable = "error",
 ) -> dict[str, Accuracy]:
-    """Evaluate the models at a path and print a table. Collective under a launcher.
+    """Evaluates models on images and prints a table. Collective under a launcher.
+
+    Args:
+        path: the folder of a run, a checkpoint or an export, or a file of weights.
+        model: for a file of weights, the timm name of its model.
+        student: for a run, the only student to evaluate.
+        weights: for a run, "best"; or from its newest checkpoint "raw" or an average, "ema-0.999".
+        data: an image folder, a Parquet or Arrow file, a saved data set, or "fashion_mnist"; None:
+            the evaluation images of the run.
+        split: the split of `data`, if it has several.
+        classes: a file with one class name per line, or "imagenet-1k", if `data` contains only some
+            of the classes.
+        batch_size: images in a batch of each process.
+        num_workers: decoding processes; None: the CPU cores.
+        precision: the data type of computations.
+        image_size: in pixels; None: that of the model.
+        unreadable: what to do with an image that cannot be read.
 
     Returns:
-        The accuracies, by model.
+        The accuracy of each model, by name; of a run also that of its teacher.
 
     Raises:
         InputError: there are no such models or images, or they do not fit together.
     """
+    path = Path(path)
     found = find_models(path, model=model, student=student, weights=weights, image_size=image_size)
     recipe = load_recipe(path / RECIPE_FILE) if (path / RECIPE_FILE).is_file() else None
     opened, order_given = open_images(data, split, classes, recipe, path)

@@ -43,7 +43,16 @@ INTERRUPTED = 75  # EX_TEMPFAIL: stopped by a signal with its state saved; the s
 
 
 def train(recipe: Recipe) -> int:
-    """Run a recipe to its end, or to a signal. Returns the exit code.
+    """Trains all students of a recipe, or resumes the run in its folder.
+
+    Checkpoints, metrics.jsonl, report.json and the best weights are in `recipe.output_dir`.
+
+    Args:
+        recipe: from `load_recipe`.
+
+    Returns:
+        0 (done), 3 (every student stopped because its loss was not finite), or 75 (stopped by a
+        signal with a checkpoint saved: the same call resumes).
 
     Raises:
         InputError: recipe, data, models or the environment do not fit; where possible, this raises

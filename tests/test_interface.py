@@ -1,0 +1,41 @@
+"""The Python interface: `import distill` in a notebook."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import timm
+
+import distill
+
+
+def test_the_import_is_fast_and_lists_its_functions() -> None:
+    code = (
+        "import sys, distill\n"
+        "assert not {'torch', 'timm', 'pydantic', 'rich'} & sys.modules.keys()\n"
+        "assert set(distill.__all__) <= set(dir(distill))\n"
+        "distill.load_recipe('quickstart/students')\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_each_function_is_documented() -> None:
+    for name in distill.__all__:
+        function = getattr(distill, name)
+        assert {"Args:", "Raises:"} <= set((function.__doc__ or "").split()), name
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        distill.trian  # noqa: B018
+
+
+def test_train_evaluate_and_export(tiny_recipe: Callable[..., Path], tmp_path: Path) -> None:
+    recipe = distill.load_recipe(tiny_recipe(), ["train.budget=2 iterations"])
+    assert distill.train(recipe) == 0
+    scores = distill.evaluate(recipe.output_dir, num_workers=0)
+    assert set(scores) == {"teacher", "alone"}
+    assert 0 <= scores["alone"].top1 <= scores["alone"].top5 <= 100
+    distill.export(recipe.output_dir, str(tmp_path / "export"))
+    model = timm.create_model(f"local-dir:{tmp_path / 'export'}", pretrained=True)
+    assert model.num_classes == 10
