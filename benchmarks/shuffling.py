@@ -11,19 +11,25 @@ Orders: ours, with one of block, lanes and shard size changed at a time; a permu
 
 Columns, each over pairs of successive batches at random places of an epoch:
 
-    classes/batch, /micro   distinct classes, as a part of what independent draws give
-    chi2/batch, /micro      of the class counts, over its degrees of freedom: 1 for independent draws, c for classes that come in clumps of c
-    r(1), r(B)              autocorrelation of labels: neighbours in a batch; the same slot of successive batches
-    shard r(1), r(B)        the same of shards
-    again                   how often two samples of a batch meet again in the next epoch, against chance
-    first                   shards under the first batch after a start or a resumption, over all processes
-    at once, GB             shards under the current and the next blocks of all lanes, the most found (at an epoch's end); their bytes
+    classes/batch, /micro   distinct classes, relative to independent draws
+    chi2/batch, /micro      of the class counts, over its degrees of freedom: 1 for independent
+                            draws, c for classes in clumps of c
+    r(1), r(B)              autocorrelation of labels: neighbours in a batch; the same slot of
+                            successive batches
+    shard r(1), r(B)        the same for shards
+    again                   how often two samples of a batch meet again in the next epoch, relative
+                            to chance
+    first                   shards under the first batch after a start or a resume, over all
+                            processes
+    at once, GB             shards under the current and the next blocks of all lanes, the maximum
+                            (at an epoch's end); their bytes
 
 An order is called as good as a permutation where distinct classes are within 2 % of it, chi2 within
 0.05, and both r of labels within 0.001.
 
     OMP_NUM_THREADS=1 python -m benchmarks.shuffling
-    OMP_NUM_THREADS=1 python -m benchmarks.shuffling --scales imagenet-1k --blocks 1024 4096 --lanes 32 64
+    OMP_NUM_THREADS=1 python -m benchmarks.shuffling --scales imagenet-1k \\
+        --blocks 1024 4096 --lanes 32 64
 """
 
 import argparse
@@ -215,12 +221,15 @@ _HEAD = (
 def line(label: str, figures: dict[str, float], good: bool) -> str:
     cells = (
         f"{label:26} |"
-        f" {figures['classes_batch']:>8.3f}{figures['classes_micro']:>7.3f}{figures['chi2_batch']:>8.3f}{figures['chi2_micro']:>7.3f}{figures['r1']:>9.4f}{figures['rb']:>9.4f}"
+        f" {figures['classes_batch']:>8.3f}{figures['classes_micro']:>7.3f}"
+        f"{figures['chi2_batch']:>8.3f}{figures['chi2_micro']:>7.3f}"
+        f"{figures['r1']:>9.4f}{figures['rb']:>9.4f}"
         f" |{figures['shard_r1']:>11.4f}{figures['shard_rb']:>8.4f} |"
     )
     cells += f"{figures['again']:>6.2f}" if "again" in figures else f"{'':6}"
     if "first" in figures:
-        cells += f"{figures['first']:>7.0f}{figures['at_once']:>8.0f}{figures['at_once_bytes'] / 1e9:>7.1f}"
+        gb = figures["at_once_bytes"] / 1e9
+        cells += f"{figures['first']:>7.0f}{figures['at_once']:>8.0f}{gb:>7.1f}"
     return cells + ("  as good" if good else "")
 
 
@@ -275,7 +284,8 @@ def measure_scale(name: str, scale: Scale, asked: argparse.Namespace) -> dict[st
                 scale.num_shards,
             ):
                 good_blocks.append(setting.block)
-            label = f"{setting.block:>7}{setting.lanes:>6}{setting.num_shards:>7}{scale.num_samples // setting.num_shards:>6}"
+            shard_size = scale.num_samples // setting.num_shards
+            label = f"{setting.block:>7}{setting.lanes:>6}{setting.num_shards:>7}{shard_size:>6}"
             print(line(label, figures, good), flush=True)
             rows.append({"order": "lanes", **setting._asdict(), **figures, "as_good": good})
         for buffer in asked.buffers:

@@ -14,7 +14,8 @@ its environment as it is tested, a folder:
     uv pip install --target PEERS --no-deps webdataset braceexpand
     uv pip install --target PEERS aiohttp requests
     OMP_NUM_THREADS=1 PYTHONPATH=PEERS python -m benchmarks.streaming
-    OMP_NUM_THREADS=1 PYTHONPATH=PEERS python -m benchmarks.streaming --images png --places http --workers 0 --rounds 15
+    OMP_NUM_THREADS=1 PYTHONPATH=PEERS python -m benchmarks.streaming --images png --places http \\
+        --workers 0 --rounds 15
 """
 
 import argparse

@@ -1,7 +1,9 @@
 """A real HTTP server on loopback over a folder, with faults made to order.
 
-    with FolderServer(folder) as server:                      # a thread of its own; FolderServer(folder, ranges=False) ignores Range
-        server.fault("a.tar", "reset", after_bytes=1000)       # the next request of a.tar; `on=(1, 3)` counts requests from 1, `on=None` is each
+    # In a thread of its own; FolderServer(folder, ranges=False) ignores Range.
+    with FolderServer(folder) as server:
+        # The next request of a.tar; `on=(1, 3)` counts requests from 1, `on=None` is each.
+        server.fault("a.tar", "reset", after_bytes=1000)
         server.fault("*.tar", "status", status=503, retry_after="1", on=None)
         read(f"{server.url}/a.tar")
         server.requests["/a.tar"], server.bytes_served["/a.tar"], server.log[0].headers["range"]
@@ -13,22 +15,23 @@ more than the counter) are keyed with the slash. Below the folder nothing is spe
 
 Kinds of fault, each of one response:
 
-    status      the answer is `status`, with Retry-After where `retry_after` is given and with `headers`
-    reset       the connection is reset after `after_bytes` of the body (the client has received exactly those)
-    truncate    the connection ends cleanly after `after_bytes`, although Content-Length promised more
+    status      the answer is `status`, with Retry-After if `retry_after` is given and `headers`
+    reset       the connection is reset after the client has received `after_bytes` of the body
+    truncate    the connection ends cleanly after `after_bytes`; Content-Length promised more
     shorten     the file itself seems to end after `after_bytes` of the body
     stall       nothing comes after `after_bytes`, the connection stays open
     slow        `bytes_per_s`
     corrupt     the byte at `after_bytes` of the body is inverted
     redirect    302 to `location`
-    chunked     Transfer-Encoding: chunked, no Content-Length; cut after `after_bytes` where that is given
+    chunked     Transfer-Encoding: chunked, no Content-Length; cut after `after_bytes` if given
     hold        the answer waits for `server.release.set()`
 
 In a process of its own, so that it shares no interpreter lock with the reader (same arguments, the
 methods over HTTP):
 
     with ServerProcess(folder) as server: server.url; server.fault(...); server.requests
-    python tests/servers.py FOLDER [--port P] [--no-ranges] [--faults '[{"path": "a.tar", "kind": "stall"}]']   # prints its URL
+    # Prints its URL:
+    python tests/servers.py FOLDER [--port P] [--no-ranges] [--faults '[{"path": "a.tar", ...}]']
 """
 
 import argparse
@@ -46,69 +49,17 @@ import time
 import urllib.request
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Literal, Self
+from typing import Any, BinaryIO, Self
 from urllib.parse import unquote, urlsplit
 
-Kind = Literal[
-    "status",
-    "reset",
-    "truncate",
-    "shorten",
-    "stall",
-    "slow",
-    "corrupt",
-    "redirect",
-    "chunked",
-    "hold",
-]
+from server_faults import Discarded, Fault, Kind, Reply, Request, bytes_before, with_slash
 
 _PIECE = 1 << 19
 _CONTROL = "/.server/"
-
-
-@dataclass(frozen=True)
-class Fault:
-    """What goes wrong. on: the numbers of the requests that it strikes, counted by path from 1;
-    None: every one.
-    """
-
-    path: str
-    kind: Kind
-    on: tuple[int, ...] | None
-    after_bytes: int | None = None
-    status: int = 503
-    retry_after: str | None = None
-    headers: Mapping[str, str] = field(default_factory=dict)
-    bytes_per_s: float = 1e6
-    location: str = ""
-
-
-@dataclass(frozen=True)
-class Reply:
-    """A fixed answer."""
-
-    body: bytes
-    status: int
-    headers: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class Seen:
-    """One request: its number among those of its path, its headers (lower case), what
-    was answered.
-    """
-
-    path: str
-    query: str
-    number: int
-    method: str
-    headers: dict[str, str]
-    status: int
 
 
 class FolderServer:
@@ -133,7 +84,7 @@ class FolderServer:
         )
         self.requests: Counter[str] = Counter()
         self.bytes_served: Counter[str] = Counter()
-        self.log: list[Seen] = []
+        self.log: list[Request] = []
         self.release = threading.Event()
         self.faults: list[Fault] = []
         self.replies: dict[str, Reply] = {}
@@ -168,7 +119,7 @@ class FolderServer:
         fit, the first ordered strikes.
         """
         with self.lock:
-            path = _slashed(path)
+            path = with_slash(path)
             numbers = (self.requests[path] + 1,) if on is not None and not on else on
             self.faults.append(
                 Fault(path, kind, None if numbers is None else tuple(numbers), **how)
@@ -178,7 +129,7 @@ class FolderServer:
         self, path: str, body: bytes, *, status: int = 200, headers: Mapping[str, str] | None = None
     ) -> None:
         """Answers a path with these bytes, with or without a file there."""
-        self.replies[_slashed(path)] = Reply(body, status, headers or {})
+        self.replies[with_slash(path)] = Reply(body, status, headers or {})
 
     def find(self, path: str, number: int) -> Fault | None:
         fits = (
@@ -292,7 +243,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _note(self, status: int) -> None:
         path, query, number = self._seen
         headers = {key.lower(): value for key, value in self.headers.items()}
-        self.server.owner.log.append(Seen(path, query, number, self.command, headers, status))
+        self.server.owner.log.append(Request(path, query, number, self.command, headers, status))
 
     def _send_reply(self, reply: Reply) -> None:
         if not self.path.startswith(_CONTROL):
@@ -314,7 +265,7 @@ class _Handler(BaseHTTPRequestHandler):
         owner, stat, fault = self.server.owner, file.stat(), self._fault
         size = stat.st_size
         if fault is not None and fault.kind == "shorten":
-            size = min(size, _after(fault))
+            size = min(size, bytes_before(fault))
         tag = '"' + hashlib.md5(f"{stat.st_mtime_ns} {stat.st_size}".encode()).hexdigest() + '"'
         span = self._span(size, tag)
         if span == (-1, -1):
@@ -368,7 +319,7 @@ class _Handler(BaseHTTPRequestHandler):
             and fault.after_bytes is not None
         )
         stop = (
-            min(end, start + _after(fault))
+            min(end, start + bytes_before(fault))
             if limited or fault.kind in ("reset", "truncate", "stall")
             else end
         )
@@ -382,7 +333,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self.connection.setsockopt(
                     socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
                 )
-                self.wfile = _Nowhere()  # type: ignore[assignment]
+                self.wfile = Discarded()  # type: ignore[assignment]
                 self.connection.close()
                 self.close_connection = True
             case "stall":
@@ -404,8 +355,8 @@ class _Handler(BaseHTTPRequestHandler):
             piece = bytearray(opened.read(min(piece_bytes, stop - at)))
             if not piece:
                 return
-            if fault.kind == "corrupt" and at <= start + _after(fault) < at + len(piece):
-                piece[start + _after(fault) - at] ^= 0xFF
+            if fault.kind == "corrupt" and at <= start + bytes_before(fault) < at + len(piece):
+                piece[start + bytes_before(fault) - at] ^= 0xFF
             framed = (
                 b"%x\r\n" % len(piece) + piece + b"\r\n"
                 if fault.kind == "chunked"
@@ -416,29 +367,6 @@ class _Handler(BaseHTTPRequestHandler):
             at += len(piece)
             if fault.kind == "slow":
                 time.sleep(len(piece) / fault.bytes_per_s)
-
-
-class _Nowhere:
-    """Stands in for the stream of a connection that was reset: http.server flushes it
-    at the end.
-    """
-
-    closed = True
-
-    def write(self, content: bytes) -> int:
-        return len(content)
-
-    def flush(self) -> None: ...
-
-    def close(self) -> None: ...
-
-
-def _after(fault: Fault) -> int:
-    return fault.after_bytes or 0
-
-
-def _slashed(path: str) -> str:
-    return "/" + path.lstrip("/")
 
 
 def _main() -> None:

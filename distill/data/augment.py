@@ -49,7 +49,7 @@ class TrainTransform:
     `image_size` by its shorter side, as timm does without augmentation.
 
     Raises:
-        InputError: an unknown policy, or colour jitter beside one.
+        InputError: an unknown policy, or colour jitter together with one.
     """
 
     def __init__(
@@ -216,7 +216,7 @@ def _posterize(image: Image.Image, bits: int, **options: Any) -> Image.Image:
 
 def _check_policy(policy: str, color_jitter: float) -> None:
     """Refuse what timm would silently ignore: sections it cannot parse, unknown operation sets,
-    jitter beside a policy.
+    jitter together with a policy.
     """
     key = "data.augment.auto_augment"
     for section in policy.split("-")[1:]:

@@ -1,5 +1,5 @@
-"""What a class name says, and the one order in which classes are numbered, whatever kind of source
-they come from.
+"""Class names: how they are compared, and the one order in which classes are numbered for every
+kind of source.
 """
 
 import re
@@ -10,13 +10,13 @@ from distill.errors import InputError
 
 _NUMBER = re.compile(r"[0-9]+")
 _DIGITS = re.compile(r"([0-9]+)")
-# Longer ones are no class numbers, and Python converts no more than 4,300 digits.
+# Longer numbers are not class numbers, and Python converts no more than 4,300 digits.
 _MOST_DIGITS = 9
 
 
 def meaning(name: str) -> str:
-    """What is compared of a name: a number without leading zeros; else the text in Unicode's form
-    NFC, without blanks around it.
+    """The form in which names are compared: a number without leading zeros, or the text in
+    Unicode's form NFC without blanks around it.
 
     macOS writes an accent as a character of its own (NFD) where a list typed elsewhere has one
     character for both.
@@ -34,8 +34,8 @@ def class_numbers(names: Sequence[str]) -> list[int] | None:
 
 
 def order_classes(names: Sequence[str], where: str) -> tuple[str, ...]:
-    """Return the order in which the classes of a source without a class list are numbered. Every
-    kind of source asks here.
+    """The order in which the classes of a source without a class list are numbered; every kind of
+    source uses it.
 
     Names that are all numbers are sorted by value: a folder named 10 means class 10, and as text it
     stands before 2. Every other list, mixed ones too, is sorted by code points, as torchvision's
@@ -86,7 +86,7 @@ def natural_order(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def check_names(names: Sequence[str], where: str) -> None:
-    """Refuses names that cannot be told apart or written down.
+    """Refuse names that look the same or cannot be written.
 
     Raises:
         InputError: an empty name, one that is not UTF-8, or two that say the same ("1" and "01",

@@ -1,5 +1,5 @@
-"""Whose classes a run has, and which samples of a data set count: what can be said before any
-record is read.
+"""The class list of a run, and which samples of a data set it uses, as far as it is known before
+any record is read.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from distill.errors import InputError, prefix_errors
 
 
 class Named(NamedTuple):
-    """A source under its recipe key. `read`: somebody reads its labels; `why`: who."""
+    """A source and its recipe key. `read`: whether its labels are read; `why`: by what."""
 
     key: str
     source: Source
@@ -23,15 +23,15 @@ class Named(NamedTuple):
     why: str
 
 
-def run_classes(trained: Sequence[Named], judged: Source | None) -> tuple[str, ...]:
+def run_classes(trained: Sequence[Named], eval_source: Source | None) -> tuple[str, ...]:
     """The class list of a run: that of all sources whose labels are read, and of the evaluation
     set.
 
-    A source whose labels nobody reads may have classes of its own, or none.
+    A source whose labels are not read may have other classes, or none.
 
     Raises:
-        InputError: lists that must agree differ, labels are wanted where there are none, or nobody
-            names the classes.
+        InputError: lists that must agree differ, labels are missing where they are read, or no
+            source names the classes.
     """
     for named in trained:
         if named.read and not named.source.classes:
@@ -40,8 +40,8 @@ def run_classes(trained: Sequence[Named], judged: Source | None) -> tuple[str, .
                 " (objective.hard: null), or give labels"
             )
     lists = [(named.key, named.source.classes, named.why) for named in trained if named.read]
-    if judged is not None:
-        lists.append(("data.eval", judged.classes, ""))
+    if eval_source is not None:
+        lists.append(("data.eval", eval_source.classes, ""))
     if not lists:
         lists = [(named.key, named.source.classes, "") for named in trained if named.source.classes]
         if len({classes for _, classes, _ in lists}) > 1:
@@ -55,7 +55,7 @@ def run_classes(trained: Sequence[Named], judged: Source | None) -> tuple[str, .
             "data.eval: nothing here names the classes of the run: give data.eval, or a source with"
             " labels"
         )
-    first_key, classes, why = lists[-1] if judged is not None else lists[0]
+    first_key, classes, why = lists[-1] if eval_source is not None else lists[0]
     if len(classes) == 1:
         raise InputError(
             f"{first_key}: has one class, {classes[0]!r}, and there is nothing to tell apart: give"
@@ -69,7 +69,7 @@ def run_classes(trained: Sequence[Named], judged: Source | None) -> tuple[str, .
 def same_classes(
     train: tuple[str, ...], other: tuple[str, ...], key: str, other_key: str, why: str = ""
 ) -> None:
-    """Raises InputError when two class lists say different things, naming the first difference."""
+    """Raise InputError if two class lists differ, naming the first difference."""
     if same_space(train, other):
         return
     how = mismatch(train, other, key, other_key)
@@ -96,7 +96,7 @@ def _only_there(classes: tuple[str, ...], others: tuple[str, ...], key: str, oth
 def chosen_samples(
     source: Source, classes: tuple[str, ...], *, fraction: float, keep: str, seed: int, key: str
 ) -> np.ndarray | None:
-    """The samples that data.fraction and data.keep_classes leave; None for all.
+    """The samples that data.fraction and data.keep_classes select; None for all.
 
     Args:
         classes: those of the run.

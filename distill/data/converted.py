@@ -1,4 +1,4 @@
-"""Parquet files as Arrow files that can be memory-mapped, each cached under a checksum of its bytes.
+"""Parquet files as Arrow files that can be mapped, each cached under a checksum of its bytes.
 
 A single row of a Parquet file cannot be read without decoding its row group, some hundred images,
 so a file is converted once. The cache of `datasets` keys a conversion by path and time stamp, and

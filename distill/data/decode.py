@@ -21,8 +21,8 @@ from distill.data.locks import locked
 from distill.data.records import Source, UnreadableShardError, first_line
 from distill.errors import InputError, printable
 
-# Here and not with the first image, which each decoding process would wait for anew: they are
-# forked from this one.
+# Here and not with the first image: decoding processes are forked from this one, and each would
+# load the plugins again.
 Image.preinit()
 
 # Larger images are decoded at a half, a quarter or an eighth of their sides. 40 megapixels take 160
@@ -30,7 +30,7 @@ Image.preinit()
 LARGE_PIXELS = 40_000_000
 # Pillow's own limit: it refuses more before it reads a pixel.
 MOST_PIXELS = 178_956_970
-# Not pictures but programs and formats that others would be started for.
+# Formats that are programs, or that Pillow decodes with other programs.
 _REFUSED_FORMATS = ("EPS", "WMF")
 
 
@@ -44,7 +44,7 @@ def read_image(source: Source, index: int) -> Image.Image:
     Raises:
         UnreadableImageError: the file cannot be read, is not an image, or is cut short; from
             UnreadableShardError where that is why.
-        InputError: what no other record would mend, such as access that is refused.
+        InputError: what no other record would fix, such as access that is refused.
     """
     try:
         return decode(source.read(index))
@@ -52,13 +52,13 @@ def read_image(source: Source, index: int) -> Image.Image:
         raise
     except UnreadableShardError as error:
         raise UnreadableImageError(
-            f"{error}: mend it or its server, or set data.unreadable to skip"
+            f"{error}: fix it or its server, or set data.unreadable to skip"
         ) from error
     # Decoders raise whatever a broken file drives them into: OSError, SyntaxError, struct.error,
     # ...
     except Exception as error:
         raise UnreadableImageError(
-            f"{printable(source.describe(index))}: unreadable image ({first_line(error)}): mend or"
+            f"{printable(source.describe(index))}: unreadable image ({first_line(error)}): fix or"
             " remove it, or set data.unreadable to skip"
         ) from error
 
@@ -105,7 +105,7 @@ def open_image(record: bytes) -> Image.Image:
         warnings.simplefilter("ignore")
         try:
             image = Image.open(io.BytesIO(record))
-        except UnidentifiedImageError:  # which would name an object in memory
+        except UnidentifiedImageError:  # its message names an object in memory
             raise ValueError("no image of a kind that Pillow knows") from None
         except Image.DecompressionBombError as error:
             raise ValueError(
@@ -135,7 +135,7 @@ def _rgb(image: Image.Image) -> Image.Image:
         if image.mode == "RGB":
             image.load()
             return image
-        if image.mode == "La":  # which Pillow only knows the way to LA from
+        if image.mode == "La":  # Pillow converts it only to LA
             image = image.convert("LA")
         return image.convert("RGB")
 
@@ -162,10 +162,10 @@ def _decoded_small(image: Image.Image) -> Image.Image:
 
 
 def _wait_for_turn(stack: ExitStack) -> None:
-    """Hold the machine's lock for large images until `stack` ends, so that one process at a time
-    has a whole one in memory.
+    """Hold the machine's lock for large images until `stack` ends, so that only one process at a
+    time has a complete one in memory.
 
-    Without a temporary folder that can be written there is no turn to wait for.
+    Without a writable temporary folder there is no lock.
     """
     try:
         lock = Path(tempfile.gettempdir(), f"distill-large-image-{os.getuid()}.lock")

@@ -55,7 +55,7 @@ class EmbeddedFashionMnist:
         import pyarrow.compute as pc
         import pyarrow.parquet as pq
 
-        # Read without `datasets`: its Arrow cache would be written anew on every machine for a file
+        # Read without `datasets`, whose Arrow cache would be written on every machine for a file
         # this small.
         table = pq.read_table(EMBEDDED)
         table = table.filter(pc.equal(table["split"], split))

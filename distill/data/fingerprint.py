@@ -1,10 +1,10 @@
-"""What tells two data sets of one length apart: names, sizes, labels and contents of the records,
-wherever they lie.
+"""The fingerprint of a data set: names, sizes, labels and contents of its records, wherever they
+lie.
 
-Names and labels are at hand, a size costs a stat of a file, reading costs more. So a set of up to
-10,000 records and 64 MB is read as a whole. Of a larger one the contents of a fixed sample of
-records count, and of more than 100,000 files the sizes of a fixed sample: there one image that is
-replaced by another of the same name and size may pass unseen. Costs are in docs/log.md.
+Names and labels are known, a size costs a stat of a file, reading costs more. So a set of up to
+10,000 records and 64 MB is read completely. Of a larger one the contents of a fixed sample of
+records count, and of more than 100,000 files the sizes of a fixed sample: there the replacement of
+one image by another of the same name and size may not be noticed. Costs are in docs/log.md.
 """
 
 import hashlib
@@ -30,8 +30,7 @@ def fingerprint(
 
     Args:
         labels: [N] int64.
-        names: what the records are called below their root, in order; empty where they have no
-            names.
+        names: the names of the records below their root, in order; empty if they have none.
         sizes: [n] indices -> [n] int64 bytes of the records.
         read: as `Source.read`.
     """

@@ -1,5 +1,5 @@
-"""Which kind of data a path on the command line names: what a recipe says with `kind`, seen from
-what lies there.
+"""Guesses which kind of data a path on the command line names: the `kind` of a recipe, from the
+files that are there.
 """
 
 import json
@@ -23,7 +23,7 @@ _FASHION_MNIST = "fashion_mnist"
 _FASHION_MNIST_SPLITS = ("train", "test")
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
 _SHARD_KINDS = ("tar", "parquet", "arrow")
-_TARS = (".tar", *COMPRESSED)  # a stream refuses the packed ones, and says the mend
+_TARS = (".tar", *COMPRESSED)  # a stream refuses the compressed ones with a message
 
 
 def guess_source(
@@ -148,9 +148,7 @@ def _kind_of_first(folder: Path) -> str:
 
 
 def _is_ours(manifest: Path) -> bool:
-    """Whether a manifest.json is one of shards; a damaged one is said to be damaged by who reads
-    it.
-    """
+    """Whether a manifest.json is one of shards; a damaged one is reported when it is read."""
     try:
         record = json.loads(read_regular(manifest))
     except OSError:
@@ -170,11 +168,10 @@ def _missing(place: Path, option: str) -> InputError:
 
 
 def in_options(message: str, option: str) -> str:
-    """A message of the data room, which speaks of a recipe's keys, in the words of the command
-    line.
+    """Rephrase a message about a recipe's keys in terms of the command line.
 
     Args:
-        option: what the source is called there, and the key that it was opened under.
+        option: the option or argument that names the source, also the key it was opened under.
     """
     for key, name in {
         f"{option}.path": option,
@@ -188,15 +185,14 @@ def in_options(message: str, option: str) -> str:
 
 
 def known_classes(classes: str | None) -> str | None:
-    """What `--classes` may be, as it is: a file of class names, or a label space such as
-    imagenet-1k.
+    """Resolve `--classes`: a file of class names, or a label space such as imagenet-1k.
 
     Raises:
         InputError: neither.
     """
     if classes is not None and not Path(classes).expanduser().is_file() and classes not in NAMES:
         raise InputError(
-            f"--classes {classes}: neither a file nor a label set{did_you_mean(classes, NAMES)}: give a"
-            f" file, a class name a line, or one of {', '.join(NAMES)}"
+            f"--classes {classes}: neither a file nor a label set{did_you_mean(classes, NAMES)}:"
+            f" give a file, a class name a line, or one of {', '.join(NAMES)}"
         )
     return classes

@@ -7,7 +7,7 @@ imagenet-22k           21,841  fall 2011, all of it
 imagenet-22k-ms        21,842  the same with ImageNet-1K's classes first (Microsoft's FocalNet)
 imagenet-21k-goog      21,843  fall 2011 and two synsets more (Google's ViT and BiT)
 imagenet-21k-miil      11,221  ImageNet-21K-P of fall 2011 (Alibaba's MIIL)
-imagenet-21k-miil-w21  10,450  ImageNet-21K-P of winter 2021: 771 synsets of the former are gone, none came
+imagenet-21k-miil-w21  10,450  ImageNet-21K-P of winter 2021: 771 synsets fewer than the former
 
 "ImageNet-21K" alone could be four of them, so it is no name here. All of winter 2021, some 19,170
 classes, has no list in timm: give a file. The long lists hold 991 to 999 of ImageNet-1K's synsets

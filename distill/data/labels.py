@@ -1,6 +1,4 @@
-"""Class names, label checks and the stratified subset: what is known of a data set before any image
-is read.
-"""
+"""Label checks and the stratified subset: what is known of a data set before an image is read."""
 
 from collections.abc import Sequence
 
@@ -28,14 +26,14 @@ def check_labels(labels: np.ndarray, num_classes: int, where: str) -> None:
         hint = " (-1 usually marks a test split without labels)" if labels[row] == -1 else ""
         raise InputError(
             f"{where}: row {row} has label {labels[row]}, and labels go from 0 to"
-            f" {num_classes - 1}; {len(wrong)} of {len(labels)} rows are outside{hint}: mend the"
+            f" {num_classes - 1}; {len(wrong)} of {len(labels)} rows are outside{hint}: fix the"
             " labels or the class list"
         )
 
 
 def index_names(names: Sequence[str], classes: Sequence[str], where: str) -> np.ndarray:
-    """Where each name stands in the class list, by what it says: "07" is 7, and an accent is the
-    same in every form of Unicode.
+    """The index of each name in the class list, compared by meaning: "07" is 7, and an accent is
+    the same in every form of Unicode.
 
     Returns:
         [len(names)] int64.

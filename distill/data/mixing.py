@@ -40,8 +40,8 @@ class Mixing:
         num_classes: K.
         image_size: side of the square images.
         seed: of the run.
-        labelled: labels stand for the K classes; if not, label_probs are zeros, and nothing may read
-            them.
+        labelled: whether labels stand for the K classes; if not, label_probs are zeros and must not
+            be read.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Mixing:
         return self.probability > 0 and (self.mixup > 0 or self.cutmix > 0)
 
     def plan(self, step: int, slots: np.ndarray) -> MixPlan | None:
-        """What happens to some slots of a global batch, or None when mixing is off.
+        """How some slots of a global batch are mixed; None when mixing is off.
 
         Args:
             step: the global step.
@@ -115,7 +115,7 @@ class Mixing:
         """Mix on the device of `images`, without waiting for it.
 
         Bit for bit the same however a batch is cut into slices of whole pairs: multiplication and
-        addition are kept apart, and a weight of 1 or 0 changes nothing.
+        addition are separate, and a weight of 1 or 0 changes nothing.
 
         Args:
             images: [b, H, W, 3] uint8, contiguous.
@@ -123,8 +123,8 @@ class Mixing:
             plan: of the same slots, on the same device; None for no mixing.
 
         Returns:
-            images [b, 3, H, W] float32 in [0, 1], channels-last; label_probs [b, K] float32, rows sum
-            to 1, or to 0 without labels.
+            images [b, 3, H, W] float32 in [0, 1], channels-last; label_probs [b, K] float32, rows
+            sum to 1, or to 0 without labels.
         """
         label_probs = torch.zeros(len(labels), self.num_classes, device=labels.device)
         if plan is None:

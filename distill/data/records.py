@@ -1,4 +1,4 @@
-"""What a source of records is, and the error for a path that is not there."""
+"""The protocol of a source of records, and helpers for its paths."""
 
 import os
 import stat
@@ -18,20 +18,14 @@ NO_SIZES = np.empty(0, dtype=np.int64)
 
 
 class UnreadableShardError(OSError):
-    """A whole shard of records cannot be had. The message names it, and where in it the reading
-    ended.
-    """
+    """A whole shard cannot be read. The message names it and where reading ended."""
 
 
 class LabelsOnRead(Protocol):
-    """Labels that come with the records: indexed like an array, they are read as they are asked
-    for.
-    """
+    """Labels that are stored with the records: indexing reads them."""
 
     def __getitem__(self, indices: np.ndarray) -> np.ndarray:
-        """[b] indices -> [b] int64. Raises UnreadableImageError's reasons (OSError) as `Source.read`
-        does.
-        """
+        """[b] indices -> [b] int64. Raises OSError as `Source.read` does."""
         ...
 
 
@@ -58,7 +52,7 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, index: int) -> bytes | np.ndarray:
-        """The undecoded file, or pixels as uint8 [H, W] or [H, W, 3]. Raises OSError when it cannot
+        """The undecoded file, or pixels as uint8 [H, W] or [H, W, 3]. Raises OSError if it cannot
         be read.
         """
         ...
@@ -68,8 +62,8 @@ class Source(Protocol):
         ...
 
     def fingerprint(self) -> str:
-        """SHA-256 over what the records are, wherever they lie, as far as it is cheap to know. May
-        read files.
+        """SHA-256 over what the records are, wherever they lie, as far as it is cheap to compute.
+        May read files.
         """
         ...
 
@@ -80,8 +74,8 @@ class Source(Protocol):
         ...
 
 
-# What file servers, archives and notebooks leave beside images: thumbnails, shadows, bins. Hidden
-# names are left out as well.
+# What file servers, archives and notebooks leave next to images: thumbnails, metadata, trash.
+# Hidden names are ignored as well.
 _LEFTOVERS = frozenset(
     (
         "@eadir",
@@ -104,7 +98,7 @@ def is_leftover(name: str) -> bool:
 
 
 def at(root: Path, path: str, key: str) -> Path:
-    """Where a recipe's path lies: relative to `root`, absolute, or from a home folder (~).
+    """Resolve a path of a recipe: relative to `root`, absolute, or from a home folder (~).
 
     Raises:
         InputError: there is no such home, or the path has a NUL.
@@ -142,7 +136,7 @@ def kind_of(path: bytes | str | Path) -> str:
 
 
 def literal_start(path: str) -> tuple[str, str]:
-    """A local path in two: the folders of it that exist as written, and the rest, in which [ ] * {
+    """Split a local path: the folders that exist as written, and the rest, in which [ ] * {
     } may mean a pattern.
     """
     start, parts = Path(), Path(path).parts
@@ -154,7 +148,7 @@ def literal_start(path: str) -> tuple[str, str]:
 
 
 def missing(path: Path, key: str) -> InputError:
-    """An error for a path that does not exist, with the nearest name beside it."""
+    """The error for a path that does not exist, with the nearest existing name."""
     parent = path.parent
     near = (
         did_you_mean(path.name, os.listdir(parent)) if parent.is_dir() else f" (nor does {parent})"
@@ -166,6 +160,6 @@ def missing(path: Path, key: str) -> InputError:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of another library says, short enough for one of ours."""
+    """The first line of another library's error, for use in our messages."""
     lines = str(error).splitlines()
     return lines[0] if lines else type(error).__name__

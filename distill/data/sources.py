@@ -1,7 +1,7 @@
-"""Records of undecoded bytes with their labels, opened from what the recipe says.
+"""Opens the source that a recipe names: undecoded records with their labels.
 
-A source knows nothing of order, epochs or pixels. It is cheap to send to a loader worker: what is
-large is memory-mapped, shared by fork, or reopened on first use.
+A source does not know order, epochs or pixels. It is cheap to send to a loader worker: large parts
+are memory-mapped, shared by fork, or reopened on first use.
 """
 
 from pathlib import Path
@@ -35,7 +35,7 @@ def open_source(
         spec: the recipe's `data.train` or `data.eval`.
         root: what relative paths are relative to (`data.root`).
         key: the recipe key of `spec`, for messages.
-        shards: how the shards of a stream come here.
+        shards: settings for the shards of a stream.
 
     Raises:
         InputError: missing files, empty classes, unknown columns, labels outside the class list, no
@@ -61,7 +61,7 @@ def open_source(
 
 
 def has_class_order(spec: schema.SourceSpec) -> bool:
-    """Whether a recipe says in which order the classes of a source are numbered; else it follows
-    from their names.
+    """Whether a recipe lists the classes of a source in order; else the order follows from their
+    names.
     """
     return isinstance(spec, schema.FashionMnistSpec) or spec.classes is not None

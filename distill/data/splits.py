@@ -1,9 +1,9 @@
-"""Which split a file or folder belongs to, told by its name: one way for tables, saved data sets,
-image folders and shards.
+"""The split of a file or folder, from its name: one way for tables, saved data sets, image folders
+and shards.
 
-A name is cut at - _ . and its words are looked at, wherever they stand:
-imagenet1k-validation-00.tar is of validation. A file's own name comes before those of the folders
-above it, the nearest of these first.
+A name is cut at - _ . and any of its words may name a split: imagenet1k-validation-00.tar belongs
+to validation. A file's own name comes before the names of the folders above it, and of these the
+nearest comes first.
 """
 
 import posixpath
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 
 from distill.errors import InputError, did_you_mean, printable
 
-# What each split is called. Two names of one line are one split.
+# The names of each split. Names in one line mean one split.
 _NAMES = (
     ("train", "training"),
     ("validation", "valid", "val", "dev"),
@@ -49,8 +49,8 @@ def same_split(split: str, other: str) -> bool:
 def refuse_several(paths: Iterable[str], where: str, key: str, fix: str) -> None:
     """Raises InputError when the paths are of several splits, listing them.
 
-    Files of a split to evaluate on beside files whose names say no split are two sets as well
-    (cifar.tar, cifar_test.tar).
+    Files of an evaluation split together with files without a split in their names are two sets as
+    well (cifar.tar, cifar_test.tar).
 
     Args:
         paths: below the data's root.
@@ -75,8 +75,7 @@ def refuse_several(paths: Iterable[str], where: str, key: str, fix: str) -> None
 def files_of_split(
     paths: Sequence[str], root: str, split: str | None, where: str, key: str
 ) -> list[str]:
-    """The files of the split that is asked for; all of them where none is asked for and there is
-    one at most.
+    """The files of a split; all of them if none is given and there is at most one.
 
     Args:
         paths: absolute, or as `root` is.
@@ -113,7 +112,7 @@ def files_of_split(
 
 
 def choose_split(split: str | None, known: Sequence[str], where: str, key: str) -> str:
-    """Return the split that is asked for, or the only one. "val" chooses "validation", and so on.
+    """The given split, or the only one. "val" chooses "validation", and so on.
 
     Raises:
         InputError: there is no such split, or there are several and none is asked for.

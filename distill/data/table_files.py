@@ -1,5 +1,5 @@
-"""Which files a table is: of a file, a folder or a pattern those of one split, and none that only
-lie beside the data.
+"""The files of a table: those of one split from a file, a folder or a pattern, and none that do not
+belong to the data.
 """
 
 import glob
@@ -18,13 +18,13 @@ def table_files(path: Path, kind: str, split: str | None, key: str) -> list[str]
     """The files of a table, sorted.
 
     Args:
-        path: a file, a folder or a pattern; what exists as written is no pattern.
+        path: a file, a folder or a pattern; a path that exists as written is not a pattern.
         kind: "parquet" or "arrow".
-        split: null where the files are of one split.
+        split: None if all files are of one split.
         key: the section of the recipe, for messages.
 
     Raises:
-        InputError: no files, or files of several splits of which none is named.
+        InputError: no files, or files of several splits and no split given.
     """
     if path.is_dir():
         found = [str(path / os.fsdecode(file)) for file in files_below(path, (f".{kind}",), key)]
@@ -57,12 +57,12 @@ def table_files(path: Path, kind: str, split: str | None, key: str) -> list[str]
 
 
 def _is_cache(file: str) -> bool:
-    """Whether `datasets` left the file behind a `map` or `filter`: the same rows once more."""
+    """Whether `datasets` cached the file for a `map` or `filter`: it holds the same rows again."""
     return os.path.basename(file).startswith(("cache-", "tmp")) and file.endswith(".arrow")
 
 
 def _saved_files(files: Sequence[str]) -> list[str]:
-    """The files less those that a folder of save_to_disk does not name as its own."""
+    """The files without those that a save_to_disk folder does not list as its own."""
     named: dict[str, set[str] | None] = {}
     for folder in {os.path.dirname(file) for file in files}:
         try:

@@ -1,6 +1,4 @@
-"""Files in a folder and below, in an order of their own, found in bounded time whatever the links
-there.
-"""
+"""Files in a folder and below, in sorted order, found in bounded time whatever links are there."""
 
 import fnmatch
 import glob

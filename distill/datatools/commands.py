@@ -112,7 +112,7 @@ def shard(
 ) -> None:
     """Write any source into evenly sized shards, which a run streams (kind: stream).
 
-    Killed at any moment, the same command goes on; of a set that is whole it
+    Killed at any moment, the same command continues; of a complete set it
     checks every byte. The same source and options make the same files. Every
     image is decoded once, so that a broken one is found here. Images keep
     their bytes unless --resize shrinks them (what is not JPEG, PNG or WebP
@@ -136,7 +136,7 @@ def shard(
         raise InputError(f"--shard-mb {shard_mb}: should be above 0")
     if quality is not None and resize is None:
         raise InputError(
-            "--quality: only what --resize shrinks is encoded anew; give both, or neither"
+            "--quality: only what --resize shrinks is encoded again; give both, or neither"
         )
     rank = read_rank(os.environ)
     named = open_named(

@@ -1,4 +1,4 @@
-"""A shard's file: written so that the same samples make the same bytes, and read back."""
+"""Writes and reads a shard's file, tar or Parquet; the same samples make the same bytes."""
 
 import io
 import tarfile
@@ -9,13 +9,13 @@ from typing import Any, BinaryIO, Literal, NamedTuple
 
 Container = Literal["tar", "parquet"]
 
-# Rows of Parquet that are written, and later read, together: about 10 MB of photographs, as
-# `datasets` does for images.
+# Rows of Parquet that are written and read at once: about 10 MB of photographs, as `datasets` does
+# for images.
 _ROWS = 100
 
 
 class Sample(NamedTuple):
-    """`key`: unique over all shards, without dots. `label`: null where there are none."""
+    """`key`: unique over all shards, without dots. `label`: None if there is none."""
 
     key: str
     extension: str
@@ -24,7 +24,7 @@ class Sample(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """What of a sample is compared after writing: its file's name, a CRC-32 of its bytes, and its
+    """What is compared after writing a sample: its file name, a CRC-32 of its bytes, and its
     label.
     """
 
@@ -41,8 +41,8 @@ def summary_of(sample: Sample) -> Summary:
 
 
 def write_tar(file: BinaryIO, samples: Iterable[Sample]) -> None:
-    """KEY.jpg and, with labels, KEY.cls behind it: webdataset's form. Owner, time and mode are the
-    same for all.
+    """Write KEY.jpg and, with labels, KEY.cls after it: webdataset's form. Owner, time and mode are
+    the same for all.
     """
     with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as archive:
         for sample in samples:
@@ -58,7 +58,7 @@ def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
 
 
 def read_tar(path: Path) -> Iterator[Summary]:
-    """Raises tarfile.TarError or OSError for what is no whole tar."""
+    """Raises tarfile.TarError or OSError if the tar is not complete."""
     waiting: Summary | None = None
     with tarfile.open(path, "r:") as archive:
         for member in archive:
@@ -115,7 +115,7 @@ def parquet_writer(schema: Any) -> Writer:
 
 
 def read_parquet(path: Path) -> Iterator[Summary]:
-    """Raises pyarrow.ArrowException or OSError for what is no whole Parquet."""
+    """Raises pyarrow.ArrowException or OSError if the Parquet file is not complete."""
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as file:

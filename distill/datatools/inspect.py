@@ -1,4 +1,4 @@
-"""What a source holds, said to people or programs."""
+"""Reports what a source holds, for people or as JSON."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -35,7 +35,7 @@ _USUAL_PIXELS = ("RGB", "L")
 
 @dataclass(frozen=True)
 class Spread:
-    """The smallest, the middle and the largest of something."""
+    """The smallest value, the median and the largest."""
 
     smallest: int
     median: int
@@ -50,11 +50,10 @@ def _spread(values: Sequence[int] | np.ndarray) -> Spread:
 def examine(
     named: Named, *, num_images: int, seed: int, num_workers: int
 ) -> tuple[dict[str, Any], list[int]]:
-    """All that is said of a source, as values for JSON, and the images that were looked at and can
-    be read.
+    """A report of a source as values for JSON, and the indices of the images that could be read.
 
     Raises:
-        InputError: a shard of the source cannot be had.
+        InputError: a shard of the source cannot be read.
     """
     source = named.source
     with in_command_words():

@@ -1,5 +1,5 @@
-"""A look at some images of a source: what they are, which cannot be read, and how fast this machine
-reads and decodes them.
+"""Reads some images of a source: their sizes and formats, which cannot be read, and how fast this
+machine reads and decodes them.
 """
 
 import time
@@ -18,19 +18,17 @@ from distill.datatools.processes import in_processes
 from distill.errors import InputError
 from distill.rng import hash64
 
-# Of a source over shards only so many are brought here.
+# The most shards that are fetched.
 _SHARDS = 4
 _SPEED_S = 2.0
 
 
 class SeenImage(NamedTuple):
-    """One image; `number`: its index. `fault`: why it cannot be read, and then the rest is nothing
-    but `pixels`.
+    """One image. `number`: its index. `fault`: why it cannot be read; then only `pixels` is set.
 
-    `kind`: its format, "pixels" where it has none. `pixels`: how it stores them, as "L" or "RGB of
-      16 bits".
-    `brightest`: of more than 8 bits a channel, the greatest value after decoding, None for others.
-    `refused`: the file is whole, and what its values mean is not known.
+    `kind`: its format, or "pixels". `pixels`: how it stores them, as "L" or "RGB of 16 bits".
+    `brightest`: the greatest value after decoding if it has more than 8 bits a channel, else None.
+    `refused`: the file is complete, but the meaning of its values is not known.
     """
 
     number: int
@@ -46,7 +44,7 @@ class SeenImage(NamedTuple):
 
 @dataclass(frozen=True)
 class Speed:
-    """`processes`: that read and decoded at the same time."""
+    """`processes`: the number that read and decoded at the same time."""
 
     images_per_s: float
     bytes_per_s: float
@@ -55,8 +53,8 @@ class Speed:
 
 @dataclass(frozen=True)
 class Choice:
-    """Which images are looked at: `candidates` are all that may be, in a random order, of `shards`
-    alone where the source has any.
+    """Which images are read: `candidates` in random order, from `shards` only if the source has
+    any.
     """
 
     candidates: np.ndarray
@@ -64,7 +62,7 @@ class Choice:
 
 
 def choose(source: Source, count: int, seed: int) -> Choice:
-    """Images at random, as a function of the seed; of a source over shards from at most four of
+    """Choose random images as a function of the seed; of a source with shards from at most four of
     them.
     """
     if not source.shards:
@@ -83,10 +81,10 @@ def choose(source: Source, count: int, seed: int) -> Choice:
 
 
 def bring(source: Source, choice: Choice) -> float:
-    """Seconds until the chosen shards were here.
+    """Fetch the chosen shards. Returns the seconds that it took.
 
     Raises:
-        InputError: one of them cannot be had.
+        InputError: one of them cannot be read.
     """
     began = time.monotonic()
     if source.shards:
@@ -102,10 +100,10 @@ def bring(source: Source, choice: Choice) -> float:
 
 
 def look(source: Source, indices: Sequence[int], num_workers: int) -> list[SeenImage]:
-    """Each image as it is, in the order given.
+    """Read each image, in the given order.
 
     Raises:
-        InputError: a whole shard cannot be had.
+        InputError: a whole shard cannot be read.
     """
     found = {seen.number: seen for seen in in_processes(_seen, source, list(indices), num_workers)}
     return [found[index] for index in indices]
@@ -139,7 +137,7 @@ def _seen(source: Source, index: int) -> SeenImage:
 def measure_speed(source: Source, indices: Sequence[int], num_workers: int) -> Speed | None:
     """Read and decode for two seconds in each process; None if nothing can be read.
 
-    The images are begun anew where they do not last, and then come from memory rather than the
+    When a process has read all images it starts over, and then reads from memory rather than from
     disk.
     """
     num_processes = max(1, min(num_workers, len(indices)))
@@ -172,12 +170,12 @@ def _rate(source: Source, indices: list[int]) -> tuple[float, float]:
 
 
 def kinds_of(seen: Sequence[SeenImage]) -> dict[str, int]:
-    """How many there are of each format, the most frequent first."""
+    """The number of images of each format, the most frequent first."""
     return dict(Counter(each.kind for each in seen if each.fault is None).most_common())
 
 
 def pixels_of(seen: Sequence[SeenImage]) -> dict[str, int]:
-    """How many there are of each way to store pixels, the most frequent first; of the unreadable as
-    far as that is known.
+    """The number of images of each pixel format, the most frequent first; of unreadable images if
+    it is known.
     """
     return dict(Counter(each.pixels for each in seen if each.pixels).most_common())

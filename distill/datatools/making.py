@@ -1,4 +1,4 @@
-"""One shard: found whole, or written, read back, and put in its place."""
+"""Makes one shard: written, read back, and renamed into place, unless it is complete already."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -17,14 +17,14 @@ from distill.datatools.storage import FinishedShard, disk_errors, read_record, w
 from distill.errors import InputError
 from distill.files import atomic_write, sha256_of
 
-# So many unreadable images in a row are a lost disk rather than bad luck.
+# So many unreadable images in a row mean a lost disk rather than bad luck.
 _MAX_UNREADABLE = 100
 
 
 @dataclass(frozen=True)
 class Job:
     """All that a process needs to make any of the shards. `known`: what the manifest of a finished
-    set says of them.
+    set records of them.
     """
 
     source: Source
@@ -37,10 +37,10 @@ class Job:
 
 
 def make(job: Job, number: int) -> FinishedShard:
-    """The shard as it is to be.
+    """Make a shard, or find it complete.
 
     Raises:
-        InputError: an unreadable image that is not to be left out, no room, a finished set that
+        InputError: an unreadable image that is not to be left out, a full disk, a finished set that
             cannot be made again.
     """
     with disk_errors(job.out):
@@ -60,10 +60,10 @@ def make(job: Job, number: int) -> FinishedShard:
 
 
 def _found(job: Job, number: int) -> FinishedShard | None:
-    """A shard that was finished before and is whole, or None."""
+    """The record of a shard that is finished and undamaged, or None."""
     name = job.plan.file(number)
     done = job.known.get(number) or read_record(job.out, name)
-    if done is None:  # perhaps since another process has closed the set meanwhile
+    if done is None:  # another process may have written the manifest meanwhile
         done = known_shards(job.out, job.plan).get(number)
     if done is None:
         return None
@@ -75,17 +75,13 @@ def _found(job: Job, number: int) -> FinishedShard | None:
 
 
 def known_shards(out: Path, plan: Plan) -> dict[int, FinishedShard]:
-    """What the manifest of a set that was finished says of its shards; nothing where
-    there is none.
-    """
+    """number -> shard, from the manifest of a finished set; empty without one."""
     try:
         content = (out / MANIFEST_FILE).read_bytes()
         manifest = read_manifest(content, str(out / MANIFEST_FILE))
         labels = None if manifest.labels_file is None else np.load(out / manifest.labels_file)
-    except (
-        OSError,
-        ValueError,
-    ):  # not there, or damaged: made again from what is in the state folder, or from nothing
+    # Not there, or damaged: made again, from the records of finished shards if there are any.
+    except (OSError, ValueError):
         return {}
     numbers = {plan.file(i): i for i in range(plan.num_shards)}
     if not {entry.file for entry in manifest.shards} <= numbers.keys():
@@ -103,32 +99,32 @@ def known_shards(out: Path, plan: Plan) -> dict[int, FinishedShard]:
 def _written(job: Job, number: int) -> FinishedShard:
     path = job.out / job.plan.file(number)
     skipped: list[int] = []
-    checks: list[Summary] = []
-    said: list[tuple[int, str]] = []
+    summaries: list[Summary] = []
+    sums: list[tuple[int, str]] = []
 
     def write(file: BinaryIO) -> None:
-        job.write(file, _noted(_samples(job, number, skipped), checks))
+        job.write(file, _noted(_samples(job, number, skipped), summaries))
 
     def read_back(tmp: Path) -> bool:
-        if checks and list(READERS[job.plan.asked.container](tmp)) != checks:
+        if summaries and list(READERS[job.plan.asked.container](tmp)) != summaries:
             raise InputError(
                 f"{path}: what was written is not what is read back: the disk or its file system"
                 " loses data"
             )
-        said.append((tmp.stat().st_size, sha256_of(tmp)) if checks else (0, ""))
-        return bool(checks)
+        sums.append((tmp.stat().st_size, sha256_of(tmp)) if summaries else (0, ""))
+        return bool(summaries)
 
     atomic_write(path, write, read_back)
-    ((size, sha256),) = said
-    labels = tuple(int(check.label) for check in checks if check.label is not None)
+    ((size, sha256),) = sums
+    labels = tuple(int(each.label) for each in summaries if each.label is not None)
     return FinishedShard(
-        len(checks), size, sha256, tuple(skipped), labels if job.plan.asked.labelled else None
+        len(summaries), size, sha256, tuple(skipped), labels if job.plan.asked.labelled else None
     )
 
 
-def _noted(samples: Iterator[Sample], checks: list[Summary]) -> Iterator[Sample]:
+def _noted(samples: Iterator[Sample], summaries: list[Summary]) -> Iterator[Sample]:
     for sample in samples:
-        checks.append(summary_of(sample))
+        summaries.append(summary_of(sample))
         yield sample
 
 
@@ -148,7 +144,7 @@ def _samples(job: Job, number: int, skipped: list[int]) -> Iterator[Sample]:
             if in_a_row == _MAX_UNREADABLE:
                 raise InputError(
                     f"{OPTION}: {in_a_row} images in a row cannot be read, the last of them"
-                    f" {source.describe(index)}: is the disk there? The same command goes on when"
+                    f" {source.describe(index)}: is the disk there? The same command continues when"
                     " it is"
                 )
             continue
@@ -169,11 +165,11 @@ def converted(source: Source, index: int, convert: Conversion, skip: bool) -> St
     except InputError:
         raise
     except UnreadableShardError as error:
-        raise InputError(f"{error}: the same command goes on when it can be read") from error
+        raise InputError(f"{error}: the same command continues when it can be read") from error
     except Exception as error:  # decoders raise whatever a broken file drives them into
         if skip:
             return None
         raise InputError(
-            f"{source.describe(index)}: unreadable image ({first_line(error)}): mend or remove it,"
+            f"{source.describe(index)}: unreadable image ({first_line(error)}): fix or remove it,"
             " or give --unreadable skip"
         ) from error

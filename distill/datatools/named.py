@@ -1,5 +1,5 @@
-"""What SOURCE names on the command line: a path, a URL, fashion_mnist, or the data of a recipe
-(my.yaml:data.train).
+"""Opens what SOURCE names on the command line: a path, a URL, fashion_mnist, or the data of a
+recipe (my.yaml:data.train).
 """
 
 import re
@@ -28,8 +28,8 @@ _OF_A_RECIPE = re.compile(
 
 @dataclass(frozen=True)
 class Named:
-    """An opened source. `text`: what it was called, for people, without passwords. `recipe`: the
-    one that it is part of, as it stands in that stage.
+    """An opened source. `text`: its name for people, without passwords. `recipe`: the recipe that
+    it is part of, in the named stage.
     """
 
     source: Source
@@ -48,16 +48,15 @@ def open_named(
     shards: schema.ShardsSpec | None = None,
     count: Callable[[schema.StreamSpec, schema.ShardsSpec], object] | None = None,
 ) -> Named:
-    """Open what SOURCE names.
+    """Open the source that SOURCE names.
 
     Args:
-        split: "train" where one is needed and none given.
-        shards: how those of a stream come here, as the command line has it; a recipe says so
-            itself.
+        split: if None, "train" where a split is needed.
+        shards: settings for the shards of a stream; a recipe has its own.
         count: called before a stream is opened, to count its samples.
 
     Raises:
-        InputError: nothing is there, or it cannot be opened; in the words of the command line.
+        InputError: nothing is there, or it cannot be opened; the message speaks of options.
     """
     shards = shards or schema.ShardsSpec()
     if found := _OF_A_RECIPE.fullmatch(name):
@@ -81,7 +80,7 @@ def open_named(
 
 @contextmanager
 def in_command_words() -> Iterator[None]:
-    """Inside, messages that speak of a recipe's keys are put into the words of the command line."""
+    """Inside the block, messages about recipe keys are rephrased in terms of the command line."""
     try:
         yield
     except InputError as error:
@@ -89,7 +88,7 @@ def in_command_words() -> Iterator[None]:
 
 
 def command_words(message: str) -> str:
-    """A message of the rooms below in the words of the command line."""
+    """Rephrase a message about recipe keys in terms of the command line."""
     message = in_options(message, OPTION)
     for key, option in _OPTIONS.items():
         message = message.replace(key, option)

@@ -1,5 +1,5 @@
-"""Which sample goes into which shard, as pure functions of the source and the options; and the file
-that holds a folder to them.
+"""Which sample goes into which shard, as pure functions of the source and the options; and the plan
+that a folder was begun with.
 """
 
 import hashlib
@@ -22,15 +22,14 @@ from distill.recipe import schema
 from distill.rng import hash64
 
 PLAN_FILE = "plan.json"
-# Of a source that comes in shards so many are mixed together: a new shard then needs these, and not
-# all of them.
+# The number of the source's shards whose samples are mixed: a new shard then needs these, not all.
 _WINDOW_SHARDS = 16
 _FINGERPRINT_RECORDS = 32
 
 
 @dataclass(frozen=True)
 class ShardOptions:
-    """What shapes the shards beside the source; null `seed`: the source's own order."""
+    """The options that shape the shards. `seed`: None keeps the source's order."""
 
     container: Container
     seed: int | None
@@ -45,8 +44,8 @@ class ShardOptions:
 class Plan:
     """N samples in S shards, each of N // S or one more. `source`: its fingerprint.
 
-    `extension`: of every image's name, the one that most of them have: `datasets` refuses tar files
-      of several. Readers see what an image is from its bytes.
+    `extension`: of all image names, the one that most images have: `datasets` refuses tar files
+      with several. Readers detect the format from the bytes.
     """
 
     asked: ShardOptions
@@ -59,7 +58,7 @@ class Plan:
         return f"shard-{shard:05d}.{self.asked.container}"
 
     def positions(self, shard: int) -> np.ndarray:
-        """[n] int64: where in the order the samples of a shard stand."""
+        """[n] int64: positions in the order of the samples of a shard."""
         first, last = (
             shard * self.num_samples // self.num_shards,
             (shard + 1) * self.num_samples // self.num_shards,
@@ -70,8 +69,8 @@ class Plan:
 def order(source: Source, positions: np.ndarray, seed: int | None) -> np.ndarray:
     """[n] int64 indices into the source of the samples at `positions`.
 
-    Shuffled, it is a permutation of the whole. A source over shards is permuted shard by shard, and
-    its samples within windows of 16 of those.
+    A shuffled order is a permutation of all samples. Of a source with shards, the shards are
+    permuted, then the samples within windows of 16 shards.
     """
     if seed is None or len(source) == 0:
         return positions
@@ -96,14 +95,14 @@ def order(source: Source, positions: np.ndarray, seed: int | None) -> np.ndarray
 
 
 def shards_of(source: Source, indices: np.ndarray) -> list[int]:
-    """The source's shards that hold `indices`, in the order in which they come."""
+    """The source's shards that hold `indices`, in order of first use."""
     ends = np.cumsum(source.shard_sizes)
     return list(dict.fromkeys(np.searchsorted(ends, indices, side="right").tolist()))
 
 
 def source_fingerprint(source: Source, spec: schema.SourceSpec) -> str:
-    """SHA-256 over what a source is, wherever it lies: its classes and the labels that are known;
-    its shards, or a few records.
+    """SHA-256 over what a source is, wherever it lies: its classes, its labels if known, and its
+    shards or a few records.
     """
     digest = hashlib.sha256(json.dumps([len(source), list(source.classes)]).encode())
     if isinstance(source.labels, np.ndarray):
@@ -131,8 +130,8 @@ def source_fingerprint(source: Source, spec: schema.SourceSpec) -> str:
 
 
 def _shard_fingerprint(shard: ListedShard) -> list[object]:
-    """What tells that a shard has other content, without reading it: its checksum, else its size,
-    and the time of a local one.
+    """Changes with the content of a shard, as far as it is known without reading it: its checksum,
+    else its size, and the time of a local one.
     """
     said: list[object] = [shard.name, shard.num_samples, shard.sha256]
     if shard.sha256 is None and shard.is_local:
@@ -142,7 +141,7 @@ def _shard_fingerprint(shard: ListedShard) -> list[object]:
 
 
 def read_plan(out: Path) -> Plan | None:
-    """The plan that a folder was begun with: while shards are missing in a file of its own, then in
+    """The plan that a folder was begun with, from its own file while shards are missing, then from
     the manifest.
 
     Raises:
@@ -172,7 +171,7 @@ def read_plan(out: Path) -> Plan | None:
 
 
 def agree_on_plan(out: Path, plan: Plan) -> Plan:
-    """Make a plan the folder's, unless another process was first; returns the folder's."""
+    """Store a plan unless another process has stored one; returns the stored one."""
     folder = out / STATE_FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     content = json.dumps(asdict(plan)).encode()
@@ -192,7 +191,7 @@ def agree_on_plan(out: Path, plan: Plan) -> Plan:
     return agreed
 
 
-# The option behind each thing that may differ; `source` is the rest.
+# The command-line option of each field that may differ.
 _OPTIONS = {
     "container": "--container",
     "seed": "--seed",
@@ -205,7 +204,7 @@ _OPTIONS = {
 
 
 def check_same_plan(out: Path, plan: Plan, asked: ShardOptions, source: str) -> None:
-    """Hold a folder to what it was begun with.
+    """Compare the options with those that a folder was begun with.
 
     Raises:
         InputError: other options, or another source.

@@ -1,4 +1,4 @@
-"""Which part of the work is this process's, and the local processes that do it."""
+"""This process's part of the work, and the local processes that do it."""
 
 import multiprocessing
 import os
@@ -26,7 +26,7 @@ class Rank:
     world_size: int
 
     def share(self, count: int) -> range:
-        """The numbers in 0..count-1 that are this process's: neighbours, since they come from
+        """This process's numbers of 0..count-1: a contiguous range, since neighbours come from
         neighbouring parts of a stream.
         """
         return range(
@@ -53,7 +53,7 @@ def read_rank(environment: Mapping[str, str]) -> Rank:
 
 
 def num_workers_here(asked: int | None, environment: Mapping[str, str]) -> int:
-    """Local processes: as asked, or this process's share of the cores that it may run on."""
+    """The number of local processes: as given, or this process's share of the available cores."""
     if asked is not None:
         return asked
     cores = (
@@ -63,9 +63,7 @@ def num_workers_here(asked: int | None, environment: Mapping[str, str]) -> int:
 
 
 def runs(pid: int) -> bool:
-    """Whether a process of this machine runs; one that has ended and that nobody has waited for
-    does not.
-    """
+    """Whether a process of this machine is running; a zombie, ended but not waited for, is not."""
     try:
         os.kill(pid, 0)
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
@@ -75,7 +73,7 @@ def runs(pid: int) -> bool:
         return True
 
 
-# What the processes of a pool work with: set once in each, so that it is not sent with every item.
+# The context of the workers, set once in each, so that it is not sent with every item.
 _context: Any = None
 
 
@@ -98,9 +96,9 @@ def in_processes(
     items: Sequence[Item],
     num_workers: int,
 ) -> Iterator[Result]:
-    """work(context, item) of each item, as they are done; in this process if `num_workers` is 0.
+    """Yield work(context, item) of each item as they finish; in this process if `num_workers` is 0.
 
-    The first error ends it; what others are at is finished, and the rest not begun.
+    The first error stops it: started items finish, the rest do not start.
 
     Raises:
         InputError: a process was killed; and what `work` raises.
@@ -130,8 +128,8 @@ def in_processes(
                 yield future.result()
     except BrokenProcessPool as error:
         raise InputError(
-            "one of the local processes was killed, often for want of memory: the same command goes"
-            " on, perhaps with fewer --workers"
+            "one of the local processes was killed, often for want of memory: the same command"
+            " continues, perhaps with fewer --workers"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)

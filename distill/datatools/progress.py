@@ -1,4 +1,4 @@
-"""How far the shards of this process are: a bar on a terminal, elsewhere a line now and then."""
+"""The progress of this process's shards: a bar on a terminal, else a line now and then."""
 
 import time
 
@@ -39,8 +39,8 @@ class Progress:
             self._bar.stop()
 
     def advance(self, num_images: int, *, was_there: bool) -> None:
-        """A shard is done. The bar begins here, since processes are better begun before its thread
-        is.
+        """Count a shard. The bar starts here, since worker processes should start before its
+        thread.
         """
         self._images += num_images
         self._shards += 1
@@ -57,6 +57,6 @@ class Progress:
             self._console.print(says, markup=False, soft_wrap=True)
 
     def finish(self, line: str, always: bool) -> None:
-        """The line that stays: of the process that shows, and of the one that closes."""
+        """Print the last line, if this process shows progress or `always`."""
         if self._show or always:
             self._console.print(line, markup=False, soft_wrap=True)

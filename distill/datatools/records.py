@@ -1,4 +1,4 @@
-"""One image as it is to be stored: its bytes as they are, or shrunk."""
+"""One image as it is stored: its bytes unchanged, or shrunk."""
 
 import io
 from dataclasses import dataclass
@@ -9,8 +9,8 @@ from PIL import Image
 
 from distill.data.decode import decode, open_image
 
-# What every reader of webdataset shards takes for an image; MPO is a JPEG with further pictures
-# behind it.
+# Formats that every reader of webdataset shards takes for an image; MPO is a JPEG followed by
+# further pictures.
 _KEPT = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
 
 
@@ -23,12 +23,12 @@ class Stored(NamedTuple):
 
 @dataclass(frozen=True)
 class Conversion:
-    """`resize`: pixels of the shorter side, null for none. An image is only ever shrunk, and then
-    stored as JPEG of `quality`.
+    """`resize`: pixels of the shorter side, or None. An image is only ever shrunk, and then stored
+    as JPEG of `quality`.
 
-    The others keep their bytes, if they are JPEG, PNG or WebP; other formats become PNG of the
-    pixels that `decode` gives. Every image is decoded, so that a broken one is found here and not
-    in a run.
+    Other images keep their bytes if they are JPEG, PNG or WebP; other formats become PNG of the
+    pixels that `decode` returns. Every image is decoded, so that a broken one is found now and not
+    during a run.
     """
 
     resize: int | None = None
@@ -51,7 +51,7 @@ class Conversion:
 
 
 def _shrunk(image: Image.Image, pixels: int) -> Image.Image:
-    """The shorter side brought to `pixels`, antialiased."""
+    """Shrink the shorter side to `pixels`, with antialiasing."""
     width, height = image.size
     short = min(width, height)
     size = (round(width * pixels / short), round(height * pixels / short))

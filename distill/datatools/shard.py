@@ -1,8 +1,8 @@
-"""A source into shards: any number of processes take shards by number, and whichever finds the last
-one written closes the set.
+"""Writes a source as shards: each process makes the shards of its numbers, and the one that finds
+all of them finished writes the manifest.
 
-A shard is written beside its place, synced, read back and renamed; then a file of its own says that
-it is there, with size and SHA-256. So a kill at any moment costs the shards in flight, and no
+A shard is written under another name, synced, read back and renamed; then a record of its own
+states its size and SHA-256. So a kill at any moment costs only the shards being written, and no
 process waits for another.
 """
 
@@ -55,9 +55,9 @@ from distill.files import atomic_write, sha256_of, tmp_name
 LABELS_FILE = "labels.npy"
 DEFAULT_SHARD_MB = 64.0
 _MARKER = "close"
-# Images that are looked at for the size of a shard and the names in it.
+# Images that are read to estimate the size of a shard and to choose the extension.
 _LOOKED_AT = 256
-# Bytes of a tar beside an image's own: its header and half a block of padding, and the same for a
+# Bytes of a tar besides an image's own: its header and half a block of padding, and the same for a
 # label of a few digits.
 _TAR_OVERHEAD = 512 + 256 + 1024
 
@@ -65,15 +65,14 @@ _TAR_OVERHEAD = 512 + 256 + 1024
 def shard(
     named: Named, out: Path, asked: ShardOptions, *, skip: bool, num_workers: int, rank: Rank
 ) -> Manifest | None:
-    """Write this process's part of the shards, and the manifest if it is the one that finds them
-    whole.
+    """Write this process's part of the shards, and the manifest if it finds all shards finished.
 
     Returns:
         The manifest; None when other processes have shards to write yet.
 
     Raises:
         InputError: the folder is not ours or was begun otherwise, an unreadable image without
-            `skip`, no room on the disk.
+            `skip`, a full disk.
     """
     source = named.source
     with disk_errors(out):
@@ -137,7 +136,7 @@ def _closing_line(
 
 
 def _refuse_folder(named: Named, out: Path) -> None:
-    """Raises InputError for a folder that is not ours to write into."""
+    """Raise InputError for a folder that we must not write into."""
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: is a file; give a folder, which is made if it is not there")
     path = named.spec.path
@@ -161,7 +160,7 @@ def _refuse_folder(named: Named, out: Path) -> None:
 def _agreed_plan(
     named: Named, out: Path, asked: ShardOptions, convert: Conversion, skip: bool
 ) -> Plan:
-    """The folder's plan, made now or before by this command or another of its processes."""
+    """The plan of the folder, made by this process or before."""
     fingerprint = source_fingerprint(named.source, named.spec)
     plan = read_plan(out)
     if plan is None:
@@ -173,7 +172,7 @@ def _agreed_plan(
 def _planned(
     source: Source, fingerprint: str, asked: ShardOptions, convert: Conversion, skip: bool
 ) -> Plan:
-    """How many shards, and by which name their images go, from a look at some of them."""
+    """Choose the number of shards and the extension of all images by reading some images."""
     stored: list[Stored] = []
     num = 0
     for indices in _looks(source, asked.seed):
@@ -199,9 +198,9 @@ def _planned(
 
 
 def _looks(source: Source, seed: int | None) -> Iterator[list[int]]:
-    """Which images are looked at first, and which next where none of those can be read: of a source
-    over shards those of one shard, the first in the new order, since each image elsewhere would
-    bring a shard of its own here.
+    """Which images are read to estimate sizes, and which next if none of those can be read. Of a
+    source with shards those of one shard at a time, since each image elsewhere would fetch another
+    shard.
     """
     if not source.shards:
         yield order(source, _spread(0, len(source)), seed).tolist()
@@ -214,7 +213,7 @@ def _looks(source: Source, seed: int | None) -> Iterator[list[int]]:
 
 
 def _spread(start: int, size: int) -> np.ndarray:
-    """[n] int64: at most 256 numbers of start ... start + size - 1, evenly."""
+    """[n] int64: at most 256 numbers of start ... start + size - 1, evenly spread."""
     return start + np.linspace(0, size - 1, min(size, _LOOKED_AT)).astype(np.int64)
 
 
@@ -222,10 +221,10 @@ def _spread(start: int, size: int) -> np.ndarray:
 
 
 def _close(job: Job, made_from: str, classes: tuple[str, ...] | None) -> Manifest | None:
-    """Write labels and manifest if every shard is there. Two processes that both find it so write
-    the same.
+    """Write labels and manifest if every shard is finished. Two processes that both find it so
+    write the same.
     """
-    # On NFS a folder's listing may be old; a change that this process makes there brings a new one.
+    # On NFS a folder's listing may be stale; a change by this process refreshes it.
     marker = job.out / STATE_FOLDER / tmp_name(_MARKER)
     try:
         marker.touch()
@@ -273,7 +272,9 @@ def _close(job: Job, made_from: str, classes: tuple[str, ...] | None) -> Manifes
 
 
 def _remove_state(job: Job) -> None:
-    """What the manifest says from now on; the folder stays while another process writes in it."""
+    """Remove the records that the manifest replaces; the folder stays while another process writes
+    into it.
+    """
     for number in range(job.plan.num_shards):
         record_file(job.out, job.plan.file(number)).unlink(missing_ok=True)
     (job.out / STATE_FOLDER / PLAN_FILE).unlink(missing_ok=True)
@@ -282,7 +283,7 @@ def _remove_state(job: Job) -> None:
 
 
 def _closed_by_another(job: Job) -> Manifest | None:
-    """The manifest of a process that found the set whole a moment before this one did."""
+    """The manifest of a process that found all shards finished just before this one did."""
     path = job.out / MANIFEST_FILE
     return read_manifest(path.read_bytes(), str(path)) if path.is_file() else None
 

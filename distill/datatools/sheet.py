@@ -1,6 +1,4 @@
-"""A picture of some images as a student sees them in training, and beside each what its teacher
-sees of it.
-"""
+"""A picture of images as a student sees them in training, and as its teacher sees them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,16 +26,16 @@ ROWS = 6
 _MARGIN = 8
 _LABEL = 16
 _FONT = 12
-# Smaller images are shown several times as large.
+# Smaller images are enlarged by a whole factor.
 _LEAST = 112
 
 
 @dataclass(frozen=True)
 class View:
-    """How images are seen. `augment_of`: whose augmentation it is. `teacher_of`: why the teacher's
-    size is that one.
+    """How images are shown. `augment_of`: whose augmentation it is. `teacher_of`: where the
+    teacher's size comes from.
 
-    `interpolation`: of the teacher's view, from the student's size to its own.
+    `interpolation`: from the student's size to the teacher's.
     """
 
     augment: schema.AugmentSpec
@@ -56,7 +54,7 @@ def view_of(
     Args:
         name: the recipe's, for people.
         teacher_size: pixels, in place of what the recipe says.
-        stage: of a recipe in stages; the first if null.
+        stage: of a recipe in stages; the first if None.
 
     Raises:
         InputError: it has no such stage.
@@ -79,8 +77,8 @@ def view_of(
 
 
 def _teacher_size(recipe: Recipe) -> tuple[int, str, str]:
-    """Return the pixels that a recipe's teacher sees, where they are from, and how it resizes, as a
-    run resolves them.
+    """The size and interpolation of a recipe's teacher, as a run resolves them, and where they come
+    from.
     """
     spec, size = recipe.teacher, recipe.data.image_size
     if spec is None:
@@ -96,7 +94,7 @@ def _teacher_size(recipe: Recipe) -> tuple[int, str, str]:
 
 
 def student_view(source: Source, index: int, view: View, seed: int) -> np.ndarray:
-    """uint8 [S, S, 3]: the image as the first epoch of a run with this seed would show it, before
+    """uint8 [S, S, 3]: the image as the first epoch of a run with this seed shows it, before
     mixing.
 
     Raises:
@@ -121,11 +119,11 @@ def teacher_view(pixels: np.ndarray, size: int, interpolation: str = "bicubic") 
 def draw_sheet(
     source: Source, indices: Sequence[int], view: View, seed: int, title: str
 ) -> Image.Image:
-    """At most 24 pairs, the student's view left and the teacher's right, under a line that says
-    which is which.
+    """At most 24 pairs, the student's view left and the teacher's right, under a line that explains
+    them.
 
     Args:
-        indices: of the images; those that cannot be read are passed over.
+        indices: of the images; unreadable ones are skipped.
     """
     pairs: list[tuple[int, np.ndarray, np.ndarray]] = []
     for index in indices:
@@ -187,7 +185,7 @@ def _fitting(
     font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
     width: int,
 ) -> str:
-    """A text cut to `width` pixels."""
+    """Cut a text to `width` pixels."""
     text = text[:width]  # no letter is narrower than a pixel, and a name may have a million
     if draw.textlength(text, font) <= width:
         return text

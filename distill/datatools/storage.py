@@ -1,5 +1,5 @@
-"""The files behind a folder of shards: what says that a shard is there, files being written, and
-what a disk can do to them.
+"""The files of a folder of shards: records of finished shards, leftovers of killed writers, and
+errors of the disk.
 """
 
 import errno
@@ -19,14 +19,14 @@ from distill.errors import InputError
 from distill.files import atomic_write
 
 STATE_FOLDER = ".distill-shard"
-# A file that a process of another machine has not written to for so long is a dead one's.
+# After this long without a write, a file of another machine's process counts as a leftover.
 _GRACE_S = 3600
 
 
 @dataclass(frozen=True)
 class FinishedShard:
-    """A shard that is there. `num_samples` 0: nothing of it could be read, and it has no file.
-    `skipped`: indices into the source.
+    """A finished shard. With `num_samples` 0 none of its images could be read, and there is no
+    file. `skipped`: indices into the source.
     """
 
     num_samples: int
@@ -38,20 +38,20 @@ class FinishedShard:
 
 
 def record_file(out: Path, name: str) -> Path:
-    """What says of the shard `name` that it is there."""
+    """The file that records that the shard `name` is finished."""
     return out / STATE_FOLDER / f"{name}.json"
 
 
 def write_record(out: Path, name: str, done: FinishedShard) -> None:
-    """Say that a shard is there."""
+    """Record that a shard is finished."""
     text = json.dumps(asdict(done))
     record_file(out, name).parent.mkdir(parents=True, exist_ok=True)
     atomic_write(record_file(out, name), lambda file: file.write(text.encode()))
 
 
 def read_record(out: Path, name: str) -> FinishedShard | None:
-    """What was said of a shard; None where nothing was, or nothing of ours, and then the shard is
-    made again.
+    """The record of a shard; None if there is none that can be read, so that the shard is made
+    again.
     """
     try:
         record = json.loads(record_file(out, name).read_text(encoding="utf-8"))
@@ -70,7 +70,7 @@ def read_record(out: Path, name: str) -> FinishedShard | None:
 
 
 def remove_leftovers(out: Path, names: AbstractSet[str]) -> None:
-    """What killed writers of the files `names` left. That of the living stays."""
+    """Remove what killed writers of the files `names` left; files of running writers stay."""
     for path in (*out.glob(".tmp-*"), *(out / STATE_FOLDER).glob(".tmp-*")):
         name, _, writer = path.name.removeprefix(".tmp-").partition("--")
         host, _, pid = writer.rpartition("-")
@@ -84,7 +84,7 @@ def remove_leftovers(out: Path, names: AbstractSet[str]) -> None:
 
 @contextmanager
 def disk_errors(out: Path) -> Iterator[None]:
-    """What a disk can do to a write, as an InputError."""
+    """Turn errors of the disk into an InputError."""
     try:
         yield
     except InputError as error:
@@ -94,8 +94,8 @@ def disk_errors(out: Path) -> Iterator[None]:
             where = next(parent for parent in (out, *out.resolve().parents) if parent.is_dir())
             free = shutil.disk_usage(where).free / 1e6
             raise InputError(
-                f"{out}: no room left to write there ({free:,.0f} MB free). What is finished stays:"
-                " free some room, and the same command goes on"
+                f"{out}: no space left to write there ({free:,.0f} MB free). What is finished"
+                " stays: free some space, and the same command continues"
             ) from error
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
             raise InputError(

@@ -77,7 +77,7 @@ def test_a_shard_that_one_process_misses_ends_both(shards: Shards, tmp_path: Pat
         (
             f"distill (rank 1): {shards.server.url}/missed/shard-00010.tar: it has {CUT_AT} bytes"
             f" and {shards.paths[10].stat().st_size} were promised, in both of 2 transfers: it has"
-            " changed, or is damaged where it lies: mend it or its server, or set data.unreadable"
+            " changed, or is damaged where it lies: fix it or its server, or set data.unreadable"
             " to skip"
         ),
         "distill FAILED",  # torchrun's summary of its command

@@ -297,7 +297,7 @@ def test_a_shard_that_nobody_can_have_ends_the_run(shards: Shards, launch: Launc
     assert launch.codes("refused") == [2, 2]
     shown = "".join(launch.shown("refused"))
     said = re.findall(r"(http\S+): it has (\d+) bytes and (\d+) were promised", shown)
-    assert len(said) == shown.count("mend it") == 1
+    assert len(said) == shown.count("fix it") == 1
     assert said[0][0] in [
         f"{shards.server.url}/refused/shard-{number:05d}.tar" for number in BROKEN_SHARDS
     ]

@@ -2,7 +2,7 @@
 
 1. The order (`Order`, or `LaneOrder` for streams) says which samples, in which view, stand in the
   global batch of a step.
-2. `RankSlice` takes this process's micro-batches out of it; a request is (step, micro-batch).
+2. `RankSlice` selects this process's micro-batches; a request is (step, micro-batch).
 3. A worker reads the records, decodes each image once, and augments each view with generators
    seeded from (seed, epoch, sample, view).
 4. It stacks them into one uint8 [b, H, W, 3] tensor, in memory that the main process shares.
@@ -84,7 +84,7 @@ class EvalBatch:
 
 
 class TrainLoader:
-    """Micro-batches of this process from `first_step` up to, not including, `last_step` (null:
+    """Micro-batches of this process from `first_step` up to, not including, `last_step` (None:
     without end), in order.
 
     One pass, in which the workers live from the first batch to `close`. A fresh loader resumes
@@ -104,8 +104,8 @@ class TrainLoader:
             place, and counts it.
         first_step, last_step: global steps.
         order_starts: the global step that is the order's step 0.
-        ahead: told the order's step and this process's slots before these are read: a stream
-            fetches what comes next.
+        ahead: called with the order's step and this process's slots before they are read, so that
+            a stream can prefetch.
 
     Raises:
         InputError: sizes that do not fit each other; while iterating, what the workers found wrong
@@ -157,7 +157,7 @@ class TrainLoader:
         slots = self._shard.slots(host.micro)
         positions = torch.from_numpy(host.step * self._shard.batch_size_global + slots)
         plan = self._mixing.plan(host.step, slots)
-        # The small ones first: they are not pinned, and would wait on the stream for the images.
+        # The small tensors first: they are not pinned, and would wait on the stream for the images.
         labels, positions = (
             move(t, self._device) for t in (torch.from_numpy(host.labels), positions)
         )
@@ -176,8 +176,8 @@ class TrainLoader:
         return next(self._batches)
 
     def ready(self, timeout_s: float) -> bool:
-        """Whether the micro-batches of the next step come without a wait; waits about so long for
-        them, or without workers makes them.
+        """Whether the micro-batches of the next step are ready; waits about `seconds` for them, or
+        makes them if there are no workers.
 
         Raises:
             InputError: what is wrong with one of them, as soon as it is known.
@@ -208,7 +208,8 @@ class EvalLoader:
         rank, world_size: this process among all.
         num_workers: processes that decode; 0 decodes in this one.
         device: where batches go.
-        unreadable: "error" raises UnreadableImageError; "skip" marks the sample invalid, and counts it.
+        unreadable: "error" raises UnreadableImageError; "skip" marks the sample invalid and counts
+            it.
 
     Raises:
         InputError: while iterating, what the workers found wrong with the data.

@@ -1,4 +1,4 @@
-"""On the device: one batch ahead of the one in use, brought on a side stream."""
+"""Prefetch to the device: one batch ahead of the one in use, copied on a side stream."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, Self, TypeVar
@@ -52,7 +52,7 @@ class DeviceIterator(Generic[Host, T]):
         return is_ready
 
     def close(self) -> None:
-        """End the workers. Nothing comes any more."""
+        """Stop the workers."""
         self._batches = iter(())
         self._held = 0
         self._host.close()

@@ -22,7 +22,7 @@ from distill.rng import seed_global, seeded
 
 Unreadable = Literal["error", "skip"]
 
-# So many broken records in a row are a lost disk rather than bad luck.
+# So many broken records in a row mean a lost disk rather than bad luck.
 _MAX_SUBSTITUTES = 100
 
 
@@ -75,8 +75,8 @@ class HostEvalBatch(NamedTuple):
 class TrainBuilder:
     """(step, micro) -> HostBatch, a map-style data set for torch's DataLoader.
 
-    Steps are those of the run; the order's step 0 is `first_step`. `ahead` is told the order's step
-    and this process's slots before they are read.
+    Steps are those of the run; the order's step 0 is `first_step`. `ahead` is called with the
+    order's step and this process's slots before they are read.
 
     An InputError is returned rather than raised: torch would wrap it into a page of traceback on
     its way to the main process.
@@ -133,8 +133,8 @@ class TrainBuilder:
         )
 
     def _labels(self, shown: np.ndarray) -> np.ndarray:
-        """Labels of samples that have been read; 0 where they are of another space, and nothing
-        looks at them.
+        """Labels of samples that have been read; 0 if they belong to other classes and are not
+        used.
         """
         return (
             self._source.labels[shown]
@@ -240,7 +240,7 @@ def _grouped(indices: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def _global_state_kept() -> contextlib.AbstractContextManager[None]:
-    """In the main process the generators belong to the model; in a worker nobody else draws from
-    them.
+    """Random state for the block. In the main process the generators belong to the model; in a
+    worker nothing else draws from them.
     """
     return seeded(0) if torch.utils.data.get_worker_info() is None else contextlib.nullcontext()

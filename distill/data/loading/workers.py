@@ -1,5 +1,5 @@
-"""Worker processes that decode: torch's DataLoader, made to survive signals, hard ends and forks
-that hang.
+"""Worker processes that decode: torch's DataLoader, made robust against signals, killed workers and
+forks that hang.
 """
 
 import itertools
@@ -22,14 +22,13 @@ from distill.processes import end_with
 Host = TypeVar("Host")
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-# torch looks after its workers, and gives back the word, each time that so much has passed without
-# a batch.
+# After this long without a batch torch checks on its workers, and this process checks for signals.
 _LOOK_EVERY_S = 1.0
 _NOT_YET = re.compile(r"DataLoader timed out after")
 _PINNING_ENDS_S = 10.0
-# CPython 3.11 hangs a child for ever that is forked while another thread begins or ends to hold
-# Python objects, as gloo's do after a collective: 1 of 12,000 forks in a loop that provoked it. A
-# worker that has not come up by then is replaced.
+# CPython 3.11 hangs a forked child for ever if another thread begins or ends to hold Python objects
+# at that moment, as gloo's threads do after a collective: 1 of 12,000 forks in a loop that provoked
+# it. A worker that has not started after this long is replaced.
 _COMES_UP_S = (5.0, 20.0, 60.0)
 
 
@@ -57,12 +56,12 @@ def data_loader(
 
 
 class _NotReadyError(Exception):
-    """No batch came while torch looked."""
+    """No batch came before torch's time limit."""
 
 
 class HostIterator(Generic[Host]):
-    """The DataLoader's iterator, which raises what a worker handed back as an error, can be asked
-    what is there, and can be closed.
+    """The DataLoader's iterator. It raises what a worker returned as an error, tells which batches
+    are ready, and can be closed.
     """
 
     def __init__(self, loader: DataLoader[Any]) -> None:
@@ -106,8 +105,8 @@ class HostIterator(Generic[Host]):
         return len(self._here) >= count or self._is_over
 
     def raise_failure(self, count: int) -> None:
-        """Raises what is wrong with one of the next `count` batches, as far as they are here, or
-        was with the last one asked for.
+        """Raise the error in one of the next `count` batches, as far as they are here, or of the
+        last request.
         """
         if self._raised is not None:
             raise self._raised
@@ -144,7 +143,7 @@ class HostIterator(Generic[Host]):
             raise _NotReadyError from None
 
     def close(self) -> None:
-        """End the workers. Nothing comes any more."""
+        """Stop the workers."""
         self._is_over = True
         self._here.clear()
         # The loader has one of persistent workers, whose new pass may not have begun.
@@ -193,12 +192,10 @@ def _pinning_thread(iterator: Any) -> threading.Thread | None:
 
 
 def _end_workers(iterator: Any) -> None:
-    """In the middle of whatever they do: torch would wait five seconds for each that is amid a
-    shard.
-    """
+    """End the workers at once: torch would wait five seconds for each that is reading a shard."""
     if iterator._shutdown:  # by torch, at the end of a pass whose workers do not stay
         return
-    # torch's thread reads what they send, and would wait for the rest of a message that was cut.
+    # torch's thread reads what they send, and would wait for the rest of an interrupted message.
     if thread := _pinning_thread(iterator):
         iterator._pin_memory_thread_done_event.set()
         iterator._worker_result_queue.put((None, None))
@@ -209,7 +206,7 @@ def _end_workers(iterator: Any) -> None:
 
 
 def _kill_workers(iterator: Any) -> None:
-    """Also those that have the signal to end blocked, and without torch's word for it that one was
+    """Kill them, also those that have SIGTERM blocked, and without torch's message that one was
     killed.
     """
     heard = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -243,7 +240,7 @@ class Start:
 
 
 def start_worker() -> None:
-    """Set up a loader worker: one thread, an ear for the parent's SIGTERM alone, and no life after
+    """Set up a loader worker: one thread, no signals but SIGTERM of the parent, and its end with
     the parent's.
 
     The signals by which SLURM and the terminal ask a run to stop go to all processes of a job step.
@@ -266,7 +263,7 @@ def start_worker() -> None:
 
 
 def worker_fault(error: BaseException) -> str | None:
-    """What went wrong in a loader's worker, in a sentence; None for every other error.
+    """The error of a loader's worker in a sentence; None for any other error.
 
     torch raises a worker's death out of a signal handler, wherever the main process happens to be,
     and a worker's exception with its whole traceback for a message.

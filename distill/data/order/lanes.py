@@ -1,11 +1,11 @@
-"""Who comes when in a stream of shards: a pure function of (seed, step) that reads each shard in
-one place at a time.
+"""The order of a stream of shards: a pure function of (seed, step) that reads each shard in one
+place at a time.
 
 An epoch's shards are permuted and laid end to end. The N samples are cut into L equal lanes, so any
 number of shards of any sizes will do; a lane's samples are shuffled within blocks, and each global
-batch of B takes B / L from every lane. Nothing of it knows of processes or workers, and there is no
-cursor to save: a resumed run asks for its step and reads at most the shards under one block of each
-lane anew.
+batch of B takes B / L from every lane. It does not depend on processes or workers, and has no state
+to save: a resumed run computes its step and reads at most the shards under one block of each lane
+again.
 
 Slots 2i and 2i + 1 of a batch belong to two lanes, so what mixup and cutmix join comes from two
 places of the data. A pair of lanes fills 2 B / L slots in a row, which is the least that a process
@@ -22,11 +22,11 @@ from distill.data.order.shuffled import BatchPlan, too_few_samples
 from distill.rng import hash64, hash64_array
 
 _MOST_LANES = 64
-# From 256 samples on a block of shuffled shards is not told from a permutation; above 4,096 nothing
-# was found to gain (docs/log.md).
+# From 256 samples on a block of shuffled shards cannot be distinguished from a permutation; above
+# 4,096 no gain was found (docs/log.md).
 _BLOCK_BOUNDS = (256, 4096)
-# Blocks whose permutation is kept, for each lane; a batch looks at one, repeats of the loader's
-# workers at two.
+# Blocks whose permutation is cached, for each lane; a batch uses one, repeats of the loader's
+# workers two.
 _KEPT_BLOCKS = 2
 
 
@@ -69,7 +69,7 @@ def default_block(shard_sizes: np.ndarray, subset: np.ndarray | None = None) -> 
 
     Args:
         shard_sizes: [S] samples of each shard.
-        subset: ascending indices that are drawn from; null for all.
+        subset: ascending indices that are drawn from; None for all.
     """
     drawn = np.diff(_firsts_of(shard_sizes, subset))
     quarter = int(drawn.sum()) // (4 * max(1, int(np.count_nonzero(drawn))))
@@ -106,7 +106,7 @@ class LaneOrder:
         lanes: L, even.
         block: samples within which a lane is shuffled.
         repeats: views of an image in a row.
-        subset: ascending indices to draw from; null for all.
+        subset: ascending indices to draw from; None for all.
 
     Raises:
         InputError: the batch is larger than the data.
@@ -159,7 +159,7 @@ class LaneOrder:
         self._permutation = lru_cache(_KEPT_BLOCKS * self.lanes)(self._shuffle)
 
     def batch(self, step: int, slots: np.ndarray | None = None) -> BatchPlan:
-        """Some slots of the global batch of a step; null for all. Time and memory are those of the
+        """Some slots of the global batch of a step; None for all. Time and memory are those of the
         lanes that the slots are in.
         """
         slots = np.arange(self.batch_size_global) if slots is None else slots
@@ -230,7 +230,7 @@ class LaneOrder:
         return rank if self._subset is None else int(self._subset[rank])
 
     def shards_at_once(self, lanes: int) -> int:
-        """How many shards so many lanes have under their current and next blocks, on average: what
+        """The mean number of shards under the current and next blocks of so many lanes: those that
         a machine holds at a time.
         """
         sizes = np.diff(self._firsts)

@@ -1,5 +1,5 @@
-"""Who comes when: which sample, in which view, stands at which position. A pure function of (seed,
-step).
+"""The order of samples: which sample, in which view, is at which position. A pure function of
+(seed, step).
 
 No permutation is ever stored. Each epoch's order is a keyed bijection of 0..n-1, evaluated for one
 batch at a time, so a resumed run starts at any step at no cost, and 14 million samples take no more
@@ -72,7 +72,7 @@ class BatchPlan:
 
 
 class TrainOrder(Protocol):
-    """Who comes when."""
+    """Which sample, in which view, is at which position."""
 
     num_samples: int
     batch_size_global: int
@@ -81,13 +81,11 @@ class TrainOrder(Protocol):
     steps_per_epoch: int
 
     def batch(self, step: int, slots: np.ndarray | None = None) -> BatchPlan:
-        """Some slots of the global batch of a step; null for all."""
+        """Some slots of the global batch of a step; None for all."""
         ...
 
     def successor(self, index: int, another_shard: bool = False) -> int:
-        """The sample that stands in for an unreadable one; of another shard where its own cannot be
-        had.
-        """
+        """The sample that replaces an unreadable one; from another shard if its own is."""
         ...
 
 
@@ -114,7 +112,7 @@ class Order:
         batch_size_global: B.
         seed: of the run.
         repeats: views of an image in a row.
-        subset: ascending indices to draw from (`stratified_subset`); null for all.
+        subset: ascending indices to draw from (`stratified_subset`); None for all.
 
     Raises:
         InputError: the batch is larger than the data.
@@ -141,7 +139,7 @@ class Order:
             )
 
     def batch(self, step: int, slots: np.ndarray | None = None) -> BatchPlan:
-        """Some slots of the global batch of a step, null for all; O(B) in time and memory.
+        """Some slots of the global batch of a step, None for all; O(B) in time and memory.
 
         Neighbours (2i, 2i + 1), which mixup and cutmix join, are different images wherever the
         batch has enough of them. The repeats of an image lie far apart, so that different processes
@@ -163,8 +161,8 @@ class Order:
         return BatchPlan(epoch, indices, views, step * size + slots)
 
     def successor(self, index: int, another_shard: bool = False) -> int:
-        """The next index in the order of the source (within the subset), around the end: stands in
-        for an unreadable one.
+        """The index that replaces an unreadable one: the next in the order of the source (within
+        the subset), around the end.
         """
         if self._subset is None:
             return (index + 1) % self._source_size

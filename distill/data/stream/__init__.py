@@ -1,12 +1,17 @@
-"""Shards of many images, fetched as a run comes to them.
+"""Shards of many images, fetched while a run reads them.
 
-opening     what a recipe says -> a source
-listing     a path -> the shards it names, in order, with their sample counts; names: patterns, splits, what may be shown; hub: hf:// paths
-counts      how many samples each shard holds
-manifest    what `distill data shard` says of the shards that it wrote
-transport   bytes from anywhere: retries, resume, errors explained; web, filesystem: the ways there; body, deadline: what they share
-cache       the shards that the processes of a machine share; locks, failures: how they agree
-localise    a listed shard -> an open one; tar, parquet: what it holds, and where
-local       a shard as a file of this machine, read in any order, each record under its checksum
-source      all of it as one `Source`; ahead: fetched before it is needed; ending: threads at the interpreter's exit
+opening        what a recipe says -> a source
+listing        a path -> the shards it names, in order, with their sample counts
+names, hub     braces, patterns, splits and container formats; hf:// paths
+counts         how many samples each shard holds
+manifest       what `distill data shard` records of the shards that it wrote
+transport      bytes from anywhere: retries, resume, errors explained
+web, filesystem, byte_stream, deadline   the ways there, and what they share
+cache          files that the processes of a machine share; failures: records of failed tries
+shard_fetcher  a listed shard -> an open one
+tar, parquet   which samples a shard holds, and where they lie
+local          a shard as a file of this machine: random access, a checksum for each record
+source         all of it as one `Source`
+prefetcher     fetches shards before they are needed
+exiting        threads at the exit of the process
 """

@@ -1,22 +1,20 @@
-"""What the ways of opening a file have in common: the body that is being read, and trouble that
-another try may mend.
-"""
+"""What all transports share: the stream of bytes, and the error that another try may fix."""
 
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-# Read at most so much at a time, so that memory stays flat however large a shard is.
+# Bytes of one read, so that memory stays flat however large a shard is.
 PIECE_BYTES = 1 << 20
-# A source that sends less, for so many timeouts, is as good as silent: a shard of 100 MB would take
-# a day.
+# A source that sends less than this for so many timeouts counts as silent: a shard of 100 MB would
+# take a day.
 LEAST_BYTES_PER_S = 1000.0
 SLOW_TIMEOUTS = 4
 
 
 class TransientError(Exception):
-    """A failure that may pass. wait_s: how long the server asks us to wait, where it does. slow:
-    bytes came, too few to go on with.
+    """A failure that may pass. `wait_s`: how long the server asks us to wait, or None. `slow`:
+    bytes came, but too few to continue.
     """
 
     def __init__(self, reason: str, wait_s: float | None = None, *, slow: bool = False) -> None:
@@ -26,11 +24,10 @@ class TransientError(Exception):
 
 @dataclass(frozen=True)
 class ByteStream:
-    """Bytes [start, ...) of a file, on their way.
+    """The bytes [start, ...) of a file while they arrive.
 
-    start: where they begin, 0 from a server that does not know ranges. total: bytes of the whole
-    file, where known. version: what changes with the file, where known. pieces: the bytes, at most
-    PIECE_BYTES at a time; raises Trouble.
+    start: 0 from a server without ranges. total: bytes of the whole file, if known. version:
+    changes with the file, if known. pieces: at most PIECE_BYTES each; raises TransientError.
     """
 
     start: int
@@ -40,8 +37,8 @@ class ByteStream:
 
 
 def paced(pieces: Iterable[bytes], timeout_s: float) -> Iterator[bytes]:
-    """The same pieces; raises Trouble when they come at less than 1 kB/s for four timeouts. Only
-    time spent waiting for them counts.
+    """The same pieces; raises TransientError when they come at less than 1 kB/s for four timeouts.
+    Only the time spent waiting for them counts.
     """
     waited_s, num_bytes, coming = 0.0, 0, iter(pieces)
     while True:

@@ -1,5 +1,5 @@
-"""How many samples each shard holds, where neither manifest nor _info.json says: footers, indexes,
-counts kept from an earlier reading.
+"""The number of samples in each shard, where neither manifest nor _info.json tells it: from
+footers, indexes, or an earlier count.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from distill.errors import InputError
 # Footers are waited for, not computed.
 _FOOTER_THREADS = 16
 _COUNT_THREADS = 4
-# Of ImageNet's Parquet files a footer is 10 to 60 KB, so that one request has it.
+# A footer of ImageNet's Parquet files is 10 to 60 KB, so that one request is enough.
 _TAIL_BYTES = 1 << 16
 _MOST_FOOTER_BYTES = 1 << 29
 _TOGETHER_S = 60.0
@@ -32,15 +32,15 @@ _TOGETHER_S = 60.0
 def with_counts(
     listing: Listing, fetcher: ShardFetcher, counts_folder: Path, path: str, key: str
 ) -> Listing:
-    """The listing with a count for every shard.
+    """Add a count for every shard.
 
     Args:
-        counts_folder: the folder of the counts that `count_shards` keeps.
+        counts_folder: where `count_shards` stores counts.
         path: as the user wrote it, for messages.
         key: the recipe key, for messages.
 
     Raises:
-        InputError: nobody says, and only reading every shard would tell; a shard without samples,
+        InputError: nothing says, and only reading every shard would tell; a shard without samples,
             or that is damaged.
         TransferError: a server that does not answer.
     """
@@ -79,14 +79,14 @@ def count_shards(
     counts_folder: Path,
     progress: Callable[[int, int], None] | None = None,
 ) -> Listing:
-    """Read every shard in threads, and keep each count for the runs of this machine as it comes.
+    """Read every shard in threads, and store each count at once for later runs of this machine.
 
-    A count that was broken off goes on; one that was finished is made anew. What fits of the shards
-    stays in the cache. `progress` is called with (shards done, shards) as they come.
+    An interrupted count resumes; a finished one is made again. The cache keeps as many shards as
+    fit. `progress` is called with (shards done, shards).
 
     Raises:
-        InputError, DamagedShardError, TransferError: of a shard that cannot be read; the counts made so
-            far are kept.
+        InputError, DamagedShardError, TransferError: a shard cannot be read; the counts so far are
+            stored.
     """
     known = _read_counts(counts_folder, listing, fetcher.fields)
     if len(known) == len(listing.shards):
@@ -107,7 +107,7 @@ def count_shards(
                 counts.append(each.result())
                 if progress is not None:
                     progress(len(counts), len(waiting))
-        except BaseException:  # do not read the rest before it is said
+        except BaseException:  # do not read the rest before the error is raised
             pool.shutdown(cancel_futures=True)
             raise
     return _counted(listing, counts)
@@ -130,10 +130,10 @@ def _counted(listing: Listing, counts: Iterable[int]) -> Listing:
 
 
 def _by_index(shards: tuple[ListedShard, ...], fetcher: ShardFetcher, key: str) -> list[int]:
-    """Of local tars, by their headers; the indexes stay in the cache."""
+    """Counts of local tars, from their headers; the indexes stay in the cache."""
     if len(shards) > 1:
-        # Processes of the machine that start together share the work: each begins elsewhere, and
-        # passes over what another is at.
+        # Processes that start together share the work: each begins with another shard and skips
+        # those that another is indexing.
         first = os.getpid() * 7919 % len(shards)
         for shard in shards[first:] + shards[:first]:
             with contextlib.suppress(OSError):  # told below, of the first such shard in order
@@ -141,14 +141,14 @@ def _by_index(shards: tuple[ListedShard, ...], fetcher: ShardFetcher, key: str) 
     try:
         return [_count(shard, fetcher) for shard in shards]
     except DamagedShardError as error:
-        raise InputError(f"{key}.path: {error}: mend or remove the shard") from error
+        raise InputError(f"{key}.path: {error}: fix or remove the shard") from error
 
 
-# ---- counts that are kept ------------------------------------------------------------------------
+# ---- stored counts -------------------------------------------------------------------------------
 
 
 def _counts_file(counts_folder: Path, listing: Listing, fields: Fields) -> Path:
-    """Of all shards of a container: a line [SHA-256 of a shard's fingerprint, samples] each."""
+    """The counts file of a container format: a line [SHA-256 of a fingerprint, samples] a shard."""
     image = "" if fields.image is None else "-" + _sha256(fields.image)[:8]
     return counts_folder / f"{listing.container}{image}.jsonl"
 
@@ -162,14 +162,14 @@ def _keep_count(
 ) -> None:
     place = _counts_file(counts_folder, listing, fields)
     place.parent.mkdir(parents=True, exist_ok=True)
-    # One write at the end of the file, so that processes may do it at the same time; a line of its
-    # own even behind a torn one.
+    # One write at the end of the file, so that processes may write at the same time; a line of its
+    # own even after a torn one.
     with place.open("ab", buffering=0) as file:
         file.write(f"\n{json.dumps([_sha256(fingerprint), count])}\n".encode())
 
 
 def _read_counts(counts_folder: Path, listing: Listing, fields: Fields) -> dict[str, int]:
-    """fingerprint -> samples, of the listed shards that were counted; the last count of each."""
+    """fingerprint -> samples of the listed shards that were counted; the last count of each."""
     try:
         lines = _counts_file(counts_folder, listing, fields).read_bytes().splitlines()
     except OSError:
@@ -180,7 +180,7 @@ def _read_counts(counts_folder: Path, listing: Listing, fields: Fields) -> dict[
             fingerprint, count = json.loads(line)
             counts[str(fingerprint)] = int(count)
     sums = {shard.fingerprint: _sha256(shard.fingerprint) for shard in listing.shards}
-    return {fingerprint: counts[said] for fingerprint, said in sums.items() if said in counts}
+    return {fingerprint: counts[sha256] for fingerprint, sha256 in sums.items() if sha256 in counts}
 
 
 # ---- footers -------------------------------------------------------------------------------------
@@ -188,7 +188,7 @@ def _read_counts(counts_folder: Path, listing: Listing, fields: Fields) -> dict[
 
 @dataclass(frozen=True)
 class _Footers:
-    """`classes`: of all. `shards`: (rows, bytes of the file, SHA-256 of the footer) of each."""
+    """`classes`: of all shards. `shards`: (rows, bytes of the file, SHA-256 of the footer) each."""
 
     classes: tuple[str, ...] | None
     shards: tuple[tuple[int, int, str], ...]
@@ -199,7 +199,7 @@ def _from_footers(listing: Listing, fetcher: ShardFetcher, key: str) -> Listing:
     processes wait and take what is kept.
     """
     fields, shards = fetcher.fields, listing.shards
-    said: list[object] = [
+    parts: list[object] = [
         fields.image,
         fields.label,
         fields.labelled,
@@ -209,22 +209,22 @@ def _from_footers(listing: Listing, fetcher: ShardFetcher, key: str) -> Listing:
         shard.is_local or shard.sha256 is not None or shard.url.startswith("hf://")
         for shard in shards
     ):
-        # Of a mere URL only the footer shows that it is another file: it is kept for the processes
-        # that start together.
-        said.append(int(time.time() / _TOGETHER_S))
+        # Only the footer shows that a URL holds another file: it is cached for the processes that
+        # start together.
+        parts.append(int(time.time() / _TOGETHER_S))
     read: list[_Footers] = []
 
     def make(path: Path) -> None:
         read.append(_read_footers(listing, fetcher, key))
         path.write_text(json.dumps(asdict(read[0])))
 
-    file = fetcher.cache.file(f"footers-{_sha256(json.dumps(said))[:24]}", make)
+    file = fetcher.cache.file(f"footers-{_sha256(json.dumps(parts))[:24]}", make)
     footers = read[0] if read else _cached_footers(file) or _read_footers(listing, fetcher, key)
     for shard, (num_rows, _, _) in zip(shards, footers.shards, strict=True):
         if shard.num_samples not in (None, num_rows):
             raise InputError(
-                f"{key}.path: {shard.display_url} holds {num_rows} rows, and {shard.num_samples} are"
-                " promised"
+                f"{key}.path: {shard.display_url} holds {num_rows} rows, and {shard.num_samples}"
+                " are promised"
             )
     listed = tuple(
         replace(shard, num_samples=num_rows, size_bytes=size_bytes, footer_sha256=sha256)
@@ -234,13 +234,13 @@ def _from_footers(listing: Listing, fetcher: ShardFetcher, key: str) -> Listing:
 
 
 def _cached_footers(file: Path) -> _Footers | None:
-    """None when the cache has given it up since, or it is damaged."""
+    """The cached footers; None if the cache has removed the file or it is damaged."""
     try:
-        said = json.loads(file.read_text())
-        classes = None if said["classes"] is None else tuple(map(str, said["classes"]))
+        record = json.loads(file.read_text())
+        classes = None if record["classes"] is None else tuple(map(str, record["classes"]))
         return _Footers(
             classes,
-            tuple((int(rows), int(size), str(sha256)) for rows, size, sha256 in said["shards"]),
+            tuple((int(rows), int(size), str(sha256)) for rows, size, sha256 in record["shards"]),
         )
     except (OSError, ValueError, LookupError, TypeError):
         return None
@@ -258,8 +258,8 @@ def _read_footers(listing: Listing, fetcher: ShardFetcher, key: str) -> _Footers
     for shard, (footer, _) in zip(listing.shards, footers, strict=True):
         if footer.classes != classes:
             raise InputError(
-                f"{key}.path: {shard.display_url} and {listing.shards[0].display_url} name other classes in"
-                " their schemas: give one data set, or one split of it"
+                f"{key}.path: {shard.display_url} and {listing.shards[0].display_url} name other"
+                " classes in their schemas: give one data set, or one split of it"
             )
     return _Footers(
         classes,
@@ -270,15 +270,15 @@ def _read_footers(listing: Listing, fetcher: ShardFetcher, key: str) -> _Footers
 def _footer(
     shard: ListedShard, fields: Fields, transport: Transport, key: str
 ) -> tuple[Footer, int]:
-    """What a footer says, and how many bytes the file has: one request, another for a size that
-    nobody says or a very large footer.
+    """A footer and the size of its file. Takes one request, and another for an unknown size or a
+    very large footer.
     """
     try:
         size = shard.size_bytes if shard.size_bytes is not None else transport.size(shard.url)
         if size is None:
             raise InputError(
-                f"{shard.display_url}: the server does not tell its size, which a Parquet file's footer"
-                " is found by"
+                f"{shard.display_url}: the server does not tell its size, which a Parquet file's"
+                " footer is found by"
             )
         tail = transport.read(shard.url, max(0, size - _TAIL_BYTES), size)
         if b"</html" in tail[-256:].lower():

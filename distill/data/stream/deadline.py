@@ -1,5 +1,5 @@
-"""HTTP answers that come in time: a timeout of the standard library begins anew with each byte, and
-a deadline does not.
+"""Deadlines for HTTP: a timeout of the standard library starts again with each byte, a deadline
+does not.
 """
 
 import functools
@@ -15,12 +15,12 @@ from distill.data.stream.byte_stream import TransientError
 
 
 class Deadline:
-    """Until when the next step of one request shall be done: all headers, redirects included; or a
-    piece of the body.
+    """The time limit for the next step of a request: all headers including redirects, or one piece
+    of the body.
 
     Args:
-        timeout_s: without a byte.
-        step_s: of a step.
+        timeout_s: seconds without a byte.
+        step_s: seconds of one step.
     """
 
     def __init__(self, timeout_s: float, step_s: float) -> None:
@@ -28,14 +28,14 @@ class Deadline:
         self.renew()
 
     def renew(self) -> None:
-        """A new step begins."""
+        """Start the next step."""
         self._until = time.monotonic() + self._step_s
 
     def left_s(self) -> float:
-        """How long a byte may be waited for.
+        """How long to wait for the next byte.
 
         Raises:
-            Trouble: no longer.
+            TransientError: the time is over.
         """
         left_s = self._until - time.monotonic()
         if left_s <= 0:
@@ -47,7 +47,7 @@ class Deadline:
 
 
 class _Raw(io.RawIOBase):
-    """What a connection receives, under a deadline."""
+    """The raw reader of a connection, under a deadline."""
 
     def __init__(self, file: io.BufferedReader, sock: socket.socket, deadline: Deadline) -> None:
         self._file, self._sock, self._deadline = file, sock, deadline
@@ -107,5 +107,5 @@ class _Https(urllib.request.HTTPSHandler):
 def http_handlers(
     deadline: Deadline, context: ssl.SSLContext
 ) -> tuple[urllib.request.BaseHandler, ...]:
-    """How urllib is to ask http:// and https:// so that the deadline holds."""
+    """Handlers that let urllib open http:// and https:// under the deadline."""
     return _Http(deadline), _Https(deadline, context)

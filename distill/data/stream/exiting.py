@@ -1,8 +1,8 @@
-"""Threads and the end of the process: what is under way in C++ is waited for, which cannot bear
-that the interpreter goes.
+"""The exit of the process waits for threads that work in C++, since the interpreter must not end
+while they run.
 
-A daemon thread that comes back from Arrow while the interpreter is torn down aborts the process: 8
-of 32 exits amid Parquet shards did.
+A daemon thread that returns from Arrow while the interpreter is torn down aborts the process: 8 of
+32 exits while reading Parquet shards did.
 """
 
 import atexit
@@ -12,7 +12,8 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# A stop is looked for every few milliseconds; a disk that hangs shall not keep the process.
+# The threads check every few milliseconds whether to stop; a hanging disk shall not keep the
+# process alive.
 _LONGEST_WAIT_S = 30.0
 
 
@@ -27,22 +28,22 @@ _state = _State()
 
 
 def is_exiting() -> bool:
-    """Whether the process ends, so that nothing new is begun."""
+    """Whether the process is exiting, so that no new work may start."""
     return _state.is_exiting
 
 
 def stop_at_exit() -> None:
-    """Ends this thread when the process ends, by SystemExit: no failure, of which
-    nobody need hear.
-    """
+    """End this thread with SystemExit, silently, if the process is exiting."""
     if _state.is_exiting:
         raise SystemExit
 
 
 @contextmanager
 def delay_exit() -> Iterator[None]:
-    """Work that the end of the process waits for; it calls `stop_at_exit` often. Raises
-    SystemExit when it comes too late.
+    """Delay the exit of the process until the block ends; the block calls `stop_at_exit` often.
+
+    Raises:
+        SystemExit: the process is exiting already.
     """
     state = _state
     with state.changed:
@@ -51,8 +52,8 @@ def delay_exit() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        # What the frames behind it hold of C++ goes now. It would go behind the end's back: 3 of
-        # 115 such exits aborted, then none of 350.
+        # Release the C++ objects in the frames now. If they were released after the exit has begun,
+        # the process could abort: 3 of 115 such exits did, then none of 350.
         traceback.clear_frames(error.__traceback__)
         raise
     finally:
@@ -68,11 +69,11 @@ def _end() -> None:
         state.changed.wait_for(lambda: state.num_inside == 0, _LONGEST_WAIT_S)
 
 
-def _begin_anew() -> None:
-    """In a forked child: the parent's threads are not there, and its lock may be held."""
+def _reset() -> None:
+    """In a forked child the parent's threads do not exist, and its lock may be held."""
     global _state
     _state = _State()
 
 
 atexit.register(_end)
-os.register_at_fork(after_in_child=_begin_anew)
+os.register_at_fork(after_in_child=_reset)

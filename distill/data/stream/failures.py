@@ -1,5 +1,5 @@
-"""What the processes of a machine tell each other of a file that could not be made: why, how often
-in a row, and in which run.
+"""Files that record why another file could not be made, how often in a row and in which run, for
+the other processes of the machine.
 """
 
 import json
@@ -12,47 +12,42 @@ from typing import Any
 
 from distill.errors import InputError
 
-# A file that could not be made is left alone for so long by the whole run, and twice as long after
-# each further failure.
+# A run does not try to make a file again for this long, and twice as long after each further
+# failure.
 _REST_S = 60.0
 _LONGEST_REST_S = 600.0
-# After which nobody wants to know any more.
-_KEPT_S = 3600.0
+# Older records are removed.
+_REMOVE_AFTER_S = 3600.0
 
 
 class FailedElsewhereError(OSError):
-    """Another process, or this one a while ago, tried to make the file, and failed. The message is
-    what it said.
+    """Another process, or this one a while ago, failed to make the file. The message is that of the
+    failure.
     """
 
 
 def run_token() -> str:
-    """What the processes of one run have in common, and no two runs: a new command tries anew what
+    """A token that the processes of one run share and no two runs: a new command tries again what
     failed in the one before.
 
-    Ranks find it in what their launcher tells them; a process that was started alone makes it up.
-    Workers are handed it.
+    Ranks derive it from their launcher's environment variables; a process that was started alone
+    draws a random one. Workers receive it from their process.
     """
-    told = os.environ
-    if (
-        "TORCHELASTIC_RUN_ID" in told
-    ):  # "none" unless the user gives one, so the launcher's process too
-        return (
-            f"torchrun {told['TORCHELASTIC_RUN_ID']} {told.get('TORCHELASTIC_RESTART_COUNT')}"
-            f" {os.getppid()}"
-        )
-    if (
-        told.get("SLURM_STEP_NUM_TASKS", "1") != "1"
-    ):  # of one task it may be a shell, in which many commands are given
-        return f"slurm {told.get('SLURM_JOB_ID')} {told.get('SLURM_STEP_ID')}"
+    run_id = os.environ.get("TORCHELASTIC_RUN_ID")
+    if run_id is not None:  # "none" unless the user gives one, so the launcher's process id too
+        restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT")
+        return f"torchrun {run_id} {restarts} {os.getppid()}"
+    # A step of one task may be a shell in which many commands are given.
+    if os.environ.get("SLURM_STEP_NUM_TASKS", "1") != "1":
+        return f"slurm {os.environ.get('SLURM_JOB_ID')} {os.environ.get('SLURM_STEP_ID')}"
     return uuid.uuid4().hex
 
 
 def write_failure(place: Path, error: Exception, run: str) -> None:
-    """Keep at `place` what was said; as one more in a row, if this run failed there before."""
+    """Record a failure at `place`, counting those of this run in a row."""
     before = _read(place)
     row = 1 if before is None or before["run"] != run else before["row"] + 1
-    said = {
+    record = {
         "time": time.time(),
         "run": run,
         "row": row,
@@ -60,41 +55,43 @@ def write_failure(place: Path, error: Exception, run: str) -> None:
         "message": str(error),
     }
     with suppress(OSError):
-        place.write_text(json.dumps(said))
+        place.write_text(json.dumps(record))
 
 
-def raise_failure(place: Path, asked: float, run: str) -> None:
-    """Raises what a maker said that failed after `asked`, in seconds of this machine's clock; or
-    that is of this run and rests.
+def raise_failure(place: Path, since: float, run: str) -> None:
+    """Raise the recorded failure if it happened after `since` (seconds of this machine's clock), or
+    if it is of this run and too recent to try again.
     """
-    said = _read(place)
-    if said is None:
+    record = _read(place)
+    if record is None:
         return
-    rest_s = min(_LONGEST_REST_S, _REST_S * 2.0 ** min(said["row"] - 1, 10))
-    rests = said["run"] == run and 0 <= time.time() - said["time"] < rest_s
-    if said["time"] >= asked or rests:
+    rest_s = min(_LONGEST_REST_S, _REST_S * 2.0 ** min(record["row"] - 1, 10))
+    rests = record["run"] == run and 0 <= time.time() - record["time"] < rest_s
+    if record["time"] >= since or rests:
         raise (
-            InputError(said["message"]) if said["input"] else FailedElsewhereError(said["message"])
+            InputError(record["message"])
+            if record["input"]
+            else FailedElsewhereError(record["message"])
         )
 
 
 def remove_old_failure(place: Path) -> None:
-    """Removes what nobody wants to know any more."""
+    """Remove a record that is too old to matter."""
     with suppress(FileNotFoundError):
-        if place.stat().st_mtime < time.time() - _KEPT_S:
+        if place.stat().st_mtime < time.time() - _REMOVE_AFTER_S:
             place.unlink()
 
 
 def _read(place: Path) -> dict[str, Any] | None:
-    """What was kept, or None where that is nothing of ours."""
+    """The record, or None if it cannot be read."""
     try:
-        said = json.loads(place.read_text())
+        record = json.loads(place.read_text())
         return {
-            "time": float(said["time"]),
-            "run": str(said["run"]),
-            "row": int(said["row"]),
-            "input": bool(said["input"]),
-            "message": str(said["message"]),
+            "time": float(record["time"]),
+            "run": str(record["run"]),
+            "row": int(record["row"]),
+            "input": bool(record["input"]),
+            "message": str(record["message"]),
         }
     except (OSError, ValueError, LookupError, TypeError):
         return None

@@ -1,4 +1,4 @@
-"""Local files, and whatever else fsspec opens: s3://, gs://, memory://."""
+"""Local files, and all that fsspec opens: s3://, gs://, memory://."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from distill.data.records import first_line
 from distill.data.stream.byte_stream import PIECE_BYTES, ByteStream, TransientError
 from distill.errors import InputError
 
-# The package that a scheme needs, where its name differs.
+# The package that a scheme needs, if its name differs.
 _PACKAGES = {
     "s3": "s3fs",
     "s3a": "s3fs",
@@ -17,19 +17,19 @@ _PACKAGES = {
     "abfs": "adlfs",
     "az": "adlfs",
 }
-# What reading itself changes in a local file's description.
+# Properties of a local file that change by reading it.
 _FLEETING = {"atime", "nlink"}
 
 
 @contextmanager
 def open_file(url: str, start: int, end: int | None, again: bool) -> Iterator[ByteStream]:
-    """Bytes [start, end) of a file. again: not the first try, so nothing that was remembered of the
-    file is believed.
+    """Bytes [start, end) of a file. again: not the first try, so the file system's cached listings
+    are dropped.
 
     Timeouts are the file system's own.
 
     Raises:
-        Trouble: what may pass.
+        TransientError: what another try may fix.
         InputError: no such file or file system, or no permission.
     """
     with _explained(url):
@@ -82,12 +82,12 @@ def _explained(url: str) -> Iterator[None]:
     except (InputError, MemoryError):
         raise
     except FileNotFoundError as error:
-        raise InputError(f"{url} does not exist: mend the path") from error
+        raise InputError(f"{url} does not exist: fix the path") from error
     except IsADirectoryError as error:
         raise InputError(f"{url} is a folder: give a file") from error
     except PermissionError as error:
         raise InputError(
-            f"{url} may not be read ({first_line(error)}): mend its permissions or your credentials"
+            f"{url} may not be read ({first_line(error)}): fix its permissions or your credentials"
         ) from error
     except ImportError as error:
         package = _PACKAGES.get(scheme, scheme)
@@ -96,7 +96,7 @@ def _explained(url: str) -> Iterator[None]:
         ) from error
     except ValueError as error:
         if "rotocol not known" in str(error):
-            raise InputError(f"{url}: fsspec knows no {scheme}://: mend the scheme") from error
+            raise InputError(f"{url}: fsspec knows no {scheme}://: fix the scheme") from error
         raise TransientError(first_line(error)) from error
     except (
         Exception

@@ -16,14 +16,14 @@ from distill.data.stream.failures import run_token
 from distill.data.stream.names import expand_braces
 from distill.errors import InputError
 
-# A requeued job may have the token of its run before: what is older is looked up again.
-_KEPT_S = 600.0
+# A requeued job may have the token of its previous run: older answers are not reused.
+_REUSE_S = 600.0
 
 
 @dataclass(frozen=True)
 class HubFile:
-    """url: hf://datasets/OWNER/NAME@COMMIT/FILE. name: FILE. size_bytes, sha256: as the Hub stores
-    it.
+    """url: hf://datasets/OWNER/NAME@COMMIT/FILE. name: FILE. size_bytes, sha256: as stored on the
+    Hub.
     """
 
     url: str
@@ -34,7 +34,7 @@ class HubFile:
 
 @dataclass(frozen=True)
 class HubFiles:
-    """root: the repository at its commit. classes: the names of the label's ClassLabel, where the
+    """root: the repository at its commit. classes: the names of the label's ClassLabel, if the
     repository has one.
     """
 
@@ -46,55 +46,56 @@ class HubFiles:
 def list_hub_once(
     path: str, split: str | None, label: str | None, key: str, cache: ShardCache
 ) -> HubFiles:
-    """As `list_hub`, which one process of a run asks on each machine: the others wait for it, and
-    are all at its commit.
+    """Call `list_hub` in one process of a run on each machine; the others wait for its answer, so
+    that all use the same commit.
 
     Raises:
-        InputError: as `list_hub`, also of the process that was waited for.
+        InputError: as `list_hub`, also from the process that was waited for.
     """
     from huggingface_hub import constants
 
     run = run_token()
-    name = f"hub-{hashlib.sha256(json.dumps([constants.ENDPOINT, path, split, label]).encode()).hexdigest()[:24]}"
-    asked: list[HubFiles] = []
+    question = json.dumps([constants.ENDPOINT, path, split, label])
+    name = f"hub-{hashlib.sha256(question.encode()).hexdigest()[:24]}"
+    listed: list[HubFiles] = []
 
-    def ask(file: Path) -> None:
-        asked.append(list_hub(path, split, label, key))
-        file.write_text(json.dumps({"run": run, "time": time.time(), **asdict(asked[0])}))
+    def make(file: Path) -> None:
+        listed.append(list_hub(path, split, label, key))
+        file.write_text(json.dumps({"run": run, "time": time.time(), **asdict(listed[0])}))
 
-    kept = _kept(cache.file(name, ask), run)
-    if kept is None and not asked:  # of another run
+    cached = _cached(cache.file(name, make), run)
+    if cached is None and not listed:  # of another run
         cache.drop(name)
-        kept = _kept(cache.file(name, ask), run)
-    return asked[0] if asked else kept or list_hub(path, split, label, key)
+        cached = _cached(cache.file(name, make), run)
+    return listed[0] if listed else cached or list_hub(path, split, label, key)
 
 
-def _kept(file: Path, run: str) -> HubFiles | None:
-    """What another process of this run was told a while ago."""
+def _cached(file: Path, run: str) -> HubFiles | None:
+    """The recent answer that another process of this run has stored, or None."""
     try:
-        said = json.loads(file.read_text())
-        if said["run"] != run or not 0 <= time.time() - said["time"] < _KEPT_S:
+        record = json.loads(file.read_text())
+        if record["run"] != run or not 0 <= time.time() - record["time"] < _REUSE_S:
             return None
-        classes = None if said["classes"] is None else tuple(map(str, said["classes"]))
+        classes = None if record["classes"] is None else tuple(map(str, record["classes"]))
         return HubFiles(
-            str(said["root"]), tuple(HubFile(**each) for each in said["files"]), classes
+            str(record["root"]), tuple(HubFile(**each) for each in record["files"]), classes
         )
     except (OSError, ValueError, LookupError, TypeError):
         return None
 
 
 def list_hub(path: str, split: str | None, label: str | None, key: str) -> HubFiles:
-    """The files of a split, pinned to the commit of today.
+    """The files of a split, pinned to the current commit.
 
     Args:
         path: hf://datasets/OWNER/NAME[@REVISION][/PATTERN of files].
-        split: null when there is one only, or with a pattern.
-        label: the column or member of the labels; null: label, or cls.
+        split: None if there is only one, or with a pattern.
+        label: the column or member of the labels; if None, label or cls.
         key: the recipe key, for messages.
 
     Raises:
-        InputError: no such repository, revision, split or files; a gate, or a Hub that is not
-            reached.
+        InputError: no such repository, revision, split or files; a gated repository, or a Hub that
+            cannot be reached.
     """
     import datasets
 
@@ -154,12 +155,12 @@ def _builder(repo: str, revision: str | None, pattern: str | None, path: str, ke
     except datasets.exceptions.DatasetNotFoundError as error:
         reason = first_line(error)
         if "gated" in reason:
-            mend = f"accept the terms at {page}, then run `hf auth login`, or set HF_TOKEN"
+            fix = f"accept the terms at {page}, then run `hf auth login`, or set HF_TOKEN"
         elif "Revision" in reason:
-            mend = f"choose a branch, tag or commit of {page}"
+            fix = f"choose a branch, tag or commit of {page}"
         else:
-            mend = "mend the name; for a private repository run `hf auth login`, or set HF_TOKEN"
-        raise InputError(f"{key}.path: {path}: {reason.rstrip('.')}: {mend}") from error
+            fix = "fix the name; for a private repository run `hf auth login`, or set HF_TOKEN"
+        raise InputError(f"{key}.path: {path}: {reason.rstrip('.')}: {fix}") from error
     except (
         FileNotFoundError,
         datasets.exceptions.DatasetsError,
@@ -170,7 +171,7 @@ def _builder(repo: str, revision: str | None, pattern: str | None, path: str, ke
         ) from error
     except OSError as error:
         raise InputError(
-            f"{key}.path: {path}: {first_line(error)}: mend the way to the Hub (HF_ENDPOINT,"
+            f"{key}.path: {path}: {first_line(error)}: fix the way to the Hub (HF_ENDPOINT,"
             " HF_HUB_OFFLINE, proxies), or copy the shards here"
         ) from error
     except (ValueError, RuntimeError) as error:  # several configurations; a script
@@ -183,7 +184,7 @@ def _builder(repo: str, revision: str | None, pattern: str | None, path: str, ke
 def _stored(
     repo: str, commit: str, names: list[str], path: str, key: str
 ) -> dict[str, tuple[int, str | None]]:
-    """name -> (bytes, SHA-256) of what the Hub keeps in large files."""
+    """name -> (bytes, SHA-256) of the files that the Hub stores as large files."""
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
 

@@ -1,4 +1,4 @@
-"""A path -> the shards that it names, in a fixed order, with what is promised of each."""
+"""Lists the shards that a path names, in a fixed order, with the promised properties of each."""
 
 import glob
 import hashlib
@@ -37,21 +37,20 @@ from distill.data.walk import files_below
 from distill.errors import InputError
 from distill.recipe import schema
 
-# Of a shard, as a listing may say: beyond, the numbers of a stream's samples would not fit into 64
-# bits.
+# The samples of a shard that a listing may promise: beyond, the numbers of a stream's samples would
+# not fit into 64 bits.
 _MOST_SAMPLES = 1 << 40
 _INFO_FILES = ("_info.json", "info.json")  # of timm's webdataset repositories
-# Of a file of labels beside the labels, which take 4 or 8 bytes each.
+# The bytes of a label file besides the labels, which take 4 or 8 bytes each.
 _LABEL_FILE_BYTES = 1 << 16
-# What the transport says of a file that is not there; object stores answer 403 where they do not
-# list.
+# How the transport reports a missing file; object stores answer 403 where they do not list files.
 _ABSENT = re.compile(r"answers (403|404|410)\b|no such file|does not exist")
 
 
 @dataclass(frozen=True)
 class Listing:
-    """`classes`: the names that the shards' label numbers count; None where nothing says. `labels`:
-    [N] int64 of a manifest, or None.
+    """The shards of a stream. `classes`: the names that the labels in the shards index, or None if
+    unknown. `labels`: [N] int64 from a manifest, or None.
     """
 
     container: Container
@@ -67,10 +66,10 @@ def list_shards(
     """The shards of a stream.
 
     Args:
-        spec: `path`, `split` and `container` of it are looked at.
+        spec: its `path`, `split` and `container` are used.
         root: what a local path is relative to.
         key: the recipe key of `spec`, for messages.
-        cache: where the processes of the machine tell each other what the Hub said.
+        cache: the processes of the machine share the Hub's answers through it.
 
     Raises:
         InputError: nothing there, several splits, unclear or compressed containers.
@@ -84,14 +83,14 @@ def list_shards(
         )
         listing = Listing(container_of(spec, [s.name for s in shards], key), shards, files.classes)
         return _with_info(listing, files.root, transport)
-    # Absolute, since what the machine keeps of a shard is kept under its path.
+    # Absolute, since the cache keys local shards by path.
     place = path if "://" in path else str(at(root, path, f"{key}.path").absolute())
     check_url(place, key)
     if names_files(place):
         if spec.split is not None:
             raise InputError(
-                f"{key}.split: {display_url(spec.path)} names files, which have no splits: set split to"
-                " null, or path to their folder"
+                f"{key}.split: {display_url(spec.path)} names files, which have no splits: set"
+                " split to null, or path to their folder"
             )
         return _from_names(spec, named_files(place, key), key, transport)
     return _from_folder(spec, place.removesuffix(MANIFEST_FILE).rstrip("/"), key, transport)
@@ -106,7 +105,7 @@ def _from_names(
         if len({f[:1] for f in plain}) == 1
         else ""
     )
-    # commonpath folds the // of a scheme into one
+    # commonpath turns the // of a scheme into one slash
     names = [
         posixpath.relpath(posixpath.normpath(file), folder) if folder else file for file in plain
     ]
@@ -114,11 +113,11 @@ def _from_names(
         container_of(spec, plain, key),
         tuple(ListedShard(url, name) for url, name in zip(files, names, strict=True)),
     )
-    beside = re.sub(r"^([a-z0-9+]+):/(?!/)", r"\1://", folder)
-    manifest = _manifest_of(beside, transport, of_folder=False) if beside else None
+    folder = re.sub(r"^([a-z0-9+]+):/(?!/)", r"\1://", folder)
+    manifest = _manifest_of(folder, transport, of_folder=False) if folder else None
     if manifest is not None and {each.file for each in manifest.shards} >= set(names):
-        return _from_manifest(beside, manifest, spec, key, transport, names)
-    return _with_info(listing, beside, transport) if beside else listing
+        return _from_manifest(folder, manifest, spec, key, transport, names)
+    return _with_info(listing, folder, transport) if folder else listing
 
 
 # ---- folders -------------------------------------------------------------------------------------
@@ -132,7 +131,8 @@ def _from_folder(spec: schema.StreamSpec, folder: str, key: str, transport: Tran
     if manifest is not None:
         if spec.split is not None:
             raise InputError(
-                f"{key}.split: the manifest in {display_url(folder)} knows no splits: set split to null"
+                f"{key}.split: the manifest in {display_url(folder)} knows no splits: set split to"
+                " null"
             )
         return _from_manifest(folder, manifest, spec, key, transport)
     splits = _info_of(folder, transport)
@@ -165,15 +165,15 @@ def _from_folder(spec: schema.StreamSpec, folder: str, key: str, transport: Tran
         if packed:
             container_of(spec, packed, key)
         raise InputError(
-            f"{key}.path: {display_url(folder)} has no .tar or .parquet files: give the folder of the"
-            " shards, or a pattern"
+            f"{key}.path: {display_url(folder)} has no .tar or .parquet files: give the folder of"
+            " the shards, or a pattern"
         )
     found = files_of_split(found, folder, spec.split, display_url(folder), key)
     return _from_names(spec, found, key, transport)
 
 
 def _shards_below(folder: str, endings: tuple[str, ...], key: str) -> list[str]:
-    """The files of a folder and below whose names end so, .TAR as .tar, sorted."""
+    """The files of a folder and below with these endings, in lower or upper case, sorted."""
     if "://" not in folder:
         return [f"{folder}/{os.fsdecode(name)}" for name in files_below(Path(folder), endings, key)]
     return sorted(
@@ -193,15 +193,14 @@ def _named_files_exist(listing: Listing, key: str) -> None:
         )
 
 
-# ---- what lies beside the shards -----------------------------------------------------------------
+# ---- files next to the shards --------------------------------------------------------------------
 
 
-def _beside(folder: str, name: str, transport: Transport) -> bytes | None:
-    """A small file in a folder, or None when it is not there, or a web page answers in its place.
+def _small_file(folder: str, name: str, transport: Transport) -> bytes | None:
+    """A small file in a folder; None if it is not there or a web page is sent in its place.
 
     Raises:
-        InputError: nothing of the folder can be had: no such host, no access; it has more bytes
-            than such a file.
+        InputError: the folder cannot be read: no such host, no access; or the file is too large.
     """
     if "://" not in folder:
         file = Path(folder, name)
@@ -223,13 +222,13 @@ def _beside(folder: str, name: str, transport: Transport) -> bytes | None:
 
 
 def _manifest_of(folder: str, transport: Transport, *, of_folder: bool) -> Manifest | None:
-    """The manifest of a folder, None where there is none.
+    """The manifest of a folder, or None.
 
     Args:
-        of_folder: the path names the folder; where it names files, a manifest.json of another
-            program is passed over.
+        of_folder: the path names the folder. If it names files, a manifest.json of another program
+            is ignored.
     """
-    content = _beside(folder, MANIFEST_FILE, transport)
+    content = _small_file(folder, MANIFEST_FILE, transport)
     if content is None or not (of_folder or b'"format"' in content):
         return None
     return read_manifest(content, f"{display_url(folder)}/{MANIFEST_FILE}")
@@ -243,10 +242,11 @@ def _from_manifest(
     transport: Transport,
     names: Sequence[str] | None = None,
 ) -> Listing:
-    """The shards of a manifest; with `names` those of them, in that order."""
+    """The shards of a manifest; with `names` those only, in that order."""
     if spec.container not in (None, manifest.container):
         raise InputError(
-            f"{key}.container: {display_url(folder)} holds {manifest.container} shards: set it to null"
+            f"{key}.container: {display_url(folder)} holds {manifest.container} shards: set it to"
+            " null"
         )
     order = {each.file: i for i, each in enumerate(manifest.shards)}
     chosen = list(order.values()) if names is None else [order[name] for name in names]
@@ -270,12 +270,12 @@ def _from_manifest(
 
 
 def _read_labels(url: str, manifest: Manifest, key: str, transport: Transport) -> np.ndarray:
-    """[N] int64, as the manifest promises them."""
+    """The labels that a manifest promises, [N] int64."""
     content = transport.read(url, most_bytes=_LABEL_FILE_BYTES + 8 * manifest.num_samples)
     if hashlib.sha256(content).hexdigest() != manifest.labels_sha256:
         raise InputError(
-            f"{key}.path: {display_url(url)} is not what the manifest's sha256 says: fetch it again, or"
-            " write the shards again"
+            f"{key}.path: {display_url(url)} is not what the manifest's sha256 says: fetch it"
+            " again, or write the shards again"
         )
     labels = np.load(io.BytesIO(content), allow_pickle=False)
     if labels.shape != (manifest.num_samples,):
@@ -287,20 +287,20 @@ def _read_labels(url: str, manifest: Manifest, key: str, transport: Transport) -
 
 
 def _info_of(folder: str, transport: Transport) -> dict[str, dict[str, int]]:
-    """split -> file -> samples, from the _info.json that timm puts beside webdataset shards; empty
+    """split -> file -> samples, from the _info.json that timm puts next to webdataset shards; empty
     without one.
     """
     for name in _INFO_FILES:
-        content = _beside(folder, name, transport)
+        content = _small_file(folder, name, transport)
         if content is None:
             continue
         try:
-            said = json.loads(content)["splits"].items()
+            items = json.loads(content)["splits"].items()
             splits = {
                 split: dict(
                     zip(map(str, of["filenames"]), map(int, of["shard_lengths"]), strict=True)
                 )
-                for split, of in said
+                for split, of in items
             }
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             continue  # another file of that name
@@ -309,18 +309,20 @@ def _info_of(folder: str, transport: Transport) -> dict[str, dict[str, int]]:
         ):
             if not 0 < count < _MOST_SAMPLES:
                 raise InputError(
-                    f"{display_url(folder)}/{name} says that {file} holds {count} samples: write it again"
+                    f"{display_url(folder)}/{name} says that {file} holds {count} samples: write it"
+                    " again"
                 )
             if posixpath.isabs(file) or "://" in file or ".." in file.split("/"):
                 raise InputError(
-                    f"{display_url(folder)}/{name} names {file}, which is no file of its folder: mend it"
+                    f"{display_url(folder)}/{name} names {file}, which is no file of its folder:"
+                    " fix it"
                 )
         return splits
     return {}
 
 
 def _with_info(listing: Listing, folder: str, transport: Transport) -> Listing:
-    """The listing with the counts of an _info.json, where it has all of its shards."""
+    """Add the counts of an _info.json, if it has all shards of the listing."""
     if listing.container != "tar":
         return listing
     counts = {

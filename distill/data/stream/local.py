@@ -1,11 +1,10 @@
-"""A shard as a file of this machine that is read in any order.
+"""A shard as a file of this machine with random access to its records.
 
     record bytes ... | entries | names | trailer
 
-An entry says where a record lies, how long it is, its checksum and its label. Records are read with
-pread, entry and bytes, so an open shard costs a file descriptor and no memory, and processes share
-what the kernel caches. For a local tar the file is the index alone, and the records are read where
-they lie.
+An entry holds the position, size, checksum and label of a record. Entries and records are read with
+pread, so an open shard costs a file descriptor and no memory, and processes share the page cache.
+For a local tar the file is the index alone, and the records are read from the tar.
 """
 
 import json
@@ -18,8 +17,8 @@ from typing import BinaryIO
 import numpy as np
 import xxhash
 
-# offset, size: where the record's bytes lie (size 0: the record holds no image). check: `checksum`
-# of them. label: a class, or an index into the names; -1 without.
+# offset, size: position of the record's bytes (size 0: the record holds no image). checksum: as
+# computed by `checksum`. label: a class, or an index into the names; -1 without.
 ENTRY = np.dtype([("offset", "<i8"), ("size", "<u4"), ("checksum", "<u4"), ("label", "<i8")])
 _ENTRY = struct.Struct("<qIIq")
 # magic, bytes of records, number of entries, bytes of names, flags, CRC-32 of the index up to here
@@ -40,7 +39,7 @@ class NoImageError(OSError):
 
 
 def checksum(record: bytes | memoryview) -> int:
-    """32 bits of a record, at every read: XXH3 takes 1 us for a photograph of 100 kB, where zlib's
+    """32 bits that are checked at every read: XXH3 takes 1 us for a photograph of 100 kB, zlib's
     CRC-32 takes 17.
     """
     return xxhash.xxh3_64_intdigest(record) & 0xFFFFFFFF
@@ -49,12 +48,12 @@ def checksum(record: bytes | memoryview) -> int:
 def append_index(
     path: Path, entries: np.ndarray, names: tuple[str, ...] | None, *, has_checksums: bool
 ) -> None:
-    """End a file of records with their index.
+    """Append the index to a file of records.
 
     Args:
-        path: the records; made when it is not there.
+        path: the records; created if it does not exist.
         entries: [n] ENTRY.
-        names: what labels count, where they are names.
+        names: the label names that labels index, if they are names.
     """
     data_end = path.stat().st_size if path.exists() else 0
     body = entries.astype(ENTRY).tobytes()
@@ -77,11 +76,11 @@ class LocalShard:
     """An open shard. Safe to use from several threads, and after a fork.
 
     Args:
-        file: what `append_index` ended; may be closed afterwards.
-        data: where the records lie, when not in `file`.
+        file: a file with an index (`append_index`); may be closed afterwards.
+        data: the file of the records, if not `file`.
 
     Raises:
-        DamagedShardError: the index is cut or changed.
+        DamagedShardError: the index is cut short or changed.
         OSError: a file cannot be opened.
     """
 
@@ -122,14 +121,12 @@ class LocalShard:
 
     @property
     def is_evicted(self) -> bool:
-        """Whether the cache has removed the file, whose bytes stay on disk as long as it is open
-        here.
-        """
+        """Whether the cache has removed the file; it uses disk space as long as it is open here."""
         return os.fstat(self._fd).st_nlink == 0
 
     @property
     def status(self) -> os.stat_result:
-        """Of the file that holds the index."""
+        """The status of the file that holds the index."""
         return os.fstat(self._fd)
 
     def _entry(self, row: int) -> tuple[int, int, int, int]:
@@ -144,7 +141,7 @@ class LocalShard:
         """The bytes of a record.
 
         Raises:
-            DamagedShardError: they are cut, or not those of the checksum.
+            DamagedShardError: they are cut short, or do not match the checksum.
             NoImageError: there are none.
         """
         offset, size, check, _ = self._entry(row)
@@ -160,11 +157,11 @@ class LocalShard:
         return content
 
     def offset(self, row: int) -> int:
-        """Where a record begins in the file of the records."""
+        """The position of a record in the file of the records."""
         return self._entry(row)[0]
 
     def before(self, row: int, num_bytes: int) -> bytes:
-        """What lies before a record: of a tar, its header."""
+        """The bytes before a record: in a tar, its header."""
         return os.pread(
             self._fd if self._data_fd < 0 else self._data_fd,
             num_bytes,
@@ -172,7 +169,7 @@ class LocalShard:
         )
 
     def label(self, row: int) -> int:
-        """The label as the shard has it: a number, or an index into `names`."""
+        """The label as stored: a number, or an index into `names`."""
         return self._entry(row)[3]
 
     def first_row_with(self, below: int, from_: int) -> tuple[int, int]:

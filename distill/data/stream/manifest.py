@@ -1,5 +1,5 @@
-"""What `distill data shard` says of the shards that it wrote, sealed: counts, classes, checksums. A
-stream holds its shards to it.
+"""The manifest that `distill data shard` writes: counts, classes and checksums of the shards, and
+its own checksum. A stream checks its shards against it.
 """
 
 import hashlib
@@ -14,13 +14,13 @@ from distill.files import atomic_write
 
 MANIFEST_FILE = "manifest.json"
 _FORMAT = 1
-_MEND = "fetch or copy it again, or write the shards again with distill data shard"
+_FIX = "fetch or copy it again, or write the shards again with distill data shard"
 
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """One shard. `file`: its name beside the manifest; `size`: bytes; `sha256`: of the file, in
-    hexadecimal.
+    """One shard. `file`: its name in the manifest's folder; `size`: bytes; `sha256`: of the file,
+    in hexadecimal.
     """
 
     file: str
@@ -31,13 +31,12 @@ class ShardEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A set of shards. Samples are numbered through it in the order of `shards`.
+    """A set of shards. Samples are numbered through all of them, in the order of `shards`.
 
-    `classes`: None where samples have no labels. `labels_file`: int32 [N] in NumPy's format, None
-    without labels. `resize`: pixels that the shorter side was brought down to. `made_from`: the
-    source, for people. `num_skipped`: unreadable images that were left out.
-    `plan`: what the same command is held to, as `distill data shard` writes and reads it; None in a
-      manifest without one.
+    `classes`: None if samples have no labels. `labels_file`: int32 [N] in NumPy's format, or None.
+    `resize`: pixels of the shorter side after shrinking. `made_from`: the source, for people.
+    `num_skipped`: unreadable images that were left out. `plan`: the options that the same command
+    compares with; None in a manifest without them.
     """
 
     container: Literal["tar", "parquet"]
@@ -66,7 +65,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def manifest_text(manifest: Manifest) -> str:
-    """The manifest as JSON, a shard a line, with its seal."""
+    """The manifest as JSON, one line a shard, with its checksum."""
     labels = None
     if manifest.labels_file is not None:
         labels = {"file": manifest.labels_file, "sha256": manifest.labels_sha256}
@@ -102,18 +101,18 @@ def manifest_text(manifest: Manifest) -> str:
 
 
 def read_manifest(content: bytes, where: str) -> Manifest:
-    """A manifest from its bytes.
+    """Parse a manifest.
 
     Args:
         where: its path or URL, for messages.
 
     Raises:
-        InputError: it is cut short or changed, or of another format.
+        InputError: it is cut short, changed, or of another format.
     """
     try:
         record: Any = json.loads(content.decode())
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}: damaged, no JSON ({first_line(error)}): {_MEND}") from error
+        raise InputError(f"{where}: damaged, no JSON ({first_line(error)}): {_FIX}") from error
     if not isinstance(record, dict) or "format" not in record:
         raise InputError(
             f"{where}: no manifest of distill data shard: give the folder that it wrote, or a"
@@ -125,12 +124,12 @@ def read_manifest(content: bytes, where: str) -> Manifest:
             " version of distill that wrote it, or write the shards again with distill data shard"
         )
     if record.pop("sha256", None) != _checksum(record):
-        raise InputError(f"{where}: damaged, its content is not what its sha256 says: {_MEND}")
+        raise InputError(f"{where}: damaged, its content is not what its sha256 says: {_FIX}")
     try:
         return _unpacked(record)
     except (KeyError, TypeError, ValueError, OverflowError) as error:  # sealed, and yet not ours
         raise InputError(
-            f"{where}: damaged ({type(error).__name__}: {first_line(error)}): {_MEND}"
+            f"{where}: damaged ({type(error).__name__}: {first_line(error)}): {_FIX}"
         ) from error
 
 
@@ -172,10 +171,8 @@ def _unpacked(record: dict[str, Any]) -> Manifest:
 
 
 def _plain(name: str) -> str:
-    """A file's name; no path, since a manifest from elsewhere shall not name files outside its
-    folder.
-    """
-    name.encode()  # a ValueError for half a character
+    """Check that a name is not a path: a manifest must not name files outside its folder."""
+    name.encode()  # raises ValueError for half a surrogate pair
     if not name or name != Path(name).name or "\\" in name or name in (".", ".."):
         raise ValueError(f"file {name!r} is no plain name")
     return name

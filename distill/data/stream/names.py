@@ -1,4 +1,4 @@
-"""The names of shards: written in braces, matched by patterns, of a split, of a container."""
+"""The names of shards: braces, patterns, splits and container formats."""
 
 import glob
 import itertools
@@ -20,10 +20,10 @@ Container = Literal["tar", "parquet"]
 
 EXTENSIONS: dict[Container, str] = {"tar": ".tar", "parquet": ".parquet"}
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tar.zstd", ".tar.lz4")
-# Of what braces stand for: ImageNet-21k has 2,048 shards, LAION-5B 232,000.
+# The most names that braces may stand for: ImageNet-21k has 2,048 shards, LAION-5B 232,000.
 _MOST_NAMES = 10_000_000
-# What signs a URL: of S3 and what speaks like it, Google, CloudFront, Azure. Another signature is
-# no other file.
+# Query parameters that sign a URL, of S3 and its likes, Google, CloudFront and Azure. Another
+# signature does not make another file.
 _SIGNATURE = re.compile(
     r"(X-(Amz|Goog|Ms)-[^=]*|Expires|Signature|Policy|Key-Pair-Id|AWSAccessKeyId|GoogleAccessId|"
     r"sig|se|sp|sv|st|sr|spr|sip|skoid|sktid|skt|ske|sks|skv)(=.*)?",
@@ -43,14 +43,12 @@ def display_url(url: str) -> str:
 
 
 def is_web_page(content: bytes) -> bool:
-    """Whether a file begins as HTML or XML do, which servers send for a login, or for any path that
-    they do not know.
-    """
+    """Whether a file begins like HTML or XML, which servers send for a login or an unknown path."""
     return content[:256].removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"<"
 
 
 def unsigned(url: str) -> str:
-    """A URL without what signs it, which another day is another."""
+    """A URL without its signature, which changes from day to day."""
     plain, mark, query = url.partition("?")
     if not mark or "://" not in url:
         return url
@@ -59,7 +57,7 @@ def unsigned(url: str) -> str:
 
 
 def check_url(url: str, key: str) -> None:
-    """Refuses what is no URL.
+    """Refuse what is not a URL.
 
     Raises:
         InputError: names the recipe's key.
@@ -68,7 +66,7 @@ def check_url(url: str, key: str) -> None:
         urlsplit(url)
     except ValueError as error:
         raise InputError(
-            f"{key}.path: {display_url(url)} is no URL ({first_line(error)}): mend it"
+            f"{key}.path: {display_url(url)} is no URL ({first_line(error)}): fix it"
         ) from error
 
 
@@ -97,13 +95,14 @@ def expand_braces(path: str) -> list[str]:
             parts.append(words)
     if count > _MOST_NAMES:
         raise InputError(
-            f"{display_url(path)}: its braces stand for more than {_MOST_NAMES:,} files: narrow them"
+            f"{display_url(path)}: its braces stand for more than {_MOST_NAMES:,} files: narrow"
+            " them"
         )
     return ["".join(chosen) for chosen in itertools.product(*parts)]
 
 
 def names_files(place: str) -> bool:
-    """Whether a path says files, by a pattern, braces or an extension, rather than a folder."""
+    """Whether a path names files, by a pattern, braces or an extension, and not a folder."""
     if "://" not in place:
         pattern = "{" in place or glob.has_magic(place) or _is_file_name(place)
         return pattern and not Path(place).is_dir()
@@ -119,12 +118,13 @@ def _is_file_name(path: str) -> bool:
 def named_files(place: str, key: str) -> list[str]:
     local = "://" not in place
     start, rest = literal_start(place) if local else ("", place)
-    # What exists as it is written is no pattern: [ ] and { } are part of its name.
+    # What exists as written is not a pattern: [ ] and { } are part of its name.
     files = [os.path.join(start, file) for file in expand_braces(rest)] if rest else [place]
     if place.startswith(("http://", "https://")):
         if "*" in place.partition("?")[0]:
             raise InputError(
-                f"{key}.path: {display_url(place)}: a web server does not list its files: name them in"
+                f"{key}.path: {display_url(place)}: a web server does not list its files: name them"
+                " in"
                 " braces, as in train-{0000..0127}.tar, or give a folder with the manifest of"
                 " distill data shard"
             )
@@ -137,11 +137,12 @@ def named_files(place: str, key: str) -> list[str]:
             "narrow the pattern to one of them",
         )
     if not files:
-        raise InputError(f"{key}.path: no file matches {display_url(place)}: mend the pattern")
+        raise InputError(f"{key}.path: no file matches {display_url(place)}: fix the pattern")
     if len(set(files)) != len(files):
         twice = next(name for name, again in itertools.pairwise(sorted(files)) if name == again)
         raise InputError(
-            f"{key}.path: {display_url(place)} names {display_url(twice)} twice: each shard is given once"
+            f"{key}.path: {display_url(place)} names {display_url(twice)} twice: each shard is"
+            " given once"
         )
     absent = [file for file in files if "://" not in file and not Path(file).is_file()]
     if absent:
@@ -154,13 +155,13 @@ def named_files(place: str, key: str) -> list[str]:
             raise missing(Path(absent[0]), key)
         raise InputError(
             f"{key}.path: {len(absent)} of {len(files)} files do not exist, the first of them"
-            f" {absent[0]}: mend the pattern"
+            f" {absent[0]}: fix the pattern"
         )
     return files
 
 
 def below_common(files: Sequence[str]) -> list[str]:
-    """The files by their paths below the folder that they share."""
+    """The paths of the files below the folder that they share."""
     folder = posixpath.commonpath([posixpath.dirname(file) for file in files]) if files else ""
     return [posixpath.relpath(file, folder) if folder else file for file in files]
 
@@ -189,7 +190,8 @@ def container_of(spec: schema.StreamSpec, names: Sequence[str], key: str) -> Con
     packed = next((name for name in names if name.lower().endswith(COMPRESSED)), None)
     if packed is not None:
         raise InputError(
-            f"{key}.path: {display_url(packed)} is compressed, and a stream reads samples by offset:"
+            f"{key}.path: {display_url(packed)} is compressed, and a stream reads samples by"
+            " offset:"
             " unpack the shards to plain .tar files (images are compressed already), or write them"
             " again with distill data shard"
         )

@@ -1,4 +1,4 @@
-"""What a recipe says of a stream -> a StreamSource."""
+"""Opens the stream that a recipe describes."""
 
 import contextlib
 import getpass
@@ -26,11 +26,11 @@ from distill.recipe import schema
 
 
 def cache_folder(shards: schema.ShardsSpec, root: Path) -> Path:
-    """Where the machine keeps shards: `data.shards.cache`, relative to the data's root, or a folder
-    of the user's own.
+    """The cache folder of shards: `data.shards.cache` relative to `data.root`, or a temporary
+    folder of the user.
 
     Raises:
-        InputError: somebody else has made the latter.
+        InputError: the temporary folder belongs to another user.
     """
     if shards.cache is not None:
         return root / Path(shards.cache).expanduser()
@@ -39,7 +39,7 @@ def cache_folder(shards: schema.ShardsSpec, root: Path) -> Path:
         folder.mkdir(mode=0o700, exist_ok=True)
         if folder.lstat().st_uid != os.getuid():
             raise InputError(
-                f"data.shards.cache: {folder} belongs to somebody else: give a folder of your own"
+                f"data.shards.cache: {folder} belongs to another user: give a folder of your own"
             )
     return folder
 
@@ -51,7 +51,7 @@ def _user() -> str:
         KeyError,
         OSError,
         ImportError,
-    ):  # a number without a name, as in containers; which error, each Python decides anew
+    ):  # a number without a name, as in containers; which error, each Python decides again
         return str(os.getuid())
 
 
@@ -61,28 +61,27 @@ def open_stream(
     key: str = "data.train",
     shards: schema.ShardsSpec | None = None,
 ) -> StreamSource:
-    """The stream of a recipe. Lists shards and reads what says how many samples they hold, and no
-    shard.
+    """Open a stream: list its shards and read what says how many samples they hold, but no shard.
 
     Raises:
         InputError: nothing there, no access, counts or classes that nothing says, labels outside
             the class list.
     """
-    listing, fetcher, kept = _listed(spec, root, key, shards or schema.ShardsSpec())
-    with _told(key):
-        listing = with_counts(listing, fetcher, kept, display_url(spec.path), key)
+    listing, fetcher, counts_folder = _list(spec, root, key, shards or schema.ShardsSpec())
+    with _input_errors(key):
+        listing = with_counts(listing, fetcher, counts_folder, display_url(spec.path), key)
     if not spec.labelled:
         return StreamSource(listing.shards, fetcher, (), labelled=False, key=key)
     stored = listing.classes
     if not listing.has_labels:
         raise InputError(
-            f"{key}.path: the shards of {display_url(spec.path)} were made without labels: set labelled:"
-            " false"
+            f"{key}.path: the shards of {display_url(spec.path)} were made without labels: set"
+            " labelled: false"
         )
     if spec.classes is None and stored is None:
         raise InputError(
-            f"{key}.classes: nothing in {display_url(spec.path)} names its classes: give a file, a class"
-            " a line, or a label set such as imagenet-1k, or set labelled: false"
+            f"{key}.classes: nothing in {display_url(spec.path)} names its classes: give a file, a"
+            " class a line, or a label set such as imagenet-1k, or set labelled: false"
         )
     in_order = (
         None if stored is None else listed_order(stored, f"{key}.path: {display_url(spec.path)}")
@@ -96,7 +95,9 @@ def open_stream(
         check_labels(labels, len(stored or classes), key)
         if stored is not None and stored != classes:
             labels = index_names(stored, classes, f"{key}.classes")[labels]
-    return StreamSource(listing.shards, fetcher, classes, stored=stored, labels=labels, key=key)
+    return StreamSource(
+        listing.shards, fetcher, classes, stored_classes=stored, labels=labels, key=key
+    )
 
 
 def count_samples(
@@ -106,7 +107,7 @@ def count_samples(
     shards: schema.ShardsSpec | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
-    """Read each shard once and keep the counts beside the cache, so that `open_stream` finds them.
+    """Count the samples of each shard by reading it once; `open_stream` finds the counts later.
 
     Args:
         progress: called with (shards done, shards).
@@ -117,31 +118,29 @@ def count_samples(
     Raises:
         InputError: as `open_stream`; a shard that cannot be read.
     """
-    listing, fetcher, kept = _listed(spec, root, key, shards or schema.ShardsSpec())
-    with _told(key):
+    listing, fetcher, counts_folder = _list(spec, root, key, shards or schema.ShardsSpec())
+    with _input_errors(key):
         if listing.container == "parquet":  # which are kept under what their footers say
-            listing = with_counts(listing, fetcher, kept, display_url(spec.path), key)
-        listing = count_shards(listing, fetcher, kept, progress)
+            listing = with_counts(listing, fetcher, counts_folder, display_url(spec.path), key)
+        listing = count_shards(listing, fetcher, counts_folder, progress)
     return np.array([shard.num_samples for shard in listing.shards], dtype=np.int64)
 
 
-def _listed(
+def _list(
     spec: schema.StreamSpec, root: Path, key: str, shards: schema.ShardsSpec
 ) -> tuple[Listing, ShardFetcher, Path]:
     folder = cache_folder(shards, root)
     cache = ShardCache(folder, int(shards.cache_gb * 1e9))
     transport = Transport(retries=shards.retries, timeout_s=shards.timeout_s)
-    with _told(key):
+    with _input_errors(key):
         listing = list_shards(spec, root, key, transport, cache)
     fields = Fields(spec.image, spec.label, spec.labelled and listing.labels is None)
     return listing, ShardFetcher(cache, transport, listing.container, fields), folder / "counts"
 
 
 @contextmanager
-def _told(key: str) -> Iterator[None]:
-    """What goes wrong before a run begins is the user's to mend: an InputError that names the
-    recipe's key.
-    """
+def _input_errors(key: str) -> Iterator[None]:
+    """Turn an error before the run begins into an InputError that names the recipe's key."""
     try:
         yield
     except InputError as error:
@@ -150,9 +149,9 @@ def _told(key: str) -> Iterator[None]:
         ) from error
     except TransferError as error:
         raise InputError(
-            f"{key}.path: {first_line(error)}: mend the server or the way to it, or try again later"
+            f"{key}.path: {first_line(error)}: fix the server or the way to it, or try again later"
         ) from error
     except OSError as error:
         raise InputError(
-            f"{key}.path: {first_line(error)}: mend the shard, or its permissions"
+            f"{key}.path: {first_line(error)}: fix the shard, or its permissions"
         ) from error

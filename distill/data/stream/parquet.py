@@ -1,8 +1,8 @@
 """Parquet shards: what their footers say, and their records taken out into a file that is read in
 any order.
 
-One row of Parquet costs a row group to read, tens of megabytes; so a shard is read once, from front
-to back.
+Reading one row of Parquet takes a whole row group, tens of megabytes; so a shard is read once, from
+front to back.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ class Footer:
 
 
 def tail_size(last_bytes: bytes) -> int:
-    """How many bytes at the end of a Parquet file are its footer, from its last 8.
+    """The size of a Parquet file's footer in bytes, from the last 8 bytes of the file.
 
     Raises:
         DamagedShardError: they are not the end of a Parquet file.
@@ -46,7 +46,7 @@ def tail_size(last_bytes: bytes) -> int:
 
 
 def read_footer(tail: bytes, *, image: str | None, label: str | None, labelled: bool) -> Footer:
-    """What a Parquet file says of itself.
+    """Read the footer of a Parquet file.
 
     Args:
         tail: its last bytes, `tail_size` of them.
@@ -60,8 +60,7 @@ def read_footer(tail: bytes, *, image: str | None, label: str | None, labelled: 
     import pyarrow.parquet as pq
 
     try:
-        # A file that is a footer and nothing else: what it says is not compared with where the
-        # columns lie.
+        # The footer alone parses as a file; the positions of the columns are not checked.
         metadata = pq.read_metadata(io.BytesIO(b"PAR1" + tail))
         columns = metadata.schema.to_arrow_schema()
     except (pa.ArrowException, OSError) as error:
@@ -88,8 +87,8 @@ def check_columns(columns: Any, image: str | None, label: str | None, labelled: 
             have = ", ".join(map(repr, columns.names))
             alone = ", or set labelled: false" if setting == "label" else ""
             raise InputError(
-                f"no column {column!r}{did_you_mean(column, columns.names)}: set `{setting}` to one of"
-                f" {have}{alone}"
+                f"no column {column!r}{did_you_mean(column, columns.names)}: set `{setting}` to one"
+                f" of {have}{alone}"
             )
     kind = columns.field(image or "image").type
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
@@ -125,7 +124,7 @@ def class_names(columns: Any, label: str | None) -> tuple[str, ...] | None:
 
 
 def footer_sha256(path: Path) -> str:
-    """SHA-256 of the footer of a file, as `Footer.sha256`.
+    """SHA-256 of the footer of a file, as in `Footer.sha256`.
 
     Raises:
         DamagedShardError: it is not the end of a Parquet file.
@@ -169,7 +168,7 @@ def unpack_parquet(
     positions: dict[str, int] = {}  # of label names, in the order they come
     row = offset = 0
     try:
-        # pre_buffer would keep a row group's bytes; without it a column is read through a buffer of
+        # pre_buffer would hold a row group's bytes; without it a column is read through a buffer of
         # this size.
         with (
             pq.ParquetFile(source, pre_buffer=False, buffer_size=1 << 20) as file,
@@ -204,7 +203,7 @@ def unpack_parquet(
 
 
 def _contents(column: Any) -> list[memoryview | None]:
-    """The bytes of each cell; None for an empty one, and for one that only says a path."""
+    """The bytes of each cell; None for an empty one and for one that holds only a path."""
     import pyarrow as pa
 
     if pa.types.is_struct(column.type):

@@ -1,4 +1,4 @@
-"""Shards are brought here in the background, by threads of the process that asks."""
+"""Fetches shards in the background, in threads of this process."""
 
 import threading
 import time
@@ -6,18 +6,18 @@ from collections.abc import Callable, Sequence
 
 from distill.data.stream.exiting import is_exiting
 
-# One connection seldom fills a line; every process of the machine has its own threads.
+# One connection seldom uses all of the bandwidth; every process of the machine has its own threads.
 _THREADS = 4
-# What failed is left alone for so long: whoever reads it meanwhile tries, and says why.
-_REST_S = 60.0
+# A shard that failed is not tried again for this long; a read of it meanwhile tries, and raises.
+_RETRY_AFTER_S = 60.0
 
 
 class Prefetcher:
-    """Threads that come with the first wish and go with the process. Not for another process: make
-    a new one after a fork.
+    """Threads that start with the first request and end with the process. After a fork a process
+    needs a new one.
 
     Args:
-        begin: brings one shard here, or returns at once where that is done or under way elsewhere.
+        begin: fetches one shard, or returns at once if it is here or is being fetched elsewhere.
     """
 
     def __init__(self, begin: Callable[[int], None]) -> None:
@@ -25,29 +25,27 @@ class Prefetcher:
         self._wake = threading.Condition()
         self._wanted: tuple[int, ...] = ()
         self._waiting: list[int] = []
-        self._in_hand: set[int] = set()
-        self._brought: set[int] = (
-            set()
-        )  # of what is wanted: with a cache too small for it, it would be fetched at every wish
-        self._rests_until: dict[int, float] = {}
+        self._in_progress: set[int] = set()
+        # Of the wanted shards: with a cache too small for them they would be fetched at every
+        # request.
+        self._fetched: set[int] = set()
+        self._retry_at: dict[int, float] = {}
         self._threads: list[threading.Thread] = []
 
     @property
     def wanted(self) -> tuple[int, ...]:
-        """What was asked for last."""
+        """The shards of the last request."""
         return self._wanted
 
     def want(self, shards: Sequence[int]) -> None:
-        """These and no others, the most urgent first. Returns at once."""
+        """Fetch these shards and no others, the most urgent first. Returns at once."""
         wanted = tuple(int(shard) for shard in shards)
         with self._wake:
             if wanted == self._wanted:
                 return
-            self._brought &= set(wanted)
-            self._wanted, self._waiting = (
-                wanted,
-                [shard for shard in wanted if shard not in self._brought],
-            )
+            self._fetched &= set(wanted)
+            self._wanted = wanted
+            self._waiting = [shard for shard in wanted if shard not in self._fetched]
             while len(self._threads) < min(_THREADS, len(wanted)):
                 thread = threading.Thread(target=self._run, name="shards-ahead", daemon=True)
                 self._threads.append(thread)
@@ -55,16 +53,16 @@ class Prefetcher:
             self._wake.notify_all()
 
     def _next(self) -> int:
-        """Waits for a shard to bring here."""
+        """Wait for a shard to fetch."""
         with self._wake:
             while True:
                 while self._waiting:
                     shard = self._waiting.pop(0)
                     if (
-                        shard not in self._in_hand
-                        and self._rests_until.get(shard, 0.0) < time.monotonic()
+                        shard not in self._in_progress
+                        and self._retry_at.get(shard, 0.0) < time.monotonic()
                     ):
-                        self._in_hand.add(shard)
+                        self._in_progress.add(shard)
                         return shard
                 self._wake.wait()
 
@@ -76,11 +74,11 @@ class Prefetcher:
             failed = False
             try:
                 self._begin(shard)
-            except Exception:  # whatever it is, the reader of the shard meets it and can say it
+            except Exception:  # the read of the shard raises it again
                 failed = True
             with self._wake:
-                self._in_hand.discard(shard)
+                self._in_progress.discard(shard)
                 if failed:
-                    self._rests_until[shard] = time.monotonic() + _REST_S
+                    self._retry_at[shard] = time.monotonic() + _RETRY_AFTER_S
                 elif shard in self._wanted:
-                    self._brought.add(shard)
+                    self._fetched.add(shard)

@@ -1,6 +1,4 @@
-"""A listed shard -> an open one: fetched whole, indexed, checked, and kept in the cache of the
-machine.
-"""
+"""A listed shard -> an open one: fetched, indexed, checked, and cached on this machine."""
 
 import hashlib
 import os
@@ -18,16 +16,16 @@ from distill.data.stream.transport import Transport
 from distill.errors import InputError
 from distill.files import sha256_of
 
-_FORMAT = 2  # of what the cache keeps; another number leaves the old files to be thrown out
+_FORMAT = 2  # of the cached files; with another number the old files are removed in time
 
 
 @dataclass(frozen=True)
 class ListedShard:
-    """One shard as a listing has it.
+    """A shard as a listing describes it.
 
-    url: where it is; an absolute path when local. name: its path below what the shards share.
-    num_samples, size_bytes, sha256: as promised by a manifest or the Hub; None where nobody says.
-    footer_sha256: of a Parquet file whose footer was read.
+    url: where it is; an absolute path if local. name: its path below the folder that all shards
+    share. num_samples, size_bytes, sha256: as a manifest or the Hub promises, else None.
+    footer_sha256: of the footer of a Parquet file, once read.
     """
 
     url: str
@@ -43,13 +41,13 @@ class ListedShard:
 
     @property
     def display_url(self) -> str:
-        """For messages: without passwords and signatures."""
+        """The URL for messages, without passwords and signatures."""
         return display_url(self.url)
 
     @property
     def fingerprint(self) -> str:
-        """What another content would change, as far as it is known without reading the shard; of a
-        mere URL it is not known.
+        """Changes with the content, as far as it is known without reading the shard. For a URL
+        without a checksum the content is not known.
         """
         if self.sha256 is not None:
             return self.sha256
@@ -61,8 +59,8 @@ class ListedShard:
 
     @property
     def stamp(self) -> str:
-        """Of a local file: what a change of it changes. Its times alone do not tell: archives and
-        images of containers set them.
+        """Changes when the local file changes. Times alone do not show it: archives and container
+        images set them.
         """
         status = os.stat(self.url)
         return (
@@ -72,14 +70,14 @@ class ListedShard:
 
     @property
     def known_checksum(self) -> str | None:
-        """What is known of its content wherever it lies: None of a tar without checksum."""
+        """The checksum of the content, wherever it lies; None for a tar without one."""
         footer = None if self.footer_sha256 is None else f"{self.size_bytes} {self.footer_sha256}"
         return self.sha256 or footer
 
 
 @dataclass(frozen=True)
 class Fields:
-    """What of a sample is read: as in the recipe's `Stream`."""
+    """Which parts of a sample are read, as in the recipe's StreamSpec."""
 
     image: str | None
     label: str | None
@@ -88,7 +86,7 @@ class Fields:
 
 @dataclass(frozen=True)
 class ShardFetcher:
-    """Shards of one container, brought here. Plain values: it goes to workers as it is."""
+    """Fetches shards of one container format. Holds plain values, so it may be sent to workers."""
 
     cache: ShardCache
     transport: Transport
@@ -96,12 +94,12 @@ class ShardFetcher:
     fields: Fields
 
     def open(self, shard: ListedShard) -> LocalShard:
-        """The shard, made or fetched when the cache lacks it.
+        """Open the shard; it is made or fetched if the cache does not have it.
 
         Raises:
-            DamagedShardError: it is corrupt, here or there.
+            DamagedShardError: it is corrupt, here or where it lies.
             OSError: it cannot be read; TransferError: it cannot be fetched.
-            InputError: its layout is not that of samples; the server refuses it. Names the shard.
+            InputError: its members are not samples; the server refuses it. Names the shard.
         """
         data = self._data_of(shard)
         spoilt = False
@@ -113,10 +111,10 @@ class ShardFetcher:
                     return LocalShard(file, data)
             except FileNotFoundError:
                 if not path.exists() and (data is None or data.exists()):
-                    # given up by the cache just now, which is too small for what is in use
+                    # The cache, too small for what is in use, has removed it just now.
                     continue
                 raise
-            # spoilt in the cache: what is wrong with the shard itself is raised while it is made
+            # Damaged in the cache: damage in the shard itself is raised while the file is made.
             except DamagedShardError:
                 if spoilt:
                     raise
@@ -124,12 +122,12 @@ class ShardFetcher:
                 self.drop(shard, status)
 
     def begin(self, shard: ListedShard) -> None:
-        """Bring the shard here, unless it is here or somebody else is at it."""
+        """Fetch the shard unless it is here or another process is fetching it."""
         self.cache.begin(self._key(shard), lambda tmp: self._make(shard, tmp))
 
     def drop(self, shard: ListedShard, damaged: os.stat_result) -> None:
-        """Forget the file that was found damaged, unless another process has brought a new one.
-        Raises as `open`.
+        """Remove a damaged file from the cache unless another process has replaced it. Raises as
+        `open`.
         """
         key = self._key(shard)
         try:
@@ -214,7 +212,7 @@ class ShardFetcher:
 
 
 def _check_promised(shard: ListedShard) -> None:
-    """Compare a local shard with what was promised of it; once, when its index is made."""
+    """Compare a local shard with its promised size and checksum, once, when its index is made."""
     size = os.path.getsize(shard.url)
     if shard.size_bytes is not None and size != shard.size_bytes:
         raise DamagedShardError(

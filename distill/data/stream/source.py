@@ -1,5 +1,5 @@
-"""Shards as one `Source`: samples numbered through all of them, read in any order from what lies on
-this machine.
+"""A stream as a `Source`: the samples of all shards, numbered through, read in any order from files
+on this machine.
 """
 
 import bisect
@@ -23,21 +23,20 @@ from distill.data.stream.shard_fetcher import ListedShard, ShardFetcher
 from distill.data.stream.tar import member_name
 from distill.errors import InputError
 
-# A shard that could not be had is not asked for again so soon: its samples come one after the
-# other.
-_REST_S = 300.0
+# A shard that could not be read is not tried again for this long: its samples follow one another.
+_RETRY_AFTER_S = 300.0
 _MOST_OPEN = 256
 
 
 class _NoLabels:
-    """Of a stream that is read without labels: -1 for each."""
+    """The labels of a stream that is read without labels: all -1."""
 
     def __getitem__(self, indices: np.ndarray) -> np.ndarray:
         return np.full(len(indices), -1, dtype=np.int64)
 
 
 class _StreamLabels:
-    """Labels read with the records; those of a shard that is not here bring it here."""
+    """Labels that are read with the records; reading one fetches its shard if it is not here."""
 
     def __init__(self, source: "StreamSource") -> None:
         self._source = source
@@ -47,26 +46,25 @@ class _StreamLabels:
 
 
 class _Process:
-    """What a process holds: open shards, the least recently used first, and the shards that it
-    cannot have.
+    """What belongs to one process: its open shards, the least recently used first, and the shards
+    that it could not read.
     """
 
     def __init__(self, begin: Callable[[int], None]) -> None:
         self.pid = os.getpid()
         self.lock = threading.Lock()
         self.opened: OrderedDict[int, _Opened] = OrderedDict()
-        self.failed: dict[
-            int, tuple[float, type[Exception], str]
-        ] = {}  # until when, and what to raise
-        self.ahead = Prefetcher(begin)
+        # Until when a shard is not tried again, and the error to raise.
+        self.failed: dict[int, tuple[float, type[Exception], str]] = {}
+        self.prefetcher = Prefetcher(begin)
         # A local tar takes two descriptors.
         self.most_open = max(8, min(_MOST_OPEN, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))
 
-    def close_given_up(self) -> None:
-        """Close the shards that the cache has removed, which take their space until then; those
-        asked for last are kept.
+    def close_evicted(self) -> None:
+        """Close the shards that the cache has removed, which use disk space until then; except
+        those that are prefetched.
         """
-        wanted = set(self.ahead.wanted)
+        wanted = set(self.prefetcher.wanted)
         with self.lock:
             for number in [
                 n
@@ -77,24 +75,21 @@ class _Process:
 
 
 class _Opened:
-    """A shard and what its labels mean: label i of the shard is class meaning[i], or i itself
-    without.
-    """
+    """A shard and how its labels map: label i of the shard is class class_of[i], or i if None."""
 
-    def __init__(self, shard: LocalShard, meaning: np.ndarray | None) -> None:
-        self.shard, self.meaning = shard, meaning
+    def __init__(self, shard: LocalShard, class_of: np.ndarray | None) -> None:
+        self.shard, self.class_of = shard, class_of
 
 
 class StreamSource:
-    """N samples over S shards. May be pickled and forked: each process opens shards for itself.
+    """N samples in S shards. May be pickled and forked: each process opens shards for itself.
 
     Args:
-        shards: each with its count.
-        fetcher: brings them here.
+        shards: each with its number of samples.
+        fetcher: fetches and opens them.
         classes: K names, () without labels.
-        stored: the names that the label numbers of the shards count; null where they count
-            `classes`.
-        labels: [N] int64 where they are known without reading.
+        stored_classes: the names that the labels in the shards index; None if these are `classes`.
+        labels: [N] int64 if they are known without reading.
         labelled: whether samples have labels.
         key: the recipe key, for messages.
     """
@@ -105,7 +100,7 @@ class StreamSource:
         fetcher: ShardFetcher,
         classes: tuple[str, ...],
         *,
-        stored: tuple[str, ...] | None = None,
+        stored_classes: tuple[str, ...] | None = None,
         labels: np.ndarray | None = None,
         labelled: bool = True,
         key: str = "data.train",
@@ -115,12 +110,13 @@ class StreamSource:
         self.classes = classes
         self._ends: list[int] = np.cumsum(self.shard_sizes).tolist()
         self._fetcher, self._labelled, self._key = fetcher, labelled, key
-        self._meaning = (
+        self._class_of = (
             None
-            if stored is None or stored == classes
-            else index_names(stored, classes, f"{key}.classes")
+            if stored_classes is None or stored_classes == classes
+            else index_names(stored_classes, classes, f"{key}.classes")
         )
-        self._num_stored, self._counts_classes = len(stored or classes), stored is None
+        self._num_stored = len(stored_classes or classes)
+        self._labels_index_classes = stored_classes is None
         self.labels: np.ndarray | LabelsOnRead = _NoLabels()
         if labelled:
             self.labels = _StreamLabels(self) if labels is None else labels
@@ -143,7 +139,7 @@ class StreamSource:
         Raises:
             UnreadableShardError: its shard cannot be fetched or is damaged.
             OSError: this sample alone cannot be read.
-            InputError: access is refused, or the shard is not what it was said to be.
+            InputError: access is refused, or the shard is not what the listing says.
         """
         number, row = self._locate(index)
         shard = self._open(number).shard
@@ -157,10 +153,10 @@ class StreamSource:
         number, row = self._locate(index)
         opened = self._open(number)
         label = opened.shard.label(row)
-        return label if opened.meaning is None else int(opened.meaning[label])
+        return label if opened.class_of is None else int(opened.class_of[label])
 
     def describe(self, index: int) -> str:
-        """The shard, and where in it the sample lies; the latter as far as the shard is here."""
+        """The shard and the position of the sample in it, in bytes if the shard is open."""
         number, row = self._locate(index)
         url = self.shards[number].display_url
         with self._here().lock:
@@ -176,30 +172,28 @@ class StreamSource:
             return f"{url}, sample {row}"
 
     def prefetch(self, shards: Sequence[int]) -> None:
-        """Bring these shards here in the background, the most urgent first. Neither waits nor
-        raises.
-        """
-        self._here().ahead.want(shards)
+        """Fetch these shards in the background, the most urgent first. Neither waits nor raises."""
+        self._here().prefetcher.want(shards)
 
     def fingerprint(self) -> str:
         """SHA-256 over what the shards are, in their order: names, counts, and checksums of them or
-        of their footers as far as known; and over what their labels mean.
+        of their footers if known; and over the classes that their labels stand for.
 
-        Not where they lie. Tars without manifest or Hub are names and counts alone: others of the
-        same names and counts pass for them, at another place too. A copy of a Hub repository
-        without a manifest is another: the Hub's checksums are not read off its files.
+        It does not depend on where they lie. Tars without a manifest and outside the Hub count by
+        name and number of samples only: other images under the same names and counts are not
+        noticed. A copy of a Hub repository without a manifest has another fingerprint, since the
+        Hub's checksums cannot be read off its files.
         """
-        said: list[object] = [
+        parts: list[object] = [
             (shard.name, shard.num_samples, shard.known_checksum) for shard in self.shards
         ]
-        # What label numbers stand for, and the labels that a manifest has: the same shards can be
-        # told other ones.
+        # The same shards may have other labels: in the manifest, or by other class names.
         labels = self.labels if isinstance(self.labels, np.ndarray) else None
-        said += [
+        parts += [
             None if part is None else hashlib.sha256(part.tobytes()).hexdigest()
-            for part in (self._meaning, labels)
+            for part in (self._class_of, labels)
         ]
-        return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     # ---- shards of this process ------------------------------------------------------------------
 
@@ -217,7 +211,7 @@ class StreamSource:
     def _begin(self, number: int) -> None:
         process = self._here()
         with process.lock:
-            if number in process.opened:  # read from here, although the cache may have given it up
+            if number in process.opened:  # it is read from here even if the cache has removed it
                 return
         self._fetcher.begin(self.shards[number])
 
@@ -231,45 +225,46 @@ class StreamSource:
             until, kind, reason = process.failed.get(number, (0.0, OSError, ""))
         if time.monotonic() < until:
             raise kind(reason)
-        process.close_given_up()
+        process.close_evicted()
         try:
-            opened = self._checked(number, self._fetcher.open(self.shards[number]))
+            opened = self._check(number, self._fetcher.open(self.shards[number]))
         except InputError as error:
             message = (
                 str(error)
                 if str(error).startswith(("data.", self._key))
                 else f"{self._key}.path: {error}"
             )
-            process.failed[number] = (time.monotonic() + _REST_S, InputError, message)
+            process.failed[number] = (time.monotonic() + _RETRY_AFTER_S, InputError, message)
             raise InputError(message) from error
         except OSError as error:
-            raise self._given_up(number, error) from error
+            raise self._unreadable(number, error) from error
         with process.lock:
             process.failed.pop(number, None)
             process.opened[number] = opened
             while len(process.opened) > process.most_open:
                 process.opened.popitem(last=False)
-        process.close_given_up()
+        process.close_evicted()
         return opened
 
-    def _given_up(self, number: int, error: OSError) -> UnreadableShardError:
+    def _unreadable(self, number: int, error: OSError) -> UnreadableShardError:
         url = self.shards[number].display_url
         reason = first_line(error)
         message = reason if url in reason else f"{url}: {reason}"
-        self._here().failed[number] = (time.monotonic() + _REST_S, UnreadableShardError, message)
+        until = time.monotonic() + _RETRY_AFTER_S
+        self._here().failed[number] = (until, UnreadableShardError, message)
         return UnreadableShardError(message)
 
-    def _checked(self, number: int, shard: LocalShard) -> _Opened:
-        """The opened shard, held to what was said of it."""
+    def _check(self, number: int, shard: LocalShard) -> _Opened:
+        """Compare an opened shard with its listing."""
         listed = self.shards[number]
         if len(shard) != listed.num_samples:
             raise InputError(
                 f"{self._key}.path: {listed.display_url} holds {len(shard)} samples, and"
-                f" {listed.num_samples} are promised: fetch it again, mend its manifest or"
-                " _info.json, or count anew with distill data inspect --count"
+                f" {listed.num_samples} are promised: fetch it again, fix its manifest or"
+                " _info.json, or count again with distill data inspect --count"
             )
         if not self._checks_labels:
-            return _Opened(shard, self._meaning)
+            return _Opened(shard, self._class_of)
         if shard.names is not None:
             return _Opened(
                 shard,
@@ -278,34 +273,35 @@ class StreamSource:
         odd = next(
             (i for i, name in enumerate(self.classes) if name.isdecimal() and name != str(i)), None
         )
-        if odd is not None and self._counts_classes and self._fetcher.container == "tar":
+        if odd is not None and self._labels_index_classes and self._fetcher.container == "tar":
             raise InputError(
-                f"{self._key}.path: {listed.display_url} has labels of digits, and class {odd} is called"
-                f" {self.classes[odd]!r}: whether they are numbers or names of classes cannot be"
-                " told, so write the names of the list otherwise, or in the order of their numbers"
+                f"{self._key}.path: {listed.display_url} has labels of digits, and class {odd} is"
+                f" called {self.classes[odd]!r}: whether they are numbers or names of classes"
+                " cannot be told, so write the names of the list otherwise, or in the order of"
+                " their numbers"
             )
         if shard.lowest_label < 0 or shard.highest_label >= self._num_stored:
             row, label = shard.first_row_with(0, self._num_stored)
             hint = " (-1 usually marks a test split without labels)" if label == -1 else ""
             raise InputError(
-                f"{self._key}.path: {listed.display_url}: sample {row} has label {label}, and labels go"
-                f" from 0 to {self._num_stored - 1}{hint}: give the classes that the labels count,"
-                " or set labelled: false"
+                f"{self._key}.path: {listed.display_url}: sample {row} has label {label}, and"
+                f" labels go from 0 to {self._num_stored - 1}{hint}: give the classes that the"
+                " labels count, or set labelled: false"
             )
-        return _Opened(shard, self._meaning)
+        return _Opened(shard, self._class_of)
 
     def _read_again(self, number: int, row: int, damaged: LocalShard) -> bytes:
-        """The cached shard is damaged: fetch it once more, unless another process has."""
+        """Fetch a damaged shard once more, unless another process has, and read the sample."""
         process = self._here()
         with process.lock:
             opened = process.opened.get(number)
             if opened is not None and opened.shard is damaged:
                 del process.opened[number]
-        with contextlib.suppress(OSError, InputError):  # met again below
+        with contextlib.suppress(OSError, InputError):  # raised again below
             self._fetcher.drop(self.shards[number], damaged.status)
         try:
             return self._open(number).shard.read(row)
         except DamagedShardError as error:
             with process.lock:
                 process.opened.pop(number, None)
-            raise self._given_up(number, error) from error
+            raise self._unreadable(number, error) from error

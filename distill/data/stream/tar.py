@@ -17,12 +17,12 @@ from distill.data.stream.names import is_web_page
 from distill.errors import InputError
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
-# Of members that are passed over only beside an image of their key.
+# Image extensions that are ignored only next to an image with the same key.
 _KNOWN_IMAGES = frozenset((*IMAGE_EXTENSIONS, "gif", "bmp", "tif", "tiff", "jfif"))
 _NUMBER = re.compile(r"-?[0-9]+")
 
 _BLOCK = 512
-# One read brings a header with what follows it: in webdataset's order the label after an image, and
+# One read brings a header and what follows it: in webdataset's order the label after an image, and
 # the next image's header.
 _AHEAD = 4096
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -44,7 +44,7 @@ def read_members(fd: int, end: int | None = None) -> list[Member]:
     """The entries of an uncompressed tar (V7, ustar, GNU, PAX), in order.
 
     Args:
-        end: where the archive ends in the file; null: with the file.
+        end: where the archive ends in the file; if None, at the end of the file.
 
     Raises:
         DamagedShardError: cut, changed, or no tar at all; names the byte.
@@ -86,7 +86,7 @@ def read_members(fd: int, end: int | None = None) -> list[Member]:
 
 
 def member_name(header: bytes) -> str:
-    """The name in a header of 512 bytes; of a long one, its first 100 letters."""
+    """The name in a header of 512 bytes; for a long name its first 100 letters."""
     name = header[:100].split(b"\0", 1)[0]
     if header[345] and header[257:263] == b"ustar\0":
         name = header[345:500].split(b"\0", 1)[0] + b"/" + name
@@ -138,7 +138,7 @@ def _unsigned_sum(header: bytes) -> int:
 
 
 def _is_old_header(header: bytes) -> bool:
-    """V7 has no magic: the checksum tells."""
+    """V7 archives have no magic number; the checksum identifies them."""
     return any(header) and _sum_is_right(header)
 
 
@@ -202,13 +202,13 @@ def index_tar(
     README, hidden files) are passed over. Labels of digits are numbers, others names.
 
     Args:
-        image: the image's extension, several with ";" between; null: jpg, jpeg, png, webp.
-        label: extension of the label's member, or a key of the json member; null: cls, or else
+        image: the image's extension, several with ";" between; None: jpg, jpeg, png, webp.
+        label: extension of the label's member, or a key of the json member; None: cls, or else
             json's cls or label.
         labelled: whether to read labels.
 
     Returns:
-        [n] ENTRY in the order of the images, without checksums; and the label names, null where
+        [n] ENTRY in the order of the images, without checksums; and the label names, None where
         labels are numbers.
 
     Raises:
@@ -260,7 +260,7 @@ def _group(
     labels: _Places = {}
     jsons: _Places = {}
     others: dict[str, str] = {}  # key -> its first image under another name
-    # An extension that is two of them is what stands last here.
+    # If an extension is listed twice, the later entry counts.
     parts = {"json": jsons, label_extension: labels} | dict.fromkeys(wanted, images)
     for name, offset, size, kind in members:
         folder, slash, base = name.rpartition("/")
@@ -297,7 +297,7 @@ def _group(
 
 
 def _label(fd: int, key: str, labels: _Places, jsons: _Places, label: str | None) -> int | str:
-    """A label as it stands in the shard: a number, or a name."""
+    """A label as stored in the shard: a number or a name."""
     if key in labels:
         offset, size = labels[key]
         try:

@@ -1,6 +1,5 @@
-"""Bytes from anywhere: tried again after growing waits, going on where they broke off, never two
-states of a file spliced.
-
+"""Bytes from anywhere: failures are tried again after growing waits, a transfer resumes where it
+broke off, and two versions of a file are never spliced.
 Where a file lies:
 
 - http(s)://..., through the proxies of the environment, with the USER:PASSWORD@ of the URL;
@@ -29,28 +28,28 @@ from distill.data.stream.filesystem import open_file
 from distill.data.stream.web import address_of, open_web
 from distill.errors import InputError
 
-# Of a wait of our own choosing, and of one that a server asks for: the Hub's windows are five
-# minutes long.
+# The longest wait of our own, and the longest that a server may ask for: the Hub's rate limits
+# cover five minutes.
 _LONGEST_WAIT_S = 30.0
 _LONGEST_ASKED_S = 300.0
-# Of all the waits of one transfer that its server asks for.
+# The sum of the waits of one transfer that its server asks for.
 _MOST_ASKED_S = 1800.0
-# A transfer that breaks off at every piece is given up at last, although it gets on.
+# A transfer that breaks off after every piece fails at last, although it makes progress.
 _MOST_TRIES = 1000
 
-# Of a file that is read into memory: manifests, lists of counts, labels.
+# The largest file that is read into memory: manifests, lists of counts, labels.
 MOST_READ_BYTES = 1 << 26
 
 
 class TransferError(OSError):
-    """Trouble that outlived the retries. The message names the file, the offset, the last reason
+    """A failure that outlived the retries. The message names the file, the offset, the last reason
     and the number of tries.
     """
 
 
 def wait_s(failures: int, asked_s: float | None, first_wait_s: float, chance: float) -> float:
-    """How long to wait after so many failures in a row: doubling, up to half of it left to `chance`
-    in [0, 1]; at least what was asked.
+    """Seconds to wait after `failures` in a row: they double, with up to half left to `chance` in
+    [0, 1]; at least the time that the server asked for.
     """
     own = min(_LONGEST_WAIT_S, first_wait_s * 2.0 ** min(failures, 30)) * (1 - chance / 2)
     return own if asked_s is None else max(own, min(asked_s, _LONGEST_ASKED_S))
@@ -59,20 +58,20 @@ def wait_s(failures: int, asked_s: float | None, first_wait_s: float, chance: fl
 class Transport:
     """Fetches files. Holds nothing open, so it may be pickled, forked and shared by threads.
 
-    A transfer at less than 1 kB/s is given up after about 4 * (retries + 1) timeouts, however its
-    bytes are dealt out.
+    A transfer at less than 1 kB/s fails after about 4 * (retries + 1) timeouts, however its bytes
+    are distributed over that time.
 
     Args:
-        retries: failures in a row, without a byte gained, that are borne.
-        timeout_s: without a byte, after which a connection counts as stalled.
-        first_wait_s: after the first failure; it doubles up to 30 s.
+        retries: how many failures in a row are allowed without a new byte.
+        timeout_s: seconds without a byte after which a connection counts as stalled.
+        first_wait_s: seconds to wait after the first failure; it doubles up to 30 s.
     """
 
     def __init__(self, *, retries: int, timeout_s: float, first_wait_s: float = 0.5) -> None:
         self.retries, self.timeout_s, self.first_wait_s = retries, timeout_s, first_wait_s
 
     def size(self, url: str) -> int | None:
-        """Bytes of a file; None where the server does not say.
+        """The size of a file in bytes; None if the server does not say.
 
         Raises:
             InputError, TransferError: as `fetch`.
@@ -89,7 +88,7 @@ class Transport:
     def read(
         self, url: str, start: int = 0, end: int | None = None, *, most_bytes: int = MOST_READ_BYTES
     ) -> bytes:
-        """A small file, or bytes [start, end) of any, as a slice: fewer where it ends before.
+        """A small file, or the bytes [start, end) of any; fewer if the file ends before `end`.
 
         Raises:
             InputError, TransferError: as `fetch`; more than `most_bytes`.
@@ -110,12 +109,12 @@ class Transport:
     def fetch(
         self, url: str, path: Path, *, size: int | None = None, sha256: str | None = None
     ) -> None:
-        """The whole file into `path`, made or overwritten, in pieces of 1 MiB. A file other than
-        promised is fetched once more.
+        """Write the file to `path`, created or overwritten, in pieces of 1 MiB. If it is not the
+        promised file it is fetched once more.
 
         Raises:
-            InputError: what no retry mends: no such file, host or repository, no access.
-            TransferError: what the retries did not mend, or not the bytes that were promised.
+            InputError: retries do not help: no such file, host or repository, no access.
+            TransferError: the retries did not help, or the bytes are not the promised ones.
             OSError: `path` cannot be written.
         """
         with path.open("wb") as file:
@@ -133,8 +132,8 @@ class Transport:
                 if wrong is None:
                     return
         raise TransferError(
-            f"{_display_url(url)}: {wrong}, in both of 2 transfers: it has changed, or is damaged where"
-            " it lies"
+            f"{_display_url(url)}: {wrong}, in both of 2 transfers: it has changed, or is damaged"
+            " where it lies"
         )
 
     def _open(
@@ -147,8 +146,8 @@ class Transport:
     def _pour(
         self, url: str, start: int, end: int | None, sink: "_Sink", size: int | None
     ) -> str | None:
-        """Bytes [start, end) into the sink, each once. Returns what is wrong with the size, or
-        None.
+        """Write the bytes [start, end) into the sink, each once. Returns what is wrong with the
+        size, or None.
         """
         tries = _Tries(self, url)
         at = start
@@ -180,15 +179,14 @@ class Transport:
                 return None
             except TransientError as trouble:
                 tries.failed(trouble, at)
-                if (
-                    version is None and not sink.hashed
-                ):  # nothing would show that the rest is of the same file
+                # Without a version nothing would show that the rest is of the same file.
+                if version is None and not sink.hashed:
                     sink.restart()
                     at = start
 
 
 class _Sink:
-    """Where bytes go, hashed on their way. Its errors are the disk's, and are not retried."""
+    """The file that bytes are written to and their hash. Errors of the disk are not retried."""
 
     def __init__(
         self, file: IO[bytes], hashed: bool, most_bytes: int | None = None, display_url: str = ""
@@ -200,8 +198,8 @@ class _Sink:
     def write(self, piece: bytes) -> None:
         if self._most_bytes is not None and self._file.tell() + len(piece) > self._most_bytes:
             raise InputError(
-                f"{self._display_url}: more than {self._most_bytes / 1e6:,.0f} MB, which no file of its"
-                " name has: change the URL or the server"
+                f"{self._display_url}: more than {self._most_bytes / 1e6:,.0f} MB, which no file of"
+                " its name has: change the URL or the server"
             )
         self._file.write(piece)
         if self.hashed:
@@ -214,11 +212,10 @@ class _Sink:
 
 
 class _Tries:
-    """Counts the failures of one transfer, and waits after each.
+    """Counts the failures of one transfer and waits after each.
 
-    Gaining bytes that no earlier try had got forgives the failures before; but a try that is slower
-    than 1 kB/s uses up what time is granted to the transfer without progress, and one that is
-    faster gives it back.
+    A try that gets further than all before it resets the count. But a try slower than 1 kB/s uses
+    up the time that a transfer may take without progress, and a faster one gives it back.
     """
 
     def __init__(self, transport: Transport, url: str) -> None:
@@ -231,7 +228,7 @@ class _Tries:
         self._began = time.monotonic()
 
     def failed(self, trouble: TransientError, at: int) -> None:
-        """at: the offset reached. Raises TransferError when it is enough."""
+        """Count a failure at offset `at` and wait. Raises TransferError if there were too many."""
         self.made += 1
         gained = max(0, at - self._furthest)
         self._furthest += gained
@@ -258,7 +255,7 @@ class _Tries:
 
 
 def _from(start: int, pieces: Iterator[bytes], at: int, end: int | None) -> Iterator[bytes]:
-    """The bytes [at, end) of pieces that begin at `start`, perhaps before, and may end after."""
+    """The bytes [at, end) of pieces that begin at `start` or before, and may end after `end`."""
     here = start
     for piece in pieces:
         first, here = here, here + len(piece)

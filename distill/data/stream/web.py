@@ -1,5 +1,5 @@
-"""One HTTP request for a file or a part of it, and what the answer means. Standard library, so
-proxies come from the environment.
+"""One HTTP request for a file or a part of it, and what its answer means. It uses the standard
+library, so proxies come from the environment.
 """
 
 import base64
@@ -25,7 +25,7 @@ from distill.data.stream.names import display_url
 from distill.errors import InputError
 
 _AGENT = "vanillakd"
-# Besides every 5xx.
+# Statuses that may pass, besides every 5xx.
 _PASSING = {408, 425, 429}
 
 _HUB = re.compile(
@@ -35,8 +35,8 @@ _HUB = re.compile(
 
 @dataclass(frozen=True)
 class Address:
-    """Where to ask. shown: for messages, without passwords and signatures. repo: the Hub's
-    OWNER/NAME.
+    """Where to send a request. display_url: for messages, without passwords and signatures. repo:
+    the Hub's OWNER/NAME.
     """
 
     url: str
@@ -50,7 +50,7 @@ def address_of(url: str) -> Address:
     user's token.
 
     Raises:
-        InputError: not such a URL; the Hub is asked for and HF_HUB_OFFLINE is set.
+        InputError: not such a URL; it is on the Hub and HF_HUB_OFFLINE is set.
     """
     if url.startswith("hf://"):
         return _hub_address(url)
@@ -58,7 +58,7 @@ def address_of(url: str) -> Address:
         parts = urlsplit(url)
     except ValueError as error:
         raise InputError(
-            f"{url.rpartition('@')[2].partition('?')[0]}: not a URL ({error}): mend it"
+            f"{url.rpartition('@')[2].partition('?')[0]}: not a URL ({error}): fix it"
         ) from error
     userinfo, _, host = parts.netloc.rpartition("@")
     if not host:
@@ -66,7 +66,7 @@ def address_of(url: str) -> Address:
     headers = {"User-Agent": _AGENT}
     if userinfo:
         headers["Authorization"] = "Basic " + base64.b64encode(unquote(userinfo).encode()).decode()
-    # What is already quoted stays as it is; blanks and letters beyond ASCII are quoted.
+    # What is already quoted stays; blanks and letters beyond ASCII are quoted.
     path, query = (quote(part, safe="/%:=&?~+!$,;'@()*[]") for part in (parts.path, parts.query))
     plain = urlunsplit((parts.scheme, host, parts.path, "", ""))
     return Address(urlunsplit((parts.scheme, host, path, query, "")), headers, plain)
@@ -92,8 +92,7 @@ def _hub_address(url: str) -> Address:
         repo_type="dataset",
         revision=None if revision is None else unquote(revision),
     )
-    # Not huggingface_hub's build_hf_headers, which may ask the Hub first what it should call itself
-    # (seen with 2.4).
+    # huggingface_hub's build_hf_headers may send a request of its own to the Hub (seen with 2.4).
     token = None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
     headers = {
         "User-Agent": _AGENT,
@@ -106,11 +105,11 @@ def _hub_address(url: str) -> Address:
 def open_web(
     address: Address, start: int, end: int | None, version: str | None, timeout_s: float
 ) -> Iterator[ByteStream]:
-    """Bytes [start, end) of a file, or all of it from a server without ranges, or whose file is no
-    longer `version`.
+    """Bytes [start, end) of a file; all of it if the server has no ranges or the file is no longer
+    `version`.
 
     Raises:
-        Trouble: what may pass.
+        TransientError: what another try may fix.
         InputError: what does not.
     """
     headers = {"Accept-Encoding": "identity", **address.headers}
@@ -137,8 +136,8 @@ def open_web(
         encoding = response.headers.get("Content-Encoding", "identity")
         if encoding != "identity":
             raise InputError(
-                f"{address.display_url}: the server sends it compressed ({encoding}), although asked not"
-                " to: serve it as it is"
+                f"{address.display_url}: the server sends it compressed ({encoding}), although"
+                " asked not to: serve it as it is"
             )
         at, total = 0, response.length
         if response.status == 206:
@@ -154,7 +153,7 @@ def _pieces(response: http.client.HTTPResponse, deadline: Deadline) -> Iterator[
     while True:
         deadline.renew()
         try:
-            # read1 hands on what has come. read(n) waits for n bytes, and loses them when the
+            # read1 returns what has arrived. read(n) waits for n bytes, and loses them when the
             # connection breaks meanwhile.
             piece = response.read1(PIECE_BYTES)
         except (
@@ -172,7 +171,7 @@ def _pieces(response: http.client.HTTPResponse, deadline: Deadline) -> Iterator[
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects to http(s) alone, and tells nobody but the first host who we are."""
+    """Follows redirects to http(s) only, and sends credentials to the first host only."""
 
     def redirect_request(
         self,
@@ -199,7 +198,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 @functools.cache
 def _tls() -> ssl.SSLContext:
-    """Loading the certificates takes tens of milliseconds, so once a process."""
+    """Loading the certificates takes tens of milliseconds, so it is done once a process."""
     return ssl.create_default_context()
 
 
@@ -208,8 +207,8 @@ def _opener(deadline: Deadline) -> urllib.request.OpenerDirector:
 
 
 def _version(headers: Message) -> str | None:
-    """The strongest thing that the server says of its file's state: strong ETag, Last-Modified,
-    weak ETag.
+    """The strongest mark of the file's version in the headers: strong ETag, Last-Modified, weak
+    ETag.
     """
     tag: str | None = headers.get("ETag")
     if tag is not None and not tag.startswith("W/"):
@@ -219,7 +218,7 @@ def _version(headers: Message) -> str | None:
 
 
 def _content_range(headers: Message) -> tuple[int | None, int | None]:
-    """(first byte, bytes of the whole file) of Content-Range, None where it does not say."""
+    """(first byte, bytes of the whole file) of Content-Range; None for what it does not contain."""
     match = re.fullmatch(
         r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)", headers.get("Content-Range", "").strip()
     )
@@ -244,8 +243,8 @@ def _asked_wait_s(headers: Message) -> float | None:
 
 
 def _refused(address: Address, status: int, reason: str, headers: Message) -> Exception:
-    """What an error status means: Trouble where another try may mend it, InputError with the mend
-    otherwise.
+    """The error for an HTTP status: TransientError if another try may help, else InputError with
+    what to change.
     """
     said = f"the server answers {status} {reason}".rstrip()
     if status in _PASSING or status >= 500:
@@ -256,23 +255,24 @@ def _refused(address: Address, status: int, reason: str, headers: Message) -> Ex
         )
     if status in (401, 403):
         return InputError(
-            f"{address.display_url}: {said}: it wants other credentials, or a URL that is still valid;"
-            " http://USER:PASSWORD@HOST/... gives some"
+            f"{address.display_url}: {said}: it wants other credentials, or a URL that is still"
+            " valid; http://USER:PASSWORD@HOST/... gives some"
         )
     if status == 407:
         return InputError(
-            f"{address.display_url}: the proxy wants a password: mend HTTP_PROXY and HTTPS_PROXY"
+            f"{address.display_url}: the proxy wants a password: fix HTTP_PROXY and HTTPS_PROXY"
         )
     if status in (404, 410):
-        return InputError(f"{address.display_url}: {said}: there is no such file, so mend the path")
+        return InputError(f"{address.display_url}: {said}: there is no such file, so fix the path")
     return InputError(
-        f"{address.display_url}: {said}: another try would not change that, so mend the URL or the server"
+        f"{address.display_url}: {said}: another try would not change that, so fix the URL or the"
+        " server"
     )
 
 
 def _hub_refusal(address: Address, status: int, headers: Message) -> str | None:
-    """The Hub answers 401 to whoever is not logged in, for what is gated, private or not there
-    alike; X-Error-Code says which.
+    """The message for a refusal by the Hub, which answers 401 to anonymous requests for gated,
+    private and missing repositories alike; X-Error-Code tells them apart.
     """
     from huggingface_hub import constants
 
@@ -291,7 +291,7 @@ def _hub_refusal(address: Address, status: int, headers: Message) -> str | None:
             return f"{address.repo} has no such revision: see {page}/tree/main"
         case "RepoNotFound":
             return (
-                f"there is no data set {address.repo} on the Hub, or it is not yours to read: mend"
+                f"there is no data set {address.repo} on the Hub, or it is not yours to read: fix"
                 f" the name{login}"
             )
     match status:
@@ -308,18 +308,18 @@ def _hub_refusal(address: Address, status: int, headers: Message) -> str | None:
 
 
 def _unanswered(address: Address, error: Exception, timeout_s: float) -> Exception:
-    """What it means that no answer came."""
+    """The error for a request without an answer."""
     cause: Any = error.reason if isinstance(error, urllib.error.URLError) else error
     host = urlsplit(address.url).netloc
     if isinstance(cause, UnicodeError | http.client.InvalidURL):
         return InputError(
-            f"{address.display_url}: not a URL that can be asked for ({cause}): mend it"
+            f"{address.display_url}: not a URL that can be asked for ({cause}): fix it"
         )
     # EAI_AGAIN, a name server that does not answer, may pass.
     if isinstance(cause, socket.gaierror) and cause.errno != socket.EAI_AGAIN:
         return InputError(
             f"{address.display_url}: no host {host} is known, or none that it redirects to"
-            f" ({cause.strerror}): mend its name, or the network of this machine"
+            f" ({cause.strerror}): fix its name, or the network of this machine"
         )
     if isinstance(cause, ssl.SSLCertVerificationError):
         return InputError(

@@ -37,7 +37,7 @@ def ask(
         "HF_ENDPOINT": server.url,
         "HF_HUB_OFFLINE": "0",
         "HF_HOME": str(folder / "home"),
-        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "PYTHONPATH": str(Path(__file__).parents[3]),
     }
     if run is not None:
         environment |= {"TORCHELASTIC_RUN_ID": run, "TORCHELASTIC_RESTART_COUNT": "0"}

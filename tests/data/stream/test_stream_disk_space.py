@@ -54,13 +54,13 @@ def test_on_a_full_disk_files_in_use_make_no_room_and_others_go(disk: Path) -> N
     assert not set(there(cache, 9)) & {0, 1, 2, 3, 4}
 
 
-def test_a_full_quota_is_met_though_the_disk_has_room(tmp_path: Path) -> None:
+def test_a_full_quota_is_met_though_the_disk_has_space(tmp_path: Path) -> None:
     """Two files of the largest size, which is all that can be known."""
     cache = ShardCache(tmp_path / "cache", LARGE)
     for number in range(9):
         filled(cache, f"{number}", 1000 if number else 3000)
     assert shutil.disk_usage(tmp_path).free > 6000
-    cache._give_up(full=True)
+    cache._evict(full=True)
     assert there(cache, 9) == [4, 5, 6, 7, 8]
 
 
@@ -95,7 +95,7 @@ def test_a_folder_of_somebody_else_is_refused(
         os.chown(folder, os.getuid() + 1, -1)
     except PermissionError:
         pytest.skip("to give a folder away wants the right to")
-    with pytest.raises(InputError, match="belongs to somebody else: give a folder of your own"):
+    with pytest.raises(InputError, match="belongs to another user: give a folder of your own"):
         cache_folder(ShardsSpec(), Path())
 
 

@@ -134,10 +134,10 @@ def test_a_full_disk_is_said_and_the_rest_goes_on_later(
     )
     process.start()
     process.join()
-    assert (said := result.get()).startswith(f"{tmp_path / 'out'}: no room left to write there"), (
+    assert (said := result.get()).startswith(f"{tmp_path / 'out'}: no space left to write there"), (
         said
     )
-    assert "the same command goes on" in said
+    assert "the same command continues" in said
     assert not list((tmp_path / "out").rglob(".tmp*"))
     assert cut(photos, tmp_path / "out") is not None
     assert files(tmp_path / "out") == files(whole)

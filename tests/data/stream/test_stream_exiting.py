@@ -49,7 +49,7 @@ def table(folder: Path) -> Path:
 
 
 def test_the_interpreter_waits_for_what_is_held() -> None:
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
     command = [sys.executable, "-c", LEAVING]
     done = subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=300, check=False

@@ -1,6 +1,4 @@
-"""What a shard holds and where, of tar and Parquet; and a shard as a local file that is read in any
-order.
-"""
+"""Tar shards: the members of an archive, and the samples that they make."""
 
 import gzip
 import io
@@ -8,22 +6,13 @@ import json
 import os
 import tarfile
 from collections.abc import Iterable
-from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+from shard_files import flipped
 
 from distill.data.stream.local import (
-    ENTRY,
     DamagedShardError,
-    LocalShard,
-    NoImageError,
-    add_checksums,
-    append_index,
 )
-from distill.data.stream.parquet import read_footer, tail_size, unpack_parquet
 from distill.data.stream.tar import index_tar, member_name, read_members
 from distill.errors import InputError
 
@@ -135,10 +124,6 @@ def _summed(content: bytes, at: int, field: bytes) -> bytes:
     header[at : at + len(field)] = field
     header[148:156] = b"%06o\0 " % (sum(header[:148]) + sum(header[156:]) + 8 * 32)
     return bytes(header) + content[512:]
-
-
-def flipped(content: bytes, at: int) -> bytes:
-    return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
 
 
 SHARD = pack(samples(3))  # members at 0, 1024, ... 5120; zeros from 6144
@@ -309,229 +294,3 @@ def test_links_are_refused(opened):
         archive.addfile(info)
     with pytest.raises(InputError, match=r"'a.jpg' is a link"):
         index_tar(opened(buffer.getvalue()))
-
-
-# ---- a local file --------------------------------------------------------------------------------
-
-
-def open_local(path: Path, data: Path | None = None) -> LocalShard:
-    with path.open("rb") as file:
-        return LocalShard(file, data)
-
-
-def write_local(path: Path, records: list[bytes], names: tuple[str, ...] | None = None) -> Path:
-    path.write_bytes(b"".join(records))
-    entries = np.zeros(len(records), ENTRY)
-    entries["size"] = [len(record) for record in records]
-    entries["offset"] = np.cumsum(entries["size"]) - entries["size"]
-    entries["label"] = np.arange(len(records)) - 1
-    fd = os.open(path, os.O_RDONLY)
-    add_checksums(fd, entries)
-    os.close(fd)
-    append_index(path, entries, names, has_checksums=True)
-    return path
-
-
-def test_a_local_shard(tmp_path):
-    records = [os.urandom(size) for size in (10, 1, 70_000, 333)]
-    shard = open_local(write_local(tmp_path / "s", [*records, b""], ("ox", "Größe")))
-    assert len(shard) == 5
-    assert [shard.read(i) for i in (3, 0, 2, 1)] == [records[i] for i in (3, 0, 2, 1)]
-    assert [shard.label(i) for i in range(5)] == [-1, 0, 1, 2, 3]
-    assert (shard.lowest_label, shard.highest_label, shard.names) == (-1, 3, ("ox", "Größe"))
-    assert shard.first_row_with(-1, 2) == (3, 2)
-    with pytest.raises(NoImageError):
-        shard.read(4)
-
-
-def test_each_damaged_byte_is_noticed(tmp_path):
-    """Of the records when they are read, of the index when it is opened."""
-    content = write_local(tmp_path / "s", [b"abcdefgh", b"ijkl"], ("ox",)).read_bytes()
-    for at in range(len(content)):
-        (tmp_path / "s").write_bytes(flipped(content, at))
-        with pytest.raises(DamagedShardError, match="checksum" if at < 12 else "index"):
-            [open_local(tmp_path / "s").read(row) for row in (0, 1)]
-    for size in range(len(content)):
-        (tmp_path / "s").write_bytes(content[:size])
-        with pytest.raises(DamagedShardError):
-            open_local(tmp_path / "s")
-
-
-def test_no_descriptor_is_left(tmp_path):
-    write_local(tmp_path / "s", [b"abc"])
-    (tmp_path / "bad").write_bytes(b"nothing")
-    before = len(os.listdir("/proc/self/fd"))
-    for _ in range(50):
-        open_local(tmp_path / "s").read(0)
-        open_local(tmp_path / "s", tmp_path / "s").read(0)
-        with pytest.raises(DamagedShardError):
-            open_local(tmp_path / "bad")
-    assert len(os.listdir("/proc/self/fd")) == before
-
-
-# ---- Parquet -------------------------------------------------------------------------------------
-
-IMAGES = [os.urandom(50 + i) for i in range(150)]
-
-
-def write_table(path: Path, images, labels, **options) -> Path:
-    pq.write_table(pa.table({"image": images, "label": labels}), path, row_group_size=40, **options)
-    return path
-
-
-def unpack(path: Path, **fields) -> LocalShard:
-    with pa.OSFile(str(path)) as source:
-        count = unpack_parquet(source, path.with_suffix(".local"), **fields)
-    shard = open_local(path.with_suffix(".local"))
-    assert len(shard) == count
-    return shard
-
-
-STORED = {
-    "struct": pa.array([{"bytes": image, "path": f"{i}.jpg"} for i, image in enumerate(IMAGES)]),
-    "bytes alone": pa.array([{"bytes": image} for image in IMAGES]),
-    "binary": pa.array(IMAGES, pa.binary()),
-    "large binary": pa.array(IMAGES, pa.large_binary()),
-}
-
-
-@pytest.mark.parametrize("stored", STORED)
-def test_records_of_parquet(tmp_path, stored):
-    shard = unpack(
-        write_table(
-            tmp_path / "t.parquet",
-            STORED[stored],
-            pa.array([i % 7 for i in range(150)], pa.int32()),
-        )
-    )
-    assert [shard.read(i) for i in range(150)] == IMAGES
-    assert [shard.label(i) for i in range(150)] == [i % 7 for i in range(150)]
-    assert shard.names is None
-
-
-def test_names_in_parquet_and_columns_of_other_names(tmp_path):
-    names = [("yak", "ox", "emu")[i % 3] for i in range(150)]
-    table = pa.table({"jpg": STORED["binary"], "animal": names, "more": names})
-    for kind in (pa.string(), pa.large_string(), pa.dictionary(pa.int8(), pa.string())):
-        cast = table.set_column(1, "animal", table["animal"].cast(kind))
-        pq.write_table(cast, tmp_path / "t.parquet")
-        shard = unpack(tmp_path / "t.parquet", image="jpg", label="animal")
-        assert [shard.names[shard.label(i)] for i in range(150)] == names
-    unlabelled = unpack(tmp_path / "t.parquet", image="jpg", labelled=False)
-    assert unlabelled.read(149) == IMAGES[149]
-    assert unlabelled.label(149) == -1
-
-
-def test_empty_cells_hold_no_image(tmp_path):
-    images = pa.array(
-        [
-            {"bytes": b"x", "path": None},
-            None,
-            {"bytes": None, "path": "a.jpg"},
-            {"bytes": b"y", "path": None},
-        ]
-    )
-    shard = unpack(write_table(tmp_path / "t.parquet", images, [0, 1, 2, 3]))
-    assert (shard.read(0), shard.read(3)) == (b"x", b"y")
-    for row in (1, 2):
-        with pytest.raises(NoImageError):
-            shard.read(row)
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        (
-            {"image": "imag"},
-            r"no column 'imag' \(did you mean 'image'\?\): set `image` to one of 'image', 'label'",
-        ),
-        ({"label": "cls"}, "no column 'cls': set `label` to one of .*labelled: false"),
-        ({"image": "label"}, "column 'label' holds int64, not image files"),
-        ({"label": "image"}, "column 'image' holds binary: labels are integers"),
-    ],
-)
-def test_columns_that_are_refused(tmp_path, fields, message):
-    file = write_table(tmp_path / "t.parquet", STORED["binary"], list(range(150)))
-    with pytest.raises(InputError, match=message):
-        unpack(file, **fields)
-    content = file.read_bytes()
-    with pytest.raises(InputError, match=message):
-        read_footer(
-            content[-tail_size(content[-8:]) :],
-            **{"image": None, "label": None, "labelled": True} | fields,
-        )
-
-
-def test_a_row_without_a_label(tmp_path):
-    file = write_table(tmp_path / "t.parquet", STORED["binary"], [*range(100), None, *range(49)])
-    with pytest.raises(InputError, match="row 100 has no label in column 'label'"):
-        unpack(file)
-    assert unpack(file, labelled=False).read(100) == IMAGES[100]
-
-
-def test_damaged_parquet(tmp_path):
-    file = write_table(
-        tmp_path / "t.parquet", STORED["binary"], list(range(150)), compression="none"
-    )
-    content = file.read_bytes()
-    for spoilt in (
-        content[:2000],
-        content[:-1],
-        b"",
-        b"PAR1",
-        b"<html>" * 99,
-        content[:-20] + b"x" * 12 + content[-8:],
-    ):
-        file.write_bytes(spoilt)
-        with pytest.raises(DamagedShardError, match="cannot be read past row 0"):
-            unpack(file)
-    for tail in (b"", b"PAR1", content[-9:-1]):
-        with pytest.raises(DamagedShardError, match="does not end as a Parquet file"):
-            tail_size(tail)
-    with pytest.raises(DamagedShardError, match="footer is damaged"):
-        read_footer(b"x" * 100 + content[-8:], image=None, label=None, labelled=True)
-
-
-def test_what_a_footer_says(tmp_path):
-    import datasets
-
-    features = datasets.Features(
-        {"image": datasets.Image(), "label": datasets.ClassLabel(names=["ox", "yak"])}
-    )
-    rows = {"image": [{"bytes": image, "path": None} for image in IMAGES], "label": [0, 1] * 75}
-    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "t.parquet")
-    content = (tmp_path / "t.parquet").read_bytes()
-    size = tail_size(content[-8:])
-    assert size < len(content) / 2
-    footer = read_footer(content[-size:], image=None, label=None, labelled=True)
-    assert (footer.num_rows, footer.classes) == (150, ("ox", "yak"))
-    plain = write_table(tmp_path / "p.parquet", STORED["binary"], [0] * 150).read_bytes()
-    footer = read_footer(plain[-tail_size(plain[-8:]) :], image=None, label=None, labelled=True)
-    assert (footer.num_rows, footer.classes) == (150, None)
-
-
-def test_memory_does_not_grow_with_a_parquet_file(tmp_path):
-    """Arrow's own count of its bytes: eighteen row groups of 4 MB take what six take."""
-    peaks = []
-    for groups in (6, 18):
-        file = tmp_path / f"{groups}.parquet"
-        columns = pa.schema([("image", pa.binary()), ("label", pa.int64())])
-        with pq.ParquetWriter(file, columns, use_dictionary=False) as writer:
-            for _ in range(groups):
-                writer.write(
-                    pa.table([[os.urandom(100_000) for _ in range(40)], [0] * 40], schema=columns)
-                )
-        peaks.append(_peak_of(file))
-    assert 4e6 < peaks[0] < 20e6
-    assert peaks[1] < 1.1 * peaks[0]
-
-
-def _peak_of(file: Path) -> int:
-    usual = pa.default_memory_pool()
-    counting = pa.proxy_memory_pool(usual)
-    pa.set_memory_pool(counting)
-    try:
-        unpack(file)
-    finally:
-        pa.set_memory_pool(usual)
-    return counting.max_memory()

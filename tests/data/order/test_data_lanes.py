@@ -206,9 +206,7 @@ def test_a_subset_is_all_that_comes() -> None:
     assert set(o.shards_ahead(0, np.arange(8)).tolist()) <= {0, 1, 2, 4, 5}
 
 
-def test_an_unreadable_sample_gives_way_to_the_next_of_its_shard_and_a_shard_to_the_next_filled_one() -> (
-    None
-):
+def test_an_unreadable_sample_is_replaced_by_the_next_of_its_shard_or_of_the_next_shard() -> None:
     o = order()
     assert o.successor(0) == 1
     assert o.successor(6) == 0, "around the end of the shard"

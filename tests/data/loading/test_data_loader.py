@@ -68,7 +68,7 @@ def loader(
 
 
 def global_batches(source, num_steps, *, world=1, accumulation=1, first_step=0, **options):
-    """{step: (images, label_probs, labels, num_skipped)} put together from all ranks by position."""
+    """{step: (images, label_probs, labels, num_skipped)} of all ranks, ordered by position."""
     micro = B // (world * accumulation)
     parts = {}
     for rank in range(world):

@@ -247,7 +247,7 @@ def test_shards_that_the_cache_gave_up_are_closed(tmp_path, twelve):
 
 def test_open_shards_that_are_wanted_stay_open_and_are_not_fetched_again(tmp_path, served, twelve):
     for i in range(6):
-        twelve._here().ahead._wanted = tuple(range(6))
+        twelve._here().prefetcher._wanted = tuple(range(6))
         assert len(twelve.read(i)) > 500_000
     assert held(tmp_path / "cache") > 3e6
     for i in range(6):
@@ -282,7 +282,8 @@ from distill.data.stream.opening import open_stream
 from distill.recipe.schema import ShardsSpec, StreamSpec
 
 def work(run):
-    spec, settings = StreamSpec(kind="stream", path="*.parquet", labelled=False), ShardsSpec(cache=f"cache-{run}")
+    spec = StreamSpec(kind="stream", path="*.parquet", labelled=False)
+    settings = ShardsSpec(cache=f"cache-{run}")
     open_stream(spec, Path(sys.argv[1]), "data.train", settings).prefetch(range(4))
     while not exiting._state.num_inside:
         time.sleep(0.001)
@@ -301,7 +302,7 @@ def test_a_process_ends_amid_tables(tmp_path):
     for i in range(4):
         write_parquet(tmp_path / f"{i}.parquet", ["cat"], [0] * 200, size_bytes=100_000)
     command = [sys.executable, "-c", AT_WORK, str(tmp_path)]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
     done = subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=300, check=False
     )
