@@ -11,7 +11,8 @@ The default is the pair of `make demo`, whose steps are the shortest we ship: an
 length shows most there.
 
     python -m benchmarks.overhead
-    python -m benchmarks.overhead --model resnet50 --teacher resnet152 --image-size 224 --batch-size 256 --precision bf16 --device cuda
+    python -m benchmarks.overhead --model resnet50 --teacher resnet152 --image-size 224 \\
+        --batch-size 256 --precision bf16 --device cuda
 """
 
 import argparse
@@ -172,9 +173,9 @@ def measure(settings: argparse.Namespace, output: Path, engine: Engine) -> int:
     )
     print(f"{'':14}{'images/s':>10}{'ms/step':>10}")
     for name, label in (("ours", "our step"), ("minimal", "minimal loop")):
-        print(
-            f"{label:14}{speed[name].median:>10.1f}{1e3 * settings.batch_size / speed[name].median:>10.2f}"
-        )
+        images_per_s = speed[name].median
+        ms_per_step = 1e3 * settings.batch_size / images_per_s
+        print(f"{label:14}{images_per_s:>10.1f}{ms_per_step:>10.2f}")
     extra = median(
         [1e3 * (a - b) / count for a, b in zip(seconds["ours"], seconds["minimal"], strict=True)]
     )

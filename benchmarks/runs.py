@@ -102,7 +102,7 @@ def plan_and_models(recipe: Recipe) -> tuple[Plan, Models]:
 
 
 class SteppedRun:
-    """A run that takes a step when it is told to, with what a step of `Run._loop` does between
+    """A run that takes a step on demand, with what a step of `Run._loop` does between
     logs, evaluations and saves.
     """
 

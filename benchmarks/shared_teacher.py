@@ -8,14 +8,14 @@ pay no T. Images are decoded in the training process, so that D is seen; workers
 hide it on both sides.
 
 Memory: the peak of a run of 1, 2 and 4 students, each in a fresh process: of the allocator on CUDA,
-on the CPU (Linux) of the resident set, less what was resident after a tiny run had loaded whatever
-loads late. What a further student adds should be its own weights, gradients, momentum and buffers,
-which are counted beside it: batch, teacher, targets and activations are held once. The tensors that
-are alive after the last step are counted as well: unlike the resident set, that number is the same
-on every machine.
+of the resident set on the CPU (Linux), less what was resident after a tiny run that loads all code.
+A further student should add its own weights, gradients, momentum and buffers, which the table
+counts too; batch, teacher, logits and activations exist once. The tensors that are alive after the
+last step are counted as well: unlike the resident set, that number is the same on every machine.
 
     python -m benchmarks.shared_teacher
-    python -m benchmarks.shared_teacher --model resnet50 --teacher beitv2_large_patch16_224 --image-size 224 --batch-size 256 --device cuda
+    python -m benchmarks.shared_teacher --model resnet50 --teacher beitv2_large_patch16_224 \\
+        --image-size 224 --batch-size 256 --device cuda
 """
 
 import argparse

@@ -1,5 +1,5 @@
 #!/bin/bash
-# A run on machines without a scheduler: the same command on every one, with NODE_RANK its own.
+# A run on machines without a scheduler: the same command on each, with its own NODE_RANK.
 #
 #   launchers/torchrun.sh RECIPE [key=value ...]                                                # this machine, all its GPUs
 #   NPROC_PER_NODE=2 ACCELERATE_USE_CPU=true launchers/torchrun.sh RECIPE                       # two processes on the CPU
@@ -22,6 +22,6 @@ else
 fi
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=${TORCH_NCCL_ASYNC_ERROR_HANDLING:-1} NCCL_DEBUG=${NCCL_DEBUG:-WARN}
 
-# torchrun dies of a SIGUSR1 of its own; ignored, it is left to the ranks: pkill -USR1 -f 'distill train' stops and saves.
+# SIGUSR1 would end torchrun. It ignores it, and the ranks handle it: pkill -USR1 -f 'distill train' stops and saves.
 trap '' USR1
 exec "$python" -m torch.distributed.run "${meet[@]}" "${count[@]}" -m distill train "$@"

@@ -22,8 +22,8 @@ from torch.nn import functional as F
 
 
 def test_timm_lamb_clips_the_global_norm_to_one_unless_told_not_to() -> None:
-    """So `distill.student.optimizer` passes max_grad_norm itself: clipping is what the recipe says, LAMB
-    included.
+    """So `distill.student.optimizer` passes max_grad_norm: the recipe decides on clipping, also for
+    LAMB.
     """
     assert inspect.signature(Lamb).parameters["max_grad_norm"].default == 1.0
 
@@ -142,8 +142,8 @@ def test_accelerates_deepspeed_plugin_asks_for_transformers() -> None:
 
 
 def test_torch_hands_a_wait_for_workers_back_and_can_be_asked_again() -> None:
-    """So `distill.data.loading.workers` polls: by the limit of the iterator, its message, and what a second
-    call does; and ends workers by what torch keeps of them.
+    """So `distill.data.loading.workers` polls: by the limit of the iterator, its message, and what
+    a second call does; and ends workers by torch's list of them.
     """
     from torch.utils.data.dataloader import _BaseDataLoaderIter, _MultiProcessingDataLoaderIter
 

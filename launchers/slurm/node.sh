@@ -1,6 +1,6 @@
 #!/bin/bash
-# What srun starts on each node of a job, once: `check` looks at a recipe, `train` starts this node's processes.
-# Here and not in the batch script, because what differs from node to node must expand on the node.
+# srun starts this script once on each node of a job: `check` checks a recipe, `train` starts this node's processes.
+# It is not part of the batch script because the values of a node must expand on that node.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -14,7 +14,7 @@ fail() {
 
 # SIGUSR1 to the steps of a job (scancel --signal=USR1 JOB) reaches every process in them.
 stopping=""
-trap 'stopping=USR1; touch "$DISTILL_STATE/asked"' USR1
+trap 'stopping=USR1; touch "$DISTILL_STATE/stop_requested"' USR1
 trap 'stopping=TERM' TERM
 
 python=${DISTILL_PYTHON:-}
@@ -44,10 +44,10 @@ threads=$(((${SLURM_CPUS_ON_NODE:-1}) / per_node))
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((threads > 0 ? threads : 1))}
 export NCCL_DEBUG=${NCCL_DEBUG:-WARN} TORCH_NCCL_ASYNC_ERROR_HANDLING=${TORCH_NCCL_ASYNC_ERROR_HANDLING:-1}
 export PYTHONUNBUFFERED=1
-# The launcher would answer SIGTERM by killing the ranks after 30 s. SLURM has a limit of its own (KillWait, GraceTime). torch
-# releases that do not know the variable keep to the 30 s.
+# At SIGTERM the launcher would kill the ranks after 30 s. SLURM has its own limit (KillWait, GraceTime). Releases of torch that do
+# not know this variable keep the 30 s.
 export PET_SIGNALS_TO_HANDLE=SIGINT,SIGHUP,SIGQUIT
-# Left by a shell that was itself started by a launcher.
+# Set if a launcher started the shell.
 unset RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE
 
 if ((nodes * per_node == 1)); then
@@ -60,15 +60,15 @@ fi
 
 export DISTILL_RANKS=$DISTILL_STATE/node$SLURM_NODEID
 mkdir -p "$DISTILL_RANKS"
-# The launcher must outlive a signal that is meant for the ranks; they take their own care of it (rank.py).
+# The launcher must survive a signal that is for the ranks, which handle it themselves (rank.py).
 (
   trap '' USR1 TERM
   exec "${launcher[@]}" "$here/rank.py" train "$@"
 ) &
 pid=$!
 while kill -0 "$pid" 2>/dev/null; do
-  # Again and again: a rank that is still importing hears nothing. One rank is enough, since all agree when to stop.
-  if [[ -n $stopping || -e $DISTILL_STATE/asked ]]; then
+  # Repeated, since a rank that is still importing ignores it. One rank is enough, since all agree when to stop.
+  if [[ -n $stopping || -e $DISTILL_STATE/stop_requested ]]; then
     for rank in "$DISTILL_RANKS"/*; do
       kill -s "${stopping:-USR1}" "${rank##*/}" 2>/dev/null || true
     done

@@ -1,9 +1,9 @@
-"""One process of a run under SLURM: `distill train ...`, with a planned stop that no launcher takes
-for a fault.
+"""One process of a run under SLURM: `distill train ...`, with a planned stop that launchers do not
+take for an error.
 
-Launchers turn every exit code but 0 into 1, and end the other processes at the first. So exit code
-75 (stopped by a signal, state saved) becomes a note for the batch script, and a 0 for the launcher.
-Started by node.sh.
+Launchers turn every exit code but 0 into 1, and end the other processes at the first one. So exit
+code 75 (stopped by a signal, state saved) becomes a file for the batch script, and 0 for the
+launcher. node.sh starts this script.
 """
 
 import os
@@ -15,12 +15,14 @@ STOPPED = 75  # distill.training.loop.INTERRUPTED, which would import torch here
 
 
 def main() -> None:
-    """`distill` with this process's arguments."""
-    # Until training listens, a stop is dropped, not died of: node.sh repeats it. node.sh starts us
-    # with both ignored; with a handler instead, what we start in turn finds them as usual.
+    """Run `distill` with this process's arguments."""
+    # Until training handles signals, they have no effect, and node.sh repeats them. node.sh starts
+    # this process with both ignored; with a handler, its own child processes get the defaults.
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, lambda *_: None)
-    here = Path(os.environ["DISTILL_RANKS"]) / str(os.getpid())  # whom node.sh signals
+    here = Path(os.environ["DISTILL_RANKS"]) / str(
+        os.getpid()
+    )  # the processes that node.sh signals
     here.touch()
     sys.argv[0] = "distill"
     try:

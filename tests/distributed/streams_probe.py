@@ -20,7 +20,7 @@ from distill.training.share import share_of_process
 def seen(
     engine: Engine, recipe: Path, steps: list[tuple[int, int]], overrides: list[str]
 ) -> dict[int, list[Any]]:
-    """Every sample of this process's part of steps [first, last), a loader anew for each range:
+    """Every sample of this process's part of steps [first, last), a new loader for each range:
     position -> [label, SHA-256 of pixels and targets].
     """
     plan = make_plan(load_recipe(recipe, overrides))

@@ -1,5 +1,5 @@
 """Processes that die, fail, hang or are told to stop, under real launchers: all end in time, one
-says why, none is left, and the run goes on.
+says why, none is left, and the run resumes.
 
 Each launch has a folder of its own; a process of it is one whose command line names that folder
 (workers inherit it by fork).
@@ -24,7 +24,7 @@ from distill.training.loop import DONE
 
 ROOT = Path(__file__).resolve().parents[2]
 STARTED_S = 300  # for a launch to come to its fault, on a machine that is busy
-GRACE_S = 30  # torchrun's, between the signal to end and the one that nobody can refuse
+GRACE_S = 30  # torchrun's, between the signal to end and the one that cannot be ignored
 TIMEOUT_S = 10  # longer than a decoding process is waited for that hung at its fork
 # What follows a fault on two busy cores.
 SOON_S = 25
@@ -243,7 +243,7 @@ def test_a_rank_that_hangs(hanging: Launch, whole: Path) -> None:
 
 
 def test_processes_that_do_not_meet(tmp_path: Path) -> None:
-    """The first waits for a second that never comes; the second asks where nobody answers."""
+    """The first waits for a second that never comes; the second asks where no process answers."""
     recipe = write_recipe(tmp_path, CHANGES, {"train": {"timeout_s": 2}})
     started = [
         subprocess.Popen(

@@ -234,7 +234,7 @@ def test_the_first_on_a_machine_speaks(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert speaks_first()
     assert speaks_first(), "alone, always"
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert speaks_first(), "where nobody can tell, everyone does"
+    assert speaks_first(), "without the folder, every process is the first"
     for rank in ("0", "1"):
         (tmp_path / rank).mkdir()
         monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / rank / "error.json"))

@@ -109,7 +109,7 @@ def until(happened: Callable[[], bool], goes_on: Callable[[], bool]) -> None:
 
 
 def comes_to(shards: Shards, output: Path, path: str) -> bool:
-    """Whether three steps are saved, and somebody waits for the shard."""
+    """Whether three steps are saved, and a process waits for the shard."""
     return (output / "checkpoints" / "step-00000003").exists() and bool(
         shards.server.requests[path]
     )
@@ -124,7 +124,7 @@ def goes_on_to_the_same_end(shards: Shards, output: Path) -> None:
 
 def test_killed_while_it_waits_for_a_shard_the_same_command_goes_on(shards: Shards) -> None:
     """kill -9 of a process whose workers and threads are fetching; what it left in the cache
-    hinders nobody.
+    disturbs no process.
     """
     recipe, path = held_recipe(shards, "killed")
     child = multiprocessing.get_context("fork").Process(

@@ -169,11 +169,11 @@ def test_an_evaluation_that_waits_is_given_up(
     judged_steps = [
         line["step"] for line in records(tmp_path / "run") if line["event"] == "evaluate"
     ]
-    assert judged_steps == [4, 8], "the sitting after it began with the one that was given up"
+    assert judged_steps == [4, 8], "the resumed run began with the evaluation that was abandoned"
 
 
 def test_both_save_when_one_of_them_is_told(shards: Shards, tmp_path: Path) -> None:
-    """The one that is told may have its batch, and the other, which waits, may not know."""
+    """The signalled process may have its batch while the other waits without a signal."""
     shards.server.release.clear()
     recipe, path = held_recipe(shards, "stopped-both")
     output, num_steps = shards.folder / "stopped-both", steps_before(recipe, path)

@@ -78,7 +78,11 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launch]:
     for name, changes in pairs:
         launch.add(name, recipe(f"{name}-2", changes))
     # Stopped in the middle of an epoch and, where an evaluation is due, at the end.
-    for name, changes, step in (("micro", MICRO, 5), ("synced", SYNCED, 3), ("judged", MICRO, 8)):
+    for name, changes, step in (
+        ("micro", MICRO, 5),
+        ("synced", SYNCED, 3),
+        ("evaluated", MICRO, 8),
+    ):
         path = recipe(f"{name}-1-to-2", changes)
         with pytest.MonkeyPatch.context() as monkeypatch:
             stop_after(step, monkeypatch)
@@ -161,7 +165,7 @@ def test_a_run_goes_on_with_another_number_of_processes(name: str, launch: Launc
 
 
 def test_a_signal_to_one_rank_stops_both_at_the_same_step(launch: Launch) -> None:
-    for name, step in (("micro-2-to-1", 5), ("synced-2-to-1", 3), ("judged-2-to-1", 8)):
+    for name, step in (("micro-2-to-1", 5), ("synced-2-to-1", 3), ("evaluated-2-to-1", 8)):
         assert launch.codes(name) == [INTERRUPTED, INTERRUPTED]
         shown = launch.shown(name)
         assert f"a signal: stopped after step {step}, saved in" in shown[0], (
@@ -170,12 +174,12 @@ def test_a_signal_to_one_rank_stops_both_at_the_same_step(launch: Launch) -> Non
         assert "stopped after step" not in shown[1]
 
 
-def test_an_odd_set_is_judged_alike(launch: Launch) -> None:
-    """The same weights, trained by one process, judged by one and by two: whole counts, so equal to
+def test_an_odd_set_is_evaluated_alike(launch: Launch) -> None:
+    """The same weights, trained by one process, evaluated by one and by two: integer counts, so equal to
     the last bit.
     """
-    assert launch.codes("judged-1-to-2") == [DONE, DONE]
-    by_two, by_one = (report(launch.folder / name) for name in ("judged-1-to-2", "micro-1"))
+    assert launch.codes("evaluated-1-to-2") == [DONE, DONE]
+    by_two, by_one = (report(launch.folder / name) for name in ("evaluated-1-to-2", "micro-1"))
     assert by_two["students"].keys() == by_one["students"].keys()
     for name, student in by_one["students"].items():
         pairs = [(student["last"], by_two["students"][name]["last"])]

@@ -77,7 +77,7 @@ ELEMENTWISE = {
     },
     "train": {"budget": "2 iterations", "zero_stage": 1},
 }
-# Two steps each; what was learnt of gradients is forgotten between them, and averages begin anew.
+# Two steps each; optimizer state and averages begin again between them.
 STAGED: dict[str, Any] = {
     "train": {"budget": None},
     "stages": [
@@ -180,7 +180,7 @@ def test_what_is_saved_is_what_ddp_saves(name: str, launch: Launch) -> None:
 
 
 @pytest.mark.parametrize("name", ["staged-1", "staged-3"])
-def test_a_stage_begins_in_shards_as_it_does_whole(name: str, launch: Launch) -> None:
+def test_a_stage_begins_partitioned_as_replicated(name: str, launch: Launch) -> None:
     assert launch.codes(name) == [DONE, DONE], launch.shown(name)
     assert apart(launch, name, "whole-staged") < ROUNDING
     ends = [
@@ -237,7 +237,7 @@ def test_a_run_stays_sharded_on_the_host_with_one_process(launch: Launch) -> Non
     assert apart(launch, "alone") < ROUNDING
 
 
-def test_a_teacher_in_shards_answers_as_one_that_is_whole(launch: Launch) -> None:
+def test_a_partitioned_teacher_gives_the_logits_of_a_replicated_one(launch: Launch) -> None:
     """Bit for bit, layers inside included, whatever the sizes of the batches; and half of it lies
     on each of two processes.
     """
@@ -265,7 +265,7 @@ def test_each_stage_holds_its_part_only(launch: Launch) -> None:
                 False,
                 True,
                 False,
-            ], "a gradient that is not finite is told, since DeepSpeed skips the step"
+            ], "a gradient that is not finite is reported, since DeepSpeed skips the step"
             assert held["timeout_s"] == 123, (
                 "DeepSpeed's own groups wait as long as train.timeout_s, and no longer"
             )

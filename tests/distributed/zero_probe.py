@@ -1,4 +1,4 @@
-"""What each of two ranks sees of a teacher in shards, and of a student. Called by driver.py, once a
+"""What each of two ranks has of a partitioned teacher, and of a student. Called by driver.py, once a
 rank.
 """
 
@@ -57,7 +57,7 @@ def teachers(rank: int) -> dict[str, Any]:
     """
     engine = Engine(
         precision="fp32", channels_last=False
-    )  # shards lie in plain order, and the order decides the rounding
+    )  # partitioned weights are contiguous, and the order decides the rounding
     results: dict[str, Any] = {}
     # Ranks hold batches of different sizes.
     images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(rank))[: 3 - 2 * rank]

@@ -1,6 +1,4 @@
-"""Trackers: a resumed run continues in the same run, and the models of a metric stand beside each
-other.
-"""
+"""Trackers: a resumed run continues in the same run, and the models of a metric share a chart."""
 
 from pathlib import Path
 

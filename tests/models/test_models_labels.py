@@ -81,7 +81,7 @@ def test_imagenet_heads_are_compared_with_words() -> None:
     check(None, 1000, WORDS)
     with pytest.raises(InputError, match="class 3 is "):
         check(None, 1000, swapped(WORDS, 3, 7))
-    other_words = [*WORDS[:5], "rooster, as somebody else writes it", *WORDS[6:]]
+    other_words = [*WORDS[:5], "rooster, as others write it", *WORDS[6:]]
     check(None, 1000, other_words)
 
 

