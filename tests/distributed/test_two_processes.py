@@ -175,8 +175,8 @@ def test_a_signal_to_one_rank_stops_both_at_the_same_step(launch: Launch) -> Non
 
 
 def test_an_odd_set_is_evaluated_alike(launch: Launch) -> None:
-    """The same weights, trained by one process, evaluated by one and by two: integer counts, so equal to
-    the last bit.
+    """One process trains weights; one and two evaluate them: integer counts, so equal to the last
+    bit.
     """
     assert launch.codes("evaluated-1-to-2") == [DONE, DONE]
     by_two, by_one = (report(launch.folder / name) for name in ("evaluated-1-to-2", "micro-1"))

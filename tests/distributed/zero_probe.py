@@ -1,4 +1,4 @@
-"""What each of two ranks has of a partitioned teacher, and of a student. Called by driver.py, once a
+"""What each of two ranks has of a partitioned teacher and student. Called by driver.py, once a
 rank.
 """
 

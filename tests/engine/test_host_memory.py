@@ -1,6 +1,4 @@
-"""The cost of large tensors on the CPU in page faults, in a process of its own, since the setting is
-of the process.
-"""
+"""Page faults of large tensors on the CPU, in a process of its own: the setting is global."""
 
 import subprocess
 import sys
@@ -34,7 +32,7 @@ def faults(how: str) -> list[int]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
 def test_memory_of_large_tensors_is_kept() -> None:
-    """Tensors of 96 MiB, one after the other: without the setting each page comes from the kernel again."""
+    """Tensors of 96 MiB, one after another: by default the kernel gives every page again."""
     assert faults("left")[1] > 1000
     small, large = faults("kept")
     assert small < 100, (

@@ -40,7 +40,7 @@ def step(
     labels: torch.Tensor,
     gather: bool,
 ) -> dict:
-    """A loss of a rank's own samples plus a loss of all samples, as an objective has them. Collective
+    """A loss of the rank's samples plus a loss of all samples, as an objective has them. Collective
     with `gather`, in the group of all processes.
     """
     group = distributed.group.WORLD if gather else None
