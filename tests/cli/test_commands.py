@@ -25,7 +25,7 @@ from distill.recipe import load_recipe, shipped_files
 from distill.training.loop import ALL_STOPPED, DONE, INTERRUPTED
 from distill.training.screen import Screen
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = ("train", "evaluate", "export", "recipe show", "recipe check", "recipe list")
 ANSI = re.compile(r"\x1b\[")
 

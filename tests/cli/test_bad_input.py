@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from bad_input_cases import ALL, Case, train
+from bad_input_cases import RECIPES, Case, train
+from bad_input_elsewhere import DATA, FINISHED, MACHINE, MODELS
 from command import Cli, Outcome
 from PIL import Image
 
@@ -27,6 +28,10 @@ from distill.__main__ import explain_error
 from distill.data.loading.rank_slice import TrainBuilder
 from distill.recipe import Recipe, load_recipe
 from distill.training.summary import Summary
+
+CASES = (RECIPES, DATA, MODELS, MACHINE, FINISHED)
+ALL = {name: case for cases in CASES for name, case in cases.items()}
+assert len(ALL) == sum(map(len, CASES))
 
 CLASSES = ("ant", "bee", "cow")
 IMAGES_A_CLASS = 16
