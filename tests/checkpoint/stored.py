@@ -1,4 +1,4 @@
-"""Small checkpoints for the tests, whole and damaged."""
+"""Small checkpoints for the tests, intact and damaged."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A checkpoint on disk: what it holds, damage, other recipes, and how many are kept."""
+"""A checkpoint on disk: what it holds, damage, other recipes, and how many stay."""
 
 import json
 from collections.abc import Callable
@@ -15,14 +15,14 @@ from distill.checkpoint.store import CheckpointError, TrainState, latest, load, 
 
 
 def test_a_checkpoint_gives_back_what_was_saved(tmp_path: Path) -> None:
-    whole = torch.randn(6, 4)
+    matrix = torch.randn(6, 4)
     convolution = nn.Conv2d(4, 8, 3).to(memory_format=torch.channels_last).weight
     tensors = {
         "a": {
-            "plain": whole,
-            "tied": whole,
-            "slice": whole[2:4],
-            "transposed": whole.T,
+            "plain": matrix,
+            "tied": matrix,
+            "slice": matrix[2:4],
+            "transposed": matrix.T,
             "channels_last": convolution,
             "scalar": torch.tensor(3.5),
             "count": torch.tensor(7),
@@ -71,9 +71,9 @@ def test_the_manifest_names_versions_and_every_file(tmp_path: Path) -> None:
 
 
 def test_storable_copies_only_what_it_must() -> None:
-    whole = torch.randn(4)
-    ready = storable({"a": whole, "b": whole})
-    assert ready["a"].data_ptr() == whole.data_ptr() != ready["b"].data_ptr()
+    matrix = torch.randn(4)
+    ready = storable({"a": matrix, "b": matrix})
+    assert ready["a"].data_ptr() == matrix.data_ptr() != ready["b"].data_ptr()
 
 
 def test_no_checkpoint_is_none_and_a_wrong_path_is_an_error(tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def test_another_digest_without_another_key_points_at_the_version(tmp_path: Path
 # ---- retention -----------------------------------------------------------------------------------
 
 
-def test_the_last_are_kept_and_strangers_left_alone(tmp_path: Path) -> None:
+def test_the_last_are_kept_and_other_names_stay(tmp_path: Path) -> None:
     (tmp_path / "notes").mkdir()
     for step in (5, 90_000_000, 100_000_000, 20):
         path = write(tmp_path, step)

@@ -66,11 +66,11 @@ def test_a_save_killed_before_any_file_operation_leaves_a_whole_checkpoint(
 
     seen = set()
 
-    def check(said: list[str]) -> None:
+    def check(lines: list[str]) -> None:
         for path in root.glob("step-*"):
             load(path)  # none is ever half written or half deleted under its name
         value = newest(root)
-        assert value >= max([1, *map(int, said)])
+        assert value >= max([1, *map(int, lines)])
         assert not [p for p in root.iterdir() if not p.name.startswith("step-")]
         seen.add(value)
 
@@ -100,12 +100,12 @@ def test_a_replacement_killed_before_any_file_operation_leaves_one_whole_directo
 
     moved = 0
 
-    def check(said: list[str]) -> None:
+    def check(lines: list[str]) -> None:
         nonlocal moved
         found = current_directory(path)
         content = {(found / "a").read_text(), (found / "sub" / "b").read_text()}
         assert content in ({"old"}, {"new"})
-        assert not said or content == {"new"}
+        assert not lines or content == {"new"}
         moved += found != path
         clean(tmp_path)
         assert [p.name for p in tmp_path.iterdir()] == ["best"]
@@ -132,9 +132,9 @@ def test_saves_killed_at_any_time_leave_a_whole_checkpoint(tmp_path: Path, seed:
             say(step)
             prune(tmp_path, 1, newest=path)
 
-    status, said = fork(work, limit_s=random.Random(seed).uniform(0.05, 0.5))
+    status, lines = fork(work, limit_s=random.Random(seed).uniform(0.05, 0.5))
     assert status == signal.SIGKILL
-    assert newest(tmp_path) >= max([1, *map(int, said)])
+    assert newest(tmp_path) >= max([1, *map(int, lines)])
 
 
 def test_an_error_inside_leaves_what_was_there(tmp_path: Path) -> None:
@@ -223,9 +223,9 @@ def test_a_file_size_limit_is_a_full_disk(tmp_path: Path) -> None:
         except WriteError as error:
             say(error)
 
-    status, said = fork(work)
+    status, lines = fork(work)
     assert status == 0
-    assert "no space left to write it" in said[0]
+    assert "no space left to write it" in lines[0]
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
 
 
@@ -240,9 +240,9 @@ def test_an_error_that_comes_late_from_fsync(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "fsync", refuse)
-    room = number in (errno.ENOSPC, errno.EDQUOT)
+    is_full = number in (errno.ENOSPC, errno.EDQUOT)
     assert_refused(
-        tmp_path, "no space left" if room else f"cannot be written: {os.strerror(number)}"
+        tmp_path, "no space left" if is_full else f"cannot be written: {os.strerror(number)}"
     )
 
 

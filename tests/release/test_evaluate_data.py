@@ -38,10 +38,10 @@ def test_folders_of_numbers_are_class_numbers_and_others_by_other_names_are_refu
     clothes: Path, tiny_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert scores(tiny_run, data=str(clothes))["alone"].num_samples == 10
-    said = capsys.readouterr().out
+    text = capsys.readouterr().out
     assert (
         "classes of alone: class names are numbers and taken for indices of the logits: 0 = 0,"
-        " 1 = 1" in said
+        " 1 = 1" in text
     )
     (clothes / "0").rename(clothes / "shirt")
     with pytest.raises(
@@ -79,7 +79,7 @@ def test_a_file_knows_its_number_of_classes_and_no_names(
     (clothes / "more").rmdir()
     (clothes / "9").rename(
         clothes / "nine"
-    )  # no longer numbers: which logits the nine are cannot be told
+    )  # no longer numbers: which logits the nine are is unknown
     with pytest.raises(InputError, match=r"model's head has 10 classes, the data 9"):
         scores(weights, model="cifar_resnet8", data=str(clothes))
 

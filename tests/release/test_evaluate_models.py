@@ -42,11 +42,11 @@ def test_raw_weights_and_averages_are_those_of_the_newest_checkpoint(tiny_run: P
     report = json.loads((tiny_run / "report.json").read_text())["students"]
     raw, average = scores(tiny_run, weights="raw"), scores(tiny_run, weights="ema-0.5")
     for name in STUDENTS:
-        for result, said in (
+        for result, expected in (
             (raw, report[name]["last"]),
             (average, report[name]["averages"]["ema-0.5"]),
         ):
-            for key, value in said.items():
+            for key, value in expected.items():
                 assert getattr(result[name], key) == pytest.approx(value, abs=1e-6), (name, key)
     assert raw["kd"].loss != average["kd"].loss
     net = timm.create_model("cifar_resnet8", num_classes=10)
@@ -112,7 +112,7 @@ def test_an_export_is_evaluated_as_in_its_run(name: str, tiny_run: Path) -> None
         expected.top5,
         expected.loss,
     )
-    assert results[name].agreement is None, "without the run nobody knows its teacher"
+    assert results[name].agreement is None, "without the run its teacher is unknown"
 
 
 def test_an_export_may_hold_a_pickle_as_a_teacher_may(tiny_run: Path, tmp_path: Path) -> None:

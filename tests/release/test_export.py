@@ -80,10 +80,10 @@ def test_the_best_weights_are_exported_as_the_run_kept_them(
 ) -> None:
     export_student(tiny_run, tmp_path / "out", student=student)
     loaded = timm.create_model(f"local-dir:{tmp_path}/out", pretrained=True)
-    kept = load_file(tiny_run / "best" / student / "model.safetensors")
-    assert kept.keys() == loaded.state_dict().keys()
+    best = load_file(tiny_run / "best" / student / "model.safetensors")
+    assert best.keys() == loaded.state_dict().keys()
     for name, tensor in loaded.state_dict().items():
-        assert torch.equal(tensor, kept[name]), name
+        assert torch.equal(tensor, best[name]), name
     assert json.loads((tmp_path / "out/distill.json").read_text()) == json.loads(
         (tiny_run / "best" / student / "distill.json").read_text()
     )

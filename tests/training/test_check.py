@@ -166,8 +166,8 @@ def test_each_model_s_view_is_said_and_weights_are_read_once(
     for file in files:
         torch.save(create("cifar_resnet8", num_classes=10).state_dict(), file)
     read: list[Path] = []
-    whole = weights._read_torch
-    monkeypatch.setattr(weights, "_read_torch", lambda path: read.append(path) or whole(path))
+    read_torch = weights._read_torch
+    monkeypatch.setattr(weights, "_read_torch", lambda path: read.append(path) or read_torch(path))
     teacher = f"teacher={{model: cifar_resnet8, weights: {files[0]}, image_size: 24}}"
     found = check_recipe(load_recipe(tiny_recipe(), [teacher, f"student.weights={files[1]}"]))
     assert sorted(read) == sorted(files)

@@ -73,14 +73,14 @@ def test_one_student_stops_and_the_others_do_not_notice(
     for line in records(tmp_path / "run"):
         assert "students" not in line or ("bad" in line["students"]) == (line["step"] < 5)
 
-    told = report(tmp_path / "run")["students"]
-    assert {name: told[name]["stopped_at"] for name in told} == {
+    students = report(tmp_path / "run")["students"]
+    assert {name: students[name]["stopped_at"] for name in students} == {
         "lamb": None,
         "bad": 5,
         "sgd": None,
     }
     weights, record = best(tmp_path / "run", "bad")
-    assert record["step"] == 3 == told["bad"]["best"]["step"], (
+    assert record["step"] == 3 == students["bad"]["best"]["step"], (
         "what it was before it diverged stays"
     )
     assert all(tensor.isfinite().all() for tensor in weights.values())
@@ -91,28 +91,28 @@ def test_a_resumed_run_remembers_who_stopped(
     stop: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Interrupted before, at and after the step whose loss is not finite."""
-    assert run(with_diverging(tmp_path, name="whole")) == DONE
+    assert run(with_diverging(tmp_path, name="uninterrupted")) == DONE
     stop_after(stop, monkeypatch)
     recipe = with_diverging(tmp_path)
     assert run(recipe) == INTERRUPTED
     state = json.loads((checkpoint(tmp_path / "run") / "state.json").read_text())
     assert state["students"]["bad"]["stopped_at"] == (None if stop < 5 else 5)
     assert run(recipe) == DONE
-    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    assert_same_run(tmp_path / "run", tmp_path / "uninterrupted")
 
 
-def test_a_stop_after_the_checkpoint_that_a_run_goes_on_from_is_recorded_once(
+def test_a_stop_after_the_checkpoint_that_a_run_resumes_from_is_recorded_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The record of step 5 does not belong to a run that stands at step 4."""
-    assert run(with_diverging(tmp_path, name="whole")) == DONE
+    assert run(with_diverging(tmp_path, name="uninterrupted")) == DONE
     stop_after(6, monkeypatch)
     recipe = with_diverging(tmp_path)
     assert run(recipe) == INTERRUPTED
     shutil.rmtree(checkpoint(tmp_path / "run"))
     assert checkpoint(tmp_path / "run").name == "step-00000004"
     assert run(recipe) == DONE
-    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    assert_same_run(tmp_path / "run", tmp_path / "uninterrupted")
 
 
 def test_weights_that_give_no_finite_loss_are_never_the_best(tmp_path: Path) -> None:
@@ -140,9 +140,9 @@ def test_a_run_whose_students_have_all_stopped_ends_with_a_code_of_its_own(
     for _ in range(2):  # the same command finds the same end
         assert run(recipe) == ALL_STOPPED == 3
         assert "step 6/8" not in capsys.readouterr().out
-        whole = report(tmp_path / "run")
-        assert whole["steps"] == 5
-        assert [student["stopped_at"] for student in whole["students"].values()] == [5, 5]
+        result = report(tmp_path / "run")
+        assert result["steps"] == 5
+        assert [student["stopped_at"] for student in result["students"].values()] == [5, 5]
         assert best(tmp_path / "run", "one")[1]["step"] == 2
         assert [
             line["step"] for line in records(tmp_path / "run") if line["event"] == "stopped"

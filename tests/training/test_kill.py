@@ -2,7 +2,7 @@
 with, bit for bit.
 
 A child forked from this process trains (the imports alone would cost a fresh one several seconds)
-and is killed for real. One test goes through the command line, and signals the whole process group,
+and is killed for real. One test uses the command line and signals all processes of its group,
 data-loading workers included, as SLURM does.
 """
 
@@ -40,7 +40,7 @@ TIMEOUT_S = 300
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
-    """A run that nobody kills, and the processor time it takes."""
+    """An uninterrupted run, and the processor time it takes."""
     folder = tmp_path_factory.mktemp("uninterrupted")
     recipe = write_recipe(folder, EVERYTHING, OFTEN)
     before = time.process_time()
@@ -107,7 +107,7 @@ def kill_at_file_operation(number: int, folder: Path) -> Callable[[], None]:
 
 
 def test_killed_at_random_moments(uninterrupted: tuple[Path, float], tmp_path: Path) -> None:
-    whole, seconds = uninterrupted
+    expected, seconds = uninterrupted
     recipe = write_recipe(tmp_path, EVERYTHING, OFTEN)
     draw, killed_at = random.Random(0), []
     while len(killed_at) < 60:
@@ -119,11 +119,11 @@ def test_killed_at_random_moments(uninterrupted: tuple[Path, float], tmp_path: P
     assert run(recipe) == DONE
     assert len(killed_at) >= 2
     assert max(killed_at) > 0, "no kill came after a checkpoint"
-    assert_same_run(tmp_path / "run", whole)
+    assert_same_run(tmp_path / "run", expected)
 
 
-def at_operations(numbers: list[int], whole: Path, folder: Path) -> None:
-    """Killed at an operation, continued, killed at the next operation of that sitting's count, and
+def at_operations(numbers: list[int], expected: Path, folder: Path) -> None:
+    """Killed at an operation, continued, killed at the next operation of that session, and
     so on to the end.
     """
     recipe = write_recipe(folder, EVERYTHING, OFTEN)
@@ -131,7 +131,7 @@ def at_operations(numbers: list[int], whole: Path, folder: Path) -> None:
         code = ended(start(recipe, kill_at_file_operation(number, folder / "run")))
         assert code in (-signal.SIGKILL, DONE)
     assert run(recipe) == DONE
-    assert_same_run(folder / "run", whole)
+    assert_same_run(folder / "run", expected)
     left = [
         path.name for path in (folder / "run").rglob("*") if path.name.startswith((".tmp", ".old"))
     ]
@@ -144,7 +144,7 @@ def test_killed_within_a_save(uninterrupted: tuple[Path, float], tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_killed_at_every_file_operation_of_a_sitting(
+def test_killed_at_every_file_operation_of_a_session(
     uninterrupted: tuple[Path, float], tmp_path: Path
 ) -> None:
     for number in range(1, 200):
@@ -184,8 +184,8 @@ def test_a_signal_to_the_whole_process_group_saves_and_leaves_no_worker(tmp_path
     assert 5 <= int(checkpoint(tmp_path / "run").name.removeprefix("step-")) < 40
 
     assert run(recipe) == DONE
-    whole = write_recipe(tmp_path, EVERYTHING, long, name="whole")
-    assert yaml.safe_load(whole.read_text())["data"]["num_workers"] == 0
-    assert run(whole) == DONE
-    assert_equal_tensors(tensors(tmp_path / "run"), tensors(tmp_path / "whole"))
+    recipe_of_one = write_recipe(tmp_path, EVERYTHING, long, name="uninterrupted")
+    assert yaml.safe_load(recipe_of_one.read_text())["data"]["num_workers"] == 0
+    assert run(recipe_of_one) == DONE
+    assert_equal_tensors(tensors(tmp_path / "run"), tensors(tmp_path / "uninterrupted"))
     assert not multiprocessing.active_children()

@@ -31,8 +31,8 @@ def test_metrics_are_json_whatever_the_loss(tmp_path: Path) -> None:
 
 def test_records_after_the_file_was_deleted_or_moved_are_in_a_new_one(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    said: list[str] = []
-    file = MetricsFile(path, write=True, say=said.append)
+    messages: list[str] = []
+    file = MetricsFile(path, write=True, say=messages.append)
 
     def steps(of: Path) -> list[int]:
         return [json.loads(line)["step"] for line in of.read_text().splitlines()]
@@ -53,7 +53,7 @@ def test_records_after_the_file_was_deleted_or_moved_are_in_a_new_one(tmp_path: 
     path.write_text("")  # as logrotate's "copytruncate"
     file.write("train", 6, {})
     assert steps(path) == [6]
-    assert [f"from step {n} on" in line for n, line in zip((2, 3, 5), said, strict=True)] == [
+    assert [f"from step {n} on" in line for n, line in zip((2, 3, 5), messages, strict=True)] == [
         True
     ] * 3
     shutil.rmtree(tmp_path)
@@ -99,7 +99,7 @@ def test_metrics_survive_a_kill(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     old = "".join(f'{{"step": {step}}}\n' for step in range(5))
 
-    def check(said: list[str]) -> None:
+    def check(messages: list[str]) -> None:
         assert path.read_text() in (old, '{"step": 0}\n{"step": 1}\n')
 
     kill_at_every_event(lambda: path.write_text(old), lambda say: truncate_metrics(path, 1), check)

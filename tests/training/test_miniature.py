@@ -2,7 +2,7 @@
 a teacher, two stages, one stage.
 
 By default shrunk to the images that come with the package and to a few steps, stopped by a real
-signal in each stage. The slow one is `benchmarks/two_stages.py` on the whole Fashion-MNIST, where
+signal in each stage. The slow one is `benchmarks/two_stages.py` on all of Fashion-MNIST, where
 the number of processes changes as well.
 """
 
@@ -161,9 +161,9 @@ def test_one_stage_is_as_long(miniature: Miniature) -> None:
     assert (
         miniature.train("one_stage", "one", teacher, f"train.budget={2 * STEPS} iterations") == DONE
     )
-    whole = report(miniature.folder / "one")
-    assert whole["steps"] == report(miniature.folder / "undisturbed")["steps"]
-    assert set(whole["students"]) == {"kd", "alone"}
+    result = report(miniature.folder / "one")
+    assert result["steps"] == report(miniature.folder / "undisturbed")["steps"]
+    assert set(result["students"]) == {"kd", "alone"}
 
 
 def test_the_rows_have_equal_iterations_and_their_recipes_differ_in_the_stages_alone() -> None:

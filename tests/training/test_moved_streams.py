@@ -1,4 +1,4 @@
-"""A run over shards goes on wherever the same shards lie, in the same order; over others, or in
+"""A run over shards resumes wherever the same shards are, in the same order; over others, or in
 another order, it is refused.
 """
 
@@ -80,7 +80,7 @@ def write(tmp_path: Path) -> Write:
 # ---- runs ----------------------------------------------------------------------------------------
 
 
-def test_a_run_goes_on_from_another_port_and_from_a_copy(
+def test_a_run_resumes_from_another_port_and_from_a_copy(
     sets: Path,
     servers: tuple[FolderServer, FolderServer],
     write: Write,
@@ -88,19 +88,19 @@ def test_a_run_goes_on_from_another_port_and_from_a_copy(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """And with the numbers said that null came to."""
-    assert run(write(over(sets / "a", sets / "a"), name="whole")) == DONE
+    """Also with the numbers that None stands for."""
+    assert run(write(over(sets / "a", sets / "a"), name="uninterrupted")) == DONE
     for number, server in enumerate(servers):
         stop_after(3, monkeypatch)
         assert run(write(over(f"{server.url}/a", f"{server.url}/a"))) == INTERRUPTED
         monkeypatch.undo()
-        said = (
+        has_moved = (
             "changed since the checkpoint: data.train.path, data.eval.path"
             in capsys.readouterr().out
         )
-        assert said == bool(number), "nothing changes in the first sitting"
+        assert has_moved == bool(number), "nothing changes in the first session"
     assert run(write(over(sets / "copy", sets / "a", lanes=16, block=256))) == DONE
-    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    assert_same_run(tmp_path / "run", tmp_path / "uninterrupted")
 
 
 @pytest.mark.parametrize(
@@ -135,13 +135,13 @@ def test_other_shards_are_refused_and_named(
     classes.write_text("\n".join(SOURCE.classes))
     stop_after(1, monkeypatch)
     assert run(write(over(sets / "a", sets / "a", classes=str(classes)))) == INTERRUPTED
-    kept = {path: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()}
+    before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()}
     with pytest.raises(
         InputError,
         match=f"{checkpoint(tmp_path / 'run')}: was made with another data set(.|\n)*{says}",
     ):
         run(write(over(sets / train, sets / evaluation, classes=str(classes))))
-    assert {path: path.read_bytes() for path in kept} == kept
+    assert {path: path.read_bytes() for path in before} == before
 
 
 def test_another_block_is_refused_and_named(
@@ -194,17 +194,17 @@ def test_the_place_of_a_stream_is_no_part_of_what_a_run_is(
     key: str, write: Write, tmp_path: Path
 ) -> None:
     recipe = write(over("here", "here"), stages(stream("here")))
-    kept = load_recipe(recipe)
+    before = load_recipe(recipe)
     moved = load_recipe(recipe, [f"{key}.path=https://there/{{0..3}}.tar?signature=1"])
-    assert moved != kept
-    assert recipe_digest(moved) == recipe_digest(kept)
+    assert moved != before
+    assert recipe_digest(moved) == recipe_digest(before)
     for other in ("split=test", "image=png", "container=tar"):
         changed = load_recipe(recipe, [f"{key}.{other}"])
-        assert recipe_digest(changed) != recipe_digest(kept)
-        message = another_recipe(tmp_path, "1", dump_recipe(kept), dump_recipe(changed))
+        assert recipe_digest(changed) != recipe_digest(before)
+        message = another_recipe(tmp_path, "1", dump_recipe(before), dump_recipe(changed))
         assert f"\n  {key}.{other.partition('=')[0]}: null -> " in message
     both = load_recipe(recipe, [f"{key}.path=there", "seed=3"])
-    message = another_recipe(tmp_path, "1", dump_recipe(kept), dump_recipe(both))
+    message = another_recipe(tmp_path, "1", dump_recipe(before), dump_recipe(both))
     assert "seed: 0 -> 3" in message
     assert "path" not in message, "it is not what the continuation fails for"
 

@@ -53,7 +53,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.param(8, signal.SIGINT, id="after the last step"),
     ],
 )
-def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
+def test_a_stopped_run_resumes_as_if_it_had_not_stopped(
     step: int,
     number: int,
     uninterrupted: Path,
@@ -117,7 +117,7 @@ def test_a_signal_while_a_run_starts_evaluates_or_saves(
 def test_a_run_stopped_at_every_step_ends_the_same(
     uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each sitting makes one step; a new optimizer, loader, average and scaler each time."""
+    """Each session makes one step; a new optimizer, loader, average and scaler each time."""
     recipe = write_recipe(tmp_path, EVERYTHING)
     for step in range(1, 8):
         stop_after(1, monkeypatch)
@@ -153,7 +153,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The run was stopped after step 7, so its best exports, metrics and one checkpoint are ahead
-    of where it goes on.
+    of where it resumes.
     """
     stop_after(7, monkeypatch)
     recipe = write_recipe(tmp_path, EVERYTHING)
@@ -183,7 +183,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_again_in_silence
 
 def parted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run stopped after step 7, whose checkpoint of step 7 is lost: best/ may be ahead of what it
-    goes on from.
+    resumes from.
     """
     stop_after(7, monkeypatch)
     recipe = write_recipe(folder, {"evaluate": {"every": "1 iterations"}})
@@ -238,7 +238,7 @@ def test_a_complete_run_is_reported_and_not_trained_again(
 ) -> None:
     recipe = write_recipe(tmp_path, EVERYTHING)
     assert run(recipe) == DONE
-    whole = report(tmp_path / "run")
+    first = report(tmp_path / "run")
     (
         tmp_path / "run" / "report.json"
     ).unlink()  # as if killed between the last checkpoint and the report
@@ -246,7 +246,7 @@ def test_a_complete_run_is_reported_and_not_trained_again(
     capsys.readouterr()
     assert run(recipe) == DONE
     assert "this run is complete" in capsys.readouterr().out
-    assert report(tmp_path / "run") == whole
+    assert report(tmp_path / "run") == first
     (tmp_path / "run" / "report.json").unlink()
     assert {
         path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()
@@ -297,7 +297,7 @@ def test_a_run_of_another_recipe_is_not_continued(tmp_path: Path) -> None:
 def test_unreadable_images_are_skipped_and_counted_once_a_use(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In one sitting and in two: what the order says comes to stand where a broken file is."""
+    """In one session and in two: what the order says comes to stand where a broken file is."""
     source = EmbeddedFashionMnist("train")
     for index in range(48):
         folder = tmp_path / "images" / str(source.labels[index])
@@ -316,15 +316,15 @@ def test_unreadable_images_are_skipped_and_counted_once_a_use(
     expected = sum(int(np.isin(order.batch(step).indices, broken).sum()) for step in range(8))
     assert expected > 3
 
-    assert run(write_recipe(tmp_path, changes, name="whole")) == 0
-    assert report(tmp_path / "whole")["num_skipped"] == expected
-    last = report(tmp_path / "whole")["students"]["alone"]["last"]
+    assert run(write_recipe(tmp_path, changes, name="uninterrupted")) == 0
+    assert report(tmp_path / "uninterrupted")["num_skipped"] == expected
+    last = report(tmp_path / "uninterrupted")["students"]["alone"]["last"]
     assert (last["num_samples"], last["num_skipped"]) == (45, 3)
 
     stop_after(3, monkeypatch)
     recipe = write_recipe(tmp_path, changes)
     assert run(recipe) == INTERRUPTED
     assert run(recipe) == 0
-    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    assert_same_run(tmp_path / "run", tmp_path / "uninterrupted")
     with pytest.raises(InputError, match=r"images/.*\.png"):
         run(write_recipe(tmp_path, changes, {"data": {"unreadable": "error"}}, name="strict"))

@@ -51,15 +51,15 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
 
 def drawn(screen: Screen) -> list[str]:
     """The lines of the live display as they stand now."""
-    beside = Console(
+    console = Console(
         file=io.StringIO(),
         width=screen.console.width,
         force_terminal=True,
         color_system=None,
         markup=False,
     )
-    with beside.capture() as capture:
-        beside.print(screen)
+    with console.capture() as capture:
+        console.print(screen)
     return [line.rstrip() for line in capture.get().splitlines()]
 
 
@@ -198,14 +198,14 @@ def test_lines_go_above_the_display_and_nothing_of_it_stays(terminal: Terminal) 
             + "whenever you like " * 5
         )
     screen.console.print("after")
-    whole = written.getvalue()
-    assert "/a-long/folder" * 10 in whole, "wrapped: it could not be copied"
-    (prose,) = [line for line in whole.splitlines() if line.startswith("the same command")]
+    text = written.getvalue()
+    assert "/a-long/folder" * 10 in text, "wrapped: it could not be copied"
+    (prose,) = [line for line in text.splitlines() if line.startswith("the same command")]
     assert prose == "the same command resumes it whenever you like whenever you like whenever you"
-    assert whole.index("saved in") < whole.index("after")
-    left = whole.rpartition("200 steps")[2]  # what came after the last drawing
+    assert text.index("saved in") < text.index("after")
+    left = text.rpartition("200 steps")[2]  # what came after the last drawing
     assert left.count("\x1b[2K") >= 4, "the display was not taken away"
-    assert "step 0" not in whole
+    assert "step 0" not in text
 
 
 def test_a_terminal_that_cannot_move_its_cursor_gets_lines(

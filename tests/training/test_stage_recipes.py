@@ -71,8 +71,8 @@ def test_a_resolved_recipe_in_stages_is_a_recipe_again(foreign: Path, tmp_path: 
         ("stages=[]", r"train.budget: missing, and it has no default"),
         ("stages.own.name=foreign", r"two are named 'foreign'"),
         (
-            "stages.own.students.nobody={objective: {hard: {loss: ce}}}",
-            r"stages.own.students.nobody: no such student; there are kd, dkd",
+            "stages.own.students.unknown={objective: {hard: {loss: ce}}}",
+            r"stages.own.students.unknown: no such student; there are kd, dkd",
         ),
         (
             "stages.own.student.optimizer.weight_decay=0.1",

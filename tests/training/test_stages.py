@@ -39,16 +39,16 @@ def uninterrupted(
 @pytest.mark.parametrize(
     "stops",
     [(2,), (FOREIGN,), (FOREIGN + 1,), (3, 1, 1, 4)],
-    ids=["first", "border", "second", "often"],
+    ids=["first", "boundary", "second", "often"],
 )
-def test_stopped_in_either_stage_or_between_them_it_goes_on_bit_for_bit(
+def test_stopped_in_either_stage_or_between_them_it_resumes_bit_for_bit(
     stops: tuple[int, ...],
     uninterrupted: Any,
     foreign: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    whole, second = uninterrupted
+    expected, second = uninterrupted
     recipe, done = write_recipe(tmp_path, two_stages(foreign, second=second)), 0
     for steps in stops:
         stop_after(steps, monkeypatch)
@@ -57,20 +57,20 @@ def test_stopped_in_either_stage_or_between_them_it_goes_on_bit_for_bit(
         assert checkpoint(tmp_path / "run").name == f"step-{done:08d}"
         monkeypatch.undo()
     assert run(recipe) == DONE
-    assert_same_run(tmp_path / "run", whole)
+    assert_same_run(tmp_path / "run", expected)
 
 
 def test_workers_and_reading_them_do_not_matter(
     uninterrupted: Any, foreign: Path, tmp_path: Path
 ) -> None:
-    whole, second = uninterrupted
+    expected, second = uninterrupted
     assert (
         run(
             write_recipe(tmp_path, two_stages(foreign, second=second), {"data": {"num_workers": 2}})
         )
         == DONE
     )
-    assert_tensors_equal(tensors(tmp_path / "run"), tensors(whole))
+    assert_tensors_equal(tensors(tmp_path / "run"), tensors(expected))
 
 
 def assert_tensors_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
@@ -79,7 +79,7 @@ def assert_tensors_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Te
 
 
 def test_carried_and_reset_are_different_runs(foreign: Path, tmp_path: Path) -> None:
-    """The momentum, or the average, of the first stage is there after the border, or it is not."""
+    """Momentum and average of the first stage are there after the boundary, or not."""
     results = {}
     for name, second in (
         ("carried", {}),
@@ -104,15 +104,15 @@ def test_carried_and_reset_are_different_runs(foreign: Path, tmp_path: Path) -> 
 def test_one_report_names_both_stages(
     uninterrupted: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole, _ = uninterrupted
-    stages = report(whole)["stages"]
+    expected, _ = uninterrupted
+    stages = report(expected)["stages"]
     assert [(s["name"], s["first_step"], s["last_step"], s["labels_read"]) for s in stages] == [
         ("foreign", 0, FOREIGN, False),
         ("own", FOREIGN, FOREIGN + OWN, True),
     ]
     assert set(stages[0]["models"]) == {"kd", "kd/ema-0.5", "dkd"}
-    assert stages[1]["models"]["kd"] == report(whole)["students"]["kd"]["last"]
-    train = [record for record in records(whole) if record["event"] == "train"]
+    assert stages[1]["models"]["kd"] == report(expected)["students"]["kd"]["last"]
+    train = [record for record in records(expected) if record["event"] == "train"]
     assert [(record["step"], record["stage"]) for record in train] == [
         (2, "foreign"),
         (4, "foreign"),
@@ -124,7 +124,7 @@ def test_one_report_names_both_stages(
     ]
     assert "loss_hard" not in train[0]["students"]["kd"]
     assert "loss_hard" in train[-1]["students"]["kd"]
-    steps = [record["step"] for record in records(whole) if record["event"] == "evaluate"]
+    steps = [record["step"] for record in records(expected) if record["event"] == "evaluate"]
     assert steps == [
         3,
         5,
@@ -166,7 +166,7 @@ def test_a_signal_during_the_last_evaluation_of_a_stage_repeats_it(
 
     from distill.training.evaluations import Evaluations
 
-    whole, second = uninterrupted
+    expected, second = uninterrupted
     recipe = write_recipe(tmp_path, two_stages(foreign, second=second))
     send_during(Evaluations, "run", monkeypatch, 2, signal.SIGTERM)
     assert run(recipe) == INTERRUPTED
@@ -174,7 +174,7 @@ def test_a_signal_during_the_last_evaluation_of_a_stage_repeats_it(
     assert json.loads((checkpoint(tmp_path / "run") / "state.json").read_text())["stage_ends"] == {}
     monkeypatch.undo()
     assert run(recipe) == DONE
-    assert_same_run(tmp_path / "run", whole)
+    assert_same_run(tmp_path / "run", expected)
 
 
 def test_restart_forgets_the_optimizer_and_starts_averages_from_the_weights_of_now() -> None:

@@ -129,18 +129,18 @@ def test_no_teacher_is_plain_supervised_training(tmp_path: Path) -> None:
 
 
 def test_accumulation_is_a_large_batch(tmp_path: Path) -> None:
-    """Without BatchNorm nothing looks at a micro-batch as a whole. Measured: 3e-7 after 8 steps."""
+    """Without BatchNorm samples of a micro-batch are independent. Measured: 3e-7 after 8 steps."""
     student = {
         **VIT,
         "drop_path": 0.3,
         "objective": {"soft": {"loss": "kl"}},
         "optimizer": {"clip_grad_norm": 0.5},
     }
-    for name, micro_batch_size in (("whole", None), ("halves", 8), ("quarters", 4)):
+    for name, micro_batch_size in (("full", None), ("halves", 8), ("quarters", 4)):
         train = {"micro_batch_size": micro_batch_size}
         assert run(write_recipe(tmp_path, {"train": train, "student": student}, name=name)) == 0
     for name in ("halves", "quarters"):
-        assert relative_difference(tensors(tmp_path / name), tensors(tmp_path / "whole")) < 1e-5
+        assert relative_difference(tensors(tmp_path / name), tensors(tmp_path / "full")) < 1e-5
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
@@ -185,17 +185,17 @@ def test_running_statistics_move_once_a_step_by_the_mean_of_its_forwards(
         return learn(self, batch, targets)
 
     monkeypatch.setattr(Student, "learn", watched)
-    kept: list[Student] = []
-    monkeypatch.setattr(Student, "__post_init__", _keeping(Student.__post_init__, kept))
+    students: list[Student] = []
+    monkeypatch.setattr(Student, "__post_init__", _keeping(Student.__post_init__, students))
     assert run(write_recipe(tmp_path, {"train": {"budget": "1 iterations"}})) == 0
     assert len(seen) == 2
 
-    network, after = kept[0].network.train(), {}
+    network, after = students[0].network.train(), {}
     for images in seen:
-        kept[0].net.load_state_dict(before[0])
+        students[0].net.load_state_dict(before[0])
         with torch.no_grad():
             network(images)
-        for name, buffer in kept[0].net.named_buffers():
+        for name, buffer in students[0].net.named_buffers():
             after.setdefault(name, []).append(buffer.clone())
     saved = tensors(tmp_path / "run", "alone")
     statistics = [name for name in after if name.endswith(("running_mean", "running_var"))]
@@ -208,10 +208,10 @@ def test_running_statistics_move_once_a_step_by_the_mean_of_its_forwards(
         assert count == 1
 
 
-def _keeping(method: Any, kept: list[Student]) -> Any:
+def _keeping(method: Any, students: list[Student]) -> Any:
     def keep(self: Student) -> None:
         method(self)
-        kept.append(self)
+        students.append(self)
 
     return keep
 
@@ -302,7 +302,7 @@ def test_compilation_traces_each_model_once_for_training_and_once_for_evaluation
 
 
 @pytest.mark.slow
-def test_a_compiled_run_agrees_with_eager_and_goes_on(
+def test_a_compiled_run_agrees_with_eager_and_resumes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Inductor fuses, so it rounds differently (measured: 3e-5 of a tensor's largest entry after 4
@@ -315,9 +315,9 @@ def test_a_compiled_run_agrees_with_eager_and_goes_on(
     changes = {"train": {"budget": "4 iterations"}, "students": students}
     compiled = "train.compile=true"
     assert run(write_recipe(tmp_path, EVERYTHING, changes, name="eager")) == 0
-    assert run(write_recipe(tmp_path, EVERYTHING, changes, name="whole"), compiled) == 0
+    assert run(write_recipe(tmp_path, EVERYTHING, changes, name="uninterrupted"), compiled) == 0
     eager = tensors(tmp_path / "eager")
-    for name, tensor in tensors(tmp_path / "whole").items():
+    for name, tensor in tensors(tmp_path / "uninterrupted").items():
         if ".model/" in name:
             # AdamW scales the rounding noise of gradients that are 0 by theory (a key's bias) up to
             # steps near lr.
@@ -326,4 +326,4 @@ def test_a_compiled_run_agrees_with_eager_and_goes_on(
     stop_after(2, monkeypatch)
     assert run(recipe, compiled) == INTERRUPTED
     assert run(recipe, compiled) == 0
-    assert_equal_tensors(tensors(tmp_path / "run"), tensors(tmp_path / "whole"))
+    assert_equal_tensors(tensors(tmp_path / "run"), tensors(tmp_path / "uninterrupted"))
