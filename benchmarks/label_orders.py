@@ -80,8 +80,8 @@ def batches_of(order: TrainOrder) -> Batches:
 
 
 def buffered(scale: Scale, sizes: np.ndarray, buffer: int) -> Batches:
-    """What the peers do: shuffled shards dealt to the processes, each read from one end to the
-    other through a buffer.
+    """What the peers do: shuffled shards distributed to the processes, each read from start to end
+    through a buffer.
 
     Of a batch each process takes its part out of one buffer. A pair of steps begins at a random
     place, with the buffer full.

@@ -8,9 +8,9 @@ once and timm three times; `--repeats 1` compares without them. Ours mixes on th
 GPU that is this process's own time, in 32 bits, where timm's takes a worker's, in 8.
 
 A round starts a loader afresh, takes untimed batches until every worker has delivered one, and
-counts from there: nobody starts with a full queue, and one loader's workers never run beside the
-other's. The photographs are made up: gradients and noise of many scales under a grain, 500x375 at
-quality 95, of about the 110 kB of an ImageNet file.
+counts from there: no loader starts with a full queue, and the workers of two loaders never run at
+the same time. The photographs are synthetic: gradients and noise of many scales under a grain,
+500x375 at quality 95, of about the 110 kB of an ImageNet file.
 
     python -m benchmarks.loader
     python -m benchmarks.loader --repeats 1 --workers 0 --clock cpu

@@ -5,7 +5,7 @@ Scales: ImageNet-21K (14.2 million samples of 21,841 classes of uneven size, 2,0
 ImageNet-1K (1.28 million, 1,000 even classes, 1,024 shards). Shards are `sorted` (an image folder
 written class after class, the worst case), mixed in `windows` (the sorted ones as `distill data
 shard`
-writes them anew: permuted, and mixed 16 by 16) or `shuffled` (as it writes an image folder).
+writes them again: permuted, and mixed 16 by 16) or `shuffled` (as it writes an image folder).
 Orders: ours, with one of block, lanes and shard size changed at a time; a permutation
 (`distill.data.order.shuffled`); the peers' buffer over shuffled shards, one in each of 8 processes.
 
@@ -301,7 +301,7 @@ def measure_scale(name: str, scale: Scale, asked: argparse.Namespace) -> dict[st
             + (
                 f"{smallest:,}"
                 if smallest
-                else f"none up to {max(asked.blocks):,}: write the shards anew, shuffled"
+                else f"none up to {max(asked.blocks):,}: write the shards again, shuffled"
             )
         )
         result[kind] = {"rows": rows, "smallest_block": smallest}

@@ -119,7 +119,7 @@ def measure_resume(contestants: Contestants, task: Task, num_rounds: int) -> dic
     """Stop in the middle of an epoch and go on in another process, which reads by itself; print,
     and return the figures.
 
-    Ours goes on with the shards that it has in its cache, and on another machine, with none.
+    Ours resumes with the shards that it has in its cache, and on another machine, with none.
     """
     num_batches = task.steps_per_epoch // 2
     print(f"{'':40}{'s to the first batch':>24}{'lost':>8}{'twice':>8}  order of the rest")
@@ -130,18 +130,18 @@ def measure_resume(contestants: Contestants, task: Task, num_rounds: int) -> dic
         whole = contestant("stop", task, num_batches=task.steps_per_epoch)["labels"]
         for way, cache in _ways(name):
             seconds: list[float] = []
-            told: list[int] = []
+            received: list[int] = []
             for _ in range(num_rounds):
                 if cache == "empty":
                     shutil.rmtree(task.cache, ignore_errors=True)
                 state = stopped["state"] if way == "state_dict" else None
                 answer = contestant("resume", task, stopped=[num_batches, way, state])
                 seconds.append(answer["seconds"])
-                told = stopped["labels"] + answer["labels"]
-            lost, twice = len(set(whole) - set(told)), len(told) - len(set(told))
+                received = stopped["labels"] + answer["labels"]
+            lost, twice = len(set(whole) - set(received)), len(received) - len(set(received))
             label = f"{name}, {way}" + (f", cache {cache}" if cache else "")
             spread = median(seconds)
-            same, none = told == whole, len(told) == len(stopped["labels"])
+            same, none = received == whole, len(received) == len(stopped["labels"])
             print(
                 f"{label:40}{show(spread, 2):>24}{lost:>8}{twice:>8} "
                 f" {'the same' if same else 'no batch came' if none else 'another'}",
@@ -219,7 +219,7 @@ def make_shards(settings: argparse.Namespace, root: Path) -> dict[str, ShardSet]
 
 
 def measure(settings: argparse.Namespace, root: Path) -> None:
-    """Every row: images, place, workers. Then how each goes on after a stop."""
+    """Every row: images, place, workers. Then how each resumes after a stop."""
     part = taking_part(settings.places)
     figures: dict[str, Any] = {
         "contestants": part,

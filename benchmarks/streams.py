@@ -36,7 +36,7 @@ from distill.data.decode import decode
 from distill.data.mixing import to_unit
 
 NAMES = ("ours", "datasets", "webdataset", "webdataset_cached")
-# How each goes on after a stop; the first is the one that its documentation names.
+# How each resumes after a stop; the first is the one that its documentation names.
 WAYS = {
     "ours": ("first_step",),
     "datasets": ("state_dict", "skip"),
@@ -88,7 +88,7 @@ Epoch = Callable[[int], Iterator[Delivered]]  # the batches of an epoch, asked f
 
 
 class Stopped(NamedTuple):
-    """Where a run stopped. way: how it goes on. state: what was kept of it."""
+    """Where a run stopped. way: how it resumes. state: what was saved of it."""
 
     num_batches: int
     way: str

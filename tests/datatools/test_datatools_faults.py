@@ -61,7 +61,7 @@ def test_unreadable_images_are_left_out_and_counted(
         cut(broken, tmp_path / "out")
     manifest = cut(
         broken, tmp_path / "out", skip=True
-    )  # the same folder goes on with the other policy
+    )  # the same folder continues with the other policy
     assert manifest is not None
     assert (manifest.num_samples, manifest.num_skipped) == (58, 2)
     assert "58 images in 9 tar shards" in (line := capsys.readouterr().out.splitlines()[-1])
@@ -114,7 +114,7 @@ def test_a_lost_disk_is_no_bad_luck(tmp_path: Path, make_picture: Callable[..., 
 # ---- the machine ---------------------------------------------------------------------------------
 
 
-def _with_little_room(photos: Path, out: Path, workers: int, result: Any) -> None:
+def _with_little_space(photos: Path, out: Path, workers: int, result: Any) -> None:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, 12_000))
     try:
@@ -130,7 +130,7 @@ def test_a_full_disk_is_said_and_the_rest_goes_on_later(
 ) -> None:
     result = FORK.SimpleQueue()
     process = FORK.Process(
-        target=_with_little_room, args=(photos, tmp_path / "out", workers, result)
+        target=_with_little_space, args=(photos, tmp_path / "out", workers, result)
     )
     process.start()
     process.join()

@@ -92,7 +92,7 @@ def test_a_checksum_says_more_than_a_time(tmp_path: Path) -> None:
     assert fingerprint(tmp_path) != before
 
 
-def test_a_table_that_is_written_anew_under_its_url(tmp_path: Path) -> None:
+def test_a_table_that_is_written_again_under_its_url(tmp_path: Path) -> None:
     """As long as it was, and with as many rows: its footer has other statistics."""
     with FolderServer(tmp_path) as server:
         prints = []

@@ -165,7 +165,7 @@ def test_of_shards_behind_http_four_come_here(
     assert sum(path.endswith(".tar") for path in server.requests) == 4
 
 
-def test_counts_that_nobody_says_are_made_and_kept(
+def test_counts_that_nothing_says_are_made_and_kept(
     server: FolderServer,
     shards: Path,
     cli: Cli,
@@ -174,7 +174,7 @@ def test_counts_that_nobody_says_are_made_and_kept(
 ) -> None:
     (shards / MANIFEST_FILE).unlink()
     code, _, err = cli("data", "inspect", shards, "--no-sheet")
-    assert code == 2  # nobody names the classes
+    assert code == 2  # nothing names the classes
     assert "give --unlabelled" in err
     assert "--classes" in err
     url = f"{server.url}/shards/shard-{{00000..00005}}.tar"

@@ -1,5 +1,5 @@
-"""distill data shard: every image once, in files that others read, and the same files whoever
-writes them.
+"""distill data shard: every image once, in files that others read, and the same files from any
+number of processes.
 """
 
 import hashlib
@@ -213,7 +213,7 @@ def test_shards_are_a_source_again_also_behind_http(
     assert [label for *_, label in second] == np.load(tmp_path / "second" / "labels.npy").tolist()
 
 
-# ---- the same files, whoever writes them ---------------------------------------------------------
+# ---- the same files from any number of processes -------------------------------------------------
 
 
 def test_local_processes_write_the_same_files(whole: Path, photos: Path, tmp_path: Path) -> None:

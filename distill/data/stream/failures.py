@@ -14,8 +14,8 @@ from distill.errors import InputError
 
 # A run does not try to make a file again for this long, and twice as long after each further
 # failure.
-_REST_S = 60.0
-_LONGEST_REST_S = 600.0
+_RETRY_AFTER_S = 60.0
+_MAX_RETRY_AFTER_S = 600.0
 # Older records are removed.
 _REMOVE_AFTER_S = 3600.0
 
@@ -65,9 +65,9 @@ def raise_failure(place: Path, since: float, run: str) -> None:
     record = _read(place)
     if record is None:
         return
-    rest_s = min(_LONGEST_REST_S, _REST_S * 2.0 ** min(record["row"] - 1, 10))
-    rests = record["run"] == run and 0 <= time.time() - record["time"] < rest_s
-    if record["time"] >= since or rests:
+    wait_s = min(_MAX_RETRY_AFTER_S, _RETRY_AFTER_S * 2.0 ** min(record["row"] - 1, 10))
+    is_recent = record["run"] == run and 0 <= time.time() - record["time"] < wait_s
+    if record["time"] >= since or is_recent:
         raise (
             InputError(record["message"])
             if record["input"]

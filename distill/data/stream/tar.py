@@ -1,7 +1,8 @@
 """Webdataset tar files: which members make a sample, and where they lie.
 
-Headers are read with pread and not through tarfile of the standard library: 20,000 members took
-0.08 s and 0.35 s.
+Headers are read with pread and not with the standard library's tarfile, which takes 0.35 s instead
+of 0.08 s for 20,000 members, misses a damaged PAX header, takes bytes of old GNU headers for a
+folder name, and does not name the byte at which an archive is cut or damaged.
 """
 
 import json

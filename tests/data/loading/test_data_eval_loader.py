@@ -78,7 +78,7 @@ def test_images_are_the_evaluation_view_and_passes_repeat(memory_source, workers
         assert len(workers_alive) == workers
     assert not multiprocessing.active_children()
     with loader:
-        assert sum(int(batch.valid.sum()) for batch in loader) == 11  # and it starts anew
+        assert sum(int(batch.valid.sum()) for batch in loader) == 11  # and it starts again
 
 
 @pytest.mark.parametrize("workers", [0, 1])

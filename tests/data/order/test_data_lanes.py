@@ -77,7 +77,7 @@ def test_epochs_and_seeds_have_orders_of_their_own() -> None:
     assert np.array_equal(first, epoch_of(order(), 0))
     one_shard = order(np.array([64]), 8, lanes=2, block=32)
     assert not np.array_equal(epoch_of(one_shard, 0), epoch_of(one_shard, 1)), (
-        "blocks are shuffled anew each epoch"
+        "blocks are shuffled again each epoch"
     )
 
 

@@ -150,7 +150,7 @@ def test_a_file_url_is_a_path(tmp_path: Path) -> None:
 
 
 def test_another_signature_is_no_other_data(tmp_path: Path, served: FolderServer) -> None:
-    """A run that goes on with a URL signed anew reads the same shards."""
+    """A run that resumes with a URL signed again reads the same shards."""
     write_tars(tmp_path / "served", [b"a", b"b"], 1)
     info(tmp_path / "served", {"shard-00000.tar": 1, "shard-00001.tar": 1})
     path = f"{served.url}/shard-0000{{0..1}}.tar"
@@ -269,7 +269,7 @@ def test_footers_that_were_spoilt_are_read_again(
         kept.unlink()
 
 
-def test_a_table_whose_size_nobody_tells(tmp_path: Path) -> None:
+def test_a_table_of_unknown_size(tmp_path: Path) -> None:
     write_table(tmp_path / "0.parquet", {"image": [b"a"]}, {})
     with FolderServer(tmp_path, ranges=False) as server:
         server.fault("0.parquet", "chunked", on=None)

@@ -36,8 +36,8 @@ def test_a_file_is_made_once_and_kept(tmp_path: Path) -> None:
     cache.drop(key)
     assert not cache.has(key)
     cache.drop(key)
-    assert cache.begin(key, writing(b"anew"))
-    assert cache.file(key, never).read_bytes() == b"anew"
+    assert cache.begin(key, writing(b"again"))
+    assert cache.file(key, never).read_bytes() == b"again"
 
 
 @pytest.mark.parametrize("how", ["processes", "threads"])
@@ -129,18 +129,18 @@ def test_what_the_dead_left_goes_at_the_next_file(
         if key == "a":
             writer.kill()
             writer.join()
-    (cache.folder / "notes.part").write_text("somebody else's")
-    (cache.folder / "README").write_text("somebody else's, and larger than the limit")
+    (cache.folder / "notes.part").write_text("another program's")
+    (cache.folder / "README").write_text("another program's, and larger than the limit")
     cache.file("c", writing(b"c"))
-    # What is left belongs to the whole, to b, which is still being written, to c, and to somebody
-    # else.
+    # What is left belongs to the whole, to b, which is still being written, to c, and to another
+    # program.
     assert names(cache) == ["", "", "", "lock", "part", "part", "part.index", "size", "size"]
     assert cache.has("whole")
     assert cache.has("c")
     assert not cache.begin("b", never)
 
 
-def test_a_stale_lock_stops_nobody(tmp_path: Path) -> None:
+def test_a_stale_lock_stops_no_process(tmp_path: Path) -> None:
     cache = ShardCache(tmp_path / "cache", LARGE)
     path = cache.file("a", writing(b"a"))
     cache.drop("a")
@@ -265,7 +265,7 @@ def test_a_run_leaves_alone_what_failed_and_for_longer_each_time(tmp_path: Path)
         assert not tried(cache)
         age(rest_s + 1)
         assert tried(cache)
-    assert tried(ShardCache(cache.folder, LARGE)), "another command tries anew"
+    assert tried(ShardCache(cache.folder, LARGE)), "another command tries again"
     assert tried(cache), "and says nothing of this run"
     age(61)
     assert tried(cache), "nor of how often this one failed"

@@ -18,7 +18,7 @@ from distill.errors import InputError
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "longer", "no size", "odd size"])
-def test_damaged_files_are_made_anew(tmp_path: Path, damage: str) -> None:
+def test_damaged_files_are_made_again(tmp_path: Path, damage: str) -> None:
     cache = ShardCache(tmp_path / "cache", LARGE)
     path = cache.file("a", writing(b"content"))
     size = path.with_name(f"{path.name}.size")
@@ -138,8 +138,8 @@ def test_a_full_disk_is_explained(tmp_path: Path) -> None:
                 cache.file("b", writing(b"b" * 600_000))
             assert held.read() == b"a" * 600_000
         assert names(cache) == []
-        # Others have filled it, and nobody has the files of the cache open: they make room, the
-        # oldest first and no more of them than need be.
+        # Other programs have filled the disk, and no process has files of the cache open: the oldest
+        # go, and no more than necessary.
         for number in range(9):
             cache.file(f"{number}", writing(b"x" * 100_000))
         paths = sorted(path for path in cache.folder.iterdir() if not path.suffix)
@@ -178,7 +178,7 @@ def churn(cache: ShardCache, seed: int) -> None:
             os._exit(1)
 
 
-def test_kills_amid_a_crowd_with_a_small_limit(
+def test_kills_among_many_with_a_small_limit(
     tmp_path: Path, started: Callable[..., BaseProcess]
 ) -> None:
     cache = ShardCache(tmp_path / "cache", 60_000)

@@ -42,12 +42,12 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_on_a_full_disk_files_in_use_make_no_room_and_others_go(disk: Path) -> None:
+def test_on_a_full_disk_files_in_use_free_no_space_and_others_go(disk: Path) -> None:
     cache = ShardCache(disk / "cache", LARGE)
     with ExitStack() as held:
         for number in range(9):
             file = held.enter_context(filled(cache, f"{number}", 100_000).open("rb"))
-            if number >= 4:  # somebody has the oldest open
+            if number >= 4:  # a process has the oldest open
                 file.close()
         assert filled(cache, "late", 200_000).stat().st_size == 200_000
     assert there(cache, 9) != []
@@ -84,7 +84,7 @@ def test_a_file_too_large_for_its_owner_costs_no_other(tmp_path: Path) -> None:
     assert there(cache, 3) == [0, 1, 2]
 
 
-def test_a_folder_of_somebody_else_is_refused(
+def test_a_folder_of_another_user_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who makes the folder of the default name first could put shards of his own into it."""

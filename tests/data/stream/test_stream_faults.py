@@ -97,7 +97,7 @@ def test_a_missing_shard_and_a_dead_server(tmp_path, served, opened):
         opened(served.url + "/train-{0000..0003}.parquet", labelled=False)
 
 
-def test_damage_in_the_cache_is_mended(tmp_path, served, opened):
+def test_damage_in_the_cache_is_repaired(tmp_path, served, opened):
     write_shards(tmp_path / "served", "tar", manifest="plain")
     source = opened(served.url)
     assert source.read(1) == IMAGES[1]

@@ -1,4 +1,4 @@
-"""The Hub is asked by one process of a run on each machine, and every run asks anew."""
+"""The Hub is asked by one process of a run on each machine, and every run asks again."""
 
 import hashlib
 import json

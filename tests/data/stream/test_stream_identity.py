@@ -100,7 +100,7 @@ def test_a_file_in_the_place_of_another_of_its_size_and_time(tmp_path):
 # ---- files of a server ---------------------------------------------------------------------------
 
 
-def test_a_table_that_is_written_anew_under_its_url(tmp_path, served, monkeypatch):
+def test_a_table_that_is_written_again_under_its_url(tmp_path, served, monkeypatch):
     """The classes in another order, and not a byte more or less: labels and names are of one state
     of the file.
     """
@@ -211,7 +211,7 @@ def test_a_count_goes_on_where_it_was_broken_off(tmp_path, served):
         6,
     ]
     write_tar(tmp_path / "served/0.tar", [7, 8])
-    assert count() == [2, 2, 3, 4, 5, 6]  # a count that was finished is made anew
+    assert count() == [2, 2, 3, 4, 5, 6]  # a count that was finished is made again
 
 
 # ---- what a process holds ------------------------------------------------------------------------
@@ -298,7 +298,7 @@ for run in range(12):
 """
 
 
-def test_a_process_ends_amid_tables(tmp_path):
+def test_a_process_ends_while_reading_tables(tmp_path):
     for i in range(4):
         write_parquet(tmp_path / f"{i}.parquet", ["cat"], [0] * 200, size_bytes=100_000)
     command = [sys.executable, "-c", AT_WORK, str(tmp_path)]

@@ -29,7 +29,7 @@ from distill.errors import InputError
         (451, "URL"),
     ],
 )
-def test_what_no_retry_mends_is_explained_at_once(
+def test_what_no_retry_fixes_is_explained_at_once(
     server: FolderServer, tmp_path: Path, status: int, fix: str
 ) -> None:
     server.fault("a.bin", "status", status=status, on=None)

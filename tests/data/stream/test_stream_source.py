@@ -59,7 +59,7 @@ def test_a_local_tar_is_read_where_it_lies(tmp_path, opened):
 
 
 @pytest.mark.parametrize("kind", ["tar", "parquet"])
-def test_a_local_shard_that_is_written_anew_is_read_anew(tmp_path, opened, kind):
+def test_a_local_shard_that_is_written_again_is_read_again(tmp_path, opened, kind):
     write_shards(tmp_path / "shards", kind)
     assert opened("shards", classes="classes.txt").read(5) == IMAGES[5]
     (write_tar if kind == "tar" else write_parquet)(

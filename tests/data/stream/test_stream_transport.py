@@ -131,7 +131,7 @@ def drop_by_drop(connection: socket.socket) -> None:
 
 @pytest.mark.parametrize("where", ["body", "headers", "chunk", "redirect", "a byte a try"])
 def test_a_trickle_is_given_up(where: str, tmp_path: Path) -> None:
-    """The timeout of a socket begins anew with each byte."""
+    """The timeout of a socket begins again with each byte."""
 
     def answer(connection: socket.socket, asked: str) -> None:
         match where:
