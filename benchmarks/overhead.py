@@ -57,7 +57,7 @@ _AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class MinimalLoop:
-    """The peer. `net` is its own copy of the student, `teacher` the teacher that the run placed."""
+    """The minimal loop. `net` is its own copy of the student, `teacher` the teacher that the run placed."""
 
     def __init__(self, net: nn.Module, teacher: Teacher, engine: Engine, compile: bool) -> None:
         self.net = net.to(engine.device).to(memory_format=torch.channels_last).train()
@@ -78,7 +78,7 @@ class MinimalLoop:
             self.net.compile()
 
     def step(self, batch: Batch) -> None:
-        """One step of the student."""
+        """Take one step of the student."""
         images = self.pixels(batch.images)
         with torch.no_grad():
             teacher_logits = self.teacher(
@@ -203,7 +203,7 @@ def measure(settings: argparse.Namespace, output: Path, engine: Engine) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line."""
+    """Run the benchmark from the command line. Returns the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -77,7 +77,7 @@ def kd_recipe(
 
 @contextmanager
 def engine_on(device: str, *, precision: str, compile: bool) -> Iterator[Engine]:
-    """The engine of a command, on the CPU or wherever Accelerate would go."""
+    """Return an engine on the CPU, or on the device that Accelerate chooses."""
     before = os.environ.get("ACCELERATE_USE_CPU")
     if device == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "true"
@@ -96,7 +96,7 @@ def engine_on(device: str, *, precision: str, compile: bool) -> Iterator[Engine]
 
 
 def plan_and_models(recipe: Recipe) -> tuple[Plan, Models]:
-    """What `train` makes before it takes a device."""
+    """Return what `train` makes before it takes a device."""
     plan = make_plan(recipe)
     return plan, build_models(plan)
 
@@ -117,11 +117,11 @@ class SteppedRun:
         self._step_flags = StepFlags(engine, len(self.run.students))
 
     def take(self, count: int) -> list[Batch]:
-        """The next batches, on the device."""
+        """Return the next batches, on the device."""
         return list(itertools.islice(self.loader, count))
 
     def step(self, batches: Iterator[Batch]) -> None:
-        """One step on the next of `batches`."""
+        """Take one step on the next of `batches`."""
         self.run._step(batches, self._step_flags, Signals())
         self.run.logger.stepped(self.run.step, self.run.running)
 

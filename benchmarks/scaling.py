@@ -75,7 +75,7 @@ def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def counted(pairs: dict[str, Profiles]) -> str:
-    """What was counted: no assumption in it."""
+    """Return the counted numbers, which need no assumption."""
     rows = []
     seen = set()
     b = MICRO_BATCH
@@ -125,7 +125,7 @@ def counted(pairs: dict[str, Profiles]) -> str:
 
 
 def assumed() -> str:
-    """Every number that was not counted."""
+    """Return every number that was assumed instead of counted."""
     cluster = Cluster(GPUS["h100"], 8)
     rows = [
         [
@@ -182,7 +182,7 @@ def assumed() -> str:
 
 
 def weak(pair: Profiles) -> str:
-    """One step at 256 images a GPU, the teacher replicated and sharded."""
+    """Return one step at 256 images a GPU, with the teacher replicated and partitioned."""
     rows = []
     base = 0.0
     for count in NUM_GPUS:
@@ -286,7 +286,7 @@ def crossover(pairs: dict[str, Profiles]) -> str:
 
 
 def saved(pair: Profiles, count: int) -> float:
-    """GB that sharding the teacher frees on each GPU, what is gathered taken off."""
+    """Return the GB that partitioning the teacher frees on each GPU, less what a step gathers."""
     totals = []
     for placement in ("replicated", "zero3"):
         layout = Layout(count, 16, teacher_placement=placement)
@@ -313,7 +313,7 @@ RUNS = {
 
 
 def runs() -> str:
-    """GPU hours of long runs of ResNet-50 from BEiTv2-B at batch 2048."""
+    """Return the GPU hours of long runs of ResNet-50 from BEiTv2-B at batch 2048."""
     rows = []
     for name, half in (("v100", "fp16"), ("a100-80", "bf16"), ("h100", "bf16")):
         pair = profile("BEiTv2-B -> ResNet-50", half)
@@ -336,7 +336,7 @@ PAPER = {
 
 
 def paper() -> str:
-    """The model against the only hours that the paper prints."""
+    """Compare the model with the only hours that the paper prints."""
     rows = []
     for name, (printed, where) in PAPER.items():
         pair = profile(name, "fp16")
@@ -347,7 +347,7 @@ def paper() -> str:
 
 
 def tables() -> dict[str, str]:
-    """Every table by its name in docs/scaling.md."""
+    """Return every table by its name in docs/scaling.md."""
     pairs = {name: profile(name) for name in PAIRS}
     return {
         "counted": counted(pairs),

@@ -94,7 +94,7 @@ class Parts:
         self.seconds: dict[str, list[float]] = {"data": [], "teacher": [], "student": []}
 
     def round(self) -> float:
-        """`count` steps, each act under a stopwatch of its own."""
+        """Take `count` steps, and time each part of them."""
         for part in self.seconds.values():
             part.append(0.0)
         for _ in range(self._count):
@@ -180,20 +180,20 @@ def measure_time(settings: argparse.Namespace, start: Starter) -> dict[str, Any]
 
 
 def resident_bytes(field: str) -> int:
-    """VmRSS, or VmHWM, its peak since it was last reset."""
+    """Return VmRSS, or VmHWM, its peak since the last reset."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
 def own_bytes(student: Student) -> int:
-    """Weights, gradients, optimizer state and buffers of a student."""
+    """Return the bytes of weights, gradients, optimizer state and buffers of a student."""
     weights = list(student.net.parameters())
     state = student.placement.state()[0]["optimizer"].values()
     return sum(t.nbytes for t in (*weights, *weights, *state, *student.net.buffers()))
 
 
 def live_bytes() -> int:
-    """Bytes of all tensors in this process, each storage once."""
+    """Return the bytes of all tensors in this process, each storage once."""
     storages = {}
     for found in gc.get_objects():
         if issubclass(
@@ -233,7 +233,7 @@ def memory_of(num_students: int, start: Starter) -> dict[str, int]:
 
 
 def measure_memory(arguments: Sequence[str]) -> dict[str, Any]:
-    """Run each size of company in a process of its own; print and return the figures."""
+    """Run each number of students in a process of its own; print and return the figures."""
     # Large blocks go back to the system when freed, so that the resident set is what is in use: by
     # default glibc keeps ever larger ones.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
@@ -278,7 +278,7 @@ def measure_memory(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line."""
+    """Run the benchmark from the command line. Returns the exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -77,7 +77,7 @@ def interleaved(
 
 
 def median(values: Sequence[float]) -> Spread:
-    """The median of the rounds' values."""
+    """Return the median of the rounds' values."""
     rounds = np.asarray(values)
     resamples = rounds[
         np.random.default_rng(0).integers(0, len(rounds), (_NUM_RESAMPLES, len(rounds)))
@@ -87,7 +87,7 @@ def median(values: Sequence[float]) -> Spread:
 
 
 def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> Spread:
-    """The median of the rounds' ratios."""
+    """Return the median of the rounds' ratios."""
     return median([a / b for a, b in zip(numerator, denominator, strict=True)])
 
 
@@ -97,7 +97,7 @@ def show(spread: Spread, digits: int = 3) -> str:
 
 
 def common_arguments(parser: argparse.ArgumentParser, *, rounds: int) -> None:
-    """What every script takes."""
+    """Add the options that every script has."""
     parser.add_argument(
         "--rounds", type=int, default=rounds, help="timed rounds of each contestant"
     )
@@ -110,7 +110,7 @@ def common_arguments(parser: argparse.ArgumentParser, *, rounds: int) -> None:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What a figure was measured on, and how busy it was by then."""
+    """Return the machine that a figure was measured on, and its load."""
     return {
         "device": (
             torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
@@ -126,13 +126,13 @@ def machine(device: torch.device) -> dict[str, Any]:
 def finish(
     title: str, settings: argparse.Namespace, device: torch.device, figures: dict[str, Any]
 ) -> None:
-    """Say what it ran on, and write the figures if a file was asked for."""
+    """Print the machine, and write the figures if the command names a file."""
     ran_on = machine(device)
     print(", ".join(f"{key.replace('_', ' ')} {value}" for key, value in ran_on.items()))
     if settings.json:
-        asked = {
+        options = {
             key: str(value) if isinstance(value, Path) else value
             for key, value in vars(settings).items()
         }
-        record = {"benchmark": title, "settings": asked, "machine": ran_on, **figures}
+        record = {"benchmark": title, "settings": options, "machine": ran_on, **figures}
         settings.json.write_text(json.dumps(record, indent=1) + "\n")

@@ -2,13 +2,13 @@
 
 - student: one model in training, with its losses and its best weights
 - placement: what a student asks of its processes; a student does not know which placement it has
-- replicated: the whole model on every process, under DDP
+- replicated: the full model on every process, under DDP
 - partitioned: the model split over the processes, under DeepSpeed's ZeRO
 - optimizer, optimizer_state: timm's optimizers, and their state by parameter name
 - schedule: the learning rate of a step
 - ema: averages of the weights
 
-Every placement saves the same whole tensors by parameter name, so a run resumes under another
+Every placement saves the same full tensors by parameter name, so a run resumes under another
 placement and on another number of processes.
 """
 

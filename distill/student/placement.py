@@ -1,4 +1,4 @@
-"""The interface of every placement: how a student's model lies over the processes."""
+"""The interface of every placement: how processes hold a student's model."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -75,7 +75,7 @@ class Placement(Protocol):
 
         Args:
             build_optimizer: builds an optimizer without state; None keeps the one in use.
-            clip_grad_norm: largest norm of the whole gradient; None clips nothing.
+            clip_grad_norm: largest norm of the full gradient; None clips nothing.
             new_averages: start the averages again from the current weights.
         """
 
@@ -97,7 +97,7 @@ class Placement(Protocol):
         """
 
     def state(self) -> tuple[dict[str, Tensors], dict[str, Any]]:
-        """Return whole tensors by file, and plain values; under ZeRO only the main process gets the
+        """Return full tensors by file, and plain values; under ZeRO only the main process gets the
         tensors. Collective: every rank.
         """
 
