@@ -19,9 +19,26 @@ import torch
 from command import Cli, Outcome
 from hypothesis import HealthCheck, settings
 
-# `tiny` and the command line are imported where they are used: they take seconds, and tests of one
-# room need neither.
+# `tiny` and the command line are imported where they are used: they take seconds, and many tests
+# need neither.
 
+
+# Whole files that are slow: runs of several processes, clusters, kills and benchmarks. What they
+# are about has faster tests too: test_two_processes, test_launch_environment, test_launchers,
+# test_placement, test_checkpoint and test_resume, and the streams of tests/data.
+SLOW_FILES = {
+    "test_benchmark_streaming.py",
+    "test_benchmarks.py",
+    "test_faults.py",
+    "test_kill.py",
+    "test_miniature.py",
+    "test_slurm.py",
+    "test_statistics_groups.py",
+    "test_stream_ends.py",
+    "test_stream_stops.py",
+    "test_streams.py",
+    "test_zero.py",
+}
 
 # The same examples in every run and on every machine, and no time limit for one: a loaded machine
 # would miss it. An example may write to the test's own folder, which all examples of a test share.
@@ -37,14 +54,18 @@ settings.load_profile("tests")
 
 def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
-    # In the background of a script SIGINT is ignored, here and in every process that tests start;
-    # they are about Ctrl-C, too.
+    # In the background of a script SIGINT is ignored, here and in every process that tests start,
+    # but some tests are about Ctrl-C.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if os.environ.get("CI"):
         config.pluginmanager.register(skips)
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is marked slow
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.name in SLOW_FILES:
+            item.add_marker(pytest.mark.slow)
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):
@@ -53,8 +74,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Cli:
-    """`distill ...` in this process: cli("train", recipe, "seed=1"). Workers' output is
-    caught too.
+    """Runs `distill ...` in this process: cli("train", recipe, "seed=1"). Captures the output of
+    workers too.
     """
     monkeypatch.delenv("DISTILL_TRACEBACK", raising=False)
     monkeypatch.setenv("COLUMNS", "80")
@@ -85,8 +106,8 @@ def tiny_recipe(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run to read from, never to write to: three students, of two models, with averages,
-    behind a teacher.
+    """A finished run that tests only read: three students of two models, with averages, behind a
+    teacher.
     """
     import tiny
 
