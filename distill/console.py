@@ -1,4 +1,4 @@
-"""How anything is printed, for people and for pipes."""
+"""Prints text, tables and errors on terminals and in pipes."""
 
 import os
 import sys
@@ -16,19 +16,19 @@ _PLAIN_WIDTH = 1000
 
 
 def make_console(stderr: bool = False) -> Console:
-    """The console that everything prints on: as wide as the terminal, or wide enough not to wrap
-    plain lines.
+    """Returns the console for all output: as wide as the terminal, or in a pipe wide enough that
+    lines are not wrapped.
     """
     console = _literal_console(stderr, None)
     return console if console.is_terminal else _literal_console(stderr, _PLAIN_WIDTH)
 
 
 def _literal_console(stderr: bool, width: int | None) -> Console:
-    """A console for which `[red]`, `:smile:` and escape codes in a str, also in a table's cell, are
-    plain characters.
+    """Returns a console that prints `[red]`, `:smile:` and escape codes in a str, also in a table,
+    as plain characters.
 
-    Names come from folders, archives and servers. A rich Text is printed as it is: make one of
-    `visible(name)`.
+    This is safe for names from folders, archives and servers. A rich Text is not changed: make it
+    with `visible(name)`.
     """
     encoding = (sys.stderr if stderr else sys.stdout).encoding or "utf-8"
 
@@ -46,17 +46,15 @@ def _literal_console(stderr: bool, width: int | None) -> Console:
 
 
 def visible(message: str, encoding: str = "utf-8") -> Text:
-    """A message of one or more lines whose other control characters, and those that `encoding`
-    lacks, are written out.
+    """Returns a message in which control characters, except line ends, and characters that
+    `encoding` lacks are escaped.
     """
     lines = "\n".join(map(printable, message.split("\n")))
     return Text(lines.encode(encoding, "backslashreplace").decode(encoding))
 
 
 def wrapped(console: Console, text: str, indent: int = 0) -> str:
-    """Return a text for a terminal broken between words, never in a path or a long name; elsewhere
-    as it is.
-    """
+    """Returns a text wrapped between words for a terminal; in a pipe the text is not changed."""
     if not console.is_terminal or console.is_dumb_terminal:
         return text
     width = max(console.width, 2 * indent)
@@ -75,7 +73,7 @@ def wrapped(console: Console, text: str, indent: int = 0) -> str:
 
 
 def show_table(console: Console, table: Table) -> None:
-    """Print a table; elsewhere than on a terminal without the blanks that fill its last column."""
+    """Prints a table; in a pipe without trailing blanks."""
     if console.is_terminal:
         console.print(table)
         return
@@ -86,8 +84,8 @@ def show_table(console: Console, table: Table) -> None:
 
 
 def error_panel(message: str) -> None:
-    """Show what was wrong with the input, on standard error. Under a launcher every process says
-    its own, in a line.
+    """Prints an error on standard error: a panel on a terminal, lines in a pipe, and one line for a
+    rank above 0.
     """
     console = make_console(stderr=True)
     rank = os.environ.get("RANK", "0")
@@ -104,7 +102,7 @@ def error_panel(message: str) -> None:
 
 
 def hours_minutes(seconds: float) -> str:
-    """ "1:02:03", or "0:45"."""
+    """Returns a duration as "1:02:03" or "0:45"."""
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"

@@ -1,4 +1,4 @@
-"""Wrong recipes and options: commands as a user types them, and what their messages must contain.
+"""Wrong recipes and options: commands as a user types them, and text that messages must contain.
 
 `test_bad_input` makes the files.
 """

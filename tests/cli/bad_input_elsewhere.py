@@ -1,4 +1,4 @@
-"""Wrong data, models, machines and finished runs: commands, and what their messages must contain."""
+"""Wrong data, models, machines and finished runs: commands, and text that messages must contain."""
 
 from bad_input_cases import Case, train
 
@@ -196,7 +196,7 @@ MACHINE = {
 FINISHED = {
     "nothing there": Case(["evaluate", "gone"], ["gone: there is no such run"]),
     "no run": Case(["evaluate", "good"], ["good: neither a run (recipe.yaml), a checkpoint"]),
-    "not judged yet": Case(["evaluate", "stopped_early"], ["no best weights", "--weights raw"]),
+    "not evaluated yet": Case(["evaluate", "stopped_early"], ["no best weights", "--weights raw"]),
     "no checkpoint yet": Case(
         ["evaluate", "stopped_early", "--weights", "last"], ["this run has no checkpoint"]
     ),

@@ -212,7 +212,7 @@ def test_an_unreadable_image_in_an_evaluation(cli: Cli, place: Path) -> None:
     assert "out: 46 images, 2 unreadable skipped" in outcome.out
 
 
-def test_a_run_without_its_data_can_be_judged_on_other_data(cli: Cli, place: Path) -> None:
+def test_a_run_without_its_data_can_be_evaluated_on_other_data(cli: Cli, place: Path) -> None:
     assert cli(*train()).code == 0
     (place / "good").rename(place / "moved")
     try:

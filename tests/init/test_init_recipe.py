@@ -133,7 +133,9 @@ def test_splits_of_tables_train_and_evaluate(kind: str, cli: Cli, tmp_path: Path
     assert len(make_plan(load_recipe("pets.yaml")).stages[0].source) == 20
 
 
-def test_the_teacher_says_what_everybody_sees(cli: Cli, photos: Path, teacher: Path) -> None:
+def test_all_models_get_the_image_size_of_the_teacher(
+    cli: Cli, photos: Path, teacher: Path
+) -> None:
     flags = ("--teacher", teacher, "--teacher-model", MODEL, "--teacher-image-size", SIZE)
     tree = written(cli, photos, *flags)
     assert tree["teacher"] == {"model": MODEL, "weights": str(teacher), "image_size": SIZE}
