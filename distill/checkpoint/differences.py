@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from distill.recipe.identity import NOT_IDENTITY, stream_paths, with_streams_anywhere
+from distill.recipe.fingerprint import KEYS_LEFT_OUT, stream_paths, with_streams_anywhere
 
 _DIFFERENCES_SHOWN = 8
 
@@ -16,7 +16,7 @@ def another_recipe(path: Path, wrote: str, old_text: str, new_text: str) -> str:
     that `new_text` cannot resume.
     """
     old, new = (
-        _leaves(with_streams_anywhere(yaml.safe_load(text)), NOT_IDENTITY)
+        _leaves(with_streams_anywhere(yaml.safe_load(text)), KEYS_LEFT_OUT)
         for text in (old_text, new_text)
     )
     absent = "(absent)"

@@ -27,7 +27,7 @@ from distill.checkpoint.layout import (
 )
 from distill.errors import InputError
 from distill.files import atomic_directory, clean, remove_directory, sha256_of
-from distill.recipe.load import digest_today
+from distill.recipe.load import fingerprint_today
 
 FORMAT = 1  # increases when older code cannot read a new checkpoint, or new code an older one
 _TENSORS = ".safetensors"
@@ -292,7 +292,10 @@ def latest(
             damages.append(str(damage))
             report(f"{damage}; trying the checkpoint before it")
             continue
-        if checkpoint.recipe_digest != digest and digest_today(checkpoint.recipe_text) != digest:
+        if (
+            checkpoint.recipe_digest != digest
+            and fingerprint_today(checkpoint.recipe_text) != digest
+        ):
             wrote = checkpoint.manifest["versions"]["vanillakd"]
             raise CheckpointError(another_recipe(path, wrote, checkpoint.recipe_text, recipe_text))
         return checkpoint

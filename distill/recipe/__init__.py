@@ -3,7 +3,7 @@
 """
 
 from distill.recipe.duration import Duration, DurationValue
-from distill.recipe.identity import recipe_digest
+from distill.recipe.fingerprint import recipe_fingerprint
 from distill.recipe.load import (
     dump_recipe,
     find_recipe,
@@ -23,7 +23,7 @@ __all__ = [
     "find_recipe",
     "load_recipe",
     "read_recipe",
-    "recipe_digest",
+    "recipe_fingerprint",
     "recipes_dir",
     "shipped_files",
     "shipped_recipes",

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from distill.errors import InputError, did_you_mean
 from distill.recipe.defaults import fill_defaults
 from distill.recipe.explain import Tree, explain
-from distill.recipe.identity import recipe_digest
+from distill.recipe.fingerprint import recipe_fingerprint
 from distill.recipe.notes import rate_notes
 from distill.recipe.overrides import apply_overrides
 from distill.recipe.resolve import merge, resolve_stages, resolve_students
@@ -224,11 +224,11 @@ def dump_recipe(recipe: Recipe, *, ascii_only: bool = False) -> str:
     return dump(recipe.model_dump(mode="json"), ascii_only=ascii_only)
 
 
-def digest_today(text: str) -> str:
+def fingerprint_today(text: str) -> str:
     """The fingerprint of a recipe that an earlier version saved, with the defaults of this version
     for keys that are new. Empty if this version does not accept the recipe.
     """
     try:
-        return recipe_digest(Recipe.model_validate(parse(text)))
+        return recipe_fingerprint(Recipe.model_validate(parse(text)))
     except (ValidationError, TextError):
         return ""

@@ -10,7 +10,7 @@ from distill.engine import Engine
 from distill.evaluation.accuracy import Accuracy
 from distill.models.teacher import Teacher
 from distill.models.view import ModelView
-from distill.recipe import dump_recipe, recipe_digest
+from distill.recipe import dump_recipe, recipe_fingerprint
 from distill.student.student import Student
 from distill.training.build import stage_settings
 from distill.training.evaluations import Evaluations
@@ -110,7 +110,7 @@ class RunCheckpoints:
                 tensors=tensors,
                 values=state.to_dict(),
                 recipe_text=dump_recipe(recipe),
-                recipe_digest=recipe_digest(recipe),
+                recipe_digest=recipe_fingerprint(recipe),
                 world_size=self.engine.world_size,
             )
             prune(root, recipe.checkpoint.keep_last, newest=path)

@@ -20,7 +20,7 @@ from distill.checkpoint.layout import (
 from distill.checkpoint.store import latest
 from distill.errors import InputError
 from distill.files import clean, replace_text
-from distill.recipe import Recipe, dump_recipe, recipe_digest
+from distill.recipe import Recipe, dump_recipe, recipe_fingerprint
 from distill.training.inputs import refuse_other_inputs
 from distill.training.metrics import truncate_metrics
 from distill.training.output_folder import refuse_foreign_output
@@ -103,7 +103,7 @@ def open_run_folder(
             folder.mkdir()
             run_lock.acquire(output)
         checkpoint = latest(
-            checkpoints_dir(output), recipe_digest(recipe), dump_recipe(recipe), report=say
+            checkpoints_dir(output), recipe_fingerprint(recipe), dump_recipe(recipe), report=say
         )
         if checkpoint:
             refuse_other_inputs(checkpoint.path, checkpoint.values["inputs"], inputs)

@@ -15,7 +15,7 @@ from small_recipe import BASE, write
 from distill.data.augment import TrainTransform
 from distill.data.mixing import Mixing
 from distill.errors import InputError
-from distill.recipe import Recipe, dump_recipe, load_recipe, recipe_digest
+from distill.recipe import Recipe, dump_recipe, load_recipe, recipe_fingerprint
 from distill.recipe.keys import each_key
 from distill.recipe.resolve import merge
 from distill.recipe.text import TextError, dump, parse
@@ -113,7 +113,7 @@ def assert_reads_back(recipe: Recipe, folder: Path) -> None:
             dump_recipe(recipe, ascii_only=ascii_only), encoding="ascii" if ascii_only else "utf-8"
         )
         assert load_recipe(again) == recipe
-        assert recipe_digest(load_recipe(again)) == recipe_digest(recipe)
+        assert recipe_fingerprint(load_recipe(again)) == recipe_fingerprint(recipe)
 
 
 @quick

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from distill.recipe import dump_recipe, load_recipe, read_recipe, recipe_digest
-from distill.recipe.load import digest_today
+from distill.recipe import dump_recipe, load_recipe, read_recipe, recipe_fingerprint
+from distill.recipe.load import fingerprint_today
 from distill.recipe.stages import StageSpec
 
 
@@ -69,4 +69,4 @@ def test_a_saved_recipe_without_the_key_continues(on_a2: Path) -> None:
     text = dump_recipe(recipe)
     before = "\n".join(line for line in text.splitlines() if "lr_scaling" not in line)
     assert before != text
-    assert digest_today(before) == recipe_digest(recipe)
+    assert fingerprint_today(before) == recipe_fingerprint(recipe)

@@ -24,7 +24,7 @@ from shipped import (
 from timm.optim import get_optimizer_info, list_optimizers
 
 import distill.models  # noqa: F401  registers the CIFAR ResNets with timm
-from distill.recipe import dump_recipe, load_recipe, recipe_digest
+from distill.recipe import dump_recipe, load_recipe, recipe_fingerprint
 
 
 @each_recipe
@@ -33,7 +33,7 @@ def test_recipe_loads_and_its_dump_is_the_same_recipe(path: Path, tmp_path: Path
     (tmp_path / "dump.yaml").write_text(dump_recipe(recipe))
     again = load_recipe(tmp_path / "dump.yaml")
     assert again == recipe
-    assert recipe_digest(again) == recipe_digest(recipe)
+    assert recipe_fingerprint(again) == recipe_fingerprint(recipe)
 
 
 def test_names_are_unique() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from distill.errors import InputError
-from distill.recipe import dump_recipe, load_recipe, read_recipe, recipe_digest
+from distill.recipe import dump_recipe, load_recipe, read_recipe, recipe_fingerprint
 from distill.training.check import check_recipe
 from distill.training.plan import make_plan
 
@@ -164,7 +164,7 @@ def test_an_inherited_warmup_fits_a_budget_of_another_unit(
     (tmp_path / "saved.yaml").write_text(dump_recipe(plan.recipe))
     again = make_plan(load_recipe(tmp_path / "saved.yaml"))
     assert again.notes == ()
-    assert recipe_digest(again.recipe) == recipe_digest(plan.recipe)
+    assert recipe_fingerprint(again.recipe) == recipe_fingerprint(plan.recipe)
 
 
 def test_a_written_warmup_of_another_unit_is_not_shortened(on_a2: Path) -> None:

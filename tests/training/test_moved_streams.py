@@ -19,7 +19,7 @@ from distill.data.order.lanes import LaneOrder
 from distill.data.sources import open_source
 from distill.data.stream.source import StreamSource
 from distill.errors import InputError
-from distill.recipe import dump_recipe, load_recipe, recipe_digest
+from distill.recipe import dump_recipe, load_recipe, recipe_fingerprint
 from distill.recipe.schema import StreamSpec
 from distill.training.inputs import refuse_other_inputs
 from distill.training.loop import DONE, INTERRUPTED
@@ -197,10 +197,10 @@ def test_the_place_of_a_stream_is_no_part_of_what_a_run_is(
     before = load_recipe(recipe)
     moved = load_recipe(recipe, [f"{key}.path=https://there/{{0..3}}.tar?signature=1"])
     assert moved != before
-    assert recipe_digest(moved) == recipe_digest(before)
+    assert recipe_fingerprint(moved) == recipe_fingerprint(before)
     for other in ("split=test", "image=png", "container=tar"):
         changed = load_recipe(recipe, [f"{key}.{other}"])
-        assert recipe_digest(changed) != recipe_digest(before)
+        assert recipe_fingerprint(changed) != recipe_fingerprint(before)
         message = another_recipe(tmp_path, "1", dump_recipe(before), dump_recipe(changed))
         assert f"\n  {key}.{other.partition('=')[0]}: null -> " in message
     both = load_recipe(recipe, [f"{key}.path=there", "seed=3"])
@@ -212,7 +212,9 @@ def test_the_place_of_a_stream_is_no_part_of_what_a_run_is(
 @pytest.mark.parametrize("kind", ["image_folder", "parquet", "arrow", "saved"])
 def test_the_place_of_other_data_is(kind: str, write: Write) -> None:
     def digest(path: str) -> str:
-        return recipe_digest(load_recipe(write({"data": {"train": {"kind": kind, "path": path}}})))
+        return recipe_fingerprint(
+            load_recipe(write({"data": {"train": {"kind": kind, "path": path}}}))
+        )
 
     assert digest("here") != digest("there")
 

@@ -10,7 +10,7 @@ from typing import Any
 from distill.recipe.schema import Recipe
 
 # Keys that may change when a run resumes: where it is saved, logged and computed.
-NOT_IDENTITY = {
+KEYS_LEFT_OUT = {
     "name": True,
     "description": True,
     "output": True,
@@ -25,19 +25,19 @@ NOT_IDENTITY = {
 }
 # Keys of streams that may change as well: the location of the shards, and numbers whose default
 # depends on the data. `Plan.inputs` checks that a resumed run has the same shards and numbers.
-STREAM_NOT_IDENTITY = frozenset({"path", "lanes", "block"})
+STREAM_KEYS_LEFT_OUT = frozenset({"path", "lanes", "block"})
 
 
-def recipe_digest(recipe: Recipe) -> str:
+def recipe_fingerprint(recipe: Recipe) -> str:
     """SHA-256 of all keys of the recipe that change the result. A checkpoint is only resumed with
     the same fingerprint. The content of the data is not part of it.
     """
-    identity = with_streams_anywhere(recipe.model_dump(mode="json", exclude=NOT_IDENTITY))  # type: ignore[arg-type]
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    tree = with_streams_anywhere(recipe.model_dump(mode="json", exclude=KEYS_LEFT_OUT))  # type: ignore[arg-type]
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 
 def with_streams_anywhere(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the tree of a resolved recipe without the STREAM_NOT_IDENTITY keys of its streams, in
+    """Returns the tree of a resolved recipe without the STREAM_KEYS_LEFT_OUT keys of its streams, in
     the run and in its stages.
     """
     found = dict(tree)
@@ -58,7 +58,7 @@ def with_streams_anywhere(tree: Mapping[str, Any]) -> dict[str, Any]:
 def _anywhere(data: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: (
-            {key: value for key, value in spec.items() if key not in STREAM_NOT_IDENTITY}
+            {key: value for key, value in spec.items() if key not in STREAM_KEYS_LEFT_OUT}
             if _is_stream(spec)
             else spec
         )
