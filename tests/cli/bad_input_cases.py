@@ -76,9 +76,11 @@ RECIPES = {
         train(recipe="no_students.yaml"), ["no_students.yaml", "students: should have at least 1"]
     ),
     "list of students": Case(
-        train(recipe="list_students.yaml"), ["student and students are mappings"]
+        train(recipe="list_students.yaml"), ["student and students should be mappings"]
     ),
-    "student named teacher": Case(train("students.teacher={}"), ['the name "teacher" is taken']),
+    "student named teacher": Case(
+        train("students.teacher={}"), ['the name "teacher" belongs to the teacher']
+    ),
     "student's name": Case(
         train("students.a b={}"), ["students.a b: a name is letters, digits, - and _"]
     ),
@@ -157,7 +159,9 @@ RECIPES = {
         train(recipe="quickstart/student"),
         ["no recipe 'quickstart/student'", "'quickstart/students'", "distill recipe list"],
     ),
-    "recipe is a folder": Case(train(recipe="nothing"), ["nothing: a folder without recipe.yaml"]),
+    "recipe is a folder": Case(
+        train(recipe="nothing"), ["nothing: is a folder without recipe.yaml"]
+    ),
     "YAML syntax": Case(
         train(recipe="syntax.yaml"), ["syntax.yaml: not valid YAML: line 2, column 4"]
     ),

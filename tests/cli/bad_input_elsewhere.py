@@ -44,7 +44,9 @@ DATA = {
     "no step": Case(
         train("train.budget='0.1 epochs'"), ["train.budget 0.1 epochs comes to no step at all"]
     ),
-    "no length": Case(train("train.budget='0 epochs'"), ["train.budget: 0 epochs", "above 0"]),
+    "no length": Case(
+        train("train.budget='0 epochs'"), ["train.budget: 0 epochs", "longer than 0"]
+    ),
     "warm-up over budget": Case(
         train("student.schedule.warmup='3 iterations'"),
         ["students.one.schedule.warmup", "lengthen train.budget"],
@@ -128,8 +130,14 @@ MODELS = {
 MACHINE = {
     "processes": Case(
         train(),
-        ["train.batch_size_global 16", "on 3 processes: start 1 or 2 processes"],
-        {"WORLD_SIZE": "3", "RANK": "0"},
+        ["train.batch_size_global 16", "on 3 processes: start 1 or 2 or 4 or 8 processes"],
+        {
+            "WORLD_SIZE": "3",
+            "RANK": "0",
+            "LOCAL_RANK": "0",
+            "MASTER_ADDR": "localhost",
+            "MASTER_PORT": "29511",
+        },
     ),
     "no rendezvous": Case(
         train(),
