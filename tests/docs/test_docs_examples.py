@@ -227,3 +227,9 @@ def test_every_page_is_linked_from_the_readme() -> None:
 
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_bytes()) <= 10_000
+
+
+def test_tests_that_ci_names_exist() -> None:
+    named = re.findall(r"tests/[\w/]+(?:\.py)?", (ROOT / ".ci/lowest").read_text())
+    assert named
+    assert all((ROOT / path).exists() for path in named)
