@@ -133,6 +133,6 @@ def num_epochs(num_images: int, pretrained: bool) -> int:
 
 
 def learning_rate(batch: int, pretrained: bool) -> float:
-    """Proportional to the square root of the batch size, as for adaptive optimizers, at most 3e-3."""
+    """Proportional to the square root of the batch size, at most 3e-3."""
     rate = min(3e-3, 4e-3 * math.sqrt(batch / 64))
     return float(f"{rate / 8 if pretrained else rate:.1g}")

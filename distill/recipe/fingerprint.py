@@ -37,7 +37,7 @@ def recipe_fingerprint(recipe: Recipe) -> str:
 
 
 def with_streams_anywhere(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the tree of a resolved recipe without the STREAM_KEYS_LEFT_OUT keys of its streams, in
+    """Returns the tree of a resolved recipe without STREAM_KEYS_LEFT_OUT of its streams, in
     the run and in its stages.
     """
     found = dict(tree)
