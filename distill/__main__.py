@@ -1,4 +1,5 @@
-"""The command line: distill init | train | evaluate | export | doctor | recipe | data | launchers.
+"""The command line: distill init | train | evaluate | export | doctor | recipe | data | launch |
+launchers.
 
 It also runs as `accelerate launch -m distill ...`.
 """
@@ -17,6 +18,7 @@ from distill import __version__
 from distill.cli.faults import explain_error
 from distill.cli.help import set_help, show_help
 from distill.cli.hints import add_hints
+from distill.cli.launch import launch
 from distill.cli.recipes import Overrides, RecipeArgument, loaded_with_notes, recipe_app
 from distill.console import error_panel
 from distill.datatools.commands import data_app
@@ -281,6 +283,10 @@ def doctor(
     raise typer.Exit(examine(loaded, options, as_json=json))
 
 
+app.command(
+    "launch",
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+)(launch)
 app.command("launchers")(launchers)
 
 

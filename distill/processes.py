@@ -23,17 +23,18 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def is_launcher(command: list[str]) -> bool:
-    """Return whether a command line is torchrun's or Accelerate's, by its first words only: those
-    of the launched command follow.
+    """Return whether a command line is that of torchrun, Accelerate or `distill launch`, by its
+    first words only: those of the launched command follow.
     """
     first, *rest = [*command[:6], ""]
     if Path(first).name.startswith("python"):
         while rest and rest[0].startswith("-") and rest[0] != "-m":  # the interpreter's own options
             rest = rest[1:]
         if rest[0:1] == ["-m"]:
-            return rest[1] in _LAUNCHER_MODULES
-        first = rest[0]
-    return Path(first).name in _LAUNCHERS
+            return rest[1] in _LAUNCHER_MODULES or rest[1:3] == ["distill", "launch"]
+        first, *rest = rest
+    name = Path(first).name
+    return name in _LAUNCHERS or (name == "distill" and rest[0:1] == ["launch"])
 
 
 def end_with_launcher() -> None:

@@ -22,6 +22,5 @@ else
 fi
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=${TORCH_NCCL_ASYNC_ERROR_HANDLING:-1} NCCL_DEBUG=${NCCL_DEBUG:-WARN}
 
-# SIGUSR1 would end torchrun. It ignores it, and the ranks handle it: pkill -USR1 -f 'distill train' stops and saves.
-trap '' USR1
-exec "$python" -m torch.distributed.run "${meet[@]}" "${count[@]}" -m distill train "$@"
+# SIGUSR1 is for the processes that it starts: pkill -USR1 -f 'distill train' stops and saves.
+exec "$python" -m distill launch "${meet[@]}" "${count[@]}" train "$@"

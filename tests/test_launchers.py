@@ -188,8 +188,8 @@ def test_torchrun_takes_its_place_among_machines(stand_in: Path) -> None:
 
     machine = {"NNODES": 2, "NODE_RANK": 1, "MASTER_ADDR": "10.0.0.7", "DISTILL_PYTHON": stand_in}
     _, *words = started(LAUNCHERS / "torchrun.sh", "recipe.yaml", "seed=1", **machine)
-    assert words[:2] == ["-m", "torch.distributed.run"]
-    launch = get_args_parser().parse_args(words[2:])
+    assert words[:3] == ["-m", "distill", "launch"]
+    launch = get_args_parser().parse_args(words[3:])
     assert (launch.nnodes, launch.node_rank, launch.master_addr, launch.master_port) == (
         "2",
         1,
@@ -198,17 +198,15 @@ def test_torchrun_takes_its_place_among_machines(stand_in: Path) -> None:
     )
     assert launch.nproc_per_node == "gpu"
     assert [launch.training_script, *launch.training_script_args] == [
-        "distill",
         "train",
         "recipe.yaml",
         "seed=1",
     ]
-    assert launch.module
 
     _, *words = started(
         LAUNCHERS / "torchrun.sh", "recipe.yaml", NPROC_PER_NODE=2, DISTILL_PYTHON=stand_in
     )
-    launch = get_args_parser().parse_args(words[2:])
+    launch = get_args_parser().parse_args(words[3:])
     assert (launch.standalone, launch.nproc_per_node) == (True, "2")
 
 
