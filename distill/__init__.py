@@ -3,9 +3,9 @@
     import distill
 
     recipe = distill.load_recipe("quickstart/students", ["train.budget=1 epochs"])
-    distill.train(recipe)  # in runs/students, or resumes the run there
-    scores = distill.evaluate("runs/students")  # scores["kd"].top1
-    distill.export("runs/students", "exports/kd", student="kd")
+    distill.train(recipe)  # in recipe.output_dir, or resumes the run there
+    scores = distill.evaluate(recipe.output_dir)  # scores["kd"].top1
+    distill.export(recipe.output_dir, "exports/kd", student="kd")
 
 The functions are imported when they are first used, since torch takes seconds to import.
 """

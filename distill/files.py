@@ -57,7 +57,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         if old.exists() and not path.exists():
             old.rename(path)
         if (number := os_errno(error)) is not None:
-            raise WriteError(_explain(path, number, error)) from error
+            raise WriteError(explain_write(path, number, error)) from error
         raise
     # Only now: until the parent is synced, a power loss may bring the old name back.
     if old.exists():
@@ -107,7 +107,7 @@ def remove_directory(path: Path) -> None:
     try:
         _discard(path)
     except OSError as error:
-        raise WriteError(_explain(path, os_errno(error) or errno.EIO, error)) from error
+        raise WriteError(explain_write(path, os_errno(error) or errno.EIO, error)) from error
 
 
 def _discard(path: Path) -> None:
@@ -172,7 +172,8 @@ def atomic_write(
         accept: called with the path of the synced file; if it returns False, nothing is replaced.
 
     Raises:
-        OSError: as any write; `path` is then as before.
+        OSError: as any write; `path` is then as before, or the new file if only the sync of its
+            folder failed.
     """
     tmp = path.with_name(tmp_name(path.name))
     try:
@@ -182,7 +183,9 @@ def atomic_write(
             os.fsync(file.fileno())
         if accept(tmp):
             tmp.replace(path)
-            sync_directory(path.parent)
+            # Another process may have used the file and deleted its folder already.
+            with suppress(FileNotFoundError):
+                sync_directory(path.parent)
     finally:
         tmp.unlink(missing_ok=True)
 
@@ -219,7 +222,8 @@ def os_errno(error: BaseException) -> int | None:
     return None
 
 
-def _explain(path: Path, number: int, error: BaseException) -> str:
+def explain_write(path: Path, number: int, error: BaseException) -> str:
+    """Why a path cannot be written, and what to do."""
     where = next((parent for parent in path.parents if parent.is_dir()), path.parent)
     if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         free = ""

@@ -10,7 +10,7 @@ import environment  # noqa: F401 - before all that reads it
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -25,7 +25,7 @@ from hypothesis import HealthCheck, settings
 
 # Whole files that are slow: runs of several processes, clusters, kills and benchmarks. What they
 # are about has faster tests too: test_two_processes, test_launch_environment, test_launchers,
-# test_placement, test_checkpoint and test_resume, and the streams of tests/data.
+# test_teacher_placement, test_checkpoint_store and test_resume, and the streams of tests/data.
 SLOW_FILES = {
     "test_benchmark_streaming.py",
     "test_benchmarks.py",
@@ -51,6 +51,8 @@ settings.register_profile(
 )
 settings.load_profile("tests")
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
 
 def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
@@ -70,6 +72,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and torch sees none"))
+
+
+@pytest.fixture(autouse=True)
+def signal_handlers() -> Iterator[None]:
+    """Restore the handlers: a failed process of several ignores SIGTERM until it has ended, and a
+    test that runs such a command in this process would leave that to all later tests.
+    """
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

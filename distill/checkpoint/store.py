@@ -29,7 +29,7 @@ from distill.errors import InputError
 from distill.files import atomic_directory, clean, remove_directory, sha256_of
 from distill.recipe.load import fingerprint_today
 
-FORMAT = 1  # increases when older code cannot read a new checkpoint, or new code an older one
+FORMAT = 1  # increases when new code can no longer read an older checkpoint
 _TENSORS = ".safetensors"
 _LIBRARIES = ("torch", "timm", "accelerate", "safetensors", "numpy")
 
@@ -277,7 +277,7 @@ def latest(
     are damaged this raises: a silent restart from step 0 could cost weeks.
 
     Args:
-        digest: `recipe_digest` of the recipe that resumes.
+        digest: `recipe_fingerprint` of the recipe that resumes.
         recipe_text: its resolved YAML, to name the keys that differ.
 
     Raises:

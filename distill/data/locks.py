@@ -77,5 +77,7 @@ def _is_at(descriptor: int, path: Path) -> bool:
 def _unlock(descriptor: int) -> None:
     """Unlock before closing: a child that was just forked may still have the descriptor."""
     _held.discard(descriptor)
-    fcntl.flock(descriptor, fcntl.LOCK_UN)
-    os.close(descriptor)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+    finally:
+        os.close(descriptor)

@@ -196,7 +196,7 @@ def optimizer_bytes(net: nn.Module, spec: schema.OptimizerSpec) -> int:
     It is exact for optimizers that store moments of each weight (AdamW, LAMB, SGD, Lion ...), and
     too high for those that factor them (Adafactor). Step counters are not counted.
     """
-    check_optimizer(net, spec, key="students.*.optimizer")
+    check_optimizer(net, spec, key="student.optimizer")
     each = {}
     for parameter, slots in take_two_steps(spec).items():
         state = [

@@ -3,6 +3,7 @@ compilation.
 
 - core: the engine, one for each command
 - environment, rendezvous: what a launcher set, and how the processes meet
+- signals: SIGTERM, SIGUSR1 and Ctrl-C
 - agreement: what all processes agree on in a step
 - zero: DeepSpeed's ZeRO
 - trackers: TensorBoard, wandb and trackio

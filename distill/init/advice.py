@@ -106,7 +106,9 @@ def advise(
     put("checkpoint.every", f"{every} epochs", "a stopped run resumes from here")
     put("log.every", "1 epochs" if steps < 100 else "50 iterations")
     if has_gpu:
-        put("data.num_workers", None, "decoding processes: all cores of this machine")
+        put(
+            "data.num_workers", None, "decoding processes: null is the share of the cores, up to 16"
+        )
     else:
         put(
             "data.num_workers",

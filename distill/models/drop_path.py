@@ -3,8 +3,8 @@
 timm's DropPath draws from the device's global generator: the same run on another number of
 processes, or with another micro-batch, would drop other samples. Here the draw of (layer, sample)
 is hash(key, layer, position), so it is the same wherever the sample is computed. Plain nn.Dropout
-still draws from the global generator: a recipe with drop_rate > 0 repeats on the same processes and
-seed only.
+still draws from the global generator, seeded for each forward: a recipe with drop_rate > 0 repeats
+where each process has whole micro-batches.
 
 A DropPath that its block applies to several branches (mixers, xcit, cait, coat) drops all of a
 sample's branches or none: each has timm's rate, but they are not independent as in timm. A

@@ -57,7 +57,7 @@ class SavedDatasetSpec(Section):
     path: str
     """The folder, relative to `data.root`."""
     split: str | None = None
-    """The split of a saved `DatasetDict`; null: a single `Dataset` was saved."""
+    """The split of a saved `DatasetDict`; null: it has one split, or none."""
     image_column: str = "image"
     """The name of the column with the images."""
     label_column: str = "label"
@@ -120,8 +120,8 @@ class StreamSpec(Section):
         ]
         | None
     ) = None
-    """Number of shards that are read in parallel; null: 64, or the nearest number that fits the
-    batch size.
+    """Number of shards that are read in parallel; null: 64, or the next smaller number that fits
+    the batch size.
     """
     block: Count | None = None
     """Number of samples that are shuffled together within a lane; null: a quarter of the mean shard
@@ -202,7 +202,7 @@ class AugmentSpec(Section):
     color_jitter: Annotated[
         float, Field(ge=0), Within(0, 10, "colours are scaled by 1 plus or minus it")
     ] = 0.0
-    """Strength of random changes of brightness, contrast and saturation, which replace a policy;
+    """Strength of random changes of brightness, contrast and saturation, instead of a policy;
     0: off.
     """
     random_erasing: Probability = 0.0

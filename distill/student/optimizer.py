@@ -35,8 +35,6 @@ def check_optimizer(module: nn.Module, spec: schema.OptimizerSpec, *, key: str) 
     """
     _check_name(spec.name, key)
     _check_args(spec, key)
-    if not spec.args:
-        return
     try:
         # Some optimizers read an argument only in step(): two steps, as the second finds momentum.
         take_two_steps(spec)

@@ -81,7 +81,7 @@ class Partitioned:
 
     Args:
         network: in train mode, on the device.
-        num_forwards: micro-batches a step.
+        num_forwards: forwards of this process in each step.
     """
 
     def __init__(

@@ -19,7 +19,7 @@ from distill.checkpoint.layout import (
 )
 from distill.checkpoint.store import latest
 from distill.errors import InputError
-from distill.files import clean, replace_text
+from distill.files import WriteError, clean, explain_write, replace_text
 from distill.recipe import Recipe, dump_recipe, recipe_fingerprint
 from distill.training.inputs import refuse_other_inputs
 from distill.training.metrics import truncate_metrics
@@ -117,8 +117,7 @@ def open_run_folder(
         truncate_metrics(output / METRICS_FILE, checkpoint.state.step if checkpoint else 0)
         replace_text(output / RECIPE_FILE, dump_recipe(recipe))
     except OSError as error:
-        reason = (
-            "is a file" if output.is_file() else f"cannot be written: {error.strerror or error}"
-        )
-        raise InputError(f"{output}: {reason}; choose another folder with output=") from error
+        if output.is_file():
+            raise InputError(f"{output}: is a file; choose another folder with output=") from error
+        raise WriteError(explain_write(output, error.errno or errno.EIO, error)) from error
     return checkpoint.path if checkpoint else None

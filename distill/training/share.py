@@ -44,8 +44,9 @@ def share_of_process(
             if _group_size(batch_size_global, micro, n) is not None
         ]
         around = nearest_numbers(good, num_processes)
+        of_micro = f" of micro-batches of {micro}" if micro_batch_size else ""
         raise InputError(
-            f"train.batch_size_global {batch_size_global} does not divide into pairs of samples on"
+            f"train.batch_size_global {batch_size_global} does not divide into pairs of samples{of_micro} on"
             f" {num_processes} processes: start {' or '.join(map(str, around))} processes, or"
             " change the batch size"
         )

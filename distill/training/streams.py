@@ -1,12 +1,12 @@
 """Streams of a run on several processes: lanes, cache, and which shards are fetched next."""
 
-import math
 import os
 from collections.abc import Callable
 from functools import partial
 
 import numpy as np
 
+from distill.data.loading.rank_slice import RankSlice
 from distill.data.order.lanes import LaneOrder
 from distill.data.order.shuffled import TrainOrder
 from distill.data.sources import Source
@@ -14,6 +14,7 @@ from distill.data.stream.transport import Transport
 from distill.errors import InputError
 from distill.recipe import schema
 from distill.training.plan import Plan, StagePlan
+from distill.training.share import share_of_process
 
 
 def check_streams(plan: Plan, num_processes: int, processes_here: int) -> None:
@@ -27,16 +28,32 @@ def check_streams(plan: Plan, num_processes: int, processes_here: int) -> None:
     """
     for stage in plan.stages:
         if isinstance(stage.order, LaneOrder):
-            _check_cache(stage, stage.order, processes_here / num_processes)
+            lanes = _lanes_of_a_machine(plan, stage.order, num_processes, processes_here)
+            _check_cache(stage, stage.order, lanes)
 
 
-def _check_cache(stage: StagePlan, order: LaneOrder, share: float) -> None:
+def _lanes_of_a_machine(
+    plan: Plan, order: LaneOrder, num_processes: int, processes_here: int
+) -> int:
+    """The most lanes that the processes of one machine read."""
+    train = plan.recipe.train
+    share = share_of_process(train.batch_size_global, train.micro_batch_size, num_processes)
+    most = 0
+    for first in range(0, num_processes, processes_here):
+        slots = [
+            RankSlice(rank, num_processes, share.micro_batch_size, share.num_forwards).slots(micro)
+            for rank in range(first, min(first + processes_here, num_processes))
+            for micro in range(share.num_forwards)
+        ]
+        most = max(most, order.num_lanes_of(np.concatenate(slots)))
+    return most
+
+
+def _check_cache(stage: StagePlan, order: LaneOrder, lanes: int) -> None:
     """Raises InputError if the cache is too small. Local tar shards do not use it."""
     size = _mean_cached_size(stage.source, stage.recipe.data.shards)
     if size is None:
         return
-    # Lanes come in pairs, and two machines may share one.
-    lanes = min(order.lanes, 2 * math.ceil(order.lanes / 2 * share))
     num_shards = order.shards_at_once(lanes)
     needed_gb, limit_gb = num_shards * size / 1e9, stage.recipe.data.shards.cache_gb
     if needed_gb > limit_gb:

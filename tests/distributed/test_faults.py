@@ -212,7 +212,7 @@ def test_ranks_save_and_end_when_their_launcher_is_gone(
     code, shown = Launch(tmp_path, kind, rank=rank, step=5, launcher=launcher).ended(left_s=SOON_S)
     assert code == (-signal.SIGKILL if launcher is TORCHRUN else -signal.SIGTERM)
     # As a rule after step 6, the one after the signal; a busy machine may notice later.
-    assert re.search(r": stopped after step [5-8], saved in|: 8 steps ", shown), shown
+    assert re.search(r": stopped after step [5-8], saved in", shown), shown
     assert "Traceback" not in shown
     assert run(tmp_path / "run.yaml") == DONE
     assert_as_undisturbed(tmp_path / "run", whole)

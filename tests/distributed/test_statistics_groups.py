@@ -31,6 +31,8 @@ GROUPS: dict[str, Any] = {
     "students": STUDENTS,
     "train": {"budget": "4 iterations", "batch_size_global": 16, "micro_batch_size": 8},
 }
+# Six micro-batches: three forwards for each of two groups.
+THREE: dict[str, Any] = {"train": {"batch_size_global": 48, "budget": "2 iterations"}}
 ZERO: dict[str, Any] = {"train": {"zero_stage": 2}}
 # As in test_two_processes.py: BatchNorm of a few samples amplifies the rounding of sums.
 ROUNDING = 1e-2
@@ -41,30 +43,34 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Launch:
     folder = tmp_path_factory.mktemp("groups")
     launch = Launch(folder, num_processes=4)
     launch.add("four", write_recipe(folder, EVERYTHING, GROUPS, name="four"))
+    launch.add("three", write_recipe(folder, EVERYTHING, GROUPS, THREE, name="three"))
     launch.add("zero", write_recipe(folder, EVERYTHING, GROUPS, ZERO, name="zero"))
     launch.start()
     try:
         assert run(write_recipe(folder, EVERYTHING, GROUPS, name="one")) == DONE
+        assert run(write_recipe(folder, EVERYTHING, GROUPS, THREE, name="one-three")) == DONE
     finally:
         launch.finish()
     return launch
 
 
-@pytest.mark.parametrize("name", ["four", "zero"])
-def test_a_group_computes_what_one_process_does(launch: Launch, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "one"), [("four", "one"), ("zero", "one"), ("three", "one-three")]
+)
+def test_a_group_computes_what_one_process_does(launch: Launch, name: str, one: str) -> None:
     assert launch.codes(name) == [DONE] * 4, launch.shown(name)
-    recipe = launch.folder / "one.yaml"
-    apart = deviation(launch.folder / name, launch.folder / "one", recipe)
+    recipe = launch.folder / f"{one}.yaml"
+    apart = deviation(launch.folder / name, launch.folder / one, recipe)
     assert max(apart.values()) < ROUNDING, apart
     for student in STUDENTS:
-        four, one = (tensors(launch.folder / each, student) for each in (name, "one"))
-        statistics = [key for key in one if key.endswith(("running_mean", "running_var"))]
+        four, alone = (tensors(launch.folder / each, student) for each in (name, one))
+        statistics = [key for key in alone if key.endswith(("running_mean", "running_var"))]
         assert statistics
         for key in statistics:
-            assert float((four[key] - one[key]).abs().max()) < 1e-2, key
+            assert float((four[key] - alone[key]).abs().max()) < 1e-2, key
     losses = [
         [line["students"] for line in records(launch.folder / each) if line["event"] == "train"]
-        for each in (name, "one")
+        for each in (name, one)
     ]
     assert losses[0]
     for four_step, one_step in zip(*losses, strict=True):

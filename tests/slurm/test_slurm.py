@@ -145,7 +145,7 @@ def test_a_node_that_dies_ends_the_job_and_the_same_command_goes_on(
     job.wait(FAIL_FAST_S, "COMPLETING")
     cluster.until(lambda: not cluster.processes_of_jobs(), "no process is left", job, 10)
     print(f"ended {time.monotonic() - killed:.1f} s after its node")
-    assert "another has not: given up" in job.log
+    assert "another has not: stopping it" in job.log
     assert "not requeued; the same command resumes from the last checkpoint" in job.log
     assert 30 <= step_of(output) < NUM_STEPS
 

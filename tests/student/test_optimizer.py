@@ -125,3 +125,9 @@ def test_lamb_is_lamb_without_clipping() -> None:
         update = (m / (1 - 0.9**t)) / ((v / (1 - 0.999**t)).sqrt() + 1e-6) + 0.05 * weight
         weight = weight - 0.02 * weight.norm() / update.norm() * update
         torch.testing.assert_close(module.weight.detach().double(), weight, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["sgd", "nesterov", "sgdw"])
+def test_an_optimizer_that_cannot_be_built_is_refused_without_arguments_too(name: str) -> None:
+    with pytest.raises(InputError, match=rf"{name} refuses .*Nesterov momentum requires"):
+        check_optimizer(net(), spec(name, momentum=0.0), key=KEY)

@@ -2,20 +2,22 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 from shards import images_of, write_tars
 from stages import two_stages
-from tiny import (
-    write_recipe,
-)
+from tiny import write_recipe
 
 from distill.data.fashion import EmbeddedFashionMnist
+from distill.data.order.lanes import LaneOrder
 from distill.data.stream.source import StreamSource
 from distill.errors import InputError
 from distill.recipe import load_recipe
 from distill.training.plan import Plan, make_plan
-from distill.training.streams import check_streams
+from distill.training.streams import _lanes_of_a_machine, check_streams
 
 
 @pytest.fixture(scope="module")
@@ -71,20 +73,18 @@ def test_a_smaller_block_is_advised_where_it_helps(
         check_streams(plan, 2, 1)
 
 
-def checked(recipe: Path, num_processes: int, here: int, *overrides: str) -> None:
-    from distill.training.streams import check_streams
-
-    check_streams(make_plan(load_recipe(recipe, overrides)), num_processes, here)
-
-
-def test_any_number_of_processes_reads_the_lanes(foreign: Path, tmp_path: Path) -> None:
-    recipe = write_recipe(
-        tmp_path,
-        two_stages(foreign),
-        {"train": {"micro_batch_size": None, "batch_size_global": 48}},
-    )
-    for num_processes in (1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 48):
-        checked(recipe, num_processes, num_processes)
+@pytest.mark.parametrize(
+    ("batch", "micro", "processes", "here", "lanes"),
+    [(768, 192, 3, 1, 32), (768, 192, 12, 4, 24), (1536, 384, 3, 1, 32), (2048, 256, 64, 8, 8)],
+)
+def test_the_cache_holds_the_lanes_of_any_machine(
+    batch: int, micro: int, processes: int, here: int, lanes: int
+) -> None:
+    """Slices of processes may cut pairs of the 64 lanes at both ends."""
+    order = LaneOrder(np.full(64, 1000), batch, 1, lanes=64, block=256)
+    train = SimpleNamespace(batch_size_global=batch, micro_batch_size=micro)
+    plan: Any = SimpleNamespace(recipe=SimpleNamespace(train=train))
+    assert _lanes_of_a_machine(plan, order, processes, here) == lanes
 
 
 def test_a_cache_that_cannot_hold_what_lanes_read_at_once_is_refused(

@@ -8,8 +8,7 @@ to save: a resumed run computes its step and reads at most the shards under one 
 again.
 
 Slots 2i and 2i + 1 of a batch belong to two lanes, so what mixup and cutmix join comes from two
-places of the data. A pair of lanes fills 2 B / L slots in a row, which is the least that a process
-can have of a batch.
+places of the data. A pair of lanes fills 2 B / L slots in a row.
 """
 
 import math
@@ -245,6 +244,10 @@ class LaneOrder:
         """
         epochs, steps = divmod(num_steps, self.steps_per_epoch)
         return epochs * self._shown + (steps * self._per_lane - 1) // self.repeats
+
+    def num_lanes_of(self, slots: np.ndarray) -> int:
+        """How many lanes these slots read."""
+        return len(np.unique(self._lanes_of(slots)[0]))
 
     def _lanes_of(self, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The lane of each slot, and the slot's place among the lane's of this batch."""

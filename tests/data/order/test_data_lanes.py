@@ -7,6 +7,7 @@ import pickle
 import numpy as np
 import pytest
 
+from distill.data.loading.rank_slice import RankSlice
 from distill.data.order.lanes import (
     LaneOrder,
     default_block,
@@ -15,6 +16,7 @@ from distill.data.order.lanes import (
     lanes_fit,
 )
 from distill.errors import InputError
+from distill.training.share import share_of_process
 
 UNEVEN = np.array([7, 100, 3, 0, 50, 40])
 
@@ -329,3 +331,23 @@ def test_with_that_block_a_lane_has_a_shard_or_two(
     assert np.mean(first) == pytest.approx(1.25 * lanes, rel=0.05)
     assert np.mean(ahead) == pytest.approx(1.5 * lanes, rel=0.05)
     assert o.shards_at_once(lanes) == pytest.approx(1.5 * lanes, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("micro_batch_size", "num_processes"), [(None, 3), (8, 3), (12, 6), (6, 12)]
+)
+def test_processes_may_cut_a_pair_of_lanes(
+    micro_batch_size: int | None, num_processes: int
+) -> None:
+    o = order(batch=24)
+    share = share_of_process(24, micro_batch_size, num_processes)
+    for step in (0, 3):
+        whole, together = o.batch(step).indices, np.full(24, -1)
+        for rank in range(num_processes):
+            part = RankSlice(rank, num_processes, share.micro_batch_size, share.num_forwards)
+            for micro in range(share.num_forwards):
+                slots = part.slots(micro)
+                together[slots] = o.batch(step, slots).indices
+                read = set(shards_of(UNEVEN, together[slots]).tolist())
+                assert read <= set(o.shards_ahead(step, slots).tolist())
+        assert np.array_equal(together, whole)
