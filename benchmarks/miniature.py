@@ -149,7 +149,7 @@ def trained(output: Path, after: float) -> list[dict[str, Any]]:
     return [record for record in records if record["event"] == "train" and record["time"] > after]
 
 
-def sitting(
+def session(
     runs: Runs,
     name: str,
     seed: int,

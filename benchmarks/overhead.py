@@ -57,7 +57,7 @@ _AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class MinimalLoop:
-    """The minimal loop. `net` is its own copy of the student, `teacher` the teacher that the run placed."""
+    """The minimal loop: `net` is its own copy of the student, `teacher` that of the run."""
 
     def __init__(self, net: nn.Module, teacher: Teacher, engine: Engine, compile: bool) -> None:
         self.net = net.to(engine.device).to(memory_format=torch.channels_last).train()

@@ -32,12 +32,12 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from benchmarks.miniature import Runs, served, sitting, stream_memory
+from benchmarks.miniature import Runs, served, session, stream_memory
 from benchmarks.timing import finish
 
 _DATA = "/usr/share/datasets/fashion-mnist"
 _PER_SHARD = 1000
-# Each strikes the first request of a cache; the cache of the second sitting is new, and the request
+# Each strikes the first request of a cache; the cache of the second session is new, and the request
 # between them is the retry.
 _FAULTS = [
     {"path": f"shard-{number:05d}.tar", "on": [1, 3], **how}
@@ -130,20 +130,20 @@ def table(by_seed: Sequence[dict[str, float]], iterations: int) -> str:
 
 
 def disturbed_run(runs: Runs, seed: int, shards: Path) -> dict[str, Any]:
-    """The two-stage run in three sittings, of 1, 2 and 1 processes; the second and third have a
+    """The two-stage run in three sessions, of 1, 2 and 1 processes; the second and third have a
     cache of their own.
     """
     third = runs.iterations // 3
     caches = [runs.folder / "cache-first", runs.folder / "cache-second"]
     plan = ((third, 1, caches[0]), (runs.iterations + third, 2, caches[1]), (10**9, 1, caches[1]))
     with served(shards, _FAULTS) as server:
-        sittings = [
-            sitting(runs, "disturbed", seed, server, cache, until_step=until, processes=processes)
+        sessions = [
+            session(runs, "disturbed", seed, server, cache, until_step=until, processes=processes)
             for until, processes, cache in plan
         ]
         requests, size = server.shard_counts()
     return {
-        "sittings": sittings,
+        "sessions": sessions,
         "requests": sum(requests.values()),
         "bytes": size,
         "compared": compare(runs.output("disturbed", seed), runs.output("two_stages", seed)),
@@ -153,7 +153,7 @@ def disturbed_run(runs: Runs, seed: int, shards: Path) -> dict[str, Any]:
 
 def show_disturbed(disturbed: dict[str, Any]) -> None:
     """What each start cost, and how the run ended."""
-    for each in disturbed["sittings"]:
+    for each in disturbed["sessions"]:
         start = each["start"]
         print(
             f"{each['processes']} process(es), going on after step {start['step']}:"

@@ -1,5 +1,5 @@
-"""In CI a test may be skipped for a reason of this list alone: an unexpected skip would hide what is
-no longer tested.
+"""In CI a test may be skipped for a reason of this list alone: an unexpected skip would hide what
+is no longer tested.
 
 A pytest plugin, registered by conftest.py where the variable CI is set. Elsewhere a machine may
 lack what tests need.

@@ -12,8 +12,8 @@ _DIFFERENCES_SHOWN = 8
 
 
 def another_recipe(path: Path, wrote: str, old_text: str, new_text: str) -> str:
-    """The message for a checkpoint at `path`, written by version `wrote` with the recipe `old_text`,
-    that `new_text` cannot resume.
+    """The message for a checkpoint at `path`, written by version `wrote` with the recipe
+    `old_text`, that `new_text` cannot resume.
     """
     old, new = (
         _leaves(with_streams_anywhere(yaml.safe_load(text)), KEYS_LEFT_OUT)

@@ -217,7 +217,7 @@ def check_same_plan(out: Path, plan: Plan, asked: ShardOptions, source: str) -> 
     ]
     if plan.source != source:
         differs.append(
-            "SOURCE or --classes (it holds other images, labels or classes, or shards written anew)"
+            "SOURCE or --classes (it holds other images, labels or classes, or new shards)"
         )
     if differs:
         raise InputError(

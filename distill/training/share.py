@@ -46,9 +46,9 @@ def share_of_process(
         around = nearest_numbers(good, num_processes)
         of_micro = f" of micro-batches of {micro}" if micro_batch_size else ""
         raise InputError(
-            f"train.batch_size_global {batch_size_global} does not divide into pairs of samples{of_micro} on"
-            f" {num_processes} processes: start {' or '.join(map(str, around))} processes, or"
-            " change the batch size"
+            f"train.batch_size_global {batch_size_global} does not divide into pairs of"
+            f" samples{of_micro} on {num_processes} processes: start"
+            f" {' or '.join(map(str, around))} processes, or change the batch size"
         )
     size = micro // group_size
     return Share(size, batch_size_global // (size * num_processes), group_size)

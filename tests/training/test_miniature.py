@@ -203,7 +203,7 @@ def test_the_whole_miniature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert two_stages.main([*arguments, "--json", str(figures_file)]) == 0
     figures = json.loads(figures_file.read_text())
     disturbed = figures["disturbed"]
-    assert [each["processes"] for each in disturbed["sittings"]] == [1, 2, 1]
+    assert [each["processes"] for each in disturbed["sessions"]] == [1, 2, 1]
     assert disturbed["compared"]["others_that_differ"] == 0
     assert disturbed["top1"][0] == pytest.approx(disturbed["top1"][1], abs=0.05)
     resident = figures["resident_mib"]

@@ -196,7 +196,7 @@ class ShardFetcher:
         file = Path(shard.url) if shard.is_local else path
         if shard.footer_sha256 is not None and footer_sha256(file) != shard.footer_sha256:
             raise InputError(
-                "it is another file than when its footer was read: it has been written anew since,"
+                "it is another file than when its footer was read: it was written again,"
                 " so start again"
             )
         with delay_exit():

@@ -333,5 +333,5 @@ def _reason(error: object, timeout_s: float) -> str:
     if isinstance(error, TimeoutError):
         return f"no byte came within {timeout_s:g} s"
     if isinstance(error, http.client.IncompleteRead):
-        return "the connection ended amid the answer"
+        return "the connection ended within the answer"
     return str(error) or type(error).__name__

@@ -138,8 +138,8 @@ def test_a_full_disk_is_explained(tmp_path: Path) -> None:
                 cache.file("b", writing(b"b" * 600_000))
             assert held.read() == b"a" * 600_000
         assert names(cache) == []
-        # Other programs have filled the disk, and no process has files of the cache open: the oldest
-        # go, and no more than necessary.
+        # Other programs have filled the disk, and no process has files of the cache open: the
+        # oldest go, and no more than necessary.
         for number in range(9):
             cache.file(f"{number}", writing(b"x" * 100_000))
         paths = sorted(path for path in cache.folder.iterdir() if not path.suffix)
