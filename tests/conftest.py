@@ -29,14 +29,20 @@ from hypothesis import HealthCheck, settings
 SLOW_FILES = {
     "test_benchmark_streaming.py",
     "test_benchmarks.py",
+    "test_diverged.py",
     "test_faults.py",
     "test_kill.py",
+    "test_launch_command.py",
     "test_miniature.py",
+    "test_moved_streams.py",
+    "test_scaling_tables.py",
     "test_slurm.py",
     "test_statistics_groups.py",
     "test_stream_ends.py",
+    "test_stream_identity.py",
     "test_stream_stops.py",
     "test_streams.py",
+    "test_teacher_view.py",
     "test_zero.py",
 }
 
