@@ -21,7 +21,7 @@ def seen(
     engine: Engine, recipe: Path, steps: list[tuple[int, int]], overrides: list[str]
 ) -> dict[int, list[Any]]:
     """Every sample of this process's part of steps [first, last), a new loader for each range:
-    position -> [label, SHA-256 of pixels and targets].
+    position -> [label, SHA-256 of pixels and label_probs].
     """
     plan = make_plan(load_recipe(recipe, overrides))
     train = plan.recipe.train
@@ -35,7 +35,7 @@ def seen(
                     assert position not in found, "a position twice"
                     found[position] = [
                         int(batch.labels[i]),
-                        fingerprint(batch.images[i], batch.targets[i]),
+                        fingerprint(batch.images[i], batch.label_probs[i]),
                     ]
     return found
 
