@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -188,6 +188,16 @@ def atomic_write(
                 sync_directory(path.parent)
     finally:
         tmp.unlink(missing_ok=True)
+
+
+def clean_files(folder: Path, names: Iterable[str]) -> None:
+    """Delete what killed writers left of these files. Only the process that writes them calls
+    it.
+    """
+    for name in names:
+        for entry in folder.glob(f"{_TMP}{name}--*"):
+            with suppress(OSError):
+                entry.unlink()
 
 
 def replace_text(path: Path, text: str) -> None:

@@ -14,12 +14,13 @@ from distill.checkpoint.layout import (
     LOCK_FILE,
     METRICS_FILE,
     RECIPE_FILE,
+    REPORT_FILE,
     best_root,
     checkpoints_dir,
 )
 from distill.checkpoint.store import latest
 from distill.errors import InputError
-from distill.files import WriteError, clean, explain_write, replace_text
+from distill.files import WriteError, clean, clean_files, explain_write, replace_text
 from distill.recipe import Recipe, dump_recipe, recipe_fingerprint
 from distill.training.inputs import refuse_other_inputs
 from distill.training.metrics import truncate_metrics
@@ -114,6 +115,7 @@ def open_run_folder(
                 " by names and counts alone"
             )
         clean(best_root(output))
+        clean_files(output, (RECIPE_FILE, METRICS_FILE, REPORT_FILE))
         truncate_metrics(output / METRICS_FILE, checkpoint.state.step if checkpoint else 0)
         replace_text(output / RECIPE_FILE, dump_recipe(recipe))
     except OSError as error:
