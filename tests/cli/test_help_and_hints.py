@@ -80,7 +80,7 @@ def test_the_usage_in_an_error_has_no_braces(cli: Cli) -> None:
     [
         (
             ["train", "my.yaml", "--lr", "1e-3"],
-            "No such option: --lr; write student.optimizer.lr=1e-3",
+            "; write student.optimizer.lr=1e-3",
         ),
         (["train", "my.yaml", "--epochs=10"], "write train.budget='10 epochs'"),
         (["train", "--batch-size", "64", "my.yaml"], "write train.batch_size_global=64"),
