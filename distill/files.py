@@ -56,8 +56,8 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         shutil.rmtree(tmp, ignore_errors=True)
         if old.exists() and not path.exists():
             old.rename(path)
-        if (number := os_errno(error)) is not None:
-            raise WriteError(explain_write(path, number, error)) from error
+        if os_errno(error) is not None:
+            raise write_error(path, error) from error
         raise
     # Only now: until the parent is synced, a power loss may bring the old name back.
     if old.exists():
@@ -107,7 +107,7 @@ def remove_directory(path: Path) -> None:
     try:
         _discard(path)
     except OSError as error:
-        raise WriteError(explain_write(path, os_errno(error) or errno.EIO, error)) from error
+        raise write_error(path, error) from error
 
 
 def _discard(path: Path) -> None:
@@ -232,19 +232,20 @@ def os_errno(error: BaseException) -> int | None:
     return None
 
 
-def explain_write(path: Path, number: int, error: BaseException) -> str:
-    """Why a path cannot be written, and what to do."""
+def write_error(path: Path, error: BaseException) -> WriteError:
+    """The error that says why a path cannot be written, and what to do."""
+    number = os_errno(error) or errno.EIO
     where = next((parent for parent in path.parents if parent.is_dir()), path.parent)
     if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         free = ""
         with suppress(OSError):
             free = f" ({shutil.disk_usage(where).free / 2**20:.0f} MiB free there)"
-        return (
+        return WriteError(
             f"{path}: no space left to write it{free}; earlier checkpoints are complete. "
             "Free some space and run again, or set output= to a folder on another disk"
         )
     reason = os.strerror(number)
-    return (
+    return WriteError(
         f"{path}: cannot be written: {reason} ({error}). Make {where} writable, or set output= to a"
         " folder that is"
     )

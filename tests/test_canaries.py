@@ -157,4 +157,4 @@ def test_torch_hands_a_wait_for_workers_back_and_can_be_asked_again() -> None:
     ):
         assert name in source, name
     assert "self._timeout = loader.timeout" in inspect.getsource(_BaseDataLoaderIter)
-    assert isinstance(torch.UntypedStorage._new_shared(16), torch.UntypedStorage)  # type: ignore[no-untyped-call]
+    assert isinstance(torch.UntypedStorage._new_shared(16), torch.UntypedStorage)

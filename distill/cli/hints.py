@@ -89,7 +89,8 @@ def _hinting(parse_args: Callable[[Any, list[str]], Any]) -> Callable[[Any, list
                 )
                 typed_option, following, *_ = [*typed[at : at + 2], None, None]
                 if text := hint(typed_option or error.option_name, following):
-                    error.message = f"{error.message.rstrip('.')}; {text}"  # type: ignore[attr-defined]
+                    message = error.message.rstrip(".")  # type: ignore[attr-defined]
+                    error.message = f"{message}; {text}"  # type: ignore[attr-defined]
                     error.possibilities = None  # type: ignore[attr-defined]
             raise
 

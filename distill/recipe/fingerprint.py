@@ -32,7 +32,8 @@ def recipe_fingerprint(recipe: Recipe) -> str:
     """SHA-256 of all keys of the recipe that change the result. A checkpoint is only resumed with
     the same fingerprint. The content of the data is not part of it.
     """
-    tree = with_streams_anywhere(recipe.model_dump(mode="json", exclude=KEYS_LEFT_OUT))  # type: ignore[arg-type]
+    values = recipe.model_dump(mode="json", exclude=KEYS_LEFT_OUT)  # type: ignore[arg-type]
+    tree = with_streams_anywhere(values)
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 

@@ -35,7 +35,8 @@ class LiveLosses:
         """
         if not self._pending and time.monotonic() >= self._next_s:
             self._copy(students)
-        if not self._pending or (self._copied is not None and not self._copied.query()):  # type: ignore[no-untyped-call]
+        copied = self._copied is None or self._copied.query()  # type: ignore[no-untyped-call]
+        if not self._pending or not copied:
             return {}
         sums, pending = self._host.tolist(), self._pending
         self._pending, self._next_s = {}, time.monotonic() + _EVERY_S

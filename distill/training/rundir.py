@@ -20,7 +20,7 @@ from distill.checkpoint.layout import (
 )
 from distill.checkpoint.store import latest
 from distill.errors import InputError
-from distill.files import WriteError, clean, clean_files, explain_write, replace_text
+from distill.files import clean, clean_files, replace_text, write_error
 from distill.recipe import Recipe, dump_recipe, recipe_fingerprint
 from distill.training.inputs import refuse_other_inputs
 from distill.training.metrics import truncate_metrics
@@ -121,5 +121,5 @@ def open_run_folder(
     except OSError as error:
         if output.is_file():
             raise InputError(f"{output}: is a file; choose another folder with output=") from error
-        raise WriteError(explain_write(output, error.errno or errno.EIO, error)) from error
+        raise write_error(output, error) from error
     return checkpoint.path if checkpoint else None

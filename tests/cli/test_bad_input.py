@@ -1,4 +1,4 @@
-"""Bad input through the real command line: one clear line that names the key or file and the mend,
+"""Bad input through the real command line: one clear line that names the key or file and the fix,
 exit code 2, nothing lost.
 """
 

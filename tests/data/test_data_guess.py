@@ -105,8 +105,8 @@ def test_saved_data_sets_and_their_splits(tmp_path: Path) -> None:
     found = [
         guess_source(str(tmp_path / name), default_split="train") for name in ("one", "several")
     ]
-    assert [(each.kind, each.split) for each in found] == [("saved", None)] * 2  # type: ignore[union-attr]
-    assert guess_source(str(tmp_path / "several"), split="val").split == "val"  # type: ignore[union-attr]
+    assert [(each.kind, each.split) for each in found] == [("saved", None)] * 2
+    assert guess_source(str(tmp_path / "several"), split="val").split == "val"
 
 
 def test_fashion_mnist_is_a_name_or_its_files_and_a_folder_may_be_called_so(
@@ -125,8 +125,8 @@ def test_fashion_mnist_is_a_name_or_its_files_and_a_folder_may_be_called_so(
 
 def test_splits(tmp_path: Path) -> None:
     for name, split in (("fashion_mnist", "test"), ("fashion_mnist:train", "train")):
-        assert guess_source(name) == schema.FashionMnistSpec(kind="fashion_mnist", split=split)  # type: ignore[arg-type]
-    assert guess_source("fashion_mnist", default_split="train").split == "train"  # type: ignore[union-attr]
+        assert guess_source(name) == schema.FashionMnistSpec(kind="fashion_mnist", split=split)
+    assert guess_source("fashion_mnist", default_split="train").split == "train"
     assert guess_source("fashion_mnist", split="train").split == "train"  # type: ignore[union-attr]
     with pytest.raises(InputError, match="names split train, and --split test"):
         guess_source("fashion_mnist:train", split="test")

@@ -67,7 +67,7 @@ def saved(root: Path, **sizes: int) -> None:
 
 
 def table(path: str, **fields: str) -> schema.TableSpec:
-    return schema.TableSpec(kind=fields.pop("kind", "parquet"), path=path, **fields)  # type: ignore[arg-type]
+    return schema.TableSpec(kind=fields.pop("kind", "parquet"), path=path, **fields)
 
 
 def stream(path: str, **fields: str) -> schema.StreamSpec:
@@ -277,4 +277,4 @@ def test_inspect_lists_the_splits_of_a_parquet_folder_and_reads_the_named_one(
 def test_the_kind_of_a_folder_shows_below_its_subfolders(tmp_path: Path) -> None:
     parquet(tmp_path / "d/train", a=1)
     assert guess_source(str(tmp_path / "d")).kind == "parquet"
-    assert guess_source(str(tmp_path / "d"), split="train").split == "train"  # type: ignore[union-attr]
+    assert guess_source(str(tmp_path / "d"), split="train").split == "train"

@@ -76,7 +76,7 @@ def tar_samples(folder: Path) -> list[tuple[str, str, bytes, int | None]]:
             parts: dict[str, dict[str, bytes]] = {}
             for member in archive:
                 key, _, extension = member.name.partition(".")
-                parts.setdefault(key, {})[extension] = archive.extractfile(member).read()  # type: ignore[union-attr]
+                parts.setdefault(key, {})[extension] = archive.extractfile(member).read()
         for key, part in parts.items():
             label = part.pop("cls", None)
             ((extension, content),) = part.items()

@@ -28,7 +28,7 @@ from distill.recipe import schema
 
 def fingerprint(root: Path, cache: str = "cache", **fields: object) -> str:
     """Of the stream in `in`, or at `path`."""
-    spec = schema.StreamSpec(kind="stream", **({"path": "in", "labelled": False} | fields))  # type: ignore[arg-type]
+    spec = schema.StreamSpec(kind="stream", **({"path": "in", "labelled": False} | fields))
     settings = schema.ShardsSpec(cache=str(root / cache), retries=0, timeout_s=5)
     return source_fingerprint(open_source(spec, root, "SOURCE", settings), spec)
 

@@ -252,7 +252,7 @@ def test_the_student_s_view_is_that_of_the_first_epoch(
     batch = builder[(0, 0)]
     indices = order.batch(0).indices
     for i, index in enumerate(indices.tolist()):
-        assert np.array_equal(student_view(named.source, index, view, 5), batch.images[i].numpy())  # type: ignore[union-attr]
+        assert np.array_equal(student_view(named.source, index, view, 5), batch.images[i].numpy())
 
 
 def test_the_teacher_s_view_is_what_its_pixels_see(named: Named) -> None:

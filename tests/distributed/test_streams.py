@@ -251,7 +251,7 @@ def test_nothing_is_fetched_that_only_steps_after_the_end_read(
 def test_a_shard_that_nobody_can_have_is_skipped_and_counted_alike(
     shards: Shards, launch: Launch
 ) -> None:
-    """Neighbours stand in for its samples, whoever misses them: two processes end with the weights
+    """Neighbours replace its samples on every process: two processes end with the weights
     of one.
     """
     assert launch.codes("skip-2") == [DONE, DONE]

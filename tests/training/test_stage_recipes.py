@@ -175,13 +175,13 @@ def test_a_stage_with_its_own_kind_of_data_takes_nothing_from_the_runs(
     data = {"data": {"train": own, "fraction": 0.5}}
     recipe = load_recipe(write_recipe(tmp_path, two_stages(foreign), data))
     first, second = (stage.data for stage in recipe.stages)
-    assert (first.train.classes, first.train.block, first.fraction) == (None, 20, 1.0)  # type: ignore[union-attr]
-    assert (second.train.classes, second.fraction) == (str(tmp_path / "classes.txt"), 0.5)  # type: ignore[union-attr]
+    assert (first.train.classes, first.train.block, first.fraction) == (None, 20, 1.0)
+    assert (second.train.classes, second.fraction) == (str(tmp_path / "classes.txt"), 0.5)
     # One key of it is laid over, and the run's fraction stays.
     recipe = load_recipe(
         write_recipe(tmp_path, two_stages(foreign), data), ["stages.own.data.train.block=9"]
     )
-    assert (recipe.stages[1].data.train.block, recipe.stages[1].data.fraction) == (9, 0.5)  # type: ignore[union-attr]
+    assert (recipe.stages[1].data.train.block, recipe.stages[1].data.fraction) == (9, 0.5)
 
 
 @pytest.mark.parametrize(

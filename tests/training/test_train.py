@@ -95,7 +95,7 @@ def company(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_student_in_company_ends_as_alone(
     company: Path, students: list[str], tmp_path: Path
 ) -> None:
-    """Weights, optimizer state and averages, bit for bit, whoever else learns and in whatever
+    """Weights, optimizer state and averages, bit for bit, with any other students and in any
     order.
     """
     chosen = {"students": {name: EVERYTHING["students"][name] for name in students}}

@@ -176,7 +176,8 @@ def matching(pattern: str, key: str) -> list[str]:
         found = fsspec.filesystem(scheme).glob(pattern)
     except (ImportError, ValueError) as error:
         raise InputError(
-            f"{key}.path: {display_url(pattern)}: {first_line(error)}: install what opens {scheme}://"
+            f"{key}.path: {display_url(pattern)}: {first_line(error)}:"
+            f" install what opens {scheme}://"
         ) from error
     except OSError as error:
         raise InputError(

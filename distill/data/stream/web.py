@@ -29,7 +29,8 @@ _AGENT = "vanillakd"
 _PASSING = {408, 425, 429}
 
 _HUB = re.compile(
-    r"hf://datasets/(?P<repo>[^/@]+/[^/@]+)(@(?P<revision>refs/(convert|pr)/[^/]+|[^/]+))?/(?P<file>.+)"
+    r"hf://datasets/(?P<repo>[^/@]+/[^/@]+)"
+    r"(@(?P<revision>refs/(convert|pr)/[^/]+|[^/]+))?/(?P<file>.+)"
 )
 
 

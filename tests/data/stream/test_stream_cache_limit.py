@@ -111,7 +111,7 @@ def test_many_small_files_do_not_cost_a_look_at_all_of_them_each(
     assert 3 <= len(looks) <= 5
     monkeypatch.undo()
 
-    # Whoever writes alone keeps to the limit after each file, and each other process to a
+    # A process that writes alone keeps to the limit after each file, and each other process to a
     # thousandth more.
     small = ShardCache(tmp_path / "small", 100_000)
     other = ShardCache(tmp_path / "small", 100_000)

@@ -83,7 +83,7 @@ def opened(
     server: Server, tmp_path: Path, name: str = "shard-{00000..00001}.tar", **options: object
 ) -> object:
     url = f"http://127.0.0.1:{server.server_address[1]}/d/{name}"
-    spec = schema.StreamSpec(kind="stream", path=url, labelled=False, **options)  # type: ignore[arg-type]
+    spec = schema.StreamSpec(kind="stream", path=url, labelled=False, **options)
     shards = schema.ShardsSpec(cache=str(tmp_path / "cache"), retries=0, timeout_s=5)
     return open_source(spec, Path(), "data.train", shards)
 

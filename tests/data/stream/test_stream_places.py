@@ -192,7 +192,8 @@ def test_local_files_and_fsspec(folder: Path, tmp_path: Path) -> None:
             assert "were promised" in failure(
                 lambda url=url: QUICK.fetch(url, tmp_path / "a", size=3), TransferError
             )
-            assert "does not exist" in failure(lambda: QUICK.read(f"{url}.no"), InputError)  # noqa: B023
+            missing = f"{url}.no"
+            assert "does not exist" in failure(lambda url=missing: QUICK.read(url), InputError)
         for path in (str(folder), "memory://stream"):
             assert "is a folder" in failure(lambda: QUICK.read(path), InputError)  # noqa: B023
         assert "pip install s3fs" in failure(lambda: QUICK.read("s3://bucket/x"), InputError)
