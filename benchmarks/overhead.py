@@ -83,7 +83,7 @@ class MinimalLoop:
         with torch.no_grad():
             teacher_logits = self.teacher(
                 self.teacher_pixels(batch.images) if self.teacher_pixels else images
-            )
+            ).logits
         with torch.autocast(self.device_type, self.dtype, enabled=self.dtype is not None):
             logits = self.net(images)
         logits = logits.float()

@@ -28,7 +28,9 @@ LAYERS: tuple[frozenset[str], ...] = (
 )
 # The same within training/.
 TRAINING: tuple[frozenset[str], ...] = (
-    frozenset({"clock", "inputs", "live_losses", "metrics", "output_folder", "screen", "share"}),
+    frozenset(
+        {"clock", "hints", "inputs", "live_losses", "metrics", "output_folder", "screen", "share"}
+    ),
     frozenset({"plan", "rundir"}),
     frozenset({"header", "logging", "streams"}),
     frozenset({"build", "evaluations", "summary"}),

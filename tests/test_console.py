@@ -13,7 +13,8 @@ from rich.table import Table
 import distill.console
 from distill.console import error_panel, hours_minutes, make_console, show_table
 from distill.evaluation.accuracy import Accuracy
-from distill.recipe.schema import CESpec, KLSpec
+from distill.evaluation.metric import METRICS
+from distill.recipe.schema import CESpec, KLSpec, ObjectiveSpec
 from distill.student.student import Best
 from distill.training.summary import Summary
 
@@ -94,11 +95,12 @@ def test_an_error_is_a_line_in_a_pipe(
 def a_student(
     name: str, model: str, *, stopped_at: int | None = None, best: float | None = 62.0
 ) -> Any:
-    objective = SimpleNamespace(hard=CESpec(loss="ce"), soft=KLSpec(loss="kl", weight=0.5))
+    objective = ObjectiveSpec(hard=CESpec(loss="ce"), soft=KLSpec(loss="kl", weight=0.5))
     return SimpleNamespace(
         name=name,
         spec=SimpleNamespace(model=model, objective=objective),
         num_parameters=1_001_000,
+        num_head_parameters=0,
         running=stopped_at is None,
         stopped_at=stopped_at,
         best=None if best is None else Best(best, 4, "raw"),
@@ -127,6 +129,7 @@ def a_summary(tmp_path: Path, *, teacher: bool = True) -> Summary:
             a_student("kd", "resnet50", best=63.0),
             a_student("lost", "resnet50", stopped_at=7, best=None),
         ],
+        metric=METRICS["top1"],
         views={},
         accuracies={**models, **({"teacher": Accuracy(80.0, 95.0, 0.9, 100)} if teacher else {})},
         data={},

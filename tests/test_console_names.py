@@ -12,6 +12,7 @@ from rich.table import Table
 
 from distill.console import error_panel, make_console, show_table
 from distill.errors import printable
+from distill.evaluation.metric import METRICS
 from distill.training.screen import Screen
 
 HOSTILE = "[/red][bold]x[/] :smile: \x1b[2J\x07 \u202egnp.\n\ttail \udcff"
@@ -58,6 +59,7 @@ def test_a_run_may_be_called_anything() -> None:
         teacher=None,
         total_steps=2,
         total_epochs=1,
+        metric=METRICS["top1"],
         show=True,
     )
     screen.console.width = 100

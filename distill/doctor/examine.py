@@ -155,6 +155,12 @@ def _examine_recipe(
         return
     for sentence in profiles.unknown:
         diagnosis.find("unknown", "teacher", sentence)
+    for name in _with_hints(recipe):
+        diagnosis.find(
+            "unknown",
+            "hint",
+            f"students.{name}: feature maps and projection of its hint are not in these numbers",
+        )
     cluster = _cluster(recipe, reached, options, chosen, num_gpus, sources)
     setting = Setting(
         recipe=recipe,
@@ -169,6 +175,12 @@ def _examine_recipe(
     )
     _examine_space(diagnosis, setting, profiles)
     forecast(diagnosis, setting)
+
+
+def _with_hints(recipe: Recipe) -> list[str]:
+    """The students that learn from feature maps in some stage."""
+    stages = [recipe.at_stage(index).students for index in range(recipe.num_stages)]
+    return [name for name in recipe.students if any(own[name].objective.hint for own in stages)]
 
 
 def _divides(recipe: Recipe, num_processes: int) -> bool:

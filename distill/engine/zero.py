@@ -10,7 +10,7 @@ that depends on the stage.
 import os
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -138,6 +138,7 @@ def partition_frozen(
     """
     deepspeed = load_deepspeed(device.type)
     form_group_of_one()
+    direct = [p for child in model.children() for p in child.parameters(recurse=False)]
     pin_memory = device.type == "cuda"
     offloading = {"offload_param": {"device": "cpu", "pin_memory": pin_memory}} if offload else {}
     config = {
@@ -160,9 +161,20 @@ def partition_frozen(
         remote_device="cpu" if offload else None,
         mem_efficient_linear=False,
     )
+    gather_with(model, direct)
     partitioned, *_ = deepspeed.initialize(model=model, config=config)
     partitioned.eval()
     return partitioned  # type: ignore[no-any-return]
+
+
+def gather_with(module: nn.Module, parameters: Iterable[nn.Parameter]) -> None:
+    """Let ZeRO-3 gather these parameters for forward and backward of a module that uses them
+    without owning them: it calls methods of their owner and not its `forward`.
+    """
+    import deepspeed
+
+    for parameter in parameters:
+        deepspeed.zero.register_external_parameter(module, parameter)
 
 
 def form_group_of_one() -> None:
@@ -266,14 +278,13 @@ class ZeroPartition:
 
     Args:
         engine: DeepSpeed's, just initialised.
-        net: the trained model inside it, whose parameter names are used.
+        parameters: all that it trains, by the names to use here.
     """
 
-    def __init__(self, engine: Any, net: nn.Module) -> None:
+    def __init__(self, engine: Any, parameters: Mapping[str, nn.Parameter]) -> None:
         self._optimizer = engine.optimizer
         self._stage = engine.zero_optimization_stage()
-        self.net = net
-        self.parameters = {name: p for name, p in net.named_parameters() if p.requires_grad}
+        self.parameters = dict(parameters)
         self.shapes = {
             name: torch.Size(getattr(p, "ds_shape", p.shape)) for name, p in self.parameters.items()
         }

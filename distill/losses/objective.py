@@ -1,23 +1,25 @@
-"""The objective of a student: total = hard.weight * hard + soft.weight * soft (Eq. 1, with free
-weights).
+"""The objective of a student: total = hard.weight * hard + soft.weight * soft + hint.weight * hint
+(Eq. 1 and 2, with free weights).
 
-The paper weighs both by 0.5, its released code by 1.0; recipes say which.
+The paper weighs hard and soft by 0.5, its released code by 1.0; recipes say which.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, assert_never
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from distill.losses.all_reduce import Group
 from distill.losses.bkl import bce_teacher, bkl
 from distill.losses.confidence import confident
 from distill.losses.dist import dist
 from distill.losses.dkd import dkd, target_class, teachers_class
+from distill.losses.fitnet import Regressor, fitnet
 from distill.losses.hard import binary_cross_entropy, cross_entropy, smooth
 from distill.losses.kl import kl
+from distill.losses.outputs import Outputs, TeacherOutputs
 from distill.recipe import schema
 
 
@@ -59,12 +61,43 @@ class SoftTerm:
     min_confidence: float | None = None
 
 
+HintLoss = Callable[[tuple[Tensor, ...], tuple[Tensor, ...]], Tensor]
+"""(what the heads made of the student's features, the teacher's features) -> scalar."""
+
+
+@dataclass(frozen=True)
+class HintTerm:
+    """A loss between feature maps.
+
+    Attributes:
+        student_stages, teacher_stages: whose feature maps it reads, by index, ascending.
+        build_heads: builds what is trained beside the student and dropped after training. It maps
+            the student's feature maps to what `loss` reads. Draws from the global generators.
+        heads_key: heads with equal keys are alike, so that a next stage can train them further.
+    """
+
+    loss: HintLoss
+    student_stages: tuple[int, ...]
+    teacher_stages: tuple[int, ...]
+    build_heads: Callable[[], nn.Module]
+    heads_key: Hashable
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class FeatureMap:
+    """A feature map of a model: its stage (index) and its number of channels."""
+
+    stage: int
+    channels: int
+
+
 class LossTerms(NamedTuple):
     """Scalars, float32, on the device.
 
     Attributes:
         total: what the student minimises.
-        hard, soft: the terms, unweighted; None where the objective has no such term.
+        hard, soft, hint: the terms, unweighted; None where the objective has no such term.
         kept: the share of samples in 0..1 that the soft term does not leave out as unsure; None
             without `min_confidence`.
     """
@@ -72,62 +105,91 @@ class LossTerms(NamedTuple):
     total: Tensor
     hard: Tensor | None = None
     soft: Tensor | None = None
+    hint: Tensor | None = None
     kept: Tensor | None = None
 
 
 class Objective:
-    """Callable: (student_logits, teacher_logits, batch) -> LossTerms. No state, no parameters.
+    """Callable: (outputs of the student, outputs of the teacher, batch) -> LossTerms. What is
+    trained or has state is in the heads of its hint term, which belong to the student.
 
     Raises:
-        ValueError: neither term is given.
+        ValueError: no term is given.
     """
 
-    def __init__(self, hard: HardTerm | None = None, soft: SoftTerm | None = None) -> None:
+    def __init__(
+        self,
+        hard: HardTerm | None = None,
+        soft: SoftTerm | None = None,
+        hint: HintTerm | None = None,
+    ) -> None:
         if hard is None and soft is None:
             raise ValueError("an objective needs a hard term, a soft term or both")
         self.hard = hard
         self.soft = soft
+        self.hint = hint
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether a term reads the teacher's outputs."""
+        return self.soft is not None or self.hint is not None
+
+    @property
+    def teacher_stages(self) -> tuple[int, ...]:
+        """The teacher's feature maps that it reads."""
+        return self.hint.teacher_stages if self.hint else ()
 
     def __call__(
-        self, student_logits: Tensor, teacher_logits: Tensor | None, batch: Supervision
+        self, outputs: Outputs, teacher: TeacherOutputs | None, batch: Supervision
     ) -> LossTerms:
         """Compute the terms.
 
         Args:
-            student_logits: [B, K], any floating dtype.
-            teacher_logits: [B, K], any floating dtype; None where there is no soft term.
-            batch: only terms that need labels read them, so an objective with a soft term alone
-                takes images whose labels are of other classes.
+            outputs: of the student, any floating dtype.
+            teacher: any floating dtype; None where only labels are read.
+            batch: only terms that need labels read them, so an objective without a hard term takes
+                images whose labels are of other classes.
 
         Raises:
-            ValueError: there is a soft term and no teacher_logits, or shapes that do not agree.
+            ValueError: a term needs a teacher and none is given, or shapes that do not agree.
         """
         # Once for both terms: if each widened half-precision logits itself, their gradients would
         # be rounded before they add.
-        student_logits = student_logits.to(torch.promote_types(student_logits.dtype, torch.float32))
-        hard = soft = kept = total = None
+        logits = outputs.logits
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        if self.needs_teacher and teacher is None:
+            raise ValueError("a term learns from a teacher, and no teacher outputs were given")
+        hard = soft = hint = kept = total = None
         if self.hard is not None:
-            hard = self.hard.loss(student_logits, batch.label_probs)
+            hard = self.hard.loss(logits, batch.label_probs)
             total = self.hard.weight * hard
         if self.soft is not None:
-            if teacher_logits is None:
-                raise ValueError(
-                    "the soft term learns from a teacher, and no teacher logits were given"
-                )
-            soft = self.soft.loss(student_logits, teacher_logits, batch)
+            assert teacher is not None
+            soft = self.soft.loss(logits, teacher.logits, batch)
             if self.soft.min_confidence is not None:
-                kept = confident(teacher_logits, self.soft.min_confidence).float().mean()
+                kept = confident(teacher.logits, self.soft.min_confidence).float().mean()
             weighted = self.soft.weight * soft
             total = weighted if total is None else total + weighted
         assert total is not None
-        return LossTerms(total=total, hard=hard, soft=soft, kept=kept)
+        if self.hint is not None:
+            assert teacher is not None
+            read = tuple(teacher.features[stage] for stage in self.hint.teacher_stages)
+            hint = self.hint.loss(outputs.features, read)
+            total = total + self.hint.weight * hint
+        return LossTerms(total=total, hard=hard, soft=soft, hint=hint, kept=kept)
 
 
-def build_objective(spec: schema.ObjectiveSpec, *, group: Group | None = None) -> Objective:
+def build_objective(
+    spec: schema.ObjectiveSpec,
+    *,
+    group: Group | None = None,
+    maps: tuple[FeatureMap, FeatureMap] | None = None,
+) -> Objective:
     """Return the objective that a recipe describes.
 
     Args:
         spec: the recipe's `objective` section.
+        maps: the feature maps of student and teacher that a hint compares; None without a hint.
         group: losses that relate samples to each other (DIST) relate those of all its processes;
             then calls are collective in it.
     """
@@ -140,7 +202,22 @@ def build_objective(spec: schema.ObjectiveSpec, *, group: Group | None = None) -
             else None
         )
         soft = SoftTerm(_soft_loss(spec.soft, group), spec.soft.weight, min_confidence)
-    return Objective(hard, soft)
+    hint = None
+    if spec.hint is not None:
+        assert maps
+        hint = _hint_term(spec.hint, *maps)
+    return Objective(hard, soft, hint)
+
+
+def _hint_term(spec: schema.HintSpec, student: FeatureMap, teacher: FeatureMap) -> HintTerm:
+    return HintTerm(
+        loss=lambda ours, theirs: fitnet(ours[0], theirs[0], spec.distance),
+        student_stages=(student.stage,),
+        teacher_stages=(teacher.stage,),
+        build_heads=lambda: Regressor(student.channels, teacher.channels),
+        heads_key=(spec.loss, student, teacher),
+        weight=spec.weight,
+    )
 
 
 def _hard_loss(spec: schema.HardSpec) -> HardLoss:

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from timm.layers import DropPath, create_classifier
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models._features import feature_take_indices
 from torch import nn
 
 __all__ = ["CifarResNet"]
@@ -120,9 +121,32 @@ class CifarResNet(nn.Module):
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         """[B, in_chans, H, W] to [B, num_features, H/4, W/4]."""
-        x = self.act1(self.bn1(self.conv1(x)))
-        out: torch.Tensor = self.layer3(self.layer2(self.layer1(x)))
-        return out
+        return self._stages(x)[-1]
+
+    def _stages(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """Return the outputs of the stem and of the three stages."""
+        outputs = [self.act1(self.bn1(self.conv1(x)))]
+        for layer in (self.layer1, self.layer2, self.layer3):
+            outputs.append(layer(outputs[-1]))
+        return outputs
+
+    def forward_intermediates(
+        self,
+        x: torch.Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[torch.Tensor] | tuple[torch.Tensor, list[torch.Tensor]]:
+        """timm's interface to feature maps: those of the stem and the three stages, after their
+        activation. All stages run; `norm` and `stop_early` change nothing.
+        """
+        assert output_fmt == "NCHW", "Output shape must be NCHW."
+        outputs = self._stages(x)
+        taken, _ = feature_take_indices(len(outputs), indices)
+        features = [output for index, output in enumerate(outputs) if index in taken]
+        return features if intermediates_only else (outputs[-1], features)
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
         """[B, num_features, h, w] to logits [B, num_classes], or with `pre_logits` to [B,

@@ -14,8 +14,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from distill import rng
 from distill.data.label_sets import class_list
 from distill.errors import InputError
+from distill.losses.outputs import TeacherOutputs
 from distill.models.build import create
-from distill.models.feature_hooks import FeatureHooks
+from distill.models.features import Featured
 from distill.models.fitting import fitted, head_classes
 from distill.models.labels import Match, match_teacher
 from distill.models.origin import Origin, origin_of_teacher
@@ -68,9 +69,9 @@ class Teacher(nn.Module):
         promised: Promise | None = None,
     ) -> None:
         super().__init__()
-        # The module to call: the timm model, or DeepSpeed's engine around it.
-        self.model = model.requires_grad_(False)
-        self.net = model
+        self.net = model.requires_grad_(False)
+        # The module to call; under ZeRO-3 DeepSpeed's engine around it.
+        self.model: nn.Module = Featured(model)
         self.pixels = Pixels(view.mean, view.std, view.image_size, view.interpolation)
         self.num_classes = num_classes
         self.fingerprint = _fingerprint(model)
@@ -81,7 +82,7 @@ class Teacher(nn.Module):
         self.view = view
         self.notes = notes
         self.promised = promised
-        _cast(self.model, dtype)
+        _cast(self.net, dtype)
         self.pixels.dtype = dtype
         super().train(False)
 
@@ -95,22 +96,18 @@ class Teacher(nn.Module):
         Args:
             images: [B, 3, H, W] in [0, 1], of any size.
         """
-        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-            logits: Tensor = self.model(self.pixels(images))
-        return logits.float()
+        return self.outputs(images).logits
 
-    def features(self, images: Tensor, names: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the logits, and the outputs of the modules of these names in the same forward, in
-        the teacher's dtype.
+    def outputs(self, images: Tensor, stages: tuple[int, ...] = ()) -> TeacherOutputs:
+        """Return the logits, and from the same forward the feature maps of some stages.
 
-        The whole model runs, since under ZeRO-3 a part of it would find no weights.
-
-        Raises:
-            InputError: the model has no such module.
+        Args:
+            images: [B, 3, H, W] in [0, 1], of any size.
+            stages: ascending, from 0.
         """
-        with FeatureHooks(self.net, names) as hooks:
-            logits = self(images)
-        return logits, hooks.outputs
+        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+            logits, features = self.model(self.pixels(images), stages)
+        return TeacherOutputs(logits.float(), dict(zip(stages, features, strict=True)))
 
     def partition(self, partition_frozen: Callable[[nn.Module], nn.Module]) -> None:
         """Let `partition_frozen` partition the weights, and call what it returns from now on.
@@ -124,7 +121,7 @@ class Teacher(nn.Module):
                 if isinstance(module, _BatchNorm) or parameter.ndim == 0:
                     delattr(module, name)
                     module.register_buffer(name, parameter.data, persistent=False)
-        self.model = partition_frozen(self.net)
+        self.model = partition_frozen(self.model)
 
 
 def _fingerprint(model: nn.Module) -> str:

@@ -1,5 +1,5 @@
-"""The objective of a student: a hard loss against labels, a soft loss against the teacher, or
-both.
+"""The objective of a student: a hard loss against labels, a soft loss against the teacher's logits,
+or both, and a hint loss against the teacher's features.
 """
 
 from typing import Annotated, Literal, Self
@@ -115,19 +115,54 @@ class DISTSpec(Section):
     """The logits of student and teacher are divided by this number."""
 
 
+class FitNetSpec(Section):
+    """FitNet (Eq. 2): the distance between a feature map of the teacher and one of the student,
+    which a trained 1x1 convolution with BatchNorm projects to the teacher's width. The larger map
+    is averaged to the size of the smaller one.
+    """
+
+    loss: Literal["fitnet"]
+    """The name of the loss."""
+    weight: Weight = 1.0
+    """The weight of the loss in the objective."""
+    distance: Literal["l1", "l2"] = "l2"
+    """The mean over all elements of the absolute (`l1`) or squared (`l2`) difference."""
+    student_stage: int | None = None
+    """The student's feature map: an index into the outputs of timm's `forward_intermediates`
+    (a ResNet: the stem and four stages; a ViT: its blocks), negative from the end; null: the middle
+    one, n // 2 of n.
+    """
+    teacher_stage: int | None = None
+    """The teacher's feature map, as for `student_stage`."""
+
+    @property
+    def heads(self) -> tuple[str, int | None, int | None]:
+        """What its trained projection depends on."""
+        return self.loss, self.student_stage, self.teacher_stage
+
+
 HardSpec = Annotated[CESpec | BCESpec, Field(discriminator="loss")]
 SoftSpec = Annotated[
     KLSpec | BKLSpec | BCETeacherSpec | DKDSpec | DISTSpec, Field(discriminator="loss")
 ]
+HintSpec = FitNetSpec
 
 
 class ObjectiveSpec(Section):
-    """total = hard.weight * hard + soft.weight * soft."""
+    """total = hard.weight * hard + soft.weight * soft + hint.weight * hint."""
 
     hard: HardSpec | None = None
     """The loss against labels; null: none."""
     soft: SoftSpec | None = None
-    """The loss against the teacher; null: none."""
+    """The loss against the teacher's logits; null: none."""
+    hint: HintSpec | None = None
+    """The loss against the teacher's features; null: none."""
+
+    @property
+    def teacher_terms(self) -> tuple[str, ...]:
+        """The names of the terms that learn from a teacher."""
+        terms = {"soft": self.soft, "hint": self.hint}
+        return tuple(name for name, term in terms.items() if term is not None)
 
     @property
     def reads_labels(self) -> bool:
@@ -139,8 +174,9 @@ class ObjectiveSpec(Section):
     @model_validator(mode="after")
     def _has_a_loss(self) -> Self:
         if self.hard is None and self.soft is None:
+            alone = "; objective.hint alone trains no classifier" if self.hint else ""
             raise ValueError(
                 "a student needs something to learn from: give objective.hard, objective.soft or"
-                " both"
+                f" both{alone}"
             )
         return self

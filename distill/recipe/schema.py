@@ -40,7 +40,9 @@ from distill.recipe.objective import (
     CESpec,
     DISTSpec,
     DKDSpec,
+    FitNetSpec,
     HardSpec,
+    HintSpec,
     KLSpec,
     ObjectiveSpec,
     SoftSpec,
@@ -70,7 +72,9 @@ __all__ = [
     "EvalViewSpec",
     "EvaluateSpec",
     "FashionMnistSpec",
+    "FitNetSpec",
     "HardSpec",
+    "HintSpec",
     "HoldOutSpec",
     "ImageFolderSpec",
     "KLSpec",
@@ -238,13 +242,22 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
-    def _soft_losses_have_a_teacher(self) -> Self:
+    def _losses_have_their_teacher(self) -> Self:
         for key, student in self._settings():
-            if self.teacher is None and student.objective.soft is not None:
+            for term in student.objective.teacher_terms if self.teacher is None else ():
                 raise ValueError(
-                    f"{key}.objective.soft learns from a teacher, and teacher is null: name a"
-                    " teacher, or set objective.soft to null"
+                    f"{key}.objective.{term} learns from a teacher, and teacher is null: name a"
+                    f" teacher, or set objective.{term} to null"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _the_metric_has_its_teacher(self) -> Self:
+        if self.teacher is None and self.evaluate.metric in ("agreement", "teacher_kl"):
+            raise ValueError(
+                f"evaluate.metric: {self.evaluate.metric} compares with a teacher, and teacher is"
+                " null: name a teacher, or use top1, top5 or loss"
+            )
         return self
 
     def _settings(self) -> list[tuple[str, StageStudentSpec]]:

@@ -124,6 +124,15 @@ def _changes(
             f"{key}.students.{name}: schedule.over: run is one schedule for all stages, and this"
             " stage has another schedule or lr: set over: stage, or use the same in all stages"
         )
+    heads, heads_before = (
+        objective.hint and objective.hint.heads for objective in (now.objective, before.objective)
+    )
+    if zero_stage and heads != heads_before:
+        yield (
+            f"{key}.students.{name}.objective.hint: trains another projection than the previous"
+            f" stage, which is not possible with train.zero_stage {zero_stage}: use zero_stage: 0,"
+            " or the same hint in all stages (weight and distance may change)"
+        )
     changed = [
         field
         for field in OptimizerSpec.model_fields

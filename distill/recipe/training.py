@@ -79,6 +79,12 @@ class EvaluateSpec(Section):
         int, Field(ge=1), Within(1, 65536, "no device holds more images at once")
     ] = 256
     """Number of images in an evaluation batch of each process."""
+    metric: Literal["top1", "top5", "loss", "agreement", "teacher_kl"] = "top1"
+    """The figure by which the best weights and the best student are chosen: `top1`, `top5` and
+    `agreement` (the percentage of images to which student and teacher give the same class) are
+    better if larger, `loss` (cross-entropy) and `teacher_kl` (KL divergence to the teacher) if
+    smaller. `agreement` and `teacher_kl` need a teacher.
+    """
 
 
 class CheckpointSpec(Section):

@@ -6,6 +6,7 @@ from pathlib import Path
 from distill.checkpoint.layout import RECIPE_FILE, REPORT_FILE, best_dir, is_checkpoint
 from distill.console import make_console
 from distill.errors import InputError
+from distill.evaluation.metric import METRICS
 from distill.files import current_directory
 from distill.models.export_format import is_export, read_record, refuse_overwrite, write_model
 from distill.recipe import load_recipe
@@ -65,21 +66,22 @@ def _best_of(run: Path) -> str:
     Raises:
         InputError: there are several, and no record says which is best.
     """
-    names = list(load_recipe(run / RECIPE_FILE).students)
+    recipe = load_recipe(run / RECIPE_FILE)
+    names = list(recipe.students)
     if len(names) == 1:
         return names[0]
     if not is_checkpoint(run):
         if best := _reported_best(run):
             return best
         folders = {name: current_directory(best_dir(run, name)) for name in names}
+        metric = METRICS[recipe.evaluate.metric]
         scores = {
-            name: read_record(folder).get("top1")
+            name: read_record(folder).get(metric.name)
             for name, folder in folders.items()
             if folder is not None
         }
-        known = {name: score for name, score in scores.items() if score is not None}
-        if known:
-            return max(known, key=lambda name: known[name])
+        if best := metric.best_of(scores):
+            return best
     raise InputError(f"{run}: which student? Name one with --student: {', '.join(names)}")
 
 

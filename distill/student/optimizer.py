@@ -54,9 +54,12 @@ def check_optimizer(module: nn.Module, spec: schema.OptimizerSpec, *, key: str) 
         ) from error
 
 
-def build_optimizer(module: nn.Module, spec: schema.OptimizerSpec) -> torch.optim.Optimizer:
+def build_optimizer(
+    module: nn.Module, spec: schema.OptimizerSpec, heads: nn.Module | None = None
+) -> torch.optim.Optimizer:
     """Build a timm optimizer over the trainable parameters of `module`, which neither DDP nor
-    compile wraps. `check_optimizer` has checked `spec`.
+    compile wraps, and in groups of their own over those of `heads`. `check_optimizer` has checked
+    `spec`.
 
     Weight decay leaves out parameters of at most one dimension, biases, and the names of the
     model's `no_weight_decay()`; with `decay_norm_and_bias` it takes all, as `torch.optim` does when
@@ -80,6 +83,8 @@ def build_optimizer(module: nn.Module, spec: schema.OptimizerSpec) -> torch.opti
         param_group_fn=None if "layer_decay" in spec.args else partial(parameter_groups, spec=spec),
         **arguments,
     )
+    for group in parameter_groups(heads, spec) if heads is not None else ():
+        optimizer.add_param_group(group)
     return optimizer
 
 

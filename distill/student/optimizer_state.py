@@ -10,10 +10,10 @@ from distill.errors import InputError
 
 
 def split_state(
-    optimizer: torch.optim.Optimizer, module: nn.Module
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Split the state of `optimizer` into tensors and values that JSON can hold, by the parameter
-    names of `module`, which neither DDP nor compile wraps.
+    """Split the state of `optimizer` into tensors and values that JSON can hold, by the names of
+    the parameters.
 
     Returns:
         tensors: "<parameter>/<slot>" for the state of a parameter ("fc.weight/exp_avg": the shape
@@ -22,7 +22,7 @@ def split_state(
         values: {"optimizer": class, "groups": [{"parameters": names, "settings": hyperparameters}],
             "slots": scalars}.
     """
-    names = {parameter: name for name, parameter in module.named_parameters()}
+    names = {parameter: name for name, parameter in parameters.items()}
     tensors: dict[str, Tensor] = {}
     slots: dict[str, Any] = {}
     groups: list[dict[str, Any]] = []
@@ -51,7 +51,7 @@ def split_state(
 
 def load_state(
     optimizer: torch.optim.Optimizer,
-    module: nn.Module,
+    parameters: Mapping[str, nn.Parameter],
     tensors: Mapping[str, Tensor],
     values: Mapping[str, Any],
 ) -> None:
@@ -64,7 +64,6 @@ def load_state(
     Raises:
         InputError: the state is of another optimizer, or of other parameters.
     """
-    parameters = dict(module.named_parameters())
     names = {parameter: name for name, parameter in parameters.items()}
     here = [[names[parameter] for parameter in group["params"]] for group in optimizer.param_groups]
     there = [group["parameters"] for group in values["groups"]]
@@ -100,6 +99,20 @@ def load_state(
                 else value.clone()
             )
         owners[owner][slot] = value
+
+
+def carry_state(old: torch.optim.Optimizer, new: torch.optim.Optimizer) -> None:
+    """Move the state of the parameter groups that both optimizers have to the new one; its learning
+    rates stay.
+    """
+    for group in new.param_groups:
+        for before in old.param_groups:
+            if list(map(id, group["params"])) == list(map(id, before["params"])):
+                kept = ("params", "lr")
+                group.update({slot: v for slot, v in before.items() if slot not in kept})
+        for parameter in group["params"]:
+            if parameter in old.state:
+                new.state[parameter] = old.state[parameter]
 
 
 def _placed(value: Tensor, parameter: nn.Parameter, group: Mapping[str, Any]) -> Tensor:

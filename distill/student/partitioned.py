@@ -6,7 +6,7 @@ more set of float32 weights per average.
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from distill.engine import Engine
-from distill.engine.zero import ZeroPartition
+from distill.engine.zero import ZeroPartition, gather_with
 from distill.evaluation.accuracy import Model
+from distill.losses.outputs import Outputs
 from distill.models.export_format import RAW
 from distill.models.functional import functional_forward
-from distill.models.pixels import Network
 from distill.student.ema import COUNTER
+from distill.student.learner import HEADS, Learner
 from distill.student.optimizer_state import split_state
 from distill.student.placement import Averages, BuildOptimizer, Tensors
 from distill.student.schedule import set_lr
@@ -28,27 +29,29 @@ from distill.student.schedule import set_lr
 class _Autocast(nn.Module):
     """Turns autocast on inside what DeepSpeed wraps: DeepSpeed turns off any around it."""
 
-    def __init__(self, module: nn.Module, engine: Engine) -> None:
+    def __init__(self, learner: Learner, engine: Engine) -> None:
         super().__init__()
-        self.module = module
+        self.learner = learner
         self._autocast = engine.autocast
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Outputs:
         with self._autocast():
-            return self.module(images)  # type: ignore[no-any-return]
+            return self.learner(images)  # type: ignore[no-any-return]
 
 
 class _Masters:
-    """What `Ema` averages here instead of a module: the flat float32 weights of this process, named
-    by their index, and the model's buffers.
+    """What `Ema` averages here instead of a module: the flat float32 weights of this process that
+    hold the model and not its heads, named by their index, and the model's buffers.
     """
 
-    def __init__(self, partition: ZeroPartition) -> None:
-        self._partition = partition
+    def __init__(self, partition: ZeroPartition, net: nn.Module, names: Iterable[str]) -> None:
+        self._net = net
+        indices = sorted({partition.flat_of[name] for name in names})
+        self.flats = {index: partition.flats[index] for index in indices}
 
     def state_dict(self, *, keep_vars: bool = True) -> Tensors:
-        flats = {f"{index}": flat for index, flat in enumerate(self._partition.flats)}
-        return {**flats, **_buffers(self._partition.net)}
+        flats = {f"{index}": flat for index, flat in self.flats.items()}
+        return {**flats, **_buffers(self._net)}
 
 
 def _buffers(net: nn.Module) -> Tensors:
@@ -80,13 +83,13 @@ class Partitioned:
     """The placement of train.zero_stage 1, 2 and 3. Constructed by every rank.
 
     Args:
-        network: in train mode, on the device.
+        learner: in train mode, on the device.
         num_forwards: forwards of this process in each step.
     """
 
     def __init__(
         self,
-        network: Network,
+        learner: Learner,
         build_optimizer: BuildOptimizer,
         engine: Engine,
         *,
@@ -95,39 +98,43 @@ class Partitioned:
         micro_batch_size: int,
         num_forwards: int,
     ) -> None:
-        assert all(parameter.requires_grad for parameter in network.net.parameters()), (
+        parameters = learner.trained_parameters()
+        assert all(parameter.requires_grad for parameter in parameters.values()), (
             "a partition holds trained parameters only"
         )
         self.failed = False
-        self._net, self._pixels, self._engine = network.net, network.pixels, engine
-        self._twin = _twin(network.net)
+        self._learner, self._net, self._engine = learner, learner.net, engine
+        self._twin = _twin(self._net)
         owners: dict[int, list[str]] = {}  # a tied parameter has several names
-        for name, value in network.net.state_dict(keep_vars=True).items():
+        for name, value in self._net.state_dict(keep_vars=True).items():
             owners.setdefault(id(value), []).append(name)
-        self._names = {name: owners[id(p)] for name, p in network.net.named_parameters()}
-        self._order = list(network.net.state_dict())
-        optimizer = build_optimizer(network.net)
-        _, described = split_state(optimizer, network.net)
+        # The names in the state dict, of each of the model's parameters.
+        self._names = {name: owners[id(p)] for name, p in self._net.named_parameters()}
+        self._order = list(self._net.state_dict())
+        optimizer = build_optimizer(learner)
+        _, described = split_state(optimizer, parameters)
         self._groups = [group["parameters"] for group in described["groups"]]
         self._kind = described["optimizer"]
+        if learner.heads is not None and engine.zero_stage == 3:
+            gather_with(learner, self._net.parameters(recurse=False))
         self._model = engine.prepare_partitioned(
-            _Autocast(network, engine),
+            _Autocast(learner, engine),
             optimizer,
             micro_batch_size=micro_batch_size,
             num_forwards=num_forwards,
             clip_grad_norm=clip_grad_norm,
         )
-        self._partition = ZeroPartition(self._model, network.net)
-        self._masters = _Masters(self._partition)
+        self._partition = ZeroPartition(self._model, parameters)
+        self._masters = _Masters(self._partition, self._net, self._names)
         self._averages = averages
         self._emas = self._averages.begin(self._masters)
 
     def accumulating(self, more_to_come: bool) -> AbstractContextManager[None]:
         return nullcontext()  # DeepSpeed counts the forwards of a step itself
 
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self._model(images)
-        return logits
+    def forward(self, images: Tensor) -> Outputs:
+        outputs: Outputs = self._model(images)
+        return outputs
 
     def backward(self, loss: Tensor, more_to_come: bool) -> None:
         self._model.backward(loss, scale_wrt_gas=False)
@@ -145,11 +152,15 @@ class Partitioned:
 
     def restart(
         self,
-        build_optimizer: BuildOptimizer | None,
+        build_optimizer: BuildOptimizer,
         clip_grad_norm: float | None,
+        *,
+        new_optimizer: bool,
         new_averages: bool,
+        learner: Learner | None = None,
     ) -> None:
-        if build_optimizer:
+        assert learner is None, "a recipe with zero_stage has the same hint in all stages"
+        if new_optimizer:
             self._partition.base_optimizer.state.clear()
         if new_averages:
             self._emas = {}  # frees the old averages before the new ones are made
@@ -161,7 +172,7 @@ class Partitioned:
     def evaluation_models(self) -> dict[str, Model]:
         def with_weights(weights: Tensors) -> Model:
             def forward(images: Tensor) -> Tensor:
-                return functional_forward(self._twin, weights, self._pixels(images))
+                return functional_forward(self._twin, weights, self._learner.pixels(images))
 
             return forward
 
@@ -178,17 +189,31 @@ class Partitioned:
         Args:
             to_save: the main process gets each tensor in host memory, the others get nothing.
         """
-        flats = {index: state[f"{index}"].detach() for index in range(len(self._partition.flats))}
+        flats = {index: state[f"{index}"].detach() for index in self._masters.flats}
         gathered: Tensors = {}
-        for name in self._partition.parameters:
+        for name, names in self._names.items():
             tensor = self._partition.gather(name, flats, self._engine.device)
-            gathered |= self._for_main(dict.fromkeys(self._names[name], tensor), to_save)
+            gathered |= self._for_main(dict.fromkeys(names, tensor), to_save)
         gathered |= {name: buffer.detach() for name, buffer in state.items() if name in self._order}
         in_order = {name: gathered[name] for name in self._order if name in gathered}
         return self._for_main(in_order, to_save)
 
+    def _gather_heads(self) -> Tensors:
+        """Return the state dict of the heads to save. Collective: every rank."""
+        if self._learner.heads is None:
+            return {}
+        flats = {index: flat.detach() for index, flat in enumerate(self._partition.flats)}
+        tensors: Tensors = {}
+        for name, value in self._learner.heads_state().items():
+            if f"{HEADS}{name}" in self._partition.parameters:
+                value = self._partition.gather(f"{HEADS}{name}", flats, self._engine.device)
+            tensors |= self._for_main({name: value})
+        return tensors
+
     def state(self) -> tuple[dict[str, Tensors], dict[str, Any]]:
         tensors = {"model": self._gather(self._masters.state_dict(), to_save=True)}
+        if heads := self._gather_heads():
+            tensors["heads"] = heads
         tensors["optimizer"], values = self._optimizer_state()
         for name, ema in self._emas.items():
             tensors[name] = {
@@ -238,13 +263,16 @@ class Partitioned:
         return tensors, {"optimizer": self._kind, "groups": groups, "slots": slots}
 
     def load(self, tensors: dict[str, Tensors], values: dict[str, Any]) -> None:
-        self._partition.set_weights(tensors["model"])
+        heads = {f"{HEADS}{name}": tensor for name, tensor in tensors.get("heads", {}).items()}
+        self._partition.set_weights({**tensors["model"], **heads})
         self._set_buffers(_buffers(self._net), tensors["model"])
+        if self._learner.heads is not None:
+            self._set_buffers(_buffers(self._learner.heads), tensors["heads"])
         self._load_optimizer(tensors["optimizer"], values["optimizer"])
         for name, ema in self._emas.items():
             shadow = ema.weights()
-            flats = {index: shadow[f"{index}"] for index in range(len(self._partition.flats))}
-            for parameter in self._partition.parameters:
+            flats = {index: shadow[f"{index}"] for index in self._masters.flats}
+            for parameter in self._names:
                 self._partition.scatter(parameter, tensors[name][parameter], flats)
             self._set_buffers(shadow, tensors[name])
             ema.num_updates = int(tensors[name][COUNTER])

@@ -8,10 +8,12 @@ from typing import Any, Protocol
 import torch
 
 from distill.evaluation.accuracy import Model
+from distill.losses.outputs import Outputs
 from distill.student.ema import Averaged, Ema
+from distill.student.learner import Learner
 
 Tensors = dict[str, torch.Tensor]
-BuildOptimizer = Callable[[torch.nn.Module], torch.optim.Optimizer]
+BuildOptimizer = Callable[[Learner], torch.optim.Optimizer]
 
 
 @dataclass(frozen=True)
@@ -42,14 +44,12 @@ class Placement(Protocol):
         gradients.
         """
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Compute logits in the run's precision. Collective under ZeRO-3: every rank.
+    def forward(self, images: torch.Tensor) -> Outputs:
+        """Compute the learner's outputs in the run's precision. Collective under ZeRO-3: every
+        rank.
 
         Args:
             images: [B, 3, H, W] in [0, 1].
-
-        Returns:
-            [B, K].
         """
 
     def backward(self, loss: torch.Tensor, more_to_come: bool) -> None:
@@ -65,18 +65,24 @@ class Placement(Protocol):
 
     def restart(
         self,
-        build_optimizer: BuildOptimizer | None,
+        build_optimizer: BuildOptimizer,
         clip_grad_norm: float | None,
+        *,
+        new_optimizer: bool,
         new_averages: bool,
+        learner: Learner | None = None,
     ) -> None:
-        """Begin a stage.
+        """Begin a stage. Collective: every rank.
 
-        Under ZeRO the optimizer's settings stay those of the first stage.
+        Under ZeRO the optimizer's settings stay those of the first stage, and so do the heads.
 
         Args:
-            build_optimizer: builds an optimizer without state; None keeps the one in use.
+            build_optimizer: builds an optimizer without state.
             clip_grad_norm: largest norm of the full gradient; None clips nothing.
+            new_optimizer: drop the optimizer's state.
             new_averages: start the averages again from the current weights.
+            learner: the same model with other heads, which start without optimizer state; None if
+                the heads stay.
         """
 
     def statistics(self) -> list[Tensors]:
@@ -97,7 +103,8 @@ class Placement(Protocol):
         """
 
     def state(self) -> tuple[dict[str, Tensors], dict[str, Any]]:
-        """Return full tensors by file, and plain values; under ZeRO only the main process gets the
+        """Return full tensors by file ("heads" only if there are heads), and plain values; under
+        ZeRO only the main process gets the
         tensors. Collective: every rank.
         """
 

@@ -9,11 +9,12 @@ import torch
 
 from distill.engine import Engine
 from distill.evaluation.accuracy import Model
+from distill.losses.outputs import Outputs
 from distill.models.export_format import RAW
 from distill.models.functional import functional_forward
-from distill.models.pixels import Network
 from distill.student.ema import Ema
-from distill.student.optimizer_state import load_state, split_state
+from distill.student.learner import Learner
+from distill.student.optimizer_state import carry_state, load_state, split_state
 from distill.student.placement import Averages, BuildOptimizer, Tensors
 from distill.student.schedule import set_lr
 
@@ -22,12 +23,12 @@ class Replicated:
     """The placement of train.zero_stage 0. Collective when built: every rank.
 
     Args:
-        network: in train mode, on the device.
+        learner: in train mode, on the device.
     """
 
     def __init__(
         self,
-        network: Network,
+        learner: Learner,
         build_optimizer: BuildOptimizer,
         engine: Engine,
         *,
@@ -35,21 +36,27 @@ class Replicated:
         averages: Averages,
     ) -> None:
         self.failed = False
-        self._network, self._net, self._engine = network, network.net, engine
+        self._net, self._engine = learner.net, engine
         self._clip_grad_norm = clip_grad_norm
-        self._optimizer = build_optimizer(self._net)
         self._averages = averages
         self._emas = self._averages.begin(self._net)
         self._scaler = engine.new_scaler()
-        self._model = engine.prepare(network)
+        self._hold(learner, build_optimizer)
+
+    def _hold(self, learner: Learner, build_optimizer: BuildOptimizer) -> None:
+        """Train this learner, with an optimizer without state. Collective: every rank."""
+        self._learner = learner
+        self._parameters = learner.trained_parameters()
+        self._optimizer = build_optimizer(learner)
+        self._model = self._engine.prepare(learner)
 
     def accumulating(self, more_to_come: bool) -> AbstractContextManager[None]:
         return self._engine.accumulating(self._model, more_to_come)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: torch.Tensor) -> Outputs:
         with self._engine.autocast():
-            logits: torch.Tensor = self._model(images)
-        return logits
+            outputs: Outputs = self._model(images)
+        return outputs
 
     def backward(self, loss: torch.Tensor, more_to_come: bool) -> None:
         (self._scaler.scale(loss) if self._scaler else loss).backward()  # type: ignore[no-untyped-call]
@@ -59,7 +66,7 @@ class Replicated:
         if self._scaler:
             self._scaler.unscale_(self._optimizer)
         if self._clip_grad_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self._net.parameters(), self._clip_grad_norm)
+            torch.nn.utils.clip_grad_norm_(self._parameters.values(), self._clip_grad_norm)
         if self._scaler:
             self._scaler.step(self._optimizer)
             self._scaler.update()
@@ -73,13 +80,21 @@ class Replicated:
 
     def restart(
         self,
-        build_optimizer: BuildOptimizer | None,
+        build_optimizer: BuildOptimizer,
         clip_grad_norm: float | None,
+        *,
+        new_optimizer: bool,
         new_averages: bool,
+        learner: Learner | None = None,
     ) -> None:
         self._clip_grad_norm = clip_grad_norm
-        if build_optimizer:
-            self._optimizer = build_optimizer(self._net)
+        before = self._optimizer
+        if learner is not None:
+            self._hold(learner, build_optimizer)
+        elif new_optimizer:
+            self._optimizer = build_optimizer(self._learner)
+        if not new_optimizer and self._optimizer is not before:
+            carry_state(before, self._optimizer)
         if new_averages:
             self._emas = {}  # frees the old averages before the new ones are made
             self._emas = self._averages.begin(self._net)
@@ -90,11 +105,15 @@ class Replicated:
     def evaluation_models(self) -> dict[str, Model]:
         def averaged(ema: Ema) -> Model:
             def forward(images: torch.Tensor) -> torch.Tensor:
-                return functional_forward(self._net, ema.weights(), self._network.pixels(images))
+                return functional_forward(self._net, ema.weights(), self._learner.pixels(images))
 
             return forward
 
-        return {RAW: self._network, **{name: averaged(ema) for name, ema in self._emas.items()}}
+        def raw(images: torch.Tensor) -> torch.Tensor:
+            outputs: Outputs = self._learner(images)
+            return outputs.logits
+
+        return {RAW: raw, **{name: averaged(ema) for name, ema in self._emas.items()}}
 
     def weights(self, which: str) -> Tensors:
         return dict(self._net.state_dict()) if which == RAW else self._emas[which].weights()
@@ -102,7 +121,9 @@ class Replicated:
     def state(self) -> tuple[dict[str, Tensors], dict[str, Any]]:
         values: dict[str, Any] = {}
         tensors = {"model": self.weights(RAW)}
-        tensors["optimizer"], values["optimizer"] = split_state(self._optimizer, self._net)
+        tensors["optimizer"], values["optimizer"] = split_state(self._optimizer, self._parameters)
+        if heads := self._learner.heads_state():
+            tensors["heads"] = heads
         for name, ema in self._emas.items():
             tensors[name] = ema.state_dict()
         if self._scaler:
@@ -111,7 +132,10 @@ class Replicated:
 
     def load(self, tensors: dict[str, Tensors], values: dict[str, Any]) -> None:
         self._net.load_state_dict(tensors["model"])
-        load_state(self._optimizer, self._net, tensors["optimizer"], values["optimizer"])
+        if self._learner.heads is not None:
+            self._learner.heads.load_state_dict(tensors["heads"])
+        optimizer = tensors["optimizer"]
+        load_state(self._optimizer, self._parameters, optimizer, values["optimizer"])
         for name, ema in self._emas.items():
             ema.load_state_dict(tensors[name])
         if self._scaler:

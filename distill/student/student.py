@@ -1,15 +1,15 @@
 """A student: a model, its objective, optimizer, schedule and averages.
 
-Several students learn in one run and share nothing but the batches and the teacher's logits, so
+Several students learn in one run and share nothing but the batches and the teacher's outputs, so
 each ends with the weights that it would have alone.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -17,15 +17,17 @@ from torch import nn
 from distill.data.loading.loader import Batch
 from distill.engine import Engine
 from distill.evaluation.accuracy import Accuracy, Model
+from distill.evaluation.metric import Metric
 from distill.losses.objective import LossTerms, Objective
+from distill.losses.outputs import TeacherOutputs
 from distill.models.batch_norm import StepStatistics, running_statistics, synchronise
 from distill.models.drop_path import DropPathKeys
 from distill.models.export_format import RAW, read_current_record, write_model
-from distill.models.pixels import Network, Pixels
+from distill.models.pixels import Pixels
 from distill.models.student import first_weights
 from distill.models.view import ModelView
 from distill.recipe.schema import StudentSpec
-from distill.rng import hash64
+from distill.rng import hash64, seeded
 from distill.student import (
     Averages,
     BuildOptimizer,
@@ -34,6 +36,7 @@ from distill.student import (
     Replicated,
     Tensors,
 )
+from distill.student.learner import Learner
 
 # The order of the sums in checkpoints that hold them as a list; the first ones end before "kept".
 _OLD_LOSSES = ("total", "hard", "soft", "hint", "kept")
@@ -64,13 +67,34 @@ class Losses:
 
 @dataclass
 class Best:
-    """The best evaluation so far: its top-1 in percent (None without an evaluation set), its step,
-    and the weights evaluated: RAW, or the name of an average.
+    """The best evaluation so far.
+
+    Attributes:
+        value: of the metric; None without an evaluation set.
+        step: of the evaluation.
+        weights: those evaluated: RAW, or the name of an average.
+        metric: the figure that is compared, by name.
     """
 
-    top1: float | None
+    value: float | None
     step: int
     weights: str
+    metric: str = "top1"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what records and reports hold; the value under the name of its metric."""
+        return {
+            self.metric: self.value,
+            "step": self.step,
+            "weights": self.weights,
+            "metric": self.metric,
+        }
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Self:
+        """Return what a record of this or an earlier version holds."""
+        metric = record.get("metric", "top1")
+        return cls(record[metric], record["step"], record["weights"], metric)
 
 
 @dataclass(frozen=True)
@@ -80,6 +104,11 @@ class StageSettings:
     spec: StudentSpec
     objective: Objective
     build_optimizer: BuildOptimizer
+
+
+def _heads_key(settings: StageSettings) -> Hashable:
+    hint = settings.objective.hint
+    return None if hint is None else hint.heads_key
 
 
 @dataclass
@@ -103,21 +132,18 @@ class Student:
 
     def __post_init__(self) -> None:
         """Place the model, build its optimizer and its averages. Collective: every rank."""
-        if self.group_size > 1:
-            group = self.engine.statistics_group(self.group_size)
-            self.net = synchronise(self.net, self.engine.device, group)
+        self.net = self._synchronised(self.net)
         self.num_parameters = sum(parameter.numel() for parameter in self.net.parameters())
         self._drop_path = DropPathKeys(self.net)
         self._drop_key = hash64(self.run_seed, "drop path", self.spec.seed)
-        self.network = network = Network(self.net, Pixels(self.view.mean, self.view.std))
-        self.engine.place(network.train(), partitioned=self.engine.partitioned)
+        self.learner = self._new_learner()
         averages = Averages(self.spec.ema.decays, self.spec.ema.warmup)
         self.averages = tuple(averages.by_name())
         clip = self.spec.optimizer.clip_grad_norm
         self.placement: Placement
         if self.engine.partitioned:
             self.placement = Partitioned(
-                network,
+                self.learner,
                 self.settings.build_optimizer,
                 self.engine,
                 clip_grad_norm=clip,
@@ -127,15 +153,41 @@ class Student:
             )
         else:
             self.placement = Replicated(
-                network,
+                self.learner,
                 self.settings.build_optimizer,
                 self.engine,
                 clip_grad_norm=clip,
                 averages=averages,
             )
-        self._statistics = StepStatistics(self.net) if self.num_forwards > 1 else None
+        self._statistics = self._new_statistics()
         self._forwards_done = 0
         self.losses = self._no_losses()
+
+    def _synchronised(self, module: nn.Module) -> nn.Module:
+        """Return the module with BatchNorm over the statistics group."""
+        if self.group_size == 1:
+            return module
+        group = self.engine.statistics_group(self.group_size)
+        return synchronise(module, self.engine.device, group)
+
+    def _new_learner(self) -> Learner:
+        """Return the model with new heads, in train mode, on the device. The first weights of heads
+        are a pure function of the seeds.
+        """
+        pixels, hint = Pixels(self.view.mean, self.view.std), self.settings.objective.hint
+        if hint is None:
+            learner = Learner(self.net, pixels)
+        else:
+            with seeded(hash64(self.run_seed, "heads", self.spec.seed)):
+                heads = self._synchronised(hint.build_heads())
+            learner = Learner(self.net, pixels, heads, hint.student_stages)
+        count = sum(parameter.numel() for parameter in learner.trained_parameters().values())
+        self.num_head_parameters = count - self.num_parameters
+        self.engine.place(learner.train(), partitioned=self.engine.partitioned)
+        return learner
+
+    def _new_statistics(self) -> StepStatistics | None:
+        return StepStatistics(self.learner) if self.num_forwards > 1 else None
 
     @property
     def spec(self) -> StudentSpec:
@@ -143,12 +195,20 @@ class Student:
         return self.settings.spec
 
     def enter(self, settings: StageSettings, *, new_optimizer: bool, new_averages: bool) -> None:
-        """Begin a stage. Optimizer state and averages start again, or continue."""
-        self.settings = settings
+        """Begin a stage. Optimizer state and averages start again, or continue; so do heads, if the
+        stage before had the same. Collective: every rank.
+        """
+        before, self.settings = self.settings, settings
+        new_heads = _heads_key(before) != _heads_key(settings)
+        if new_heads:
+            self.learner = self._new_learner()
+            self._statistics = self._new_statistics()
         self.placement.restart(
-            settings.build_optimizer if new_optimizer else None,
+            settings.build_optimizer,
             settings.spec.optimizer.clip_grad_norm,
-            new_averages,
+            new_optimizer=new_optimizer,
+            new_averages=new_averages,
+            learner=self.learner if new_heads else None,
         )
 
     def _no_losses(self) -> Losses:
@@ -159,7 +219,7 @@ class Student:
         """Whether the student still learns."""
         return self.stopped_at is None
 
-    def learn(self, batch: Batch, teacher_logits: torch.Tensor | None) -> torch.Tensor:
+    def learn(self, batch: Batch, teacher: TeacherOutputs | None) -> torch.Tensor:
         """Run forward and backward of one micro-batch; gradients add up until `update`. Collective
         on the last micro-batch of a step.
 
@@ -177,9 +237,7 @@ class Student:
         )
         self._drop_path.set(self._drop_key, batch.positions)
         with self.placement.accumulating(more_to_come):
-            terms = self.settings.objective(
-                self.placement.forward(batch.images), teacher_logits, batch
-            )
+            terms = self.settings.objective(self.placement.forward(batch.images), teacher, batch)
             self.placement.backward(terms.total / self.num_forwards, more_to_come)
         if self._statistics:
             self._statistics.after_forward(more_to_come)
@@ -217,15 +275,15 @@ class Student:
     # ---- evaluated and saved ---------------------------------------------------------------------
 
     def average_statistics(self) -> None:
-        """Average BatchNorm's running statistics, and those of the weight averages, over the
+        """Average BatchNorm's running statistics of model, heads and weight averages over the
         processes. Collective: every rank.
         """
         if self.group_size < self.engine.world_size:
             running = {id(buffer) for buffer in running_statistics(self.net)}
             names = [name for name, buffer in self.net.named_buffers() if id(buffer) in running]
-            self.engine.average_(
-                [buffers[name] for buffers in self.placement.statistics() for name in names]
-            )
+            of_net = [buffers[name] for buffers in self.placement.statistics() for name in names]
+            heads = self.learner.heads
+            self.engine.average_(of_net + (running_statistics(heads) if heads else []))
 
     def evaluation_models(self) -> dict[str, Model]:
         """Return the models that an evaluation runs: the weights under the student's name, each
@@ -237,7 +295,7 @@ class Student:
     def _model_name(self, which: str) -> str:
         return self.name if which == RAW else f"{self.name}/{which}"
 
-    def improved(self, accuracies: Mapping[str, Accuracy], step: int) -> bool:
+    def improved(self, accuracies: Mapping[str, Accuracy], step: int, metric: Metric) -> bool:
         """Return whether an evaluation found better weights than all before; `best` then names
         them.
 
@@ -246,14 +304,18 @@ class Student:
         """
         names = [self._model_name(which) for which in (RAW, *self.averages)]
         scores = {
-            name: accuracies[name].top1 for name in names if math.isfinite(accuracies[name].loss)
+            name: metric.of(accuracies[name])
+            for name in names
+            if math.isfinite(accuracies[name].loss)
         }
-        name = max(scores, key=lambda key: scores[key], default=None)
-        if name is None or (
-            self.best and self.best.top1 is not None and scores[name] <= self.best.top1
-        ):
+        name = metric.best_of(scores)
+        if name is None:
             return False
-        self.best = Best(scores[name], step, name.partition("/")[2] or RAW)
+        value = scores[name]
+        assert value is not None
+        if not metric.better(value, self.best.value if self.best else None):
+            return False
+        self.best = Best(value, step, name.partition("/")[2] or RAW, metric.name)
         return True
 
     def best_weights(self) -> Tensors:
@@ -276,7 +338,7 @@ class Student:
                 "student": self.name,
                 "model": self.spec.model,
                 **first_weights(self.spec),
-                **vars(self.best),
+                **self.best.as_dict(),
                 **record,
             },
         )
@@ -289,7 +351,7 @@ class Student:
         # Files that are damaged are written again by the next evaluation.
         with suppress(OSError, ValueError, KeyError):
             if record := read_current_record(folder):
-                self.best = Best(record["top1"], record["step"], record["weights"])
+                self.best = Best.from_dict(record)
 
     def state(self) -> tuple[dict[str, Tensors], dict[str, Any]]:
         """Return what a resumed run needs: tensors by file, and plain values. A stopped student has

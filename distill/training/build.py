@@ -26,6 +26,7 @@ from distill.models.view import Frame, ModelView
 from distill.student.optimizer import build_optimizer, check_optimizer
 from distill.student.schedule import resolve_schedule
 from distill.student.student import StageSettings, Student
+from distill.training.hints import HintMaps, Mapped, hint_maps
 from distill.training.plan import Plan, StagePlan
 from distill.training.share import Share
 from distill.training.streams import fetch_ahead
@@ -44,6 +45,7 @@ class Models:
     views: dict[str, ModelView]  # of the teacher, if any, and of each student
     notes: list[str]  # what was adapted when weights were loaded
     schedules: dict[str, Callable[[int], float]]
+    maps: dict[tuple[str, str], HintMaps]  # of each hint, by the keys of stage and student
 
     @property
     def frame(self) -> Frame:
@@ -99,7 +101,8 @@ def build_models(plan: Plan) -> Models:
                 order_given=plan.order_given,
             )
             refuse_teacher_size(teacher)
-    nets, views, schedules = {}, {}, {}
+    nets, views, schedules, maps = {}, {}, {}, {}
+    taught = teacher and Mapped(teacher.net, teacher.view.image_size, f"teacher {teacher.source}")
     notes = list(teacher.notes) if teacher else []
     for name, spec in recipe.students.items():
         key = f"students.{name}"
@@ -116,14 +119,17 @@ def build_models(plan: Plan) -> Models:
             refuse_image_size(nets[name], recipe.data.image_size, f"{key}.model {spec.model}")
             if recipe.train.zero_stage:
                 refuse_scalars(nets[name], recipe.train.zero_stage, f"{key}.model {spec.model}")
+        student = Mapped(nets[name], recipe.data.image_size, f"{key}.model {spec.model}")
         for stage in plan.stages:
-            check_optimizer(
-                nets[name], stage.recipe.students[name].optimizer, key=f"{stage.key}{key}.optimizer"
-            )
+            own = stage.recipe.students[name]
+            check_optimizer(nets[name], own.optimizer, key=f"{stage.key}{key}.optimizer")
+            if own.objective.hint and taught:
+                hint_key = f"{stage.key}{key}.objective.hint"
+                maps[stage.key, name] = hint_maps(own.objective.hint, student, taught, hint_key)
         schedules[name] = run_schedule(plan, name)
     _refuse_frames(views)
     return Models(
-        teacher, nets, ({TEACHER: teacher.view} if teacher else {}) | views, notes, schedules
+        teacher, nets, ({TEACHER: teacher.view} if teacher else {}) | views, notes, schedules, maps
     )
 
 
@@ -227,23 +233,43 @@ def refuse_scalars(net: nn.Module, zero_stage: int, what: str) -> None:
         )
 
 
-def stage_settings(stage: StagePlan, name: str, share: Share, engine: Engine) -> StageSettings:
-    """Return how a student learns in a stage."""
-    spec = stage.recipe.students[name]
-    return StageSettings(
-        spec=spec,
-        objective=build_objective(spec.objective, group=engine.statistics_group(share.group_size)),
-        build_optimizer=partial(build_optimizer, spec=spec.optimizer),
-    )
+def stage_settings(
+    models: Models, plan: Plan, share: Share, engine: Engine
+) -> list[dict[str, StageSettings]]:
+    """Return for each stage how each student learns in it. Collective: every rank."""
+
+    def of_stage(stage: StagePlan, name: str) -> StageSettings:
+        spec = stage.recipe.students[name]
+        return StageSettings(
+            spec=spec,
+            objective=build_objective(
+                spec.objective,
+                group=engine.statistics_group(share.group_size),
+                maps=models.maps.get((stage.key, name)),
+            ),
+            build_optimizer=lambda learner: build_optimizer(
+                learner.net, spec.optimizer, learner.heads
+            ),
+        )
+
+    return [{name: of_stage(stage, name) for name in models.nets} for stage in plan.stages]
 
 
-def start_students(models: Models, plan: Plan, share: Share, engine: Engine) -> list[Student]:
-    """Students on their device, ready for the first stage. Collective: every rank."""
+def start_students(
+    models: Models,
+    plan: Plan,
+    share: Share,
+    engine: Engine,
+    settings: Mapping[str, StageSettings],
+) -> list[Student]:
+    """Students on their device, ready for the first stage, whose settings are given. Collective:
+    every rank.
+    """
     recipe = plan.recipe
     return [
         Student(
             name=name,
-            settings=stage_settings(plan.stages[0], name, share, engine),
+            settings=settings[name],
             net=models.nets[name],
             view=models.views[name],
             lr_at=models.schedules[name],
@@ -253,7 +279,7 @@ def start_students(models: Models, plan: Plan, share: Share, engine: Engine) -> 
             group_size=share.group_size,
             run_seed=recipe.seed,
         )
-        for name, spec in recipe.students.items()
+        for name in recipe.students
     ]
 
 

@@ -20,6 +20,7 @@ from distill.recipe import DurationValue, Recipe, schema
 from distill.recipe.warmups import share_of
 from distill.student.optimizer import check_optimizer
 from distill.training.build import refuse_image_size, refuse_scalars
+from distill.training.hints import Mapped, hint_maps
 from distill.training.output_folder import refuse_foreign_output
 from distill.training.plan import setting_problems
 from distill.training.share import share_of_process
@@ -67,12 +68,13 @@ def check_recipe(recipe: Recipe, num_processes: int | None = None) -> Checked:
             share_of_process(
                 recipe.train.batch_size_global, recipe.train.micro_batch_size, num_processes
             )
-    for name, spec in recipe.students.items():
-        with collecting(f"students.{name}"):
-            seen += _check_student(spec, recipe, name)
+    teacher: Mapped | None = None
     if recipe.teacher is not None:
         with collecting("teacher"):
-            seen = [*_check_teacher(recipe.teacher, recipe.data.image_size), *seen]
+            teacher, seen = _check_teacher(recipe.teacher, recipe.data.image_size)
+    for name, spec in recipe.students.items():
+        with collecting(f"students.{name}"):
+            seen += _check_student(spec, recipe, name, teacher)
     with collecting("output"):
         refuse_foreign_output(recipe)
     if problems:
@@ -80,8 +82,13 @@ def check_recipe(recipe: Recipe, num_processes: int | None = None) -> Checked:
     return Checked(_not_here(recipe), seen)
 
 
-def _check_student(spec: schema.StudentSpec, recipe: Recipe, name: str) -> list[str]:
+def _check_student(
+    spec: schema.StudentSpec, recipe: Recipe, name: str, teacher: Mapped | None
+) -> list[str]:
     """Check a student's model and its settings in each stage.
+
+    Args:
+        teacher: None if it is not known here, so that hints cannot be checked.
 
     Returns:
         What it sees and what is adapted in its weights, a line each.
@@ -96,8 +103,12 @@ def _check_student(spec: schema.StudentSpec, recipe: Recipe, name: str) -> list[
             refuse_scalars(net, recipe.train.zero_stage, f"{key}.model {spec.model}")
     view = student_view(spec, Path(), recipe.data, key)
     adapted = student_notes(spec, num_classes=None, image_size=image_size, root=Path())
+    student = Mapped(net, image_size, f"{key}.model {spec.model}")
     for index, prefix in enumerate(recipe.stage_keys):
         own = recipe.at_stage(index)
+        hint = own.students[name].objective.hint
+        if hint is not None and teacher is not None:
+            hint_maps(hint, student, teacher, f"{prefix}{key}.objective.hint")
         budget_key = f"{prefix}budget" if prefix else "train.budget"
         _check_learning(net, own.students[name], own.train.budget, f"{prefix}{key}", budget_key)
     return [f"{name} sees {view.describe()}", *(f"{name}: {note}" for note in adapted)]
@@ -125,12 +136,15 @@ def _check_learning(
             _shorter(milestone, budget, f"{key}.schedule.milestones", budget_key, earlier)
 
 
-def _check_teacher(spec: schema.TeacherSpec, data_image_size: int) -> list[str]:
+def _check_teacher(
+    spec: schema.TeacherSpec, data_image_size: int
+) -> tuple[Mapped | None, list[str]]:
     """Build the teacher without memory. A file of weights is read, so that an error that `train`
     would raise appears here.
 
     Returns:
-        What it sees and what is adapted in its weights, a line each; nothing if these are not here.
+        The teacher for hints, if its image size is known; what it sees and what is adapted in its
+        weights, a line each, or nothing if these are not here.
     """
     if spec.weights not in ("pretrained", "random") and not _holds_weights(
         Path(spec.weights).expanduser()
@@ -143,7 +157,7 @@ def _check_teacher(spec: schema.TeacherSpec, data_image_size: int) -> list[str]:
                     image_size=spec.image_size,
                     model_args=spec.model_args,
                 )
-        return []
+        return None, []
     if (
         spec.weights == "pretrained"
         and spec.model is not None
@@ -153,7 +167,8 @@ def _check_teacher(spec: schema.TeacherSpec, data_image_size: int) -> list[str]:
             f"teacher.weights: timm has no pretrained weights of {spec.model}: give a file"
         )
     loaded = load_teacher(spec, Path(), data_image_size, _SOME_CLASSES, shapes_only=True)
-    return [f"teacher sees {loaded.view.describe()}", *loaded.notes]
+    mapped = Mapped(loaded.model, loaded.view.image_size, f"teacher {loaded.source}")
+    return mapped, [f"teacher sees {loaded.view.describe()}", *loaded.notes]
 
 
 def _holds_weights(path: Path) -> bool:

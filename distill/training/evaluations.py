@@ -8,6 +8,7 @@ from distill.checkpoint.layout import best_dir
 from distill.engine import Engine
 from distill.engine.signals import Signals
 from distill.evaluation.accuracy import TEACHER, Accuracy, Model
+from distill.evaluation.metric import METRICS
 from distill.evaluation.sets import EvaluationSet, teacher_doubts
 from distill.models.export_format import RAW
 from distill.models.teacher import Teacher
@@ -30,6 +31,7 @@ class Evaluations:
         self, plan: Plan, frame: Frame, engine: Engine, logger: RunLogger, teacher: Teacher | None
     ) -> None:
         self._plan, self._engine, self._logger, self._teacher = plan, engine, logger, teacher
+        self._metric = METRICS[plan.recipe.evaluate.metric]
         self.accuracies: dict[str, Accuracy] = {}
         self.stage_ends: dict[str, dict[str, Any]] = {}
         self.last_step = 0
@@ -70,7 +72,7 @@ class Evaluations:
         models: dict[str, Model] = {}
         for student in students:
             student.average_statistics()
-            student.net.eval()
+            student.learner.eval()
             models.update(student.evaluation_models())
         known = self.accuracies.get(TEACHER)
         self.accuracies |= self._set.evaluate(models, known, check_stop)
@@ -80,11 +82,11 @@ class Evaluations:
             self._logger.warn(doubt)
         self.last_step = step
         for student in students:
-            student.net.train()
-            if student.improved(self.accuracies, step):
+            student.learner.train()
+            if student.improved(self.accuracies, step, self._metric):
                 self._write_best(student)
         names = [*models, *([TEACHER] if TEACHER in self.accuracies else [])]
-        best = {student.name: student.best.top1 for student in students if student.best}
+        best = {student.name: student.best.value for student in students if student.best}
         self._logger.evaluated(step, {name: self.accuracies[name] for name in names}, best)
         if self._plan.recipe.stages and step == stage.last_step:
             self.stage_ends[stage.name] = {name: self.accuracies[name].as_dict() for name in models}
@@ -95,7 +97,7 @@ class Evaluations:
         """
         for student in students:
             student.average_statistics()
-            student.best = Best(None, step, RAW)
+            student.best = Best(None, step, RAW, self._metric.name)
             self._write_best(student)
 
     def _write_best(self, student: Student) -> None:
@@ -104,7 +106,7 @@ class Evaluations:
         recipe = self._plan.recipe
         average = "" if student.best.weights == RAW else f"/{student.best.weights}"
         record = {}
-        if student.best.top1 is not None:
+        if student.best.value is not None:
             record = self.accuracies[f"{student.name}{average}"].as_dict()
         weights = student.best_weights()
         self._engine.on_main(

@@ -10,6 +10,7 @@ from typing import Any
 
 from distill.engine import Engine
 from distill.evaluation.accuracy import TEACHER, Accuracy
+from distill.evaluation.metric import METRICS
 from distill.student.student import Student
 from distill.training.clock import Clock
 from distill.training.live_losses import LiveLosses
@@ -37,6 +38,7 @@ class RunLogger:
             teacher=TEACHER if recipe.teacher else None,
             total_steps=plan.total_steps,
             total_epochs=plan.epochs(plan.total_steps),
+            metric=METRICS[recipe.evaluate.metric],
             show=engine.is_main,
         )
         self.warnings: list[str] = []
@@ -151,7 +153,7 @@ class RunLogger:
         """Record and show an evaluation. Collective: every rank.
 
         Args:
-            best: each student's best top-1 so far.
+            best: each student's best value of the metric so far.
         """
         self.show_accuracies(accuracies, best)
         records = {name: accuracy.as_dict() for name, accuracy in accuracies.items()}

@@ -14,6 +14,7 @@ from distill.engine import (
 )
 from distill.engine.agreement import BatchBarrier, StepFlags, StopRequestedError
 from distill.engine.signals import Signals
+from distill.evaluation.metric import METRICS
 from distill.recipe import Recipe
 from distill.student.student import Student
 from distill.training import header
@@ -108,13 +109,14 @@ class Run:
         self.teacher = place_teacher(models.teacher, engine, **placing)
         if self.teacher and self.teacher.match and self.teacher.match.how in ("numbers", "order"):
             self.logger.screen.say(self.teacher.match.describe())
-        self.students = start_students(models, plan, share, engine)
+        self._settings = stage_settings(models, plan, share, engine)
+        self.students = start_students(models, plan, share, engine, self._settings[0])
         self._views = models.views
         self.evaluations = Evaluations(plan, models.frame, engine, self.logger, self.teacher)
         self.checkpoints = RunCheckpoints(
             plan,
-            share,
             engine,
+            self._settings,
             self.students,
             self.evaluations,
             self.logger,
@@ -219,7 +221,7 @@ class Run:
         spec = self.plan.recipe.stages[index]
         for student in self.running:
             student.enter(
-                stage_settings(stage, student.name, self.share, self.engine),
+                self._settings[index][student.name],
                 new_optimizer=spec.optimizer == "reset",
                 new_averages=spec.averages == "reset",
             )
@@ -260,14 +262,18 @@ class Run:
         DeepSpeed ask whether to skip the step; else never.
         """
         not_finite: dict[str, torch.Tensor] = {}
-        needs_teacher = any(student.spec.objective.soft for student in self.running)
+        objectives = [student.settings.objective for student in self.running]
+        needs_teacher = any(objective.needs_teacher for objective in objectives)
+        stages = tuple(sorted({stage for each in objectives for stage in each.teacher_stages}))
         for _ in range(self.share.num_forwards):
             with self.logger.clock.waiting_for_data():
                 batch = next(batches)
             self._skipped_here += batch.num_skipped
-            teacher_logits = self.teacher(batch.images) if self.teacher and needs_teacher else None
+            teacher = None
+            if self.teacher and needs_teacher:
+                teacher = self.teacher.outputs(batch.images, stages)
             for student in self.running:
-                bad = student.learn(batch, teacher_logits)
+                bad = student.learn(batch, teacher)
                 not_finite[student.name] = (
                     not_finite[student.name] | bad if student.name in not_finite else bad
                 )
@@ -343,6 +349,7 @@ class Run:
             stage_ends=self.evaluations.stage_ends,
             students=self.students,
             accuracies=self.evaluations.accuracies,
+            metric=METRICS[recipe.evaluate.metric],
             views=self._views,
             data=self.plan.described_data(),
             throughput=clock.throughput(recipe.train.batch_size_global),

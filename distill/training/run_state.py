@@ -11,13 +11,11 @@ from distill.evaluation.accuracy import Accuracy
 from distill.models.teacher import Teacher
 from distill.models.view import ModelView
 from distill.recipe import dump_recipe, recipe_fingerprint
-from distill.student.student import Student
-from distill.training.build import stage_settings
+from distill.student.student import StageSettings, Student
 from distill.training.evaluations import Evaluations
 from distill.training.logging import RunLogger
 from distill.training.plan import Plan
 from distill.training.rundir import RunLock, open_run_folder
-from distill.training.share import Share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,12 +63,13 @@ class RunCheckpoints:
     """Saves and restores students, evaluations, clock and warnings of a run.
 
     Attributes:
+        settings: for each stage, how each student learns in it.
         newest: the step and the path of the newest checkpoint; None before the first.
     """
 
     plan: Plan
-    share: Share
     engine: Engine
+    settings: Sequence[Mapping[str, StageSettings]]
     students: Sequence[Student]
     evaluations: Evaluations
     logger: RunLogger
@@ -144,7 +143,7 @@ class RunCheckpoints:
         stage = plan.stage_at(step - 1)
         for student in self.students:
             if stage is not plan.stages[0]:
-                settings = stage_settings(stage, student.name, self.share, self.engine)
+                settings = self.settings[plan.stages.index(stage)][student.name]
                 student.enter(settings, new_optimizer=True, new_averages=False)
             prefix = f"{student.name}."
             names = [name for name in checkpoint.tensor_names if name.startswith(prefix)]
@@ -153,7 +152,7 @@ class RunCheckpoints:
             student.load_best(best_dir(plan.output, student.name))
             if not student.running:
                 screen.rows[student.name].note = f"stopped at step {student.stopped_at}"
-        best = {student.name: student.best.top1 for student in self.students if student.best}
+        best = {student.name: student.best.value for student in self.students if student.best}
         self.logger.show_accuracies(self.evaluations.accuracies, best)
         screen.say(f"resuming from {path}")
         return step, state.num_skipped

@@ -14,6 +14,7 @@ from rich.table import Column, Table
 from distill import console
 from distill.console import hours_minutes
 from distill.errors import printable
+from distill.evaluation.metric import Metric
 
 _REFRESH_HZ = 4
 _BAR_WIDTH = 12  # the minimum, with the blanks around it
@@ -73,13 +74,14 @@ class Screen:
         teacher: str | None,
         total_steps: int,
         total_epochs: float,
+        metric: Metric,
         show: bool,
     ) -> None:
         self.console = console.make_console()
         self.rows = {name: Row() for name in students}
         self.teacher = Row()
         self._teacher_name = teacher
-        self._show = show
+        self._metric, self._show = metric, show
         self._total_steps, self._total_epochs = total_steps, total_epochs
         self._doing = "starting"
         self._progressed: Progressed | None = None
@@ -142,7 +144,13 @@ class Screen:
         notes = any(row.note for row in self.rows.values())
         table = Table(box=None, pad_edge=False)
         table.add_column("", overflow="fold")
-        headings = ("loss", "lr", "top-1 %", "best %", *(("agrees %",) if with_teacher else ()))
+        headings = (
+            "loss",
+            "lr",
+            "top-1 %",
+            self._metric.best_label,
+            *(("agrees %",) if with_teacher else ()),
+        )
         for heading in headings:
             table.add_column(heading, justify="right", no_wrap=True)
         if notes:
@@ -159,7 +167,7 @@ class Screen:
                 _number(row.loss, ".4f"),
                 _number(row.lr, ".2e"),
                 _number(row.top1, ".2f"),
-                _number(row.best, ".2f"),
+                _number(row.best, self._metric.pattern),
             ]
             agreement = [_number(row.agreement, ".2f")] if with_teacher else []
             table.add_row(*cells, *agreement, *([row.note] if notes else []))

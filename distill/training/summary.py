@@ -19,6 +19,7 @@ from distill.checkpoint.layout import REPORT_FILE
 from distill.console import hours_minutes, show_table
 from distill.errors import InputError
 from distill.evaluation.accuracy import TEACHER, Accuracy
+from distill.evaluation.metric import Metric
 from distill.files import replace_text
 from distill.models.view import ModelView
 from distill.student.student import Student
@@ -48,6 +49,7 @@ class Summary:
     stage_ends: Mapping[str, Mapping[str, Any]]  # by stage, by model: the accuracy at its end
     students: Sequence[Student]
     accuracies: Mapping[str, Accuracy]
+    metric: Metric  # by which the best weights are chosen
     views: Mapping[str, ModelView]  # what the teacher and each student see
     data: Mapping[str, Any]  # where the images are, and how many
     throughput: Mapping[str, float]
@@ -55,9 +57,9 @@ class Summary:
 
     @property
     def best(self) -> str | None:
-        """The student with the best top-1; the first one if nothing was evaluated."""
-        found = [student for student in self.students if student.best is not None]
-        return max(found, key=_best_top1).name if found else None
+        """The student with the best value of the metric; the first one if nothing was evaluated."""
+        found = {s.name: s.best.value for s in self.students if s.best is not None}
+        return self.metric.best_of(found) or next(iter(found), None)
 
     def as_dict(self) -> dict[str, Any]:
         """The report, JSON-able."""
@@ -71,9 +73,10 @@ class Summary:
             students[student.name] = {
                 "model": student.spec.model,
                 "parameters": student.num_parameters,
+                "parameters_of_heads": student.num_head_parameters,
                 "objective": student.spec.objective.model_dump(mode="json"),
                 "stopped_at": student.stopped_at,
-                "best": vars(student.best) if student.best else None,
+                "best": student.best.as_dict() if student.best else None,
                 "last": own.pop(student.name, None),
                 "averages": {name.partition("/")[2]: values for name, values in own.items()},
             }
@@ -148,13 +151,18 @@ class Summary:
             table.add_column("learns from")
         with_teacher = TEACHER in self.accuracies
         versus = ("agrees %", "KL") if narrow else TEACHER_COLUMNS
-        for heading in ("top-1 %", "top-5 %", "best %", *(versus if with_teacher else ())):
+        for heading in (
+            "top-1 %",
+            "top-5 %",
+            self.metric.best_label,
+            *(versus if with_teacher else ()),
+        ):
             table.add_column(heading, justify="right")
         num_descriptions = 1 if narrow else 3
         blank = [""] * num_descriptions
         if with_teacher:
             table.add_row(
-                TEACHER, *blank, *_scores(self.accuracies[TEACHER], None, True), style="dim"
+                TEACHER, *blank, *_scores(self.accuracies[TEACHER], "", True), style="dim"
             )
         for student in self.students:
             millions = student.num_parameters / 1e6
@@ -163,7 +171,8 @@ class Summary:
             ]
             if not student.running:
                 what[-1] = f"stopped at step {student.stopped_at}"
-            best = student.best.top1 if student.best else None
+            value = student.best.value if student.best else None
+            best = "" if value is None else format(value, self.metric.pattern)
             table.add_row(
                 student.name, *what, *_scores(self.accuracies.get(student.name), best, with_teacher)
             )
@@ -171,7 +180,7 @@ class Summary:
                 table.add_row(
                     f"  {key}",
                     *blank,
-                    *_scores(self.accuracies.get(f"{student.name}/{key}"), None, with_teacher),
+                    *_scores(self.accuracies.get(f"{student.name}/{key}"), "", with_teacher),
                 )
         return table
 
@@ -240,22 +249,18 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _best_top1(student: Student) -> float:
-    assert student.best
-    return -1.0 if student.best.top1 is None else student.best.top1
-
-
 def _learns_from(student: Student) -> str:
-    terms = (student.spec.objective.hard, student.spec.objective.soft)
+    objective = student.spec.objective
+    terms = (objective.hard, objective.soft, objective.hint)
     return " + ".join(f"{term.weight:g} {term.loss}" for term in terms if term is not None)
 
 
-def _scores(accuracy: Accuracy | None, best: float | None, with_teacher: bool) -> list[str]:
+def _scores(accuracy: Accuracy | None, best: str, with_teacher: bool) -> list[str]:
     def show(value: float | None, pattern: str) -> str:
         return "" if value is None else format(value, pattern)
 
     if accuracy is None:
-        return ["", "", show(best, ".2f"), *([""] * len(TEACHER_COLUMNS) if with_teacher else [])]
-    scores = [show(accuracy.top1, ".2f"), show(accuracy.top5, ".2f"), show(best, ".2f")]
+        return ["", "", best, *([""] * len(TEACHER_COLUMNS) if with_teacher else [])]
+    scores = [show(accuracy.top1, ".2f"), show(accuracy.top5, ".2f"), best]
     versus = [show(accuracy.agreement, ".2f"), show(accuracy.teacher_kl, ".4f")]
     return scores + (versus if with_teacher else [])

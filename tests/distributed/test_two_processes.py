@@ -40,6 +40,21 @@ STUDENTS = {
         "objective": {"hard": {"loss": "ce"}, "soft": {"loss": "dist"}},
         "ema": {"decays": [0.8]},
     },
+    # Heads with BatchNorm, from a feature map of the teacher larger than the student's.
+    "fitnet": {
+        "seed": 4,
+        "drop_path": 0.2,
+        "optimizer": {"name": "lamb", "lr": 5e-3, "weight_decay": 0.02, "clip_grad_norm": 1.0},
+        "objective": {"hard": {"loss": "ce"}, "hint": {"loss": "fitnet", "student_stage": -1}},
+        "ema": {"decays": [0.5]},
+    },
+    "fitnet-vit": {
+        **EVERYTHING["students"]["adamw"],
+        "objective": {
+            "soft": {"loss": "kl"},
+            "hint": {"loss": "fitnet", "distance": "l1", "weight": 3.0},
+        },
+    },
 }
 # Two forwards a step in one process, one in each of two.
 MICRO = {"students": STUDENTS}

@@ -42,8 +42,18 @@ RESNET = {
     "optimizer": {"name": "momentum", "lr": 0.02, "weight_decay": 1e-3},
     "ema": {"decays": [0.8]},
 }
+# The position embedding and the class token are parameters of the model itself, whose own forward
+# is not called under a hint.
+HINT = {
+    **VIT,
+    "seed": 1,
+    "objective": {
+        "hard": {"loss": "ce"},
+        "hint": {"loss": "fitnet", "student_stage": 0, "teacher_stage": 1, "weight": 2.0},
+    },
+}
 ZERO: dict[str, Any] = {
-    "students": {"vit": VIT, "resnet": RESNET},
+    "students": {"vit": VIT, "resnet": RESNET, "hint": HINT},
     "train": {
         "budget": "4 iterations",
         "micro_batch_size": 4,

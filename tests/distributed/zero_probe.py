@@ -10,9 +10,10 @@ from tiny import sees
 from torch import nn
 
 from distill.engine import Engine
-from distill.models.pixels import Network, Pixels
+from distill.models.pixels import Pixels
 from distill.models.teacher import Teacher
 from distill.student import Averages, Partitioned
+from distill.student.learner import Learner
 from distill.training.build import place_teacher
 
 IMAGE_SIZE = 64
@@ -22,15 +23,15 @@ TEACHERS = {
     "beitv2": (
         "beitv2_base_patch16_224",
         {"depth": 2, "img_size": IMAGE_SIZE},
-        ["blocks.0", "blocks.1.attn", "fc_norm"],
+        (0, 1),
     ),
     "convnext": (
         "convnext_xlarge",
         {"depths": (1, 1, 1, 1), "dims": (32, 64, 128, 256)},
-        ["stages.1", "head.norm"],
+        (1, 3),
     ),
-    "batch norm": ("cifar_resnet8", {}, ["layer2"]),
-    "scalars": ("test_nfnet", {}, ["stages.0"]),
+    "batch norm": ("cifar_resnet8", {}, (0, 2)),
+    "scalars": ("test_nfnet", {}, (1,)),
 }
 
 
@@ -61,7 +62,7 @@ def teachers(rank: int) -> dict[str, Any]:
     results: dict[str, Any] = {}
     # Ranks hold batches of different sizes.
     images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(rank))[: 3 - 2 * rank]
-    for name, (_, _, taps) in TEACHERS.items():
+    for name, (_, _, stages) in TEACHERS.items():
         for dtype in (torch.float32, torch.bfloat16):
             whole = place_teacher(_teacher(name, dtype), engine)
             teacher = _teacher(name, dtype)
@@ -69,15 +70,18 @@ def teachers(rank: int) -> dict[str, Any]:
             sharded = place_teacher(teacher, engine, placement="zero3")
             assert whole is not None
             assert sharded is not None
-            logits, features = whole.features(images, taps)
-            found, found_features = sharded.features(images, taps)
-            again = sharded(images)  # and without taps
+            expected = whole.outputs(images, stages)
+            found = sharded.outputs(images, stages)
+            again = sharded(images)  # and without features
             results[f"{name} {dtype}"] = {
-                "logits": _apart(found, logits),
-                "again": _apart(again, logits),
-                "features": {tap: _apart(found_features[tap], features[tap]) for tap in taps},
-                "dtypes": [str(found_features[tap].dtype) for tap in taps],
-                "spread": float(logits.std()) if logits.numel() else None,
+                "logits": _apart(found.logits, expected.logits),
+                "again": _apart(again, expected.logits),
+                "features": {
+                    stage: _apart(found.features[stage], expected.features[stage])
+                    for stage in stages
+                },
+                "dtypes": [str(found.features[stage].dtype) for stage in stages],
+                "spread": float(expected.logits.std()) if expected.logits.numel() else None,
                 "held": (
                     sum(p.ds_tensor.numel() for p in sharded.net.parameters())
                     / max(num_elements, 1)
@@ -109,7 +113,7 @@ def students(rank: int) -> dict[str, Any]:
         net = timm.create_model("test_vit", num_classes=10, patch_size=4, img_size=32)
         num_elements = sum(parameter.numel() for parameter in net.parameters())
         placement = Partitioned(
-            Network(net, Pixels((0.5,) * 3, (0.5,) * 3)).train(),
+            Learner(net, Pixels((0.5,) * 3, (0.5,) * 3)).train(),
             _adamw,
             engine,
             clip_grad_norm=None,
@@ -121,13 +125,14 @@ def students(rank: int) -> dict[str, Any]:
         for gradient in (1.0, float("nan")):
             handle = net.head.weight.register_hook(lambda grad, factor=gradient: grad * factor)
             placement.backward(
-                placement.forward(torch.rand(2, 3, 32, 32)).square().mean(), more_to_come=False
+                placement.forward(torch.rand(2, 3, 32, 32)).logits.square().mean(),
+                more_to_come=False,
             )
             placement.step(1e-3)
             failed.append(placement.failed)
             handle.remove()
         placement.backward(
-            placement.forward(torch.rand(2, 3, 32, 32)).square().mean(), more_to_come=False
+            placement.forward(torch.rand(2, 3, 32, 32)).logits.square().mean(), more_to_come=False
         )
         placement.step(1e-3)
         placement.update_averages()

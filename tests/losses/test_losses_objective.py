@@ -10,7 +10,15 @@ from losses_cases import Case, distributions, logits
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from distill.losses import HardTerm, LossTerms, Objective, SoftTerm, build_objective
+from distill.losses import (
+    HardTerm,
+    LossTerms,
+    Objective,
+    Outputs,
+    SoftTerm,
+    TeacherOutputs,
+    build_objective,
+)
 from distill.losses.bkl import bce_teacher, bkl
 from distill.losses.confidence import confident
 from distill.losses.dist import dist
@@ -79,33 +87,39 @@ def build(**sections: dict[str, object]) -> Objective:
 @pytest.mark.parametrize("name", HARD)
 def test_hard_sections(name: str) -> None:
     section, expected = HARD[name]
-    terms = build(hard={**section, "weight": 0.5})(STUDENT, None, BATCH)
+    terms = build(hard={**section, "weight": 0.5})(Outputs(STUDENT), None, BATCH)
     assert terms == LossTerms(total=0.5 * expected(), hard=expected(), soft=None)
 
 
 @pytest.mark.parametrize("name", SOFT)
 def test_soft_sections(name: str) -> None:
     section, expected = SOFT[name]
-    terms = build(soft={**section, "weight": 0.25})(STUDENT, TEACHER, BATCH)
+    terms = build(soft={**section, "weight": 0.25})(
+        Outputs(STUDENT), TeacherOutputs(TEACHER), BATCH
+    )
     assert terms == LossTerms(total=0.25 * expected(), hard=None, soft=expected())
 
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_options_of_soft_sections(name: str) -> None:
     section, expected, kept = OPTIONS[name]
-    terms = build(soft={**section, "weight": 0.25})(STUDENT, TEACHER, BATCH)
+    terms = build(soft={**section, "weight": 0.25})(
+        Outputs(STUDENT), TeacherOutputs(TEACHER), BATCH
+    )
     assert terms == LossTerms(total=0.25 * expected(), soft=expected(), kept=kept())
     plain = {
         key: value for key, value in section.items() if key not in ("min_confidence", "target")
     }
-    assert terms.soft != build(soft=plain)(STUDENT, TEACHER, BATCH).soft, (
+    assert terms.soft != build(soft=plain)(Outputs(STUDENT), TeacherOutputs(TEACHER), BATCH).soft, (
         "the option changes nothing here"
     )
 
 
 def test_the_share_of_samples_kept_is_a_plain_number() -> None:
     student = STUDENT.clone().requires_grad_()
-    terms = build(soft=OPTIONS["kl_sure"][0])(student, TEACHER.bfloat16(), BATCH)
+    terms = build(soft=OPTIONS["kl_sure"][0])(
+        Outputs(student), TeacherOutputs(TEACHER.bfloat16()), BATCH
+    )
     assert terms.kept is not None
     assert 0 < terms.kept < 1
     assert (terms.kept.dtype, terms.kept.shape, terms.kept.requires_grad) == (
@@ -125,11 +139,13 @@ def test_a_threshold_that_keeps_all_or_none_is_refused(min_confidence: float) ->
 def test_every_loss_of_the_schema_is_covered_here() -> None:
     known = TypeAdapter(schema.HardSpec | schema.SoftSpec).json_schema()["$defs"].values()
     assert {section["properties"]["loss"]["const"] for section in known} == {*HARD, *SOFT}
+    hints = TypeAdapter(schema.HintSpec).json_schema()["properties"]["loss"]["const"]
+    assert hints == "fitnet", "in a file of its own"
 
 
 def test_total_is_the_weighted_sum_of_unweighted_terms() -> None:
     terms = build(hard={"loss": "ce", "weight": 0.5}, soft={"loss": "kl", "weight": 3.0})(
-        STUDENT, TEACHER, BATCH
+        Outputs(STUDENT), TeacherOutputs(TEACHER), BATCH
     )
     torch.testing.assert_close(terms.hard, cross_entropy(STUDENT, BATCH.label_probs))
     torch.testing.assert_close(terms.soft, kl(STUDENT, TEACHER))
@@ -139,7 +155,7 @@ def test_total_is_the_weighted_sum_of_unweighted_terms() -> None:
 def test_plain_values_make_an_objective_without_a_recipe() -> None:
     objective = Objective(HardTerm(cross_entropy, 2.0), SoftTerm(lambda s, t, _: kl(s, t), 1.0))
     torch.testing.assert_close(
-        objective(STUDENT, TEACHER, BATCH).total,
+        objective(Outputs(STUDENT), TeacherOutputs(TEACHER), BATCH).total,
         2 * cross_entropy(STUDENT, BATCH.label_probs) + kl(STUDENT, TEACHER),
     )
     with pytest.raises(ValueError, match="hard term, a soft term"):
@@ -150,16 +166,19 @@ def test_soft_labels_alone_take_images_labelled_in_another_space() -> None:
     """First stage of Table 14: ImageNet-21K images, a 1K teacher and student, no label loss."""
     elsewhere = Batch(torch.zeros(8, 50), torch.full((8,), 49))
     torch.testing.assert_close(
-        build(soft={"loss": "kl"})(STUDENT, TEACHER, elsewhere).total, kl(STUDENT, TEACHER)
+        build(soft={"loss": "kl"})(Outputs(STUDENT), TeacherOutputs(TEACHER), elsewhere).total,
+        kl(STUDENT, TEACHER),
     )
     with pytest.raises(ValueError, match="label distribution"):
-        build(hard={"loss": "ce"})(STUDENT, None, elsewhere)
+        build(hard={"loss": "ce"})(Outputs(STUDENT), None, elsewhere)
 
 
 def test_dkd_without_labels_sets_the_teachers_class_apart() -> None:
     elsewhere = Batch(torch.full((8, 50), torch.nan), torch.full((8,), -1))
     section, expected, _ = OPTIONS["dkd_teacher"]
-    torch.testing.assert_close(build(soft=section)(STUDENT, TEACHER, elsewhere).total, expected())
+    torch.testing.assert_close(
+        build(soft=section)(Outputs(STUDENT), TeacherOutputs(TEACHER), elsewhere).total, expected()
+    )
 
 
 @pytest.mark.parametrize(
@@ -178,14 +197,15 @@ def test_who_reads_labels(sections: dict[str, object], reads: bool) -> None:
     assert spec.reads_labels is reads
     nowhere = Batch(torch.full((8, 10), torch.nan), torch.zeros(8, dtype=torch.int64))
     with_labels, without = (
-        build_objective(spec)(STUDENT, TEACHER, batch).total for batch in (BATCH, nowhere)
+        build_objective(spec)(Outputs(STUDENT), TeacherOutputs(TEACHER), batch).total
+        for batch in (BATCH, nowhere)
     )
     assert torch.equal(with_labels, without) is not reads
 
 
 def test_a_soft_term_wants_a_teacher() -> None:
-    with pytest.raises(ValueError, match="no teacher logits"):
-        build(soft={"loss": "kl"})(STUDENT, None, BATCH)
+    with pytest.raises(ValueError, match="no teacher outputs"):
+        build(soft={"loss": "kl"})(Outputs(STUDENT), None, BATCH)
 
 
 @pytest.mark.parametrize("soft", [*SOFT, *OPTIONS])
@@ -195,7 +215,7 @@ def test_nothing_waits_for_the_device(soft: str) -> None:
     batch = Batch(BATCH.label_probs.to("meta"), BATCH.labels.to("meta"))
     for hard in HARD.values():
         terms = build(hard=hard[0], soft={**SOFT, **OPTIONS}[soft][0])(
-            student, TEACHER.to("meta"), batch
+            Outputs(student), TeacherOutputs(TEACHER.to("meta")), batch
         )
         terms.total.backward()
     assert student.grad is not None
@@ -212,6 +232,8 @@ def test_compiles_without_a_graph_break() -> None:
     ):
         objective = build(hard=HARD[hard][0], soft={**SOFT, **OPTIONS}[soft][0])
         compiled = torch.compile(
-            lambda s, o=objective: o(s, TEACHER, BATCH), backend="eager", fullgraph=True
+            lambda s, o=objective: o(Outputs(s), TeacherOutputs(TEACHER), BATCH),
+            backend="eager",
+            fullgraph=True,
         )
-        assert compiled(STUDENT) == objective(STUDENT, TEACHER, BATCH)
+        assert compiled(STUDENT) == objective(Outputs(STUDENT), TeacherOutputs(TEACHER), BATCH)

@@ -8,7 +8,7 @@ from torch import nn
 
 from distill.errors import InputError
 from distill.models.build import checkpoint_activations
-from distill.models.feature_hooks import FeatureHooks
+from distill.models.features import chosen_stage, feature_maps, forward_with_features
 from distill.models.functional import functional_forward
 from distill.models.teacher import Teacher
 
@@ -18,65 +18,73 @@ def teacher(dtype: torch.dtype = torch.float32) -> Teacher:
     return Teacher(net, sees(32), num_classes=10, dtype=dtype, source="test_vit, random weights")
 
 
-def test_features_come_from_the_forward_that_gives_the_logits() -> None:
-    one = teacher()
+MODELS = ["cifar_resnet8", *timm.list_models("test_*")]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_features_come_from_the_forward_that_gives_the_logits(name: str) -> None:
+    torch.manual_seed(0)
+    size = timm.models.get_pretrained_cfg_value(name, "input_size")[1]
+    net = timm.create_model(name, num_classes=10).eval()
+    pixels = torch.randn(2, 3, size, size)
+    maps = feature_maps(net, size, name)
+    stages = range(len(maps))
+    with torch.no_grad():
+        logits, features = forward_with_features(net, pixels, stages)
+        assert torch.equal(logits, net(pixels))
+        assert [tuple(each.shape[1:]) for each in features] == maps
+        for stage, feature in zip(stages, features, strict=True):
+            # The forward ends with this stage, so that no later layer can change it in place.
+            (alone,) = net.forward_intermediates(
+                pixels, indices=[stage], stop_early=True, intermediates_only=True
+            )
+            assert torch.equal(feature, alone), stage
+
+
+def test_a_teacher_gives_the_stages_asked_for_in_its_dtype() -> None:
+    one = teacher(torch.bfloat16)
     images = torch.rand(2, 3, 32, 32)
-    logits, features = one.features(images, ["blocks.0", "norm"])
-    assert torch.equal(logits, one(images))
+    outputs = one.outputs(images, (0, 1))
+    assert torch.equal(outputs.logits, one(images))
+    assert outputs.logits.dtype == torch.float32
+    assert {stage: each.dtype for stage, each in outputs.features.items()} == {
+        0: torch.bfloat16,
+        1: torch.bfloat16,
+    }
+    assert not outputs.features[0].requires_grad
     x = one.net.norm_pre(
         one.net.patch_drop(one.net._pos_embed(one.net.patch_embed(one.pixels(images))))
     )
-    assert torch.equal(features["blocks.0"], one.net.blocks[0](x))
-    assert features["norm"].shape == (2, 65, 64)
-    assert not any(module._forward_hooks for module in one.net.modules()), (
-        "hooks are removed after the forward"
-    )
-
-
-def test_features_are_copies_of_the_layers_output() -> None:
-    net = timm.create_model("resnet18", num_classes=10, zero_init_last=False).eval()
-    with FeatureHooks(net, ["layer1.0.bn2"]) as hooks:
-        net(torch.rand(1, 3, 64, 64))
-    assert hooks.outputs["layer1.0.bn2"].min() < 0, "an addition and a ReLU follow in place"
+    expected = one.net.blocks[0](x)[:, 1:].transpose(1, 2).reshape(2, 64, 8, 8)
+    assert torch.equal(outputs.features[0], expected)
 
 
 def test_a_compiled_teacher_gives_features_too() -> None:
     one = teacher()
-    one.model.compile(backend="eager")
     images = torch.rand(2, 3, 32, 32)
-    logits = one(images)
-    found, features = one.features(images, ["blocks.0"])
-    assert torch.equal(found, logits)
-    assert features["blocks.0"].shape == (2, 65, 64)
+    expected = one.outputs(images, (1,))
+    one.model.compile(backend="eager")
+    assert torch.equal(one(images), expected.logits)
+    found = one.outputs(images, (1,))
+    assert torch.equal(found.logits, expected.logits)
+    assert torch.equal(found.features[1], expected.features[1])
 
 
-def test_a_layer_that_no_forward_calls_is_named() -> None:
-    with pytest.raises(InputError, match=r"never calls the module 'blocks.0.attn.attn_drop'"):
-        teacher().features(torch.rand(1, 3, 32, 32), ["blocks.0.attn.attn_drop"])
+def test_the_middle_stage_is_the_default_and_others_count_from_both_ends() -> None:
+    net = timm.create_model("resnet18", num_classes=10)
+    assert net.training
+    maps = feature_maps(net, 64, "resnet18")
+    assert net.training
+    assert maps == [(64, 32, 32), (64, 16, 16), (128, 8, 8), (256, 4, 4), (512, 2, 2)]
+    assert [chosen_stage(maps, stage, "it") for stage in (None, 0, 4, -1, -5)] == [2, 0, 4, 4, 0]
+    for stage in (5, -6):
+        with pytest.raises(InputError, match=rf"^{stage}, and it has stages 0 to 4 .*2: 128 x 8"):
+            chosen_stage(maps, stage, "it")
 
 
-@pytest.mark.parametrize("name", ["block.0", ""])
-def test_a_feature_that_is_not_there_is_named(name: str) -> None:
-    with pytest.raises(InputError, match=r"VisionTransformer has no module"):
-        FeatureHooks(teacher().net, [name])
-
-
-def test_a_layer_that_returns_no_tensor_is_refused() -> None:
-    class Pair(nn.Module):
-        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            return x, x
-
-    class Outer(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.pair = Pair()
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.pair(x)[0]
-
-    net = Outer()
-    with pytest.raises(InputError, match="'pair' returns a tuple"), FeatureHooks(net, ["pair"]):
-        net(torch.ones(1))
+def test_a_model_without_feature_maps_is_named() -> None:
+    with pytest.raises(InputError, match=r"a linear model gives no feature maps: .*Linear"):
+        feature_maps(nn.Linear(3, 3), 8, "a linear model")
 
 
 def test_checkpointed_activations_are_computed_twice_and_gradients_stay() -> None:

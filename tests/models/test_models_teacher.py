@@ -107,7 +107,7 @@ def test_half_precision_keeps_batch_norm_in_float32(dtype: torch.dtype) -> None:
     expected = Teacher(model, sees(32), num_classes=4)(images(32))
     running = {key: value.clone() for key, value in model.state_dict().items() if "running" in key}
     teacher = Teacher(model, sees(32), num_classes=4, dtype=dtype)
-    state = teacher.model.state_dict()
+    state = teacher.net.state_dict()
     assert state["fc.weight"].dtype == state["conv1.0.weight"].dtype == dtype
     assert all(torch.equal(state[key], value) for key, value in running.items())
     logits = teacher(images(32))
@@ -146,7 +146,7 @@ def test_images_are_resized_to_its_own_size(tmp_path: Path) -> None:
         teacher(images()), model(normalised(resized, model)), atol=1e-5, rtol=1e-5
     )
     smaller = build(tmp_path, model="test_vit", weights="w.pth", image_size=64)
-    assert smaller.model.pos_embed.shape[1] == 17
+    assert smaller.net.pos_embed.shape[1] == 17
     assert smaller(images()).shape == (4, 4)
     assert (
         build(
@@ -209,7 +209,7 @@ def test_a_run_gives_its_best_student_or_the_one_named(tmp_path: Path) -> None:
     (tmp_path / "run" / "report.json").write_text(json.dumps({"best": "large"}))
 
     def blocks(teacher: Teacher) -> int:
-        return len(teacher.model.layer1)
+        return len(teacher.net.layer1)
 
     assert blocks(build(tmp_path, weights="run")) == 2
     assert blocks(build(tmp_path, weights="run", student="small")) == 1
@@ -268,7 +268,7 @@ def test_timms_own_weights_keep_their_head(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="the teacher's head has 7 classes, the data 4:"):
         build(tmp_path, model=name, weights="pretrained")
     teacher = build(tmp_path, model=name, weights="pretrained", classes=tuple("abcdefg"))
-    assert torch.equal(teacher.model.fc.weight, model.fc.weight)
+    assert torch.equal(teacher.net.fc.weight, model.fc.weight)
 
 
 def test_the_head_of_the_file_counts_not_the_default(tmp_path: Path) -> None:
@@ -276,7 +276,7 @@ def test_the_head_of_the_file_counts_not_the_default(tmp_path: Path) -> None:
     torch.save({"model": model.state_dict(), "epoch": 3}, tmp_path / "four.pth")
     teacher = build(tmp_path, model="cifar_resnet8", weights="four.pth")
     assert teacher.num_classes == 4
-    assert torch.equal(teacher.model.fc.weight, model.fc.weight)
+    assert torch.equal(teacher.net.fc.weight, model.fc.weight)
     assert teacher.classes is None
 
 

@@ -61,6 +61,6 @@ def test_one_process_partitions_nothing() -> None:
         assert not engine.partitioned
         placed = place_teacher(teacher(), engine, placement="zero3")
         assert placed is not None
-        assert placed.model is placed.net
+        assert placed.model.net is placed.net
     finally:
         engine.close()

@@ -13,6 +13,7 @@ from distill.student.student import Losses, Student
     ("sums", "kept"),
     [
         ({"total": 3.0, "hard": 1.0, "soft": 2.0, "kept": 0.5}, 0.5),
+        ({"total": 3.0, "hard": 1.0, "soft": 2.0, "hint": 0.0, "kept": 0.5}, 0.5),
         ([3.0, 1.0, 2.0, 0.0, 0.5], 0.5),  # with a place for a hint
         ([3.0, 1.0, 2.0, 0.0], 0.0),  # before "kept"
     ],
@@ -26,5 +27,5 @@ def test_each_sum_is_loaded_under_its_name(sums: Any, kept: float) -> None:
     losses = {"sums": sums, "steps": 2, "present": ["total", "hard", "soft"]}
     Student.load(student, {}, {"stopped_at": None, "losses": losses})
     found = dict(zip(Losses.NAMES, student.losses.sums.tolist(), strict=True))
-    assert found == {"total": 3.0, "hard": 1.0, "soft": 2.0, "kept": kept}
+    assert found == {"total": 3.0, "hard": 1.0, "soft": 2.0, "hint": 0.0, "kept": kept}
     assert student.losses.steps == 2

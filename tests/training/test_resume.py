@@ -208,6 +208,7 @@ def test_a_better_export_than_the_checkpoint_knows_stays(
         "top1": 99.0,
         "step": 6,
         "weights": "raw",
+        "metric": "top1",
     }
     assert record.with_name("model.safetensors").read_bytes() == weights
 
@@ -225,9 +226,9 @@ def test_a_lost_export_is_written_by_the_next_evaluation(
     assert run(recipe) == DONE
     record = json.loads((folder / "distill.json").read_text())
     assert 5 <= record["step"] <= 8
-    assert {key: record[key] for key in ("top1", "step", "weights")} == report(tmp_path / "run")[
-        "students"
-    ]["alone"]["best"]
+    assert {key: record[key] for key in ("top1", "step", "weights", "metric")} == report(
+        tmp_path / "run"
+    )["students"]["alone"]["best"]
 
 
 # ---- beginning and end ---------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from rich.console import Console
 from ticking import Ticking
 
 import distill.console
+from distill.evaluation.metric import METRICS
 from distill.training.header import show, show_views
 from distill.training.screen import Progressed, Screen
 
@@ -98,6 +99,7 @@ def a_screen(title: str = "a/run", names: tuple[str, ...] = ("alone", "kd")) -> 
         teacher="teacher",
         total_steps=200,
         total_epochs=5,
+        metric=METRICS["top1"],
         show=True,
     )
     first, *_, last = screen.rows.values()
@@ -297,7 +299,13 @@ def test_without_a_terminal_there_are_plain_lines(capsys: pytest.CaptureFixture[
 
 def test_other_processes_say_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     screen = Screen(
-        title="run", students=["alone"], teacher=None, total_steps=2, total_epochs=1, show=False
+        title="run",
+        students=["alone"],
+        teacher=None,
+        total_steps=2,
+        total_epochs=1,
+        metric=METRICS["top1"],
+        show=False,
     )
     with screen:
         screen.say("something")

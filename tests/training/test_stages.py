@@ -179,28 +179,32 @@ def test_a_signal_during_the_last_evaluation_of_a_stage_repeats_it(
 
 def test_restart_forgets_the_optimizer_and_starts_averages_from_the_weights_of_now() -> None:
     from distill.engine import Engine
-    from distill.models.pixels import Network, Pixels
-    from distill.student import Averages, Replicated
+    from distill.models.pixels import Pixels
+    from distill.student import Averages, BuildOptimizer, Replicated
+    from distill.student.learner import Learner
+
+    def sgd(momentum: float) -> BuildOptimizer:
+        return lambda learner: torch.optim.SGD(learner.parameters(), momentum=momentum)
 
     engine = Engine(precision="fp32")
     try:
         net = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
         placed = Replicated(
-            Network(net, Pixels((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))),
-            lambda module: torch.optim.SGD(module.parameters(), momentum=0.9),
+            Learner(net, Pixels((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))),
+            sgd(0.9),
             engine,
             clip_grad_norm=None,
             averages=Averages((0.5,)),
         )
         for _ in range(2):
-            placed.forward(torch.ones(2, 3, 2, 2)).sum().backward()
+            placed.forward(torch.ones(2, 3, 2, 2)).logits.sum().backward()
             placed.step(0.1)
             placed.update_averages()
-        placed.restart(None, None, False)
+        placed.restart(sgd(0.5), None, new_optimizer=False, new_averages=False)
         state = placed.state()[0]
         assert state["optimizer"]
         assert not torch.equal(state["ema-0.5"]["1.weight"], state["model"]["1.weight"])
-        placed.restart(lambda module: torch.optim.SGD(module.parameters(), momentum=0.5), 1.0, True)
+        placed.restart(sgd(0.5), 1.0, new_optimizer=True, new_averages=True)
         tensors, values = placed.state()
         assert tensors["optimizer"] == {}
         assert values["optimizer"]["groups"][0]["settings"]["momentum"] == 0.5

@@ -24,6 +24,7 @@ from tiny import (
 from torch._dynamo.utils import counters
 
 from distill.data.loading.loader import Batch
+from distill.losses import TeacherOutputs
 from distill.recipe import load_recipe
 from distill.student.student import Student
 from distill.training.build import build_models
@@ -178,11 +179,11 @@ def test_running_statistics_move_once_a_step_by_the_mean_of_its_forwards(
     before: list[dict[str, torch.Tensor]] = []
     learn = Student.learn
 
-    def watched(self: Student, batch: Batch, targets: torch.Tensor | None) -> torch.Tensor:
+    def watched(self: Student, batch: Batch, teacher: TeacherOutputs | None) -> torch.Tensor:
         if not before:
             before.append({name: tensor.clone() for name, tensor in self.net.state_dict().items()})
         seen.append(batch.images)
-        return learn(self, batch, targets)
+        return learn(self, batch, teacher)
 
     monkeypatch.setattr(Student, "learn", watched)
     students: list[Student] = []
@@ -190,11 +191,11 @@ def test_running_statistics_move_once_a_step_by_the_mean_of_its_forwards(
     assert run(write_recipe(tmp_path, {"train": {"budget": "1 iterations"}})) == 0
     assert len(seen) == 2
 
-    network, after = students[0].network.train(), {}
+    learner, after = students[0].learner.train(), {}
     for images in seen:
         students[0].net.load_state_dict(before[0])
         with torch.no_grad():
-            network(images)
+            learner(images)
         for name, buffer in students[0].net.named_buffers():
             after.setdefault(name, []).append(buffer.clone())
     saved = tensors(tmp_path / "run", "alone")

@@ -49,7 +49,11 @@ class Batch:
 
     images: [b, 3, H, W] float32 in [0, 1], channels-last, mixed. label_probs: [b, K] float32, mixed
     one-hot labels. labels: [b] int64, each sample's own. positions: [b] int64, step * B + slot. All
-    on the device. num_skipped: samples replaced because unreadable.
+    on the device.
+
+    epoch: of all samples, counted from the start of the stage. indices: [b] int64, of the samples
+    in the source. views: [b] int64, which view of a sample in its epoch. On the host. With the seed
+    they determine the pixels before mixing. num_skipped: samples replaced because unreadable.
     """
 
     step: int
@@ -58,6 +62,9 @@ class Batch:
     label_probs: torch.Tensor
     labels: torch.Tensor
     positions: torch.Tensor
+    epoch: int
+    indices: np.ndarray
+    views: np.ndarray
     num_skipped: int
 
     def tensors(self) -> tuple[torch.Tensor, ...]:
@@ -167,7 +174,18 @@ class TrainLoader:
             )
         images = move(host.images, self._device)
         mixed, label_probs = self._mixing.apply(images, labels, plan)
-        return Batch(host.step, host.micro, mixed, label_probs, labels, positions, host.num_skipped)
+        return Batch(
+            step=host.step,
+            micro=host.micro,
+            images=mixed,
+            label_probs=label_probs,
+            labels=labels,
+            positions=positions,
+            epoch=host.epoch,
+            indices=host.indices,
+            views=host.views,
+            num_skipped=host.num_skipped,
+        )
 
     def __iter__(self) -> Iterator[Batch]:
         return self

@@ -48,7 +48,9 @@ class RankSlice:
 
 
 class HostBatch(NamedTuple):
-    """A training micro-batch on the CPU. images: [b, H, W, 3] uint8; labels: [b] int64.
+    """A training micro-batch on the CPU. images: [b, H, W, 3] uint8; labels, indices, views: [b]
+    int64. `epoch`, indices and views are those that the order asks for, also where an unreadable
+    image was replaced.
 
     A tensor costs a worker and its reader 0.25 ms on its way, an array of this length nothing.
     """
@@ -57,6 +59,9 @@ class HostBatch(NamedTuple):
     micro: int
     images: torch.Tensor
     labels: np.ndarray
+    epoch: int
+    indices: np.ndarray
+    views: np.ndarray
     num_skipped: int
 
 
@@ -129,6 +134,9 @@ class TrainBuilder:
             micro,
             images,
             self._labels(shown),
+            batch.epoch,
+            indices,
+            views,
             num_skipped,
         )
 

@@ -148,11 +148,40 @@ def test_a_batch_is_what_its_parts_say(source):
     assert torch.equal(batch.images, images)
     assert torch.equal(batch.label_probs, label_probs)
     assert torch.equal(batch.labels, labels)
+    assert (batch.epoch, batch.indices.tolist()) == (0, plan.indices.tolist())
+    assert batch.views.tolist() == plan.views.tolist()
     assert batch.images.dtype == torch.float32
     assert batch.images.is_contiguous(memory_format=torch.channels_last)
     assert batch.images.min() >= 0
     assert batch.images.max() <= 1
     assert len(np.unique(np.stack(views), axis=0)) == B  # repeats of an image are different views
+
+
+def test_epoch_sample_and_view_determine_the_pixels(source):
+    """On a process of two, in the second epoch of a stage that began at step 3, with workers."""
+    order, transform = Order(70, B, seed=5, repeats=3), everything_on()
+    plain = mixing(mixup=0.0, cutmix=0.0)
+    with TrainLoader(
+        source,
+        order,
+        transform,
+        plain,
+        RankSlice(1, 2, B // 2, 1),
+        num_workers=1,
+        prefetch_batches=2,
+        device="cpu",
+        first_step=8,
+        order_starts=3,
+    ) as batches:
+        batch = next(batches)
+    assert batch.epoch == 1
+    assert set(batch.views.tolist()) <= {0, 1, 2}
+    assert len({*zip(batch.indices.tolist(), batch.views.tolist(), strict=True)}) == B // 2
+    for i, (index, view) in enumerate(zip(batch.indices, batch.views, strict=True)):
+        with seeded(sample_key(5, batch.epoch, int(index), int(view))):
+            pixels = torch.from_numpy(transform(read_image(source, int(index))))
+        assert torch.equal(batch.images[i], pixels.permute(2, 0, 1) / 255)
+        assert batch.labels[i] == source.labels[index]
 
 
 def test_an_image_is_decoded_once_for_its_views(memory_source):

@@ -1,0 +1,62 @@
+"""What a student's placement wraps: its pixels, its model, and the heads of its objective."""
+
+from torch import Tensor, nn
+
+from distill.losses.outputs import Outputs
+from distill.models.features import forward_with_features
+from distill.models.pixels import Pixels
+
+HEADS = "heads."
+"""The prefix of the names of heads' parameters among those that a student trains."""
+
+
+class Learner(nn.Module):
+    """Images [B, 3, H, W] in [0, 1] to `Outputs`.
+
+    In training the outputs contain what the heads made of the model's feature maps. In evaluation,
+    and without heads, they are logits alone.
+
+    Args:
+        net: the timm model.
+        pixels: from images to the pixels of the model.
+        heads: trained beside the model and dropped after training; None for an objective that reads
+            logits alone.
+        stages: of the feature maps that the heads read, ascending.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        pixels: Pixels,
+        heads: nn.Module | None = None,
+        stages: tuple[int, ...] = (),
+    ) -> None:
+        super().__init__()
+        assert (heads is None) == (not stages), stages
+        self.net = net
+        self.pixels = pixels
+        self.heads = heads
+        self.stages = stages
+
+    def forward(self, images: Tensor) -> Outputs:
+        """images [B, 3, H, W] in [0, 1] -> Outputs."""
+        pixels = self.pixels(images)
+        if self.heads is None or not self.training:
+            return Outputs(self.net(pixels))
+        logits, features = forward_with_features(self.net, pixels, self.stages)
+        return Outputs(logits, self.heads(features))
+
+    def trained_parameters(self) -> dict[str, nn.Parameter]:
+        """Return the parameters by the names that a checkpoint gives them: those of the model as in
+        its state dict, those of heads after "heads.".
+        """
+        found = dict(self.net.named_parameters())
+        if self.heads is not None:
+            own = {f"{HEADS}{name}": p for name, p in self.heads.named_parameters()}
+            assert not own.keys() & found.keys(), "a model and its heads name parameters alike"
+            found |= own
+        return found
+
+    def heads_state(self) -> dict[str, Tensor]:
+        """Return the state dict of the heads; empty without heads."""
+        return dict(self.heads.state_dict()) if self.heads is not None else {}
