@@ -23,11 +23,22 @@ class Named(NamedTuple):
     why: str
 
 
-def run_classes(trained: Sequence[Named], eval_source: Source | None) -> tuple[str, ...]:
+def run_classes(
+    trained: Sequence[Named],
+    eval_source: Source | None,
+    *,
+    reads_eval: bool = True,
+    of_teacher: tuple[str, ...] = (),
+) -> tuple[str, ...]:
     """The class list of a run: that of all sources whose labels are read, and of the evaluation
     set.
 
     A source whose labels are not read may have other classes, or none.
+
+    Args:
+        reads_eval: whether the labels of the evaluation set are read.
+        of_teacher: the classes that the recipe names for the teacher, which are those of the run if
+            nobody reads labels and no source names classes.
 
     Raises:
         InputError: lists that must agree differ, labels are missing where they are read, or no
@@ -40,7 +51,12 @@ def run_classes(trained: Sequence[Named], eval_source: Source | None) -> tuple[s
                 " (objective.hard: null), or give labels"
             )
     lists = [(named.key, named.source.classes, named.why) for named in trained if named.read]
-    if eval_source is not None:
+    if eval_source is not None and reads_eval:
+        if not eval_source.classes:
+            raise InputError(
+                "data.eval: has no labels, and evaluate.metric reads them: give labelled images, or"
+                " set evaluate.metric to teacher_kl or agreement"
+            )
         lists.append(("data.eval", eval_source.classes, ""))
     if not lists:
         lists = [(named.key, named.source.classes, "") for named in trained if named.source.classes]
@@ -50,12 +66,14 @@ def run_classes(trained: Sequence[Named], eval_source: Source | None) -> tuple[s
                 f" {' and '.join(key for key, _, _ in lists)} differ, and nobody reads their"
                 " labels: give data.eval"
             )
+    if not lists and of_teacher:
+        lists = [("teacher.classes", of_teacher, "")]
     if not lists or not lists[0][1]:
         raise InputError(
-            "data.eval: nothing here names the classes of the run: give data.eval, or a source with"
-            " labels"
+            "data.eval: nothing here names the classes of the run: give data.eval, a source with"
+            " labels, or teacher.classes"
         )
-    first_key, classes, why = lists[-1] if eval_source is not None else lists[0]
+    first_key, classes, why = lists[-1] if eval_source is not None and reads_eval else lists[0]
     if len(classes) == 1:
         raise InputError(
             f"{first_key}: has one class, {classes[0]!r}, and there is nothing to tell apart: give"

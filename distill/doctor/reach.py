@@ -22,7 +22,7 @@ from distill.errors import InputError
 from distill.recipe import Recipe
 from distill.recipe.schema import StreamSpec
 from distill.rng import seeded
-from distill.training.plan import reader_of_labels
+from distill.training.plan import classes_of_teacher, reader_of_labels
 
 _OPEN_S = 8.0  # listing a million files over a network can take minutes
 _DECODE_S = 2.0
@@ -108,7 +108,12 @@ def _classes(
     if not named and evaluated is None:
         return ()
     try:
-        return run_classes(named, evaluated)
+        return run_classes(
+            named,
+            evaluated,
+            reads_eval=recipe.evaluate.reads_labels,
+            of_teacher=classes_of_teacher(recipe.teacher),
+        )
     except InputError as error:
         # A source that is not available might have the class names.
         if evaluated is not None or recipe.data.eval is None or any(each.read for each in named):

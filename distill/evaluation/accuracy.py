@@ -4,9 +4,10 @@ Teacher, students and their averages share one pass: each image is decoded once,
 runs once.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Protocol
+from typing import Any, Protocol, Self
 
 import torch
 from torch.nn import functional as F
@@ -38,20 +39,32 @@ class Accuracy:
 
     Attributes:
         top1, top5: percent of the samples; top-5 means all classes when there are fewer than five.
-        loss: mean cross-entropy in nats.
+            None without labels.
+        loss: mean cross-entropy in nats; None without labels.
         agreement: percent of the samples where the model and the teacher name the same class.
         teacher_kl: mean KL(teacher || model) in nats at temperature 1.
         num_samples: images evaluated.
         num_skipped: unreadable images left out.
     """
 
-    top1: float
-    top5: float
-    loss: float
+    top1: float | None
+    top5: float | None
+    loss: float | None
     num_samples: int
     num_skipped: int = 0
     agreement: float | None = None
     teacher_kl: float | None = None
+
+    @classmethod
+    def from_dict(cls, figures: Mapping[str, Any]) -> Self:
+        """Return what `as_dict` returned."""
+        return cls(**{**dict.fromkeys(("top1", "top5", "loss")), **figures})
+
+    @property
+    def finite(self) -> bool:
+        """Whether the logits were finite, as far as the loss shows it, or without labels the KL."""
+        shown = self.loss if self.loss is not None else self.teacher_kl
+        return shown is not None and math.isfinite(shown)
 
     def as_dict(self) -> dict[str, float]:
         """The figures that are known, for metrics and reports."""
@@ -86,6 +99,8 @@ def evaluate(
     engine: Engine,
     teacher: TeacherAnswers | None = None,
     check_stop: Callable[[], None] | None = None,
+    *,
+    labelled: bool = True,
 ) -> dict[str, Accuracy]:
     """Evaluate all models, and the teacher under the name "teacher", in one pass. Collective: every
     rank.
@@ -97,6 +112,7 @@ def evaluate(
         teacher: adds agreement with it and KL to it.
         check_stop: called every few batches, at the same ones on every rank; if it raises, the
             evaluation ends there.
+        labelled: the labels are classes of the models; else only `teacher` is compared with.
 
     Raises:
         InputError: all images were unreadable and skipped, on every rank.
@@ -117,7 +133,8 @@ def evaluate(
             else:
                 with engine.autocast():
                     logits = models[name](batch.images)
-            sums[row] += _score(logits.float(), teacher_logits, batch)
+            labels = batch.labels if labelled else None
+            sums[row] += _score(logits.float(), teacher_logits, labels, batch.valid)
     engine.sum_(sums)
     engine.sum_(counts)
     num_samples, num_skipped = (round(value) for value in counts.tolist())
@@ -136,9 +153,9 @@ def evaluate(
             else {}
         )
         results[name] = Accuracy(
-            100 * correct1 / count,
-            100 * correct5 / count,
-            loss / count,
+            100 * correct1 / count if labelled else None,
+            100 * correct5 / count if labelled else None,
+            loss / count if labelled else None,
             num_samples,
             num_skipped,
             **versus,
@@ -147,21 +164,27 @@ def evaluate(
 
 
 def _score(
-    logits: torch.Tensor, teacher_logits: torch.Tensor | None, batch: EvalBatch
+    logits: torch.Tensor,
+    teacher_logits: torch.Tensor | None,
+    labels: torch.Tensor | None,
+    valid: torch.Tensor,
 ) -> torch.Tensor:
-    """[5] float64 sums over the valid samples of one batch."""
-    rank = _rank_of(logits, batch.labels)
-    loss = F.cross_entropy(logits, batch.labels, reduction="none")
-    columns = [rank < 1, rank < 5, loss]
+    """[5] float64 sums over the valid samples of one batch; zeros for what is not known."""
+    unknown = torch.zeros_like(logits[:, 0])
+    if labels is not None:
+        rank = _rank_of(logits, labels)
+        columns = [rank < 1, rank < 5, F.cross_entropy(logits, labels, reduction="none")]
+    else:
+        columns = [unknown] * 3
     if teacher_logits is not None:
         columns.append(_rank_of(logits, teacher_logits.argmax(1)) < 1)
         columns.append(
             divergence(F.log_softmax(teacher_logits, dim=1), F.log_softmax(logits, dim=1))
         )
     else:
-        columns += [torch.zeros_like(loss)] * 2
+        columns += [unknown] * 2
     stacked = torch.stack([column.double() for column in columns])
-    return torch.where(batch.valid, stacked, 0).sum(1)
+    return torch.where(valid, stacked, 0).sum(1)
 
 
 def _rank_of(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -74,10 +74,19 @@ class EvaluationSet:
     """A run's evaluation set in the students' view, and once in the teacher's if that differs."""
 
     def __init__(
-        self, source: Source, frame: Frame, teacher: Teacher | None, engine: Engine, recipe: Recipe
+        self,
+        source: Source,
+        frame: Frame,
+        teacher: Teacher | None,
+        engine: Engine,
+        recipe: Recipe,
+        labelled: bool,
     ) -> None:
+        self._labelled = labelled
         self._source, self._teacher, self._engine, self._recipe = source, teacher, engine, recipe
-        self._own_frame = teacher.view.frame if teacher and teacher.view.frame != frame else None
+        sees_another = teacher is not None and teacher.view.frame != frame
+        # Without labels there is nothing to measure in the teacher's own view.
+        self._own_frame = teacher.view.frame if teacher and sees_another and labelled else None
         self._answers = TeacherAnswers(teacher) if teacher else None
         self._shared = self._loader(frame)
 
@@ -112,7 +121,10 @@ class EvaluationSet:
         own = {}
         if self._own_frame is not None and self._teacher is not None:
             own = {TEACHER: teacher or self._of_teacher(self._teacher, self._own_frame, check_stop)}
-        return evaluate(models, self._batches, self._engine, self._answers, check_stop) | own
+        found = evaluate(
+            models, self._batches, self._engine, self._answers, check_stop, labelled=self._labelled
+        )
+        return found | own
 
     def _of_teacher(
         self, teacher: Teacher, frame: Frame, check_stop: Callable[[], None]
@@ -141,7 +153,7 @@ class EvaluationSet:
 
 def teacher_doubts(teacher: Teacher | None, accuracy: Accuracy | None) -> list[str]:
     """Warnings about a teacher's accuracy in its own view, a sentence each."""
-    if teacher is None or accuracy is None:
+    if teacher is None or accuracy is None or accuracy.top1 is None:
         return []
     return doubts(
         TEACHER,

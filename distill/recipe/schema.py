@@ -253,7 +253,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _the_metric_has_its_teacher(self) -> Self:
-        if self.teacher is None and self.evaluate.metric in ("agreement", "teacher_kl"):
+        if self.teacher is None and not self.evaluate.reads_labels:
             raise ValueError(
                 f"evaluate.metric: {self.evaluate.metric} compares with a teacher, and teacher is"
                 " null: name a teacher, or use top1, top5 or loss"

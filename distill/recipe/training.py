@@ -83,8 +83,14 @@ class EvaluateSpec(Section):
     """The figure by which the best weights and the best student are chosen: `top1`, `top5` and
     `agreement` (the percentage of images to which student and teacher give the same class) are
     better if larger, `loss` (cross-entropy) and `teacher_kl` (KL divergence to the teacher) if
-    smaller. `agreement` and `teacher_kl` need a teacher.
+    smaller. `agreement` and `teacher_kl` need a teacher, and no labels: `data.eval` may then be
+    images without labels or of other classes.
     """
+
+    @property
+    def reads_labels(self) -> bool:
+        """Whether the best weights are chosen by the labels of the evaluation set."""
+        return self.metric in ("top1", "top5", "loss")
 
 
 class CheckpointSpec(Section):

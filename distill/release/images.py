@@ -42,6 +42,10 @@ def open_images(
     except InputError as error:
         raise InputError(f"{error}; or evaluate on other images with --data") from error
     assert source is not None
+    if not source.classes:
+        raise InputError(
+            f"{path}: its evaluation images have no labels: evaluate on others with --data"
+        )
     _refuse_other_images(source, path)
     eval_spec = recipe.data.eval
     if isinstance(eval_spec, schema.HoldOutSpec):

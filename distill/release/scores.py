@@ -180,6 +180,7 @@ def _doubts(found: list[Found], teacher: Teacher | None, results: dict[str, Accu
     warnings = []
     for each in found:
         score, num_classes = results[each.name], int(each.net.num_classes)  # type: ignore[arg-type]
+        assert score.top1 is not None
         warnings += doubts(
             each.name,
             score.top1,

@@ -4,7 +4,6 @@ Several students learn in one run and share nothing but the batches and the teac
 each ends with the weights that it would have alone.
 """
 
-import math
 from collections.abc import Callable, Hashable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -303,11 +302,7 @@ class Student:
         image.
         """
         names = [self._model_name(which) for which in (RAW, *self.averages)]
-        scores = {
-            name: metric.of(accuracies[name])
-            for name in names
-            if math.isfinite(accuracies[name].loss)
-        }
+        scores = {name: metric.of(accuracies[name]) for name in names if accuracies[name].finite}
         name = metric.best_of(scores)
         if name is None:
             return False

@@ -36,7 +36,11 @@ class Evaluations:
         self.stage_ends: dict[str, dict[str, Any]] = {}
         self.last_step = 0
         source = plan.eval_source
-        self._set = EvaluationSet(source, frame, teacher, engine, plan.recipe) if source else None
+        self._set = (
+            EvaluationSet(source, frame, teacher, engine, plan.recipe, plan.eval_labelled)
+            if source
+            else None
+        )
 
     @property
     def possible(self) -> bool:

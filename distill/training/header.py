@@ -52,7 +52,8 @@ def show_data(plan: "Plan") -> None:
         images = f"{name}{stage.order.num_samples:,} for training ({steps})"
         show("" if number else "images", images)
     if plan.eval_source:
-        show("", f"{len(plan.eval_source):,} for evaluation")
+        labels = "" if plan.eval_labelled else ", whose labels nothing reads"
+        show("", f"{len(plan.eval_source):,} for evaluation{labels}")
     show("classes", class_names(plan.classes))
     for note in plan.notes:
         show("note", note)

@@ -15,7 +15,7 @@ import numpy as np
 from distill.data.augment import TrainTransform
 from distill.data.classes import Named, chosen_samples, run_classes
 from distill.data.holdout import open_eval, open_train, open_whole
-from distill.data.label_sets import same_space
+from distill.data.label_sets import class_list, same_space
 from distill.data.order.lanes import (
     LaneOrder,
     default_block,
@@ -149,6 +149,8 @@ class Plan:
     """Sources and numbers of a run.
 
     Attributes:
+        eval_labelled: the labels of the evaluation set are classes of the run; else nothing reads
+            them.
         classes: of the logits of students and teacher, in order.
         order_given: the recipe gives their order; else it follows from the names of folders or
             labels.
@@ -158,6 +160,7 @@ class Plan:
     recipe: Recipe
     stages: tuple[StagePlan, ...]
     eval_source: Source | None
+    eval_labelled: bool
     classes: tuple[str, ...]
     order_given: bool
     notes: tuple[str, ...] = ()
@@ -259,7 +262,12 @@ def make_plan(recipe: Recipe) -> Plan:
         Named(key, source, bool(why), why)
         for key, source, why in zip(keys, sources, readers, strict=True)
     ]
-    classes = run_classes(named, eval_source)
+    classes = run_classes(
+        named,
+        eval_source,
+        reads_eval=recipe.evaluate.reads_labels,
+        of_teacher=classes_of_teacher(recipe.teacher),
+    )
     stages: list[StagePlan] = []
     for index, (own, key, source) in enumerate(zip(recipes, keys, sources, strict=True)):
         name = recipe.stages[index].name if recipe.stages else recipe.name
@@ -278,10 +286,11 @@ def make_plan(recipe: Recipe) -> Plan:
         order = make_order(own, source, subset, seed, key)
         labelled = same_space(source.classes, classes)
         stages.append(_plan_stage(name, prefixes[index], own, source, labelled, order, first_step))
-    named_by = recipe.data.eval
+    eval_labelled = eval_source is not None and same_space(eval_source.classes, classes)
+    named_by = recipe.data.eval if eval_labelled else None
     if named_by is None or isinstance(named_by, schema.HoldOutSpec):
         named_by = next(
-            own.data.train for own, source in zip(recipes, sources, strict=True) if source.classes
+            (r.data.train for r, s in zip(recipes, sources, strict=True) if s.classes), None
         )
     recipe, notes = fit_inherited_warmups(
         recipe,
@@ -290,8 +299,21 @@ def make_plan(recipe: Recipe) -> Plan:
     )
     stages = [replace(stage, recipe=recipe.at_stage(i)) for i, stage in enumerate(stages)]
     return Plan(
-        recipe, tuple(stages), eval_source, classes, has_class_order(named_by), notes=tuple(notes)
+        recipe,
+        tuple(stages),
+        eval_source,
+        eval_labelled,
+        classes,
+        named_by is None or has_class_order(named_by),  # else the teacher's list names them
+        notes=tuple(notes),
     )
+
+
+def classes_of_teacher(spec: schema.TeacherSpec | None) -> tuple[str, ...]:
+    """The class list that the recipe names for the teacher; () if it names none."""
+    if spec is None or spec.classes is None:
+        return ()
+    return class_list(spec.classes, Path(), "teacher", distinct=False)
 
 
 def _plan_stage(

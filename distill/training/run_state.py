@@ -137,7 +137,7 @@ class RunCheckpoints:
         self.logger.warnings += state.warnings
         self.evaluations.last_step = state.judged_step
         self.evaluations.accuracies = {
-            name: Accuracy(**values) for name, values in state.accuracies.items()
+            name: Accuracy.from_dict(values) for name, values in state.accuracies.items()
         }
         self.evaluations.stage_ends = state.stage_ends or {}
         stage = plan.stage_at(step - 1)

@@ -222,7 +222,7 @@ class Summary:
             scores = ", ".join(
                 f"{name} {values['top1']:.2f}"
                 for name, values in accuracies.items()
-                if "/" not in name
+                if "/" not in name and "top1" in values
             )
             epochs = (stage.last_step - stage.first_step) / stage.order.steps_per_epoch
             lines.append(
