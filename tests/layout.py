@@ -31,7 +31,8 @@ TRAINING: tuple[frozenset[str], ...] = (
     frozenset(
         {"clock", "hints", "inputs", "live_losses", "metrics", "output_folder", "screen", "share"}
     ),
-    frozenset({"plan", "rundir"}),
+    frozenset({"rundir", "settings"}),
+    frozenset({"plan"}),
     frozenset({"header", "logging", "streams"}),
     frozenset({"build", "evaluations", "summary"}),
     frozenset({"run_state"}),

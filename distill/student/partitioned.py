@@ -267,7 +267,7 @@ class Partitioned:
         self._partition.set_weights({**tensors["model"], **heads})
         self._set_buffers(_buffers(self._net), tensors["model"])
         if self._learner.heads is not None:
-            self._set_buffers(_buffers(self._learner.heads), tensors["heads"])
+            self._set_buffers(_buffers(self._learner.heads), tensors.get("heads", {}))
         self._load_optimizer(tensors["optimizer"], values["optimizer"])
         for name, ema in self._emas.items():
             shadow = ema.weights()

@@ -133,7 +133,7 @@ class Replicated:
     def load(self, tensors: dict[str, Tensors], values: dict[str, Any]) -> None:
         self._net.load_state_dict(tensors["model"])
         if self._learner.heads is not None:
-            self._learner.heads.load_state_dict(tensors["heads"])
+            self._learner.heads.load_state_dict(tensors.get("heads", {}))
         optimizer = tensors["optimizer"]
         load_state(self._optimizer, self._parameters, optimizer, values["optimizer"])
         for name, ema in self._emas.items():

@@ -22,7 +22,7 @@ from distill.student.optimizer import check_optimizer
 from distill.training.build import refuse_image_size, refuse_scalars
 from distill.training.hints import Mapped, hint_maps
 from distill.training.output_folder import refuse_foreign_output
-from distill.training.plan import setting_problems
+from distill.training.settings import setting_problems
 from distill.training.share import share_of_process
 
 _SOME_CLASSES = 10

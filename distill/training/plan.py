@@ -4,7 +4,6 @@ No device is used.
 """
 
 import hashlib
-import importlib.util
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from distill.data.augment import TrainTransform
 from distill.data.classes import Named, chosen_samples, run_classes
 from distill.data.holdout import open_eval, open_train, open_whole
 from distill.data.label_sets import class_list, same_space
@@ -20,67 +18,17 @@ from distill.data.order.lanes import (
     LaneOrder,
     default_block,
     default_lanes,
-    fitting_lanes,
-    lanes_fit,
 )
 from distill.data.order.shuffled import Order, TrainOrder
 from distill.data.sources import Source, has_class_order
-from distill.engine import TRACKERS
-from distill.errors import InputError, did_you_mean
+from distill.errors import InputError
 from distill.recipe import DurationValue, Recipe, schema
 from distill.recipe.warmups import fit_inherited_warmups
 from distill.rng import hash64
 from distill.training.inputs import contents_of, labels_of, shards_of
-from distill.training.share import nearest_numbers
+from distill.training.settings import refuse_lanes, setting_problems
 
 _MOST_STEPS = 10**10  # more than any run takes; step x batch stays far below 2^63
-
-
-def setting_problems(recipe: Recipe) -> list[str]:
-    """What this version or this machine cannot do of a recipe, a sentence each. Reads neither data
-    nor models.
-    """
-    problems = []
-    for name in recipe.log.trackers:
-        if name not in TRACKERS:
-            problems.append(
-                f"log.trackers: no tracker {name!r}{did_you_mean(name, TRACKERS)}; known are"
-                f" {', '.join(TRACKERS)}"
-            )
-        elif importlib.util.find_spec(name) is None:
-            problems.append(
-                f"log.trackers: the package {name} is not installed: pip install {name}, or leave"
-                " it out"
-            )
-    for index, prefix in enumerate(recipe.stage_keys):
-        data = recipe.at_stage(index).data
-        try:
-            TrainTransform(
-                image_size=data.image_size, **data.augment.model_dump(exclude={"repeats"})
-            )
-        except InputError as error:
-            problems.append(f"{prefix}{error}")
-        if isinstance(data.train, schema.StreamSpec) and data.train.lanes:
-            try:
-                refuse_lanes(
-                    data.train.lanes,
-                    recipe.train.batch_size_global,
-                    recipe.train.micro_batch_size,
-                    f"{prefix}data.train",
-                )
-            except InputError as error:
-                problems.append(str(error))
-    uses = {
-        "train.zero_stage": recipe.train.zero_stage > 0,
-        "teacher.placement": bool(recipe.teacher and recipe.teacher.placement == "zero3"),
-    }
-    if any(uses.values()) and importlib.util.find_spec("deepspeed") is None:
-        keys = " and ".join(key for key, used in uses.items() if used)
-        problems.append(
-            f"{keys}: the package deepspeed is not installed: pip install 'vanillakd[deepspeed]',"
-            " or set train.zero_stage: 0 and teacher.placement: replicated"
-        )
-    return problems
 
 
 @dataclass(frozen=True)
@@ -377,23 +325,6 @@ def make_order(
     block = spec.block or default_block(source.shard_sizes, subset)
     return LaneOrder(
         source.shard_sizes, size, seed, lanes=lanes, block=block, repeats=repeats, subset=subset
-    )
-
-
-def refuse_lanes(
-    lanes: int, batch_size_global: int, micro_batch_size: int | None, key: str
-) -> None:
-    """Raises InputError if a batch does not divide evenly into the lanes; it names the nearest
-    numbers that work.
-    """
-    if lanes_fit(lanes, batch_size_global, micro_batch_size):
-        return
-    good = nearest_numbers(fitting_lanes(batch_size_global, micro_batch_size), lanes)
-    what = f"batches of {batch_size_global}" + (
-        f" in micro-batches of {micro_batch_size}" if micro_batch_size else ""
-    )
-    raise InputError(
-        f"{key}.lanes: {what} do not divide into {lanes} lanes: use {' or '.join(map(str, good))}"
     )
 
 

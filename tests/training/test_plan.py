@@ -12,7 +12,8 @@ import pytest
 from distill.data.classes import same_classes
 from distill.errors import InputError, prefix_errors
 from distill.recipe import load_recipe, shipped_recipes
-from distill.training.plan import make_plan, setting_problems
+from distill.training.plan import make_plan
+from distill.training.settings import setting_problems
 from distill.training.share import Share, share_of_process
 
 # ---- the share of a process ----------------------------------------------------------------------

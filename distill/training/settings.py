@@ -1,0 +1,74 @@
+"""What this version or this machine cannot do of a recipe, before data and models are read."""
+
+import importlib.util
+
+from distill.data.augment import TrainTransform
+from distill.data.order.lanes import fitting_lanes, lanes_fit
+from distill.engine import TRACKERS
+from distill.errors import InputError, did_you_mean
+from distill.recipe import Recipe, schema
+from distill.training.share import nearest_numbers
+
+
+def setting_problems(recipe: Recipe) -> list[str]:
+    """What this version or this machine cannot do of a recipe, a sentence each. Reads neither data
+    nor models.
+    """
+    problems = []
+    for name in recipe.log.trackers:
+        if name not in TRACKERS:
+            problems.append(
+                f"log.trackers: no tracker {name!r}{did_you_mean(name, TRACKERS)}; known are"
+                f" {', '.join(TRACKERS)}"
+            )
+        elif importlib.util.find_spec(name) is None:
+            problems.append(
+                f"log.trackers: the package {name} is not installed: pip install {name}, or leave"
+                " it out"
+            )
+    for index, prefix in enumerate(recipe.stage_keys):
+        data = recipe.at_stage(index).data
+        try:
+            TrainTransform(
+                image_size=data.image_size, **data.augment.model_dump(exclude={"repeats"})
+            )
+        except InputError as error:
+            problems.append(f"{prefix}{error}")
+        if isinstance(data.train, schema.StreamSpec) and data.train.lanes:
+            try:
+                refuse_lanes(
+                    data.train.lanes,
+                    recipe.train.batch_size_global,
+                    recipe.train.micro_batch_size,
+                    f"{prefix}data.train",
+                )
+            except InputError as error:
+                problems.append(str(error))
+    uses = {
+        "train.zero_stage": recipe.train.zero_stage > 0,
+        "teacher.placement": bool(recipe.teacher and recipe.teacher.placement == "zero3"),
+    }
+    if any(uses.values()) and importlib.util.find_spec("deepspeed") is None:
+        keys = " and ".join(key for key, used in uses.items() if used)
+        problems.append(
+            f"{keys}: the package deepspeed is not installed: pip install 'vanillakd[deepspeed]',"
+            " or set train.zero_stage: 0 and teacher.placement: replicated"
+        )
+    return problems
+
+
+def refuse_lanes(
+    lanes: int, batch_size_global: int, micro_batch_size: int | None, key: str
+) -> None:
+    """Raises InputError if a batch does not divide evenly into the lanes; it names the nearest
+    numbers that work.
+    """
+    if lanes_fit(lanes, batch_size_global, micro_batch_size):
+        return
+    good = nearest_numbers(fitting_lanes(batch_size_global, micro_batch_size), lanes)
+    what = f"batches of {batch_size_global}" + (
+        f" in micro-batches of {micro_batch_size}" if micro_batch_size else ""
+    )
+    raise InputError(
+        f"{key}.lanes: {what} do not divide into {lanes} lanes: use {' or '.join(map(str, good))}"
+    )
