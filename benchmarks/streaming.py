@@ -1,5 +1,5 @@
 """images/s of our stream against plain `datasets` streaming and against `webdataset`, on the same
-tars; time to go on after a stop; memory.
+tars; time to resume after a stop; memory.
 
 Every contestant decodes, augments and batches alike (`benchmarks.streams`), in a process of its
 own, and they take turns. A round is two epochs of a stream that is opened afresh: ours and
@@ -116,7 +116,7 @@ def measure_speed(
 
 
 def measure_resume(contestants: Contestants, task: Task, num_rounds: int) -> dict[str, Any]:
-    """Stop in the middle of an epoch and go on in another process, which reads by itself; print,
+    """Stop in the middle of an epoch and resume in another process, which reads by itself; print,
     and return the figures.
 
     Ours resumes with the shards that it has in its cache, and on another machine, with none.

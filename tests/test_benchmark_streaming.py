@@ -153,7 +153,7 @@ def shuffled(module: Modules, tmp_path_factory: pytest.TempPathFactory) -> dict[
     return measured(module("shuffling"), folder)["scales"]["quick"]
 
 
-def test_sorted_shards_are_told_from_shuffled_ones(shuffled: dict[str, Any]) -> None:
+def test_sorted_shards_are_distinguished_from_shuffled_ones(shuffled: dict[str, Any]) -> None:
     rows = {kind: {order_of(row): row for row in found["rows"]} for kind, found in shuffled.items()}
     middle = "lanes 512 16 60"
     assert rows["sorted"][middle]["chi2_batch"] > 5

@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn import functional as F
 
 
-def test_timm_lamb_clips_the_global_norm_to_one_unless_told_not_to() -> None:
+def test_timm_lamb_clips_the_global_norm_to_one_by_default() -> None:
     """So `distill.student.optimizer` passes max_grad_norm: the recipe decides on clipping, also for
     LAMB.
     """
@@ -125,7 +125,7 @@ def test_timm_binary_cross_entropy_averages_over_classes() -> None:
     assert torch.allclose(BinaryCrossEntropy(smoothing=0.0)(logits, targets) * 10, summed)
 
 
-def test_accelerate_clips_deepspeeds_gradients_at_one_unless_told_not_to() -> None:
+def test_accelerate_clips_deepspeeds_gradients_at_one_by_default() -> None:
     """So `engine.zero` states gradient_clipping for each student, 0 for none."""
     assert '"gradient_clipping": 1.0' in inspect.getsource(
         accelerate.Accelerator._prepare_deepspeed

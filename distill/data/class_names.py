@@ -14,6 +14,10 @@ _DIGITS = re.compile(r"([0-9]+)")
 _MOST_DIGITS = 9
 
 
+def _is_number(text: str) -> bool:
+    return bool(_NUMBER.fullmatch(text)) and len(text) <= _MOST_DIGITS
+
+
 def meaning(name: str) -> str:
     """The form in which names are compared: a number without leading zeros, or the text in
     Unicode's form NFC without blanks around it.
@@ -27,10 +31,10 @@ def meaning(name: str) -> str:
 
 def class_numbers(names: Sequence[str]) -> list[int] | None:
     """The names as numbers, where every one of them is a decimal number; else None."""
-    said = [meaning(name) for name in names]
-    if not said or not all(_NUMBER.fullmatch(text) and len(text) <= _MOST_DIGITS for text in said):
+    meanings = [meaning(name) for name in names]
+    if not meanings or not all(_is_number(text) for text in meanings):
         return None
-    return [int(text) for text in said]
+    return [int(text) for text in meanings]
 
 
 def order_classes(names: Sequence[str], where: str) -> tuple[str, ...]:
@@ -99,12 +103,12 @@ def check_names(names: Sequence[str], where: str) -> None:
         except UnicodeEncodeError as error:
             shown = name.encode("utf-8", "backslashreplace").decode()
             raise InputError(f"{where}: the class name {shown} is not UTF-8: rename it") from error
-        said = meaning(name)
-        if not said:
+        known = meaning(name)
+        if not known:
             raise InputError(f"{where}: the class name {name!r} is empty: give every class a name")
-        if said in seen:
+        if known in seen:
             raise InputError(
-                f"{where}: the class names {seen[said]!a} and {name!a} say the same, so which is"
-                " meant cannot be told: rename one, or put the images of both into one class"
+                f"{where}: the class names {seen[known]!a} and {name!a} say the same, so which is"
+                " meant is not known: rename one, or put the images of both into one class"
             )
-        seen[said] = name
+        seen[known] = name

@@ -38,7 +38,7 @@ def run_classes(
     Args:
         reads_eval: whether the labels of the evaluation set are read.
         of_teacher: the classes that the recipe names for the teacher, which are those of the run if
-            nobody reads labels and no source names classes.
+            no loss reads labels and no source names classes.
 
     Raises:
         InputError: lists that must agree differ, labels are missing where they are read, or no
@@ -63,7 +63,7 @@ def run_classes(
         if len({classes for _, classes, _ in lists}) > 1:
             raise InputError(
                 "data.eval: nothing says whose classes the run has:"
-                f" {' and '.join(key for key, _, _ in lists)} differ, and nobody reads their"
+                f" {' and '.join(key for key, _, _ in lists)} differ, and no loss reads their"
                 " labels: give data.eval"
             )
     if not lists and of_teacher:
@@ -104,7 +104,7 @@ def _only_there(classes: tuple[str, ...], others: tuple[str, ...], key: str, oth
     own, or neither.
     """
     own, theirs = {meaning(name): name for name in classes}, set(map(meaning, others))
-    more = [name for said, name in own.items() if said not in theirs]
+    more = [name for known, name in own.items() if known not in theirs]
     if not more or not theirs <= own.keys():
         return ""
     shown = ", ".join(map(repr, more[:5])) + (f" and {len(more) - 5} more" if len(more) > 5 else "")

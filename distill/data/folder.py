@@ -97,7 +97,7 @@ def class_folders(root: Path, has_list: bool, key: str) -> tuple[str, ...]:
     a class list says the order.
 
     Raises:
-        InputError: there are none; names that cannot be told apart; folders of splits (train, val)
+        InputError: there are none; names with the same meaning; folders of splits (train, val)
             rather than of classes.
     """
     if not root.is_dir():

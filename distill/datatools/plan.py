@@ -133,11 +133,11 @@ def _shard_fingerprint(shard: ListedShard) -> list[object]:
     """Changes with the content of a shard, as far as it is known without reading it: its checksum,
     else its size, and the time of a local one.
     """
-    said: list[object] = [shard.name, shard.num_samples, shard.sha256]
+    described: list[object] = [shard.name, shard.num_samples, shard.sha256]
     if shard.sha256 is None and shard.is_local:
         status = os.stat(shard.url)
-        return [*said, status.st_size, status.st_mtime_ns]
-    return [*said, shard.size_bytes]
+        return [*described, status.st_size, status.st_mtime_ns]
+    return [*described, shard.size_bytes]
 
 
 def read_plan(out: Path) -> Plan | None:
@@ -210,8 +210,8 @@ def check_same_plan(out: Path, plan: Plan, asked: ShardOptions, source: str) -> 
         InputError: other options, or another source.
     """
     differs = [
-        f"{option} ({_said(name, getattr(plan.asked, name))} then,"
-        f" {_said(name, getattr(asked, name))} now)"
+        f"{option} ({_shown(name, getattr(plan.asked, name))} then,"
+        f" {_shown(name, getattr(asked, name))} now)"
         for name, option in _OPTIONS.items()
         if getattr(plan.asked, name) != getattr(asked, name)
     ]
@@ -226,7 +226,7 @@ def check_same_plan(out: Path, plan: Plan, asked: ShardOptions, source: str) -> 
         )
 
 
-def _said(name: str, value: object) -> str:
+def _shown(name: str, value: object) -> str:
     if name == "seed":
         return "--no-shuffle" if value is None else f"seed {value}"
     if name == "labelled":

@@ -19,7 +19,7 @@ class Progress:
         self._num_images, self._num_shards = num_images, num_shards
         self._show = show
         self._images = self._shards = self._new = 0
-        self._began = self._said = time.monotonic()
+        self._began = self._printed_s = time.monotonic()
         self._bar = Bar(
             TextColumn("{task.description}", style="bold", markup=False),
             BarColumn(None),
@@ -52,8 +52,8 @@ class Progress:
         if self._live:
             self._bar.start()
             self._bar.update(self._task, completed=self._images, says=says)
-        elif self._show and now - self._said > _EVERY_S:
-            self._said = now
+        elif self._show and now - self._printed_s > _EVERY_S:
+            self._printed_s = now
             self._console.print(says, markup=False, soft_wrap=True)
 
     def finish(self, line: str, always: bool) -> None:

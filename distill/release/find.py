@@ -147,9 +147,9 @@ def _from_file(path: Path, model: str | None, image_size: int | None) -> Found:
 def _loaded(origin: Origin, name: str, image_size: int | None, what: Path) -> Found:
     assert origin.file is not None
     state_dict, note = load_state_dict(origin.file)
-    told = None if image_size is None else GivenSize(image_size, "--image-size")
+    given = None if image_size is None else GivenSize(image_size, "--image-size")
     view = sized_view(
-        origin, {}, given=told, of_data=None, option="--image-size", state_dict=state_dict
+        origin, {}, given=given, of_data=None, option="--image-size", state_dict=state_dict
     )
     num_classes = head_classes(origin.config, state_dict)
     refuse_other_head(origin, num_classes)

@@ -244,7 +244,7 @@ def test_names_are_compared_by_what_they_say() -> None:
     assert overlap(["caf\u00e9", "tea", "7"], ["cafe\u0301", "07"]).tolist() == [True, False, True]
 
 
-def test_a_list_that_lacks_classes_of_the_other_is_said_to_lack_them() -> None:
+def test_a_list_that_lacks_classes_of_the_other_is_reported_to_lack_them() -> None:
     with pytest.raises(InputError, match=r"Give both") as refused:
         same_classes(("a", "b", "c", "d"), ("a", "c"), "data.train", "data.eval")
     assert ". data.eval lacks 'b', 'd' of data.train. Give both the same list" in str(refused.value)

@@ -125,7 +125,7 @@ def _with_little_space(photos: Path, out: Path, workers: int, result: Any) -> No
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_full_disk_is_said_and_the_rest_goes_on_later(
+def test_a_full_disk_is_reported_and_the_rest_continues_later(
     workers: int, whole: Path, photos: Path, tmp_path: Path
 ) -> None:
     result = FORK.SimpleQueue()
@@ -186,7 +186,7 @@ def _end(_: None, number: int) -> int:
     return number
 
 
-def test_a_killed_local_process_is_said() -> None:
+def test_a_killed_local_process_is_reported() -> None:
     with pytest.raises(
         InputError, match="one of the local processes was killed, often for want of memory"
     ):

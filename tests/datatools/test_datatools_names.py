@@ -50,7 +50,7 @@ def folder_of(root: Path, names: list[str], image: bytes) -> Path:
     return root
 
 
-def test_every_name_is_told_as_it_is(
+def test_every_name_is_printed_as_it_is(
     make_picture: Callable[..., bytes], tmp_path: Path, cli: Cli
 ) -> None:
     folder_of(tmp_path / "set", NAMES[:5], make_picture(0, (40, 30), "PNG"))
@@ -137,7 +137,7 @@ def test_unusual_pixels_and_refused_images_are_counted(tmp_path: Path, cli: Cli)
 
 
 @pytest.mark.parametrize(("bits", "brightest"), [(14, 63), (15, 127), (16, 255)])
-def test_bits_that_no_image_uses_are_said(
+def test_bits_that_no_image_uses_are_reported(
     bits: int, brightest: int, tmp_path: Path, cli: Cli
 ) -> None:
     for name in ("a", "b"):

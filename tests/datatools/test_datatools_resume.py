@@ -48,7 +48,7 @@ def _killed_at(step: int, photos: Path, out: Path) -> None:
     cut(photos, out, samples_per_shard=30)
 
 
-def test_killed_at_any_step_it_goes_on(photos: Path, tmp_path: Path) -> None:
+def test_killed_at_any_step_it_continues(photos: Path, tmp_path: Path) -> None:
     cut(photos, tmp_path / "whole", samples_per_shard=30)
     for step in itertools.count(1):
         out = tmp_path / f"killed-{step}"
@@ -69,7 +69,7 @@ def test_killed_at_any_step_it_goes_on(photos: Path, tmp_path: Path) -> None:
     assert step > 15
 
 
-def test_killed_at_any_moment_it_goes_on(whole: Path, photos: Path, tmp_path: Path) -> None:
+def test_killed_at_any_moment_it_continues(whole: Path, photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     attempts = 0
     while not (out / MANIFEST_FILE).is_file():
@@ -110,7 +110,7 @@ def test_a_damaged_shard_is_written_again(
     assert others.items() <= inodes(out).items()
 
 
-def test_a_finished_set_that_cannot_be_made_again_is_said(
+def test_a_finished_set_that_cannot_be_made_again_is_reported(
     whole: Path, photos: Path, tmp_path: Path
 ) -> None:
     """As with another version of Pillow: what is written is not what the manifest says."""
@@ -139,7 +139,7 @@ def test_a_damaged_label_file_is_written_again(whole: Path, photos: Path, tmp_pa
     assert files(tmp_path / "out") == files(whole)
 
 
-def test_a_damaged_manifest_is_said_and_nothing_is_written(
+def test_a_damaged_manifest_is_reported_and_nothing_is_written(
     whole: Path, photos: Path, tmp_path: Path
 ) -> None:
     """It alone says what the shards were made with."""

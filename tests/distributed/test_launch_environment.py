@@ -204,7 +204,7 @@ LATE = [
 ]
 
 
-def test_the_end_and_the_silence_of_another_process_are_told_apart(
+def test_the_end_and_the_silence_of_another_process_are_distinguished(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")

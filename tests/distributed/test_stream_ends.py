@@ -122,7 +122,7 @@ def goes_on_to_the_same_end(shards: Shards, output: Path) -> None:
     )
 
 
-def test_killed_while_it_waits_for_a_shard_the_same_command_goes_on(shards: Shards) -> None:
+def test_killed_while_it_waits_for_a_shard_the_same_command_continues(shards: Shards) -> None:
     """kill -9 of a process whose workers and threads are fetching; what it left in the cache
     disturbs no process.
     """
@@ -143,7 +143,7 @@ def test_killed_while_it_waits_for_a_shard_the_same_command_goes_on(shards: Shar
 
 
 @pytest.mark.slow
-def test_one_of_two_killed_while_they_stream_the_same_command_goes_on(
+def test_one_of_two_killed_while_they_stream_the_same_command_continues(
     shards: Shards, tmp_path: Path
 ) -> None:
     shards.server.release.clear()

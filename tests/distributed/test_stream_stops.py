@@ -172,7 +172,7 @@ def test_an_evaluation_that_waits_is_given_up(
     assert judged_steps == [4, 8], "the resumed run began with the evaluation that was abandoned"
 
 
-def test_both_save_when_one_of_them_is_told(shards: Shards, tmp_path: Path) -> None:
+def test_both_save_when_one_of_them_gets_a_signal(shards: Shards, tmp_path: Path) -> None:
     """The signalled process may have its batch while the other waits without a signal."""
     shards.server.release.clear()
     recipe, path = held_recipe(shards, "stopped-both")

@@ -166,7 +166,7 @@ def test_synchronised_statistics_and_gathered_relations_are_those_of_one_process
 
 
 @pytest.mark.parametrize("name", ["micro", "synced"])
-def test_a_run_goes_on_with_another_number_of_processes(name: str, launch: Launch) -> None:
+def test_a_run_continues_with_another_number_of_processes(name: str, launch: Launch) -> None:
     assert launch.codes(f"{name}-1-to-2") == [DONE, DONE]
     assert run(launch.folder / f"{name}-2-to-1.yaml") == DONE
     whole = launch.folder / f"{name}-1"

@@ -214,7 +214,7 @@ def test_optimizers_that_zero_admits_stay_exact(launch: Launch) -> None:
     assert apart(launch, "elementwise", "whole-elementwise") < ROUNDING
 
 
-def test_a_run_goes_on_under_another_placement_and_number_of_processes(launch: Launch) -> None:
+def test_a_run_continues_under_another_placement_and_number_of_processes(launch: Launch) -> None:
     assert launch.codes("2-to-1") == [INTERRUPTED, INTERRUPTED], launch.shown("2-to-1")
     assert run(launch.folder / "2-to-1.yaml") == DONE
     for name in ("2-to-1", "1-to-2", "1-to-2-sharded", "1-to-2-offload"):

@@ -201,7 +201,7 @@ def test_names_that_torchvision_and_timm_sort_otherwise_need_a_list_when_the_mod
     assert logits(None, 3, ["ant", "bee", "cat"])[0] == "order"
 
 
-def test_an_assumption_is_told_with_the_first_classes() -> None:
+def test_an_assumption_is_reported_with_the_first_classes() -> None:
     said = match_classes(None, 6, list("abcdef"), who="net").describe()
     assert said.startswith(
         "classes of net: nothing names the classes of the logits: ASSUMED to be in the order of the"

@@ -121,7 +121,7 @@ def test_one_value_stands_for_all_channels_and_every_value_names_its_source() ->
 # ---- the size ------------------------------------------------------------------------------------
 
 
-def test_a_model_of_any_size_takes_the_datas_unless_it_is_told(tmp_path: Path) -> None:
+def test_a_model_of_any_size_takes_the_datas_by_default(tmp_path: Path) -> None:
     saved(tmp_path, "resnet10t")
     view = load(tmp_path, model="resnet10t", weights="w.pth").view
     assert (view.image_size, view.sources["image_size"]) == (DATA_SIZE, "data.image_size")
@@ -165,7 +165,7 @@ def test_a_vit_is_built_for_the_size_of_its_position_embeddings(tmp_path: Path) 
 @pytest.mark.parametrize(
     "interpolation", ["lanczos", "nearest", "box", "hamming", "bicubic", "bilinear"]
 )
-def test_a_resize_that_the_device_lacks_is_said(tmp_path: Path, interpolation: str) -> None:
+def test_a_resize_that_the_device_lacks_is_reported(tmp_path: Path, interpolation: str) -> None:
     torch.save(timm.create_model("test_resnet", num_classes=6).state_dict(), tmp_path / "model.bin")
     view = {"input_size": [3, 64, 64], "interpolation": interpolation}
     content = {"architecture": "test_resnet", "num_classes": 6, "pretrained_cfg": view}
@@ -198,7 +198,7 @@ def test_weights_of_other_patches_or_tokens_are_refused(tmp_path: Path) -> None:
         load(tmp_path, model="mixer_s32_224", weights="mixer.pth")
 
 
-def test_windows_that_were_resampled_are_said(tmp_path: Path) -> None:
+def test_windows_that_were_resampled_are_reported(tmp_path: Path) -> None:
     small = {"depths": (1, 1), "embed_dim": 24, "num_heads": (1, 2)}
     saved(tmp_path, "swin_tiny_patch4_window7_224", img_size=96, window_size=12, **small)
     spec = {"model": "swin_tiny_patch4_window7_224", "weights": "w.pth", "model_args": small}
@@ -265,7 +265,7 @@ def test_what_contradicts_the_config_is_refused(export: Path) -> None:
         load(export, weights="model.safetensors")
 
 
-def test_a_config_of_another_size_than_the_weights_is_refused_until_told(tmp_path: Path) -> None:
+def test_a_config_of_another_size_than_the_weights_is_refused_by_default(tmp_path: Path) -> None:
     save_file(
         timm.create_model("test_vit", num_classes=6, img_size=160).state_dict(),
         tmp_path / "model.safetensors",

@@ -108,7 +108,7 @@ def test_a_message_says_what_to_write(override: str, says: str, tmp_path: Path) 
     assert says in str(info.value)
 
 
-def test_what_is_left_out_is_filled_in_and_said(tmp_path: Path) -> None:
+def test_what_is_left_out_is_filled_in_and_reported(tmp_path: Path) -> None:
     path = tmp_path / "my.yaml"
     path.write_text(
         "data: {train: {kind: fashion_mnist, split: train}}\nteacher: {model: resnet18}\n"

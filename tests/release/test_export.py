@@ -131,7 +131,7 @@ def test_the_config_says_how_to_use_it(student: str, tiny_run: Path, tmp_path: P
     assert (transform["crop_pct"], transform["input_size"]) == (1.0, (3, IMAGE_SIZE, IMAGE_SIZE))
 
 
-def test_an_export_is_not_said_to_be_timms_weights_and_others_can_read_it(
+def test_an_export_is_not_reported_as_timms_weights_and_others_can_read_it(
     tiny_recipe: Any, tmp_path: Path
 ) -> None:
     student = {"model": "test_resnet", "objective": {"hard": {"loss": "ce"}}}

@@ -132,7 +132,7 @@ def test_stopped_preempted_and_requeued_ends_with_the_same_weights(
     assert losses(output) == losses(whole), "no step was made twice, none left out"
 
 
-def test_a_node_that_dies_ends_the_job_and_the_same_command_goes_on(
+def test_a_node_that_dies_ends_the_job_and_the_same_command_continues(
     cluster: Cluster, whole: Path
 ) -> None:
     output = cluster.folder / "killed"

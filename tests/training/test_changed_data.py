@@ -151,7 +151,7 @@ def table(root: Path, images: list[bytes], labels: list[int], file: str = "t.par
     return open_source(TableSpec(kind="parquet", path=file), root).fingerprint()
 
 
-def test_tables_are_told_apart_by_images_labels_and_their_order(tmp_path: Path) -> None:
+def test_tables_are_distinguished_by_images_labels_and_their_order(tmp_path: Path) -> None:
     images = [b"one", b"two", b"six", b"ten"]
     same = table(tmp_path, images, [0, 1, 0, 1])
     assert same == table(tmp_path, images, [0, 1, 0, 1], "renamed.parquet")

@@ -159,7 +159,7 @@ def resident_bytes() -> float:
     return float(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
-def test_each_model_s_view_is_said_and_weights_are_read_once(
+def test_each_model_s_view_is_reported_and_weights_are_read_once(
     tiny_recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = [tmp_path / "teacher.pth", tmp_path / "student.pth"]

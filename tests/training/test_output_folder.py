@@ -114,7 +114,7 @@ def test_an_empty_folder_and_the_log_of_a_job_are_fine(
     refuse_foreign_output(recipe_into(tmp_path, tmp_path / "not" / "yet" / "there"))
 
 
-def test_a_run_goes_on_with_the_notes_that_its_user_left_there(tmp_path: Path) -> None:
+def test_a_run_continues_with_the_notes_that_its_user_left_there(tmp_path: Path) -> None:
     output = tmp_path / "run"
     recipe = recipe_into(tmp_path, output)
     begun(output, recipe)

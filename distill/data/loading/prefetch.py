@@ -27,7 +27,7 @@ class DeviceIterator(Generic[Host, T]):
         self._host = host
         self._batches: Iterator[T] = on_device(host, finish, device)
         self._ahead = int(device.type == "cuda")
-        self._held = 0  # batches that the device has, and nobody yet
+        self._held = 0  # batches on the device that were not returned yet
 
     def __iter__(self) -> Self:
         return self

@@ -104,7 +104,7 @@ class TrainBuilder:
 
     def __getitem__(self, request: tuple[int, int]) -> HostBatch | InputError:
         try:
-            with _global_state_kept():
+            with _global_state_restored():
                 return self._build(*request)
         except InputError as error:
             return error
@@ -247,7 +247,7 @@ def _grouped(indices: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     return zip((int(i) for i in unique), members, strict=True)
 
 
-def _global_state_kept() -> contextlib.AbstractContextManager[None]:
+def _global_state_restored() -> contextlib.AbstractContextManager[None]:
     """Random state for the block. In the main process the generators belong to the model; in a
     worker nothing else draws from them.
     """

@@ -272,7 +272,7 @@ def worker_fault(error: BaseException) -> str | None:
     if death := re.search(r"DataLoader worker \(pid.*\) (.*)", text):
         return (
             f"a process that decodes images {death[1].strip(' .')}: most often memory or /dev/shm"
-            " ran out. Lower data.num_workers or data.prefetch_batches; the run goes on from its"
+            " ran out. Lower data.num_workers or data.prefetch_batches; the run resumes from its"
             " last checkpoint"
         )
     if re.match(r"Caught \w+ in DataLoader worker process", text):

@@ -136,7 +136,7 @@ def _by_index(shards: tuple[ListedShard, ...], fetcher: ShardFetcher, key: str) 
         # those that another is indexing.
         first = os.getpid() * 7919 % len(shards)
         for shard in shards[first:] + shards[:first]:
-            with contextlib.suppress(OSError):  # told below, of the first such shard in order
+            with contextlib.suppress(OSError):  # reported below, of the first such shard in order
                 fetcher.begin(shard)
     try:
         return [_count(shard, fetcher) for shard in shards]

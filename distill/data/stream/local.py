@@ -58,11 +58,11 @@ def append_index(
     data_end = path.stat().st_size if path.exists() else 0
     body = entries.astype(ENTRY).tobytes()
     text = b"" if names is None else json.dumps(names).encode()
-    said = _TRAILER.pack(
+    trailer = _TRAILER.pack(
         _MAGIC, data_end, len(entries), len(text), _HAS_CHECKSUMS if has_checksums else 0, 0
     )[:-_CRC_BYTES]
     with path.open("ab") as file:
-        index = body + text + said
+        index = body + text + trailer
         file.write(index + zlib.crc32(index).to_bytes(_CRC_BYTES, "little"))
 
 

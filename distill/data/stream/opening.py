@@ -35,7 +35,7 @@ def cache_folder(shards: schema.ShardsSpec, root: Path) -> Path:
     if shards.cache is not None:
         return root / Path(shards.cache).expanduser()
     folder = Path(tempfile.gettempdir()) / f"distill-shards-{_user()}"
-    with contextlib.suppress(OSError):  # said by the cache, which tries the same
+    with contextlib.suppress(OSError):  # the cache tries the same and reports it
         folder.mkdir(mode=0o700, exist_ok=True)
         if folder.lstat().st_uid != os.getuid():
             raise InputError(

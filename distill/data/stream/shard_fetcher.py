@@ -142,14 +142,14 @@ class ShardFetcher:
 
     def _key(self, shard: ListedShard) -> str:
         fields = self.fields
-        said = (
+        described = (
             f"{_FORMAT} {self.container} {fields.image} {fields.label} {fields.labelled}"
             f" {shard.fingerprint}"
         )
         if self._data_of(shard) is not None:  # an index alone, which a copy in the cache has within
-            said += f" {shard.stamp}"
+            described += f" {shard.stamp}"
         name = re.sub(r"[^A-Za-z0-9._-]+", "-", shard.name)[-60:].lstrip(".-")
-        return f"{name}-{hashlib.sha256(said.encode()).hexdigest()[:24]}"
+        return f"{name}-{hashlib.sha256(described.encode()).hexdigest()[:24]}"
 
     def _make(self, shard: ListedShard, path: Path) -> None:
         make = self._make_tar if self.container == "tar" else self._make_parquet
@@ -161,7 +161,7 @@ class ShardFetcher:
                     raise
                 make(
                     shard, path
-                )  # nothing but its form told that it was damaged, perhaps on its way
+                )  # only its form showed the damage, which the transfer may have caused
         except InputError as error:
             raise (
                 error

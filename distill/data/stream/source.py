@@ -277,7 +277,7 @@ class StreamSource:
             raise InputError(
                 f"{self._key}.path: {listed.display_url} has labels of digits, and class {odd} is"
                 f" called {self.classes[odd]!r}: whether they are numbers or names of classes"
-                " cannot be told, so write the names of the list otherwise, or in the order of"
+                " is not known, so write the names of the list otherwise, or in the order of"
                 " their numbers"
             )
         if shard.lowest_label < 0 or shard.highest_label >= self._num_stored:

@@ -54,7 +54,7 @@ def read_members(fd: int, end: int | None = None) -> list[Member]:
     members: list[Member] = []
     headers: list[tuple[int, bytes]] = []
     at, base, window = 0, 0, b""
-    long_name, pax = "", dict[str, str]()  # said by the entries before, of the next one
+    long_name, pax = "", dict[str, str]()  # what earlier entries state of the next one
     while True:
         header = window[at - base : at - base + _BLOCK]
         if len(header) < _BLOCK:

@@ -247,16 +247,16 @@ def _refused(address: Address, status: int, reason: str, headers: Message) -> Ex
     """The error for an HTTP status: TransientError if another try may help, else InputError with
     what to change.
     """
-    said = f"the server answers {status} {reason}".rstrip()
+    answer = f"the server answers {status} {reason}".rstrip()
     if status in _PASSING or status >= 500:
-        return TransientError(said, _asked_wait_s(headers))
+        return TransientError(answer, _asked_wait_s(headers))
     if address.repo is not None:
         return InputError(
-            f"{address.display_url}: {_hub_refusal(address, status, headers) or said}"
+            f"{address.display_url}: {_hub_refusal(address, status, headers) or answer}"
         )
     if status in (401, 403):
         return InputError(
-            f"{address.display_url}: {said}: it wants other credentials, or a URL that is still"
+            f"{address.display_url}: {answer}: it wants other credentials, or a URL that is still"
             " valid; http://USER:PASSWORD@HOST/... gives some"
         )
     if status == 407:
@@ -264,9 +264,11 @@ def _refused(address: Address, status: int, reason: str, headers: Message) -> Ex
             f"{address.display_url}: the proxy wants a password: fix HTTP_PROXY and HTTPS_PROXY"
         )
     if status in (404, 410):
-        return InputError(f"{address.display_url}: {said}: there is no such file, so fix the path")
+        return InputError(
+            f"{address.display_url}: {answer}: there is no such file, so fix the path"
+        )
     return InputError(
-        f"{address.display_url}: {said}: another try would not change that, so fix the URL or the"
+        f"{address.display_url}: {answer}: another try would not change that, so fix the URL or the"
         " server"
     )
 

@@ -326,7 +326,7 @@ def test_sizes_that_do_not_fit_are_refused(source):
         )
 
 
-def test_workers_have_one_thread_survive_signals_and_go_on_close(memory_source):
+def test_workers_have_one_thread_survive_signals_and_end_on_close(memory_source):
     class Counting(type(memory_source(1))):
         def read(self, index):
             assert torch.get_num_threads() == 1

@@ -97,7 +97,7 @@ def test_one_process_of_a_run_asks(tmp_path: Path) -> None:
         assert asked("two", "train", 1) == (alone, cost)
 
 
-def test_what_the_hub_refuses_is_said_by_each(tmp_path: Path) -> None:
+def test_what_the_hub_refuses_is_reported_by_each(tmp_path: Path) -> None:
     (tmp_path / "served").mkdir()
     with FolderServer(tmp_path / "served") as server:
         Hub(tmp_path / "served", server).gated("o/gated")

@@ -179,7 +179,7 @@ def test_another_signature_is_no_other_file(tmp_path, served):
     assert served.requests["/0.tar"] == 1
 
 
-def test_a_count_goes_on_where_it_was_broken_off(tmp_path, served):
+def test_a_count_continues_where_it_was_broken_off(tmp_path, served):
     for i in range(6):
         write_tar(tmp_path / f"served/{i}.tar", list(range(i + 1)))
     served.fault("/5.tar", "status", on=(1,), status=404)

@@ -23,7 +23,7 @@ from distill.data.stream.web import _asked_wait_s
 
 @pytest.mark.parametrize("kind", ["reset", "truncate", "chunked", "stall"])
 @pytest.mark.parametrize("after_bytes", [0, 1, 2_000_003])
-def test_a_broken_transfer_goes_on_where_it_was(
+def test_a_broken_transfer_continues_where_it_was(
     server: FolderServer, tmp_path: Path, kind: Any, after_bytes: int
 ) -> None:
     transport = (
@@ -197,7 +197,9 @@ def test_a_server_that_sends_a_little_each_time_is_not_waited_for(
     assert (tmp_path / "a").read_bytes() == content
 
 
-def test_a_promised_checksum_lets_it_go_on_without_a_version(folder: Path, tmp_path: Path) -> None:
+def test_a_promised_checksum_lets_it_continue_without_a_version(
+    folder: Path, tmp_path: Path
+) -> None:
     with FolderServer(folder, etags=False) as server:
         server.fault("a.bin", "reset", after_bytes=2_000_003, on=(1, 2))
         assert fetched(server, tmp_path / "a", sha256=SHA256) == CONTENT
