@@ -169,6 +169,12 @@ class Engine:
             prepared: nn.Module = self.accelerator.prepare_model(module, device_placement=False)
         return prepared
 
+    def forget_prepared(self) -> None:
+        """Drop Accelerate's references to all that was prepared, so that a model which is no longer
+        called frees the gradient buckets of its DDP.
+        """
+        self.accelerator.free_memory()
+
     def partition_frozen(self, model: nn.Module, *, offload: bool, dtype: torch.dtype) -> nn.Module:
         """Partition a frozen model over the processes (ZeRO-3) and return what to call instead of
         it. Collective: every rank.

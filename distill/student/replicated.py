@@ -90,6 +90,8 @@ class Replicated:
         self._clip_grad_norm = clip_grad_norm
         before = self._optimizer
         if learner is not None:
+            del self._model
+            self._engine.forget_prepared()
             self._hold(learner, build_optimizer)
         elif new_optimizer:
             self._optimizer = build_optimizer(self._learner)

@@ -67,6 +67,24 @@ SYNCED = {
 }
 # Two forwards a step on each of two processes, four in one.
 QUARTERS = {"students": STUDENTS, "train": {"micro_batch_size": 4, "budget": "4 iterations"}}
+# The hint ends, and another begins: DDP wraps the model with other heads, in which BatchNorm sees
+# the samples of both processes. The optimizer state of the model stays.
+HINTS: dict[str, Any] = {
+    "train": {"budget": None, "micro_batch_size": None},
+    "students": {"fitnet": {**STUDENTS["fitnet"], "objective": {"hard": {"loss": "ce"}}}},
+    "stages": [
+        {
+            "name": name,
+            "budget": "2 iterations",
+            "student": {"objective": {"hint": hint}},
+        }
+        for name, hint in (
+            ("middle", {"loss": "fitnet"}),
+            ("none", None),
+            ("last", {"loss": "fitnet", "student_stage": -1, "teacher_stage": -1}),
+        )
+    ],
+}
 # Bound on `deviation` where sums are taken in another order. Measured: up to 2e-3 for the
 # EfficientNet, whose BatchNorm and DIST see four samples at a time, 1e-4 for the others.
 ROUNDING = 1e-2
@@ -89,7 +107,13 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launch]:
     def recipe(name: str, *changes: dict[str, Any]) -> Path:
         return write_recipe(folder, EVERYTHING, *changes, name=name)
 
-    pairs = (("micro", MICRO), ("synced", SYNCED), ("quarters", QUARTERS), ("diverging", DIVERGING))
+    pairs = (
+        ("micro", MICRO),
+        ("synced", SYNCED),
+        ("quarters", QUARTERS),
+        ("diverging", DIVERGING),
+        ("hints", HINTS),
+    )
     for name, changes in pairs:
         launch.add(name, recipe(f"{name}-2", changes))
     # Stopped in the middle of an epoch and, where an evaluation is due, at the end.
@@ -163,6 +187,21 @@ def test_synchronised_statistics_and_gathered_relations_are_those_of_one_process
         losses(launch.folder / "synced-1"), losses(launch.folder / "synced-2"), rtol=1e-3
     )
     assert "Warning" not in "".join(launch.shown("synced"))
+
+
+def test_heads_that_begin_and_end_with_stages_are_those_of_one_process(launch: Launch) -> None:
+    assert launch.codes("hints") == [DONE, DONE], launch.shown("hints")
+    apart = deviation(
+        launch.folder / "hints-1", launch.folder / "hints-2", launch.folder / "hints-1.yaml"
+    )
+    assert max(apart.values()) < ROUNDING
+    one, two = (tensors(launch.folder / f"hints-{n}") for n in (1, 2))
+    heads = [name for name in one if ".heads/" in name]
+    assert len(heads) == 6
+    for name in heads:
+        torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-5)
+    counted = {n: t for n, t in one.items() if n.endswith("/step")}
+    assert {n: int(t) for n, t in counted.items()} == {n: int(two[n]) for n in counted}
 
 
 @pytest.mark.parametrize("name", ["micro", "synced"])
