@@ -17,6 +17,7 @@ OVERLAID = (
     "loss_total",
     "loss_hard",
     "loss_soft",
+    "loss_hint",
     "lr",
     "top1",
     "top5",

@@ -12,19 +12,14 @@ class Metric:
 
     Attributes:
         name: the attribute of `Accuracy`, and the key in records.
-        label: the heading of a column.
+        best_label: the heading of a column with the best value so far.
         pattern: the format of its values.
     """
 
     name: str
-    label: str
+    best_label: str
     pattern: str
     higher_is_better: bool
-
-    @property
-    def best_label(self) -> str:
-        """The heading of a column with the best value so far."""
-        return "best %" if self.name == "top1" else f"best {self.label}"
 
     def of(self, accuracy: Accuracy) -> float | None:
         """Return its value in an evaluation; None if it needs a teacher and there is none."""
@@ -49,11 +44,11 @@ class Metric:
 METRICS = {
     metric.name: metric
     for metric in (
-        Metric("top1", "top-1 %", ".2f", higher_is_better=True),
-        Metric("top5", "top-5 %", ".2f", higher_is_better=True),
-        Metric("loss", "loss", ".4f", higher_is_better=False),
-        Metric("agreement", "agrees %", ".2f", higher_is_better=True),
-        Metric("teacher_kl", "KL", ".4f", higher_is_better=False),
+        Metric("top1", "best %", ".2f", higher_is_better=True),
+        Metric("top5", "best top-5 %", ".2f", higher_is_better=True),
+        Metric("loss", "best loss", ".4f", higher_is_better=False),
+        Metric("agreement", "best agrees %", ".2f", higher_is_better=True),
+        Metric("teacher_kl", "best KL", ".4f", higher_is_better=False),
     )
 }
 """By name, as evaluate.metric of a recipe."""

@@ -4,11 +4,11 @@ A stage is an index into the list that timm's `forward_intermediates` returns: t
 stages of a convnet, the blocks of a transformer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from distill.errors import InputError
 from distill.losses.outputs import Outputs
@@ -45,28 +45,70 @@ class Featured(nn.Module):
 
 
 def feature_maps(net: nn.Module, image_size: int, what: str) -> list[tuple[int, int, int]]:
-    """Return (channels, height, width) of each stage, from one forward without memory.
+    """Return (channels, height, width) of each stage, from one forward of one image.
 
     Args:
+        net: on the CPU, or on the device "meta", where it takes no memory.
         what: the model's key and name, for messages.
 
     Raises:
         InputError: the model gives no feature maps.
+        NotImplementedError: an operation that the device "meta" lacks.
     """
+    with _evaluating(net), _explained(what, "gives no feature maps"):
+        features = net.forward_intermediates(  # type: ignore[operator]
+            _one_image(net, image_size), output_fmt="NCHW", intermediates_only=True
+        )
+        shapes = [tuple(map(int, each.shape[1:])) for each in features]
+        return [(channels, height, width) for channels, height, width in shapes]
+
+
+def refuse_other_logits(net: nn.Module, image_size: int, stage: int, what: str) -> None:
+    """Raises InputError if the forward that gives a feature map gives other logits than the model,
+    or none. Compares them on one image; a head that is still zero agrees with anything.
+    """
+    with _evaluating(net), _explained(what, f"gives no logits beside the feature map of {stage}"):
+        pixels = _one_image(net, image_size)
+        logits = net(pixels)
+        found = forward_with_features(net, pixels, (stage,)).logits
+        apart = (found - logits).abs().max() if found.shape == logits.shape else float("inf")
+    if apart > 1e-4 * logits.abs().max():
+        raise InputError(
+            f"{what} gives other logits with the feature map of {stage} than without: choose"
+            " another stage or model"
+        )
+
+
+@contextmanager
+def _evaluating(net: nn.Module) -> Iterator[None]:
+    """Return a context in which a model is in evaluation mode, without gradients."""
     training = net.training
-    first = next(net.parameters())
+    net.eval()
     try:
-        with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
-            pixels = torch.zeros(1, 3, image_size, image_size, dtype=first.dtype)
-            features = net.eval().forward_intermediates(  # type: ignore[operator]
-                pixels.to(first.device), output_fmt="NCHW", intermediates_only=True
-            )
-    except (AttributeError, RuntimeError, AssertionError, ValueError, TypeError) as error:
-        reason = str(error).strip().split("\n", 1)[0]
-        raise InputError(f"{what} gives no feature maps: {reason}") from error
+        with torch.no_grad():
+            yield
     finally:
         net.train(training)
-    return [(int(each.shape[1]), int(each.shape[2]), int(each.shape[3])) for each in features]
+
+
+@contextmanager
+def _explained(what: str, how: str) -> Iterator[None]:
+    """Return a context that turns the errors of a forward into InputError."""
+    try:
+        yield
+    except NotImplementedError:
+        raise
+    except (AttributeError, RuntimeError, AssertionError, ValueError, TypeError) as error:
+        reason = str(error).strip().split("\n", 1)[0]
+        raise InputError(f"{what} {how}: {reason}; choose another stage or model") from error
+
+
+def _one_image(net: nn.Module, image_size: int) -> Tensor:
+    """Return normalised pixels [1, 3, S, S] in the dtype and on the device of the model."""
+    first = next(net.parameters())
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randn(1, 3, image_size, image_size, generator=generator)
+    return pixels.to(first.device, first.dtype)
 
 
 def chosen_stage(maps: Sequence[tuple[int, int, int]], stage: int | None, what: str) -> int:

@@ -108,8 +108,8 @@ def carry_state(old: torch.optim.Optimizer, new: torch.optim.Optimizer) -> None:
     for group in new.param_groups:
         for before in old.param_groups:
             if list(map(id, group["params"])) == list(map(id, before["params"])):
-                kept = ("params", "lr")
-                group.update({slot: v for slot, v in before.items() if slot not in kept})
+                own = ("params", "lr")
+                group.update({slot: v for slot, v in before.items() if slot not in own})
         for parameter in group["params"]:
             if parameter in old.state:
                 new.state[parameter] = old.state[parameter]

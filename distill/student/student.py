@@ -135,6 +135,10 @@ class Student:
         self.num_parameters = sum(parameter.numel() for parameter in self.net.parameters())
         self._drop_path = DropPathKeys(self.net)
         self._drop_key = hash64(self.run_seed, "drop path", self.spec.seed)
+        # Once: averages and optimizers hold the model's tensors, and a second move could copy them.
+        pixels = Pixels(self.view.mean, self.view.std)
+        self.engine.place(Learner(self.net, pixels), partitioned=self.engine.partitioned)
+        self._pixels = pixels
         self.learner = self._new_learner()
         averages = Averages(self.spec.ema.decays, self.spec.ema.warmup)
         self.averages = tuple(averages.by_name())
@@ -173,17 +177,17 @@ class Student:
         """Return the model with new heads, in train mode, on the device. The first weights of heads
         are a pure function of the seeds.
         """
-        pixels, hint = Pixels(self.view.mean, self.view.std), self.settings.objective.hint
+        hint = self.settings.objective.hint
         if hint is None:
-            learner = Learner(self.net, pixels)
+            learner = Learner(self.net, self._pixels)
         else:
             with seeded(hash64(self.run_seed, "heads", self.spec.seed)):
                 heads = self._synchronised(hint.build_heads())
-            learner = Learner(self.net, pixels, heads, hint.student_stages)
+            heads = self.engine.place(heads, partitioned=self.engine.partitioned)
+            learner = Learner(self.net, self._pixels, heads, hint.student_stages)
         count = sum(parameter.numel() for parameter in learner.trained_parameters().values())
         self.num_head_parameters = count - self.num_parameters
-        self.engine.place(learner.train(), partitioned=self.engine.partitioned)
-        return learner
+        return learner.train()
 
     def _new_statistics(self) -> StepStatistics | None:
         return StepStatistics(self.learner) if self.num_forwards > 1 else None

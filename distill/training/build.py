@@ -26,7 +26,7 @@ from distill.models.view import Frame, ModelView
 from distill.student.optimizer import build_optimizer, check_optimizer
 from distill.student.schedule import resolve_schedule
 from distill.student.student import StageSettings, Student
-from distill.training.hints import HintMaps, Mapped, hint_maps
+from distill.training.hints import FeatureSource, HintMaps, student_map, teacher_map
 from distill.training.plan import Plan, StagePlan
 from distill.training.share import Share
 from distill.training.streams import fetch_ahead
@@ -102,7 +102,9 @@ def build_models(plan: Plan) -> Models:
             )
             refuse_teacher_size(teacher)
     nets, views, schedules, maps = {}, {}, {}, {}
-    taught = teacher and Mapped(teacher.net, teacher.view.image_size, f"teacher {teacher.source}")
+    of_teacher = teacher and FeatureSource(
+        teacher.net, teacher.view.image_size, f"teacher {teacher.source}"
+    )
     notes = list(teacher.notes) if teacher else []
     for name, spec in recipe.students.items():
         key = f"students.{name}"
@@ -119,13 +121,17 @@ def build_models(plan: Plan) -> Models:
             refuse_image_size(nets[name], recipe.data.image_size, f"{key}.model {spec.model}")
             if recipe.train.zero_stage:
                 refuse_scalars(nets[name], recipe.train.zero_stage, f"{key}.model {spec.model}")
-        student = Mapped(nets[name], recipe.data.image_size, f"{key}.model {spec.model}")
+        of_student = FeatureSource(nets[name], recipe.data.image_size, f"{key}.model {spec.model}")
         for stage in plan.stages:
             own = stage.recipe.students[name]
             check_optimizer(nets[name], own.optimizer, key=f"{stage.key}{key}.optimizer")
-            if own.objective.hint and taught:
+            if (hint := own.objective.hint) and of_teacher:
                 hint_key = f"{stage.key}{key}.objective.hint"
-                maps[stage.key, name] = hint_maps(own.objective.hint, student, taught, hint_key)
+                ours = student_map(hint, of_student, hint_key)
+                theirs = teacher_map(hint, of_teacher, hint_key)
+                assert ours, "models with memory have feature maps"
+                assert theirs, "models with memory have feature maps"
+                maps[stage.key, name] = ours, theirs
         schedules[name] = run_schedule(plan, name)
     _refuse_frames(views)
     return Models(

@@ -20,7 +20,7 @@ from distill.recipe import DurationValue, Recipe, schema
 from distill.recipe.warmups import share_of
 from distill.student.optimizer import check_optimizer
 from distill.training.build import refuse_image_size, refuse_scalars
-from distill.training.hints import Mapped, hint_maps
+from distill.training.hints import FeatureSource, student_map, teacher_map
 from distill.training.output_folder import refuse_foreign_output
 from distill.training.settings import setting_problems
 from distill.training.share import share_of_process
@@ -68,7 +68,7 @@ def check_recipe(recipe: Recipe, num_processes: int | None = None) -> Checked:
             share_of_process(
                 recipe.train.batch_size_global, recipe.train.micro_batch_size, num_processes
             )
-    teacher: Mapped | None = None
+    teacher: FeatureSource | None = None
     if recipe.teacher is not None:
         with collecting("teacher"):
             teacher, seen = _check_teacher(recipe.teacher, recipe.data.image_size)
@@ -83,12 +83,12 @@ def check_recipe(recipe: Recipe, num_processes: int | None = None) -> Checked:
 
 
 def _check_student(
-    spec: schema.StudentSpec, recipe: Recipe, name: str, teacher: Mapped | None
+    spec: schema.StudentSpec, recipe: Recipe, name: str, teacher: FeatureSource | None
 ) -> list[str]:
     """Check a student's model and its settings in each stage.
 
     Args:
-        teacher: None if it is not known here, so that hints cannot be checked.
+        teacher: None if it is not known here, so that its side of hints cannot be checked.
 
     Returns:
         What it sees and what is adapted in its weights, a line each.
@@ -103,12 +103,13 @@ def _check_student(
             refuse_scalars(net, recipe.train.zero_stage, f"{key}.model {spec.model}")
     view = student_view(spec, Path(), recipe.data, key)
     adapted = student_notes(spec, num_classes=None, image_size=image_size, root=Path())
-    student = Mapped(net, image_size, f"{key}.model {spec.model}")
+    student = FeatureSource(net, image_size, f"{key}.model {spec.model}")
     for index, prefix in enumerate(recipe.stage_keys):
         own = recipe.at_stage(index)
-        hint = own.students[name].objective.hint
-        if hint is not None and teacher is not None:
-            hint_maps(hint, student, teacher, f"{prefix}{key}.objective.hint")
+        if (hint := own.students[name].objective.hint) is not None:
+            student_map(hint, student, f"{prefix}{key}.objective.hint")
+            if teacher is not None:
+                teacher_map(hint, teacher, f"{prefix}{key}.objective.hint")
         budget_key = f"{prefix}budget" if prefix else "train.budget"
         _check_learning(net, own.students[name], own.train.budget, f"{prefix}{key}", budget_key)
     return [f"{name} sees {view.describe()}", *(f"{name}: {note}" for note in adapted)]
@@ -138,26 +139,28 @@ def _check_learning(
 
 def _check_teacher(
     spec: schema.TeacherSpec, data_image_size: int
-) -> tuple[Mapped | None, list[str]]:
+) -> tuple[FeatureSource | None, list[str]]:
     """Build the teacher without memory. A file of weights is read, so that an error that `train`
     would raise appears here.
 
     Returns:
-        The teacher for hints, if its image size is known; what it sees and what is adapted in its
+        The teacher for hints, if its model is known; what it sees and what is adapted in its
         weights, a line each, or nothing if these are not here.
     """
     if spec.weights not in ("pretrained", "random") and not _holds_weights(
         Path(spec.weights).expanduser()
     ):
-        if spec.model is not None:
-            with torch.device("meta"):
-                create(
-                    spec.model,
-                    num_classes=None,
-                    image_size=spec.image_size,
-                    model_args=spec.model_args,
-                )
-        return None, []
+        if spec.model is None:
+            return None, []
+        with torch.device("meta"):
+            model = create(
+                spec.model,
+                num_classes=None,
+                image_size=spec.image_size,
+                model_args=spec.model_args,
+            )
+        image_size = spec.image_size or int(config(spec.model)["input_size"][-1])
+        return FeatureSource(model, image_size, f"teacher {spec.model}"), []
     if (
         spec.weights == "pretrained"
         and spec.model is not None
@@ -167,8 +170,8 @@ def _check_teacher(
             f"teacher.weights: timm has no pretrained weights of {spec.model}: give a file"
         )
     loaded = load_teacher(spec, Path(), data_image_size, _SOME_CLASSES, shapes_only=True)
-    mapped = Mapped(loaded.model, loaded.view.image_size, f"teacher {loaded.source}")
-    return mapped, [f"teacher sees {loaded.view.describe()}", *loaded.notes]
+    source = FeatureSource(loaded.model, loaded.view.image_size, f"teacher {loaded.source}")
+    return source, [f"teacher sees {loaded.view.describe()}", *loaded.notes]
 
 
 def _holds_weights(path: Path) -> bool:

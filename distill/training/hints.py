@@ -2,12 +2,11 @@
 
 from dataclasses import dataclass, field
 
-import torch
 from torch import nn
 
 from distill.errors import InputError, prefix_errors
 from distill.losses.objective import FeatureMap
-from distill.models.features import chosen_stage, feature_maps, forward_with_features
+from distill.models.features import chosen_stage, feature_maps, refuse_other_logits
 from distill.recipe import schema
 
 HintMaps = tuple[FeatureMap, FeatureMap]
@@ -15,8 +14,8 @@ HintMaps = tuple[FeatureMap, FeatureMap]
 
 
 @dataclass
-class Mapped:
-    """A model as hints see it.
+class FeatureSource:
+    """A model whose feature maps a hint reads.
 
     Attributes:
         what: its key and name, for messages.
@@ -26,54 +25,50 @@ class Mapped:
     net: nn.Module
     image_size: int
     what: str
-    _maps: list[tuple[int, int, int]] = field(default_factory=list)
+    _maps: list[tuple[int, int, int]] | None = field(default=None, init=False)
 
-    def feature_map(self, stage: int | None) -> FeatureMap:
+    def feature_map(self, stage: int | None) -> FeatureMap | None:
         """Return the feature map of a stage of the recipe; None for the middle one.
 
+        Returns:
+            None for a model on the device "meta" that cannot compute there.
+
         Raises:
-            InputError: the model has no such stage, or gives no feature maps.
+            InputError: the model has no such stage, gives no feature maps, or gives other logits
+                with this one than without.
         """
-        if not self._maps:
-            self._maps = feature_maps(self.net, self.image_size, self.what)
-            self._refuse_other_logits()
+        if self._maps is None:
+            try:
+                self._maps = feature_maps(self.net, self.image_size, self.what)
+            except NotImplementedError:
+                return None
         index = chosen_stage(self._maps, stage, self.what)
+        if not next(self.net.parameters()).is_meta:
+            refuse_other_logits(self.net, self.image_size, index, self.what)
         return FeatureMap(index, self._maps[index][0])
 
-    def _refuse_other_logits(self) -> None:
-        """Raises InputError if the forward that gives feature maps gives other logits, as for a
-        model whose classifier reads more than its last feature map.
-        """
-        first = next(self.net.parameters())
-        if first.is_meta:
-            return
-        generator = torch.Generator().manual_seed(0)
-        pixels = torch.randn(1, 3, self.image_size, self.image_size, generator=generator)
-        training = self.net.training
-        try:
-            with torch.no_grad():
-                pixels = pixels.to(first.dtype)
-                logits = self.net.eval()(pixels)
-                found = forward_with_features(self.net, pixels, (0,)).logits
-        finally:
-            self.net.train(training)
-        if found.shape != logits.shape or not torch.allclose(found, logits, rtol=1e-2, atol=1e-4):
-            raise InputError(
-                f"{self.what}: its forward with feature maps gives other logits: choose another"
-                " model, or an objective without hint"
-            )
 
-
-def hint_maps(spec: schema.HintSpec, student: Mapped, teacher: Mapped, key: str) -> HintMaps:
-    """Return the feature maps that a hint compares.
+def student_map(spec: schema.HintSpec, student: FeatureSource, key: str) -> FeatureMap | None:
+    """Return the student's feature map of a hint.
 
     Args:
         key: of the hint in the recipe, for messages.
 
     Raises:
-        InputError: as `Mapped.feature_map`.
+        InputError: as `FeatureSource.feature_map`; tokens are dropped in training.
     """
     with prefix_errors(f"{key}.student_stage"):
-        own = student.feature_map(spec.student_stage)
+        if any(
+            type(module).__name__.startswith("PatchDropout") for module in student.net.modules()
+        ):
+            raise InputError(
+                f"{student.what} drops tokens in training (patch_drop_rate), so they are no map:"
+                " remove it from model_args, or set objective.hint to null"
+            )
+        return student.feature_map(spec.student_stage)
+
+
+def teacher_map(spec: schema.HintSpec, teacher: FeatureSource, key: str) -> FeatureMap | None:
+    """Return the teacher's feature map of a hint. Arguments and errors as of `student_map`."""
     with prefix_errors(f"{key}.teacher_stage"):
-        return own, teacher.feature_map(spec.teacher_stage)
+        return teacher.feature_map(spec.teacher_stage)

@@ -140,8 +140,9 @@ class RunCheckpoints:
             name: Accuracy.from_dict(values) for name, values in state.accuracies.items()
         }
         self.evaluations.stage_ends = state.stage_ends or {}
-        stage = plan.stage_at(step - 1)
         for student in self.students:
+            # A stopped student stays in the stage in which it stopped.
+            stage = plan.stage_at((state.students[student.name]["stopped_at"] or step) - 1)
             if stage is not plan.stages[0]:
                 settings = self.settings[plan.stages.index(stage)][student.name]
                 student.enter(settings, new_optimizer=True, new_averages=False)

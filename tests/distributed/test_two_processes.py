@@ -196,10 +196,11 @@ def test_heads_that_begin_and_end_with_stages_are_those_of_one_process(launch: L
     )
     assert max(apart.values()) < ROUNDING
     one, two = (tensors(launch.folder / f"hints-{n}") for n in (1, 2))
-    heads = [name for name in one if ".heads/" in name]
-    assert len(heads) == 6
-    for name in heads:
-        torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-5)
+    assert len([name for name in one if ".heads/" in name]) == 6
+    assert one["fitnet.ema-0.5/bn1.num_batches_tracked"] == 6, "the average follows the model"
+    for name, tensor in one.items():
+        if not name.startswith("fitnet.optimizer/"):
+            torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
     counted = {n: t for n, t in one.items() if n.endswith("/step")}
     assert {n: int(t) for n, t in counted.items()} == {n: int(two[n]) for n in counted}
 

@@ -8,7 +8,12 @@ from torch import nn
 
 from distill.errors import InputError
 from distill.models.build import checkpoint_activations
-from distill.models.features import chosen_stage, feature_maps, forward_with_features
+from distill.models.features import (
+    chosen_stage,
+    feature_maps,
+    forward_with_features,
+    refuse_other_logits,
+)
 from distill.models.functional import functional_forward
 from distill.models.teacher import Teacher
 
@@ -80,6 +85,46 @@ def test_the_middle_stage_is_the_default_and_others_count_from_both_ends() -> No
     for stage in (5, -6):
         with pytest.raises(InputError, match=rf"^{stage}, and it has stages 0 to 4 .*2: 128 x 8"):
             chosen_stage(maps, stage, "it")
+
+
+def test_a_forward_with_other_logits_is_refused() -> None:
+    class Both(nn.Module):
+        """Its classifier reads the first stage too, so the last one alone gives other logits."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            first = self.first(x)
+            return self.forward_head(self.second(first) + first)
+
+        def forward_head(self, x: torch.Tensor) -> torch.Tensor:
+            return x.mean((2, 3))
+
+        def forward_intermediates(self, x: torch.Tensor, **_: object) -> object:
+            first = self.first(x)
+            return self.second(first), [first]
+
+    net = Both()
+    with pytest.raises(InputError, match=r"^it gives other logits with the feature map of 0 than"):
+        refuse_other_logits(net, 8, 0, "it")
+    assert net.training
+    refuse_other_logits(timm.create_model("resnet18", num_classes=10), 32, 2, "it")
+
+
+def test_a_forward_without_logits_is_refused() -> None:
+    """Hiera's ends with the last stage asked for."""
+    net = timm.create_model("hiera_tiny_224", num_classes=10, img_size=64)
+    assert len(feature_maps(net, 64, "hiera")) > 1
+    with pytest.raises(InputError, match=r"hiera gives no logits beside the feature map of 0"):
+        refuse_other_logits(net, 64, 0, "hiera")
+
+
+def test_a_model_that_caches_tensors_in_its_forward_stays_whole() -> None:
+    net = timm.create_model("convit_tiny", num_classes=10).eval()
+    assert feature_maps(net, 224, "convit")
+    assert type(net(torch.zeros(1, 3, 224, 224))) is torch.Tensor
 
 
 def test_a_model_without_feature_maps_is_named() -> None:

@@ -103,10 +103,12 @@ def test_a_stopped_run_ends_with_the_same_bits(
 
 
 def test_the_gradient_is_that_of_a_loop_by_hand(tmp_path: Path) -> None:
-    """One step of plain SGD: student and head move by the gradient of CE + 2 MSE."""
+    """One step of plain SGD: student and head move by the gradient of CE + 2 MSE, clipped by their
+    joint norm.
+    """
     student = {
         "objective": STUDENTS["resnet"]["objective"],
-        "optimizer": {"name": "momentum", "lr": 0.1, "momentum": 0.0},
+        "optimizer": {"name": "momentum", "lr": 0.1, "momentum": 0.0, "clip_grad_norm": 0.5},
     }
     one_step = {
         "students": {"one": student},
@@ -133,7 +135,13 @@ def test_the_gradient_is_that_of_a_loop_by_hand(tmp_path: Path) -> None:
     hard = -(batch.label_probs * logits.log_softmax(1)).sum(1).mean()
     (hard + 2 * hint).backward()
     saved = tensors(tmp_path / "run", "one")
-    lr = 0.1
+    of_net, of_heads = (
+        torch.stack([p.grad.norm() for p in module.parameters()]).norm() for module in (net, heads)
+    )
+    joint = (of_net**2 + of_heads**2) ** 0.5
+    assert joint > 0.6
+    assert of_heads > 0.1 * joint, "clipping without the heads should be seen"
+    lr = 0.1 * 0.5 / joint
     for file, module in (("model", net), ("heads", heads)):
         for name, parameter in module.named_parameters():
             moved = parameter.detach() - lr * parameter.grad
@@ -202,8 +210,8 @@ def test_heads_begin_and_end_with_their_stage(
     changes = staged(*hints, optimizer=optimizer)
     assert run(write_recipe(tmp_path, changes, name="whole")) == DONE
     end = tensors(tmp_path / "whole", "one")
-    kept = hints[0] is not None and hints[1] is not None and hints[1] is not OTHER
-    expected = 8 if kept else 4
+    carried = hints[0] is not None and hints[1] is not None and hints[1] is not OTHER
+    expected = 8 if carried else 4
     heads = {name for name in end if name.startswith("one.heads/")}
     assert bool(heads) == (hints[1] is not None)
     # LAMB counts the steps of each parameter group: two of the model, two of the heads.
@@ -221,6 +229,35 @@ def test_heads_begin_and_end_with_their_stage(
             assert run(recipe) == INTERRUPTED
         assert run(recipe) == DONE
         assert_same_run(tmp_path / f"from-{step}", tmp_path / "whole")
+
+
+def test_averages_go_over_a_change_of_heads(tmp_path: Path) -> None:
+    """An average follows the model: with decay 0.5 it is soon near. The gains of NFNet are weights
+    that a second move to channels-last would copy.
+    """
+    changes = staged(HINT, OTHER)
+    changes["students"]["one"] |= {"model": "test_nfnet"}
+    assert run(write_recipe(tmp_path, changes, name="whole")) == DONE
+    end = tensors(tmp_path / "whole", "one")
+    gains = [name for name in end if name.endswith(".gain") and ".model/" in name]
+    assert gains
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(6, patch)
+        assert run(write_recipe(tmp_path, changes)) == INTERRUPTED
+    before = tensors(tmp_path / "run", "one")
+    assert run(tmp_path / "run.yaml") == DONE
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    for name in gains:
+        average = name.replace(".model/", ".ema-0.5/")
+        assert not torch.equal(end[average], before[average]), "the average has stopped"
+
+
+def test_students_of_other_seeds_have_other_heads(tmp_path: Path) -> None:
+    students = {f"seed{seed}": {**STUDENTS["resnet"], "seed": seed} for seed in (0, 1)}
+    changes = {"students": students, "train": {"budget": "1 iterations"}}
+    assert run(write_recipe(tmp_path, changes)) == DONE
+    one, two = (tensors(tmp_path / "run", name) for name in students)
+    assert not torch.equal(one["seed0.heads/conv.weight"], two["seed1.heads/conv.weight"])
 
 
 # ---- wrong recipes -------------------------------------------------------------------------------
@@ -256,6 +293,52 @@ def test_a_hint_that_cannot_be_is_refused_by_check_and_by_train(
     with pytest.raises(InputError, match=message):
         run(recipe, *overrides)
     assert not (tmp_path / "run").exists()
+
+
+def test_check_knows_the_stages_of_a_student_and_of_a_teacher_that_is_not_here(
+    tmp_path: Path,
+) -> None:
+    recipe = write_recipe(
+        tmp_path,
+        {"students": STUDENTS, "teacher": {"weights": "nowhere.pth", "image_size": None}},
+    )
+    assert check_recipe(load_recipe(recipe))
+    for side, model in (("student", "cifar_resnet8"), ("teacher", "cifar_resnet14")):
+        key = f"students.resnet.objective.hint.{side}_stage"
+        with pytest.raises(InputError, match=rf"{key}: 9, and .*{model} has stages"):
+            check_recipe(load_recipe(recipe, [f"{key}=9"]))
+
+
+def test_a_student_that_drops_tokens_has_no_map(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, {"students": STUDENTS})
+    override = "students.vit.model_args.patch_drop_rate=0.5"
+    message = r"students.vit.objective.hint.student_stage: .*test_vit drops tokens"
+    with pytest.raises(InputError, match=message):
+        check_recipe(load_recipe(recipe, [override]))
+    with pytest.raises(InputError, match=message):
+        run(recipe, override)
+
+
+def test_a_stopped_student_is_reported_as_it_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also by a run that resumed in a later stage, which has no hint."""
+    changes = staged(HINT, None)
+    changes["students"] = {
+        "one": changes["students"]["one"],
+        "bad": {"schedule": {"name": "step", "milestones": ["1 iterations"], "decay_factor": 1e30}},
+    }
+    assert run(write_recipe(tmp_path, changes, name="whole")) == DONE
+    recipe = write_recipe(tmp_path, changes)
+    with monkeypatch.context() as patch:
+        stop_after(6, patch)
+        assert run(recipe) == INTERRUPTED
+    assert run(recipe) == DONE
+    one, two = (report(tmp_path / name)["students"]["bad"] for name in ("whole", "run"))
+    assert one["stopped_at"] is not None
+    assert one["stopped_at"] <= 4
+    assert one["parameters_of_heads"] > 0
+    assert one == two
 
 
 def test_zero_refuses_heads_that_change_between_stages(tmp_path: Path) -> None:
