@@ -110,11 +110,11 @@ class Parts:
 
     def _ask(self) -> None:
         assert self._stepped.run.teacher
-        self._targets = self._stepped.run.teacher(self._batch.images)
+        self._teacher_outputs = self._stepped.run.teacher.outputs(self._batch.images)
 
     def _learn(self) -> None:
         for student in self._stepped.run.students:
-            student.learn(self._batch, self._targets)
+            student.learn(self._batch, self._teacher_outputs)
         for student in self._stepped.run.students:
             student.update(self._stepped.run.step)
 

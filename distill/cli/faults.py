@@ -72,11 +72,11 @@ def explain_error(error: Exception) -> tuple[str, int] | None:
             2,
         )
     if isinstance(error, RuntimeError) and "home directory" in str(error):
-        # From pathlib's expanduser of ~NAME.
+        # From pathlib's expanduser of ~NAME, which does not name the path.
         return (
             (
-                f"{error}: a path with ~ names a user that this machine does not know: write the"
-                " path in full"
+                "a path of the recipe or the command line begins with ~ and a user that this"
+                f" machine does not know ({error}): write the path in full"
             ),
             2,
         )

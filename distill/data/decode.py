@@ -33,6 +33,8 @@ MOST_PIXELS = 178_956_970
 # Formats that are programs, or that Pillow decodes with other programs.
 _REFUSED_FORMATS = ("EPS", "WMF")
 
+SKIP_ADVICE = ", or set data.unreadable to skip"
+
 
 class UnreadableImageError(InputError):
     """A record that cannot be read or decoded whole. The message names it."""
@@ -51,15 +53,13 @@ def read_image(source: Source, index: int) -> Image.Image:
     except InputError:
         raise
     except UnreadableShardError as error:
-        raise UnreadableImageError(
-            f"{error}: fix it or its server, or set data.unreadable to skip"
-        ) from error
+        raise UnreadableImageError(f"{error}: fix it or its server{SKIP_ADVICE}") from error
     # Decoders raise whatever a broken file drives them into: OSError, SyntaxError, struct.error,
     # ...
     except Exception as error:
         raise UnreadableImageError(
             f"{printable(source.describe(index))}: unreadable image ({first_line(error)}): fix or"
-            " remove it, or set data.unreadable to skip"
+            f" remove it{SKIP_ADVICE}"
         ) from error
 
 

@@ -34,7 +34,7 @@ def files_below(folder: Path, endings: tuple[str, ...], key: str) -> list[bytes]
     """
     found: list[bytes] = []
     ways: Counter[tuple[int, int]] = Counter()
-    above: frozenset[tuple[int, int]] = frozenset()
+    above = frozenset(_identity(parent) for parent in folder.absolute().resolve().parents)
     waiting = [(b"", above)]
     while waiting:
         prefix, above = waiting.pop()
@@ -47,7 +47,7 @@ def files_below(folder: Path, endings: tuple[str, ...], key: str) -> list[bytes]
             raise InputError(
                 f"{key}.path: {shown} cannot be read ({error.strerror}): change its permissions"
             ) from error
-        identity = (status.st_dev, status.st_ino)
+        identity = status.st_dev, status.st_ino
         if identity in above:
             continue
         ways[identity] += 1
@@ -66,6 +66,11 @@ def files_below(folder: Path, endings: tuple[str, ...], key: str) -> list[bytes]
             elif name.lower().endswith(endings):
                 found.append(os.path.join(prefix, entry.name))
     return sorted(found)
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
 
 
 def matching_files(path: str, key: str) -> tuple[list[str], str]:

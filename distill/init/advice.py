@@ -101,7 +101,7 @@ def advise(
     put(
         "evaluate.every",
         f"{every} epochs",
-        f"about {_EVALUATIONS} times in the run; the best weights are saved",
+        f"about {round(epochs / every)} times in the run; the best weights are saved",
     )
     put("checkpoint.every", f"{every} epochs", "a stopped run resumes from here")
     put("log.every", "1 epochs" if steps < 100 else "50 iterations")

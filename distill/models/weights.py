@@ -20,7 +20,7 @@ from torch import Tensor
 
 from distill.errors import InputError
 
-SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar")
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar", ".ckpt")
 # Averages first: trainers evaluate and publish them. `ema` is ours, the first two are timm's.
 EMA_KEYS = ("state_dict_ema", "model_ema", "ema")
 PLAIN_KEYS = (

@@ -11,7 +11,7 @@ from distill.recipe.defaults import fill_defaults
 from distill.recipe.explain import Tree, explain
 from distill.recipe.fingerprint import recipe_fingerprint
 from distill.recipe.notes import rate_notes
-from distill.recipe.overrides import apply_overrides
+from distill.recipe.overrides import apply_overrides, refuse_unknown_removals
 from distill.recipe.resolve import merge, resolve_stages, resolve_students
 from distill.recipe.schema import Recipe
 from distill.recipe.text import TextError, dump, parse, read_text
@@ -136,6 +136,8 @@ class _Files:
             origin = path.relative_to(recipes_dir().resolve()).with_suffix("").as_posix()
             own = mark_shipped(own, origin)
             self.shipped = merge(self.shipped, own)
+        if not seen:  # another file that this one is merged with may have such a student
+            refuse_unknown_removals(merged, own, str(path))
         self._read[path] = merge(merged, own)
         return self._read[path]
 

@@ -42,6 +42,7 @@ def apply_overrides(tree: Tree, overrides: Iterable[str]) -> Tree:
                 f"override {override!r}: the value is not valid YAML: {error}"
             ) from error
         parts = key.split(".")
+        refuse_unknown_removals(tree, _nested(parts, value), f"override {override!r}")
         if len(parts) > MAX_DEPTH:
             raise InputError(
                 f"override with {len(parts)} nested keys: a recipe has at most {MAX_DEPTH} levels"
@@ -73,6 +74,24 @@ def apply_overrides(tree: Tree, overrides: Iterable[str]) -> Tree:
             tree = merge(tree, _nested(parts, value))
         _refuse_without_effect(before, tree, override, parts, value)
     return tree
+
+
+def refuse_unknown_removals(tree: Tree, changes: Tree, where: str) -> None:
+    """Raises InputError if changes remove a student that a tree does not have.
+
+    Args:
+        where: the file or override with the changes, for messages.
+    """
+    students, own = tree.get("students"), changes.get("students")
+    if not isinstance(own, Mapping):
+        return
+    known = list(students) if isinstance(students, Mapping) else []
+    for name, value in own.items():
+        if value is None and name not in known:
+            raise InputError(
+                f"{where}: students.{name}: null removes a student, and there is none of this"
+                f" name{did_you_mean(str(name), map(str, known))}"
+            )
 
 
 def _in_utf8(word: str) -> str:

@@ -176,11 +176,19 @@ def _views(found: list[Found], teacher: Teacher | None) -> list[str]:
 
 
 def _doubts(found: list[Found], teacher: Teacher | None, results: dict[str, Accuracy]) -> list[str]:
-    """Warnings about accuracies no better than chance, or far below what a record promises."""
+    """Warnings about an assumed image size, and about accuracies no better than chance or far below
+    what a record promises.
+    """
     warnings = []
     for each in found:
         score, num_classes = results[each.name], int(each.net.num_classes)  # type: ignore[arg-type]
         assert score.top1 is not None
+        if each.view.sources["image_size"].startswith("assumed"):
+            warnings.append(
+                f"{each.name}: its file does not say on which image size it was trained;"
+                f" {each.view.image_size} px is timm's size of the model: give --image-size if it"
+                " is another"
+            )
         warnings += doubts(
             each.name,
             score.top1,

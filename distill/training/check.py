@@ -53,15 +53,16 @@ def check_recipe(recipe: Recipe, num_processes: int | None = None) -> Checked:
         InputError: all problems, a line each.
     """
     problems = setting_problems(recipe)
+    of_teacher: list[str] = []  # reported after those of the students, which need its feature maps
     seen: list[str] = []
 
     @contextmanager
-    def collecting(key: str) -> Iterator[None]:
+    def collecting(key: str, found: list[str] = problems) -> Iterator[None]:
         try:
             with prefix_errors(key):
                 yield
         except InputError as error:
-            problems.append(str(error))
+            found.append(str(error))
 
     if num_processes is not None:
         with collecting("train.batch_size_global"):
@@ -70,11 +71,12 @@ def check_recipe(recipe: Recipe, num_processes: int | None = None) -> Checked:
             )
     teacher: FeatureSource | None = None
     if recipe.teacher is not None:
-        with collecting("teacher"):
+        with collecting("teacher", of_teacher):
             teacher, seen = _check_teacher(recipe.teacher, recipe.data.image_size)
     for name, spec in recipe.students.items():
         with collecting(f"students.{name}"):
             seen += _check_student(spec, recipe, name, teacher)
+    problems.extend(of_teacher)
     with collecting("output"):
         refuse_foreign_output(recipe)
     if problems:

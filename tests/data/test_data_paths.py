@@ -228,6 +228,16 @@ def test_what_file_servers_leave_is_neither_class_nor_image_nor_table(tmp_path: 
         assert contents(StreamSpec(kind="stream", path=path, labelled=False), tmp_path) == [b"1"]
 
 
+def test_a_link_to_a_folder_above_adds_no_image(tmp_path: Path) -> None:
+    """Else a class would have the images of all classes."""
+    photos(tmp_path / "photos", "a/1.png", "b/1.png")
+    (tmp_path / "photos/a/up").symlink_to("..")
+    (tmp_path / "photos/b/far").symlink_to(tmp_path)
+    source = open_source(ImageFolderSpec(kind="image_folder", path="photos"), tmp_path)
+    assert [source.read(i) for i in range(len(source))] == [b"a/1.png", b"b/1.png"]
+    assert source.labels.tolist() == [0, 1]
+
+
 @pytest.mark.skipif(os.getuid() == 0, reason="root reads every folder")
 def test_a_folder_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
     photos(tmp_path / "photos", "a/1.png", "b/1.png", "b/sub/2.png")

@@ -110,7 +110,7 @@ def test_safetensors_and_legacy_files_load(tmp_path: Path) -> None:
         assert torch.equal(found["weight"], state()["weight"])
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".tar"])
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".tar", ".ckpt"])
 @pytest.mark.parametrize("size", [0, 50, 400, -8])
 def test_truncated_files_are_named(tmp_path: Path, suffix: str, size: int) -> None:
     file = tmp_path / f"cut{suffix}"

@@ -29,11 +29,27 @@ def test_null_leaves_a_student_out(tmp_path: Path) -> None:
         ),
         (["students.dkd=null", "students.dkd.seed=1"], "no student 'dkd'"),
         (["students.dkd="], "no value: write students.dkd=null"),
+        (["students.dkk=null"], r"students.dkk: null removes a student.* \(did you mean 'dkd'"),
     ],
 )
 def test_null_that_cannot_be(overrides: list[str], says: str) -> None:
     with pytest.raises(InputError, match=says):
         load_recipe("quickstart/students", overrides)
+
+
+def test_a_file_that_removes_a_student_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("extends: quickstart/students\nname: mine\nstudents: {dkk: null}\n")
+    with pytest.raises(InputError, match=r"mine.yaml: students.dkk: null removes"):
+        load_recipe(path)
+
+
+@pytest.mark.parametrize("name", ["../x", "a/../../x", "/tmp/x", "a//b", "./x", "a/"])
+def test_a_name_keeps_the_run_below_runs(name: str) -> None:
+    with pytest.raises(InputError, match=r"name: .* elsewhere than below runs/"):
+        load_recipe("quickstart/students", [f"name={name}"])
+    elsewhere = load_recipe("quickstart/students", [f"name={name}", "output=/tmp/elsewhere"])
+    assert elsewhere.output_dir == "/tmp/elsewhere"
 
 
 def test_a_left_out_student_takes_its_part_of_stages_with_it() -> None:

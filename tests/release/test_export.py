@@ -5,6 +5,7 @@ replace nothing but themselves.
 import errno
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -273,6 +274,19 @@ def test_an_export_replaces_nothing_else(tiny_run: Path, tmp_path: Path) -> None
     export_student(tiny_run, tmp_path / "new", student="kd")
     export_student(tiny_run, tmp_path / "deep/er", student="kd")
     assert sorted(contents(tmp_path / "new")) == sorted(contents(tmp_path / "deep/er")) == FILES
+
+
+def test_an_export_never_goes_into_a_run(tiny_run: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(tiny_run, other)
+    student = next((other / "best").iterdir()).name
+    before = {path: path.read_bytes() for path in other.rglob("*") if path.is_file()}
+    places = (other / "best" / student, other / "best" / "new", other / "exported")
+    for place in (*places, other / "best" / ".." / "best" / student):
+        for source in (tiny_run, other):
+            with pytest.raises(InputError, match=rf"is inside the run {other}, whose files"):
+                export_student(source, place, student=student)
+    assert {path: path.read_bytes() for path in other.rglob("*") if path.is_file()} == before
 
 
 def test_the_model_of_another_program_is_not_replaced(tiny_run: Path, tmp_path: Path) -> None:

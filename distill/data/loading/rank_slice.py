@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from distill.data.augment import EvalTransform, TrainTransform, sample_key
-from distill.data.decode import UnreadableImageError, read_image
+from distill.data.decode import SKIP_ADVICE, UnreadableImageError, read_image
 from distill.data.mixing import Mixing
 from distill.data.order.shuffled import TrainOrder
 from distill.data.records import Source, UnreadableShardError
@@ -168,9 +168,10 @@ class TrainBuilder:
                 )
                 if candidate in tried:  # all that its shard has
                     candidate = self._order.successor(failed, another_shard=True)
+        reason = str(last).removesuffix(SKIP_ADVICE)
         raise InputError(
             f"{_MAX_SUBSTITUTES} images in a row are unreadable from {self._source.describe(index)}"
-            f" on; the last one: {last}"
+            f" on; the last one: {reason}"
         )
 
 

@@ -308,9 +308,12 @@ def _label(fd: int, key: str, labels: _Places, jsons: _Places, label: str | None
                 f"key {key!r}: its label member at byte {offset} is not UTF-8"
                 f" ({first_line(error)}): write it again as UTF-8"
             ) from error
-        if text:
-            return _number_or_name(text, key)
-    elif key in jsons:
+        if not text:
+            raise InputError(
+                f"key {key!r}: its label member at byte {offset} is empty: write it again"
+            )
+        return _number_or_name(text, key)
+    if key in jsons:
         offset, size = jsons[key]
         try:
             record = json.loads(os.pread(fd, size, offset))

@@ -299,8 +299,9 @@ def test_substitutes_stay_in_the_subset_and_come_to_an_end(memory_source):
     indices = Order(40, B, seed=5, subset=subset).batch(0).indices
     shown = np.select([indices == 8, indices == 20], [15, 21], indices)
     assert seen[2].tolist() == source.labels[shown].tolist()
-    with pytest.raises(InputError, match="100 images in a row are unreadable"):
+    with pytest.raises(InputError, match="100 images in a row are unreadable") as error:
         global_batches(memory_source(40, broken=tuple(range(40))), 1, unreadable="skip")
+    assert "set data.unreadable to skip" not in str(error.value), "it is set"
 
 
 # ---- sizes, workers ------------------------------------------------------------------------------
