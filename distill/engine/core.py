@@ -73,7 +73,6 @@ class Engine:
         }
         # One process partitions nothing, unless it moves weights to the host.
         self.partitioned = zero_stage > 0 and (num_processes > 1 or zero_offload)
-        self.zero_stage = zero_stage if self.partitioned else 0
         if self.partitioned and on_cpu and torch.cuda.is_available():
             raise InputError(
                 "train.zero_stage: DeepSpeed takes the GPUs that it finds: to stay on the CPU, hide"

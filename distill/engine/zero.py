@@ -10,7 +10,7 @@ that depends on the stage.
 import os
 import socket
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -138,7 +138,6 @@ def partition_frozen(
     """
     deepspeed = load_deepspeed(device.type)
     form_group_of_one()
-    direct = [p for child in model.children() for p in child.parameters(recurse=False)]
     pin_memory = device.type == "cuda"
     offloading = {"offload_param": {"device": "cpu", "pin_memory": pin_memory}} if offload else {}
     config = {
@@ -161,20 +160,9 @@ def partition_frozen(
         remote_device="cpu" if offload else None,
         mem_efficient_linear=False,
     )
-    gather_with(model, direct)
     partitioned, *_ = deepspeed.initialize(model=model, config=config)
     partitioned.eval()
     return partitioned  # type: ignore[no-any-return]
-
-
-def gather_with(module: nn.Module, parameters: Iterable[nn.Parameter]) -> None:
-    """Let ZeRO-3 gather these parameters for forward and backward of a module that uses them
-    without owning them: it calls methods of their owner and not its `forward`.
-    """
-    import deepspeed
-
-    for parameter in parameters:
-        deepspeed.zero.register_external_parameter(module, parameter)
 
 
 def form_group_of_one() -> None:

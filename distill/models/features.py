@@ -18,8 +18,8 @@ def forward_with_features(net: nn.Module, pixels: Tensor, stages: Sequence[int])
     """Return the logits and the feature maps of some stages, [B, C, H, W] each.
 
     Args:
-        net: a timm model. Its own `forward` is not called, so under ZeRO-3 the caller must have its
-            direct parameters gathered.
+        net: a timm model. Its own `forward` is not called; under ZeRO-3 DeepSpeed gathers its
+            direct parameters when they are read, which tests/distributed/test_zero.py watches.
         pixels: [B, 3, H, W], normalised.
         stages: ascending, from 0. timm returns feature maps in this order whatever it is asked.
     """

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.engine import Engine
-from distill.engine.zero import ZeroPartition, gather_with
+from distill.engine.zero import ZeroPartition
 from distill.evaluation.accuracy import Model
 from distill.losses.outputs import Outputs
 from distill.models.export_format import RAW
@@ -115,8 +115,6 @@ class Partitioned:
         _, described = split_state(optimizer, parameters)
         self._groups = [group["parameters"] for group in described["groups"]]
         self._kind = described["optimizer"]
-        if learner.heads is not None and engine.zero_stage == 3:
-            gather_with(learner, self._net.parameters(recurse=False))
         self._model = engine.prepare_partitioned(
             _Autocast(learner, engine),
             optimizer,

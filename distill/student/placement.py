@@ -103,9 +103,8 @@ class Placement(Protocol):
         """
 
     def state(self) -> tuple[dict[str, Tensors], dict[str, Any]]:
-        """Return full tensors by file ("heads" only if there are heads), and plain values; under
-        ZeRO only the main process gets the
-        tensors. Collective: every rank.
+        """Return full tensors by file, and plain values; under ZeRO only the main process gets the
+        tensors. The file "heads" exists only with heads. Collective: every rank.
         """
 
     def load(self, tensors: dict[str, Tensors], values: dict[str, Any]) -> None:

@@ -122,6 +122,7 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launch]:
     sharded_teacher = {"teacher": {"placement": "zero3", "offload": True}}
     launch.call("zero_probe:teachers")
     launch.call("zero_probe:students")
+    launch.call("zero_probe:direct_parameters")
     launch.add("stage1", recipe("stage1", zero(1)))
     launch.add("stage2", recipe("stage2", zero(2)))
     launch.add("stage3", recipe("stage3", zero(3), sharded_teacher))
@@ -265,6 +266,15 @@ def test_a_partitioned_teacher_gives_the_logits_of_a_replicated_one(launch: Laun
                 assert seen["left"] == 0, "between forwards nothing else lies here"
             if "bfloat16" in name and "beit" in name:
                 assert set(seen["dtypes"]) == {"torch.bfloat16"}
+
+
+def test_parameters_of_a_model_whose_forward_is_not_called_are_gathered(launch: Launch) -> None:
+    for rank, results in enumerate(launch.returned("zero_probe:direct_parameters")):
+        assert results.pop("held") == 0, "every weight is partitioned"
+        moved = [results.pop(name) for name in list(results) if name.endswith(" moved")]
+        assert all(distance > 1e-6 for distance in moved)
+        assert len(moved) == (3 if rank == 0 else 0)
+        assert all(distance < 1e-5 for distance in results.values()), results
 
 
 def test_each_stage_holds_its_part_only(launch: Launch) -> None:

@@ -3,13 +3,16 @@ rank.
 """
 
 from typing import Any
+from unittest.mock import patch
 
 import timm
 import torch
 from tiny import sees
 from torch import nn
 
-from distill.engine import Engine
+from distill.engine import Engine, zero
+from distill.losses import Outputs
+from distill.losses.fitnet import Regressor
 from distill.models.pixels import Pixels
 from distill.models.teacher import Teacher
 from distill.student import Averages, Partitioned
@@ -162,6 +165,81 @@ def students(rank: int) -> dict[str, Any]:
     engine.close()
     results["linear"] = nn.functional.linear is _LINEAR
     return results
+
+
+def direct_parameters(rank: int) -> dict[str, float]:
+    """Largest differences between ZeRO-3 and a whole model where every weight is partitioned, also
+    the small ones that stage 3 keeps whole by default: the ViT's class token and position embedding
+    are parameters of a module whose own forward is not called.
+    """
+    engine = Engine(precision="fp32", zero_stage=3, channels_last=False)
+    options = {"stage3_param_persistence_threshold": 0}
+    engine.accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"] |= options
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+    def learner() -> Learner:
+        torch.manual_seed(0)
+        net = timm.create_model("test_vit", num_classes=10, patch_size=4, img_size=32)
+        torch.nn.init.normal_(net.head.weight)
+        return Learner(net, Pixels((0.5,) * 3, (0.5,) * 3), Regressor(64, 5), (0,)).train()
+
+    whole, spread = learner(), learner()
+    placement = Partitioned(
+        spread,
+        lambda each: torch.optim.SGD(each.parameters(), lr=1.0),
+        engine,
+        clip_grad_norm=None,
+        averages=Averages((0.5,)),
+        micro_batch_size=2,
+        num_forwards=1,
+    )
+    held = sum(p.numel() for p in spread.net.parameters())
+
+    def loss(outputs: Outputs) -> torch.Tensor:
+        return outputs.logits.square().mean() + outputs.features[0].square().sum()
+
+    expected, found = whole(images), placement.forward(images)
+    results = {
+        "held": float(held),
+        "logits": _apart(found.logits, expected.logits),
+        "features": _apart(found.features[0], expected.features[0]),
+    }
+    loss(expected).backward()
+    placement.backward(loss(found), more_to_come=False)
+    placement.step(1e-3)
+    state = placement.state()[0]
+    if engine.is_main:
+        for name in ("cls_token", "pos_embed", "head.weight"):
+            parameter = whole.net.get_parameter(name)
+            assert parameter.grad is not None
+            moved = parameter.detach() - 1e-3 * parameter.grad
+            results[name] = _apart(state["model"][name], moved)
+            results[f"{name} moved"] = _apart(moved, parameter)
+        weight = whole.heads.get_parameter("conv.weight")
+        assert weight.grad is not None
+        results["heads"] = _apart(
+            state["heads"]["conv.weight"], weight.detach() - 1e-3 * weight.grad
+        )
+    with patch.object(zero, "_zero_options", lambda *_: {"stage": 3, **options}):
+        frozen = [_vit_teacher(), _vit_teacher()]
+        expected = place_teacher(frozen[0], engine)
+        partitioned = place_teacher(frozen[1], engine, placement="zero3")
+        assert expected
+        assert partitioned
+        for name, found in (("first", partitioned), ("again", partitioned)):
+            one, two = expected.outputs(images, (1,)), found.outputs(images, (1,))
+            results[f"teacher, {name}"] = max(
+                _apart(one.logits, two.logits), _apart(one.features[1], two.features[1])
+            )
+    engine.close()
+    return results
+
+
+def _vit_teacher() -> Teacher:
+    torch.manual_seed(1)
+    net = timm.create_model("test_vit", num_classes=10, patch_size=4, img_size=32)
+    torch.nn.init.normal_(net.head.weight)
+    return Teacher(net, sees(32), num_classes=10)
 
 
 def _adamw(net: nn.Module) -> torch.optim.Optimizer:
