@@ -37,8 +37,8 @@ def run_classes(
 
     Args:
         reads_eval: whether the labels of the evaluation set are read.
-        of_teacher: the classes that the recipe names for the teacher, which are those of the run if
-            no loss reads labels and no source names classes.
+        of_teacher: the classes that the recipe names for the teacher, which are the run's where
+            nothing reads labels.
 
     Raises:
         InputError: lists that must agree differ, labels are missing where they are read, or no
@@ -59,19 +59,11 @@ def run_classes(
             )
         lists.append(("data.eval", eval_source.classes, ""))
     if not lists:
-        lists = [(named.key, named.source.classes, "") for named in trained if named.source.classes]
-        if len({classes for _, classes, _ in lists}) > 1:
-            raise InputError(
-                "data.eval: nothing says whose classes the run has:"
-                f" {' and '.join(key for key, _, _ in lists)} differ, and no loss reads their"
-                " labels: give data.eval"
-            )
-    if not lists and of_teacher:
-        lists = [("teacher.classes", of_teacher, "")]
+        lists = _unread(trained, eval_source, of_teacher)
     if not lists or not lists[0][1]:
         raise InputError(
-            "data.eval: nothing here names the classes of the run: give data.eval, a source with"
-            " labels, or teacher.classes"
+            "data.eval: nothing here names the classes of the run: give a labelled data.eval, a"
+            " source with labels, or teacher.classes"
         )
     first_key, classes, why = lists[-1] if eval_source is not None and reads_eval else lists[0]
     if len(classes) == 1:
@@ -82,6 +74,30 @@ def run_classes(
     for key, others, reader in lists:
         same_classes(others, classes, key, first_key, reader or why)
     return classes
+
+
+def _unread(
+    trained: Sequence[Named], eval_source: Source | None, of_teacher: tuple[str, ...]
+) -> list[tuple[str, tuple[str, ...], str]]:
+    """Return what names the classes of a run in which nothing reads labels: key, classes, reader.
+    Empty if nothing does.
+
+    Raises:
+        InputError: the training sources have different classes, and nothing else names them.
+    """
+    if eval_source is not None and eval_source.classes:
+        lists = [("data.eval", eval_source.classes, "")]
+    else:
+        lists = [(named.key, named.source.classes, "") for named in trained if named.source.classes]
+    if of_teacher and not any(same_space(classes, of_teacher) for _, classes, _ in lists[:1]):
+        return [("teacher.classes", of_teacher, "")]
+    if len({classes for _, classes, _ in lists}) > 1:
+        raise InputError(
+            "data.eval: nothing says whose classes the run has:"
+            f" {' and '.join(key for key, _, _ in lists)} differ, and no loss reads their labels:"
+            " give a labelled data.eval, or teacher.classes"
+        )
+    return lists[:1]
 
 
 def same_classes(

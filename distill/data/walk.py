@@ -34,7 +34,10 @@ def files_below(folder: Path, endings: tuple[str, ...], key: str) -> list[bytes]
     """
     found: list[bytes] = []
     ways: Counter[tuple[int, int]] = Counter()
-    above = frozenset(_identity(parent) for parent in folder.absolute().resolve().parents)
+    start = folder.absolute()
+    # By the way of the links to the folder, and by that of the folder itself.
+    parents = {start.parent.resolve(), *start.parent.resolve().parents, *start.resolve().parents}
+    above = frozenset(filter(None, map(_identity, parents)))
     waiting = [(b"", above)]
     while waiting:
         prefix, above = waiting.pop()
@@ -68,8 +71,11 @@ def files_below(folder: Path, endings: tuple[str, ...], key: str) -> list[bytes]
     return sorted(found)
 
 
-def _identity(folder: Path) -> tuple[int, int]:
-    status = folder.stat()
+def _identity(folder: Path) -> tuple[int, int] | None:
+    try:
+        status = folder.stat()
+    except OSError:
+        return None
     return status.st_dev, status.st_ino
 
 

@@ -116,7 +116,8 @@ def _classes(
         )
     except InputError as error:
         # A source that is not available might have the class names.
-        if evaluated is not None or recipe.data.eval is None or any(each.read for each in named):
+        eval_names = evaluated is not None and recipe.evaluate.reads_labels
+        if eval_names or recipe.data.eval is None or any(each.read for each in named):
             diagnosis.find("problem", "data", str(error))
         return ()
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
 
-from distill.checkpoint.layout import RECIPE_FILE, checkpoints_dir
+from distill.checkpoint.layout import METRICS_FILE, RECIPE_FILE
 from distill.checkpoint.store import storable
 from distill.errors import InputError
 from distill.files import atomic_directory, current_directory
@@ -94,7 +94,7 @@ def refuse_overwrite(folder: Path) -> None:
         if place.exists() and not place.is_dir():
             raise InputError(f"{place}: is a file, and an export is a folder: choose another place")
     for run in folder.resolve().parents:
-        if (run / RECIPE_FILE).is_file() and checkpoints_dir(run).is_dir():
+        if (run / RECIPE_FILE).is_file() and (run / METRICS_FILE).is_file():
             raise InputError(
                 f"{folder}: is inside the run {run}, whose files it might replace: choose another"
                 " folder"

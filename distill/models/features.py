@@ -55,7 +55,7 @@ def feature_maps(net: nn.Module, image_size: int, what: str) -> list[tuple[int, 
         InputError: the model gives no feature maps.
         NotImplementedError: an operation that the device "meta" lacks.
     """
-    with _evaluating(net), _explained(what, "gives no feature maps"):
+    with _evaluating(net), _explained(net, what, "gives no feature maps"):
         features = net.forward_intermediates(  # type: ignore[operator]
             _one_image(net, image_size), output_fmt="NCHW", intermediates_only=True
         )
@@ -67,7 +67,8 @@ def refuse_other_logits(net: nn.Module, image_size: int, stage: int, what: str) 
     """Raises InputError if the forward that gives a feature map gives other logits than the model,
     or none. Compares them on one image; a head that is still zero agrees with anything.
     """
-    with _evaluating(net), _explained(what, f"gives no logits beside the feature map of {stage}"):
+    how = f"gives no logits beside the feature map of {stage}"
+    with _evaluating(net), _explained(net, what, how):
         pixels = _one_image(net, image_size)
         logits = net(pixels)
         found = forward_with_features(net, pixels, (stage,)).logits
@@ -92,13 +93,16 @@ def _evaluating(net: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _explained(what: str, how: str) -> Iterator[None]:
-    """Return a context that turns the errors of a forward into InputError."""
+def _explained(net: nn.Module, what: str, how: str) -> Iterator[None]:
+    """Return a context that turns the errors of a forward into InputError, or where the device
+    "meta" is the reason into NotImplementedError.
+    """
     try:
         yield
-    except NotImplementedError:
-        raise
     except (AttributeError, RuntimeError, AssertionError, ValueError, TypeError) as error:
+        of_meta = isinstance(error, NotImplementedError) or "meta" in str(error)
+        if of_meta and next(net.parameters()).is_meta:
+            raise NotImplementedError(str(error)) from error
         reason = str(error).strip().split("\n", 1)[0]
         raise InputError(f"{what} {how}: {reason}; choose another stage or model") from error
 

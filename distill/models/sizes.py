@@ -47,7 +47,7 @@ def teacher_view(
     view = sized_view(
         origin,
         spec.model_args,
-        given=_given_size(spec),
+        given=given_size(spec),
         of_data=GivenSize(data_image_size, "data.image_size"),
         option="teacher.image_size",
         state_dict=state_dict,
@@ -112,7 +112,12 @@ def refuse_other_head(origin: Origin, num_classes: int) -> None:
         )
 
 
-def _given_size(spec: schema.TeacherSpec) -> GivenSize | None:
+def given_size(spec: schema.TeacherSpec) -> GivenSize | None:
+    """Return the image size that a recipe gives its teacher, in one of two keys; None for none.
+
+    Raises:
+        InputError: the keys contradict each other, or the size is not square.
+    """
     built_for = spec.model_args.get("img_size")
     if built_for is None:
         return None if spec.image_size is None else GivenSize(spec.image_size, "teacher.image_size")

@@ -189,7 +189,7 @@ def read_recipe(name: str | Path, overrides: Iterable[str] = ()) -> tuple[Recipe
     path = find_recipe(str(name))
     files = _Files()
     tree = {
-        "name": path.parent.name if path.name == "recipe.yaml" else path.stem,
+        "name": path.absolute().resolve().parent.name if path.name == "recipe.yaml" else path.stem,
         **files.tree(path),
     }
     tree, notes = fill_defaults(resolve_students(apply_overrides(tree, overrides)))

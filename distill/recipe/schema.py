@@ -201,15 +201,6 @@ class Recipe(Section):
         )
 
     @model_validator(mode="after")
-    def _the_name_stays_below_runs(self) -> Self:
-        if self.output is None and {"..", "", "."} & set(self.name.split("/")):
-            raise ValueError(
-                f"name: {self.name!r} would put the run elsewhere than below runs/: write a name"
-                " such as imagenet1k/res50, or set output"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _names_are_free(self) -> Self:
         if "teacher" in self.students:
             raise ValueError(

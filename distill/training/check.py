@@ -14,6 +14,7 @@ from distill.data.records import at
 from distill.data.walk import matching_files
 from distill.errors import InputError, prefix_errors
 from distill.models.build import checkpoint_activations, config, create, student_without_memory
+from distill.models.sizes import given_size
 from distill.models.student import student_notes, student_view
 from distill.models.teacher import load_teacher
 from distill.recipe import DurationValue, Recipe, schema
@@ -161,7 +162,8 @@ def _check_teacher(
                 image_size=spec.image_size,
                 model_args=spec.model_args,
             )
-        image_size = spec.image_size or int(config(spec.model)["input_size"][-1])
+        given = given_size(spec)
+        image_size = given.image_size if given else int(config(spec.model)["input_size"][-1])
         return FeatureSource(model, image_size, f"teacher {spec.model}"), []
     if (
         spec.weights == "pretrained"

@@ -26,6 +26,7 @@ class FeatureSource:
     image_size: int
     what: str
     _maps: list[tuple[int, int, int]] | None = field(default=None, init=False)
+    _checked: set[int] = field(default_factory=set, init=False)
 
     def feature_map(self, stage: int | None) -> FeatureMap | None:
         """Return the feature map of a stage of the recipe; None for the middle one.
@@ -43,8 +44,9 @@ class FeatureSource:
             except NotImplementedError:
                 return None
         index = chosen_stage(self._maps, stage, self.what)
-        if not next(self.net.parameters()).is_meta:
+        if index not in self._checked and not next(self.net.parameters()).is_meta:
             refuse_other_logits(self.net, self.image_size, index, self.what)
+            self._checked.add(index)
         return FeatureMap(index, self._maps[index][0])
 
 

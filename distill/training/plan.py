@@ -238,7 +238,12 @@ def make_plan(recipe: Recipe) -> Plan:
     named_by = recipe.data.eval if eval_labelled else None
     if named_by is None or isinstance(named_by, schema.HoldOutSpec):
         named_by = next(
-            (r.data.train for r, s in zip(recipes, sources, strict=True) if s.classes), None
+            (
+                own.data.train
+                for own, source in zip(recipes, sources, strict=True)
+                if same_space(source.classes, classes)
+            ),
+            None,
         )
     recipe, notes = fit_inherited_warmups(
         recipe,

@@ -211,7 +211,8 @@ class Screen:
             top1 = self._each(lambda row: _number(row.top1, ".2f"))
             agreements = self._each(lambda row: _number(row.agreement, ".2f"), notes=False)
             agrees = f"; agrees with teacher % {agreements}" if agreements else ""
-            self._line(now, f"top-1 % {teacher}{top1}{agrees}")
+            scores = f"top-1 % {teacher}{top1}{agrees}" if top1 else agrees.removeprefix("; ")
+            self._line(now, scores)
 
     def _line(self, now: Progressed, text: str) -> None:
         """Print a line that programs can search: time, step, epoch, then the figures."""

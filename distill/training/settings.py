@@ -1,6 +1,7 @@
 """What this version or this machine cannot do of a recipe, before data and models are read."""
 
 import importlib.util
+import os
 
 from distill.data.augment import TrainTransform
 from distill.data.order.lanes import fitting_lanes, lanes_fit
@@ -15,6 +16,12 @@ def setting_problems(recipe: Recipe) -> list[str]:
     nor models.
     """
     problems = []
+    first = os.path.normpath(recipe.name).split(os.sep)[0]
+    if recipe.output is None and first in ("", os.curdir, os.pardir):
+        problems.append(
+            f"name: {recipe.name!r} would put the run elsewhere than below runs/: write a name such"
+            " as imagenet1k/res50, or set output"
+        )
     for name in recipe.log.trackers:
         if name not in TRACKERS:
             problems.append(

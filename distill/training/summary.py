@@ -204,7 +204,8 @@ class Summary:
             target = (
                 Path("exports", *self.output.parts[1:]) if self.output.parts[0] == "runs" else None
             )
-            data = "" if self.accuracies else " --data FOLDER"
+            labelled = any(each.top1 is not None for each in self.accuracies.values())
+            data = "" if labelled else " --data FOLDER"
             commands = [
                 f"  distill evaluate {output}{data}",
                 (

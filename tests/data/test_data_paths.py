@@ -236,6 +236,18 @@ def test_a_link_to_a_folder_above_adds_no_image(tmp_path: Path) -> None:
     source = open_source(ImageFolderSpec(kind="image_folder", path="photos"), tmp_path)
     assert [source.read(i) for i in range(len(source))] == [b"a/1.png", b"b/1.png"]
     assert source.labels.tolist() == [0, 1]
+    for target in (".", "..", str(tmp_path / "photos")):
+        link = tmp_path / "photos/all"
+        link.symlink_to(target)
+        with pytest.raises(InputError, match=r"class folder .*all has no images"):
+            open_source(ImageFolderSpec(kind="image_folder", path="photos"), tmp_path)
+        link.unlink()
+    (tmp_path / "photos/a").rename(tmp_path / "elsewhere")  # a class that is a link itself
+    (tmp_path / "photos/a").symlink_to("../elsewhere")
+    (tmp_path / "elsewhere/up").unlink()
+    (tmp_path / "elsewhere/up").symlink_to(tmp_path / "photos")
+    source = open_source(ImageFolderSpec(kind="image_folder", path="photos"), tmp_path)
+    assert [source.read(i) for i in range(len(source))] == [b"a/1.png", b"b/1.png"]
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="root reads every folder")

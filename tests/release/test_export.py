@@ -289,6 +289,15 @@ def test_an_export_never_goes_into_a_run(tiny_run: Path, tmp_path: Path) -> None
     assert {path: path.read_bytes() for path in other.rglob("*") if path.is_file()} == before
 
 
+def test_an_export_may_go_below_a_project_that_looks_like_a_run(
+    tiny_run: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "recipe.yaml").write_text("name: mine")
+    (tmp_path / "checkpoints").mkdir()
+    export_student(tiny_run, tmp_path / "exports/kd", student="kd")
+    assert sorted(contents(tmp_path / "exports/kd")) == FILES
+
+
 def test_the_model_of_another_program_is_not_replaced(tiny_run: Path, tmp_path: Path) -> None:
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).write_text("a teacher's")

@@ -309,6 +309,21 @@ def test_check_knows_the_stages_of_a_student_and_of_a_teacher_that_is_not_here(
             check_recipe(load_recipe(recipe, [f"{key}=9"]))
 
 
+def test_check_builds_a_teacher_that_is_not_here_for_the_size_of_its_arguments(
+    tmp_path: Path,
+) -> None:
+    teacher = {
+        "model": "vit_tiny_patch16_224",
+        "weights": "nowhere.pth",
+        "image_size": None,
+        "model_args": {"img_size": 64, "depth": 2},
+    }
+    recipe = write_recipe(tmp_path, {"students": STUDENTS, "teacher": teacher})
+    changes = ["students.resnet.objective.hint.teacher_stage=1"]
+    changes.append("students.vit.objective.hint.teacher_stage=0")
+    assert check_recipe(load_recipe(recipe, changes))
+
+
 def test_a_student_that_drops_tokens_has_no_map(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, {"students": STUDENTS})
     override = "students.vit.model_args.patch_drop_rate=0.5"

@@ -194,3 +194,16 @@ def test_naming_puts_the_key_before_what_does_not_name_it(tmp_path: Path) -> Non
         raise InputError("students.a.lr: too high")
     with pytest.raises(KeyError), prefix_errors("students.a"):
         raise KeyError("a fault is not an input")
+
+
+@pytest.mark.parametrize("name", ["../x", "a/../../x", "/tmp/x", "..", ".", "a/.."])
+def test_a_name_keeps_the_run_below_runs(name: str) -> None:
+    recipe = load_recipe("quickstart/students", [f"name={name}"])
+    (problem,) = setting_problems(recipe)
+    assert problem.startswith(f"name: {name!r} would put the run elsewhere than below runs/")
+    assert not setting_problems(recipe.model_copy(update={"output": "/tmp/elsewhere"}))
+
+
+@pytest.mark.parametrize("name", ["a//b", "./x", "a/", "..x", "imagenet1k/res50"])
+def test_a_name_below_runs_is_fine(name: str) -> None:
+    assert not setting_problems(load_recipe("quickstart/students", [f"name={name}"]))

@@ -264,7 +264,7 @@ def test_soft_labels_of_two_spaces_want_an_evaluation_set(foreign: Path, tmp_pat
     make_plan(load_recipe(recipe))
     with pytest.raises(
         InputError,
-        match=r"stages.foreign.data.train and stages.own.data.train differ, .* give data.eval",
+        match=r"foreign.data.train and stages.own.data.train differ, .* give a labelled data.eval",
     ):
         make_plan(load_recipe(recipe, ["data.eval=null"]))
 

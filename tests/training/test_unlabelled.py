@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from tiny import assert_same_run, best, records, report, run, stop_after, tensors, write_recipe
 
 from distill.data.augment import EvalTransform
@@ -121,6 +122,37 @@ def test_labels_of_the_runs_classes_are_still_read(tmp_path: Path) -> None:
     del changes["data"]
     assert run(write_recipe(tmp_path, changes)) == DONE
     assert {"top1", "top5", "loss"} <= report(tmp_path / "run")["students"]["kd"]["last"].keys()
+
+
+def test_labelled_images_name_the_classes_though_nothing_reads_their_labels(
+    foreign: Path, tmp_path: Path
+) -> None:
+    """Training images without labels, and evaluation images of the run's classes."""
+    stream = {"kind": "stream", "path": str(foreign), "labelled": False, "block": 20}
+    changes = unlabelled(foreign, train=stream, fraction=1.0)
+    del changes["data"]["eval"]
+    assert run(write_recipe(tmp_path, changes)) == DONE
+    result = report(tmp_path / "run")["students"]["kd"]
+    assert {"top1", "agreement"} <= result["last"].keys()
+    assert result["best"]["metric"] == "teacher_kl"
+
+
+def test_evaluation_images_of_other_classes(tmp_path: Path) -> None:
+    """Their labels are not read: the teacher's list decides what the logits are."""
+    folder = tmp_path / "others"
+    for number in range(12):
+        (folder / f"thing{number}").mkdir(parents=True)
+        pixels = torch.randint(255, (20, 20, 3), dtype=torch.uint8).numpy()
+        Image.fromarray(pixels).save(folder / f"thing{number}" / "1.png")
+    changes = unlabelled(tmp_path)
+    changes["data"] = {"eval": {"kind": "image_folder", "path": str(folder)}}
+    names = tmp_path / "classes.txt"
+    names.write_text("".join(f"{i}\n" for i in range(10)))
+    recipe = write_recipe(tmp_path, changes, {"teacher": {"classes": str(names)}})
+    assert run(recipe) == DONE
+    last = report(tmp_path / "run")["students"]["kd"]["last"]
+    assert last.keys() == {"num_samples", "num_skipped", "agreement", "teacher_kl"}
+    assert last["num_samples"] == 12
 
 
 def test_a_metric_of_labels_refuses_images_without(foreign: Path, tmp_path: Path) -> None:
