@@ -34,9 +34,9 @@ def files_below(folder: Path, endings: tuple[str, ...], key: str) -> list[bytes]
     """
     found: list[bytes] = []
     ways: Counter[tuple[int, int]] = Counter()
-    start = folder.absolute()
-    # By the way of the links to the folder, and by that of the folder itself.
-    parents = {start.parent.resolve(), *start.parent.resolve().parents, *start.resolve().parents}
+    parents = set(folder.resolve().parents)
+    if folder.is_symlink():  # those of its target are not all that lie above it
+        parents |= {folder.parent.resolve(), *folder.parent.resolve().parents}
     above = frozenset(filter(None, map(_identity, parents)))
     waiting = [(b"", above)]
     while waiting:

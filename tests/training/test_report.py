@@ -15,6 +15,7 @@ import tiny
 from tiny import NUM_EVAL
 
 from distill.data.fashion import CLASSES
+from distill.evaluation.accuracy import Accuracy
 from distill.models import cifar as cifar  # registers its models
 from distill.training.clock import Clock
 from distill.training.summary import Summary
@@ -94,12 +95,12 @@ def test_a_checkpoint_of_an_earlier_version_has_no_training_time() -> None:
 
 
 @pytest.mark.parametrize(
-    ("output", "best", "is_evaluated", "lines"),
+    ("output", "best", "top1", "lines"),
     [
         (
             "runs/a b/kd",
             "kd",
-            True,
+            50.0,
             [
                 "next:",
                 "  distill evaluate 'runs/a b/kd'",
@@ -109,20 +110,19 @@ def test_a_checkpoint_of_an_earlier_version_has_no_training_time() -> None:
         (
             "/data/run",
             "kd",
-            False,
+            None,  # evaluated without labels
             [
                 "next:",
                 "  distill evaluate /data/run --data FOLDER",
                 "  distill export /data/run exports/run",
             ],
         ),
-        ("runs/x", None, False, []),
+        ("runs/x", None, None, []),
     ],
 )
 def test_the_end_names_the_next_commands(
-    output: str, best: str | None, is_evaluated: bool, lines: list[str]
+    output: str, best: str | None, top1: float | None, lines: list[str]
 ) -> None:
-    ended: Any = SimpleNamespace(
-        output=Path(output), best=best, accuracies={"kd": None} if is_evaluated else {}
-    )
+    accuracies = {"kd": Accuracy(top1, None, None, 9)} if best else {}
+    ended: Any = SimpleNamespace(output=Path(output), best=best, accuracies=accuracies)
     assert Summary.next_commands(ended) == [*lines, f"report: {output}/report.json"]
