@@ -19,10 +19,11 @@ from distill.doctor.findings import Diagnosis, Section
 from distill.doctor.machine import free_bytes, gib
 from distill.doctor.profiles import Layout, StudentProfile
 from distill.errors import InputError
+from distill.models.teacher import given_classes
 from distill.recipe import Recipe
 from distill.recipe.schema import StreamSpec
 from distill.rng import seeded
-from distill.training.plan import classes_of_teacher, reader_of_labels
+from distill.training.plan import reader_of_labels
 
 _OPEN_S = 8.0  # listing a million files over a network can take minutes
 _DECODE_S = 2.0
@@ -112,7 +113,7 @@ def _classes(
             named,
             evaluated,
             reads_eval=recipe.evaluate.reads_labels,
-            of_teacher=classes_of_teacher(recipe.teacher),
+            of_teacher=given_classes(recipe.teacher, Path()) if recipe.teacher else (),
         )
     except InputError as error:
         # A source that is not available might have the class names.

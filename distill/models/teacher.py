@@ -273,6 +273,11 @@ def load_teacher(
 def _recorded_classes(
     spec: schema.TeacherSpec, origin: Origin, root: Path
 ) -> tuple[str, ...] | None:
+    return given_classes(spec, root) or origin.classes
+
+
+def given_classes(spec: schema.TeacherSpec, root: Path) -> tuple[str, ...]:
+    """Return the class list that a recipe names for its teacher; () if it names none."""
     if spec.classes is None:
-        return origin.classes
+        return ()
     return class_list(spec.classes, root, "teacher", distinct=False)

@@ -13,7 +13,7 @@ import numpy as np
 
 from distill.data.classes import Named, chosen_samples, run_classes
 from distill.data.holdout import open_eval, open_train, open_whole
-from distill.data.label_sets import class_list, same_space
+from distill.data.label_sets import same_space
 from distill.data.order.lanes import (
     LaneOrder,
     default_block,
@@ -22,6 +22,7 @@ from distill.data.order.lanes import (
 from distill.data.order.shuffled import Order, TrainOrder
 from distill.data.sources import Source, has_class_order
 from distill.errors import InputError
+from distill.models.teacher import given_classes
 from distill.recipe import DurationValue, Recipe, schema
 from distill.recipe.warmups import fit_inherited_warmups
 from distill.rng import hash64
@@ -214,7 +215,7 @@ def make_plan(recipe: Recipe) -> Plan:
         named,
         eval_source,
         reads_eval=recipe.evaluate.reads_labels,
-        of_teacher=classes_of_teacher(recipe.teacher),
+        of_teacher=given_classes(recipe.teacher, Path()) if recipe.teacher else (),
     )
     stages: list[StagePlan] = []
     for index, (own, key, source) in enumerate(zip(recipes, keys, sources, strict=True)):
@@ -260,13 +261,6 @@ def make_plan(recipe: Recipe) -> Plan:
         named_by is None or has_class_order(named_by),  # else the teacher's list names them
         notes=tuple(notes),
     )
-
-
-def classes_of_teacher(spec: schema.TeacherSpec | None) -> tuple[str, ...]:
-    """The class list that the recipe names for the teacher; () if it names none."""
-    if spec is None or spec.classes is None:
-        return ()
-    return class_list(spec.classes, Path(), "teacher", distinct=False)
 
 
 def _plan_stage(
