@@ -3,6 +3,9 @@
 PYTHON ?= python3
 # With deepspeed, so that the tests of ZeRO run everywhere.
 EXTRAS ?= dev,deepspeed
+# Tests run in this many processes; the tests of a file share what it starts, so they stay together.
+WORKERS ?= 2
+PYTEST = HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(EXTRAS)
@@ -13,7 +16,7 @@ UV := $(BIN)/uv pip install --python $(BIN)/python
 
 help:  ## list the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo "  PYTHON=python3.12 picks the interpreter, EXTRAS=dev leaves out DeepSpeed."
+	@echo "  PYTHON=python3.12 picks the interpreter, EXTRAS=dev leaves out DeepSpeed, WORKERS=8 runs tests in 8 processes."
 
 setup: $(STAMP)  ## create .venv with the pinned versions; installs again when pyproject.toml or constraints.txt change
 
@@ -33,10 +36,10 @@ demo: $(STAMP)  ## train a teacher, distil it into students and export them, on 
 	HF_HUB_OFFLINE=1 $(BIN)/distill export runs/quickstart/students exports/quickstart
 
 test: $(STAMP)  ## the fast tests: under 10 minutes on two cores, no network
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q
+	$(PYTEST)
 
 test-slow: $(STAMP)  ## the tests marked slow: several processes, SLURM, kills, benchmarks
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -m slow
+	$(PYTEST) -m slow
 
 lint: $(STAMP)  ## ruff check, ruff format --check, mypy, hadolint
 	$(BIN)/ruff check .

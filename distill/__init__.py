@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from distill.recipe import load_recipe
-    from distill.release import evaluate_models as evaluate
-    from distill.release import export_student as export
+    from distill.release.evaluate import evaluate_models as evaluate
+    from distill.release.export import export_student as export
     from distill.training.loop import train
 
 __version__ = "0.1.0.dev0"
 __all__ = ["evaluate", "export", "load_recipe", "train"]
 
 _MODULES = {
-    "evaluate": ("distill.release", "evaluate_models"),
-    "export": ("distill.release", "export_student"),
+    "evaluate": ("distill.release.evaluate", "evaluate_models"),
+    "export": ("distill.release.export", "export_student"),
     "load_recipe": ("distill.recipe", "load_recipe"),
     "train": ("distill.training.loop", "train"),
 }

@@ -8,8 +8,7 @@ import io
 import os
 import sys
 import traceback
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from typer.main import get_command
@@ -26,6 +25,7 @@ from distill.errors import InputError
 from distill.init.commands import init, launchers
 from distill.processes import end_with_launcher, leave, several_processes, speaks_first
 from distill.recipe import load_recipe
+from distill.release.commands import evaluate, export
 from distill.training.header import show_recipe
 from distill.training.output_folder import refuse_foreign_output
 
@@ -81,131 +81,8 @@ def train(recipe: RecipeArgument, overrides: Overrides = None) -> None:
     raise typer.Exit(run(loaded))
 
 
-@app.command()
-def evaluate(
-    checkpoint: Annotated[
-        Path,
-        typer.Argument(
-            metavar="CHECKPOINT",
-            help=(
-                "The folder of a run, a checkpoint or an export, or a file of weights (with"
-                " --model)."
-            ),
-        ),
-    ],
-    model: Annotated[
-        str | None, typer.Option(help="For a file of weights: the timm name of the model.")
-    ] = None,
-    student: Annotated[
-        str | None, typer.Option(help="For a run: evaluate only this student.")
-    ] = None,
-    weights: Annotated[
-        str,
-        typer.Option(
-            help=(
-                "For a run: best; or from its newest checkpoint raw (not averaged) or an average"
-                " such as ema-0.999."
-            )
-        ),
-    ] = "best",
-    data: Annotated[
-        str | None,
-        typer.Option(
-            help=(
-                "The images: an image folder, a parquet or Arrow file, a saved data set, or"
-                " fashion_mnist. Default: the evaluation images of the run."
-            )
-        ),
-    ] = None,
-    split: Annotated[
-        str | None, typer.Option(help="The split of --data, if it has several.")
-    ] = None,
-    classes: Annotated[
-        str | None,
-        typer.Option(
-            help=(
-                "A file with one class name per line, or imagenet-1k, if --data contains only some"
-                " of the classes."
-            )
-        ),
-    ] = None,
-    batch_size: Annotated[
-        int, typer.Option(min=1, help="Images in a batch of each process.")
-    ] = 256,
-    num_workers: Annotated[
-        int | None,
-        typer.Option(min=0, help="Number of decoding processes. Default: the CPU cores."),
-    ] = None,
-    precision: Annotated[
-        Literal["fp32", "bf16", "fp16"], typer.Option(help="The data type of computations.")
-    ] = "fp32",
-    image_size: Annotated[
-        int | None, typer.Option(min=8, help="Image size in pixels. Default: that of the model.")
-    ] = None,
-    unreadable: Annotated[
-        Literal["error", "skip"], typer.Option(help="What to do with an image that cannot be read.")
-    ] = "error",
-) -> None:
-    """Measure the top-1 and top-5 accuracy of models.
-
-    Without --data, the students of a run are evaluated on the evaluation images
-    of the run, together with its teacher. Every image counts exactly once, for
-    any number of processes.
-
-    Examples:
-      distill evaluate runs/quickstart/students
-      distill evaluate runs/quickstart/students --student kd --weights raw
-      distill evaluate exports/quickstart --data fashion_mnist
-      distill evaluate resnet50.pth --model resnet50 --data val/ \\
-          --classes imagenet-1k
-    """
-    from distill.release import evaluate_models
-
-    evaluate_models(
-        checkpoint,
-        model=model,
-        student=student,
-        weights=weights,
-        data=data,
-        split=split,
-        classes=classes,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        precision=precision,
-        image_size=image_size,
-        unreadable=unreadable,
-    )
-
-
-@app.command()
-def export(
-    run: Annotated[
-        Path, typer.Argument(metavar="RUN", help="The folder of a run, or one of its checkpoints.")
-    ],
-    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="The folder to write.")],
-    student: Annotated[
-        str | None, typer.Option(help="The student to export. Default: the best one of the run.")
-    ] = None,
-    weights: Annotated[
-        str,
-        typer.Option(
-            help="best; or from the newest checkpoint raw (not averaged) or an average, ema-0.999."
-        ),
-    ] = "best",
-) -> None:
-    """Write a student in the format of timm: safetensors, config.json, class names.
-
-    Examples:
-      distill export runs/quickstart/students exports/quickstart
-      distill export runs/my exports/kd --student kd --weights ema-0.999
-
-    Load it with:
-      timm.create_model("local-dir:exports/kd", pretrained=True)
-    after "import distill.models" for the models of this package (cifar_...).
-    """
-    from distill.release import export_student
-
-    export_student(run, output, student=student, weights=weights)
+app.command()(evaluate)
+app.command()(export)
 
 
 @app.command()

@@ -74,6 +74,9 @@ class EmbeddedFashionMnist:
     def describe(self, index: int) -> str:
         return f"{EMBEDDED.name}, {self._names[index]}"
 
+    def name(self, index: int) -> str:
+        return self._names[index]
+
     def fingerprint(self) -> str:
         """Of names, labels and images."""
         names = "\n".join(self._names).encode()
@@ -123,6 +126,9 @@ class IdxSource:
 
     def describe(self, index: int) -> str:
         return f"{self._images_path}, image {index}"
+
+    def name(self, index: int) -> str:
+        return ""
 
     def fingerprint(self) -> str:
         """Of labels and pixels."""

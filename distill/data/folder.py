@@ -74,6 +74,9 @@ class ImageFolderSource:
     def describe(self, index: int) -> str:
         return printable(os.fsdecode(self._path(index)))
 
+    def name(self, index: int) -> str:
+        return os.path.basename(os.fsdecode(self._path(index)))
+
     def fingerprint(self) -> str:
         """Of the paths below the root, sizes, labels, and contents as far as it is cheap."""
         return fingerprint(self.labels, self._blob + self._ends.tobytes(), self._sizes, self.read)

@@ -133,6 +133,9 @@ class Part:
     def describe(self, index: int) -> str:
         return self._source.describe(int(self.indices[index]))
 
+    def name(self, index: int) -> str:
+        return self._source.name(int(self.indices[index]))
+
     def fingerprint(self) -> str:
         """Of the whole source, and of which records are in this part."""
         return hashlib.sha256(

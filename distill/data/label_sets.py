@@ -56,7 +56,7 @@ def named_list(name: str) -> tuple[str, ...] | None:
     if name not in _SPACES:
         return None
     num_classes, file = _SPACES[name]
-    synsets = tuple(_timm_file(file).splitlines())
+    synsets = tuple(timm_file(file).splitlines())
     assert len(synsets) == num_classes, f"{name}: {len(synsets)} classes"
     return synsets
 
@@ -254,7 +254,7 @@ def _by_words(classes: Sequence[str]) -> list[frozenset[str]] | None:
 @cache
 def _lemmas() -> dict[str, str]:
     """Synset -> words."""
-    return dict(csv.reader(_timm_file("imagenet_synset_to_lemma.txt").splitlines(), delimiter="\t"))
+    return dict(csv.reader(timm_file("imagenet_synset_to_lemma.txt").splitlines(), delimiter="\t"))
 
 
 @cache
@@ -266,7 +266,12 @@ def _synsets_by_words() -> dict[str, frozenset[str]]:
     return {words: frozenset(synsets) for words, synsets in found.items()}
 
 
-def _timm_file(name: str) -> str:
+def timm_file(name: str) -> str:
+    """The text of a file that timm ships about ImageNet.
+
+    Raises:
+        InputError: the installed timm does not have it.
+    """
     try:
         content = pkgutil.get_data("timm.data", f"_info/{name}")
     except OSError as error:

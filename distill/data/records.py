@@ -61,6 +61,12 @@ class Source(Protocol):
         """Where the record lies: a path, or a file and a row. For messages."""
         ...
 
+    def name(self, index: int) -> str:
+        """The file name that the data set gives the record, without folders; "" if it has none.
+        May read. Raises as `read`.
+        """
+        ...
+
     def fingerprint(self) -> str:
         """SHA-256 over what the records are, wherever they lie, as far as it is cheap to compute.
         May read files.

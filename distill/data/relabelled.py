@@ -37,6 +37,9 @@ class Relabelled:
     def describe(self, index: int) -> str:
         return self._source.describe(index)
 
+    def name(self, index: int) -> str:
+        return self._source.name(index)
+
     def fingerprint(self) -> str:
         return self._source.fingerprint()
 

@@ -2,6 +2,7 @@
 undecoded.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -177,6 +178,10 @@ class TableSource:
         inner = f" ({record['path']})" if isinstance(record, dict) and record["path"] else ""
         file, row = self._file_and_row(index)
         return f"{file}, row {row}{inner}"
+
+    def name(self, index: int) -> str:
+        record = self._images[index][self._column]
+        return os.path.basename(record["path"] or "") if isinstance(record, dict) else ""
 
     def _file_and_row(self, index: int) -> tuple[str, int]:
         """Which of several Parquet files a row came from, by the row counts in their footers."""

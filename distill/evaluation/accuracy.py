@@ -172,12 +172,12 @@ def _score(
     """[5] float64 sums over the valid samples of one batch; zeros for what is not known."""
     unknown = torch.zeros_like(logits[:, 0])
     if labels is not None:
-        rank = _rank_of(logits, labels)
+        rank = rank_of(logits, labels)
         columns = [rank < 1, rank < 5, F.cross_entropy(logits, labels, reduction="none")]
     else:
         columns = [unknown] * 3
     if teacher_logits is not None:
-        columns.append(_rank_of(logits, teacher_logits.argmax(1)) < 1)
+        columns.append(rank_of(logits, teacher_logits.argmax(1)) < 1)
         columns.append(
             divergence(F.log_softmax(teacher_logits, dim=1), F.log_softmax(logits, dim=1))
         )
@@ -187,7 +187,7 @@ def _score(
     return torch.where(valid, stacked, 0).sum(1)
 
 
-def _rank_of(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def rank_of(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """[B] int64: how many classes are before the label. Of equal logits the lower index is first;
     NaN is before all.
 

@@ -141,6 +141,7 @@ def sized_view(
     of_data: GivenSize | None,
     option: str,
     state_dict: Mapping[str, Tensor] | None = None,
+    use_test_size: bool = False,
 ) -> ModelView:
     """Return the view of a model: its config's, in the given size or the one that its weights were
     trained on.
@@ -154,8 +155,11 @@ def sized_view(
             assumption.
         option: the key or option that would give the size, for messages.
         state_dict: the weights; None reads them from the origin's file if needed.
+        use_test_size: as in `view_of_config`, for a config that is the weights' own.
     """
-    view = view_of_config(origin.config, origin.source)
+    view = view_of_config(
+        origin.config, origin.source, use_test_size=use_test_size and not origin.assumed
+    )
     if given is not None:
         return view.replaced(given.source, image_size=given.image_size)
     if not origin.assumed:

@@ -100,21 +100,23 @@ class ModelView:
         return {**shown, "sources": dict(self.sources)}
 
 
-def view_of_config(config: Mapping[str, Any], source: str) -> ModelView:
+def view_of_config(
+    config: Mapping[str, Any], source: str, *, use_test_size: bool = False
+) -> ModelView:
     """Return the view of a timm pretrained config, with timm's defaults for missing values.
-
-    As in `timm.data.resolve_model_data_config`, `test_input_size` and `test_crop_pct` are not used;
-    timm's validate.py takes them unless it gets --use-train-size.
 
     Args:
         config: as `distill.models.build.config` returns it.
         source: the source of every value of the view.
+        use_test_size: take `test_input_size` and `test_crop_pct` where the config has them, as
+            timm's validate.py does unless it gets --use-train-size; a teacher sees the size that it
+            was trained with, as in `timm.data.resolve_model_data_config`.
 
     Raises:
         InputError: images that are not square or not RGB, or a crop or interpolation that timm does
             not evaluate with.
     """
-    resolved = resolve_data_config({}, pretrained_cfg=dict(config))
+    resolved = resolve_data_config({}, pretrained_cfg=dict(config), use_test_size=use_test_size)
     channels, height, width = resolved["input_size"]
     if channels != 3:
         raise InputError(

@@ -1,23 +1,31 @@
 """Models with their weights, found in a run, a checkpoint, an export or a file of weights."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import timm
+from torch import Tensor, nn
 
 from distill.checkpoint.layout import RECIPE_FILE, best_dir, checkpoints_dir, is_checkpoint
 from distill.checkpoint.store import Checkpoint, load, load_newest
+from distill.data.label_sets import named_list, space_of_size
 from distill.errors import InputError, did_you_mean
 from distill.files import current_directory
-from distill.models.build import create
+from distill.models.build import config, create
 from distill.models.export_format import RAW, RAW_BEFORE, WEIGHTS_FILE, is_export, read_record
 from distill.models.fitting import apply_weights, fitted, head_classes
 from distill.models.origin import Origin, origin_of_file, origin_of_folder
 from distill.models.pixels import Pixels
 from distill.models.plausible import Promise, read_promise
-from distill.models.sizes import GivenSize, refuse_other_head, refuse_unsaid_size, sized_view
+from distill.models.sizes import (
+    GivenSize,
+    refuse_other_head,
+    refuse_unsaid_size,
+    resampled_by_timm,
+    sized_view,
+)
 from distill.models.student import first_weights, student_view
 from distill.models.view import ModelView
 from distill.models.weights import load_state_dict
@@ -35,6 +43,7 @@ class Found:
         record: run, student and scores of the weights, as far as known.
         notes: what was adapted when the weights were loaded, a sentence each.
         promise: the accuracy that a record of the weights promises.
+        file: the file of the weights; None for those of a checkpoint or of timm.
     """
 
     name: str
@@ -44,6 +53,7 @@ class Found:
     record: dict[str, Any]
     notes: tuple[str, ...] = ()
     promise: Promise | None = None
+    file: Path | None = None
 
     @property
     def pixels(self) -> Pixels:
@@ -52,9 +62,16 @@ class Found:
 
 
 def find_models(
-    path: Path, *, model: str | None, student: str | None, weights: str, image_size: int | None
+    path: Path,
+    *,
+    model: str | None,
+    student: str | None,
+    weights: str,
+    image_size: int | None,
+    use_test_size: bool = False,
 ) -> list[Found]:
-    """Load the models at a path: of a run, a checkpoint, an export, or a file of weights.
+    """Load the models at a path: of a run, a checkpoint, an export, or a file of weights; or the
+    model that timm knows by that name, with its pretrained weights.
 
     Args:
         model: timm name, for a file of weights.
@@ -62,15 +79,22 @@ def find_models(
         weights: of a run: "best", or "raw" or an average such as "ema-0.999" of the newest
             checkpoint.
         image_size: None for the model's own.
+        use_test_size: take the test size of a config that has one, as `view_of_config` says.
 
     Raises:
         InputError: there is none, or it lacks what the arguments name.
     """
     if path.is_file():
         _refuse_choice(path, student, weights)
-        return [_from_file(path, model, image_size)]
+        return [_from_file(path, model, image_size, use_test_size)]
     if not path.is_dir():
-        raise InputError(f"{path}: there is no such run, checkpoint, export or file")
+        if not timm.is_model(str(path).partition(".")[0]):
+            raise InputError(
+                f"{path}: there is no such run, checkpoint, export or file, and timm has no model"
+                " of this name"
+            )
+        _refuse_choice(path, student, weights)
+        return [_from_timm(str(path), image_size, use_test_size)]
     if model is not None:
         raise InputError(
             f"--model names the architecture of a file of weights; {path} is a folder, which names"
@@ -78,7 +102,7 @@ def find_models(
         )
     if is_export(path):
         _refuse_choice(path, student, weights)
-        return [_from_export(path, path.name, image_size)]
+        return [_from_export(path, path.name, image_size, use_test_size)]
     if not (path / RECIPE_FILE).is_file():
         raise InputError(
             f"{path}: neither a run (recipe.yaml), a checkpoint (manifest.json) nor an export"
@@ -135,22 +159,59 @@ def _refuse_choice(path: Path, student: str | None, weights: str) -> None:
             )
 
 
-def _from_export(folder: Path, name: str, image_size: int | None) -> Found:
+def _from_export(
+    folder: Path, name: str, image_size: int | None, use_test_size: bool = False
+) -> Found:
     origin = origin_of_folder(folder, None, "--model")
-    return _loaded(origin, name, image_size, folder)
+    return _loaded(origin, name, image_size, use_test_size, folder)
 
 
-def _from_file(path: Path, model: str | None, image_size: int | None) -> Found:
-    return _loaded(origin_of_file(path, model, "--model"), path.stem, image_size, path)
+def _from_file(path: Path, model: str | None, image_size: int | None, use_test_size: bool) -> Found:
+    origin = origin_of_file(path, model, "--model")
+    return _loaded(origin, path.stem, image_size, use_test_size, path)
 
 
-def _loaded(origin: Origin, name: str, image_size: int | None, what: Path) -> Found:
+def _from_timm(name: str, image_size: int | None, use_test_size: bool) -> Found:
+    origin = Origin(name, config(name), None, assumed=False)
+    view = _view(origin, image_size, use_test_size, None)
+    notes = () if image_size is None else resampled_by_timm(origin, {}, image_size, "--image-size")
+    net = create(name, num_classes=None, pretrained=True, image_size=view.image_size)
+    num_classes = int(origin.config["num_classes"])
+    space = space_of_size(num_classes)
+    return Found(
+        name=name,
+        net=net,
+        view=view,
+        classes=origin.classes or named_list(space or "") or (),
+        record={"model": name, "weights": "pretrained"},
+        notes=notes,
+    )
+
+
+def _view(
+    origin: Origin,
+    image_size: int | None,
+    use_test_size: bool,
+    state_dict: Mapping[str, Tensor] | None,
+) -> ModelView:
+    given = None if image_size is None else GivenSize(image_size, "--image-size")
+    return sized_view(
+        origin,
+        {},
+        given=given,
+        of_data=None,
+        option="--image-size",
+        state_dict=state_dict,
+        use_test_size=use_test_size,
+    )
+
+
+def _loaded(
+    origin: Origin, name: str, image_size: int | None, use_test_size: bool, what: Path
+) -> Found:
     assert origin.file is not None
     state_dict, note = load_state_dict(origin.file)
-    given = None if image_size is None else GivenSize(image_size, "--image-size")
-    view = sized_view(
-        origin, {}, given=given, of_data=None, option="--image-size", state_dict=state_dict
-    )
+    view = _view(origin, image_size, use_test_size, state_dict)
     num_classes = head_classes(origin.config, state_dict)
     refuse_other_head(origin, num_classes)
     net = create(origin.name, num_classes=num_classes, image_size=view.image_size)
@@ -173,6 +234,7 @@ def _loaded(origin: Origin, name: str, image_size: int | None, what: Path) -> Fo
         },
         notes=found.notes,
         promise=promise if image_size is None else None,
+        file=origin.file,
     )
 
 

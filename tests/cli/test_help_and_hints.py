@@ -66,7 +66,7 @@ def test_version(cli: Cli) -> None:
 def test_options_and_defaults_are_shown_as_typed(cli: Cli) -> None:
     out = cli("evaluate", "--help").out
     assert "  --precision fp32|bf16|fp16  The data type of computations. (default: fp32)\n" in out
-    assert "  --batch-size N " in out
+    assert "  --image-size N " in out
 
 
 def test_the_usage_in_an_error_has_no_braces(cli: Cli) -> None:

@@ -20,7 +20,7 @@ from distill.data.holdout import held_out, open_eval, open_train
 from distill.data.sources import Source, open_source
 from distill.errors import InputError
 from distill.recipe import load_recipe, schema
-from distill.release import evaluate_models
+from distill.release.evaluate import evaluate_models
 from distill.training.inputs import CONTENTS
 from distill.training.plan import Plan, make_plan
 

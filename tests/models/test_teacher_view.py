@@ -17,7 +17,7 @@ from timm.data import create_transform, resolve_data_config
 
 from distill.evaluation.sets import EvaluationSet
 from distill.models.plausible import Promise, doubts, near_chance, read_promise
-from distill.release import evaluate_models
+from distill.release.evaluate import evaluate_models
 
 SIZE = 48
 CLASSES = 4
@@ -237,7 +237,7 @@ def test_an_export_and_its_file_are_evaluated_as_their_config_says(
         )
     labels = torch.tensor([int(file.parent.name[1:]) for file in files])
     for place in (tmp_path, tmp_path / "model.safetensors"):
-        (score,) = evaluate_models(place, data=str(case[1]), num_workers=0).values()
+        (score,) = evaluate_models(place, data=str(case[1]), num_workers=0).scores.values()
         assert score.top1 == pytest.approx(
             100 * float((logits.argmax(1) == labels).double().mean()), abs=1e-9
         )

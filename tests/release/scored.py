@@ -1,6 +1,7 @@
 """The evaluation of the tiny run, through the package and counted by hand."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,13 @@ from tiny import IMAGE_SIZE, NUM_EVAL
 from torchvision.transforms import v2
 
 from distill.data.fashion import read_idx
-from distill.evaluation.accuracy import Accuracy
+from distill.evaluation.scores import Scores
 from distill.models import cifar as cifar  # registers its models
-from distill.release import evaluate_models
+from distill.release.evaluate import evaluate_models
 
 
-def scores(path: Path, **options: Any) -> dict[str, Accuracy]:
-    return evaluate_models(path, **{"num_workers": 0, **options})
+def scores(path: Path | str, **options: Any) -> Mapping[str, Scores]:
+    return evaluate_models(path, **{"num_workers": 0, **options}).scores
 
 
 def eval_images(run: Path) -> tuple[torch.Tensor, torch.Tensor]:
@@ -47,7 +48,7 @@ def by_hand(net: torch.nn.Module, run: Path) -> tuple[float, float, float]:
     return 100 * int(first) / len(labels), 100 * five / len(labels), loss / len(labels)
 
 
-def same(result: Accuracy, expected: tuple[float, float, float]) -> None:
+def same(result: Scores, expected: tuple[float, float, float]) -> None:
     assert (result.top1, result.top5) == pytest.approx(expected[:2], abs=1e-9)
     assert result.loss == pytest.approx(expected[2], abs=1e-5)
     assert result.num_samples == NUM_EVAL

@@ -22,7 +22,7 @@ from distill.errors import InputError
 from distill.files import WriteError
 from distill.models import cifar as cifar  # registers its models
 from distill.models.export_format import class_names
-from distill.release import export_student, find_models
+from distill.release.export import export_student, find_models
 
 STUDENTS = {
     "kd": ("cifar_resnet8", {}),

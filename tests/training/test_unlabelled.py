@@ -19,7 +19,7 @@ from distill.models.student import student_view
 from distill.models.teacher import build_teacher
 from distill.recipe import load_recipe
 from distill.recipe.schema import StreamSpec
-from distill.release import evaluate_models
+from distill.release.evaluate import evaluate_models
 from distill.training.loop import DONE, INTERRUPTED
 
 

@@ -171,6 +171,15 @@ class StreamSource:
         except OSError:
             return f"{url}, sample {row}"
 
+    def name(self, index: int) -> str:
+        """The file name in a tar; "" in Parquet files, whose names are not stored here. Raises as
+        `read`.
+        """
+        if self._fetcher.container != "tar":
+            return ""
+        number, row = self._locate(index)
+        return os.path.basename(member_name(self._open(number).shard.before(row, 512)))
+
     def prefetch(self, shards: Sequence[int]) -> None:
         """Fetch these shards in the background, the most urgent first. Neither waits nor raises."""
         self._here().prefetcher.want(shards)

@@ -82,10 +82,21 @@ def test_workers_that_never_come_up_end_it_in_words(
     assert _children() == []
 
 
+_of_earlier_tests: set[str] = set()
+
+
+@pytest.fixture(autouse=True)
+def _forget_earlier_tests() -> None:
+    """Other files may leave a process that serves them all, such as one that tracks resources."""
+    _of_earlier_tests.clear()
+    _of_earlier_tests.update(_children())
+
+
 def _children() -> list[str]:
-    """Processes of this one that live."""
-    pids = Path("/proc/self/task").glob("*/children")
-    return [pid for path in pids for pid in path.read_text().split() if _lives(pid)]
+    """Processes that this one has started in the test and that live."""
+    paths = Path("/proc/self/task").glob("*/children")
+    pids = [pid for path in paths for pid in path.read_text().split()]
+    return [pid for pid in pids if pid not in _of_earlier_tests and _lives(pid)]
 
 
 def _lives(pid: str) -> bool:

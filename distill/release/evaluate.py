@@ -1,0 +1,323 @@
+"""`distill evaluate`: the models at a path on a set of images, or on several sets."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from distill.checkpoint.layout import RECIPE_FILE
+from distill.console import make_console, show_table
+from distill.data.label_sets import named_list, space_of_size
+from distill.data.relabelled import Relabelled
+from distill.data.sources import Source
+from distill.engine import Engine
+from distill.errors import InputError
+from distill.evaluation.accuracy import TEACHER
+from distill.evaluation.scores import Scores, scores_of
+from distill.models.labels import Match, match_classes
+from distill.models.plausible import doubts
+from distill.models.teacher import Teacher, build_teacher
+from distill.recipe import Recipe, load_recipe
+from distill.release.find import Found, find_models
+from distill.release.imagenet import named_sets
+from distill.release.images import in_command_words, open_images
+from distill.release.passes import Evaluator, Settings, Unreadable
+from distill.release.results import Results, SetResult
+from distill.release.sets import SetEvaluation, measurements
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+def evaluate_models(
+    path: str | Path,
+    *,
+    model: str | None = None,
+    student: str | None = None,
+    weights: str = "best",
+    data: str | None = None,
+    split: str | None = None,
+    classes: str | None = None,
+    sets: str | None = None,
+    root: str | Path | None = None,
+    teacher: str | Path | None = None,
+    teacher_model: str | None = None,
+    batch_size: int | None = 256,
+    num_workers: int | None = None,
+    precision: Precision = "fp32",
+    image_size: int | None = None,
+    use_train_size: bool = False,
+    unreadable: Unreadable = "error",
+    json: str | Path | None = None,
+    csv: str | Path | None = None,
+) -> Results:
+    """Evaluates models on images and prints a table. Collective under a launcher.
+
+    Args:
+        path: the folder of a run, a checkpoint or an export, a file of weights, or the name of a
+            model of timm.
+        model: for a file of weights, the timm name of its model.
+        student: for a run, the only student to evaluate.
+        weights: for a run, "best"; or from its newest checkpoint "raw" or an average, "ema-0.999".
+        data: an image folder, a Parquet or Arrow file, a saved data set, a stream, or
+            "fashion_mnist"; None: the evaluation images of the run, or `sets`.
+        split: the split of `data`, if it has several.
+        classes: a file with one class name per line, or "imagenet-1k", if `data` contains only some
+            of the classes.
+        sets: sets of ImageNet, and others by NAME=PATH, separated by commas: "val,real,v2,a,r".
+        root: the folder in which those of `sets` without a path are.
+        teacher: a model to compare with, as `path`; None: for a run on its own images its teacher.
+        teacher_model: for a file as `teacher`, the timm name of its model.
+        batch_size: images in a batch of each process; None: the largest that fits.
+        num_workers: decoding processes; None: the CPU cores.
+        precision: the data type of computations.
+        image_size: in pixels; None: that of the model, as timm evaluates it.
+        use_train_size: use the size that a model was trained with where its config has another one
+            for tests, as timm's validate.py does with --use-train-size.
+        unreadable: what to do with an image that cannot be read.
+        json, csv: a file and a folder to write the results to.
+
+    Returns:
+        The scores of each model on each set; of a run on its own images also those of its teacher.
+
+    Raises:
+        InputError: there are no such models or images, or they do not fit together.
+    """
+    path = Path(path)
+    if sets is not None and data is not None:
+        raise InputError("--sets and --data both name the images: leave one out")
+    if root is not None and sets is None:
+        raise InputError("--root is the folder of --sets: give both")
+    found = find_models(
+        path,
+        model=model,
+        student=student,
+        weights=weights,
+        image_size=image_size,
+        use_test_size=not use_train_size,
+    )
+    compared, compared_logits = _named_teacher(teacher, teacher_model, found[0])
+    settings = Settings(batch_size, num_workers, unreadable)
+    if sets is not None:
+        wanted, without = measurements(
+            named_sets(sets, None if root is None else Path(root).expanduser()),
+            None if root is None else Path(root).expanduser(),
+        )
+        evaluation = SetEvaluation(wanted, found[0])
+        notes = [*evaluation.notes, *([without] if without else [])]
+        engine = Engine(precision=precision)
+        try:
+            evaluator = Evaluator(found, compared, engine, settings, compared_logits)
+            of_sets = evaluation.run(evaluator)
+        finally:
+            engine.close()
+    else:
+        recipe = load_recipe(path / RECIPE_FILE) if (path / RECIPE_FILE).is_file() else None
+        opened, order_given = open_images(data, split, classes, recipe, path)
+        match = _match(found, opened, order_given)
+        if data is None and compared is None:
+            compared = _teacher(recipe, _in_logits(opened, match, found[0].classes))
+        notes = [match.describe()] if match.how != "names" or not match.in_order else []
+        engine = Engine(precision=precision)
+        try:
+            evaluator = Evaluator(found, compared, engine, settings, compared_logits)
+            of_sets = [_only_set(evaluator, opened, match, found, data or str(path))]
+        except InputError as error:
+            raise InputError(in_command_words(str(error))) from error
+        finally:
+            engine.close()
+    results = Results(found, {each.name: each for each in of_sets})
+    if engine.is_main:
+        _show(path, results, notes, compared)
+        if json is not None:
+            results.write_json(Path(json))
+        if csv is not None:
+            results.write_csv(Path(csv))
+    return results
+
+
+def _only_set(
+    evaluator: Evaluator, opened: Source, match: Match, found: list[Found], name: str
+) -> SetResult:
+    """Evaluate on the images of --data, or those of the run."""
+    answers = evaluator.answers(_in_logits(opened, match, found[0].classes))
+    scores = {
+        model: scores_of(predictions, answers.images_per_s[model])
+        for (model, _), predictions in answers.of.items()
+    }
+    order = [*(each.name for each in found), *([TEACHER] if TEACHER in scores else [])]
+    return SetResult(
+        "data",
+        name,
+        name,
+        match.num_logits,
+        "results-data",
+        {model: scores[model] for model in order},
+    )
+
+
+def _match(found: list[Found], source: Source, order_given: bool) -> Match:
+    """Match logits and classes of the data; the models of one run have the same match."""
+    matches = []
+    for each in found:
+        num_classes = int(each.net.num_classes)  # type: ignore[arg-type]
+        matches.append(
+            match_classes(
+                each.classes or None,
+                num_classes,
+                source.classes,
+                who=each.name,
+                order_given=order_given,
+            )
+        )
+    assert len({(match.num_logits, match.logits.tobytes()) for match in matches}) == 1
+    return matches[0]
+
+
+def _in_logits(source: Source, match: Match, classes: tuple[str, ...]) -> Source:
+    """The source with the model's logits as labels."""
+    if match.in_order:
+        return source
+    return Relabelled(source, match.logits, classes or tuple(map(str, range(match.num_logits))))
+
+
+def _named_teacher(
+    path: str | Path | None, model: str | None, student: Found
+) -> tuple[Teacher | None, Sequence[int] | None]:
+    """The teacher of --teacher, and its logit of each class of the student.
+
+    Raises:
+        InputError: there is no such model, there are several, or it does not know the classes.
+    """
+    if path is None:
+        if model is not None:
+            raise InputError("--teacher-model names the architecture of --teacher: give both")
+        return None, None
+    found = find_models(
+        Path(path), model=model, student=None, weights="best", image_size=None, use_test_size=False
+    )
+    if len(found) != 1:
+        names = ", ".join(each.name for each in found)
+        raise InputError(
+            f"--teacher {path}: a run of several students ({names}): name one of its folders"
+            f" {path}/best/STUDENT"
+        )
+    (teacher,) = found
+    num_logits = int(teacher.net.num_classes)  # type: ignore[arg-type]
+    num_classes = int(student.net.num_classes)  # type: ignore[arg-type]
+    own = student.classes or named_list(space_of_size(num_classes) or "") or ()
+    if not own and not teacher.classes and num_logits == num_classes:
+        logits = None
+    else:
+        logits = match_classes(
+            teacher.classes or None,
+            num_logits,
+            own or tuple(map(str, range(num_classes))),
+            who=f"--teacher {path}",
+        ).logits.tolist()
+    return (
+        Teacher(
+            teacher.net,
+            teacher.view,
+            num_classes=num_logits,
+            source=str(path),
+            classes=teacher.classes or None,
+            notes=teacher.notes,
+            promised=teacher.promise,
+        ),
+        logits,
+    )
+
+
+def _teacher(recipe: Recipe | None, source: Source) -> Teacher | None:
+    """The run's own teacher, if its weights are still available."""
+    if recipe is None or recipe.teacher is None:
+        return None
+    try:
+        # The run trained with this teacher, so the order of its classes was checked then.
+        return build_teacher(
+            recipe.teacher,
+            classes=source.classes,
+            root=Path(),
+            device="cpu",
+            data_image_size=recipe.data.image_size,
+            order_given=True,
+        )
+    except InputError as error:
+        make_console(stderr=True).print(
+            f"without the teacher: {error}", markup=False, soft_wrap=True
+        )
+        return None
+
+
+# ---- what people see -----------------------------------------------------------------------------
+
+
+def _show(path: Path, results: Results, notes: list[str], teacher: Teacher | None) -> None:
+    console = make_console()
+
+    def say(line: str) -> None:
+        console.print(line, markup=False, soft_wrap=True)
+
+    if len(results.sets) == 1:
+        samples = next(iter(next(iter(results.sets.values())).scores.values()))
+        skipped = f", {samples.num_skipped} unreadable skipped" if samples.num_skipped else ""
+        say(f"{path}: {samples.num_samples} images{skipped}")
+    for note in notes:
+        say(note)
+    show_table(console, results.table(console.width))  # first, for programs that look for it
+    for line in _views(results.found, teacher):
+        say(line)
+    for doubt in _doubts(results, teacher):
+        say(f"warning: {doubt}")
+
+
+def _views(found: Sequence[Found], teacher: Teacher | None) -> list[str]:
+    """A line a view with the models that see it, then what was adapted of their weights."""
+    views = {each.name: each.view for each in found} | ({TEACHER: teacher.view} if teacher else {})
+    names: dict[str, list[str]] = {}
+    for name, view in views.items():
+        names.setdefault(view.describe(), []).append(name)
+    lines = [
+        f"{', '.join(models)} see{'s' if len(models) == 1 else ''} {line}"
+        for line, models in names.items()
+    ]
+    return [*lines, *(f"{each.name}: {note}" for each in found for note in each.notes)]
+
+
+def _doubts(results: Results, teacher: Teacher | None) -> list[str]:
+    """Warnings about an assumed image size, and about accuracies no better than chance or far below
+    what a record promises.
+    """
+    warnings = [
+        f"{each.name}: its file does not say on which image size it was trained;"
+        f" {each.view.image_size} px is timm's size of the model: give --image-size if it is"
+        " another"
+        for each in results.found
+        if each.view.sources["image_size"].startswith("assumed")
+    ]
+    of_run = list(results.sets) == ["data"]
+    for of_set in results.sets.values():
+        # The images of ImageNet-A are those that a ResNet-50 gets wrong.
+        if of_set.name == "a":
+            continue
+        where = "" if of_run else f" on {of_set.name}"
+        for each in results.found:
+            warnings += doubts(
+                f"{each.name}{where}",
+                of_set.scores[each.name].top1,
+                of_set.scores[each.name].num_samples,
+                of_set.num_classes,
+                sees=each.view.describe(),
+                # A record states the accuracy on the images of its run.
+                promise=each.promise if of_run else None,
+            )
+        if teacher is not None and TEACHER in of_set.scores:
+            score: Scores = of_set.scores[TEACHER]
+            warnings += doubts(
+                f"{TEACHER}{where}",
+                score.top1,
+                score.num_samples,
+                of_set.num_classes,
+                sees=teacher.view.describe(),
+                promise=teacher.promised if of_run else None,
+            )
+    return warnings

@@ -1,0 +1,315 @@
+"""`distill evaluate --sets` against an independent loop with timm's transform and timm's labels."""
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from command import Cli
+from imagenet_sets import (
+    MODEL,
+    OF_A,
+    OF_R,
+    PER_SET,
+    REAL,
+    SIZE,
+    Known,
+    build,
+    by_hand,
+    export_model,
+)
+
+from distill.evaluation.accuracy import TEACHER
+from distill.evaluation.scores import Scores
+from distill.release.evaluate import evaluate_models
+from distill.release.imagenet import KNOWN, part_synsets
+from distill.release.results import Results
+
+SETS = "val,real,v2,a,sketch"
+
+
+@pytest.fixture(scope="module")
+def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_model(tmp_path_factory.mktemp("export") / "model")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("root")
+
+
+@pytest.fixture(scope="module")
+def made(root: Path, export: Path) -> dict[str, Known]:
+    return build(root, export)
+
+
+@pytest.fixture(scope="module")
+def results(export: Path, root: Path, made: dict[str, Known], tmp_path_factory) -> Results:
+    out = tmp_path_factory.mktemp("out")
+    found = evaluate_models(
+        export, sets=SETS, root=root, num_workers=0, json=out / "scores.json", csv=out / "csv"
+    )
+    shutil.copytree(out, root.parent / "written", dirs_exist_ok=True)
+    return found
+
+
+def same(score: Scores, expected: dict[str, float | int | None]) -> None:
+    for key, value in expected.items():
+        if value is None:
+            assert getattr(score, key) is None, key
+        else:
+            assert getattr(score, key) == pytest.approx(value, abs=2e-5), key
+
+
+@pytest.mark.parametrize(
+    ("name", "of", "part", "real"),
+    [
+        ("val", "val", None, False),
+        ("real", "val", None, True),
+        ("v2", "v2", None, False),
+        ("a", "a", OF_A, False),
+        ("a-clean", "val", OF_A, False),
+        ("sketch", "sketch", None, False),
+    ],
+)
+def test_each_set_is_scored_as_by_hand(
+    name: str,
+    of: str,
+    part: list[int] | None,
+    real: bool,
+    results: Results,
+    made: dict[str, Known],
+) -> None:
+    (score,) = results.sets[name].scores.values()
+    expected = by_hand(made[of], part, real)
+    same(score, expected)
+    assert 0 < score.top1 < score.top5 < 100
+    assert results.sets[name].num_classes == (len(part) if part else 1000)
+
+
+def test_images_without_a_label_in_real_do_not_count(
+    results: Results, made: dict[str, Known]
+) -> None:
+    without = [
+        path for path in made["val"].paths if not REAL[int(path.stem.rpartition("_")[2]) - 1]
+    ]
+    assert without, "the miniature has some"
+    (score,) = results.sets["real"].scores.values()
+    assert score.num_samples == PER_SET - len(without)
+
+
+def test_the_parts_are_timms() -> None:
+    from imagenet_sets import SYNSETS
+
+    for name, indices in (("a", OF_A), ("r", OF_R)):
+        synsets = part_synsets(KNOWN[name])
+        assert synsets is not None
+        assert sorted(SYNSETS.index(synset) for synset in synsets) == sorted(indices)
+
+
+@pytest.mark.parametrize("options", [{"batch_size": 7}, {"batch_size": None}, {"num_workers": 2}])
+def test_batch_size_and_workers_change_no_count(
+    options: dict[str, int | None], export: Path, root: Path, results: Results
+) -> None:
+    again = evaluate_models(export, sets="real,a", root=root, **{"num_workers": 0, **options})
+    for name, of_set in again.sets.items():
+        for model, score in of_set.scores.items():
+            before = results.sets[name].scores[model]
+            assert (score.top1, score.top5, score.num_samples) == (
+                before.top1,
+                before.top5,
+                before.num_samples,
+            )
+
+
+def test_json_has_every_figure(results: Results, root: Path, export: Path) -> None:
+    import hashlib
+
+    written = json.loads((root.parent / "written/scores.json").read_text())
+    assert list(written["sets"]) == ["val", "real", "v2", "a", "a-clean", "sketch"]
+    (name,) = written["models"]
+    model = written["models"][name]
+    assert model["model"] == MODEL
+    assert model["image_size"] == SIZE
+    content = (export / "model.safetensors").read_bytes()
+    assert model["sha256"] == hashlib.sha256(content).hexdigest()
+    for set_name, of_set in written["sets"].items():
+        score = results.sets[set_name].scores[name]
+        assert of_set["models"][name]["top1"] == score.top1
+        assert of_set["models"][name]["top1_error"] == score.top1_error
+        assert of_set["models"][name]["images_per_s"] > 0
+    assert "loss" not in written["sets"]["real"]["models"][name]
+
+
+def test_csv_has_timms_columns(results: Results, root: Path) -> None:
+    written = root.parent / "written/csv"
+    assert sorted(file.name for file in written.iterdir()) == sorted(
+        [
+            "results-imagenet.csv",
+            "results-imagenet-real.csv",
+            "results-imagenetv2-matched-frequency.csv",
+            "results-imagenet-a.csv",
+            "results-imagenet-a-clean.csv",
+            "results-sketch.csv",
+        ]
+    )
+    (row,) = csv.DictReader((written / "results-imagenet.csv").open())
+    assert list(row) == (
+        [
+            "model",
+            "img_size",
+            "top1",
+            "top1_err",
+            "top5",
+            "top5_err",
+            "param_count",
+            "crop_pct",
+            "interpolation",
+        ]
+    )
+    (score,) = results.sets["val"].scores.values()
+    assert row["top1"] == f"{score.top1:.3f}"
+    assert float(row["top1_err"]) == pytest.approx(100 - score.top1, abs=1e-3)
+    assert (row["img_size"], row["crop_pct"], row["interpolation"]) == ("32", "0.875", "bicubic")
+    (row,) = csv.DictReader((written / "results-imagenet-a.csv").open())
+    (clean,) = results.sets["a-clean"].scores.values()
+    (of_a,) = results.sets["a"].scores.values()
+    assert float(row["top1_diff"]) == pytest.approx(of_a.top1 - clean.top1, abs=1e-3)
+    assert row["rank_diff"] == "0"
+
+
+def test_a_named_teacher_is_compared_with(
+    export: Path, root: Path, made: dict[str, Known], tmp_path: Path
+) -> None:
+    from imagenet_sets import answers
+
+    teacher = export_model(tmp_path / "teacher", seed=1)
+    found = evaluate_models(export, sets="val", root=root, teacher=teacher, num_workers=0)
+    (name,) = (name for name in found.sets["val"].scores if name != TEACHER)
+    score = found["model"]
+    own, theirs = made["val"].logits, answers(teacher, made["val"].paths)
+    agreed = (own.argmax(1) == theirs.argmax(1)).double().mean()
+    kl = (theirs.softmax(1) * (theirs.log_softmax(1) - own.log_softmax(1))).sum(1).mean()
+    assert name == "model"
+    assert score.agreement == pytest.approx(100 * float(agreed), abs=1e-9)
+    assert score.teacher_kl == pytest.approx(float(kl), abs=1e-4)
+    same(found["teacher"], by_hand(Known(made["val"].paths, theirs)))
+    assert found["teacher"].agreement is None
+
+
+def test_a_teacher_that_counts_its_classes_otherwise(
+    export: Path, root: Path, made: dict[str, Known], tmp_path: Path
+) -> None:
+    """The same weights with the classes of the head in reverse: they agree on every image."""
+    from safetensors.torch import load_file, save_file
+
+    teacher = tmp_path / "reversed"
+    shutil.copytree(export, teacher)
+    (teacher / "pytorch_model.bin").unlink(missing_ok=True)
+    tensors = load_file(teacher / "model.safetensors")
+    for key in ("fc.weight", "fc.bias"):
+        tensors[key] = tensors[key].flip(0).contiguous()
+    save_file(tensors, teacher / "model.safetensors")
+    config = json.loads((teacher / "config.json").read_text())
+    from imagenet_sets import SYNSETS
+
+    config["label_names"] = SYNSETS[::-1]
+    (teacher / "config.json").write_text(json.dumps(config))
+    found = evaluate_models(export, sets="a", root=root, teacher=teacher, num_workers=0)
+    for of_set in found.sets.values():
+        assert of_set.scores["model"].agreement == 100
+        assert of_set.scores["model"].teacher_kl == pytest.approx(0, abs=1e-9)
+        assert of_set.scores["teacher"].top1 == of_set.scores["model"].top1
+
+
+def test_the_size_for_tests_is_that_of_validate(tmp_path: Path, root: Path, made: object) -> None:
+    from imagenet_sets import answers
+
+    export = export_model(tmp_path / "model", test_input_size=(3, 48, 48), test_crop_pct=1.0)
+    paths = made["val"].paths  # type: ignore[index]
+    from PIL import Image
+    from timm import create_model
+    from timm.data import create_transform, resolve_model_data_config
+
+    model = create_model(f"local-dir:{export}", pretrained=True).eval()
+    view = create_transform(**resolve_model_data_config(model, use_test_size=True))
+    with torch.no_grad():
+        rows = [model(view(Image.open(path).convert("RGB"))[None])[0] for path in paths]
+    larger = evaluate_models(export, sets="val", root=root, num_workers=0)
+    same(larger["model"], by_hand(Known(paths, torch.stack(rows).double())))
+    usual = evaluate_models(export, sets="val", root=root, num_workers=0, use_train_size=True)
+    same(usual["model"], by_hand(Known(paths, answers(export, paths))))
+    assert usual["model"].loss != larger["model"].loss
+
+
+def test_how_classes_were_matched_is_said(
+    cli: Cli, export: Path, root: Path, made: dict[str, Known]
+) -> None:
+    outcome = cli("evaluate", export, "--sets", "v2,a", "--root", root, "--num-workers", 0)
+    assert outcome.code == 0, outcome.err
+    assert "v2: classes of model: " in outcome.out
+    assert "class names are numbers and taken for indices of the logits" in outcome.out
+    assert "a: classes of model: " in outcome.out
+    assert "matched by WordNet's synsets and words: n0" in outcome.out
+
+
+def rename(folder: Path, change: Callable[[str], str]) -> None:
+    for file in list(folder.rglob("*.png")):
+        file.rename(file.with_name(change(file.name)))
+
+
+def test_bad_input(cli: Cli, export: Path, root: Path, made: object, tmp_path: Path) -> None:
+    def refused(*arguments: object) -> str:
+        outcome = cli("evaluate", export, *arguments, "--num-workers", 0)
+        assert outcome.code == 2, outcome.out
+        assert "Traceback" not in outcome.err
+        return " ".join(outcome.err.split())
+
+    assert "--sets vall: no set of ImageNet (did you mean 'val'?)" in refused(
+        "--sets", "vall", "--root", root
+    )
+    assert "val: where is it? Give the folder above with --root, or val=PATH" in refused(
+        "--sets", "val"
+    )
+    assert "--sets r: " in (text := refused("--sets", "r", "--root", root))
+    assert "imagenet-r" in text
+    assert "names val twice" in refused("--sets", "val,val", "--root", root)
+    assert "names no set" in refused("--sets", ",", "--root", root)
+    assert "write NAME or NAME=PATH" in refused("--sets", "a b=/x")
+    assert "leave one out" in refused("--sets", "val", "--data", root / "val")
+    assert "give both" in refused("--root", root, "--data", root / "val")
+    assert "there is no such folder" in refused("--sets", "val", "--root", tmp_path / "none")
+    assert "there is no such file or folder" in refused("--sets", f"val={tmp_path / 'none'}")
+    assert "give a number from 1 to 65536, or auto" in refused(
+        "--sets", "val", "--root", root, "--batch-size", "many"
+    )
+    other = refused("--sets", f"a={root / 'ImageNet-Sketch'}", "--root", root)
+    assert "which is none of the 200 of ImageNet-A: give the folder of ImageNet-A" in other
+
+    names = tmp_path / "names"
+    shutil.copytree(root / "val", names)
+    rename(names, lambda name: name.replace("ILSVRC2012_val_", "image"))
+    assert (
+        f"{PER_SET} of {PER_SET} images are not named as in ImageNet's validation set"
+        in refused("--sets", f"real={names}")
+    )
+    twice = tmp_path / "twice"
+    shutil.copytree(root / "val", twice)
+    first, *_, second = sorted(twice.rglob("*.png"))
+    shutil.copy(second, first.with_name(second.name))
+    assert "is there twice" in refused("--sets", f"real={twice}")
+
+    birds = tmp_path / "birds"
+    for name in ("robin-red", "blackbird-black"):
+        (birds / name).mkdir(parents=True)
+        shutil.copy(first.with_name(second.name), birds / name / "1.png")
+    assert "--sets birds=" in refused("--sets", f"birds={birds}")
+    assert not (tmp_path / "scores.json").exists()
+    unwritable = tmp_path / "file"
+    unwritable.write_text("")
+    assert "cannot be written" in refused(
+        "--sets", "val", "--root", root, "--json", unwritable / "scores.json"
+    )
