@@ -40,6 +40,17 @@ class Launch:
         }
         self._commands.append(command)
 
+    def command(self, name: str, *arguments: object) -> None:
+        """Have both ranks run `distill` with these arguments."""
+        self._commands.append(
+            {
+                "name": name,
+                "arguments": list(map(str, arguments)),
+                "stop_rank": None,
+                "stop_step": None,
+            }
+        )
+
     def call(self, function: str) -> None:
         """Have both ranks call "module:name" of a file in this folder."""
         self._commands.append(

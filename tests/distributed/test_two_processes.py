@@ -6,6 +6,7 @@ while this process makes those of one. What must be equal bit for bit is compare
 the order of additions differs, and the bound is stated.
 """
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from imagenet_sets import build, export_model
 from launch import Launch, deviation
 from tiny import (
     EVERYTHING,
@@ -27,6 +29,7 @@ from tiny import (
     write_recipe,
 )
 
+from distill.release.evaluate import evaluate_models
 from distill.training.loop import DONE, INTERRUPTED
 
 STUDENTS = {
@@ -133,6 +136,11 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launch]:
     (checkpoint(folder / "damaged") / "state.json").write_text("{}")
     launch.add("damaged", damaged)
     launch.add("complete", recipe("diverging-2", DIVERGING))  # the same command again
+    export = export_model(folder / "export")
+    build(folder / "sets", export)
+    evaluate = ["evaluate", export, "--sets", "val,real,a", "--root", folder / "sets"]
+    # 60 images: the last batch of the second process is half empty.
+    launch.command("sets", *evaluate, "--batch-size", 8, "--json", folder / "sets-2.json")
 
     launch.start()
     try:
@@ -227,6 +235,20 @@ def test_a_signal_to_one_rank_stops_both_at_the_same_step(launch: Launch) -> Non
             "rank 0 was told by rank 1"
         )
         assert "stopped after step" not in shown[1]
+
+
+def test_sets_of_imagenet_have_the_same_counts(launch: Launch) -> None:
+    assert launch.codes("sets") == [DONE, DONE]
+    by_two = json.loads((launch.folder / "sets-2.json").read_text())["sets"]
+    by_one = evaluate_models(
+        launch.folder / "export", sets="val,real,a", root=launch.folder / "sets", num_workers=0
+    )
+    assert list(by_two) == list(by_one.sets) == ["val", "real", "a", "a-clean"]
+    for name, of_set in by_one.sets.items():
+        one, two = of_set.scores["export"], by_two[name]["models"]["export"]
+        for key in ("top1", "top5", "num_samples", "num_skipped"):
+            assert two[key] == getattr(one, key), (name, key)
+        assert two["ece"] == pytest.approx(one.ece, abs=1e-6)
 
 
 def test_an_odd_set_is_evaluated_alike(launch: Launch) -> None:
