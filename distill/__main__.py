@@ -1,5 +1,5 @@
-"""The command line: distill init | train | evaluate | export | doctor | recipe | data | launch |
-launchers.
+"""The command line: distill init | train | evaluate | average | export | doctor | recipe | data |
+launch | launchers.
 
 It also runs as `accelerate launch -m distill ...`.
 """
@@ -25,7 +25,7 @@ from distill.errors import InputError
 from distill.init.commands import init, launchers
 from distill.processes import end_with_launcher, leave, several_processes, speaks_first
 from distill.recipe import load_recipe
-from distill.release.commands import evaluate, export
+from distill.release.commands import average, evaluate, export
 from distill.training.header import show_recipe
 from distill.training.output_folder import refuse_foreign_output
 
@@ -82,6 +82,7 @@ def train(recipe: RecipeArgument, overrides: Overrides = None) -> None:
 
 
 app.command()(evaluate)
+app.command()(average)
 app.command()(export)
 
 

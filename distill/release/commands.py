@@ -1,4 +1,4 @@
-"""The commands `distill evaluate` and `distill export`."""
+"""The commands `distill evaluate`, `distill average` and `distill export`."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -154,6 +154,92 @@ def _batch_size(text: str) -> int | None:
     if not text.isdecimal() or not 1 <= int(text) <= 65536:
         raise InputError(f"--batch-size {text}: give a number from 1 to 65536, or auto")
     return int(text)
+
+
+def average(
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="WEIGHTS...",
+            help=(
+                "A run, whose checkpoints are averaged; or several runs, checkpoints, exports or"
+                " files of weights of the same model."
+            ),
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write.")],
+    model: Annotated[
+        str | None, typer.Option(help="For files of weights: the timm name of their model.")
+    ] = None,
+    student: Annotated[
+        str | None, typer.Option(help="For runs of several students: which one.")
+    ] = None,
+    weights: Annotated[
+        str,
+        typer.Option(help="Of the checkpoints of a run: raw, or an average such as ema-0.999."),
+    ] = "raw",
+    last: Annotated[
+        int | None,
+        typer.Option(min=2, help="The last checkpoints of a run. Default: all that it has."),
+    ] = None,
+    best: Annotated[
+        int | None, typer.Option(min=2, help="The best checkpoints of a run, by its own metric.")
+    ] = None,
+    greedy: Annotated[
+        bool,
+        typer.Option(
+            "--greedy", help="Take only what does not make the mean worse on a part of the images."
+        ),
+    ] = False,
+    choose_on: Annotated[
+        float,
+        typer.Option(
+            help="The part of the images that --greedy chooses on; the rest measures the result."
+        ),
+    ] = 0.5,
+    data: Annotated[
+        str | None, typer.Option(help="The images for --greedy. Default: those of the run.")
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="The split of --data, if it has several.")
+    ] = None,
+    classes: Annotated[
+        str | None, typer.Option(help="As for distill evaluate: the class list of --data.")
+    ] = None,
+    batch_size: Annotated[
+        str, typer.Option(metavar="NUMBER|auto", help="Images in a batch.")
+    ] = "256",
+    num_workers: Annotated[
+        int | None,
+        typer.Option(min=0, help="Number of decoding processes. Default: the CPU cores."),
+    ] = None,
+) -> None:
+    """Average the weights of several checkpoints or models.
+
+    Examples:
+      distill average runs/my --last 5 -o exports/mean
+      distill average runs/seed0 runs/seed1 runs/seed2 --greedy -o exports/soup
+
+    The result is an export like any other.
+    """
+    from distill.release.average import average_models
+
+    average_models(
+        paths,
+        output,
+        model=model,
+        student=student,
+        weights=weights,
+        last=last,
+        best=best,
+        greedy=greedy,
+        choose_on=choose_on,
+        data=data,
+        split=split,
+        classes=classes,
+        batch_size=_batch_size(batch_size),
+        num_workers=num_workers,
+    )
 
 
 def export(
