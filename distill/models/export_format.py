@@ -21,6 +21,8 @@ from distill.models.origin import CONFIG_FILE, WEIGHTS_FILES
 from distill.models.view import ModelView
 
 WEIGHTS_FILE = "model.safetensors"
+ONNX_FILE = "model.onnx"
+PROGRAM_FILE = "model.pt2"  # the ending that torch.export uses
 RECORD_FILE = "distill.json"
 RAW = "raw"
 """The name of the trained weights, as opposed to their averages."""
@@ -60,6 +62,20 @@ def write_model(
     Raises:
         WriteError: disk full or unwritable.
     """
+    with atomic_directory(folder) as directory:
+        save_file(storable(weights), directory / WEIGHTS_FILE, metadata={"format": "pt"})
+        describe_model(directory, net, classes=classes, view=view, record=record)
+
+
+def describe_model(
+    directory: Path,
+    net: nn.Module,
+    *,
+    classes: tuple[str, ...],
+    view: ModelView,
+    record: Mapping[str, Any],
+) -> None:
+    """Write config.json and our record of an export into a folder. Arguments as `write_model`."""
     data_config = {
         "input_size": (3, view.image_size, view.image_size),
         "mean": view.mean,
@@ -68,16 +84,14 @@ def write_model(
         "crop_mode": view.crop_mode,
         "interpolation": view.interpolation,
     }
-    with atomic_directory(folder) as directory:
-        save_file(storable(weights), directory / WEIGHTS_FILE, metadata={"format": "pt"})
-        save_config_for_hf(
-            net,
-            str(directory / CONFIG_FILE),
-            model_config={"label_names": list(classes)},
-            data_config=data_config,
-        )
-        _forget_origin(directory / CONFIG_FILE)
-        (directory / RECORD_FILE).write_text(json.dumps(dict(record), indent=1))
+    save_config_for_hf(
+        net,
+        str(directory / CONFIG_FILE),
+        model_config={"label_names": list(classes)},
+        data_config=data_config,
+    )
+    _forget_origin(directory / CONFIG_FILE)
+    (directory / RECORD_FILE).write_text(json.dumps(dict(record), indent=1))
 
 
 def _forget_origin(file: Path) -> None:
@@ -101,7 +115,7 @@ def refuse_overwrite(folder: Path) -> None:
             )
     if not folder.exists():
         return
-    known = {WEIGHTS_FILE, CONFIG_FILE, RECORD_FILE}
+    known = {WEIGHTS_FILE, ONNX_FILE, PROGRAM_FILE, CONFIG_FILE, RECORD_FILE}
     if other := sorted(entry.name for entry in folder.iterdir() if entry.name not in known):
         raise InputError(
             f"{folder}: holds {other[0]!r}, which is no part of an export and would be lost: choose"

@@ -244,7 +244,7 @@ def average(
 
 def export(
     run: Annotated[
-        Path, typer.Argument(metavar="RUN", help="The folder of a run, or one of its checkpoints.")
+        Path, typer.Argument(metavar="RUN", help="The folder of a run, a checkpoint or an export.")
     ],
     output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="The folder to write.")],
     student: Annotated[
@@ -256,12 +256,20 @@ def export(
             help="best; or from the newest checkpoint raw (not averaged) or an average, ema-0.999."
         ),
     ] = "best",
+    format: Annotated[
+        Literal["timm", "onnx", "torch-export"],
+        typer.Option(help="What is written; onnx needs the extra onnx."),
+    ] = "timm",
 ) -> None:
     """Write a student in the format of timm: safetensors, config.json, class names.
+
+    With --format onnx or torch-export it is one program that takes images in
+    [0, 1]; its answers are compared with those of the model.
 
     Examples:
       distill export runs/quickstart/students exports/quickstart
       distill export runs/my exports/kd --student kd --weights ema-0.999
+      distill export exports/kd exports/kd-onnx --format onnx
 
     Load it with:
       timm.create_model("local-dir:exports/kd", pretrained=True)
@@ -269,4 +277,4 @@ def export(
     """
     from distill.release.export import export_student
 
-    export_student(run, output, student=student, weights=weights)
+    export_student(run, output, student=student, weights=weights, format=format)
