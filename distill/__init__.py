@@ -2,10 +2,9 @@
 
     import distill
 
-    recipe = distill.load_recipe("quickstart/students", ["train.budget=1 epochs"])
-    distill.train(recipe)  # in recipe.output_dir, or resumes the run there
-    scores = distill.evaluate(recipe.output_dir)  # scores["kd"].top1
-    distill.export(recipe.output_dir, "exports/kd", student="kd")
+    run = distill.train("quickstart/students", {"train.budget": "1 epochs"})  # or resumes it
+    scores = distill.evaluate(run.output)  # scores["kd"].top1
+    distill.export(run.output, "exports/kd", student="kd")
 
 The functions are imported when they are first used, since torch takes seconds to import.
 """
@@ -15,18 +14,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from distill.recipe import load_recipe
+    from distill.release.average import average_models as average
     from distill.release.evaluate import evaluate_models as evaluate
     from distill.release.export import export_student as export
-    from distill.training.loop import train
+    from distill.training.interface import train_recipe as train
 
 __version__ = "0.1.0.dev0"
-__all__ = ["evaluate", "export", "load_recipe", "train"]
+__all__ = ["average", "evaluate", "export", "load_recipe", "train"]
 
 _MODULES = {
+    "average": ("distill.release.average", "average_models"),
     "evaluate": ("distill.release.evaluate", "evaluate_models"),
     "export": ("distill.release.export", "export_student"),
     "load_recipe": ("distill.recipe", "load_recipe"),
-    "train": ("distill.training.loop", "train"),
+    "train": ("distill.training.interface", "train_recipe"),
 }
 
 

@@ -37,6 +37,7 @@ TRAINING: tuple[frozenset[str], ...] = (
     frozenset({"build", "evaluations", "summary"}),
     frozenset({"run_state"}),
     frozenset({"check", "loop"}),
+    frozenset({"interface"}),
 )
 
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -31,11 +31,20 @@ def test_each_function_is_documented() -> None:
 
 
 def test_train_evaluate_and_export(tiny_recipe: Callable[..., Path], tmp_path: Path) -> None:
-    recipe = distill.load_recipe(tiny_recipe(), ["train.budget=2 iterations"])
-    assert distill.train(recipe) == 0
-    scores = distill.evaluate(recipe.output_dir, num_workers=0)
+    path = tiny_recipe()
+    run = distill.train(path, {"train.budget": "2 iterations", "evaluate.every": "1 iterations"})
+    assert run.done
+    assert run.best == "alone"
+    assert run.report["steps"] == 2
+    scores = distill.evaluate(run.output, num_workers=0)
     assert set(scores) == {"teacher", "alone"}
     assert 0 <= scores["alone"].top1 <= scores["alone"].top5 <= 100
-    distill.export(recipe.output_dir, str(tmp_path / "export"))
+    assert scores["alone"].top1 == run.report["students"]["alone"]["best"]["top1"]
+    assert run.best_weights() == run.output / "best/alone"
+    loaded = distill.load_recipe(path, ["train.budget=2 iterations", "evaluate.every=1 iterations"])
+    assert distill.train(loaded).report == run.report, "the run is complete"
+    with pytest.raises(ValueError, match="overrides belong to the call of load_recipe"):
+        distill.train(loaded, {"seed": 1})
+    distill.export(run.output, str(tmp_path / "export"))
     model = timm.create_model(f"local-dir:{tmp_path / 'export'}", pretrained=True)
     assert model.num_classes == 10
