@@ -1,5 +1,6 @@
 """What differs between the recipes of several runs."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ ABSENT = "(absent)"
 
 @dataclass(frozen=True)
 class Difference:
-    """A key of recipes with its value in each run, as JSON."""
+    """A key of recipes with its value in each run."""
 
     key: str
     values: tuple[str, ...]
@@ -35,10 +36,18 @@ def differences(runs: Sequence[RunRecords]) -> list[Difference]:
     rows = _students_of_some(trees)
     flat = [flattened(tree, _LEFT_OUT) for tree in trees]
     for key in dict.fromkeys(key for each in flat for key in each):
-        values = tuple(each.get(key, ABSENT) for each in flat)
+        values = tuple(each.get(key) for each in flat)
         if len(set(values)) > 1:
-            rows.append(Difference(key, values))
+            rows.append(Difference(key, tuple(map(_shown, values))))
     return rows
+
+
+def _shown(value: str | None) -> str:
+    """Return a value of JSON as it reads best: texts without quotes."""
+    if value is None:
+        return ABSENT
+    parsed = json.loads(value)
+    return parsed if isinstance(parsed, str) else value
 
 
 def _owners(trees: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -1,8 +1,6 @@
 """Figures as text."""
 
-import json
 import time
-from typing import Any
 
 from distill.console import hours_minutes
 
@@ -43,11 +41,6 @@ def duration(seconds: float | None) -> str:
 def date(seconds: float) -> str:
     """Return a time in UTC, to the minute."""
     return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
-
-
-def plain(value: Any) -> str:
-    """Return a value of JSON as it reads best: texts without quotes."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 _BARS = "▁▂▃▄▅▆▇█"
