@@ -79,6 +79,7 @@ def draw_gains(title: str, gains: Sequence[tuple[str, float]]) -> Markup:
         axes.invert_yaxis()
         axes.axvline(0, color=_INK, linewidth=0.8)
         axes.grid(True, axis="x", color=_LINE, linewidth=0.8)
+        axes.set_axisbelow(True)
         axes.set_xlabel("points of top-1")
         axes.tick_params(axis="y", length=0)
         axes.margins(x=0.05, y=0.02)
