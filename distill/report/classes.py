@@ -81,10 +81,11 @@ class Agreement:
         return 100 * (self.both_right + self.both_wrong_alike) / max(self.num_images, 1)
 
 
-def confusion(predictions: Predictions, num_classes: int) -> np.ndarray:
-    """Return [K, K] int64: images of class i that are named j."""
-    flat = predictions.label * num_classes + predictions.top1
-    return np.bincount(flat, minlength=num_classes**2).reshape(num_classes, num_classes)
+def confusion_row(predictions: Predictions, label: int, num_classes: int) -> np.ndarray:
+    """Return [K] int64: how many images of a class are named as each class. A whole matrix of
+    22,000 classes would take gigabytes.
+    """
+    return np.bincount(predictions.top1[predictions.label == label], minlength=num_classes)
 
 
 def class_accuracy(predictions: Predictions, num_classes: int) -> np.ndarray:
@@ -99,18 +100,17 @@ def worst_classes(
     student: Predictions, teacher: Predictions | None, classes: Sequence[str], count: int
 ) -> list[ClassScore]:
     """Return the classes with the lowest accuracy, the worst first; none without an error."""
-    counts = confusion(student, len(classes))
     accuracy = class_accuracy(student, len(classes))
     of_teacher = None if teacher is None else class_accuracy(teacher, len(classes))
     scores = []
     for index in _worst(accuracy, count):
-        others = counts[index].copy()
-        others[index] = 0
+        counts = confusion_row(student, index, len(classes))
+        others = np.where(np.arange(len(classes)) == index, 0, counts)
         named = [int(j) for j in np.argsort(-others, kind="stable")[:_CONFUSIONS] if others[j]]
         scores.append(
             ClassScore(
                 classes[index],
-                int(counts[index].sum()),
+                int(counts.sum()),
                 float(accuracy[index]),
                 None if of_teacher is None else float(of_teacher[index]),
                 tuple((classes[j], int(others[j])) for j in named),
@@ -123,14 +123,15 @@ def confusion_matrix(student: Predictions, classes: Sequence[str], count: int) -
     """Return the confusion among all classes, or among the worst `count` of more; None if the
     student errs nowhere.
     """
-    counts = confusion(student, len(classes))
-    shown = _worst(class_accuracy(student, len(classes)), count)
+    accuracy = class_accuracy(student, len(classes))
+    shown = _worst(accuracy, count)
     if not shown:
         return None
     if len(classes) <= count:
-        shown = [index for index in range(len(classes)) if counts[index].sum()]
-    inside = counts[np.ix_(shown, shown)]
-    others = counts[shown].sum(1) - inside.sum(1)
+        shown = [int(index) for index in np.flatnonzero(~np.isnan(accuracy))]
+    counts = np.stack([confusion_row(student, index, len(classes)) for index in shown])
+    inside = counts[:, shown]
+    others = counts.sum(1) - inside.sum(1)
     return Matrix(tuple(classes[i] for i in shown), np.column_stack([inside, others]))
 
 

@@ -224,7 +224,7 @@ def _with_details(
             run, needed, batch_size=options.batch_size, num_workers=options.num_workers
         )
     except InputError as error:
-        note = f"Classes and images are left out: {error}"
+        note = f"Classes and images are left out; of this run distill evaluate says: {error}"
         options.say(note)
         return replace(content, details_notes=[note])
     for note in evaluated.notes:

@@ -67,7 +67,7 @@ def costs(run: RunRecords) -> Facts:
         waiting = 100 * speed["data_wait_seconds"] / max(speed["training_seconds"], 1e-9)
         return [
             ("wall time", words.duration(report["seconds"])),
-            (_hours_label(report["device"]), f"{report['device_hours']:.3f}"),
+            (_hours_label(report["device"]), words.hours(report["device_hours"])),
             ("energy of the GPUs", words.energy(number(report, "energy_j"))),
             ("mean speed", f"{speed['images_per_s']:,.0f} images/s"),
             ("waiting for data", f"{waiting:.1f} % of training time"),
@@ -81,10 +81,7 @@ def costs(run: RunRecords) -> Facts:
     speed_now = number(last, "images_per_s")
     return [
         ("wall time", words.duration(number(last, "seconds"))),
-        (
-            f"device hours{until}",
-            words.NOT_KNOWN if device_s is None else f"{device_s / 3600:.3f}",
-        ),
+        (f"device hours{until}", words.hours(None if device_s is None else device_s / 3600)),
         (f"energy of the GPUs{until}", words.energy(number(saved, "energy_j"))),
         ("speed now", words.NOT_KNOWN if speed_now is None else f"{speed_now:,.0f} images/s"),
         ("peak memory of a process", words.size(memory)),

@@ -115,6 +115,11 @@ def predict_run(
     classes = first.classes or opened.classes
     source = opened if match.in_order else Relabelled(opened, match.logits, classes)
     teacher, note = _teacher(run.recipe, source)
+    if teacher is not None and teacher.view.frame != first.view.frame:
+        note = (
+            "Here the teacher sees what the students see; its top-1 in the table is of its own view"
+            f" ({teacher.view.describe()})."
+        )
     engine = Engine(precision="fp32")
     try:
         found = _pass(models, source, teacher, engine, run.recipe, batch_size, num_workers)

@@ -38,6 +38,13 @@ def duration(seconds: float | None) -> str:
     return NOT_KNOWN if seconds is None else hours_minutes(seconds)
 
 
+def hours(count: float | None) -> str:
+    """Return hours of devices with three digits, or to a hundredth."""
+    if count is None:
+        return NOT_KNOWN
+    return f"{count:,.2f}" if count >= 10 else f"{count:.3g}"
+
+
 def date(seconds: float) -> str:
     """Return a time in UTC, to the minute."""
     return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))

@@ -91,7 +91,8 @@ def test_a_launcher_is_refused(cli: Cli, tiny_run: Path, monkeypatch: pytest.Mon
 
 def test_help_imports_neither_torch_nor_matplotlib() -> None:
     code = (
-        "import sys; from distill.__main__ import main; sys.argv = ['distill', 'report', '--help']\n"
+        "import sys; from distill.__main__ import main\n"
+        "sys.argv = ['distill', 'report', '--help']\n"
         "try:\n    main()\nexcept SystemExit:\n    pass\n"
         "assert not {'torch', 'matplotlib', 'jinja2', 'numpy'} & set(sys.modules)"
     )

@@ -123,10 +123,14 @@ def test_the_best_student_comes_first_and_the_one_alone_has_no_gains(
     assert "Every class" not in page.tables_of("alone ")
 
 
-def test_what_was_not_measured_is_said_so(page: Page) -> None:
+def test_costs_are_those_of_the_run(page: Page, tiny_run: Path) -> None:
+    report = json.loads((tiny_run / "report.json").read_text())
     assert page.fact("energy of the GPUs") == "not measured"
-    hours = float(page.fact("device hours (CPU processes)"))
-    assert 0 < hours < 1
+    assert float(page.fact("device hours (CPU processes)")) == pytest.approx(
+        report["device_hours"], rel=0.01
+    )
+    speed = report["throughput"]["images_per_s"]
+    assert page.fact("mean speed") == f"{speed:,.0f} images/s"
     assert "Gradient norms were not recorded: log.gradient_norms: true records them." in page.text
 
 

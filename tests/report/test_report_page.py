@@ -142,7 +142,9 @@ def test_evaluation_images_that_are_gone_leave_a_note(tiny_run: Path, tmp_path: 
     said: list[str] = []
     html, _ = write_report([run], None, Options(say=said.append))
     page = Page(html)
-    assert "Classes and images are left out: data.eval" in page.text
+    assert (
+        "Classes and images are left out; of this run distill evaluate says: data.eval" in page.text
+    )
     assert any("gone" in line for line in said)
     assert page.table("Final results")
 
