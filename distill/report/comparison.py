@@ -12,7 +12,8 @@ from distill.report.records import RunRecords
 
 # They name a run and where it is saved.
 _LEFT_OUT = frozenset({"name", "description", "output", "resume"})
-ABSENT = "(absent)"
+ABSENT, SECTION = "(absent)", "given"
+_NOTHING = frozenset({ABSENT, "null", "{}", "[]"})
 
 
 @dataclass(frozen=True)
@@ -35,19 +36,33 @@ def differences(runs: Sequence[RunRecords]) -> list[Difference]:
             owner["students"] = dict.fromkeys(("*",), *owner["students"].values())
     rows = _students_of_some(trees)
     flat = [flattened(tree, _LEFT_OUT) for tree in trees]
-    for key in dict.fromkeys(key for each in flat for key in each):
-        values = tuple(each.get(key) for each in flat)
-        if len(set(values)) > 1:
-            rows.append(Difference(key, tuple(map(_shown, values))))
+    for key in _in_order(flat):
+        values = tuple(_shown(key, each) for each in flat)
+        # Where a whole section is absent, so are its keys: those that are empty say nothing more.
+        if len(set(values)) > 1 and not set(values) <= _NOTHING:
+            rows.append(Difference(key, values))
     return rows
 
 
-def _shown(value: str | None) -> str:
-    """Return a value of JSON as it reads best: texts without quotes."""
-    if value is None:
-        return ABSENT
-    parsed = json.loads(value)
-    return parsed if isinstance(parsed, str) else value
+def _in_order(flat: Sequence[dict[str, str]]) -> list[str]:
+    """Return the keys of all recipes; one that is null in a recipe and a section in another stands
+    before the keys of the section.
+    """
+    keys = list(dict.fromkeys(key for each in flat for key in each))
+    for key in keys.copy():
+        below = [other for other in keys if other.startswith(f"{key}.")]
+        if below:
+            keys.remove(key)
+            keys.insert(keys.index(below[0]), key)
+    return keys
+
+
+def _shown(key: str, recipe: dict[str, str]) -> str:
+    """Return the value of a key as it reads best: texts without quotes."""
+    if key in recipe:
+        parsed = json.loads(recipe[key])
+        return parsed if isinstance(parsed, str) else recipe[key]
+    return SECTION if any(other.startswith(f"{key}.") for other in recipe) else ABSENT
 
 
 def _owners(trees: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

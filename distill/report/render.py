@@ -21,9 +21,8 @@ from distill.report.results import ResultRow
 
 _TEMPLATES = Path(__file__).parent / "templates"
 # What Markdown reads as more than text: within a line, at its start, and in links.
-_MARKDOWN = re.compile(
-    r"[\\`*\[\]<>|&~$@]|(?<![^\W_])_|_(?![^\W_])|^[-+#=]|(?<=^\d)[.)]|:(?=//)|(?<=www)\."
-)
+_MARKDOWN = re.compile(r"[\\`*\[\]<>|&~$@]|(?<![^\W_])_|_(?![^\W_])|^[-+#=]|:(?=//)|(?<=www)\.")
+_NUMBERED = re.compile(r"^(\d{1,9})([.)])(?=\s|$)")
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ def render_markdown(content: Content) -> str:
 
 def markdown_text(text: str) -> str:
     """Return a text that Markdown shows as it is, in one line."""
-    return _MARKDOWN.sub(r"\\\g<0>", printable(text))
+    return _NUMBERED.sub(r"\1\\\2", _MARKDOWN.sub(r"\\\g<0>", printable(text)))
 
 
 def fenced(text: str) -> Markup:

@@ -3,7 +3,7 @@
 from html.parser import HTMLParser
 from pathlib import Path
 
-_VOID = {"meta", "br", "img", "link", "input", "hr"}
+_VOID = {"meta", "br", "img", "link", "input", "hr", "wbr"}
 
 
 class _Reader(HTMLParser):
