@@ -97,7 +97,7 @@ class Content:
 
     Attributes:
         details: of the students of a single run, the best first.
-        details_note: why there are no details, or fewer.
+        details_notes: why there are no details, or fewer, a sentence each.
     """
 
     title: str
@@ -109,8 +109,6 @@ class Content:
     differences: Sequence[Difference]
     details: Sequence[StudentDetail] = ()
     details_notes: Sequence[str] = ()
-    with_images: bool = True
-    has_teacher: bool = False
 
 
 @dataclass(frozen=True)
@@ -165,8 +163,6 @@ def make_content(runs: Sequence[RunRecords], options: Options) -> Content:
         panels=drawn,
         curves_note=_curves_note(drawn),
         differences=differences(runs) if several else (),
-        with_images=options.images,
-        has_teacher=any(run.recipe.teacher is not None for run in runs),
     )
     if several or not options.predictions:
         return content

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 # In CSS pixels at the natural size of a figure. Below a width of 400 the page has one column.
 _WIDTH, _HEIGHT = 360, 225
 _FONT_SIZE = 11
+_LINE_WIDTH = 1.6
 _POINTS_PER_INCH = 72  # of matplotlib's SVG: a point becomes a pixel
 _INK, _MUTED, _LINE, _GAIN, _LOSS = "#010203", "#010204", "#010205", "#010206", "#010207"
 _SERIES = tuple(f"#0a0b{index:02x}" for index in range(NUM_COLOURS))
@@ -53,7 +54,7 @@ def draw_panel(panel: Panel) -> Markup:
                 curve.xs,
                 curve.ys,
                 color=_colour(curve.style),
-                linewidth=1.6,
+                linewidth=_LINE_WIDTH,
                 linestyle=(0, _in_line_widths(DASHES[curve.style.dash]))
                 if curve.style.dash
                 else "-",
@@ -102,7 +103,7 @@ def _colour(style: Style) -> str:
 
 
 def _in_line_widths(dashes: Sequence[float]) -> tuple[float, ...]:
-    return tuple(length / 1.6 for length in dashes)  # matplotlib multiplies by the line width
+    return tuple(length / _LINE_WIDTH for length in dashes)  # matplotlib multiplies by it
 
 
 @contextmanager
@@ -141,8 +142,7 @@ def _logarithmic(axes: "Axes") -> None:
 
     axes.set_yscale("log")
     low, high = axes.get_ylim()
-    decades = high / low
-    subs = (1, 2, 5) if decades < 300 else (1,)
+    subs = (1, 2, 5) if high / low < 300 else (1,)  # of many decades only the powers of ten
     axes.yaxis.set_major_locator(LogLocator(subs=subs, numticks=12))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))

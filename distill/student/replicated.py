@@ -76,7 +76,8 @@ class Replicated:
             found = torch.autograd.grad(
                 scale * term, parameters, retain_graph=True, allow_unused=True
             )
-            gradients = [gradient for gradient in found if gradient is not None]
+            # Contiguous: the gradient of a broadcast weight is a view that cannot be averaged.
+            gradients = [each.contiguous() for each in found if each is not None]
             self._engine.average_(gradients, group_size)
             norms[name] = torch.nn.utils.get_total_norm(gradients) / scale
         return norms

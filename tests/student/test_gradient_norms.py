@@ -89,8 +89,9 @@ def test_terms_are_measured_on_the_first_micro_batch(tmp_path: Path) -> None:
 
 def test_training_stays_the_same_bit_for_bit(tmp_path: Path) -> None:
     hints = {"students": {**EVERYTHING["students"], "hint": ALIKE["students"]["hint"]}}
-    with_norms = write_recipe(tmp_path, EVERYTHING, hints, NORMS, name="with")
-    without = write_recipe(tmp_path, EVERYTHING, hints, name="without")
+    short = {"train": {"budget": "3 iterations"}}
+    with_norms = write_recipe(tmp_path, EVERYTHING, hints, short, NORMS, name="with")
+    without = write_recipe(tmp_path, EVERYTHING, hints, short, name="without")
     assert run(with_norms) == DONE
     assert run(without) == DONE
     assert_equal_tensors(tensors(tmp_path / "with"), tensors(tmp_path / "without"))
