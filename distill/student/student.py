@@ -142,6 +142,7 @@ class Student:
             )
         self._statistics = self._new_statistics()
         self._forwards_done = 0
+        self._measuring = False
         self._gradient_norms: dict[str, torch.Tensor] = {}
         self.losses = self._no_losses()
 
@@ -201,14 +202,13 @@ class Student:
         """Whether the student still learns."""
         return self.stopped_at is None
 
-    def learn(
-        self, batch: Batch, teacher: TeacherOutputs | None, *, measured: bool = False
-    ) -> torch.Tensor:
-        """Run forward and backward of one micro-batch; gradients add up until `update`. Collective
-        on the last micro-batch of a step, and on the first one if `measured`.
+    def measure_gradients(self) -> None:
+        """Measure the norms of the next step's gradients, for `take_gradient_norms`."""
+        self._measuring = True
 
-        Args:
-            measured: the norms of this step's gradients are wanted.
+    def learn(self, batch: Batch, teacher: TeacherOutputs | None) -> torch.Tensor:
+        """Run forward and backward of one micro-batch; gradients add up until `update`. Collective
+        on the last micro-batch of a step, and on the first one if gradients are measured.
 
         Returns:
             bool scalar on the device: the loss was not finite, or the gradients of the previous
@@ -226,7 +226,7 @@ class Student:
         with self.placement.accumulating(more_to_come):
             objective = self.settings.objective
             terms = objective(self.placement.forward(batch.images), teacher, batch)
-            if measured and self._forwards_done == 1:
+            if self._measuring and self._forwards_done == 1:
                 weighted = objective.weighted(terms)
                 self._gradient_norms = self.placement.term_norms(weighted, self.group_size)
             self.placement.backward(terms.total / self.num_forwards, more_to_come)
@@ -235,11 +235,12 @@ class Student:
         self.losses.add(terms, 1 / (self.num_forwards * self.engine.world_size))
         return ~torch.isfinite(terms.total.detach()) | self.placement.failed
 
-    def update(self, step: int, *, measured: bool = False) -> None:
+    def update(self, step: int) -> None:
         """Take one optimizer step at this step's learning rate."""
-        norm = self.placement.step(self.lr_at(step), measured=measured)
+        norm = self.placement.step(self.lr_at(step), measured=self._measuring)
         if norm is not None:
             self._gradient_norms = {"total": norm, **self._gradient_norms}
+        self._measuring = False
         if self._statistics:
             self._statistics.after_step(self.num_forwards)
         self._forwards_done = 0

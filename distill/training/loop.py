@@ -265,9 +265,10 @@ class Run:
         objectives = [student.settings.objective for student in self.running]
         needs_teacher = any(objective.needs_teacher for objective in objectives)
         stages = tuple(sorted({stage for each in objectives for stage in each.teacher_stages}))
-        measured = self.plan.recipe.log.gradient_norms and self.stage.due(
-            self.stage.log_every, self.step + 1
-        )
+        logged = self.stage.due(self.stage.log_every, self.step + 1)
+        if logged and self.plan.recipe.log.gradient_norms:
+            for student in self.running:
+                student.measure_gradients()
         for _ in range(self.share.num_forwards):
             with self.logger.clock.waiting_for_data():
                 batch = next(batches)
@@ -276,14 +277,14 @@ class Run:
             if self.teacher and needs_teacher:
                 teacher = self.teacher.outputs(batch.images, stages)
             for student in self.running:
-                bad = student.learn(batch, teacher, measured=measured)
+                bad = student.learn(batch, teacher)
                 not_finite[student.name] = (
                     not_finite[student.name] | bad if student.name in not_finite else bad
                 )
         flags = [not_finite.get(student.name) for student in self.students]
         self._stop_students(step_flags.exchange(self.step + 1, flags, signals.received is not None))
         for student in self.running:
-            student.update(self.step, measured=measured)
+            student.update(self.step)
         self.step += 1
 
     def _stop_students(self, stopped: list[tuple[int, int]]) -> None:
