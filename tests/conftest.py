@@ -35,6 +35,7 @@ SLOW_FILES = {
     "test_launch_command.py",
     "test_miniature.py",
     "test_moved_streams.py",
+    "test_norms_of_processes.py",
     "test_scaling_tables.py",
     "test_slurm.py",
     "test_statistics_groups.py",

@@ -24,12 +24,23 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"student"}),
     frozenset({"training"}),
     frozenset({"cli", "doctor", "init", "release"}),
+    frozenset({"report"}),
     frozenset({"__main__"}),
 )
 # The same within training/.
 TRAINING: tuple[frozenset[str], ...] = (
     frozenset(
-        {"clock", "hints", "inputs", "live_losses", "metrics", "output_folder", "screen", "share"}
+        {
+            "clock",
+            "energy",
+            "hints",
+            "inputs",
+            "live_losses",
+            "metrics",
+            "output_folder",
+            "screen",
+            "share",
+        }
     ),
     frozenset({"rundir", "settings"}),
     frozenset({"plan"}),

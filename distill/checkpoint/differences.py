@@ -16,7 +16,7 @@ def another_recipe(path: Path, wrote: str, old_text: str, new_text: str) -> str:
     `old_text`, that `new_text` cannot resume.
     """
     old, new = (
-        _leaves(with_streams_anywhere(yaml.safe_load(text)), KEYS_LEFT_OUT)
+        flattened(with_streams_anywhere(yaml.safe_load(text)), KEYS_LEFT_OUT)
         for text in (old_text, new_text)
     )
     absent = "(absent)"
@@ -43,7 +43,7 @@ def moved_streams(old_text: str, new_text: str) -> list[str]:
     return [key for key in new if old.get(key) != new[key]]
 
 
-def _leaves(node: Any, without: Any = (), prefix: str = "") -> dict[str, str]:
+def flattened(node: Any, without: Any = (), prefix: str = "") -> dict[str, str]:
     """Dotted keys and values, without the keys that are no part of a recipe's identity. Items of a
     list with names are keyed by name.
     """
@@ -60,5 +60,5 @@ def _leaves(node: Any, without: Any = (), prefix: str = "") -> dict[str, str]:
         if key in without and not (isinstance(without, dict) and without[key] is not True):
             continue
         inner = without.get(key, without.get("__all__", ())) if isinstance(without, dict) else ()
-        leaves |= _leaves(value, inner, f"{prefix}.{key}" if prefix else str(key))
+        leaves |= flattened(value, inner, f"{prefix}.{key}" if prefix else str(key))
     return leaves

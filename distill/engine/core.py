@@ -107,7 +107,7 @@ class Engine:
             )
         self.precision = precision
         self._channels_last = channels_last
-        self._compile = compile
+        self.compiles = compile
         self._tracking = tracking
         self._tracks = False
         self._timeout_s = timeout_s
@@ -150,7 +150,7 @@ class Engine:
         """Compile the module's forward in place if the run compiles. The names in its state dict
         stay.
         """
-        if self._compile:
+        if self.compiles:
             # Training and evaluation have one shape each: a graph for each of the two.
             module.compile(dynamic=False)
 
@@ -281,16 +281,20 @@ class Engine:
         dist.all_reduce(raised, op=dist.ReduceOp.MAX, group=self._hosts)
         return [bool(flag) for flag in raised.tolist()]
 
-    def average_(self, tensors: list[torch.Tensor]) -> None:
+    def average_(self, tensors: list[torch.Tensor], group_size: int | None = None) -> None:
         """Average float tensors over processes, in place, in one message. Collective: every rank.
 
         For BatchNorm's running statistics: their update is linear, so averaging now or later gives
         the same result.
+
+        Args:
+            group_size: average over statistics groups of this size instead of all processes.
         """
-        if self.world_size > 1 and tensors:
+        size = self.world_size if group_size is None else group_size
+        if size > 1 and tensors:
             flat = torch.cat([tensor.detach().flatten() for tensor in tensors])
-            dist.all_reduce(flat)
-            flat.div_(self.world_size)
+            dist.all_reduce(flat, group=None if group_size is None else self.statistics_group(size))
+            flat.div_(size)
             parts = torch.split(flat, [tensor.numel() for tensor in tensors])
             torch._foreach_copy_(
                 tensors, [part.view_as(t) for part, t in zip(parts, tensors, strict=True)]

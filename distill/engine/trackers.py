@@ -19,6 +19,7 @@ OVERLAID = (
     "loss_soft",
     "loss_hint",
     "lr",
+    "gradient_norm_total",
     "top1",
     "top5",
     "loss",

@@ -139,6 +139,12 @@ class Objective:
         """The teacher's feature maps that it reads."""
         return self.hint.teacher_stages if self.hint else ()
 
+    def weighted(self, terms: LossTerms) -> dict[str, Tensor]:
+        """Return the terms by name as they enter the total: each times its weight."""
+        own = {"hard": self.hard, "soft": self.soft, "hint": self.hint}
+        values = terms._asdict()
+        return {name: term.weight * values[name] for name, term in own.items() if term is not None}
+
     def __call__(
         self, outputs: Outputs, teacher: TeacherOutputs | None, batch: Supervision
     ) -> LossTerms:

@@ -107,6 +107,12 @@ class LogSpec(Section):
 
     every: Interval = DurationValue(50, "iterations")
     """The interval between log entries."""
+    gradient_norms: bool = False
+    """Whether log entries contain the norm of each student's gradient in the last step, before
+    clipping, and of the gradient of each of its loss terms, times the weight of the term, on the
+    first micro-batch of that step. Each term costs a backward pass in that step, and all of them
+    memory for one more gradient. Under zero_stage and compile only the total is recorded.
+    """
     trackers: Names = ()
     """Trackers that get the same values as metrics.jsonl: tensorboard, wandb, trackio."""
     project: Annotated[str, Field(min_length=1)] = "distill"

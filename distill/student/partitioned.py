@@ -139,10 +139,17 @@ class Partitioned:
         if more_to_come:
             self._model.step()  # counts; the weights change in the last call of a step
 
-    def step(self, lr: float) -> None:
+    def term_norms(
+        self, terms: Mapping[str, torch.Tensor], group_size: int
+    ) -> dict[str, torch.Tensor]:
+        return {}  # DeepSpeed gathers weights and reduces gradients in hooks of its own backward
+
+    def step(self, lr: float, *, measured: bool = False) -> torch.Tensor | None:
         set_lr(self._partition.base_optimizer, lr)
         self._model.step()
         self.failed = self._partition.skipped
+        norm = self._model.get_global_grad_norm() if measured else None
+        return None if norm is None else torch.as_tensor(norm, device=self._engine.device)
 
     def update_averages(self) -> None:
         for ema in self._emas.values():

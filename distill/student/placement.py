@@ -1,6 +1,6 @@
 """The interface of every placement: how processes hold a student's model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -57,8 +57,25 @@ class Placement(Protocol):
         Collective: every rank.
         """
 
-    def step(self, lr: float) -> None:
-        """Take one optimizer step, clipped as the recipe says. Collective: every rank."""
+    def term_norms(
+        self, terms: Mapping[str, torch.Tensor], group_size: int
+    ) -> dict[str, torch.Tensor]:
+        """Return the norm of the gradient of each loss term, on the device, without a wait; the
+        gradients of the step stay as they are. Empty where the placement cannot know them.
+        Collective: every rank.
+
+        Args:
+            terms: scalars of a forward whose `backward` comes later.
+            group_size: neighbouring processes that share the micro-batch; their gradients are
+                averaged.
+        """
+
+    def step(self, lr: float, *, measured: bool = False) -> torch.Tensor | None:
+        """Take one optimizer step, clipped as the recipe says. Collective: every rank.
+
+        Returns:
+            If `measured`, the norm of the gradient before clipping, on the device.
+        """
 
     def update_averages(self) -> None:
         """Update the averages, after weights and statistics changed."""

@@ -2,6 +2,7 @@
 here, also LAMB, which takes the norm of each layer.
 """
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -61,18 +62,43 @@ class Replicated:
     def backward(self, loss: torch.Tensor, more_to_come: bool) -> None:
         (self._scaler.scale(loss) if self._scaler else loss).backward()  # type: ignore[no-untyped-call]
 
-    def step(self, lr: float) -> None:
+    def term_norms(
+        self, terms: Mapping[str, torch.Tensor], group_size: int
+    ) -> dict[str, torch.Tensor]:
+        if self._engine.compiles:
+            return {}  # a compiled backward frees what it read, so it runs only once
+        # DDP's reducer hooks into the accumulation of gradients, which autograd.grad leaves out.
+        one = torch.ones((), device=self._engine.device)
+        scale = self._scaler.scale(one) if self._scaler else one
+        parameters = [p for p in self._parameters.values() if p.requires_grad]
+        norms = {}
+        for name, term in terms.items():
+            found = torch.autograd.grad(
+                scale * term, parameters, retain_graph=True, allow_unused=True
+            )
+            # Contiguous: the gradient of a broadcast weight is a view that cannot be averaged.
+            gradients = [each.contiguous() for each in found if each is not None]
+            self._engine.average_(gradients, group_size)
+            norms[name] = torch.nn.utils.get_total_norm(gradients) / scale
+        return norms
+
+    def step(self, lr: float, *, measured: bool = False) -> torch.Tensor | None:
         set_lr(self._optimizer, lr)
         if self._scaler:
             self._scaler.unscale_(self._optimizer)
+        norm = None
         if self._clip_grad_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self._parameters.values(), self._clip_grad_norm)
+            norm = torch.nn.utils.clip_grad_norm_(self._parameters.values(), self._clip_grad_norm)
+        elif measured:
+            gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
+            norm = torch.nn.utils.get_total_norm(gradients)
         if self._scaler:
             self._scaler.step(self._optimizer)
             self._scaler.update()
         else:
             self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
+        return norm if measured else None
 
     def update_averages(self) -> None:
         for ema in self._emas.values():

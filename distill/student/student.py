@@ -17,7 +17,7 @@ from distill.data.loading.loader import Batch
 from distill.engine import Engine
 from distill.evaluation.accuracy import Accuracy, Model
 from distill.evaluation.metric import Metric
-from distill.losses.objective import LossTerms, Objective
+from distill.losses.objective import Objective
 from distill.losses.outputs import TeacherOutputs
 from distill.models.batch_norm import StepStatistics, running_statistics, synchronise
 from distill.models.drop_path import DropPathKeys
@@ -36,32 +36,10 @@ from distill.student import (
     Tensors,
 )
 from distill.student.learner import Learner
+from distill.student.loss_sums import Losses
 
 # The order of the sums in checkpoints that hold them as a list; the first ones end before "kept".
 _OLD_LOSSES = ("total", "hard", "soft", "hint", "kept")
-
-
-@dataclass
-class Losses:
-    """Sums of this process's loss terms since the last log, on the device. Absent terms stay zero
-    and are not reported.
-
-    Their sums over the processes are those of `steps` global batches.
-    """
-
-    sums: torch.Tensor
-    steps: int = 0
-    present: tuple[str, ...] = ()
-
-    NAMES = LossTerms._fields
-
-    def add(self, terms: LossTerms, share: float) -> None:
-        """Add the terms of a micro-batch, which is this share of its global batch. No sync."""
-        values = terms._asdict()
-        self.present = tuple(name for name in self.NAMES if values[name] is not None)
-        self.sums += share * torch.stack(
-            [torch.zeros_like(self.sums[0]) if v is None else v.detach() for v in values.values()]
-        )
 
 
 @dataclass
@@ -164,6 +142,8 @@ class Student:
             )
         self._statistics = self._new_statistics()
         self._forwards_done = 0
+        self._measuring = False
+        self._gradient_norms: dict[str, torch.Tensor] = {}
         self.losses = self._no_losses()
 
     def _synchronised(self, module: nn.Module) -> nn.Module:
@@ -222,9 +202,13 @@ class Student:
         """Whether the student still learns."""
         return self.stopped_at is None
 
+    def measure_gradients(self) -> None:
+        """Measure the norms of the next step's gradients, for `take_gradient_norms`."""
+        self._measuring = True
+
     def learn(self, batch: Batch, teacher: TeacherOutputs | None) -> torch.Tensor:
         """Run forward and backward of one micro-batch; gradients add up until `update`. Collective
-        on the last micro-batch of a step.
+        on the last micro-batch of a step, and on the first one if gradients are measured.
 
         Returns:
             bool scalar on the device: the loss was not finite, or the gradients of the previous
@@ -240,7 +224,11 @@ class Student:
         )
         self._drop_path.set(self._drop_key, batch.positions)
         with self.placement.accumulating(more_to_come):
-            terms = self.settings.objective(self.placement.forward(batch.images), teacher, batch)
+            objective = self.settings.objective
+            terms = objective(self.placement.forward(batch.images), teacher, batch)
+            if self._measuring and self._forwards_done == 1:
+                weighted = objective.weighted(terms)
+                self._gradient_norms = self.placement.term_norms(weighted, self.group_size)
             self.placement.backward(terms.total / self.num_forwards, more_to_come)
         if self._statistics:
             self._statistics.after_forward(more_to_come)
@@ -249,7 +237,10 @@ class Student:
 
     def update(self, step: int) -> None:
         """Take one optimizer step at this step's learning rate."""
-        self.placement.step(self.lr_at(step))
+        norm = self.placement.step(self.lr_at(step), measured=self._measuring)
+        if norm is not None:
+            self._gradient_norms = {"total": norm, **self._gradient_norms}
+        self._measuring = False
         if self._statistics:
             self._statistics.after_step(self.num_forwards)
         self._forwards_done = 0
@@ -274,6 +265,13 @@ class Student:
             for name, value in zip(Losses.NAMES, sums, strict=True)
             if name in losses.present
         }
+
+    def take_gradient_norms(self) -> dict[str, float]:
+        """Return the norms of the gradients of the step that was measured last, on this process:
+        in total, then of each loss term. Waits for the device.
+        """
+        norms, self._gradient_norms = self._gradient_norms, {}
+        return {name: float(norm) for name, norm in norms.items()}
 
     # ---- evaluated and saved ---------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ screen         progress for people
 header         the lines before the progress
 live_losses    losses without a wait for the device
 clock          time of a run
+energy         energy of a run's GPUs
 summary        report.json and the last table
 check          `distill recipe check`: what is known before a run
 """

@@ -6,19 +6,34 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from distill.engine import Engine
 from distill.evaluation.accuracy import TEACHER, Accuracy
 from distill.evaluation.metric import METRICS
 from distill.student.student import Student
 from distill.training.clock import Clock
+from distill.training.energy import EnergyMeter, counter_of
 from distill.training.live_losses import LiveLosses
 from distill.training.metrics import MetricsFile
 from distill.training.plan import Plan
 from distill.training.screen import Progressed, Screen
 
 _SHOWN_EVERY_S = 0.25  # the screen is drawn four times a second
+
+
+class Trained(NamedTuple):
+    """What a student did since the last log.
+
+    Attributes:
+        losses: mean loss terms by name.
+        lr: the learning rate of the last step.
+        gradient_norms: of the last step, by name; empty unless the recipe asks for them.
+    """
+
+    losses: Mapping[str, float]
+    lr: float
+    gradient_norms: Mapping[str, float]
 
 
 class RunLogger:
@@ -32,6 +47,7 @@ class RunLogger:
         recipe = plan.recipe
         self._plan, self._recipe, self._engine = plan, recipe, engine
         self.clock = Clock(engine.world_size)
+        self.energy = EnergyMeter(engine, counter_of(engine.device))
         self.screen = Screen(
             title=recipe.name,
             students=list(recipe.students),
@@ -117,19 +133,23 @@ class RunLogger:
         self,
         step: int,
         general: dict[str, Any],
-        students: Mapping[str, tuple[dict[str, float], float]],
+        students: Mapping[str, Trained],
     ) -> None:
         """Record and show a log interval. Collective: every rank.
 
         Args:
             general: what is recorded besides speed and memory.
-            students: mean loss terms and learning rate of each running student.
+            students: the running ones, by name.
         """
         records: dict[str, Any] = {}
-        for name, (losses, lr) in students.items():
+        for name, trained in students.items():
             row = self.screen.rows[name]
-            row.loss, row.lr = losses.get("total"), lr
-            records[name] = {**{f"loss_{key}": value for key, value in losses.items()}, "lr": lr}
+            row.loss, row.lr = trained.losses.get("total"), trained.lr
+            records[name] = {
+                **{f"loss_{key}": value for key, value in trained.losses.items()},
+                "lr": trained.lr,
+                **{f"gradient_norm_{key}": norm for key, norm in trained.gradient_norms.items()},
+            }
         images_per_s = self._images_per_s(step - self._logged_step, self.clock.lap())
         self._logged_step = step
         now = self._progressed(step, images_per_s)

@@ -28,7 +28,7 @@ from distill.training.build import (
     train_loader,
 )
 from distill.training.evaluations import Evaluations
-from distill.training.logging import RunLogger
+from distill.training.logging import RunLogger, Trained
 from distill.training.output_folder import refuse_foreign_output
 from distill.training.plan import Plan, StagePlan, make_plan
 from distill.training.run_state import RunCheckpoints
@@ -265,6 +265,10 @@ class Run:
         objectives = [student.settings.objective for student in self.running]
         needs_teacher = any(objective.needs_teacher for objective in objectives)
         stages = tuple(sorted({stage for each in objectives for stage in each.teacher_stages}))
+        logged = self.stage.due(self.stage.log_every, self.step + 1)
+        if logged and self.plan.recipe.log.gradient_norms:
+            for student in self.running:
+                student.measure_gradients()
         for _ in range(self.share.num_forwards):
             with self.logger.clock.waiting_for_data():
                 batch = next(batches)
@@ -320,7 +324,11 @@ class Run:
             self.step,
             {**stage, "epoch": self.plan.epochs(self.step), "num_skipped": self.num_skipped},
             {
-                student.name: (student.take_losses(), student.lr_at(self.step - 1))
+                student.name: Trained(
+                    student.take_losses(),
+                    student.lr_at(self.step - 1),
+                    student.take_gradient_norms(),
+                )
                 for student in self.running
             },
         )
@@ -342,6 +350,7 @@ class Run:
             epochs=self.plan.epochs(self.step),
             seconds=clock.seconds,
             device_hours=clock.device_seconds / 3600,
+            energy_j=self.logger.energy.joules(),
             num_processes=self.engine.world_size,
             device=self.engine.device_name(),
             num_skipped=self.num_skipped,

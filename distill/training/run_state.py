@@ -25,6 +25,7 @@ class RunState:
     Attributes:
         inputs: what data, their order and teacher are; a resumed run must have the same.
         seconds, device_seconds: wall time of the run, and wall time times processes.
+        energy_j: joules of all GPUs; None if they were not measured from the start.
         training: what `Clock.training` returned; checkpoints of earlier versions lack it, and
             `warnings` and `views`.
         views: what the teacher and each student see.
@@ -38,6 +39,7 @@ class RunState:
     inputs: dict[str, str | int]
     seconds: float
     device_seconds: float
+    energy_j: float | None = None
     training: dict[str, float] | None = None
     warnings: list[str] = field(default_factory=list)
     num_skipped: int
@@ -91,6 +93,7 @@ class RunCheckpoints:
             inputs=self._inputs() if self.engine.is_main else {},  # the main process writes
             seconds=clock.seconds,
             device_seconds=clock.device_seconds,
+            energy_j=self.logger.energy.joules(),
             training=clock.training(),
             warnings=self.logger.warnings,
             num_skipped=num_skipped,
@@ -134,6 +137,7 @@ class RunCheckpoints:
         state, step = RunState.from_dict(checkpoint.values), checkpoint.state.step
         self.newest = step, str(path)
         self.logger.clock.add_earlier(state.seconds, state.device_seconds, state.training)
+        self.logger.energy.add_earlier(state.energy_j)
         self.logger.warnings += state.warnings
         self.evaluations.last_step = state.judged_step
         self.evaluations.accuracies = {

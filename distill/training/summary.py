@@ -33,7 +33,7 @@ _WIDE = 110  # columns of the table with the names of larger models
 @dataclass(frozen=True)
 class Summary:
     """The result of a run. `device_hours` is wall time times processes, over all its sessions: GPU
-    hours on GPUs.
+    hours on GPUs. `energy_j` is what its GPUs used; None if it was not measured.
     """
 
     run: str
@@ -42,6 +42,7 @@ class Summary:
     epochs: float
     seconds: float
     device_hours: float
+    energy_j: float | None
     num_processes: int
     device: str
     num_skipped: int
@@ -88,6 +89,7 @@ class Summary:
             "epochs": self.epochs,
             "seconds": round(self.seconds, 3),
             "device_hours": round(self.device_hours, 5),
+            "energy_j": None if self.energy_j is None else round(self.energy_j, 3),
             "num_processes": self.num_processes,
             "device": self.device,
             "num_skipped": self.num_skipped,

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from distill.student.student import Losses, Student
+from distill.student.loss_sums import Losses
+from distill.student.student import Student
 
 
 @pytest.mark.parametrize(
