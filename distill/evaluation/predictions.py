@@ -18,7 +18,7 @@ from distill.losses.kl import divergence
 ALL_CLASSES = ""
 """The name of the choice that leaves out no logit."""
 _MOST_TOP = 5
-_BASE_COLUMNS = 8
+_BASE_COLUMNS = 9
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,11 @@ class Predictions:
         indices: [N] int64, of the samples in the source.
         labels: [N] int64, the logit of each sample's class.
         top: [N, min(5, K)] int64, the classes with the largest logits, the largest first; of equal
-            logits the lower class is first. -1 in a row that is not finite.
+            logits the lower class is first, and NaN is before all.
         rank: [N] int64, the number of classes before the label; K for a label that is none of the
             classes compared.
         confidence: [N] float64, the probability of the first class.
+        finite: [N] bool, whether all logits are; where not, no answer is right.
         loss: [N] float64, the cross-entropy in nats; NaN for a label that is none of the classes.
         agrees: [N] bool, whether model and teacher name the same class; None without a teacher.
         teacher_kl: [N] float64, KL(teacher || model) in nats at temperature 1; None without one.
@@ -44,6 +45,7 @@ class Predictions:
     top: np.ndarray
     rank: np.ndarray
     confidence: np.ndarray
+    finite: np.ndarray
     loss: np.ndarray
     agrees: np.ndarray | None
     teacher_kl: np.ndarray | None
@@ -51,6 +53,16 @@ class Predictions:
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    @property
+    def first(self) -> np.ndarray:
+        """[N] int64, the class that the model names."""
+        return self.top[:, 0]
+
+    @property
+    def right(self) -> np.ndarray:
+        """[N] bool, whether it is the label."""
+        return np.asarray(self.rank < 1)
 
     def where(self, chosen: np.ndarray) -> "Predictions":
         """Return the rows of `chosen`, [N] bool."""
@@ -60,6 +72,7 @@ class Predictions:
             self.top[chosen],
             self.rank[chosen],
             self.confidence[chosen],
+            self.finite[chosen],
             self.loss[chosen],
             None if self.agrees is None else self.agrees[chosen],
             None if self.teacher_kl is None else self.teacher_kl[chosen],
@@ -144,7 +157,9 @@ def _columns(
     labels: torch.Tensor,
     classes: torch.Tensor | None,
 ) -> torch.Tensor:
-    """[B, 6 + min(5, K)] float64: label, rank, confidence, loss, agreement, KL, the top classes."""
+    """[B, 7 + min(5, K)] float64: label, rank, confidence, finite, loss, agreement, KL, the top
+    classes.
+    """
     known = torch.ones_like(labels, dtype=torch.bool)
     own_labels = labels
     if classes is not None:
@@ -165,8 +180,7 @@ def _columns(
         agrees = rank_of(logits, teacher_logits.argmax(1)) < 1
         teacher_kl = divergence(F.log_softmax(teacher_logits, dim=1), log_probs)
     top = top if classes is None else classes[top]
-    top = torch.where(logits.isfinite().all(1, keepdim=True), top, -1)
-    parts = [labels, rank, confidence, loss, agrees, teacher_kl]
+    parts = [labels, rank, confidence, logits.isfinite().all(1), loss, agrees, teacher_kl]
     return torch.cat([torch.stack([part.double() for part in parts], 1), top.double()], 1)
 
 
@@ -180,13 +194,16 @@ def _collected(table: torch.Tensor, with_teacher: bool, num_skipped: int) -> Pre
             " (data.unreadable, --unreadable), the first is named"
         )
     values = values[np.argsort(values[:, 0], kind="stable")]
-    index, _, label, rank, confidence, loss, agrees, teacher_kl = values[:, :_BASE_COLUMNS].T
+    index, _, label, rank, confidence, finite, loss, agrees, teacher_kl = values[
+        :, :_BASE_COLUMNS
+    ].T
     return Predictions(
         indices=index.astype(np.int64),
         labels=label.astype(np.int64),
         top=values[:, _BASE_COLUMNS:].astype(np.int64),
         rank=rank.astype(np.int64),
         confidence=confidence.copy(),
+        finite=finite.astype(bool),
         loss=loss.copy(),
         agrees=agrees.astype(bool) if with_teacher else None,
         teacher_kl=teacher_kl.copy() if with_teacher else None,

@@ -49,7 +49,7 @@ def scores_of(predictions: Predictions, images_per_s: float | None = None) -> Sc
     """Return the figures of predictions whose labels are the right classes."""
     return _scores(
         predictions,
-        predictions.rank < 1,
+        predictions.right,
         predictions.rank < 5,
         float(np.mean(predictions.loss)),
         images_per_s,
@@ -65,9 +65,8 @@ def scores_of_several(
     Args:
         right: [N, M] int64, the right classes of each image, filled up with -1.
     """
-    # [N, top, M]; a row that is not finite has -1 as its answers, and is never right.
-    hits = (predictions.top[:, :, None] == right[:, None, :]) & (predictions.top >= 0)[:, :, None]
-    found = hits.any(2)
+    hits = predictions.top[:, :, None] == right[:, None, :]  # [N, top, M]
+    found = hits.any(2) & predictions.finite[:, None]
     return _scores(predictions, found[:, 0], found.any(1), None, images_per_s)
 
 

@@ -23,7 +23,6 @@ from distill.checkpoint.layout import (
 )
 from distill.console import make_console
 from distill.data.holdout import Part, held_out
-from distill.data.relabelled import Relabelled
 from distill.data.sources import Source
 from distill.engine import Engine
 from distill.errors import InputError
@@ -31,10 +30,9 @@ from distill.evaluation.metric import METRICS
 from distill.evaluation.predictions import ALL_CLASSES
 from distill.evaluation.scores import Scores, scores_of
 from distill.models.export_format import RAW, refuse_overwrite, write_model
-from distill.models.labels import match_classes
 from distill.recipe import load_recipe
 from distill.release.find import Found, find_models, which_weights
-from distill.release.images import open_images
+from distill.release.images import labelled_in_logits, open_images
 from distill.release.passes import Evaluator, Settings
 
 
@@ -290,21 +288,10 @@ def _greedy(
             "--greedy: chooses on a part of the images, for which every label must be known: give"
             " images in a folder or a table with --data"
         )
-    num_logits = int(members[0].net.num_classes)  # type: ignore[arg-type]
-    match = match_classes(
-        members[0].classes or None,
-        num_logits,
-        source.classes,
-        who=members[0].name,
-        order_given=order_given,
-    )
+    named, _ = labelled_in_logits(source, order_given, members[0])
     aside = held_out(source, choose_on)
     if not aside.any():
         raise InputError("--greedy: no class has two images, so none can be put aside")
-    named = source
-    if not match.in_order:
-        names = members[0].classes or tuple(map(str, range(num_logits)))
-        named = Relabelled(source, match.logits, names)
     chooses, measures = Part(named, aside), Part(named, ~aside)
     engine = Engine(precision="fp32")
     try:

@@ -7,7 +7,6 @@ from typing import Literal
 from distill.checkpoint.layout import RECIPE_FILE
 from distill.console import make_console, show_table
 from distill.data.label_sets import named_list, space_of_size
-from distill.data.relabelled import Relabelled
 from distill.data.sources import Source
 from distill.engine import Engine
 from distill.errors import InputError
@@ -19,7 +18,7 @@ from distill.models.teacher import Teacher, build_teacher
 from distill.recipe import Recipe, load_recipe
 from distill.release.find import Found, find_models
 from distill.release.imagenet import named_sets
-from distill.release.images import in_command_words, open_images
+from distill.release.images import in_command_words, labelled_in_logits, open_images
 from distill.release.passes import Evaluator, Settings, Unreadable
 from distill.release.results import Results, SetResult
 from distill.release.sets import SetEvaluation, measurements
@@ -112,14 +111,16 @@ def evaluate_models(
     else:
         recipe = load_recipe(path / RECIPE_FILE) if (path / RECIPE_FILE).is_file() else None
         opened, order_given = open_images(data, split, classes, recipe, path)
-        match = _match(found, opened, order_given)
+        # The models of one run have the same classes.
+        assert len({each.classes for each in found}) == 1
+        source, match = labelled_in_logits(opened, order_given, found[0])
         if data is None and compared is None:
-            compared = _teacher(recipe, _in_logits(opened, match, found[0].classes))
+            compared = run_teacher(recipe, source)
         notes = [match.describe()] if match.how != "names" or not match.in_order else []
         engine = Engine(precision=precision)
         try:
             evaluator = Evaluator(found, compared, engine, settings, compared_logits)
-            of_sets = [_only_set(evaluator, opened, match, found, data or str(path))]
+            of_sets = [_only_set(evaluator, source, match, found, data or str(path))]
         except InputError as error:
             raise InputError(in_command_words(str(error))) from error
         finally:
@@ -135,10 +136,10 @@ def evaluate_models(
 
 
 def _only_set(
-    evaluator: Evaluator, opened: Source, match: Match, found: list[Found], name: str
+    evaluator: Evaluator, source: Source, match: Match, found: list[Found], name: str
 ) -> SetResult:
     """Evaluate on the images of --data, or those of the run."""
-    answers = evaluator.answers(_in_logits(opened, match, found[0].classes))
+    answers = evaluator.answers(source)
     scores = {
         model: scores_of(predictions, answers.images_per_s[model])
         for (model, _), predictions in answers.of.items()
@@ -152,31 +153,6 @@ def _only_set(
         "results-data",
         {model: scores[model] for model in order},
     )
-
-
-def _match(found: list[Found], source: Source, order_given: bool) -> Match:
-    """Match logits and classes of the data; the models of one run have the same match."""
-    matches = []
-    for each in found:
-        num_classes = int(each.net.num_classes)  # type: ignore[arg-type]
-        matches.append(
-            match_classes(
-                each.classes or None,
-                num_classes,
-                source.classes,
-                who=each.name,
-                order_given=order_given,
-            )
-        )
-    assert len({(match.num_logits, match.logits.tobytes()) for match in matches}) == 1
-    return matches[0]
-
-
-def _in_logits(source: Source, match: Match, classes: tuple[str, ...]) -> Source:
-    """The source with the model's logits as labels."""
-    if match.in_order:
-        return source
-    return Relabelled(source, match.logits, classes or tuple(map(str, range(match.num_logits))))
 
 
 def _named_teacher(
@@ -227,7 +203,7 @@ def _named_teacher(
     )
 
 
-def _teacher(recipe: Recipe | None, source: Source) -> Teacher | None:
+def run_teacher(recipe: Recipe | None, source: Source) -> Teacher | None:
     """The run's own teacher, if its weights are still available."""
     if recipe is None or recipe.teacher is None:
         return None

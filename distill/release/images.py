@@ -6,9 +6,12 @@ from distill.checkpoint.layout import checkpoints_dir, is_checkpoint
 from distill.checkpoint.store import load, load_newest
 from distill.data.guess import guess_source, in_options, known_classes
 from distill.data.holdout import Part, open_eval
+from distill.data.relabelled import Relabelled
 from distill.data.sources import Source, has_class_order, open_source
 from distill.errors import InputError
+from distill.models.labels import Match, match_classes
 from distill.recipe import Recipe, schema
+from distill.release.find import Found
 from distill.training.inputs import contents_of
 
 
@@ -82,6 +85,29 @@ def _refuse_other_images(source: Source, path: Path) -> None:
             " now, which it may have trained on: put the earlier images back, or evaluate on others"
             " with --data"
         )
+
+
+def labelled_in_logits(source: Source, order_given: bool, found: Found) -> tuple[Source, Match]:
+    """Return the source with the logits of a model as labels, and how its classes were matched.
+
+    Args:
+        order_given: the user gave the order of the data's classes.
+
+    Raises:
+        InputError: the classes of data and model cannot be compared, or are others.
+    """
+    num_logits = int(found.net.num_classes)  # type: ignore[arg-type]
+    match = match_classes(
+        found.classes or None,
+        num_logits,
+        source.classes,
+        who=found.name,
+        order_given=order_given,
+    )
+    if match.in_order:
+        return source, match
+    names = found.classes or tuple(map(str, range(num_logits)))
+    return Relabelled(source, match.logits, names), match
 
 
 def in_command_words(message: str) -> str:

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 
 from distill.data.guess import guess_source, in_options
-from distill.data.relabelled import Relabelled
 from distill.data.sources import Source, has_class_order, open_source
 from distill.errors import InputError
 from distill.evaluation.predictions import ALL_CLASSES, Predictions
@@ -23,6 +22,7 @@ from distill.release.imagenet import (
     part_synsets,
     real_labels,
 )
+from distill.release.images import labelled_in_logits
 from distill.release.passes import Answers, Evaluator
 from distill.release.results import SetResult
 
@@ -140,31 +140,24 @@ class SetEvaluation:
         option = f"--sets {wanted.name}={wanted.path}"
         spec = guess_source(wanted.path, option=option)
         try:
-            source = open_source(spec, Path(), option)
-            match = self._match(source.classes, has_class_order(spec))
+            opened = open_source(spec, Path(), option)
+            source, match = labelled_in_logits(opened, has_class_order(spec), self._model)
         except InputError as error:
             message = in_options(str(error), option)
             named = message if message.startswith(option) else f"{option}: {message}"
             raise InputError(named) from error
-        names = self._model.classes or tuple(map(str, range(match.num_logits)))
-        if not match.in_order:
-            source = Relabelled(source, match.logits, names)
         return Images(source, match)
 
-    def _match(self, classes: Sequence[str], order_given: bool = False) -> Match:
+    def _logits_of(self, classes: Sequence[str]) -> list[int]:
         num_logits = int(self._model.net.num_classes)  # type: ignore[arg-type]
-        return match_classes(
-            self._model.classes or None,
-            num_logits,
-            classes,
-            who=self._model.name,
-            order_given=order_given,
-        )
+        own = self._model.classes or None
+        found = match_classes(own, num_logits, classes, who=self._model.name).logits
+        return [int(logit) for logit in found]
 
     def _prepare(self, wanted: Measurement, images: Images) -> None:
         """Note which logits are compared, and find the labels of ReaL."""
         if wanted.real:
-            right = real_labels(images.source, self._match(imagenet_classes()).logits)
+            right = real_labels(images.source, self._logits_of(imagenet_classes()))
             self._real[wanted.path] = right
             unlabelled = int((right < 0).all(1).sum())
             self.notes.append(
@@ -176,7 +169,7 @@ class SetEvaluation:
             return
         synsets = part_synsets(wanted.part)
         assert synsets is not None
-        logits = sorted(self._match(synsets).logits.tolist())
+        logits = sorted(self._logits_of(synsets))
         own = wanted.name == wanted.part.name
         for name, logit in zip(images.match.data_classes, images.match.logits, strict=True):
             if own and logit not in logits:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from distill.report.predictions import Predictions
+from distill.evaluation.predictions import Predictions
 
 _CONFUSIONS = 3  # classes named for each of the worst ones
 
@@ -85,13 +85,13 @@ def confusion_row(predictions: Predictions, label: int, num_classes: int) -> np.
     """Return [K] int64: how many images of a class are named as each class. A whole matrix of
     22,000 classes would take gigabytes.
     """
-    return np.bincount(predictions.top1[predictions.label == label], minlength=num_classes)
+    return np.bincount(predictions.first[predictions.labels == label], minlength=num_classes)
 
 
 def class_accuracy(predictions: Predictions, num_classes: int) -> np.ndarray:
     """Return [K] float64, percent; NaN for a class without images."""
-    totals = np.bincount(predictions.label, minlength=num_classes)
-    hits = np.bincount(predictions.label[predictions.right], minlength=num_classes)
+    totals = np.bincount(predictions.labels, minlength=num_classes)
+    hits = np.bincount(predictions.labels[predictions.right], minlength=num_classes)
     with np.errstate(invalid="ignore"):
         return np.asarray(100 * hits / totals)
 
@@ -150,7 +150,7 @@ def class_gains(
 
 def agreement(student: Predictions, teacher: Predictions) -> Agreement:
     """Compare a student's answers with the teacher's to the same images."""
-    ours, theirs, same = student.right, teacher.right, student.top1 == teacher.top1
+    ours, theirs, same = student.right, teacher.right, student.first == teacher.first
     counts = [
         ours & theirs,
         ~ours & theirs,

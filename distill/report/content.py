@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from distill import __version__
 from distill.errors import InputError
 from distill.evaluation.metric import Metric
+from distill.evaluation.predictions import Predictions
 from distill.report import facts, words
 from distill.report.classes import (
     Agreement,
@@ -20,7 +21,7 @@ from distill.report.classes import (
 )
 from distill.report.comparison import Difference, differences
 from distill.report.curves import CurveSource, Panel, panels
-from distill.report.predictions import Evaluated, Predictions, predict_run
+from distill.report.predictions import Evaluated, predict_run
 from distill.report.records import RunRecords
 from distill.report.results import (
     ResultRow,
@@ -256,7 +257,7 @@ def _detail(name: str, evaluated: Evaluated, alone: str | None, with_images: boo
     return StudentDetail(
         name=name,
         weights=evaluated.weights[name],
-        num_images=len(student.label),
+        num_images=len(student.labels),
         right=100 * float(student.right.mean()),
         agreement=None if teacher is None else agreement(student, teacher),
         matrix=confusion_matrix(student, classes, _MATRIX_OF_ALL if few else _WORST),

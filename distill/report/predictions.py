@@ -4,50 +4,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
-
-from distill.data.relabelled import Relabelled
 from distill.data.sources import Source
 from distill.engine import Engine
 from distill.errors import InputError
-from distill.evaluation.accuracy import TEACHER, EvalBatches, Model
+from distill.evaluation.accuracy import TEACHER, Model
+from distill.evaluation.predictions import ALL_CLASSES, Predictions, predict
 from distill.evaluation.sets import eval_loader
-from distill.models.labels import match_classes
 from distill.models.pixels import Network
 from distill.models.teacher import Teacher, build_teacher
 from distill.recipe import Recipe
 from distill.release.find import Found, find_models, which_weights
-from distill.release.images import open_images
+from distill.release.images import labelled_in_logits, open_images
 from distill.report.records import RunRecords
 from distill.training.build import place_teacher
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """A model's answers to N evaluation images, in the order of their indices.
-
-    Attributes:
-        index: [N] int64, in the source.
-        label: [N] int64.
-        top5: [N, min(5, K)] int64, the largest logits first; of equal ones the lower class.
-        confidence: [N] float32, the probability of the first class.
-    """
-
-    index: np.ndarray
-    label: np.ndarray
-    top5: np.ndarray
-    confidence: np.ndarray
-
-    @property
-    def top1(self) -> np.ndarray:
-        """[N] int64."""
-        return self.top5[:, 0]
-
-    @property
-    def right(self) -> np.ndarray:
-        """[N] bool."""
-        return np.asarray(self.top1 == self.label)
 
 
 @dataclass(frozen=True)
@@ -71,29 +40,6 @@ class Evaluated:
     notes: tuple[str, ...]
 
 
-@torch.no_grad()
-def predict(
-    models: Mapping[str, Model], batches: EvalBatches, engine: Engine
-) -> dict[str, Predictions]:
-    """Return the predictions of each model, from one pass over the images on this process."""
-    columns: dict[str, list[tuple[np.ndarray, ...]]] = {name: [] for name in models}
-    for batch in batches:
-        own = [tensor[batch.valid].cpu().numpy() for tensor in (batch.indices, batch.labels)]
-        for name, model in models.items():
-            with engine.autocast():
-                logits = model(batch.images)[batch.valid].float()
-            # Stable: of equal logits the lower class is first, as the accuracy counts.
-            ranked = logits.argsort(dim=1, descending=True, stable=True)[:, :5]
-            confidence = logits.softmax(1).gather(1, ranked[:, :1])[:, 0]
-            columns[name].append((*own, ranked.cpu().numpy(), confidence.cpu().numpy()))
-    found = {}
-    for name, parts in columns.items():
-        stacked = [np.concatenate(column) for column in zip(*parts, strict=True)]
-        order = np.argsort(stacked[0])
-        found[name] = Predictions(*(column[order] for column in stacked))
-    return found
-
-
 def predict_run(
     run: RunRecords, students: Sequence[str], *, batch_size: int, num_workers: int | None
 ) -> Evaluated:
@@ -105,15 +51,7 @@ def predict_run(
     models, notes = _best_models(run, students)
     opened, order_given = open_images(None, None, None, run.recipe, run.folder)
     first = models[0]
-    match = match_classes(
-        first.classes or None,
-        int(first.net.num_classes),  # type: ignore[arg-type]
-        opened.classes,
-        who=first.name,
-        order_given=order_given,
-    )
-    classes = first.classes or opened.classes
-    source = opened if match.in_order else Relabelled(opened, match.logits, classes)
+    source, _ = labelled_in_logits(opened, order_given, first)
     teacher, note = _teacher(run.recipe, source)
     if teacher is not None and teacher.view.frame != first.view.frame:
         note = (
@@ -127,7 +65,7 @@ def predict_run(
         engine.close()
     return Evaluated(
         source=source,
-        classes=tuple(classes),
+        classes=first.classes or source.classes,
         students={each.name: found[each.name] for each in models},
         teacher=found.get(TEACHER),
         weights={each.name: which_weights(each) for each in models},
@@ -188,4 +126,5 @@ def _pass(
         num_workers=num_workers,
         unreadable=recipe.data.unreadable,
     ) as loader:
-        return predict(networks, loader, engine)
+        found = predict(networks, loader, engine)
+        return {name: found[name, ALL_CLASSES] for name in networks}

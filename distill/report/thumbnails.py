@@ -11,7 +11,7 @@ from PIL import Image
 from distill.data.decode import read_image
 from distill.data.sources import Source
 from distill.errors import InputError
-from distill.report.predictions import Predictions
+from distill.evaluation.predictions import Predictions
 
 _SIDE = 112  # pixels; shown at this size at most
 _QUALITY = 82
@@ -61,13 +61,13 @@ def differing(
     rows = _chosen(student, teacher)
     found = []
     for row in rows:
-        index = int(student.index[row])
+        index = int(student.indices[row])
         found.append(
             Differing(
                 image=_data_uri(source, index),
-                label=classes[student.label[row]],
-                student=classes[student.top1[row]],
-                teacher=None if teacher is None else classes[teacher.top1[row]],
+                label=classes[student.labels[row]],
+                student=classes[student.first[row]],
+                teacher=None if teacher is None else classes[teacher.first[row]],
                 student_percent=100 * float(student.confidence[row]),
                 teacher_percent=None if teacher is None else 100 * float(teacher.confidence[row]),
                 where=source.describe(index),
@@ -80,7 +80,7 @@ def _chosen(student: Predictions, teacher: Predictions | None) -> list[int]:
     """Return rows of the predictions."""
     if teacher is None:
         return _surest(~student.right, student.confidence, NUM_SHOWN)
-    differ = student.top1 != teacher.top1
+    differ = student.first != teacher.first
     return [
         *_surest(differ & teacher.right, teacher.confidence, _ONLY_TEACHER),
         *_surest(differ & student.right, student.confidence, _ONLY_STUDENT),

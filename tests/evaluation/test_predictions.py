@@ -66,10 +66,12 @@ def test_rank_first_classes_confidence_and_loss(engine: Engine) -> None:
         [1, 5, 2, 0, 3],
         [0, 1, 2, 3, 4],
         [3, 1, 2, 4, 5],
-        [-1] * 5,
+        [0, 1, 2, 3, 4],
         [5, 0, 1, 2, 3],
-        [-1] * 5,
+        [5, 0, 1, 2, 3],
     ]
+    assert found.finite.tolist() == [True, True, True, False, True, False]
+    assert found.right.tolist() == [False, False, False, False, True, False]
     shares = LOGITS.double().softmax(1)
     assert found.confidence[[0, 1, 2, 4]] == pytest.approx(shares.max(1).values[[0, 1, 2, 4]])
     assert found.loss[[0, 1, 2, 4]] == pytest.approx(

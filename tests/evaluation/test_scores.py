@@ -1,6 +1,7 @@
 """Scores against counting by hand."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ def predictions(top: list[list[int]], labels: list[int], rank: list[int]) -> Pre
         top=np.array(top),
         rank=np.array(rank),
         confidence=np.linspace(0.3, 0.9, count),
+        finite=np.ones(count, dtype=bool),
         loss=np.linspace(1, 2, count),
         agrees=np.arange(count) % 2 == 0,
         teacher_kl=np.linspace(0, 1, count),
@@ -40,9 +42,12 @@ def test_scores_of_one_right_class() -> None:
 
 
 def test_scores_of_several_right_classes() -> None:
-    top = [[3, 1, 2, 0, 4], [5, 1, 2, 0, 4], [-1] * 5, [7, 8, 9, 1, 2]]
+    top = [[3, 1, 2, 0, 4], [5, 1, 2, 0, 4], [3, 1, 2, 0, 4], [7, 8, 9, 1, 2]]
     right = np.array([[3, 9, -1], [4, -1, -1], [3, -1, -1], [6, 5, 3]])
-    found = scores_of_several(predictions(top, [0] * 4, [0] * 4), right)
+    found = scores_of_several(
+        replace(predictions(top, [0] * 4, [0] * 4), finite=np.array([True, True, False, True])),
+        right,
+    )
     assert (found.top1, found.top5) == (25, 50)
     assert found.loss is None
 

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
+from predicted import predicted
 from tables import Page
 
 from distill.report.classes import class_gains, confusion_matrix, worst_classes
 from distill.report.content import Options
-from distill.report.predictions import Predictions
 from distill.report.records import read_run
 from distill.report.write import write_report
 
@@ -89,8 +89,7 @@ def test_many_classes_take_little_memory_and_show_the_worst(num_classes: int) ->
     named = np.where(
         random.random(len(label)) < 0.7, label, random.integers(0, num_classes, len(label))
     )
-    student = Predictions(np.arange(len(label)), label, named[:, None], np.ones(len(label)))
-    perfect = Predictions(student.index, label, label[:, None], student.confidence)
+    student, perfect = predicted(label, named), predicted(label, label)
     names = [f"class {i}" for i in range(num_classes)]
     worst = worst_classes(student, perfect, names, 8)
     assert [each.right for each in worst] == [0.0] * 8

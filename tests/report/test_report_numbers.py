@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import timm
 import torch
+from predicted import predicted
 from tables import Page
 from timm.data import create_transform, resolve_data_config
 
@@ -15,7 +15,6 @@ from distill.data.decode import read_image
 from distill.data.fashion import CLASSES, open_fashion_mnist
 from distill.models import cifar as cifar  # registers its models
 from distill.report.classes import agreement, class_gains, confusion_matrix, worst_classes
-from distill.report.predictions import Predictions
 from distill.report.write import write_report
 
 
@@ -134,15 +133,9 @@ def test_costs_are_those_of_the_run(page: Page, tiny_run: Path) -> None:
     assert "Gradient norms were not recorded: log.gradient_norms: true records them." in page.text
 
 
-def predictions(label: list[int], named: list[int], confidence: list[float]) -> Predictions:
-    return Predictions(
-        np.arange(len(label)), np.array(label), np.array(named)[:, None], np.array(confidence)
-    )
-
-
 LABELS = [0, 0, 0, 1, 1, 2]
-STUDENT = predictions(LABELS, [0, 1, 1, 1, 1, 0], [0.9] * 6)
-TEACHER = predictions(LABELS, [0, 0, 1, 0, 1, 3], [0.8] * 6)
+STUDENT = predicted(LABELS, [0, 1, 1, 1, 1, 0], [0.9] * 6)
+TEACHER = predicted(LABELS, [0, 0, 1, 0, 1, 3], [0.8] * 6)
 NAMES = ("a", "b", "c", "d")
 
 
