@@ -103,7 +103,7 @@ def test_many_classes_take_little_memory_and_show_the_worst(num_classes: int) ->
     assert gains[-1].gain == -100.0
 
 
-def test_a_page_is_written_while_the_run_goes_on(
+def test_a_page_is_written_before_a_run_has_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = tiny.write_recipe(tmp_path, {"log": {"gradient_norms": True}})

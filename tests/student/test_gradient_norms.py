@@ -52,7 +52,7 @@ def movement(recipe: Path, output: Path, student: str) -> float:
     """How far the first step moved the weights, in units of the learning rate."""
     start = dict(build_models(make_plan(load_recipe(recipe))).nets[student].named_parameters())
     end = tensors(output, student)
-    moved = [(start[name] - end[f"{student}.model/{name}"]).norm() for name in start]
+    moved = [(start[name].detach() - end[f"{student}.model/{name}"]).norm() for name in start]
     return float(torch.stack(moved).norm()) / PLAIN_SGD["lr"]
 
 
