@@ -163,7 +163,7 @@ def test_a_matrix_of_some_classes_counts_the_others_together() -> None:
     assert whole is not None
     assert whole.names == ("a", "b", "c"), "no row for a class without images"
     assert whole.counts.tolist() == [[1, 2, 0, 0], [0, 2, 0, 0], [1, 0, 0, 0]]
-    assert confusion_matrix(predictions([0, 1], [0, 1], [1.0, 1.0]), NAMES, 4) is None
+    assert confusion_matrix(predicted([0, 1], [0, 1]), NAMES, 4) is None
 
 
 def test_gains_leave_out_classes_without_images() -> None:
