@@ -26,12 +26,13 @@ import json
 import socket
 import struct
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import TracebackType
+from types import SimpleNamespace, TracebackType
 from typing import Any, Self
 from urllib.parse import urlsplit
 
@@ -140,6 +141,14 @@ class FakeHub:
         with monkeypatch.context() as patch:
             connect(patch, self.url, cache, token)
             yield
+
+    @staticmethod
+    def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+        """Makes huggingface_hub in this process repeat failed requests at once."""
+        from huggingface_hub.utils import _http
+
+        hurried = SimpleNamespace(sleep=lambda seconds: None, time=time.time)
+        monkeypatch.setattr(_http, "time", hurried)
 
     def received(self, wanted: int) -> int:
         """Counts bytes that are about to be read. Returns how many may be read before the cut."""

@@ -1,6 +1,5 @@
 """The fake Hub answers huggingface_hub as the real one does, in success and in refusal."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread
 
@@ -17,17 +16,6 @@ from huggingface_hub.errors import (
 )
 
 WEIGHTS = bytes(range(256)) * 4000
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    with FakeHub() as hub:
-        hub.account("hf_alice", "alice", organizations=("lab",))
-        hub.account("hf_bob", "bob")
-        hub.account("hf_reader", "alice", role="read")
-        with hub.connected(monkeypatch, cache=tmp_path, token="hf_alice"):
-            monkeypatch.setattr("time.sleep", lambda seconds: None)  # between attempts
-            yield hub
 
 
 def api(token: str | None = None) -> HfApi:
@@ -67,7 +55,7 @@ def test_what_is_committed_is_read_back(hub: FakeHub) -> None:
     assert hub["lab/net"].titles() == ["shorter", "first", "initial commit"]
     assert sorted(hub["lab/net"].files()) == [".gitattributes", "model.safetensors"]
     tokens = [request.headers.get("authorization") for request in hub.log]
-    assert "Bearer hf_alice" in tokens
+    assert "Bearer hf_alice_may_write" in tokens
     cdn = [request for request in hub.log if request.path.startswith("/cdn/")]
     assert cdn
     assert all("authorization" not in request.headers for request in cdn)
@@ -90,7 +78,7 @@ def test_branches_and_pull_requests(hub: FakeHub) -> None:
     with pytest.raises(HfHubHTTPError, match="409"):
         api().create_branch("alice/net", branch="next")
     api().create_commit("alice/net", adding(a__txt=b"1"), commit_message="n", revision="next")
-    made = api("hf_bob").create_commit(
+    made = api("hf_bob_may_write").create_commit(
         "alice/net", adding(a__txt=b"2"), commit_message="please", create_pr=True
     )
     assert made.pr_revision == "refs/pr/1"
@@ -120,12 +108,13 @@ def test_refusals_have_the_classes_of_the_real_hub(hub: FakeHub) -> None:
             download(name, "config.json", token=False)
     with pytest.raises(GatedRepoError):
         download("bob/gated", "config.json")
-    assert download("bob/private", "config.json", token="hf_bob")
+    assert download("bob/private", "config.json", token="hf_bob_may_write")
+    hub.account("hf_reader", "alice", role="read")
     for token, repo, status in (
-        ("hf_alice", "bob/new", 403),
+        ("hf_alice_may_write", "bob/new", 403),
         ("hf_reader", "alice/new", 403),
         ("hf_wrong", "alice/new", 401),
-        ("hf_alice", "alice/net", 409),
+        ("hf_alice_may_write", "alice/net", 409),
     ):
         with pytest.raises(HfHubHTTPError) as refused:
             api(token).create_repo(repo)

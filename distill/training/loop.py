@@ -14,7 +14,10 @@ from distill.engine import (
 )
 from distill.engine.agreement import BatchBarrier, StepFlags, StopRequestedError
 from distill.engine.signals import Signals
+from distill.evaluation.accuracy import TEACHER
 from distill.evaluation.metric import METRICS
+from distill.models.hub.download import pin_commits
+from distill.models.student import first_weights
 from distill.recipe import Recipe
 from distill.student.student import Student
 from distill.training import header
@@ -23,6 +26,7 @@ from distill.training.build import (
     build_engine,
     build_models,
     place_teacher,
+    refuse_other_commits,
     stage_settings,
     start_students,
     train_loader,
@@ -31,7 +35,7 @@ from distill.training.evaluations import Evaluations
 from distill.training.logging import RunLogger
 from distill.training.output_folder import refuse_foreign_output
 from distill.training.plan import Plan, StagePlan, make_plan
-from distill.training.run_state import RunCheckpoints
+from distill.training.run_state import RunCheckpoints, recorded_commits
 from distill.training.rundir import RunLock
 from distill.training.share import Share, share_of_process
 from distill.training.streams import check_streams
@@ -75,11 +79,13 @@ def _train(recipe: Recipe, signals: Signals) -> int:
         recipe.train.batch_size_global, recipe.train.micro_batch_size, num_processes
     )
     plan = make_plan(recipe)
+    pin_commits(recorded_commits(plan))
     header.show_data(plan)
     check_streams(plan, num_processes, int(os.environ.get("LOCAL_WORLD_SIZE", num_processes)))
     models = build_models(plan)
     header.show_views(models.describe())
     engine = build_engine(plan)
+    refuse_other_commits(engine)
     header.show("device", f"{engine.world_size} x {engine.device_name()}, {recipe.train.precision}")
     run_lock, failed = RunLock(), True
     try:
@@ -351,6 +357,7 @@ class Run:
             accuracies=self.evaluations.accuracies,
             metric=METRICS[recipe.evaluate.metric],
             views=self._views,
+            origins=self._origins(),
             data=self.plan.described_data(),
             throughput=clock.throughput(recipe.train.batch_size_global),
             warnings=self.logger.warnings,
@@ -359,6 +366,11 @@ class Run:
         if self.engine.is_main:
             summary.show(self.logger.screen.console)
         return DONE if self.running else ALL_STOPPED
+
+    def _origins(self) -> dict[str, dict[str, str]]:
+        """Where the weights of the teacher and the first weights of the students are from."""
+        teacher = {TEACHER: self.teacher.record} if self.teacher else {}
+        return {**teacher, **{each.name: first_weights(each.spec) for each in self.students}}
 
     def _save(self) -> None:
         """Write a checkpoint. Collective: every rank."""
