@@ -135,7 +135,7 @@ def _from_hub(
     _refuse_choice(hub_model, student, weights)
     if model is not None:
         raise InputError(f"--model: {hub_model} names its own architecture: leave it out")
-    origin = origin_of_snapshot(fetch(str(hub_model), "model"), None, "--model")
+    origin = origin_of_snapshot(fetch(str(hub_model), "model", again=True), None, "--model")
     assert origin.hub is not None
     found = _loaded(origin, hub_model.repo.split("/")[1], image_size, origin.hub)
     return replace(found, record={**found.record, "hub": str(origin.hub)})

@@ -54,22 +54,24 @@ def pinned_commits() -> dict[str, str]:
     return dict(_commits)
 
 
-def fetch(name: str, key: str) -> Snapshot:
+def fetch(name: str, key: str, *, again: bool = False) -> Snapshot:
     """Returns a model of the Hub, downloaded unless it is in the cache.
 
     The first call resolves the revision to a commit, for all processes of a launch on this machine;
-    later calls have the same.
+    later calls have the same, so that all of a run has one.
 
     Args:
         name: hf://OWNER/NAME[@REVISION].
         key: the recipe key, option or argument that names it, for messages.
+        again: resolve the revision again: this is no part of a run.
 
     Raises:
         InputError: no such model or revision, no permission, or no network.
     """
     model = _parsed(name, key)
     try:
-        commit = _commits.get(str(model)) or _resolve_once(model)
+        known = None if again else _commits.get(str(model))
+        commit = known or _resolve_once(model)
         _commits[str(model)] = commit
         return Snapshot(model.at(commit), _download(model.repo, commit))
     except InputError:
