@@ -26,6 +26,7 @@ from distill.errors import InputError
 from distill.init.commands import init, launchers
 from distill.processes import end_with_launcher, leave, several_processes, speaks_first
 from distill.recipe import load_recipe
+from distill.release.commands import publish
 from distill.training.header import show_recipe
 from distill.training.output_folder import refuse_foreign_output
 
@@ -288,6 +289,7 @@ app.command(
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
 )(launch)
 app.command("launchers")(launchers)
+app.command("publish")(publish)
 
 
 def build_command() -> Any:
