@@ -54,12 +54,14 @@ class FakeHub:
     Attributes:
         bytes_received: of all requests, with their headers.
         log: every request that was read completely, in order.
+        read_at: `bytes_received` when each of them was read.
     """
 
     def __init__(self) -> None:
         self.faults = FaultOrders()
         self.requests: Counter[str] = self.faults.requests
         self.log: list[Request] = []
+        self.read_at: list[int] = []
         self.release = threading.Event()
         self.lock = threading.RLock()
         self.bytes_received = 0
@@ -242,6 +244,7 @@ class _Handler(BaseHTTPRequestHandler):
         owner = self.server.owner
         path, number, fault = owner.faults.next(self.path)
         body = self._body(fault)
+        read_at = owner.bytes_received
         if fault is not None and fault.kind == "hold":
             owner.release.wait()
         if fault is not None and fault.kind == "status":
@@ -259,6 +262,7 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {key.lower(): value for key, value in self.headers.items()}
         query = urlsplit(self.path).query
         owner.log.append(Request(path, query, number, self.command, headers, reply.status))
+        owner.read_at.append(read_at)
         if fault is not None and fault.kind == "unanswered":
             raise _CutError
         self._send(reply)

@@ -2,8 +2,10 @@
 load the model back from it.
 """
 
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +19,14 @@ from distill.files import sha256_of
 from distill.models.build import config
 from distill.models.export_format import RECORD_FILE, WEIGHTS_FILE
 from distill.models.hub.card import CardFacts, model_card
-from distill.models.hub.commit import Head, Target, Uploaded, look_at, upload
+from distill.models.hub.commit import (
+    Head,
+    Target,
+    Uploaded,
+    look_at,
+    upload,
+    without_progress_bars,
+)
 from distill.models.hub.faults import read_fault
 from distill.models.hub.figures import own_score, read_scores
 from distill.models.hub.licences import (
@@ -109,10 +118,11 @@ def publish_model(
             _show_plan(model, repo, files)
             return Published(repo, None, None, tuple(files))
         target = Target(repo, branch, pull_request, private)
-        head = look_at(target)
         title = message or _message(model)
-        made = upload(target, head, files, title)
-        _load_back(model, target, made)
+        with nullcontext() if sys.stderr.isatty() else without_progress_bars():
+            head = look_at(target)
+            made = upload(target, head, files, title)
+            _load_back(model, target, made)
         _show(model, target, head, made, files)
     return Published(repo, made.commit, made.pull_request or made.url, tuple(files))
 
@@ -122,7 +132,7 @@ def noted_licences(model: Publishable) -> list[Noted]:
     noted = []
     record = model.found.record
     teacher = model.report.get("origins", {}).get("teacher") or record.get("teacher")
-    if teacher:
+    if teacher and teacher["weights"] != "random weights":
         weights = str(teacher["weights"])
         name = weights.removeprefix("pretrained ")
         name = name if name != weights or is_hub_name(weights) else str(teacher["model"])

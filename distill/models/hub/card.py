@@ -5,6 +5,7 @@ The same facts make the same card, so publishing again changes nothing.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any
 
 from distill.errors import printable
@@ -12,6 +13,7 @@ from distill.models.hub.figures import Score
 from distill.models.hub.licences import OTHER, Noted
 from distill.models.hub.words import describe_recipe
 from distill.recipe import Recipe
+from distill.recipe.hub_names import is_hub_name
 
 _CLASSES_SHOWN = 10
 _PAPER = "https://arxiv.org/abs/2305.15781"
@@ -80,7 +82,7 @@ def _metadata(facts: CardFacts) -> str:
     tags = ["image-classification", "timm", "knowledge-distillation"]
     extra: dict[str, Any] = {}
     if facts.teacher:
-        extra["teacher"] = facts.teacher["weights"].removeprefix("pretrained ")
+        extra["teacher"] = _named(facts.teacher["weights"]).removeprefix("pretrained ")
         tags.append(f"distilled-from:{facts.teacher['model']}")
     if facts.base_model:
         extra["base_model_relation"] = "finetune"
@@ -141,7 +143,7 @@ def _sections(facts: CardFacts) -> Iterator[str]:
 
 def _use(facts: CardFacts) -> str:
     own = facts.architecture.startswith("cifar_")
-    first = "import distill.models, timm  # pip install vanillakd" if own else "import timm"
+    first = "import distill.models, timm  # of the VanillaKD trainer" if own else "import timm"
     return (
         f"## Use\n\n```python\n{first}\n"
         f'model = timm.create_model("hf-hub:{facts.repo}", pretrained=True).eval()\n'
@@ -225,12 +227,12 @@ def _derived(facts: CardFacts) -> str:
     if facts.teacher:
         teacher = facts.teacher
         lines.append(
-            f"- Teacher: {_code(teacher['model'])}, weights {_code(teacher['weights'])}, SHA-256 of"
-            f" its tensors `{teacher['sha256']}`."
+            f"- Teacher: {_code(teacher['model'])}, weights {_code(_named(teacher['weights']))},"
+            f" SHA-256 of its tensors `{teacher['sha256']}`."
         )
     began = facts.record.get("began_with")
     if began:
-        lines.append(f"- The student began with {_text(str(began))}.")
+        lines.append(f"- The student began with {_text(_named(str(began)))}.")
     lines += [f"- Licence of {_text(each.describe())}." for each in facts.noted]
     chosen = (
         "No licence has been chosen for these weights yet."
@@ -250,6 +252,13 @@ def _limits(facts: CardFacts) -> str:
     if not facts.scores:
         lines.append("- No accuracy is known.")
     return "## Limits\n\n" + "\n".join(lines)
+
+
+def _named(weights: str) -> str:
+    """Weights without the folders of the machine."""
+    if is_hub_name(weights) or weights == "random weights" or weights.startswith("pretrained "):
+        return weights
+    return PurePath(weights).name
 
 
 def _code(text: str) -> str:

@@ -1,8 +1,8 @@
 """Publishing files on the Hub: one commit, which contains all of them or does not happen."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -63,6 +63,25 @@ def connect() -> "HfApi":
     from huggingface_hub import HfApi, constants
 
     return HfApi(endpoint=constants.ENDPOINT)
+
+
+@contextmanager
+def without_progress_bars() -> Iterator[None]:
+    """Keep huggingface_hub from drawing bars, where nothing shows them or a screen is drawn."""
+    from huggingface_hub.utils.tqdm import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
+
+    if are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
 
 
 def look_at(target: Target) -> Head:
