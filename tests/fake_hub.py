@@ -165,10 +165,11 @@ class FakeHub:
 
 def connect(patch: pytest.MonkeyPatch, url: str, cache: Path, token: str | None) -> None:
     """Points huggingface_hub in this process at a Hub and an empty cache."""
-    from huggingface_hub import constants
-    from huggingface_hub.utils import close_session
+    from huggingface_hub import constants, utils
 
-    close_session()  # of an earlier Hub on the same port
+    # Connections to an earlier Hub on the same port; versions below 1 have another name for it.
+    close = "close_session" if hasattr(utils, "close_session") else "reset_sessions"
+    getattr(utils, close)()
     for name, value in {
         "ENDPOINT": url,
         "HUGGINGFACE_CO_URL_TEMPLATE": url + "/{repo_id}/resolve/{revision}/{filename}",
@@ -178,7 +179,7 @@ def connect(patch: pytest.MonkeyPatch, url: str, cache: Path, token: str | None)
         "HF_HUB_CACHE": str(cache / "hub"),
         "HF_TOKEN_PATH": str(cache / "token"),
     }.items():
-        patch.setattr(constants, name, value)
+        patch.setattr(constants, name, value, raising=False)
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         patch.delenv(name, raising=False)
     if token is not None:
