@@ -39,6 +39,7 @@ SLOW_FILES = {
     "test_launch_command.py",
     "test_miniature.py",
     "test_moved_streams.py",
+    "test_publish_process.py",
     "test_scaling_tables.py",
     "test_slurm.py",
     "test_statistics_groups.py",
