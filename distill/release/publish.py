@@ -13,12 +13,10 @@ import timm
 import torch
 
 from distill.console import make_console
-from distill.data.label_sets import known_as
 from distill.errors import InputError
 from distill.files import sha256_of
-from distill.models.build import config
 from distill.models.export_format import RECORD_FILE, WEIGHTS_FILE
-from distill.models.hub.card import CardFacts, model_card
+from distill.models.hub.card import CARD_FILE, LICENCE_FILE, CardFacts, model_card
 from distill.models.hub.commit import (
     Head,
     Target,
@@ -27,6 +25,7 @@ from distill.models.hub.commit import (
     upload,
     without_progress_bars,
 )
+from distill.models.hub.derived import base_model, datasets_of, noted_licences
 from distill.models.hub.faults import read_fault
 from distill.models.hub.figures import own_score, read_scores
 from distill.models.hub.licences import (
@@ -34,19 +33,15 @@ from distill.models.hub.licences import (
     Noted,
     check_licence,
     licence_text,
-    noted_weights,
     require_licence,
 )
+from distill.models.hub.secrets import refuse_secrets
 from distill.models.origin import CONFIG_FILE
-from distill.recipe import schema
 from distill.recipe.hub_names import HubModel, check_repo_name, is_hub_name, parse_hub_name
 from distill.release.find import which_weights
 from distill.release.publishable import Publishable, find_publishable
-from distill.release.secrets import refuse_secrets
 
-CARD_FILE, LICENCE_FILE = "README.md", "LICENSE"
 _PICTURES = (".png", ".svg", ".jpg", ".webp")
-_SMALL_BYTES = 20 * 2**20
 
 
 @dataclass(frozen=True)
@@ -111,7 +106,7 @@ def publish_model(
         model = find_publishable(
             Path(source), student=student, weights=weights, folder=Path(temporary, "export")
         )
-        noted = noted_licences(model)
+        noted = noted_licences(model.found.record, model.teacher, model.recipe, model.found.classes)
         licence = _chosen(licence, licence_file, noted, dry_run, ask)
         files = _files(model, repo, licence, licence_file, noted, evaluation, curves)
         if dry_run:
@@ -125,39 +120,6 @@ def publish_model(
             _load_back(model, target, made)
         _show(model, target, head, made, files)
     return Published(repo, made.commit, made.pull_request or made.url, tuple(files))
-
-
-def noted_licences(model: Publishable) -> list[Noted]:
-    """Return the licences of what a model derives from: teacher, first weights, training images."""
-    noted = []
-    record = model.found.record
-    teacher = model.report.get("origins", {}).get("teacher") or record.get("teacher")
-    if teacher and teacher["weights"] != "random weights":
-        weights = str(teacher["weights"])
-        name = weights.removeprefix("pretrained ")
-        name = name if name != weights or is_hub_name(weights) else str(teacher["model"])
-        noted.append(noted_weights("teacher", name, teacher.get("license")))
-    began = str(record.get("began_with", "random weights"))
-    if began != "random weights":
-        licence = record.get("began_with_license")
-        noted.append(noted_weights("first weights", began.removeprefix("pretrained "), licence))
-    return noted + _data_licences(model)
-
-
-def _data_licences(model: Publishable) -> list[Noted]:
-    if model.recipe is None:
-        return []
-    noted = []
-    sources = [model.recipe.at_stage(i).data.train for i in range(model.recipe.num_stages)]
-    for source in dict.fromkeys(sources):
-        if isinstance(source, schema.FashionMnistSpec):
-            noted.append(Noted("training images Fashion-MNIST", "mit"))
-        elif source.path is not None and is_hub_name(source.path):
-            noted.append(Noted(f"training images {source.path}", None, "its page states it"))
-    if known_as(model.found.classes):
-        terms = "ImageNet's terms of access are for non-commercial research and education"
-        noted.append(Noted("training images with ImageNet's classes", None, terms))
-    return noted
 
 
 def _chosen(
@@ -239,50 +201,12 @@ def _files(
         student=model.student,
         report=model.report,
         base_model=base_model(str(model.found.record.get("began_with", ""))),
-        datasets=_datasets(model),
+        datasets=datasets_of(model.recipe),
         curves=picture,
     )
     files[CARD_FILE] = model_card(facts).encode()
-    refuse_secrets({name: _as_text(content) for name, content in files.items()}, _token())
+    refuse_secrets(files)
     return files
-
-
-def base_model(began_with: str) -> str | None:
-    """Return the model of the Hub that a student began with; None for random weights and files."""
-    if is_hub_name(began_with):
-        return parse_hub_name(began_with).repo
-    name = began_with.removeprefix("pretrained ")
-    if name == began_with or ":" in name:
-        return None
-    place = config(name).get("hf_hub_id")
-    if not place:
-        return None
-    return f"{place}{name}" if str(place).endswith("/") else str(place)
-
-
-def _datasets(model: Publishable) -> list[str]:
-    """Return the data sets of the Hub that it was trained on."""
-    if model.recipe is None:
-        return []
-    paths = [model.recipe.at_stage(i).data.train.path for i in range(model.recipe.num_stages)]
-    prefix = "hf://datasets/"
-    found = [path.removeprefix(prefix) for path in paths if path and path.startswith(prefix)]
-    return list(dict.fromkeys("/".join(name.split("@")[0].split("/")[:2]) for name in found))
-
-
-def _as_text(content: Path | bytes) -> str:
-    """Return what may hold a token; weights and pictures hold none."""
-    if isinstance(content, Path):
-        if content.suffix in (".safetensors", *_PICTURES) or content.stat().st_size > _SMALL_BYTES:
-            return ""
-        content = content.read_bytes()
-    return content.decode(errors="replace")
-
-
-def _token() -> str | None:
-    from huggingface_hub import get_token
-
-    return get_token()
 
 
 def _message(model: Publishable) -> str:

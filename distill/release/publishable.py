@@ -55,6 +55,11 @@ class Publishable:
         return dict(json.loads((self.folder / CONFIG_FILE).read_text(encoding="utf-8")))
 
     @property
+    def teacher(self) -> Mapping[str, str] | None:
+        """What is recorded of the teacher's weights."""
+        return self.report.get("origins", {}).get("teacher") or self.found.record.get("teacher")
+
+    @property
     def student(self) -> str | None:
         """The name of the student in the recipe."""
         return str(self.found.record["student"]) if "student" in self.found.record else None

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from tiny import checkpoint
 
 from distill.errors import InputError
+from distill.models.hub.derived import base_model
 from distill.models.hub.licences import Noted, noted_weights
-from distill.release.publish import base_model
 
 
 def edited(export: Path, folder: Path, file: str, change: Callable[[Any], None]) -> Path:

@@ -15,6 +15,7 @@ from distill.models.hub.words import describe_recipe
 from distill.recipe import Recipe
 from distill.recipe.hub_names import is_hub_name
 
+CARD_FILE, LICENCE_FILE = "README.md", "LICENSE"
 _CLASSES_SHOWN = 10
 _PAPER = "https://arxiv.org/abs/2305.15781"
 _CITATION = """```bibtex

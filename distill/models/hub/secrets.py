@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
 from distill.errors import InputError
 
@@ -15,18 +16,24 @@ _KINDS = {
 }
 
 
-def refuse_secrets(texts: Mapping[str, str], token: str | None) -> None:
+_BINARY = (".safetensors", ".png", ".jpg", ".webp")
+_SMALL_BYTES = 20 * 2**20
+
+
+def refuse_secrets(files: Mapping[str, Path | bytes]) -> None:
     """Check that no file contains an access token, which everyone could read then.
 
     Args:
-        texts: the contents of the files, by name.
-        token: that of the user.
+        files: by name, as they are to be published. Weights and pictures are not read.
 
     Raises:
         InputError: one does; the message names file and line, and does not repeat the token.
     """
-    for name, text in texts.items():
-        for number, line in enumerate(text.splitlines(), 1):
+    from huggingface_hub import get_token
+
+    token = get_token()
+    for name, content in files.items():
+        for number, line in enumerate(_text(content).splitlines(), 1):
             kind = next((kind for kind, found in _KINDS.items() if re.search(found, line)), None)
             if kind is None and token and token in line:
                 kind = "your token"
@@ -35,3 +42,11 @@ def refuse_secrets(texts: Mapping[str, str], token: str | None) -> None:
                     f"{name}, line {number}: seems to hold {kind}, which publishing would show to"
                     " everyone: remove it there, and make a new one if others have seen it"
                 )
+
+
+def _text(content: Path | bytes) -> str:
+    if isinstance(content, Path):
+        if content.suffix in _BINARY or content.stat().st_size > _SMALL_BYTES:
+            return ""
+        content = content.read_bytes()
+    return content.decode(errors="replace")
