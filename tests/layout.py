@@ -34,7 +34,7 @@ TRAINING: tuple[frozenset[str], ...] = (
     frozenset({"rundir", "settings"}),
     frozenset({"plan"}),
     frozenset({"header", "logging", "streams"}),
-    frozenset({"build", "evaluations", "summary"}),
+    frozenset({"build", "evaluations", "publishing", "summary"}),
     frozenset({"run_state"}),
     frozenset({"check", "loop"}),
 )

@@ -54,7 +54,7 @@ from distill.recipe.stages import (
     StageStudentSpec,
     stage_problems,
 )
-from distill.recipe.training import CheckpointSpec, EvaluateSpec, LogSpec, TrainSpec
+from distill.recipe.training import CheckpointSpec, EvaluateSpec, LogSpec, PublishSpec, TrainSpec
 from distill.recipe.values import Section, Seed, as_tuple
 
 __all__ = [
@@ -83,6 +83,7 @@ __all__ = [
     "MixingSpec",
     "ObjectiveSpec",
     "OptimizerSpec",
+    "PublishSpec",
     "Recipe",
     "SavedDatasetSpec",
     "ScheduleSpec",

@@ -35,6 +35,7 @@ from distill.training.evaluations import Evaluations
 from distill.training.logging import RunLogger
 from distill.training.output_folder import refuse_foreign_output
 from distill.training.plan import Plan, StagePlan, make_plan
+from distill.training.publishing import Publisher
 from distill.training.run_state import RunCheckpoints, recorded_commits
 from distill.training.rundir import RunLock
 from distill.training.share import Share, share_of_process
@@ -131,6 +132,10 @@ class Run:
         )
         # num_skipped: over all processes, up to the last log or save.
         self.step, self.num_skipped = self.checkpoints.restore(run_lock)
+        publishes = recipe.log.publish is not None and engine.is_main
+        self.publisher = (
+            Publisher(plan, self.logger.screen.say, self.logger.warn) if publishes else None
+        )
         self.stage = plan.stage_at(max(self.step - 1, 0))  # at its end still this one
         if self.step == 0:
             self._announce_stage()
@@ -216,6 +221,8 @@ class Run:
             if stage.due(stage.checkpoint_every, self.step):
                 self._stop_students(step_flags.drain())
                 self._save()
+            if self.publisher:
+                self.publisher.stepped(stage, self.step, self.students)
         return False
 
     def _enter(self, stage: StagePlan) -> None:
@@ -365,6 +372,9 @@ class Run:
         self.engine.on_main(lambda: summary.write(again=not self._has_trained))
         if self.engine.is_main:
             summary.show(self.logger.screen.console)
+        if self.publisher:
+            self.publisher.push(self.step, self.students, summary.as_dict())
+            self.publisher.finish()
         return DONE if self.running else ALL_STOPPED
 
     def _origins(self) -> dict[str, dict[str, str]]:

@@ -44,7 +44,11 @@ def edited(export: Path, folder: Path, file: str, change: Callable[[Any], None])
         ("bob/private", {}, "who may not write for bob"),
         ("bob/private", {"pull_request": True}, "no such repository, or it is private"),
         ("alice/absent", {"pull_request": True}, "there is no such repository"),
-        ("alice/net", {"private": True}, "exists and is public, and --private is for a new"),
+        (
+            "alice/net",
+            {"private": True},
+            "exists and is public, and should be private: .* leave out --private",
+        ),
         ("alice/net", {"branch": "a", "pull_request": True}, "--revision and --pull-request"),
     ],
 )

@@ -109,8 +109,9 @@ def look_at(target: Target) -> Head:
             return Head(exists=False, commit=None, has_branch=target.branch in (None, MAIN))
         if target.private and not info.private:
             raise InputError(
-                f"{target.repo}: exists and is public, and --private is for a new repository: leave"
-                f" it out, or change {constants.ENDPOINT}/{target.repo}/settings"
+                f"{target.repo}: exists and is public, and should be private: change it at"
+                f" {constants.ENDPOINT}/{target.repo}/settings, or leave out --private"
+                " (log.publish.private: false)"
             )
         branches = {
             each.name: each.target_commit for each in api.list_repo_refs(target.repo).branches
@@ -148,6 +149,7 @@ def upload(
     message: str,
     *,
     delete: Sequence[str] = (),
+    in_turn: bool = False,
 ) -> Uploaded:
     """Make one commit of all files. Other files of the repository stay.
 
@@ -155,6 +157,7 @@ def upload(
         head: what `look_at` returned: if the branch has moved since, nothing is changed.
         files: path in the repository -> content or file.
         delete: folders of the repository that the commit removes.
+        in_turn: upload large files one after the other, in this thread.
 
     Raises:
         InputError: the upload was refused or interrupted. The repository is as before; a new one
@@ -178,6 +181,11 @@ def upload(
             assert target.branch is not None
             api.create_branch(target.repo, branch=target.branch, revision=commit)
             then = f"the new branch {target.branch} is there, without these files"
+        # Several at once go through a pool of threads, which the end of the process waits for.
+        for addition in additions if in_turn else ():
+            api.preupload_lfs_files(
+                target.repo, [addition], revision=target.branch, free_memory=False
+            )
         made = api.create_commit(
             target.repo,
             [*additions, *deletions],
