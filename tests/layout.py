@@ -31,7 +31,7 @@ TRAINING: tuple[frozenset[str], ...] = (
     frozenset(
         {"clock", "hints", "inputs", "live_losses", "metrics", "output_folder", "screen", "share"}
     ),
-    frozenset({"rundir", "settings"}),
+    frozenset({"hub_resume", "rundir", "settings"}),
     frozenset({"plan"}),
     frozenset({"header", "logging", "streams"}),
     frozenset({"build", "evaluations", "publishing", "summary"}),

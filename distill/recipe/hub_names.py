@@ -91,6 +91,15 @@ def _weights(text: str) -> str:
     return text
 
 
+def _resume(text: str) -> str:
+    if is_hub_name(text):
+        parse_hub_name(text)
+    elif text not in ("auto", "never"):
+        raise ValueError("should be auto, never or hf://OWNER/NAME")
+    return text
+
+
 # An InputError is a ValueError, which pydantic reports under the key.
 RepoName = Annotated[str, AfterValidator(_repo_name)]
+Resume = Annotated[str, AfterValidator(_resume)]
 Weights = Annotated[str, AfterValidator(_weights)]

@@ -6,7 +6,7 @@ what can be checked without data and models; `distill.training.check` checks the
 files, classes).
 """
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -25,6 +25,7 @@ from distill.recipe.data import (
     StreamSpec,
     TableSpec,
 )
+from distill.recipe.hub_names import Resume
 from distill.recipe.learning import (
     EmaSpec,
     LrScalingSpec,
@@ -132,9 +133,10 @@ class Recipe(Section):
     """Seed of data order, augmentation and mixing; together with `student.seed` also of the initial
     weights.
     """
-    resume: Literal["auto", "never"] = "auto"
+    resume: Resume = "auto"
     """auto: resume from the newest complete checkpoint in the folder of the run. never: rename the
-    folder of an earlier run and start again.
+    folder of an earlier run and start again. hf://OWNER/NAME: as auto, and if the folder has no
+    checkpoint, resume from the one that a run published there (log.publish.checkpoint).
     """
     data: DataSpec
     """The images, and how they are preprocessed."""

@@ -114,6 +114,10 @@ class PublishSpec(Section):
     """The interval between pushes. The end of the run always pushes, with the report."""
     private: bool = True
     """Whether a repository that is made for this is private."""
+    checkpoint: bool = False
+    """Whether the newest checkpoint is published too, so that resume=hf://OWNER/NAME continues the
+    run on another machine. It is several times as large as the weights.
+    """
     license: str | None = None
     """The licence of the weights, by its id on the Hub (mit, apache-2.0, ...); null: none is chosen
     yet.

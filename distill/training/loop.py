@@ -32,6 +32,7 @@ from distill.training.build import (
     train_loader,
 )
 from distill.training.evaluations import Evaluations
+from distill.training.hub_resume import resume_from_hub
 from distill.training.logging import RunLogger
 from distill.training.output_folder import refuse_foreign_output
 from distill.training.plan import Plan, StagePlan, make_plan
@@ -79,6 +80,8 @@ def _train(recipe: Recipe, signals: Signals) -> int:
     share = share_of_process(
         recipe.train.batch_size_global, recipe.train.micro_batch_size, num_processes
     )
+    if found := resume_from_hub(recipe):
+        header.show("resume", found)
     plan = make_plan(recipe)
     pin_commits(recorded_commits(plan))
     header.show_data(plan)
@@ -221,8 +224,8 @@ class Run:
             if stage.due(stage.checkpoint_every, self.step):
                 self._stop_students(step_flags.drain())
                 self._save()
-            if self.publisher:
-                self.publisher.stepped(stage, self.step, self.students)
+            if self.publisher and self.publisher.is_due(stage, self.step):
+                self.publisher.push(self.step, self.students, self.checkpoints.newest_path)
         return False
 
     def _enter(self, stage: StagePlan) -> None:
@@ -261,6 +264,8 @@ class Run:
         if self.step and (newest is None or newest[0] < self.step):
             self._save()
             newest = self.checkpoints.newest
+        if self.publisher:
+            self.publisher.stopped(self.step, self.students, self.checkpoints.newest_path)
         saved = f"saved in {newest[1]}" if newest else "nothing to save"
         self.logger.screen.say(
             f"{signals.received or 'a signal'}: stopped after step {self.step}, {saved}; the same"
@@ -373,7 +378,8 @@ class Run:
         if self.engine.is_main:
             summary.show(self.logger.screen.console)
         if self.publisher:
-            self.publisher.push(self.step, self.students, summary.as_dict())
+            newest = self.checkpoints.newest_path
+            self.publisher.push(self.step, self.students, newest, summary.as_dict())
             self.publisher.finish()
         return DONE if self.running else ALL_STOPPED
 

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,13 @@ from distill.evaluation.metric import METRICS
 from distill.files import current_directory, sha256_of
 from distill.models.export_format import RECORD_FILE, WEIGHTS_FILE, read_record
 from distill.models.hub.card import CARD_FILE, LICENCE_FILE, CardFacts, model_card
-from distill.models.hub.commit import Target, look_at, upload, without_progress_bars
+from distill.models.hub.commit import (
+    Target,
+    folders_in,
+    look_at,
+    upload,
+    without_progress_bars,
+)
 from distill.models.hub.derived import base_model, datasets_of, noted_licences
 from distill.models.hub.faults import redacted
 from distill.models.hub.figures import own_score
@@ -31,10 +37,13 @@ from distill.models.hub.secrets import refuse_secrets
 from distill.models.origin import CONFIG_FILE
 from distill.recipe import dump_recipe
 from distill.student.student import Student
+from distill.training.hub_resume import HUB_BEST, HUB_CHECKPOINTS
 from distill.training.plan import Plan, StagePlan
 
-# How long the end of a run waits for its last push.
+# How long the end of a run waits for its last push, and a run that was stopped by a signal, whose
+# machine may be taken away soon.
 LAST_PUSH_S = 300.0
+STOPPED_PUSH_S = 20.0
 _FOLDER = ".tmp-publish-"
 
 
@@ -45,8 +54,9 @@ class _Push:
     step: int
     folder: Path
     files: Mapping[str, Path | bytes]
-    student: Student
+    student: Student | None  # the best one; None before the first evaluation
     report: Mapping[str, Any] | None
+    checkpoint: str | None = None  # the name of its folder
 
 
 class Publisher:
@@ -71,29 +81,44 @@ class Publisher:
         self._thread = threading.Thread(target=self._run, name="publish", daemon=True)
         self._thread.start()
 
-    def stepped(self, stage: StagePlan, step: int, students: Sequence[Student]) -> None:
-        """Push after a step, if that is due; the end of the run pushes with its report."""
+    def is_due(self, stage: StagePlan, step: int) -> bool:
+        """Whether to push after a step. The end of the run pushes with its report instead."""
         due = stage.publish_every is not None and stage.due(stage.publish_every, step)
-        if due and step < self._plan.total_steps:
-            self.push(step, students)
+        return due and step < self._plan.total_steps
+
+    def stopped(self, step: int, students: Sequence[Student], newest: Path | None) -> None:
+        """Push the checkpoint of a run that a signal stops, if checkpoints are published."""
+        if self._spec.checkpoint and newest is not None:
+            self.push(step, students, newest)
+            self.finish(STOPPED_PUSH_S)
 
     def push(
-        self, step: int, students: Sequence[Student], report: Mapping[str, Any] | None = None
+        self,
+        step: int,
+        students: Sequence[Student],
+        newest: Path | None,
+        report: Mapping[str, Any] | None = None,
     ) -> None:
-        """Push the best student so far, if there is one. Returns at once.
+        """Push the best student so far and the newest checkpoint, as far as there are. Returns at
+        once.
 
         Args:
+            newest: the newest checkpoint.
             report: of a finished run.
         """
         self._warn_once()
         metric = METRICS[self._plan.recipe.evaluate.metric]
         found = {each.name: each.best.value for each in students if each.best is not None}
         name = metric.best_of(found) or next(iter(found), None)
-        if name is None:
+        if not self._spec.checkpoint:
+            newest = None
+        if name is None and newest is None:
             return
-        student = next(each for each in students if each.name == name)
+        student = next((each for each in students if each.name == name), None)
         try:
             push = self._snapshot(step, student, report)
+            if newest is not None:
+                push = self._with_checkpoint(push, students, newest)
         except OSError as error:  # a full disk does not end a run that needs no more of it
             self._failure = f"{error}"
             return
@@ -103,16 +128,21 @@ class Publisher:
             self._waiting = push
             self._changed.notify_all()
 
-    def finish(self) -> bool:
-        """Wait for the last push, for at most LAST_PUSH_S. Returns whether it succeeded."""
-        deadline = time.monotonic() + LAST_PUSH_S
+    def finish(self, timeout_s: float | None = None) -> bool:
+        """Wait for the last push, for at most LAST_PUSH_S if no time is given.
+
+        Returns:
+            Whether it succeeded.
+        """
+        timeout_s = LAST_PUSH_S if timeout_s is None else timeout_s
+        deadline = time.monotonic() + timeout_s
         with self._changed:
             self._closed = True
             self._changed.notify_all()
             while self._waiting or self._pushing:
                 left = deadline - time.monotonic()
                 if left <= 0:
-                    self._failure = f"the last push took longer than {LAST_PUSH_S:g} s"
+                    self._failure = f"the last push took longer than {timeout_s:g} s"
                     break
                 self._changed.wait(left)
         self._warn_once()
@@ -131,21 +161,39 @@ class Publisher:
 
     # ---- in the thread of the run: a snapshot ----------------------------------------------------
 
-    def _snapshot(self, step: int, student: Student, report: Mapping[str, Any] | None) -> _Push:
+    def _snapshot(
+        self, step: int, student: Student | None, report: Mapping[str, Any] | None
+    ) -> _Push:
         output = self._plan.output
         folder = output / f"{_FOLDER}{os.getpid()}-{time.monotonic_ns()}"
         folder.mkdir(parents=True)
         files: dict[str, Path | bytes] = {RECIPE_FILE: dump_recipe(self._plan.recipe).encode()}
-        best = current_directory(best_dir(output, student.name))
-        if best is None:
-            raise FileNotFoundError(f"{best_dir(output, student.name)}: is not there")
-        for name in (WEIGHTS_FILE, CONFIG_FILE, RECORD_FILE):
-            files[name] = _link(best / name, folder / name)
+        if student is not None:
+            best = current_directory(best_dir(output, student.name))
+            if best is None:
+                raise FileNotFoundError(f"{best_dir(output, student.name)}: is not there")
+            for name in (WEIGHTS_FILE, CONFIG_FILE, RECORD_FILE):
+                files[name] = _link(best / name, folder / name)
         for name in (METRICS_FILE, *([REPORT_FILE] if report is not None else [])):
             if (output / name).is_file():
                 files[name] = folder / name
                 shutil.copyfile(output / name, folder / name)
         return _Push(step, folder, files, student, report)
+
+    def _with_checkpoint(self, push: _Push, students: Sequence[Student], newest: Path) -> _Push:
+        """Add what a resume on another machine needs."""
+        files = dict(push.files)
+        places = {f"{HUB_CHECKPOINTS}/{newest.name}": newest}
+        for student in students:
+            best = current_directory(best_dir(self._plan.output, student.name))
+            if best is not None:
+                places[f"{HUB_BEST}/{student.name}"] = best
+        for place, source in places.items():
+            (push.folder / place).mkdir(parents=True)
+            for file in sorted(source.iterdir()):
+                name = f"{place}/{file.name}"
+                files[name] = _link(file, push.folder / name)
+        return replace(push, files=files, checkpoint=newest.name)
 
     # ---- in the thread of the pushes -------------------------------------------------------------
 
@@ -174,19 +222,24 @@ class Publisher:
     def _upload(self, push: _Push) -> None:
         spec = self._spec
         target = Target(spec.repo, private=spec.private)
-        record = read_record(push.folder)
-        files = {**push.files, CARD_FILE: self._card(push, record).encode()}
+        files, message = dict(push.files), f"step {push.step}"
+        if push.student is not None:
+            record = read_record(push.folder)
+            files[CARD_FILE] = self._card(push, push.student, record).encode()
+            top1 = record.get("top1")
+            score = "" if top1 is None else f", top-1 {top1:.2f} %"
+            message = f"step {push.step}: {push.student.name}{score}"
         if spec.license is not None and spec.license != OTHER:
             files[LICENCE_FILE] = licence_text(spec.license, spec.repo.split("/")[0]).encode()
         refuse_secrets(files)
-        top1 = record.get("top1")
-        score = "" if top1 is None else f", top-1 {top1:.2f} %"
-        message = f"step {push.step}: {push.student.name}{score}"
         with without_progress_bars(), _without_log():
-            upload(target, look_at(target), files, message, in_turn=True)
+            head = look_at(target)
+            old = folders_in(target, head, HUB_CHECKPOINTS) if push.checkpoint else []
+            delete = [f"{HUB_CHECKPOINTS}/{name}" for name in old if name != push.checkpoint]
+            upload(target, head, files, message, delete=delete, in_turn=True)
 
-    def _card(self, push: _Push, record: Mapping[str, Any]) -> str:
-        recipe, student, classes = self._plan.recipe, push.student, self._plan.classes
+    def _card(self, push: _Push, student: Student, record: Mapping[str, Any]) -> str:
+        recipe, classes = self._plan.recipe, self._plan.classes
         score = own_score(record)
         config = json.loads((push.folder / CONFIG_FILE).read_text(encoding="utf-8"))
         facts = CardFacts(

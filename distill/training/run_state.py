@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, Self
 
 from distill.checkpoint.layout import best_dir, checkpoints_dir
@@ -93,6 +94,11 @@ class RunCheckpoints:
     teacher: Teacher | None
     views: Mapping[str, ModelView]
     newest: tuple[int, str] | None = None
+
+    @property
+    def newest_path(self) -> Path | None:
+        """The newest checkpoint."""
+        return None if self.newest is None else Path(self.newest[1])
 
     def save(self, step: int, num_skipped: int) -> None:
         """Write a checkpoint after `step` steps, and delete old ones. Collective: every rank."""

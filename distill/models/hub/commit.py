@@ -142,6 +142,22 @@ def _check_rights(account: Mapping[str, object], target: Target) -> None:
         )
 
 
+def folders_in(target: Target, head: Head, folder: str) -> list[str]:
+    """Return the names of the folders in a folder of the repository; none if it is not there."""
+    from huggingface_hub import errors
+
+    api = connect()
+    try:
+        if not head.exists:
+            return []
+        entries = list(api.list_repo_tree(target.repo, folder, revision=head.commit))
+    except errors.EntryNotFoundError:
+        return []
+    except Exception as error:  # of huggingface_hub and its HTTP library
+        raise write_fault(error, target.repo) from error
+    return [each.path.rpartition("/")[2] for each in entries if not hasattr(each, "size")]
+
+
 def upload(
     target: Target,
     head: Head,
