@@ -5,6 +5,7 @@
     run = distill.train("quickstart/students", {"train.budget": "1 epochs"})  # or resumes it
     scores = distill.evaluate(run.output)  # scores["kd"].top1
     distill.export(run.output, "exports/kd", student="kd")
+    distill.publish(run.output, "alice/kd", student="kd", licence="mit")
 
 The functions are imported when they are first used, since torch takes seconds to import.
 """
@@ -17,16 +18,18 @@ if TYPE_CHECKING:
     from distill.release.average import average_models as average
     from distill.release.evaluate import evaluate_models as evaluate
     from distill.release.export import export_student as export
+    from distill.release.publish import publish_model as publish
     from distill.training.interface import train_recipe as train
 
 __version__ = "0.1.0.dev0"
-__all__ = ["average", "evaluate", "export", "load_recipe", "train"]
+__all__ = ["average", "evaluate", "export", "load_recipe", "publish", "train"]
 
 _MODULES = {
     "average": ("distill.release.average", "average_models"),
     "evaluate": ("distill.release.evaluate", "evaluate_models"),
     "export": ("distill.release.export", "export_student"),
     "load_recipe": ("distill.recipe", "load_recipe"),
+    "publish": ("distill.release.publish", "publish_model"),
     "train": ("distill.training.interface", "train_recipe"),
 }
 

@@ -26,6 +26,7 @@ from distill.init.commands import init, launchers
 from distill.processes import end_with_launcher, leave, several_processes, speaks_first
 from distill.recipe import load_recipe
 from distill.release.commands import average, evaluate, export
+from distill.release.publish_command import publish
 from distill.report.command import report
 from distill.training.header import show_recipe
 from distill.training.output_folder import refuse_foreign_output
@@ -168,6 +169,7 @@ app.command(
 )(launch)
 app.command("launchers")(launchers)
 app.command("report")(report)
+app.command("publish")(publish)
 
 
 def build_command() -> Any:

@@ -12,12 +12,16 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import skips
 import torch
 from command import Cli, Outcome
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from fake_hub import FakeHub
 
 # `tiny` and the command line are imported where they are used: they take seconds, and many tests
 # need neither.
@@ -36,6 +40,7 @@ SLOW_FILES = {
     "test_miniature.py",
     "test_moved_streams.py",
     "test_norms_of_processes.py",
+    "test_publish_process.py",
     "test_scaling_tables.py",
     "test_slurm.py",
     "test_statistics_groups.py",
@@ -112,6 +117,25 @@ def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> C
         return Outcome(end.value.code, out, err)
 
     return call
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator["FakeHub"]:
+    """A fake Hub that this process uses with alice's token and an empty cache. huggingface_hub does
+    not wait between its attempts.
+    """
+    from fake_hub import FakeHub
+
+    from distill.models.hub.download import pin_commits
+
+    with FakeHub() as server:
+        server.account("hf_alice_may_write", "alice", organizations=("lab",))
+        server.account("hf_bob_may_write", "bob")
+        pin_commits({})
+        with server.connected(monkeypatch, cache=tmp_path / "hf", token="hf_alice_may_write"):
+            server.hurry(monkeypatch)
+            yield server
+        pin_commits({})
 
 
 @pytest.fixture

@@ -42,10 +42,10 @@ TRAINING: tuple[frozenset[str], ...] = (
             "share",
         }
     ),
-    frozenset({"rundir", "settings"}),
+    frozenset({"hub_resume", "rundir", "settings"}),
     frozenset({"plan"}),
     frozenset({"header", "logging", "streams"}),
-    frozenset({"build", "evaluations", "summary"}),
+    frozenset({"build", "evaluations", "publishing", "summary"}),
     frozenset({"run_state"}),
     frozenset({"check", "loop"}),
     frozenset({"interface"}),

@@ -1,8 +1,14 @@
-"""The faults that the server of `servers` makes, its fixed answers, and the requests it logs."""
+"""The faults that the servers of `servers` and `fake_hub` make, their fixed answers, and the
+requests they log.
+"""
 
-from collections.abc import Mapping
+import threading
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+from urllib.parse import unquote, urlsplit
 
 Kind = Literal[
     "status",
@@ -15,6 +21,9 @@ Kind = Literal[
     "redirect",
     "chunked",
     "hold",
+    # of the fake Hub
+    "cut",
+    "unanswered",
 ]
 
 
@@ -77,3 +86,50 @@ def bytes_before(fault: Fault) -> int:
 
 def with_slash(path: str) -> str:
     return "/" + path.lstrip("/")
+
+
+class FaultOrders:
+    """The faults that are ordered, and how often each path was asked for.
+
+    Of several that fit a request, the first ordered strikes.
+    """
+
+    def __init__(self) -> None:
+        self.requests: Counter[str] = Counter()
+        self.faults: list[Fault] = []
+        self.lock = threading.Lock()
+
+    def order(self, path: str, kind: Kind, *, on: Sequence[int] | None = (), **how: Any) -> None:
+        """Orders a fault; without `on`, for the next request of this path, or if it is a pattern
+        for the next request that fits it.
+        """
+        with self.lock:
+            path = path if path.startswith("*") else with_slash(path)
+            done = sum(count for each, count in self.requests.items() if fnmatchcase(each, path))
+            numbers = (done + 1,) if on is not None and not on else on
+            self.faults.append(
+                Fault(path, kind, None if numbers is None else tuple(numbers), **how)
+            )
+
+    def next(self, target: str) -> tuple[str, int, Fault | None]:
+        """Counts a request.
+
+        Args:
+            target: of the request line.
+
+        Returns:
+            Its path, its number among those of the path, and its fault.
+        """
+        path = unquote(urlsplit(target).path)
+        with self.lock:
+            self.requests[path] += 1
+            return path, self.requests[path], self._find(path)
+
+    def _find(self, path: str) -> Fault | None:
+        for fault in self.faults:
+            if not fnmatchcase(path, fault.path):
+                continue
+            fitting = (n for each, n in self.requests.items() if fnmatchcase(each, fault.path))
+            if fault.on is None or sum(fitting) in fault.on:
+                return fault
+        return None

@@ -256,8 +256,15 @@ def config_source(name: str, known: Mapping[str, Any]) -> str:
         return f"{location}/config.json"
     if location:
         return f"config.json of {name}"
+    return f"timm's config of {timm_name(name, known)}"
+
+
+def timm_name(name: str, known: Mapping[str, Any]) -> str:
+    """Return timm's name of a model with the tag of its weights; another source's name as it is."""
+    if ":" in name:
+        return name
     architecture, tag = known.get("architecture", name), known.get("tag")
-    return f"timm's config of {architecture}{f'.{tag}' if tag else ''}"
+    return f"{architecture}{f'.{tag}' if tag else ''}"
 
 
 def takes_image_size(name: str, model_args: Mapping[str, Any]) -> bool:

@@ -6,16 +6,19 @@ config of the name that the user gives is an assumption, and is printed as one.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from distill.errors import InputError, did_you_mean
 from distill.models.build import config, config_source, is_timm_config
+from distill.models.hub import download
+from distill.models.hub.download import Snapshot
 from distill.recipe import schema
+from distill.recipe.hub_names import HubModel, is_hub_name
 
-CONFIG_FILE = "config.json"
-WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
+CONFIG_FILE = download.CONFIG_FILE
+WEIGHTS_FILES = download.WEIGHTS_FILES
 
 
 @dataclass(frozen=True)
@@ -28,16 +31,34 @@ class Origin:
         file: of the weights; None for timm's own weights or random ones.
         assumed: the config is timm's for the name, and the weights may have been trained in another
             way.
+        hub: the model of the Hub that the file was downloaded from, at its commit.
     """
 
     name: str
     config: Mapping[str, Any]
     file: Path | None
     assumed: bool
+    hub: HubModel | None = None
+
+    @property
+    def place(self) -> str:
+        """Where the weights are, for messages: their file, or their name on the Hub."""
+        return str(self.hub or self.file)
+
+    @property
+    def licence(self) -> str | None:
+        """The licence that the card or the config states with the weights, if any."""
+        if self.hub is not None:
+            assert self.file is not None
+            return download.licence_in(self.file.parent)
+        found = None if self.assumed else self.config.get("license")
+        return found if isinstance(found, str) else None
 
     @property
     def source(self) -> str:
         """Where the config is from, for messages."""
+        if self.hub is not None:
+            return f"{CONFIG_FILE} of {self.hub}"
         return f"{'assumed from ' if self.assumed else ''}{config_source(self.name, self.config)}"
 
     @property
@@ -49,8 +70,11 @@ class Origin:
         return tuple(names) if names and not self.assumed else None
 
 
-def origin_of_teacher(spec: schema.TeacherSpec, root: Path) -> Origin:
+def origin_of_teacher(spec: schema.TeacherSpec, root: Path, *, may_download: bool = True) -> Origin:
     """Find the weights of a recipe's teacher.
+
+    Args:
+        may_download: weights of the Hub that are not in the cache are downloaded.
 
     Raises:
         InputError: no such model or weights, or their config names another model than the recipe.
@@ -59,6 +83,10 @@ def origin_of_teacher(spec: schema.TeacherSpec, root: Path) -> Origin:
         assert spec.model is not None, "the schema refuses this"
         _refuse_student(spec, f"weights: {spec.weights}")
         return Origin(spec.model, config(spec.model), None, assumed=spec.weights == "random")
+    if is_hub_name(spec.weights):
+        _refuse_student(spec, spec.weights)
+        snapshot = _snapshot(spec.weights, "teacher.weights", may_download)
+        return origin_of_snapshot(snapshot, spec.model, "teacher.model")
     path = root / Path(spec.weights).expanduser()
     if path.is_file():
         _refuse_student(spec, str(path))
@@ -81,7 +109,7 @@ def teacher_known_here(spec: schema.TeacherSpec, root: Path) -> Origin | None:
     if neither is known.
     """
     try:
-        return origin_of_teacher(spec, root)
+        return origin_of_teacher(spec, root, may_download=False)
     except InputError:  # distill.training.check reports it
         return (
             None
@@ -90,9 +118,13 @@ def teacher_known_here(spec: schema.TeacherSpec, root: Path) -> Origin | None:
         )
 
 
-def origin_of_student(spec: schema.StudentSpec, root: Path) -> Origin:
+def origin_of_student(spec: schema.StudentSpec, root: Path, *, may_download: bool = True) -> Origin:
     """Find what a recipe's student starts from. A config with its weights must name the recipe's
     model.
+
+    Args:
+        may_download: weights of the Hub that are not in the cache are downloaded; otherwise the
+            origin is the recipe's model without weights.
 
     Raises:
         InputError: no such model, or a config with the weights that names another one.
@@ -100,7 +132,34 @@ def origin_of_student(spec: schema.StudentSpec, root: Path) -> Origin:
     if spec.weights in (None, "pretrained"):
         return Origin(spec.model, config(spec.model), None, assumed=False)
     assert spec.weights is not None
+    if is_hub_name(spec.weights):
+        if not may_download and download.in_cache(spec.weights, "weights") is None:
+            return Origin(spec.model, config(spec.model), None, assumed=True)
+        snapshot = _snapshot(spec.weights, "weights", may_download)
+        return origin_of_snapshot(snapshot, spec.model, "model")
     return origin_of_file(root / Path(spec.weights).expanduser(), spec.model, "model")
+
+
+def _snapshot(weights: str, key: str, may_download: bool) -> Snapshot:
+    if may_download:
+        return download.fetch(weights, key)
+    if (found := download.in_cache(weights, key)) is None:
+        raise InputError(f"{key}: {weights} is not in the cache")
+    return found
+
+
+def origin_of_snapshot(snapshot: Snapshot, model: str | None, key: str) -> Origin:
+    """Return a model of the Hub.
+
+    Raises:
+        InputError: it is not in timm's format, or another model than the user says.
+    """
+    try:
+        found = origin_of_folder(snapshot.folder, model, key)
+    except InputError as error:  # a user does not know the folders of the cache
+        message = str(error).replace(str(snapshot.folder), str(snapshot.model))
+        raise InputError(message) from error
+    return replace(found, hub=snapshot.model)
 
 
 def origin_of_file(path: Path, model: str | None, key: str) -> Origin:

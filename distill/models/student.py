@@ -8,14 +8,22 @@ from torch import nn
 
 from distill import rng
 from distill.errors import InputError
-from distill.models.build import checkpoint_activations, config, config_source, student_architecture
+from distill.models.build import (
+    checkpoint_activations,
+    config,
+    config_source,
+    student_architecture,
+    timm_name,
+)
 from distill.models.fitting import apply_weights, fitted, head_classes
+from distill.models.hub.download import in_cache, licence_in, pinned_commits
 from distill.models.labels import match_classes
 from distill.models.origin import Origin, origin_of_student
 from distill.models.sizes import resampled_by_timm
 from distill.models.view import ModelView, view_of_config
 from distill.models.weights import load_state_dict
 from distill.recipe import schema
+from distill.recipe.hub_names import is_hub_name, parse_hub_name
 
 
 def create_student(
@@ -33,9 +41,9 @@ def create_student(
     origin = origin_of_student(spec, root)
     if origin.file is not None:
         state_dict, _ = load_state_dict(origin.file)
-        notes = apply_weights(model, state_dict, f"weights {origin.file} for {spec.model}")
+        notes = apply_weights(model, state_dict, f"weights {origin.place} for {spec.model}")
         if (named := origin.classes) is not None:
-            _refuse_other_classes(named, classes, f"weights {origin.file}")
+            _refuse_other_classes(named, classes, f"weights {origin.place}")
     elif pretrained:
         notes = resampled_by_timm(origin, spec.model_args, image_size, "data.image_size")
     if spec.grad_checkpointing:
@@ -63,7 +71,7 @@ def student_notes(
     Args:
         num_classes: of the data; None if unknown, which takes the number of the weights.
     """
-    origin = origin_of_student(spec, root)
+    origin = origin_of_student(spec, root, may_download=False)
     if origin.file is None:
         pretrained = spec.weights == "pretrained"
         return (
@@ -77,7 +85,7 @@ def student_notes(
     with torch.device("meta"):
         number = num_classes or head_classes(origin.config, state_dict)
         model = student_architecture(spec, number, image_size, pretrained=False)
-    return fitted(model, state_dict, f"weights {origin.file} for {spec.model}").notes
+    return fitted(model, state_dict, f"weights {origin.place} for {spec.model}").notes
 
 
 def first_weights(spec: schema.StudentSpec) -> dict[str, str]:
@@ -86,32 +94,53 @@ def first_weights(spec: schema.StudentSpec) -> dict[str, str]:
     """
     if spec.weights is None:
         return {"began_with": "random weights"}
+    if is_hub_name(spec.weights):
+        return _of_hub(spec.weights)
     if spec.weights != "pretrained":
         return {"began_with": spec.weights}
     if ":" in spec.model:  # its config may be on the network, which a run does not use midway
         return {"began_with": f"pretrained {spec.model}"}
     known = config(spec.model)
-    name = config_source(spec.model, known).removeprefix("timm's config of ")
     licence = {"began_with_license": str(known["license"])} if "license" in known else {}
-    return {"began_with": f"pretrained {name}", **licence}
+    return {"began_with": f"pretrained {timm_name(spec.model, known)}", **licence}
+
+
+def _of_hub(weights: str) -> dict[str, str]:
+    """Return the commit that a name of the Hub means for this run, and the licence of its card."""
+    commit = pinned_commits().get(str(parse_hub_name(weights)))
+    found = in_cache(weights, "weights")
+    licence = licence_in(found.folder) if found is not None else None
+    began_with = str(parse_hub_name(weights).at(commit)) if commit else weights
+    return {"began_with": began_with, **({"began_with_license": licence} if licence else {})}
 
 
 def student_view(
-    spec: schema.StudentSpec, root: Path, data: schema.DataSpec, key: str = "student"
+    spec: schema.StudentSpec,
+    root: Path,
+    data: schema.DataSpec,
+    key: str = "student",
+    *,
+    may_download: bool = True,
 ) -> ModelView:
     """Return the view of a recipe's student: the run's image size and evaluation crop, with its own
     mean and std.
 
     Args:
         key: of the student in the recipe, for sources.
+        may_download: weights of the Hub that are not in the cache are downloaded; otherwise mean
+            and std are timm's.
 
     Raises:
         InputError: no such model, or a config with its weights that names another one.
     """
-    origin: Origin = origin_of_student(spec, root)
-    view = view_of_config(origin.config, config_source(origin.name, origin.config))
+    origin = origin_of_student(spec, root, may_download=may_download)
+    view = view_of_config(origin.config, _config_source(origin))
     crop = data.eval_view.model_dump()
     view = view.replaced("data.image_size", image_size=data.image_size).replaced(
         "data.eval_view", **crop
     )
     return view.replaced(f"{key}.mean", mean=spec.mean).replaced(f"{key}.std", std=spec.std)
+
+
+def _config_source(origin: Origin) -> str:
+    return origin.source if origin.hub else config_source(origin.name, origin.config)

@@ -1,7 +1,7 @@
 """The teacher: a frozen model in eval mode, with its own pixels and its own precision."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from distill import rng
 from distill.data.label_sets import class_list
 from distill.errors import InputError
 from distill.losses.outputs import TeacherOutputs
-from distill.models.build import create
+from distill.models.build import create, timm_name
 from distill.models.features import Featured
 from distill.models.fitting import fitted, head_classes
 from distill.models.labels import Match, match_teacher
@@ -54,6 +54,8 @@ class Teacher(nn.Module):
         classes: names in the order of the logits, if known.
         notes: what was adapted when its weights were loaded.
         promised: the accuracy that the weights' record states.
+        origin: its architecture, where its weights are from, and their licence, by name, for
+            records; `record` adds the SHA-256.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class Teacher(nn.Module):
         classes: tuple[str, ...] | None = None,
         notes: tuple[str, ...] = (),
         promised: Promise | None = None,
+        origin: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
         self.net = model.requires_grad_(False)
@@ -82,6 +85,7 @@ class Teacher(nn.Module):
         self.view = view
         self.notes = notes
         self.promised = promised
+        self.record = {**(origin or {}), "sha256": self.fingerprint}
         _cast(self.net, dtype)
         self.pixels.dtype = dtype
         super().train(False)
@@ -188,9 +192,21 @@ def build_teacher(
         classes=recorded,
         notes=loaded.notes,
         promised=read_promise(loaded.origin.file),
+        origin=_recorded_origin(spec, loaded.origin),
     )
     teacher.match = match
     return teacher.to(device)
+
+
+def _recorded_origin(spec: schema.TeacherSpec, origin: Origin) -> dict[str, str]:
+    """Return what records say of a teacher's weights: their licence may bind its students."""
+    names = {
+        "random": "random weights",
+        "pretrained": f"pretrained {timm_name(origin.name, origin.config)}",
+    }
+    weights = str(origin.hub) if origin.hub else names.get(spec.weights, spec.weights)
+    licence = {"license": origin.licence} if origin.licence else {}
+    return {"model": str(origin.config["architecture"]), "weights": weights, **licence}
 
 
 @dataclass(frozen=True)
@@ -227,11 +243,11 @@ def load_teacher(
     Raises:
         InputError: as `build_teacher`, except for the classes.
     """
-    origin = origin_of_teacher(spec, root)
+    origin = origin_of_teacher(spec, root, may_download=not shapes_only)
     state_dict, which, num_classes = None, f"{spec.weights} weights", None
     if origin.file is not None:
         state_dict, note = load_state_dict(origin.file)
-        which = f"{note} of {origin.file}"
+        which = f"{note} of {origin.place}"
         num_classes = head_classes(origin.config, state_dict)
         refuse_other_head(origin, num_classes)
     elif spec.weights == "random":
@@ -259,7 +275,7 @@ def load_teacher(
             origin, spec.model_args, view.image_size, view.sources["image_size"]
         )
     if state_dict is not None:
-        found = fitted(model, state_dict, f"teacher.weights {origin.file} for {origin.name}")
+        found = fitted(model, state_dict, f"teacher.weights {origin.place} for {origin.name}")
         refuse_unsaid_size(origin, found, view, "teacher.image_size")
         notes = found.notes
         if not shapes_only:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from distill.recipe.duration import Duration, DurationValue
+from distill.recipe.hub_names import Weights
 from distill.recipe.objective import ObjectiveSpec
 from distill.recipe.values import (
     ModelArgs,
@@ -32,9 +33,10 @@ class TeacherSpec(Section):
     """The timm name of the model; null: `weights` is a run or an export of this package, which
     contains the name.
     """
-    weights: str = "pretrained"
-    """`pretrained` (the weights of timm), `random`, a .safetensors or .pth file, or the folder of a
-    run or an export of this package.
+    weights: Weights = "pretrained"
+    """`pretrained` (the weights of timm), `random`, a .safetensors or .pth file, the folder of a
+    run or an export of this package, or a model of the Hub: hf://OWNER/NAME, with @REVISION behind
+    for a branch, tag or commit.
     """
     student: str | None = None
     """The student to use, if `weights` is a run with several students; null: the best one."""
@@ -197,9 +199,9 @@ class StudentSpec(Section):
 
     model: str
     """The timm name of the model."""
-    weights: str | None = None
-    """The initial weights: `pretrained` (the weights of timm), or a .safetensors or .pth file;
-    null: random weights.
+    weights: Weights | None = None
+    """The initial weights: `pretrained` (the weights of timm), a .safetensors or .pth file, or a
+    model of the Hub (hf://OWNER/NAME, with @REVISION behind); null: random weights.
     """
     model_args: ModelArgs = Field(default_factory=dict)
     """Arguments of the timm model, by name."""

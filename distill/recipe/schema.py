@@ -6,7 +6,7 @@ what can be checked without data and models; `distill.training.check` checks the
 files, classes).
 """
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -25,6 +25,7 @@ from distill.recipe.data import (
     StreamSpec,
     TableSpec,
 )
+from distill.recipe.hub_names import Resume
 from distill.recipe.learning import (
     EmaSpec,
     LrScalingSpec,
@@ -54,7 +55,7 @@ from distill.recipe.stages import (
     StageStudentSpec,
     stage_problems,
 )
-from distill.recipe.training import CheckpointSpec, EvaluateSpec, LogSpec, TrainSpec
+from distill.recipe.training import CheckpointSpec, EvaluateSpec, LogSpec, PublishSpec, TrainSpec
 from distill.recipe.values import Section, Seed, as_tuple
 
 __all__ = [
@@ -83,6 +84,7 @@ __all__ = [
     "MixingSpec",
     "ObjectiveSpec",
     "OptimizerSpec",
+    "PublishSpec",
     "Recipe",
     "SavedDatasetSpec",
     "ScheduleSpec",
@@ -131,9 +133,10 @@ class Recipe(Section):
     """Seed of data order, augmentation and mixing; together with `student.seed` also of the initial
     weights.
     """
-    resume: Literal["auto", "never"] = "auto"
+    resume: Resume = "auto"
     """auto: resume from the newest complete checkpoint in the folder of the run. never: rename the
-    folder of an earlier run and start again.
+    folder of an earlier run and start again. hf://OWNER/NAME: as auto, and if the folder has no
+    checkpoint, resume from the one that a run published there (log.publish.checkpoint).
     """
     data: DataSpec
     """The images, and how they are preprocessed."""

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from distill.recipe.duration import DurationValue, Interval
+from distill.recipe.hub_names import RepoName
 from distill.recipe.values import Count, EvenBatch, Names, Seconds, Section, Within
 
 
@@ -102,6 +103,27 @@ class CheckpointSpec(Section):
     """How many checkpoints are kept; older ones are deleted."""
 
 
+class PublishSpec(Section):
+    """A repository of the Hugging Face Hub that gets the best weights so far, a model card, the
+    recipe and the log while the run trains. Failures are warnings and never end the run.
+    """
+
+    repo: RepoName
+    """OWNER/NAME; the repository is made if it does not exist."""
+    every: Interval = DurationValue(1, "epochs")
+    """The interval between pushes. The end of the run always pushes, with the report."""
+    private: bool = True
+    """Whether a repository that is made for this is private."""
+    checkpoint: bool = False
+    """Whether the newest checkpoint is published too, so that resume=hf://OWNER/NAME continues the
+    run on another machine. It is several times as large as the weights.
+    """
+    license: str | None = None
+    """The licence of the weights, by its id on the Hub (mit, apache-2.0, ...); null: none is chosen
+    yet.
+    """
+
+
 class LogSpec(Section):
     """When and where losses are logged."""
 
@@ -123,3 +145,5 @@ class LogSpec(Section):
     """The folder that trackers write to; null: trackers/ in the folder of the run, and the default
     folder of trackio.
     """
+    publish: PublishSpec | None = None
+    """Where the run publishes its best weights while it trains; null: nowhere."""

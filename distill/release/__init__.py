@@ -1,1 +1,3 @@
-"""`distill evaluate` and `distill export`: find finished weights, evaluate them, write them."""
+"""`distill evaluate`, `average`, `export`, `publish`: find finished weights, evaluate them, write
+them and publish them.
+"""

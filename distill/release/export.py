@@ -63,7 +63,7 @@ def export_student(
     if run.is_file():
         raise InputError(f"{run}: an export is made from a run or a checkpoint, and this is a file")
     if student is None and not is_export(run) and (run / RECIPE_FILE).is_file():
-        student = _best_of(run)
+        student = best_student(run)
     (found,) = find_models(run, model=None, student=student, weights=weights, image_size=None)
     console = make_console()
     if format != "timm":
@@ -131,7 +131,7 @@ def _write_program(
     return compared
 
 
-def _best_of(run: Path) -> str:
+def best_student(run: Path) -> str:
     """The best student of a run, complete or not.
 
     Raises:

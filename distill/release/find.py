@@ -1,7 +1,7 @@
 """Models with their weights, found in a run, a checkpoint, an export or a file of weights."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from distill.files import current_directory
 from distill.models.build import config, create
 from distill.models.export_format import RAW, RAW_BEFORE, WEIGHTS_FILE, is_export, read_record
 from distill.models.fitting import apply_weights, fitted, head_classes
-from distill.models.origin import Origin, origin_of_file, origin_of_folder
+from distill.models.hub.download import fetch
+from distill.models.origin import Origin, origin_of_file, origin_of_folder, origin_of_snapshot
 from distill.models.pixels import Pixels
 from distill.models.plausible import Promise, read_promise
 from distill.models.sizes import (
@@ -30,6 +31,7 @@ from distill.models.student import first_weights, student_view
 from distill.models.view import ModelView
 from distill.models.weights import load_state_dict
 from distill.recipe import Recipe, load_recipe
+from distill.recipe.hub_names import HubModel, is_hub_name, parse_hub_name
 from distill.training.run_state import RunState
 
 
@@ -70,8 +72,9 @@ def find_models(
     image_size: int | None,
     use_test_size: bool = False,
 ) -> list[Found]:
-    """Load the models at a path: of a run, a checkpoint, an export, or a file of weights; or the
-    model that timm knows by that name, with its pretrained weights.
+    """Load the models at a path: of a run, a checkpoint, an export, a file of weights, a model of
+    the Hub (hf://OWNER/NAME[@REVISION], where pathlib may have joined the slashes), or the model
+    that timm knows by that name, with its pretrained weights.
 
     Args:
         model: timm name, for a file of weights.
@@ -84,6 +87,8 @@ def find_models(
     Raises:
         InputError: there is none, or it lacks what the arguments name.
     """
+    if is_hub_name(str(path)):
+        return [_from_hub(str(path), model, student, weights, image_size, use_test_size)]
     if path.is_file():
         _refuse_choice(path, student, weights)
         return [_from_file(path, model, image_size, use_test_size)]
@@ -147,7 +152,25 @@ def which_weights(found: Found) -> str:
     return f"best weights ({kind}, step {step})" if best else f"{kind} weights of step {step}"
 
 
-def _refuse_choice(path: Path, student: str | None, weights: str) -> None:
+def _from_hub(
+    name: str,
+    model: str | None,
+    student: str | None,
+    weights: str,
+    image_size: int | None,
+    use_test_size: bool,
+) -> Found:
+    hub_model = parse_hub_name(name)
+    _refuse_choice(hub_model, student, weights)
+    if model is not None:
+        raise InputError(f"--model: {hub_model} names its own architecture: leave it out")
+    origin = origin_of_snapshot(fetch(str(hub_model), "model", again=True), None, "--model")
+    assert origin.hub is not None
+    found = _loaded(origin, hub_model.repo.split("/")[1], image_size, use_test_size, origin.hub)
+    return replace(found, record={**found.record, "hub": str(origin.hub)})
+
+
+def _refuse_choice(path: Path | HubModel, student: str | None, weights: str) -> None:
     for option, given in (
         ("--student", student),
         ("--weights", weights if weights != "best" else None),
@@ -207,7 +230,7 @@ def _view(
 
 
 def _loaded(
-    origin: Origin, name: str, image_size: int | None, use_test_size: bool, what: Path
+    origin: Origin, name: str, image_size: int | None, use_test_size: bool, what: Path | HubModel
 ) -> Found:
     assert origin.file is not None
     state_dict, note = load_state_dict(origin.file)
@@ -215,9 +238,7 @@ def _loaded(
     num_classes = head_classes(origin.config, state_dict)
     refuse_other_head(origin, num_classes)
     net = create(origin.name, num_classes=num_classes, image_size=view.image_size)
-    found = fitted(
-        net, state_dict, f"{what} for {origin.name}" if origin.assumed else f"{origin.file}"
-    )
+    found = fitted(net, state_dict, f"{what} for {origin.name}" if origin.assumed else origin.place)
     refuse_unsaid_size(origin, found, view, "--image-size")
     net.load_state_dict(found.state_dict)
     record = {} if origin.assumed else read_record(origin.file.parent)

@@ -20,6 +20,7 @@ from distill.evaluation.accuracy import TEACHER
 from distill.evaluation.sets import decoders
 from distill.losses.objective import build_objective
 from distill.models.functional import functional_forward
+from distill.models.hub.download import pinned_commits
 from distill.models.student import create_student, student_view
 from distill.models.teacher import Teacher, build_teacher
 from distill.models.view import Frame, ModelView
@@ -81,6 +82,22 @@ def build_engine(plan: Plan) -> Engine:
     )
 
 
+def refuse_other_commits(engine: Engine) -> None:
+    """Check that all processes have the same commits of the Hub. Collective: every rank.
+
+    Raises:
+        InputError: a branch moved while the processes of several machines started.
+    """
+    ours = pinned_commits()
+    for name, commit in engine.on_main(pinned_commits).items():
+        if ours.get(name) != commit:
+            raise InputError(
+                f"{name}: changed on the Hub while the run started, so that processes have"
+                f" different weights: start again, or name a commit, as in {name.split('@')[0]}"
+                f"@{commit}"
+            )
+
+
 def build_models(plan: Plan) -> Models:
     """Build and check every model and schedule of a run.
 
@@ -134,6 +151,7 @@ def build_models(plan: Plan) -> Models:
                 maps[stage.key, name] = ours, theirs
         schedules[name] = run_schedule(plan, name)
     _refuse_frames(views)
+    notes += [f"{name} is commit {commit}" for name, commit in pinned_commits().items()]
     return Models(
         teacher, nets, ({TEACHER: teacher.view} if teacher else {}) | views, notes, schedules, maps
     )

@@ -14,10 +14,12 @@ from distill.data.records import at
 from distill.data.walk import matching_files
 from distill.errors import InputError, prefix_errors
 from distill.models.build import checkpoint_activations, config, create, student_without_memory
+from distill.models.hub.download import in_cache
 from distill.models.sizes import given_size
 from distill.models.student import student_notes, student_view
 from distill.models.teacher import load_teacher
 from distill.recipe import DurationValue, Recipe, schema
+from distill.recipe.hub_names import is_hub_name
 from distill.recipe.warmups import share_of
 from distill.student.optimizer import check_optimizer
 from distill.training.build import refuse_image_size, refuse_scalars
@@ -104,7 +106,7 @@ def _check_student(
             checkpoint_activations(net, spec.model)
         if recipe.train.zero_stage:
             refuse_scalars(net, recipe.train.zero_stage, f"{key}.model {spec.model}")
-    view = student_view(spec, Path(), recipe.data, key)
+    view = student_view(spec, Path(), recipe.data, key, may_download=False)
     adapted = student_notes(spec, num_classes=None, image_size=image_size, root=Path())
     student = FeatureSource(net, image_size, f"{key}.model {spec.model}")
     for index, prefix in enumerate(recipe.stage_keys):
@@ -150,9 +152,7 @@ def _check_teacher(
         The teacher for hints, if its model is known; what it sees and what is adapted in its
         weights, a line each, or nothing if these are not here.
     """
-    if spec.weights not in ("pretrained", "random") and not _holds_weights(
-        Path(spec.weights).expanduser()
-    ):
+    if spec.weights not in ("pretrained", "random") and not _are_here(spec.weights):
         if spec.model is None:
             return None, []
         with torch.device("meta"):
@@ -178,8 +178,13 @@ def _check_teacher(
     return source, [f"teacher sees {loaded.view.describe()}", *loaded.notes]
 
 
-def _holds_weights(path: Path) -> bool:
-    """Whether a teacher's weights are on this machine: a file, an export, or a complete run."""
+def _are_here(weights: str) -> bool:
+    """Whether a teacher's weights are on this machine: a file, an export, a complete run, or a
+    model of the Hub in its cache.
+    """
+    if is_hub_name(weights):
+        return in_cache(weights, "teacher.weights") is not None
+    path = Path(weights).expanduser()
     ended = any((folder / REPORT_FILE).is_file() for folder in (path, path.parent))
     return path.is_file() or (path.is_dir() and ((path / "config.json").is_file() or ended))
 
@@ -200,13 +205,15 @@ def _shorter(
 
 def _not_here(recipe: Recipe) -> list[str]:
     """Files that the recipe names and this machine lacks. That is no error of the recipe."""
-    files = {
-        f"students.{name}.weights": Path(spec.weights)
+    weights = {
+        f"students.{name}.weights": spec.weights
         for name, spec in recipe.students.items()
         if spec.weights not in (None, "pretrained")
     }
     if recipe.teacher is not None and recipe.teacher.weights not in ("pretrained", "random"):
-        files["teacher.weights"] = Path(recipe.teacher.weights)
+        weights["teacher.weights"] = recipe.teacher.weights
+    files = {key: Path(path) for key, path in weights.items() if not is_hub_name(path)}
+    of_hub = {key: name for key, name in weights.items() if is_hub_name(name)}
     trained = [
         (f"{prefix}data.train", recipe.at_stage(i).data.train)
         for i, prefix in enumerate(recipe.stage_keys)
@@ -221,9 +228,16 @@ def _not_here(recipe: Recipe) -> list[str]:
         ):
             files[key] = at(Path(recipe.data.root).expanduser(), source.path, f"{key}.path")
     return [
-        f"{key}: {path} is not here"
-        for key, path in files.items()
-        if not _exists(path.expanduser(), key)
+        *(
+            f"{key}: {name} is not in the cache; training downloads it"
+            for key, name in of_hub.items()
+            if in_cache(name, key) is None
+        ),
+        *(
+            f"{key}: {path} is not here"
+            for key, path in files.items()
+            if not _exists(path.expanduser(), key)
+        ),
     ]
 
 

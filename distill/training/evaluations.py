@@ -109,6 +109,7 @@ class Evaluations:
         assert student.best
         recipe = self._plan.recipe
         average = "" if student.best.weights == RAW else f"/{student.best.weights}"
+        teacher = {"teacher": self._teacher.record} if self._teacher else {}
         record = {}
         if student.best.value is not None:
             record = self.accuracies[f"{student.name}{average}"].as_dict()
@@ -118,6 +119,6 @@ class Evaluations:
                 best_dir(self._plan.output, student.name),
                 weights,
                 classes=self._plan.classes,
-                record={"run": recipe.name, **record},
+                record={"run": recipe.name, **teacher, **record},
             )
         )

@@ -14,7 +14,10 @@ from distill.engine import (
 )
 from distill.engine.agreement import BatchBarrier, StepFlags, StopRequestedError
 from distill.engine.signals import Signals
+from distill.evaluation.accuracy import TEACHER
 from distill.evaluation.metric import METRICS
+from distill.models.hub.download import pin_commits
+from distill.models.student import first_weights
 from distill.recipe import Recipe
 from distill.student.student import Student
 from distill.training import header
@@ -23,15 +26,18 @@ from distill.training.build import (
     build_engine,
     build_models,
     place_teacher,
+    refuse_other_commits,
     stage_settings,
     start_students,
     train_loader,
 )
 from distill.training.evaluations import Evaluations
+from distill.training.hub_resume import resume_from_hub
 from distill.training.logging import RunLogger, Trained
 from distill.training.output_folder import refuse_foreign_output
 from distill.training.plan import Plan, StagePlan, make_plan
-from distill.training.run_state import RunCheckpoints
+from distill.training.publishing import Publisher
+from distill.training.run_state import RunCheckpoints, recorded_commits
 from distill.training.rundir import RunLock
 from distill.training.share import Share, share_of_process
 from distill.training.streams import check_streams
@@ -74,12 +80,16 @@ def _train(recipe: Recipe, signals: Signals) -> int:
     share = share_of_process(
         recipe.train.batch_size_global, recipe.train.micro_batch_size, num_processes
     )
+    if found := resume_from_hub(recipe):
+        header.show("resume", found)
     plan = make_plan(recipe)
+    pin_commits(recorded_commits(plan))
     header.show_data(plan)
     check_streams(plan, num_processes, int(os.environ.get("LOCAL_WORLD_SIZE", num_processes)))
     models = build_models(plan)
     header.show_views(models.describe())
     engine = build_engine(plan)
+    refuse_other_commits(engine)
     header.show("device", f"{engine.world_size} x {engine.device_name()}, {recipe.train.precision}")
     run_lock, failed = RunLock(), True
     try:
@@ -125,6 +135,10 @@ class Run:
         )
         # num_skipped: over all processes, up to the last log or save.
         self.step, self.num_skipped = self.checkpoints.restore(run_lock)
+        publishes = recipe.log.publish is not None and engine.is_main
+        self.publisher = (
+            Publisher(plan, self.logger.screen.say, self.logger.warn) if publishes else None
+        )
         self.stage = plan.stage_at(max(self.step - 1, 0))  # at its end still this one
         if self.step == 0:
             self._announce_stage()
@@ -210,6 +224,8 @@ class Run:
             if stage.due(stage.checkpoint_every, self.step):
                 self._stop_students(step_flags.drain())
                 self._save()
+            if self.publisher and self.publisher.is_due(stage, self.step):
+                self.publisher.push(self.step, self.students, self.checkpoints.newest_path)
         return False
 
     def _enter(self, stage: StagePlan) -> None:
@@ -248,6 +264,8 @@ class Run:
         if self.step and (newest is None or newest[0] < self.step):
             self._save()
             newest = self.checkpoints.newest
+        if self.publisher:
+            self.publisher.stopped(self.step, self.students, self.checkpoints.newest_path)
         saved = f"saved in {newest[1]}" if newest else "nothing to save"
         self.logger.screen.say(
             f"{signals.received or 'a signal'}: stopped after step {self.step}, {saved}; the same"
@@ -360,6 +378,7 @@ class Run:
             accuracies=self.evaluations.accuracies,
             metric=METRICS[recipe.evaluate.metric],
             views=self._views,
+            origins=self._origins(),
             data=self.plan.described_data(),
             throughput=clock.throughput(recipe.train.batch_size_global),
             warnings=self.logger.warnings,
@@ -367,7 +386,16 @@ class Run:
         self.engine.on_main(lambda: summary.write(again=not self._has_trained))
         if self.engine.is_main:
             summary.show(self.logger.screen.console)
+        if self.publisher:
+            newest = self.checkpoints.newest_path
+            self.publisher.push(self.step, self.students, newest, summary.as_dict())
+            self.publisher.finish()
         return DONE if self.running else ALL_STOPPED
+
+    def _origins(self) -> dict[str, dict[str, str]]:
+        """Where the weights of the teacher and the first weights of the students are from."""
+        teacher = {TEACHER: self.teacher.record} if self.teacher else {}
+        return {**teacher, **{each.name: first_weights(each.spec) for each in self.students}}
 
     def _save(self) -> None:
         """Write a checkpoint. Collective: every rank."""

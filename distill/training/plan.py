@@ -43,6 +43,7 @@ class StagePlan:
         first_step, last_step: the stage does the steps from the first up to, not including, the
             last.
         evaluate_every, checkpoint_every, log_every: intervals from `first_step` on, at least 1.
+        publish_every: such an interval; None if the run publishes nothing.
     """
 
     name: str
@@ -56,6 +57,7 @@ class StagePlan:
     evaluate_every: int
     checkpoint_every: int
     log_every: int
+    publish_every: int | None
 
     def due(self, every: int, step: int) -> bool:
         """Whether an interval ends after `step` steps of the run. All intervals end with the
@@ -301,6 +303,7 @@ def _plan_stage(
         evaluate_every=max(1, steps(recipe.evaluate.every)),
         checkpoint_every=max(1, steps(recipe.checkpoint.every)),
         log_every=max(1, steps(recipe.log.every)),
+        publish_every=max(1, steps(recipe.log.publish.every)) if recipe.log.publish else None,
     )
 
 

@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, Self
 
 from distill.checkpoint.layout import best_dir, checkpoints_dir
-from distill.checkpoint.store import TrainState, load, prune, save
+from distill.checkpoint.store import TrainState, load, load_newest, prune, save
 from distill.engine import Engine
+from distill.errors import InputError
 from distill.evaluation.accuracy import Accuracy
+from distill.models.hub.download import pinned_commits
 from distill.models.teacher import Teacher
 from distill.models.view import ModelView
 from distill.recipe import dump_recipe, recipe_fingerprint
@@ -29,6 +32,7 @@ class RunState:
         training: what `Clock.training` returned; checkpoints of earlier versions lack it, and
             `warnings` and `views`.
         views: what the teacher and each student see.
+        hub: the commit of each model of the Hub that the run reads, by its name in the recipe.
         judged_step: the step of the last evaluation.
         accuracies: of each model at the last evaluation.
         stage_ends: the accuracies at the end of each stage; None of a run without stages.
@@ -44,6 +48,7 @@ class RunState:
     warnings: list[str] = field(default_factory=list)
     num_skipped: int
     views: dict[str, dict[str, Any]] | None = None
+    hub: dict[str, str] | None = None
     judged_step: int
     accuracies: dict[str, dict[str, Any]]
     stage_ends: dict[str, dict[str, Any]] | None = None
@@ -58,6 +63,19 @@ class RunState:
         """The state that a checkpoint of this or an earlier version holds."""
         keys = [key.name for key in fields(cls)]
         return cls(**{key: values[key] for key in keys if key in values})
+
+
+def recorded_commits(plan: Plan) -> dict[str, str]:
+    """The commits of the Hub that a run began with, which it keeps when it resumes; none if the run
+    starts at step 0.
+    """
+    if plan.recipe.resume == "never":
+        return {}
+    try:
+        newest = load_newest(checkpoints_dir(plan.output), verify=False)
+    except InputError:  # no checkpoint, or a damaged one, which the resume reports
+        return {}
+    return RunState.from_dict(newest.values).hub or {}
 
 
 @dataclass
@@ -79,6 +97,11 @@ class RunCheckpoints:
     views: Mapping[str, ModelView]
     newest: tuple[int, str] | None = None
 
+    @property
+    def newest_path(self) -> Path | None:
+        """The newest checkpoint."""
+        return None if self.newest is None else Path(self.newest[1])
+
     def save(self, step: int, num_skipped: int) -> None:
         """Write a checkpoint after `step` steps, and delete old ones. Collective: every rank."""
         tensors: dict[str, Any] = {}
@@ -98,6 +121,7 @@ class RunCheckpoints:
             warnings=self.logger.warnings,
             num_skipped=num_skipped,
             views={name: view.as_dict() for name, view in self.views.items()},
+            hub=pinned_commits() or None,
             judged_step=evaluations.last_step,
             accuracies={name: each.as_dict() for name, each in evaluations.accuracies.items()},
             stage_ends=evaluations.stage_ends if recipe.stages else None,

@@ -7,6 +7,7 @@ from distill.data.augment import TrainTransform
 from distill.data.order.lanes import fitting_lanes, lanes_fit
 from distill.engine import TRACKERS
 from distill.errors import InputError, did_you_mean
+from distill.models.hub.licences import check_licence
 from distill.recipe import Recipe, schema
 from distill.training.share import nearest_numbers
 
@@ -33,6 +34,11 @@ def setting_problems(recipe: Recipe) -> list[str]:
                 f"log.trackers: the package {name} is not installed: pip install {name}, or leave"
                 " it out"
             )
+    if recipe.log.publish is not None and recipe.log.publish.license is not None:
+        try:
+            check_licence(recipe.log.publish.license, "log.publish.license")
+        except InputError as error:
+            problems.append(str(error))
     for index, prefix in enumerate(recipe.stage_keys):
         data = recipe.at_stage(index).data
         try:

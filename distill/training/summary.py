@@ -52,6 +52,7 @@ class Summary:
     accuracies: Mapping[str, Accuracy]
     metric: Metric  # by which the best weights are chosen
     views: Mapping[str, ModelView]  # what the teacher and each student see
+    origins: Mapping[str, Mapping[str, str]]  # where the weights of teacher and students are from
     data: Mapping[str, Any]  # where the images are, and how many
     throughput: Mapping[str, float]
     warnings: Sequence[str]
@@ -96,6 +97,7 @@ class Summary:
             "throughput": dict(self.throughput),
             "data": dict(self.data),
             "teacher": teacher.as_dict() if teacher else None,
+            "origins": {name: dict(origin) for name, origin in self.origins.items()},
             "views": {name: view.as_dict() for name, view in self.views.items()},
             "stages": [self._stage(stage) for stage in self.stages],
             "students": students,

@@ -28,7 +28,10 @@ from distill.recipe import read_recipe
 from distill.training.check import check_recipe
 
 # Commands of a shell or of other programs: nothing of ours to check.
-FOREIGN = {"cd", "source", "export", "sudo", "kubectl", "python3", ".venv/bin/pre-commit", "bash"}
+FOREIGN = {
+    *("cd", "source", "export", "sudo", "kubectl", "python3", ".venv/bin/pre-commit", "bash"),
+    "hf",  # of huggingface_hub
+}
 ALL_COMMANDS = [*commands(), *inline_commands()]
 
 

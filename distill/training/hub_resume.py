@@ -1,0 +1,126 @@
+"""Resuming on a fresh machine from a checkpoint that a run published on the Hub."""
+
+import shutil
+from pathlib import Path
+
+from distill.checkpoint.layout import (
+    METRICS_FILE,
+    RECIPE_FILE,
+    best_root,
+    checkpoints_dir,
+    step_of,
+)
+from distill.checkpoint.store import checkpoint_paths
+from distill.data.locks import locked
+from distill.errors import InputError
+from distill.files import atomic_directory, write_error
+from distill.models.hub.commit import connect, without_progress_bars
+from distill.models.hub.faults import read_fault
+from distill.recipe import Recipe
+from distill.recipe.hub_names import HubModel, is_hub_name, parse_hub_name
+from distill.training.output_folder import refuse_foreign_output
+
+# Where a run's state is in its repository.
+HUB_CHECKPOINTS = "run/checkpoints"
+HUB_BEST = "run/best"
+_FOLDER = ".tmp-resume"
+
+
+def resume_from_hub(recipe: Recipe) -> str | None:
+    """Download the checkpoint that `resume` names into the folder of the run, unless one is there.
+    Every process calls this; one of each machine downloads.
+
+    Returns:
+        What happened, in words, in the process that did it; None if there is nothing to say.
+
+    Raises:
+        InputError: the repository cannot be read, or has no checkpoint.
+    """
+    if not is_hub_name(recipe.resume):
+        return None
+    refuse_foreign_output(recipe)
+    output = Path(recipe.output_dir).expanduser()
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_error(output, error) from error
+    with locked(output / ".tmp-resume.lock", wait=True):
+        if checkpoint_paths(checkpoints_dir(output)):
+            return None
+        return _download(parse_hub_name(recipe.resume), recipe, output)
+
+
+def _download(model: HubModel, recipe: Recipe, output: Path) -> str:
+    from huggingface_hub import errors
+
+    key = "resume"
+    own = recipe.log.publish is not None and recipe.log.publish.repo == model.repo
+    try:
+        info = connect().model_info(model.repo, revision=model.revision)
+        assert info.sha is not None
+        commit = info.sha
+        names = [each.rfilename for each in info.siblings or ()]
+    except errors.RepositoryNotFoundError as error:
+        if own:
+            return f"{model} is not there yet: starting at step 0"
+        raise read_fault(error, model, key) from error
+    except Exception as error:  # of huggingface_hub and its HTTP library
+        raise read_fault(error, model, key) from error
+    steps = sorted(
+        {
+            name.split("/")[2]
+            for name in names
+            if name.startswith(f"{HUB_CHECKPOINTS}/") and step_of(name.split("/")[2]) is not None
+        }
+    )
+    if not steps:
+        if own:
+            return f"{model} has no checkpoint yet: starting at step 0"
+        raise InputError(
+            f"{key}: {model}: holds no checkpoint of a run: a run publishes one with"
+            " log.publish.checkpoint: true; to start at step 0 use resume=auto"
+        )
+    place = f"{HUB_CHECKPOINTS}/{steps[-1]}/"
+    wanted = [
+        name
+        for name in names
+        if name.startswith((place, f"{HUB_BEST}/")) or name in (RECIPE_FILE, METRICS_FILE)
+    ]
+    temporary = output / _FOLDER
+    try:
+        _fetch(model.at(commit), wanted, temporary)
+        _install(temporary, output, steps[-1])
+    except InputError:
+        raise
+    except OSError as error:
+        raise write_error(output, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return f"from {steps[-1]} of {model.at(commit)}"
+
+
+def _fetch(model: HubModel, names: list[str], folder: Path) -> None:
+    from huggingface_hub import hf_hub_download
+
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        with without_progress_bars():
+            for name in names:
+                hf_hub_download(model.repo, name, revision=model.revision, local_dir=folder)
+    except Exception as error:  # of huggingface_hub and its HTTP library
+        raise read_fault(error, model, "resume") from error
+
+
+def _install(source: Path, output: Path, step: str) -> None:
+    """Move what was downloaded to its places, the checkpoint last: without it nothing resumes."""
+    for name in (RECIPE_FILE, METRICS_FILE):
+        if (source / name).is_file():
+            (source / name).replace(output / name)
+    folders = {checkpoints_dir(output) / step: source / HUB_CHECKPOINTS / step}
+    best = source / HUB_BEST
+    for student in sorted(best.iterdir()) if best.is_dir() else ():
+        folders[best_root(output) / student.name] = student
+    for place, folder in reversed(folders.items()):
+        with atomic_directory(place) as new:
+            for file in folder.iterdir():
+                file.replace(new / file.name)

@@ -1,0 +1,150 @@
+"""A run resumes on a fresh machine from what it published, bit for bit."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command import Cli
+from fake_hub import FakeHub
+from fake_hub_repository import File
+from tiny import EVERYTHING, assert_same_run, run, stop_after, write_recipe
+
+from distill.training.loop import DONE, INTERRUPTED
+
+HUB = "hf://alice/net"
+PUBLISH = {
+    "log": {"publish": {"repo": "alice/net", "every": "4 iterations", "checkpoint": True}},
+}
+
+
+def checkpoints(hub: FakeHub) -> set[str]:
+    return {name.split("/")[2] for name in hub["alice/net"].files() if "checkpoints" in name}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    assert run(write_recipe(folder, EVERYTHING)) == DONE
+    return folder / "run"
+
+
+@pytest.mark.parametrize("step", [3, 5])
+def test_a_run_continues_on_a_fresh_machine_as_if_it_had_not_stopped(
+    hub: FakeHub,
+    uninterrupted: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    step: int,
+) -> None:
+    recipe = write_recipe(tmp_path, EVERYTHING, PUBLISH)
+    with monkeypatch.context() as patch:
+        stop_after(step, patch)
+        assert run(recipe, f"resume={HUB}") == INTERRUPTED
+    assert checkpoints(hub) == {f"step-0000000{step}"}
+    shutil.rmtree(tmp_path / "run")
+    assert run(recipe, f"resume={HUB}") == DONE
+    assert_same_run(uninterrupted, tmp_path / "run")
+    assert checkpoints(hub) == {"step-00000008"}, "the older one is gone"
+    assert not list((tmp_path / "run").glob(".tmp*"))
+
+
+def test_it_continues_from_any_commit(
+    hub: FakeHub, uninterrupted: Path, tmp_path: Path, cli: Cli
+) -> None:
+    recipe = write_recipe(tmp_path, EVERYTHING, PUBLISH)
+    hub.fault("/api/models/alice/net/commit/main", "status", status=503, on=(2, 3))
+    assert run(recipe) == DONE
+    repository = hub["alice/net"]
+    assert repository.titles()[0].startswith("step 4"), "the machine was lost after this push"
+    shutil.rmtree(tmp_path / "run")
+    commit = repository.head().oid
+    done = cli("train", recipe, f"resume={HUB}@{commit}")
+    assert done.code == 0, done.err
+    assert f"from step-00000004 of {HUB}@{commit}" in done.out
+    assert_same_run(uninterrupted, tmp_path / "run")
+
+
+def test_what_is_here_is_continued_without_the_hub(hub: FakeHub, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path)
+    assert run(recipe, "train.budget=4 iterations") == DONE
+    assert run(recipe, "train.budget=4 iterations", f"resume={HUB}") == DONE
+    assert not hub.log
+
+
+def test_the_same_command_starts_and_resumes(hub: FakeHub, tmp_path: Path, cli: Cli) -> None:
+    recipe = write_recipe(tmp_path, PUBLISH, {"resume": HUB})
+    first = cli("train", recipe)
+    assert first.code == 0, first.err
+    assert f"{HUB} is not there yet: starting at step 0" in first.out
+    shutil.rmtree(tmp_path / "run")
+    again = cli("train", recipe)
+    assert again.code == 0, again.err
+    assert "this run is complete" in again.out
+
+
+@pytest.mark.parametrize(
+    ("name", "match"),
+    [
+        ("hf://alice/absent", "resume: hf://alice/absent: there is no such model"),
+        ("hf://alice/empty", "holds no checkpoint of a run: .*log.publish.checkpoint: true"),
+        ("hf://alice/net@absent", "there is no revision 'absent'"),
+        ("hf://alice/net/x", "resume: .*should be OWNER/NAME"),
+        ("later", "resume: .*should be auto, never or hf://OWNER/NAME"),
+    ],
+)
+def test_a_repository_without_a_checkpoint_is_refused(
+    hub: FakeHub, tmp_path: Path, cli: Cli, name: str, match: str
+) -> None:
+    import re
+
+    hub.repository("alice/empty")
+    hub.repository("alice/net")
+    done = cli("train", write_recipe(tmp_path), f"resume={name}")
+    assert done.code == 2
+    assert re.search(match, done.err), done.err
+    assert "Traceback" not in done.err
+    assert not (tmp_path / "run/checkpoints").exists()
+
+
+def test_another_recipe_and_damage_are_refused(hub: FakeHub, tmp_path: Path, cli: Cli) -> None:
+    recipe = write_recipe(tmp_path, PUBLISH)
+    assert run(recipe) == DONE
+    shutil.rmtree(tmp_path / "run")
+    other = cli("train", recipe, f"resume={HUB}", "seed=7")
+    assert other.code == 2
+    assert "seed: 0 -> 7" in other.err
+    shutil.rmtree(tmp_path / "run")
+
+    repository = hub["alice/net"]
+    head = repository.head()
+    (state,) = [name for name in head.files if name.endswith("state.json")]
+    repository.add({state: head.files[state].content.replace(b"1", b"2", 1)})
+    damaged = cli("train", recipe, f"resume={HUB}")
+    assert damaged.code == 2
+    assert "all checkpoints are damaged" in damaged.err
+
+
+def test_a_download_that_fails_leaves_nothing_to_resume_from(
+    hub: FakeHub, tmp_path: Path, cli: Cli
+) -> None:
+    recipe = write_recipe(tmp_path, PUBLISH)
+    assert run(recipe) == DONE
+    shutil.rmtree(tmp_path / "run")
+    hub.fault("*/optimizer*", "status", status=404, on=None)
+    hub.fault("/cdn/*", "status", status=503, on=None)
+    failed = cli("train", recipe, f"resume={HUB}")
+    assert failed.code == 2
+    assert f"resume: {HUB}" in failed.err
+    assert not (tmp_path / "run/checkpoints").exists()
+    hub.faults.faults.clear()
+    again = cli("train", recipe, f"resume={HUB}")
+    assert again.code == 0, again.err
+
+
+def test_only_checkpoints_that_are_asked_for_are_published(hub: FakeHub, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"log": {"publish": {"repo": "alice/net", "every": "4 iterations"}}}
+    assert run(write_recipe(tmp_path, changes)) == DONE
+    files = hub["alice/net"].head().files
+    assert not checkpoints(hub)
+    assert isinstance(files["model.safetensors"], File)
