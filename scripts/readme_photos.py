@@ -2,7 +2,7 @@
 with the package: 600 JPEGs in 6 classes, and a ResNet-18 that a plain timm loop trains at 64 pixels
 on 1,800 other images of these classes.
 
-    python scripts/readme_photos.py    # writes photos/ and teacher.pth, in 2 to 5 minutes on a CPU
+    python scripts/readme_photos.py    # writes photos/ and teacher.pth, in 3 to 10 minutes on a CPU
 """
 
 from pathlib import Path

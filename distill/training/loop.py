@@ -184,12 +184,8 @@ class Run:
             if self.step == self.stage.last_step:
                 self._enter(plan.stage_at(self.step))
             with train_loader(plan, self.stage, self.share, self.engine, self.step) as loader:
-                barrier = BatchBarrier(
-                    loader,
-                    self.engine,
-                    signals,
-                    may_wait=bool(self.stage.source.shards),
-                )
+                may_wait = bool(self.stage.source.shards)
+                barrier = BatchBarrier(loader, self.engine, signals, may_wait=may_wait)
                 if self._loop(iter(loader), barrier, step_flags, signals, check_stop):
                     return self._interrupted(signals)
         return self._finish()

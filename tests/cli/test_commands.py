@@ -108,7 +108,7 @@ def test_help_of_the_module_in_a_process_of_its_own() -> None:
         (["recipe", "chekc"], "Did you mean 'check'?"),
         (["train", "x.yaml", "--resume"], "No such option"),
         (["evaluate", "x", "--precision", "fp8"], "'fp8' is not one of"),
-        (["evaluate", "x", "--batch-size", "0"], "Invalid value for '--batch-size'"),
+        (["evaluate", "x", "--image-size", "0"], "Invalid value for '--image-size'"),
         (["export", "x"], "Missing argument 'OUTPUT'"),
         (["recipe", "check", "x", "--processes", "none"], "Invalid value for '--processes'"),
     ],
