@@ -98,5 +98,6 @@ def _ask(noted: "Sequence[Noted]") -> str:
     console.print("The model derives from", markup=False)
     for each in noted:
         console.print(f"  {each.describe()}", markup=False, soft_wrap=True)
-    answer: str = typer.prompt("The licence of its weights (mit, apache-2.0, ...)", default="")
+    question = "The licence of its weights (mit, apache-2.0, ...)"
+    answer: str = typer.prompt(question, default="", show_default=False)
     return answer

@@ -88,7 +88,8 @@ def test_two_processes_of_a_launch_read_one_commit(
     files = {path.name: path.read_bytes() for path in (tiny_run / "best/kd").iterdir()}
     commit = hub.repository("alice/net", files).head().oid
     changes: dict[str, Any] = {
-        "teacher": {"model": None, "weights": "hf://alice/net", "image_size": IMAGE_SIZE}
+        "teacher": {"model": None, "weights": "hf://alice/net", "image_size": IMAGE_SIZE},
+        "log": {"publish": {"repo": "lab/out", "every": "4 iterations"}},
     }
     recipe = write_recipe(tmp_path, changes)
     finish(start(hub, tmp_path, *LAUNCH, "train", recipe))
@@ -101,3 +102,6 @@ def test_two_processes_of_a_launch_read_one_commit(
     report = json.loads((tmp_path / "run/report.json").read_text())
     assert report["num_processes"] == 2
     assert report["origins"]["teacher"]["weights"] == f"hf://alice/net@{commit}"
+    titles = hub["lab/out"].titles()
+    assert titles[0].startswith("step 8"), "the main process publishes, and no other"
+    assert len(titles) == len(set(titles))

@@ -83,8 +83,10 @@ def _metadata(facts: CardFacts) -> str:
     tags = ["image-classification", "timm", "knowledge-distillation"]
     extra: dict[str, Any] = {}
     if facts.teacher:
-        extra["teacher"] = _named(facts.teacher["weights"]).removeprefix("pretrained ")
-        tags.append(f"distilled-from:{facts.teacher['model']}")
+        # Visible characters only: a line of three dashes would end the metadata.
+        weights = _named(facts.teacher["weights"]).removeprefix("pretrained ")
+        extra["teacher"] = printable(weights)
+        tags.append(f"distilled-from:{printable(facts.teacher['model'])}")
     if facts.base_model:
         extra["base_model_relation"] = "finetune"
     results = [

@@ -93,7 +93,9 @@ def look_at(target: Target) -> Head:
     """
     from huggingface_hub import constants, errors, get_token
 
-    if get_token() is None and not constants.HF_HUB_OFFLINE:
+    if constants.HF_HUB_OFFLINE:
+        raise write_fault(errors.OfflineModeIsEnabled(), target.repo)
+    if get_token() is None:
         raise InputError(
             f"{target.repo}: publishing needs a token with write access: make one at"
             f" {constants.ENDPOINT}/settings/tokens, then run `hf auth login`, or set HF_TOKEN"

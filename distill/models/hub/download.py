@@ -6,6 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -144,8 +145,9 @@ def _resolve_once(model: HubModel) -> str:
 
 def _remove_old(folder: Path) -> None:
     for file in folder.glob("*.json"):
-        if time.time() - file.stat().st_mtime > _SAME_LAUNCH_S:
-            file.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # another process removes them too
+            if time.time() - file.stat().st_mtime > _SAME_LAUNCH_S:
+                file.unlink()
 
 
 def _resolve(model: HubModel) -> str:
