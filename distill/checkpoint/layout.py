@@ -5,6 +5,7 @@ metrics.jsonl   one record an event
 checkpoints/    step-00001234/ ...: everything that a resume needs
 best/STUDENT/   the best weights so far, in the form that timm loads
 report.json     the result of a finished run
+report.html, report.md, curves.png    what `distill report` writes
 .lock           held by the process that writes here
 """
 
@@ -14,6 +15,7 @@ from pathlib import Path
 RECIPE_FILE = "recipe.yaml"
 METRICS_FILE = "metrics.jsonl"
 REPORT_FILE = "report.json"
+PAGE_FILE, PAGE_TEXT_FILE, CURVES_FILE = "report.html", "report.md", "curves.png"
 LOCK_FILE = ".lock"
 # In the folder of a checkpoint, with recipe.yaml and the tensors.
 MANIFEST_FILE = "manifest.json"

@@ -12,6 +12,7 @@ from pathlib import Path
 import timm
 import torch
 
+from distill.checkpoint.layout import CURVES_FILE
 from distill.console import make_console
 from distill.errors import InputError
 from distill.files import sha256_of
@@ -172,7 +173,9 @@ def _files(
     if model.found.record and (model.folder / RECORD_FILE).is_file():
         files[RECORD_FILE] = model.folder / RECORD_FILE
     picture = None
-    if curves is not None:
+    if curves is None and CURVES_FILE in files:
+        picture = CURVES_FILE
+    elif curves is not None:
         path = Path(curves)
         if not path.is_file() or path.suffix.lower() not in _PICTURES:
             raise InputError(f"--curves {path}: should be a picture ({', '.join(_PICTURES)})")

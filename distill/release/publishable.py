@@ -12,7 +12,10 @@ import torch
 from torch import Tensor
 
 from distill.checkpoint.layout import (
+    CURVES_FILE,
     METRICS_FILE,
+    PAGE_FILE,
+    PAGE_TEXT_FILE,
     RECIPE_FILE,
     REPORT_FILE,
     best_dir,
@@ -29,7 +32,14 @@ from distill.recipe.hub_names import is_hub_name
 from distill.release.export import best_student
 from distill.release.find import Found, find_models
 
-_RUN_FILES = (RECIPE_FILE, METRICS_FILE, REPORT_FILE)
+_RUN_FILES = (
+    RECIPE_FILE,
+    METRICS_FILE,
+    REPORT_FILE,
+    PAGE_FILE,
+    PAGE_TEXT_FILE,
+    CURVES_FILE,
+)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ of the page. Names are never read as mathematical formulas.
 import io
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
@@ -46,27 +46,38 @@ _LONG_NUMBER = re.compile(r"-?\d+\.\d{3,}")
 def draw_panel(panel: Panel) -> Markup:
     """Return the curves of a panel as SVG."""
     with _figure(_HEIGHT) as (figure, axes):
-        for x in panel.marks:
-            axes.axvline(x, color=_LINE, linewidth=1)
-        for curve in panel.curves:
-            alone = len(curve.xs) == 1
-            axes.plot(
-                curve.xs,
-                curve.ys,
-                color=_colour(curve.style),
-                linewidth=_LINE_WIDTH,
-                linestyle=(0, _in_line_widths(DASHES[curve.style.dash]))
-                if curve.style.dash
-                else "-",
-                marker="o" if alone else "",
-                markersize=4,
-            )
-        if panel.log:
-            _logarithmic(axes)
-        axes.set_xlabel(panel.x_label)
-        axes.grid(True, axis="y", color=_LINE, linewidth=0.8)
-        _thousands(axes, max(x for curve in panel.curves for x in curve.xs))
+        plot_curves(axes, panel, _colour, _LINE)
         return _svg(figure, _slug(panel.title), _described(panel))
+
+
+def plot_curves(
+    axes: "Axes", panel: Panel, colour_of: Callable[[Style], str], line_colour: str
+) -> None:
+    """Draw the curves of a panel.
+
+    Args:
+        colour_of: the colour of a curve for its style.
+        line_colour: of the grid and of the marks where stages begin.
+    """
+    for x in panel.marks:
+        axes.axvline(x, color=line_colour, linewidth=1)
+    for curve in panel.curves:
+        alone = len(curve.xs) == 1
+        axes.plot(
+            curve.xs,
+            curve.ys,
+            color=colour_of(curve.style),
+            linewidth=_LINE_WIDTH,
+            linestyle=(0, _in_line_widths(DASHES[curve.style.dash])) if curve.style.dash else "-",
+            marker="o" if alone else "",
+            markersize=4,
+            label=printable(curve.label),
+        )
+    if panel.log:
+        _logarithmic(axes)
+    axes.set_xlabel(panel.x_label)
+    axes.grid(True, axis="y", color=line_colour, linewidth=0.8)
+    _thousands(axes, max(x for curve in panel.curves for x in curve.xs))
 
 
 def draw_gains(title: str, gains: Sequence[tuple[str, float]]) -> Markup:

@@ -1,21 +1,23 @@
-"""Write the report of runs: report.html and report.md."""
+"""Write the report of runs: report.html, report.md, and curves.png for a model card."""
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from distill.checkpoint.layout import CURVES_FILE, PAGE_FILE, PAGE_TEXT_FILE
 from distill.errors import InputError
-from distill.files import os_errno, replace_text
+from distill.files import atomic_write, os_errno, replace_text
 from distill.report.content import Options, make_content
+from distill.report.picture import SOFTWARE, draw_picture
 from distill.report.records import read_run
 from distill.report.render import render_html, render_markdown
 
-HTML_FILE, MARKDOWN_FILE = "report.html", "report.md"
 _DEFAULT_FOLDER = Path("report")  # of several runs
 # What marks a file of ours, so that no other is overwritten.
 _MARKS = {
-    HTML_FILE: '<meta name="generator" content="distill report">',
-    MARKDOWN_FILE: "Written by distill",
+    PAGE_FILE: '<meta name="generator" content="distill report">',
+    PAGE_TEXT_FILE: "Written by distill",
+    CURVES_FILE: SOFTWARE,
 }
 
 
@@ -30,7 +32,7 @@ def write_report(
         options: what the report contains.
 
     Returns:
-        The HTML file and the Markdown file.
+        The HTML file and the Markdown file; curves.png is beside them if there are curves.
 
     Raises:
         InputError: a folder is no run, or one that recorded nothing; or the report cannot be
@@ -45,9 +47,11 @@ def write_report(
     records = [read_run(folder) for folder in folders]
     _refuse_foreign(target)
     content = make_content(records, options or Options())
+    if (picture := draw_picture(content.panels)) is not None:
+        _write(target / CURVES_FILE, picture)
     return (
-        _write(target / HTML_FILE, render_html(content)),
-        _write(target / MARKDOWN_FILE, render_markdown(content)),
+        _write(target / PAGE_FILE, render_html(content)),
+        _write(target / PAGE_TEXT_FILE, render_markdown(content)),
     )
 
 
@@ -65,10 +69,13 @@ def _refuse_foreign(folder: Path) -> None:
             )
 
 
-def _write(file: Path, text: str) -> Path:
+def _write(file: Path, content: str | bytes) -> Path:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        replace_text(file, text)
+        if isinstance(content, str):
+            replace_text(file, content)
+        else:
+            atomic_write(file, lambda opened: opened.write(content))
     except OSError as error:
         raise InputError(
             f"{file}: cannot be written: {os.strerror(os_errno(error) or 0)}: choose another folder"

@@ -7,18 +7,22 @@ from pathlib import Path
 
 import pytest
 from command import Cli
+from PIL import Image
 
 from distill.report import command
 
 
-def test_it_writes_two_files_into_the_folder_of_the_run(
-    cli: Cli, tiny_run: Path, tmp_path: Path
-) -> None:
+def test_it_writes_into_the_folder_of_the_run(cli: Cli, tiny_run: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
     before = {path.name for path in run.iterdir()}
     ended = cli("report", run)
     assert ended.code == 0, ended.err
-    assert {path.name for path in run.iterdir()} - before == {"report.html", "report.md"}
+    written = {path.name for path in run.iterdir()} - before
+    assert written == {"report.html", "report.md", "curves.png"}
+    with Image.open(run / "curves.png") as picture:
+        assert picture.info["Software"] == "distill report"
+        assert picture.size[0] > 600
+        assert len(picture.convert("RGB").getcolors(1 << 20) or ()) > 10, "something is drawn"
     assert f"{run}/report.html: " in ended.out
     size = (run / "report.html").stat().st_size
     assert 50_000 < size < 500_000
@@ -48,6 +52,9 @@ def test_bad_input_is_one_message_and_changes_nothing(
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     (foreign / "report.html").write_text("<p>mine</p>")
+    drawn = tmp_path / "drawn"
+    drawn.mkdir()
+    Image.new("RGB", (8, 8)).save(drawn / "curves.png")
     (tmp_path / "file").write_text("a file")
     before = sorted(tmp_path.rglob("*"))
     for arguments, says in (
@@ -57,6 +64,7 @@ def test_bad_input_is_one_message_and_changes_nothing(
         ((tiny_run, tiny_run), "a run is named twice"),
         ((tiny_run, "--student", "nobody"), "--student nobody: there is no such student"),
         ((tiny_run, "--output", foreign), "was not written by distill report"),
+        ((tiny_run, "--output", drawn), "curves.png: was not written by distill report"),
         ((tiny_run, "--output", tmp_path / "file"), "is a file: name a folder with --output"),
         ((tiny_run, "--output", tmp_path / "file" / "below"), "is a file"),
         ((tiny_run, "--output", "/proc/none"), "cannot be written"),
