@@ -12,6 +12,7 @@ from distill.errors import InputError
 from distill.evaluation.predictions import ALL_CLASSES, Predictions
 from distill.evaluation.scores import Scores, scores_of, scores_of_several
 from distill.models.labels import Match, match_classes
+from distill.recipe import schema
 from distill.release.find import Found
 from distill.release.imagenet import (
     KNOWN,
@@ -37,6 +38,7 @@ class Measurement:
     Attributes:
         path: of the images.
         part: the set of ImageNet whose classes alone are compared; None for all classes.
+        all_of_imagenet: the images are of ImageNet-1K's 1,000 classes.
         real: labels are those of ImageNet-ReaL.
         baseline: the measurement that timm compares this one with.
     """
@@ -47,6 +49,7 @@ class Measurement:
     table: str
     part: KnownSet | None = None
     real: bool = False
+    all_of_imagenet: bool = False
     baseline: str | None = None
 
 
@@ -86,12 +89,22 @@ def measurements(sets: Sequence[NamedSet], root: Path | None) -> tuple[list[Meas
                 known.table,
                 part,
                 real=each.name == "real",
+                all_of_imagenet=part is None,
                 baseline=baseline,
             )
         )
         if part is not None and val is not None:
             title = f"ImageNet-1K validation, the classes of {known.title}"
-            found.append(Measurement(each.name + CLEAN, title, val, f"{known.table}-clean", part))
+            found.append(
+                Measurement(
+                    each.name + CLEAN,
+                    title,
+                    val,
+                    f"{known.table}-clean",
+                    part,
+                    all_of_imagenet=True,
+                )
+            )
         elif part is not None:
             without.append(each.name)
     note = (
@@ -140,13 +153,30 @@ class SetEvaluation:
         option = f"--sets {wanted.name}={wanted.path}"
         spec = guess_source(wanted.path, option=option)
         try:
-            opened = open_source(spec, Path(), option)
+            opened = self._open_source(wanted, spec, option)
             source, match = labelled_in_logits(opened, has_class_order(spec), self._model)
         except InputError as error:
             message = in_options(str(error), option)
             named = message if message.startswith(option) else f"{option}: {message}"
             raise InputError(named) from error
         return Images(source, match)
+
+    def _open_source(self, wanted: Measurement, spec: schema.SourceSpec, option: str) -> Source:
+        """Open a set. The labels of a stream that names no classes are those of ImageNet-1K."""
+        try:
+            return open_source(spec, Path(), option)
+        except InputError:
+            if not isinstance(spec, schema.StreamSpec) or not wanted.all_of_imagenet:
+                raise
+            numbered = spec.model_copy(update={"classes": "imagenet-1k"})
+            try:
+                source = open_source(numbered, Path(), option)
+            except InputError:
+                source = None
+            if source is None:
+                raise
+        self.notes.append(f"{wanted.name}: its labels are numbers, ASSUMED to be ImageNet-1K's")
+        return source
 
     def _logits_of(self, classes: Sequence[str]) -> list[int]:
         num_logits = int(self._model.net.num_classes)  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -99,6 +100,20 @@ def test_images_without_a_label_in_real_do_not_count(
     assert without, "the miniature has some"
     (score,) = results.sets["real"].scores.values()
     assert score.num_samples == PER_SET - len(without)
+
+
+def test_a_stream_of_tars_is_a_set_too(
+    export: Path, made: dict[str, Known], tmp_path: Path, results: Results
+) -> None:
+    """Members have the names of ImageNet's files, and numbers as labels."""
+    with tarfile.open(tmp_path / "val.tar", "w") as tar:
+        for path in made["val"].paths:
+            add(tar, path.name, path.read_bytes())
+            add(tar, path.with_suffix(".cls").name, str(label_of(path)).encode())
+    place = tmp_path / "val.tar"
+    found = evaluate_models(export, sets=f"real={place},val={place}", num_workers=0)
+    for name in ("val", "real"):
+        same(found.sets[name].scores["model"], by_hand(made["val"], real=name == "real"))
 
 
 def test_the_parts_are_timms() -> None:
