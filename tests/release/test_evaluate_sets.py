@@ -17,11 +17,15 @@ from imagenet_sets import (
     PER_SET,
     REAL,
     SIZE,
+    SYNSETS,
     Known,
+    answers,
     build,
     by_hand,
     export_model,
+    label_of,
 )
+from shards import add
 
 from distill.evaluation.accuracy import TEACHER
 from distill.evaluation.scores import Scores
@@ -117,8 +121,6 @@ def test_a_stream_of_tars_is_a_set_too(
 
 
 def test_the_parts_are_timms() -> None:
-    from imagenet_sets import SYNSETS
-
     for name, indices in (("a", OF_A), ("r", OF_R)):
         synsets = part_synsets(KNOWN[name])
         assert synsets is not None
@@ -199,8 +201,6 @@ def test_csv_has_timms_columns(results: Results, root: Path) -> None:
 def test_a_named_teacher_is_compared_with(
     export: Path, root: Path, made: dict[str, Known], tmp_path: Path
 ) -> None:
-    from imagenet_sets import answers
-
     teacher = export_model(tmp_path / "teacher", seed=1)
     found = evaluate_models(export, sets="val", root=root, teacher=teacher, num_workers=0)
     (name,) = (name for name in found.sets["val"].scores if name != TEACHER)
@@ -229,8 +229,6 @@ def test_a_teacher_that_counts_its_classes_otherwise(
         tensors[key] = tensors[key].flip(0).contiguous()
     save_file(tensors, teacher / "model.safetensors")
     config = json.loads((teacher / "config.json").read_text())
-    from imagenet_sets import SYNSETS
-
     config["label_names"] = SYNSETS[::-1]
     (teacher / "config.json").write_text(json.dumps(config))
     found = evaluate_models(export, sets="a", root=root, teacher=teacher, num_workers=0)
@@ -241,8 +239,6 @@ def test_a_teacher_that_counts_its_classes_otherwise(
 
 
 def test_the_size_for_tests_is_that_of_validate(tmp_path: Path, root: Path, made: object) -> None:
-    from imagenet_sets import answers
-
     export = export_model(tmp_path / "model", test_input_size=(3, 48, 48), test_crop_pct=1.0)
     paths = made["val"].paths  # type: ignore[index]
     from PIL import Image
