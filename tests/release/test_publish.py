@@ -138,9 +138,9 @@ def test_foreign_files_stay(hub: FakeHub, tiny_run: Path) -> None:
 
 
 def test_what_an_earlier_run_said_goes_with_it(hub: FakeHub, tiny_run: Path) -> None:
-    hub.repository("alice/net", {"report.json": b"somebody's own", "notes.md": b"keep"})
+    hub.repository("alice/net", {"report.json": b"another client's", "notes.md": b"keep"})
     publish(tiny_run / "best/kd")
-    assert hub["alice/net"].files()["report.json"] == b"somebody's own"
+    assert hub["alice/net"].files()["report.json"] == b"another client's"
     publish(tiny_run, student="kd")
     publish(tiny_run / "best/alone")
     files = hub["alice/net"].files()

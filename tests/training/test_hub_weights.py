@@ -41,7 +41,7 @@ def published(hub: FakeHub, tiny_run: Path) -> FakeHub:
 
 
 def move_branch(hub: FakeHub, tiny_run: Path, folder: Path) -> str:
-    """Publishes other weights to main, as somebody else would."""
+    """Publishes other weights to main, as another client would."""
     shutil.copytree(tiny_run / "best/kd", folder)
     weights = load_file(folder / "model.safetensors")
     save_file(
