@@ -144,7 +144,7 @@ def _batch(question: _Question) -> Reply:
 
 
 def _store(question: _Question) -> Reply:
-    """The address is signed: whoever has it may upload this content."""
+    """The address is signed: everyone who has it may upload this content."""
     repository = question.hub.repositories["/".join(question.parts[:2])]
     if File(question.body).sha256 != question.parts[2]:
         raise RefusedError(400, "the content is not that of the SHA-256")

@@ -64,7 +64,7 @@ def test_what_is_committed_is_read_back(hub: FakeHub) -> None:
 def test_a_commit_on_another_parent_is_refused(hub: FakeHub) -> None:
     repository = hub.repository("alice/net")
     before = repository.head().oid
-    after = repository.add({"a.txt": b"somebody else's"})
+    after = repository.add({"a.txt": b"another client's"})
     files = adding(a__txt=b"mine")
     with pytest.raises(HfHubHTTPError) as refused:
         api().create_commit("alice/net", files, commit_message="late", parent_commit=before)

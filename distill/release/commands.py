@@ -15,7 +15,7 @@ def evaluate(
             metavar="WEIGHTS",
             help=(
                 "The folder of a run, a checkpoint or an export, a file of weights (with --model),"
-                " or the name of a model of timm."
+                " hf://OWNER/NAME, or the name of a model of timm."
             ),
         ),
     ],

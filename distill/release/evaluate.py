@@ -51,8 +51,8 @@ def evaluate_models(
     """Evaluates models on images and prints a table. Collective under a launcher.
 
     Args:
-        path: the folder of a run, a checkpoint or an export, a file of weights, or the name of a
-            model of timm.
+        path: the folder of a run, a checkpoint or an export, a file of weights, a model of the Hub
+            (hf://OWNER/NAME), or the name of a model of timm.
         model: for a file of weights, the timm name of its model.
         student: for a run, the only student to evaluate.
         weights: for a run, "best"; or from its newest checkpoint "raw" or an average, "ema-0.999".
@@ -80,7 +80,7 @@ def evaluate_models(
     Raises:
         InputError: there are no such models or images, or they do not fit together.
     """
-    path = Path(path)
+    named, path = str(path), Path(path)  # of hf://OWNER/NAME a Path would join the slashes
     if sets is not None and data is not None:
         raise InputError("--sets and --data both name the images: leave one out")
     if root is not None and sets is None:
@@ -120,14 +120,14 @@ def evaluate_models(
         engine = Engine(precision=precision)
         try:
             evaluator = Evaluator(found, compared, engine, settings, compared_logits)
-            of_sets = [_only_set(evaluator, source, match, found, data or str(path))]
+            of_sets = [_only_set(evaluator, source, match, found, data or named)]
         except InputError as error:
             raise InputError(in_command_words(str(error))) from error
         finally:
             engine.close()
     results = Results(found, {each.name: each for each in of_sets})
     if engine.is_main:
-        _show(path, results, notes, compared)
+        _show(named, results, notes, compared)
         if json is not None:
             results.write_json(Path(json))
         if csv is not None:
@@ -227,7 +227,7 @@ def run_teacher(recipe: Recipe | None, source: Source) -> Teacher | None:
 # ---- what people see -----------------------------------------------------------------------------
 
 
-def _show(path: Path, results: Results, notes: list[str], teacher: Teacher | None) -> None:
+def _show(path: str, results: Results, notes: list[str], teacher: Teacher | None) -> None:
     console = make_console()
 
     def say(line: str) -> None:

@@ -32,7 +32,7 @@ from distill.recipe.hub_names import is_hub_name
 from distill.release.export import best_student
 from distill.release.find import Found, find_models
 
-_RUN_FILES = (
+RUN_FILES = (
     RECIPE_FILE,
     METRICS_FILE,
     REPORT_FILE,
@@ -123,7 +123,7 @@ def find_publishable(
         state = found.net.state_dict()
         write_model(folder, found.net, state, classes=found.classes, view=found.view, record=record)
         exported = folder
-    files = {name: source / name for name in _RUN_FILES if (source / name).is_file()}
+    files = {name: source / name for name in RUN_FILES if (source / name).is_file()}
     recipe = load_recipe(source / RECIPE_FILE)
     report = {**report, "origins": _origins(source, recipe, report, found)}
     return _checked(Publishable(exported, found, files, recipe, report))

@@ -24,7 +24,7 @@ from distill.models.export_format import RECORD_FILE, WEIGHTS_FILE, read_record
 from distill.models.hub.card import CARD_FILE, LICENCE_FILE, CardFacts, model_card
 from distill.models.hub.commit import (
     Target,
-    folders_in,
+    files_at,
     look_at,
     upload,
     without_progress_bars,
@@ -234,8 +234,7 @@ class Publisher:
         refuse_secrets(files)
         with without_progress_bars(), _without_log():
             head = look_at(target)
-            old = folders_in(target, head, HUB_CHECKPOINTS) if push.checkpoint else []
-            delete = [f"{HUB_CHECKPOINTS}/{name}" for name in old if name != push.checkpoint]
+            delete = _old_checkpoints(files_at(target, head), push.checkpoint)
             upload(target, head, files, message, delete=delete, in_turn=True)
 
     def _card(self, push: _Push, student: Student, record: Mapping[str, Any]) -> str:
@@ -262,6 +261,13 @@ class Publisher:
             finished=push.report is not None,
         )
         return model_card(facts)
+
+
+def _old_checkpoints(paths: Sequence[str], newest: str | None) -> list[str]:
+    """Return the folders of the checkpoints that another one replaces."""
+    parts = [path.split("/") for path in paths if path.startswith(f"{HUB_CHECKPOINTS}/")]
+    names = dict.fromkeys(part[2] for part in parts if len(part) > 3)
+    return [f"{HUB_CHECKPOINTS}/{name}/" for name in names if newest and name != newest]
 
 
 @contextmanager

@@ -140,6 +140,18 @@ def test_foreign_files_stay(hub: FakeHub, tiny_run: Path) -> None:
     assert hub["alice/net"].titles()[1:] == ["by hand", "initial commit"]
 
 
+def test_what_an_earlier_run_said_goes_with_it(hub: FakeHub, tiny_run: Path) -> None:
+    hub.repository("alice/net", {"report.json": b"another client's", "notes.md": b"keep"})
+    publish(tiny_run / "best/kd")
+    assert hub["alice/net"].files()["report.json"] == b"another client's"
+    publish(tiny_run, student="kd")
+    publish(tiny_run / "best/alone")
+    files = hub["alice/net"].files()
+    assert files["notes.md"] == b"keep"
+    assert not {"report.json", "recipe.yaml", "metrics.jsonl"} & files.keys()
+    assert len(hub["alice/net"].titles()) == 5
+
+
 @pytest.mark.parametrize("weights", ["raw", "ema-0.5"])
 def test_other_weights_of_the_run_and_an_export(
     hub: FakeHub, tiny_run: Path, tmp_path: Path, weights: str

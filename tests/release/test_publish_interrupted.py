@@ -87,7 +87,7 @@ def test_of_two_publishers_at_once_one_is_refused(hub: FakeHub, tiny_run: Path) 
         thread.join(60)
     refused = [error for error in ended.values() if error is not None]
     assert len(refused) == 1
-    assert "somebody else changed it at the same time" in str(refused[0])
+    assert "another client changed it at the same time" in str(refused[0])
     assert "nothing was changed" in str(refused[0])
     (first,) = [student for student, error in ended.items() if error is None]
     assert len(repository.titles()) == 3
@@ -109,7 +109,7 @@ def test_a_commit_whose_answer_is_lost_is_found(hub: FakeHub, tiny_run: Path, cl
     [
         ("*/commit/main", 503, "the Hub answers 503 .*nothing was changed; the same command"),
         ("*/commit/main", 403, "your token may not write there .*nothing was changed"),
-        ("*/commit/main", 412, "somebody else changed it .*nothing was changed"),
+        ("*/commit/main", 412, "another client changed it .*nothing was changed"),
         ("*/commit/main", 429, "429, too many requests: try again later; nothing was changed"),
         ("*/preupload/main", 401, "does not accept your token: .*; nothing was changed"),
         ("*/objects/batch", 403, "your token may not write there .*nothing was changed"),
@@ -141,7 +141,7 @@ def test_a_repository_that_appears_meanwhile_is_not_overwritten(
     hub: FakeHub, tiny_run: Path
 ) -> None:
     hub.fault("/api/repos/create", "status", status=409)
-    with unchanged(hub), pytest.raises(InputError, match="somebody else changed it"):
+    with unchanged(hub), pytest.raises(InputError, match="another client changed it"):
         publish(tiny_run / "best/kd")
 
 

@@ -4,10 +4,12 @@ launch that read one model.
 
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +82,32 @@ def test_the_round_trip_of_processes_through_the_environment(
     shown = finish(start(hub, tmp_path, *absent), 2)
     assert "there is no such model, or it is private" in shown
     assert "Traceback" not in shown
+
+
+def test_a_user_at_a_terminal_is_asked_for_the_licence(
+    hub: FakeHub, tiny_run: Path, tmp_path: Path
+) -> None:
+    keyboard, terminal = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "distill", "publish", str(tiny_run), "alice/net"],
+        env={**os.environ, **hub.environment, "HF_HOME": str(tmp_path), "HF_TOKEN": TOKEN},
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+    )
+    os.close(terminal)
+    shown = b""
+    while b"The licence of its weights" not in shown:
+        shown += os.read(keyboard, 1000)
+    assert b"training images Fashion-MNIST: mit" in shown
+    assert not hub.log
+    os.write(keyboard, b"cc0-1.0\n")
+    with suppress(OSError):  # at its end a terminal has no end of file
+        while piece := os.read(keyboard, 1000):
+            shown += piece
+    assert process.wait(ENDED_S) == 0, shown.decode()
+    assert b"license: cc0-1.0" in hub["alice/net"].files()["README.md"]
+    os.close(keyboard)
 
 
 def test_two_processes_of_a_launch_read_one_commit(

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,9 +12,11 @@ from fake_hub import FakeHub
 from safetensors.torch import load_file, save_file
 from tiny import IMAGE_SIZE, assert_same_run, best, checkpoint, run, stop_after, write_recipe
 
+from distill.errors import InputError
 from distill.models.export_format import read_record
 from distill.models.hub.download import pin_commits
 from distill.release.evaluate import evaluate_models
+from distill.training.build import refuse_other_commits
 from distill.training.loop import DONE, INTERRUPTED
 
 MODEL = "cifar_resnet8"
@@ -38,7 +41,7 @@ def published(hub: FakeHub, tiny_run: Path) -> FakeHub:
 
 
 def move_branch(hub: FakeHub, tiny_run: Path, folder: Path) -> str:
-    """Publishes other weights to main, as somebody else would."""
+    """Publishes other weights to main, as another client would."""
     shutil.copytree(tiny_run / "best/kd", folder)
     weights = load_file(folder / "model.safetensors")
     save_file(
@@ -129,6 +132,16 @@ def test_a_model_of_the_hub_is_evaluated_as_its_export(
     absent = cli("evaluate", "hf://alice/absent", "--data", "fashion_mnist")
     assert absent.code == 2
     assert "hf://alice/absent: there is no such model" in absent.err
+
+
+def test_processes_with_different_commits_are_refused() -> None:
+    main = SimpleNamespace(on_main=lambda act: {"hf://alice/net@v1": "a" * 40})
+    pin_commits({"hf://alice/net@v1": "a" * 40})
+    refuse_other_commits(main)
+    pin_commits({"hf://alice/net@v1": "b" * 40})
+    with pytest.raises(InputError, match=r"changed on the Hub .* as in hf://alice/net@a{40}"):
+        refuse_other_commits(main)
+    pin_commits({})
 
 
 def test_the_record_of_a_published_model_is_read(published: FakeHub, tiny_run: Path) -> None:

@@ -144,20 +144,15 @@ def _check_rights(account: Mapping[str, object], target: Target) -> None:
         )
 
 
-def folders_in(target: Target, head: Head, folder: str) -> list[str]:
-    """Return the names of the folders in a folder of the repository; none if it is not there."""
-    from huggingface_hub import errors
-
-    api = connect()
-    try:
-        if not head.exists:
-            return []
-        entries = list(api.list_repo_tree(target.repo, folder, revision=head.commit))
-    except errors.EntryNotFoundError:
+def files_at(target: Target, head: Head) -> list[str]:
+    """Return the paths of all files in the repository."""
+    if not head.exists:
         return []
+    try:
+        info = connect().model_info(target.repo, revision=head.commit)
     except Exception as error:  # of huggingface_hub and its HTTP library
         raise write_fault(error, target.repo) from error
-    return [each.path.rpartition("/")[2] for each in entries if not hasattr(each, "size")]
+    return [each.rfilename for each in info.siblings or ()]
 
 
 def upload(
@@ -174,7 +169,7 @@ def upload(
     Args:
         head: what `look_at` returned: if the branch has moved since, nothing is changed.
         files: path in the repository -> content or file.
-        delete: folders of the repository that the commit removes.
+        delete: files of the repository that the commit removes; with a slash at the end, folders.
         in_turn: upload large files one after the other, in this thread.
 
     Raises:
@@ -188,11 +183,12 @@ def upload(
         CommitOperationAdd(name, content if isinstance(content, bytes) else str(content))
         for name, content in files.items()
     ]
-    deletions = [CommitOperationDelete(folder, is_folder=True) for folder in delete]
+    deletions = [CommitOperationDelete(name) for name in delete]
     commit, then = head.commit, "nothing was changed"
     try:
         if not head.exists:
-            api.create_repo(target.repo, private=target.private)
+            # None is the default of the owner, which may be private.
+            api.create_repo(target.repo, private=target.private or None)
             then = "the new repository is there, without these files"
             commit = api.model_info(target.repo).sha
         if not head.has_branch:

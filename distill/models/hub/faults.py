@@ -118,7 +118,7 @@ def write_fault(error: BaseException, repo: str, then: str = "nothing was change
         )
     if status in (409, 412):
         return InputError(
-            f"{repo}: somebody else changed it at the same time ({reason_of(error)}): look at"
+            f"{repo}: another client changed it at the same time ({reason_of(error)}): look at"
             f" {page}/commits, and run the same command again; {then}"
         )
     return InputError(f"{_answer_fault(error, repo)}; {then}")
