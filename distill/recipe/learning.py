@@ -41,7 +41,7 @@ class TeacherSpec(Section):
     student: str | None = None
     """The student to use, if `weights` is a run with several students; null: the best one."""
     model_args: ModelArgs = Field(default_factory=dict)
-    """Arguments of the timm model, by name."""
+    """Arguments of the timm model, by name. An argument that is null is left out, as in timm."""
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     """The data type of the teacher's weights and computations."""
     placement: Literal["replicated", "zero3"] = "replicated"
@@ -204,7 +204,7 @@ class StudentSpec(Section):
     model of the Hub (hf://OWNER/NAME, with @REVISION behind); null: random weights.
     """
     model_args: ModelArgs = Field(default_factory=dict)
-    """Arguments of the timm model, by name."""
+    """Arguments of the timm model, by name. An argument that is null is left out, as in timm."""
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Stochastic depth: the probability that a sample skips the last block. It is smaller for
     earlier blocks.

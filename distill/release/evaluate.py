@@ -115,7 +115,11 @@ def evaluate_models(
         assert len({each.classes for each in found}) == 1
         source, match = labelled_in_logits(opened, order_given, found[0])
         if data is None and compared is None:
-            compared = run_teacher(recipe, source)
+            compared, missing = run_teacher(recipe, source)
+            if missing is not None:
+                make_console(stderr=True).print(
+                    f"without the teacher: {missing}", markup=False, soft_wrap=True
+                )
         notes = [match.describe()] if match.how != "names" or not match.in_order else []
         engine = Engine(precision=precision)
         try:
@@ -203,13 +207,13 @@ def _named_teacher(
     )
 
 
-def run_teacher(recipe: Recipe | None, source: Source) -> Teacher | None:
-    """The run's own teacher, if its weights are still available."""
+def run_teacher(recipe: Recipe | None, source: Source) -> tuple[Teacher | None, str | None]:
+    """The run's own teacher, and why it is not there although the recipe names one."""
     if recipe is None or recipe.teacher is None:
-        return None
+        return None, None
     try:
         # The run trained with this teacher, so the order of its classes was checked then.
-        return build_teacher(
+        teacher = build_teacher(
             recipe.teacher,
             classes=source.classes,
             root=Path(),
@@ -218,10 +222,8 @@ def run_teacher(recipe: Recipe | None, source: Source) -> Teacher | None:
             order_given=True,
         )
     except InputError as error:
-        make_console(stderr=True).print(
-            f"without the teacher: {error}", markup=False, soft_wrap=True
-        )
-        return None
+        return None, str(error)
+    return teacher, None
 
 
 # ---- what people see -----------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from distill.data.sources import Source
 from distill.engine import Engine
@@ -11,8 +10,9 @@ from distill.evaluation.accuracy import TEACHER, Model
 from distill.evaluation.predictions import ALL_CLASSES, Predictions, predict
 from distill.evaluation.sets import eval_loader
 from distill.models.pixels import Network
-from distill.models.teacher import Teacher, build_teacher
+from distill.models.teacher import Teacher
 from distill.recipe import Recipe
+from distill.release.evaluate import run_teacher
 from distill.release.find import Found, find_models, which_weights
 from distill.release.images import labelled_in_logits, open_images
 from distill.report.records import RunRecords
@@ -52,7 +52,8 @@ def predict_run(
     opened, order_given = open_images(None, None, None, run.recipe, run.folder)
     first = models[0]
     source, _ = labelled_in_logits(opened, order_given, first)
-    teacher, note = _teacher(run.recipe, source)
+    teacher, missing = run_teacher(run.recipe, source)
+    note = missing and f"The teacher is left out here, since it is not available: {missing}"
     if teacher is not None and teacher.view.frame != first.view.frame:
         note = (
             "Here the teacher sees what the students see; its top-1 in the table is of its own view"
@@ -81,24 +82,6 @@ def _best_models(run: RunRecords, students: Sequence[str]) -> tuple[list[Found],
     if not models:
         raise InputError(f"{', '.join(students)}: not evaluated yet, so there are no best weights")
     return models, [f"{name} has no best weights yet, so it is left out here." for name in missing]
-
-
-def _teacher(recipe: Recipe, source: Source) -> tuple[Teacher | None, str | None]:
-    """Return the run's teacher, or why there is none although the recipe names one."""
-    if recipe.teacher is None:
-        return None, None
-    try:
-        teacher = build_teacher(
-            recipe.teacher,
-            classes=source.classes,
-            root=Path(),
-            device="cpu",
-            data_image_size=recipe.data.image_size,
-            order_given=True,  # the run checked the order of its classes
-        )
-    except InputError as error:
-        return None, f"The teacher is left out here, since it is not available: {error}"
-    return teacher, None
 
 
 def _pass(
