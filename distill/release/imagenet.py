@@ -36,12 +36,14 @@ class KnownSet:
         part: the list of timm with the synsets of a part of ImageNet's classes, among which alone
             the answer is looked for; None for all classes.
         table: the name of timm's CSV of results on it.
+        num_images: of the whole set.
     """
 
     name: str
     title: str
     folders: tuple[str, ...]
     table: str
+    num_images: int
     part: str | None = None
 
 
@@ -64,34 +66,51 @@ def _v2(variant: str) -> tuple[str, ...]:
 KNOWN = {
     known.name: known
     for known in (
-        KnownSet("val", "ImageNet-1K validation", _VAL, "results-imagenet"),
-        KnownSet("real", "ImageNet-ReaL", _VAL, "results-imagenet-real"),
+        KnownSet("val", "ImageNet-1K validation", _VAL, "results-imagenet", 50_000),
+        KnownSet("real", "ImageNet-ReaL", _VAL, "results-imagenet-real", 50_000),
         KnownSet(
             "v2",
             "ImageNet-V2 matched frequency",
             (*_v2("matched-frequency"), "imagenetv2", "imagenet-v2", "v2"),
             "results-imagenetv2-matched-frequency",
+            10_000,
         ),
         KnownSet(
             "v2-threshold",
             "ImageNet-V2 threshold 0.7",
             _v2("threshold0.7"),
             "results-imagenetv2-threshold0.7",
+            10_000,
         ),
         KnownSet(
-            "v2-top", "ImageNet-V2 top images", _v2("top-images"), "results-imagenetv2-top-images"
+            "v2-top",
+            "ImageNet-V2 top images",
+            _v2("top-images"),
+            "results-imagenetv2-top-images",
+            10_000,
         ),
         KnownSet(
-            "a", "ImageNet-A", ("imagenet-a", "a"), "results-imagenet-a", "imagenet_a_synsets.txt"
+            "a",
+            "ImageNet-A",
+            ("imagenet-a", "a"),
+            "results-imagenet-a",
+            7_500,
+            "imagenet_a_synsets.txt",
         ),
         KnownSet(
-            "r", "ImageNet-R", ("imagenet-r", "r"), "results-imagenet-r", "imagenet_r_synsets.txt"
+            "r",
+            "ImageNet-R",
+            ("imagenet-r", "r"),
+            "results-imagenet-r",
+            30_000,
+            "imagenet_r_synsets.txt",
         ),
         KnownSet(
             "sketch",
             "ImageNet-Sketch",
             ("imagenet-sketch", "imagenet-sketch/sketch", "sketch"),
             "results-sketch",
+            50_889,
         ),
     )
 }

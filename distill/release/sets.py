@@ -39,6 +39,7 @@ class Measurement:
         path: of the images.
         part: the set of ImageNet whose classes alone are compared; None for all classes.
         all_of_imagenet: the images are of ImageNet-1K's 1,000 classes.
+        num_images: how many the whole set has; None if not known.
         real: labels are those of ImageNet-ReaL.
         baseline: the measurement that timm compares this one with.
     """
@@ -50,6 +51,7 @@ class Measurement:
     part: KnownSet | None = None
     real: bool = False
     all_of_imagenet: bool = False
+    num_images: int | None = None
     baseline: str | None = None
 
 
@@ -90,6 +92,7 @@ def measurements(sets: Sequence[NamedSet], root: Path | None) -> tuple[list[Meas
                 part,
                 real=each.name == "real",
                 all_of_imagenet=part is None,
+                num_images=known.num_images,
                 baseline=baseline,
             )
         )
@@ -103,6 +106,7 @@ def measurements(sets: Sequence[NamedSet], root: Path | None) -> tuple[list[Meas
                     f"{known.table}-clean",
                     part,
                     all_of_imagenet=True,
+                    num_images=KNOWN["val"].num_images,
                 )
             )
         elif part is not None:
@@ -114,6 +118,18 @@ def measurements(sets: Sequence[NamedSet], root: Path | None) -> tuple[list[Meas
         else ""
     )
     return found, note
+
+
+def _refuse_other_classes(wanted: Measurement, source: Source) -> None:
+    """Raise InputError if images under the name of a set of ImageNet have other classes."""
+    classes = imagenet_classes()
+    try:
+        match_classes(classes, len(classes), source.classes, who="ImageNet-1K")
+    except InputError as error:
+        raise InputError(
+            f"these are not the classes of {wanted.title} ({error}); give images of your own"
+            " another name, such as mine=PATH"
+        ) from error
 
 
 class SetEvaluation:
@@ -154,6 +170,8 @@ class SetEvaluation:
         spec = guess_source(wanted.path, option=option)
         try:
             opened = self._open_source(wanted, spec, option)
+            if wanted.part is not None or wanted.all_of_imagenet:
+                _refuse_other_classes(wanted, opened)
             source, match = labelled_in_logits(opened, has_class_order(spec), self._model)
         except InputError as error:
             message = in_options(str(error), option)
@@ -212,9 +230,12 @@ class SetEvaluation:
     def _result(self, wanted: Measurement, images: Images, answers: Answers) -> SetResult:
         choice = wanted.part.name if wanted.part is not None else ALL_CLASSES
         logits = images.choices[choice]
+        title, count = wanted.title, len(images.source)
+        if wanted.num_images is not None and count != wanted.num_images:
+            title = f"{title}, {count:,} of {wanted.num_images:,} images"
         return SetResult(
             wanted.name,
-            wanted.title,
+            title,
             wanted.path,
             images.match.num_logits if logits is None else len(logits),
             wanted.table,

@@ -25,8 +25,10 @@ from imagenet_sets import (
     export_model,
     label_of,
 )
+from PIL import Image
 from shards import add
 
+from distill.data.fashion import CLASSES
 from distill.evaluation.accuracy import TEACHER
 from distill.evaluation.scores import Scores
 from distill.release.evaluate import evaluate_models
@@ -146,6 +148,8 @@ def test_json_has_every_figure(results: Results, root: Path, export: Path) -> No
     import hashlib
 
     written = json.loads((root.parent / "written/scores.json").read_text())
+    title = written["sets"]["val"]["title"]
+    assert title == "ImageNet-1K validation, 60 of 50,000 images"
     assert list(written["sets"]) == ["val", "real", "v2", "a", "a-clean", "sketch"]
     (name,) = written["models"]
     model = written["models"][name]
@@ -241,7 +245,6 @@ def test_a_teacher_that_counts_its_classes_otherwise(
 def test_the_size_for_tests_is_that_of_validate(tmp_path: Path, root: Path, made: object) -> None:
     export = export_model(tmp_path / "model", test_input_size=(3, 48, 48), test_crop_pct=1.0)
     paths = made["val"].paths  # type: ignore[index]
-    from PIL import Image
     from timm import create_model
     from timm.data import create_transform, resolve_model_data_config
 
@@ -254,6 +257,21 @@ def test_the_size_for_tests_is_that_of_validate(tmp_path: Path, root: Path, made
     usual = evaluate_models(export, sets="val", root=root, num_workers=0, use_train_size=True)
     same(usual["model"], by_hand(Known(paths, answers(export, paths))))
     assert usual["model"].loss != larger["model"].loss
+
+
+def test_other_images_under_the_name_of_a_set_are_refused(
+    tiny_run: Path, cli: Cli, tmp_path: Path
+) -> None:
+    """A model and images of ten other classes: the name val would call them ImageNet."""
+    images = tmp_path / "images"
+    for name in CLASSES:
+        folder = images / name.replace("/", "-")
+        folder.mkdir(parents=True)
+        Image.new("RGB", (16, 16)).save(folder / "1.png")
+    named = ["--sets", f"val={images}", "--num-workers", 0]
+    refused = cli("evaluate", tiny_run / "best/kd", *named)
+    assert refused.code == 2
+    assert "--sets val=" in refused.err
 
 
 def test_how_classes_were_matched_is_said(
@@ -318,6 +336,9 @@ def test_bad_input(cli: Cli, export: Path, root: Path, made: object, tmp_path: P
         (birds / name).mkdir(parents=True)
         shutil.copy(first.with_name(second.name), birds / name / "1.png")
     assert "--sets birds=" in refused("--sets", f"birds={birds}")
+    as_val = refused("--sets", f"val={birds}")
+    assert "these are not the classes of ImageNet-1K validation" in as_val
+    assert "give images of your own another name, such as mine=PATH" in as_val
     assert not (tmp_path / "scores.json").exists()
     unwritable = tmp_path / "file"
     unwritable.write_text("")
