@@ -33,7 +33,7 @@ class Predictions:
         rank: [N] int64, the number of classes before the label; K for a label that is none of the
             classes compared.
         confidence: [N] float64, the probability of the first class.
-        finite: [N] bool, whether all logits are; where not, no answer is right.
+        finite: [N] bool, whether no logit is NaN or +inf; where one is, no answer is right.
         loss: [N] float64, the cross-entropy in nats; NaN for a label that is none of the classes.
         agrees: [N] bool, whether model and teacher name the same class; None without a teacher.
         teacher_kl: [N] float64, KL(teacher || model) in nats at temperature 1; None without one.
@@ -62,7 +62,7 @@ class Predictions:
     @property
     def right(self) -> np.ndarray:
         """[N] bool, whether it is the label."""
-        return np.asarray(self.rank < 1)
+        return np.asarray((self.rank < 1) & self.finite)
 
     def where(self, chosen: np.ndarray) -> "Predictions":
         """Return the rows of `chosen`, [N] bool."""
@@ -180,7 +180,7 @@ def _columns(
         agrees = rank_of(logits, teacher_logits.argmax(1)) < 1
         teacher_kl = divergence(F.log_softmax(teacher_logits, dim=1), log_probs)
     top = top if classes is None else classes[top]
-    parts = [labels, rank, confidence, logits.isfinite().all(1), loss, agrees, teacher_kl]
+    parts = [labels, rank, confidence, (logits < torch.inf).all(1), loss, agrees, teacher_kl]
     return torch.cat([torch.stack([part.double() for part in parts], 1), top.double()], 1)
 
 

@@ -50,7 +50,7 @@ def scores_of(predictions: Predictions, images_per_s: float | None = None) -> Sc
     return _scores(
         predictions,
         predictions.right,
-        predictions.rank < 5,
+        (predictions.rank < 5) & predictions.finite,
         float(np.mean(predictions.loss)),
         images_per_s,
     )

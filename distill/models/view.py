@@ -2,6 +2,7 @@
 resolved as timm does it.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, get_args
@@ -117,7 +118,14 @@ def view_of_config(
             not evaluate with.
     """
     resolved = resolve_data_config({}, pretrained_cfg=dict(config), use_test_size=use_test_size)
-    channels, height, width = resolved["input_size"]
+    try:
+        channels, height, width = map(int, resolved["input_size"])
+        float(resolved["crop_pct"])
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"{source}: input_size {resolved['input_size']} and crop_pct {resolved['crop_pct']}"
+            " should be three numbers and one: correct the config"
+        ) from error
     if channels != 3:
         raise InputError(
             f"{source}: wants images of {channels} channels, and images are read as RGB"
@@ -132,10 +140,13 @@ def view_of_config(
             raise InputError(
                 f"{source}: {key} is {resolved[key]!r}, and an evaluation has {', '.join(known)}"
             )
+    std = _triple(resolved["std"], f"{source}: std")
+    if not all(0 < value < math.inf for value in std):
+        raise InputError(f"{source}: std is {std}, and should be positive")
     return ModelView(
         image_size=int(height),
         mean=_triple(resolved["mean"], f"{source}: mean"),
-        std=_triple(resolved["std"], f"{source}: std"),
+        std=std,
         crop_fraction=float(resolved["crop_pct"]),
         crop_mode=resolved["crop_mode"],
         interpolation=resolved["interpolation"],

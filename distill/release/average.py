@@ -51,7 +51,7 @@ class Averaged:
 
 
 def average_models(
-    paths: Sequence[str | Path],
+    paths: str | Path | Sequence[str | Path],
     output: str | Path,
     *,
     model: str | None = None,
@@ -93,7 +93,12 @@ def average_models(
     """
     output = Path(output)
     refuse_overwrite(output)
+    paths = [paths] if isinstance(paths, str | Path) else paths
     where = [Path(path) for path in paths]
+    if not where:
+        raise InputError("name a run, or at least two models")
+    if any(output.resolve() in (each.resolve(), each.resolve().parent) for each in where):
+        raise InputError(f"{output}: is one of the models: choose another folder for the mean")
     if last is not None and best is not None:
         raise InputError("--last and --best both choose checkpoints: leave one out")
     if not 0 < choose_on < 1:

@@ -95,7 +95,12 @@ def compare(network: nn.Module, images: Tensor, folder: Path, format: DeployForm
         for part in torch.split(images, _CHECKED_AT_ONCE):
             expected, found = network(part), run(part)
             same += int((expected.argmax(1) == found.argmax(1)).sum())
-            largest = max(largest, float((expected - found).abs().max()))
+            difference = (expected - found).abs().max()
+            if not difference.isfinite():
+                raise InputError(
+                    f"--format {format}: the model or the program gives logits that are not finite"
+                )
+            largest = max(largest, float(difference))
     return Comparison(len(images), same, largest)
 
 

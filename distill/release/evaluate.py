@@ -1,8 +1,10 @@
 """`distill evaluate`: the models at a path on a set of images, or on several sets."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from distill.checkpoint.layout import RECIPE_FILE
 from distill.console import make_console, show_table
@@ -32,10 +34,10 @@ def evaluate_models(
     model: str | None = None,
     student: str | None = None,
     weights: str = "best",
-    data: str | None = None,
+    data: str | Path | None = None,
     split: str | None = None,
     classes: str | None = None,
-    sets: str | None = None,
+    sets: str | Sequence[str] | None = None,
     root: str | Path | None = None,
     teacher: str | Path | None = None,
     teacher_model: str | None = None,
@@ -61,7 +63,7 @@ def evaluate_models(
         split: the split of `data`, if it has several.
         classes: a file with one class name per line, or "imagenet-1k", if `data` contains only some
             of the classes.
-        sets: sets of ImageNet, and others by NAME=PATH, separated by commas: "val,real,v2,a,r".
+        sets: sets of ImageNet, and others by NAME=PATH: "val,real,v2,a,r", or a list of them.
         root: the folder in which those of `sets` without a path are.
         teacher: a model to compare with, as `path`; None: for a run on its own images its teacher.
         teacher_model: for a file as `teacher`, the timm name of its model.
@@ -81,57 +83,57 @@ def evaluate_models(
         InputError: there are no such models or images, or they do not fit together.
     """
     named, path = str(path), Path(path)  # of hf://OWNER/NAME a Path would join the slashes
-    if sets is not None and data is not None:
-        raise InputError("--sets and --data both name the images: leave one out")
-    if root is not None and sets is None:
-        raise InputError("--root is the folder of --sets: give both")
-    found = find_models(
-        path,
-        model=model,
-        student=student,
-        weights=weights,
-        image_size=image_size,
-        use_test_size=not use_train_size,
-    )
-    compared, compared_logits = _named_teacher(teacher, teacher_model, found[0])
+    _refuse_options(data, sets, root, batch_size, precision, json, csv)
     settings = Settings(batch_size, num_workers, unreadable)
-    if sets is not None:
-        wanted, without = measurements(
-            named_sets(sets, None if root is None else Path(root).expanduser()),
-            None if root is None else Path(root).expanduser(),
+    found = [
+        # "teacher" is the name of the model that the others are compared with.
+        replace(each, name=f"{TEACHER} (model)") if each.name == TEACHER else each
+        for each in find_models(
+            path,
+            model=model,
+            student=student,
+            weights=weights,
+            image_size=image_size,
+            use_test_size=not use_train_size,
         )
+    ]
+    asked = _named_teacher(teacher, teacher_model, not use_train_size)
+    notes: list[str] = []
+    if sets is not None:
+        text = sets if isinstance(sets, str) else ",".join(sets)
+        folder = None if root is None else Path(root).expanduser()
+        wanted, without = measurements(named_sets(text, folder), folder)
         evaluation = SetEvaluation(wanted, found[0])
-        notes = [*evaluation.notes, *([without] if without else [])]
-        engine = Engine(precision=precision)
-        try:
-            evaluator = Evaluator(found, compared, engine, settings, compared_logits)
-            of_sets = evaluation.run(evaluator)
-        finally:
-            engine.close()
+        compared, compared_logits = _in_classes_of(asked, found[0], (), notes)
+        notes = [*evaluation.notes, *([without] if without else []), *notes]
+        run = evaluation.run
     else:
         recipe = load_recipe(path / RECIPE_FILE) if (path / RECIPE_FILE).is_file() else None
-        opened, order_given = open_images(data, split, classes, recipe, path)
+        images = None if data is None else str(data)
+        opened, order_given = open_images(images, split, classes, recipe, path)
         # The models of one run have the same classes.
         assert len({each.classes for each in found}) == 1
         source, match = labelled_in_logits(opened, order_given, found[0])
-        if data is None and compared is None:
+        if match.how != "names" or not match.in_order:
+            notes.append(match.describe())
+        compared, compared_logits = _in_classes_of(asked, found[0], source.classes, notes)
+        if images is None and compared is None:
             compared, missing = run_teacher(recipe, source)
             if missing is not None:
                 make_console(stderr=True).print(
                     f"without the teacher: {missing}", markup=False, soft_wrap=True
                 )
-        notes = [match.describe()] if match.how != "names" or not match.in_order else []
-        engine = Engine(precision=precision)
-        try:
-            evaluator = Evaluator(found, compared, engine, settings, compared_logits)
-            of_sets = [_only_set(evaluator, source, match, found, data or named)]
-        except InputError as error:
-            raise InputError(in_command_words(str(error))) from error
-        finally:
-            engine.close()
+        run = partial(_only_set, source, match, found, images or named)
+    engine = Engine(precision=precision)
+    try:
+        of_sets = run(Evaluator(found, compared, engine, settings, compared_logits))
+    except InputError as error:
+        raise InputError(in_command_words(str(error))) from error
+    finally:
+        engine.close()
     results = Results(found, {each.name: each for each in of_sets})
     if engine.is_main:
-        _show(named, results, notes, compared)
+        _show(named, results, notes, compared, of_run=sets is None)
         if json is not None:
             results.write_json(Path(json))
         if csv is not None:
@@ -139,9 +141,35 @@ def evaluate_models(
     return results
 
 
+def _refuse_options(
+    data: str | Path | None,
+    sets: str | Sequence[str] | None,
+    root: str | Path | None,
+    batch_size: int | None,
+    precision: str,
+    json: str | Path | None,
+    csv: str | Path | None,
+) -> None:
+    """Raises InputError for options that contradict each other or cannot be written to."""
+    if sets is not None and data is not None:
+        raise InputError("--sets and --data both name the images: leave one out")
+    if root is not None and sets is None:
+        raise InputError("--root is the folder of --sets: give both")
+    if batch_size is not None and not 1 <= batch_size <= 65536:
+        raise InputError(f"--batch-size {batch_size}: give a number from 1 to 65536, or auto")
+    if precision not in get_args(Precision):
+        raise InputError(
+            f"--precision {precision}: should be one of {', '.join(get_args(Precision))}"
+        )
+    if json is not None and Path(json).is_dir():
+        raise InputError(f"--json {json}: is a folder: name a file")
+    if csv is not None and Path(csv).exists() and not Path(csv).is_dir():
+        raise InputError(f"--csv {csv}: is a file: name a folder, which gets a CSV for each set")
+
+
 def _only_set(
-    evaluator: Evaluator, source: Source, match: Match, found: list[Found], name: str
-) -> SetResult:
+    source: Source, match: Match, found: list[Found], name: str, evaluator: Evaluator
+) -> list[SetResult]:
     """Evaluate on the images of --data, or those of the run."""
     answers = evaluator.answers(source)
     scores = {
@@ -149,30 +177,27 @@ def _only_set(
         for (model, _), predictions in answers.of.items()
     }
     order = [*(each.name for each in found), *([TEACHER] if TEACHER in scores else [])]
-    return SetResult(
-        "data",
-        name,
-        name,
-        match.num_logits,
-        "results-data",
-        {model: scores[model] for model in order},
-    )
+    in_order = {model: scores[model] for model in order}
+    return [SetResult("data", name, name, match.num_logits, "results-data", in_order)]
 
 
-def _named_teacher(
-    path: str | Path | None, model: str | None, student: Found
-) -> tuple[Teacher | None, Sequence[int] | None]:
-    """The teacher of --teacher, and its logit of each class of the student.
+def _named_teacher(path: str | Path | None, model: str | None, use_test_size: bool) -> Found | None:
+    """The model of --teacher.
 
     Raises:
-        InputError: there is no such model, there are several, or it does not know the classes.
+        InputError: there is no such model, or there are several.
     """
     if path is None:
         if model is not None:
             raise InputError("--teacher-model names the architecture of --teacher: give both")
-        return None, None
+        return None
     found = find_models(
-        Path(path), model=model, student=None, weights="best", image_size=None, use_test_size=False
+        Path(path),
+        model=model,
+        student=None,
+        weights="best",
+        image_size=None,
+        use_test_size=use_test_size,
     )
     if len(found) != 1:
         names = ", ".join(each.name for each in found)
@@ -180,31 +205,40 @@ def _named_teacher(
             f"--teacher {path}: a run of several students ({names}): name one of its folders"
             f" {path}/best/STUDENT"
         )
-    (teacher,) = found
+    return replace(found[0], name=f"--teacher {path}")
+
+
+def _in_classes_of(
+    teacher: Found | None, student: Found, data_classes: Sequence[str], notes: list[str]
+) -> tuple[Teacher | None, Sequence[int] | None]:
+    """The teacher, and its logit of each class of the student.
+
+    Args:
+        data_classes: the images' classes in the order of the student's logits, if they name them.
+        notes: gets how the classes were matched, if not by their names.
+
+    Raises:
+        InputError: the teacher does not know the classes.
+    """
+    if teacher is None:
+        return None, None
     num_logits = int(teacher.net.num_classes)  # type: ignore[arg-type]
     num_classes = int(student.net.num_classes)  # type: ignore[arg-type]
-    own = student.classes or named_list(space_of_size(num_classes) or "") or ()
-    if not own and not teacher.classes and num_logits == num_classes:
-        logits = None
-    else:
-        logits = match_classes(
-            teacher.classes or None,
-            num_logits,
-            own or tuple(map(str, range(num_classes))),
-            who=f"--teacher {path}",
-        ).logits.tolist()
-    return (
-        Teacher(
-            teacher.net,
-            teacher.view,
-            num_classes=num_logits,
-            source=str(path),
-            classes=teacher.classes or None,
-            notes=teacher.notes,
-            promised=teacher.promise,
-        ),
-        logits,
+    own = student.classes or (tuple(data_classes) if len(data_classes) == num_classes else ())
+    own = own or named_list(space_of_size(num_classes) or "") or tuple(map(str, range(num_classes)))
+    match = match_classes(teacher.classes or None, num_logits, own, who=teacher.name)
+    if match.how != "names":
+        notes.append(match.describe())
+    found = Teacher(
+        teacher.net,
+        teacher.view,
+        num_classes=num_logits,
+        source=teacher.name,
+        classes=teacher.classes or None,
+        notes=teacher.notes,
+        promised=teacher.promise,
     )
+    return found, match.logits.tolist()
 
 
 def run_teacher(recipe: Recipe | None, source: Source) -> tuple[Teacher | None, str | None]:
@@ -229,7 +263,9 @@ def run_teacher(recipe: Recipe | None, source: Source) -> tuple[Teacher | None, 
 # ---- what people see -----------------------------------------------------------------------------
 
 
-def _show(path: str, results: Results, notes: list[str], teacher: Teacher | None) -> None:
+def _show(
+    path: str, results: Results, notes: list[str], teacher: Teacher | None, *, of_run: bool
+) -> None:
     console = make_console()
 
     def say(line: str) -> None:
@@ -241,10 +277,13 @@ def _show(path: str, results: Results, notes: list[str], teacher: Teacher | None
         say(f"{path}: {samples.num_samples} images{skipped}")
     for note in notes:
         say(note)
+    for of_set in results.sets.values() if len(results.sets) > 1 else ():
+        if count := next(iter(of_set.scores.values())).num_skipped:
+            say(f"{of_set.name}: {count} unreadable images skipped")
     show_table(console, results.table(console.width))  # first, for programs that look for it
     for line in _views(results.found, teacher):
         say(line)
-    for doubt in _doubts(results, teacher):
+    for doubt in _doubts(results, teacher, of_run):
         say(f"warning: {doubt}")
 
 
@@ -261,7 +300,7 @@ def _views(found: Sequence[Found], teacher: Teacher | None) -> list[str]:
     return [*lines, *(f"{each.name}: {note}" for each in found for note in each.notes)]
 
 
-def _doubts(results: Results, teacher: Teacher | None) -> list[str]:
+def _doubts(results: Results, teacher: Teacher | None, of_run: bool) -> list[str]:
     """Warnings about an assumed image size, and about accuracies no better than chance or far below
     what a record promises.
     """
@@ -272,7 +311,6 @@ def _doubts(results: Results, teacher: Teacher | None) -> list[str]:
         for each in results.found
         if each.view.sources["image_size"].startswith("assumed")
     ]
-    of_run = list(results.sets) == ["data"]
     for of_set in results.sets.values():
         # The images of ImageNet-A are those that a ResNet-50 gets wrong.
         if of_set.name == "a":

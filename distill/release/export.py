@@ -58,6 +58,8 @@ def export_student(
     """
     run, output = Path(run), Path(output)
     refuse_overwrite(output)
+    if output.resolve() == run.resolve():
+        raise InputError(f"{output}: is what is exported: choose another folder")
     if format != "timm":
         require(format)
     if run.is_file():

@@ -25,6 +25,7 @@ from distill.errors import InputError, did_you_mean, printable
 _CUSTOM_NAME = re.compile(r"[\w.-]+")
 _VAL_NUMBER = re.compile(r"ILSVRC2012_val_(\d{8})")
 _NUM_VAL = 50_000
+_COMMA = re.compile(r",(?![^{]*\})")  # not one of a pattern in braces
 
 
 @dataclass(frozen=True)
@@ -108,12 +109,18 @@ KNOWN = {
         KnownSet(
             "sketch",
             "ImageNet-Sketch",
-            ("imagenet-sketch", "imagenet-sketch/sketch", "sketch"),
+            ("imagenet-sketch/sketch", "imagenet-sketch", "sketch"),
             "results-sketch",
             50_889,
         ),
     )
 }
+
+
+# Of a set NAME the results are in results-NAME.csv.
+_RESERVED = {"data", *(known.table.removeprefix("results-") for known in KNOWN.values())} - set(
+    KNOWN
+)
 
 
 @dataclass(frozen=True)
@@ -136,8 +143,12 @@ def named_sets(text: str, root: Path | None) -> list[NamedSet]:
         InputError: an unknown name without a path, a name twice, or a set that is not below `root`.
     """
     found: list[NamedSet] = []
-    for part in filter(None, (part.strip() for part in text.split(","))):
+    parts = [part.strip() for part in _COMMA.split(text) if part.strip()]
+    given = dict(part.split("=", 1) for part in parts if "=" in part)
+    for part in parts:
         name, equals, path = part.partition("=")
+        if part == "real" and given.get("val"):  # the same images
+            equals, path = "=", given["val"]
         if not _CUSTOM_NAME.fullmatch(name) or (equals and not path):
             raise InputError(
                 f"--sets {part}: write NAME or NAME=PATH, with letters, digits, dots or dashes in"
@@ -146,6 +157,8 @@ def named_sets(text: str, root: Path | None) -> list[NamedSet]:
         if any(each.name == name for each in found):
             raise InputError(f"--sets {text}: names {name} twice: leave one out")
         known = KNOWN.get(name)
+        if known is None and (name in _RESERVED or name.endswith("-clean")):
+            raise InputError(f"--sets {part}: {name} names results of another set: choose another")
         if known is None and not equals:
             raise InputError(
                 f"--sets {name}: no set of ImageNet{did_you_mean(name, KNOWN)}: they are"

@@ -176,7 +176,7 @@ class Evaluator:
                         {n: m for n, m in self._networks.items() if self._views[n] == frame},
                         size,
                     ),
-                    _LARGEST_BATCH,
+                    min(_LARGEST_BATCH, most),
                 )
                 for frame in frames
             )

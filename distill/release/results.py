@@ -71,8 +71,9 @@ class Results:
     @property
     def scores(self) -> Mapping[str, Scores]:
         """Model -> its scores, where there is one set."""
-        (only,) = self.sets.values()
-        return only.scores
+        if len(self.sets) != 1:
+            raise InputError(f"several sets: use .sets[NAME].scores of {', '.join(self.sets)}")
+        return next(iter(self.sets.values())).scores
 
     def __getitem__(self, model: str) -> Scores:
         """The scores of a model, where there is one set."""
@@ -80,9 +81,6 @@ class Results:
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.scores)
-
-    def __len__(self) -> int:
-        return len(self.scores)
 
     def table(self, width: int) -> Table:
         """Return a row for each set and model."""
@@ -155,7 +153,7 @@ class Results:
 
     def csv_of(self, of: SetResult) -> str:
         """Return timm's CSV for one set."""
-        baseline = None if of.baseline is None else self.sets[of.baseline]
+        baseline = None if of.baseline is None else self.sets.get(of.baseline)
         text = io.StringIO()
         columns = [*_COLUMNS, *(_DIFFERENCES if baseline else ())]
         rows = csv.writer(text, lineterminator="\n")
@@ -173,25 +171,26 @@ class Results:
                 f"{100 - score.top1:.3f}",
                 f"{score.top5:.3f}",
                 f"{100 - score.top5:.3f}",
-                f"{_parameters(model) / 1e6:.2f}",
+                f"{_parameters(model) / 1e6:,.2f}",
                 f"{model.view.crop_fraction:.3f}",
                 model.view.interpolation,
             ]
             if baseline is not None:
                 before = baseline.scores[name]
+                rank = _ranked(baseline.scores).index(name) - ranked.index(name)
                 row += [
-                    f"{score.top1 - before.top1:.3f}",
-                    f"{score.top5 - before.top5:.3f}",
-                    _ranked(baseline.scores).index(name) - ranked.index(name),
+                    f"{score.top1 - before.top1:+.3f}",
+                    f"{score.top5 - before.top5:+.3f}",
+                    f"{rank:+d}" if rank else "0",
                 ]
             rows.writerow(row)
         return text.getvalue()
 
 
 def _ranked(scores: Mapping[str, Scores]) -> list[str]:
-    """Model names by top-1, the best first."""
+    """Model names by top-1 and top-5, the best first, as timm sorts its tables."""
     names = [name for name in scores if name != TEACHER]
-    return sorted(names, key=lambda name: -scores[name].top1)
+    return sorted(names, key=lambda name: (-scores[name].top1, -scores[name].top5, name))
 
 
 def _shown(value: float | None, pattern: str) -> str:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from distill.data.class_names import class_numbers
 from distill.data.guess import guess_source, in_options
+from distill.data.relabelled import Relabelled
 from distill.data.sources import Source, has_class_order, open_source
 from distill.errors import InputError
 from distill.evaluation.predictions import ALL_CLASSES, Predictions
@@ -40,6 +42,7 @@ class Measurement:
         part: the set of ImageNet whose classes alone are compared; None for all classes.
         all_of_imagenet: the images are of ImageNet-1K's 1,000 classes.
         num_images: how many the whole set has; None if not known.
+        optional: its images were found and not asked for; what is wrong with them is a note.
         real: labels are those of ImageNet-ReaL.
         baseline: the measurement that timm compares this one with.
     """
@@ -52,6 +55,7 @@ class Measurement:
     real: bool = False
     all_of_imagenet: bool = False
     num_images: int | None = None
+    optional: bool = False
     baseline: str | None = None
 
 
@@ -70,6 +74,7 @@ def measurements(sets: Sequence[NamedSet], root: Path | None) -> tuple[list[Meas
     A and R are followed by the clean score on the same classes, if the validation set is there.
     """
     val = next((each.path for each in sets if each.name in ("val", "real")), None)
+    val_asked = val is not None
     if val is None and root is not None and (place := find_below(root, KNOWN["val"])):
         val = str(place)
     with_val = any(each.name == "val" for each in sets)
@@ -107,6 +112,7 @@ def measurements(sets: Sequence[NamedSet], root: Path | None) -> tuple[list[Meas
                     part,
                     all_of_imagenet=True,
                     num_images=KNOWN["val"].num_images,
+                    optional=not val_asked,
                 )
             )
         elif part is not None:
@@ -144,13 +150,19 @@ class SetEvaluation:
     """
 
     def __init__(self, wanted: Sequence[Measurement], model: Found) -> None:
-        self._wanted, self._model = wanted, model
+        self._wanted, self._model = list(wanted), model
         self._images: dict[str, Images] = {}
         self._real: dict[str, np.ndarray] = {}
         self.notes: list[str] = []
         for each in wanted:
             if each.path not in self._images:
-                images = self._open(each)
+                try:
+                    images = self._open(each)
+                except InputError as error:
+                    if not each.optional:
+                        raise
+                    self.notes.append(f"without {each.name}: {error}")
+                    continue
                 self._images[each.path] = images
                 self.notes.append(f"{each.name}: {images.match.describe()}")
             self._prepare(each, self._images[each.path])
@@ -163,7 +175,7 @@ class SetEvaluation:
             for each in self._wanted:
                 if each.path == path:
                     results[each.name] = self._result(each, images, answers)
-        return [results[each.name] for each in self._wanted]
+        return [results[each.name] for each in self._wanted if each.name in results]
 
     def _open(self, wanted: Measurement) -> Images:
         option = f"--sets {wanted.name}={wanted.path}"
@@ -171,6 +183,7 @@ class SetEvaluation:
         try:
             opened = self._open_source(wanted, spec, option)
             if wanted.part is not None or wanted.all_of_imagenet:
+                opened = self._named(wanted, opened)
                 _refuse_other_classes(wanted, opened)
             source, match = labelled_in_logits(opened, has_class_order(spec), self._model)
         except InputError as error:
@@ -178,6 +191,17 @@ class SetEvaluation:
             named = message if message.startswith(option) else f"{option}: {message}"
             raise InputError(named) from error
         return Images(source, match)
+
+    def _named(self, wanted: Measurement, source: Source) -> Source:
+        """Return images whose classes are numbers with ImageNet-1K's names: the folders of
+        ImageNet-V2 are numbers of its classes, whatever the order of a model's logits.
+        """
+        numbers, names = class_numbers(source.classes), imagenet_classes()
+        if numbers is None or max(numbers) >= len(names):
+            return source
+        self.notes.append(f"{wanted.name}: class names are numbers of ImageNet-1K's classes")
+        as_they_are = np.arange(len(numbers))
+        return Relabelled(source, as_they_are, tuple(names[number] for number in numbers))
 
     def _open_source(self, wanted: Measurement, spec: schema.SourceSpec, option: str) -> Source:
         """Open a set. The labels of a stream that names no classes are those of ImageNet-1K."""

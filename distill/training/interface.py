@@ -78,4 +78,4 @@ def train_recipe(
 
 def _as_text(value: object) -> str:
     """A value as an override has it: text as it is, the rest as JSON, which is YAML too."""
-    return value if isinstance(value, str) else json.dumps(value)
+    return str(value) if isinstance(value, str | Path) else json.dumps(value)

@@ -73,9 +73,9 @@ def recorded_commits(plan: Plan) -> dict[str, str]:
         return {}
     try:
         newest = load_newest(checkpoints_dir(plan.output), verify=False)
-    except InputError:  # no checkpoint, or a damaged one, which the resume reports
+        return RunState.from_dict(newest.values).hub or {}
+    except (InputError, TypeError):  # no checkpoint, or a damaged one, which the resume reports
         return {}
-    return RunState.from_dict(newest.values).hub or {}
 
 
 @dataclass

@@ -41,6 +41,12 @@ def test_scores_of_one_right_class() -> None:
     assert (found.num_samples, found.num_skipped, found.images_per_s) == (4, 2, 3.0)
 
 
+def test_an_answer_that_is_not_finite_is_not_right() -> None:
+    made = predictions([[0, 1]] * 4, [0, 1, 0, 2], [0, 0, 1, 5])
+    found = scores_of(replace(made, finite=np.array([True, False, False, True])))
+    assert (found.top1, found.top5) == (25, 25)
+
+
 def test_scores_of_several_right_classes() -> None:
     top = [[3, 1, 2, 0, 4], [5, 1, 2, 0, 4], [3, 1, 2, 0, 4], [7, 8, 9, 1, 2]]
     right = np.array([[3, 9, -1], [4, -1, -1], [3, -1, -1], [6, 5, 3]])

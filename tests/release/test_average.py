@@ -167,4 +167,7 @@ def test_bad_input(tiny_run: Path, tmp_path: Path, cli: Cli) -> None:
         tiny_run / "best/kd", tiny_run / "best/kd", "--last", 2, *out
     )
     assert "is inside the run" in refused(tiny_run, *kd, "-o", tiny_run / "mean")
+    copy = tmp_path / "copy"
+    shutil.copytree((tiny_run / "best/kd").resolve(), copy)
+    assert "is one of the models" in refused(copy, tiny_run / "best/kd", "-o", copy)
     assert not (tmp_path / "out").exists()

@@ -1,6 +1,7 @@
 """`distill export --format onnx|torch-export`: the program gives the model's answers, by itself."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -106,6 +107,16 @@ def test_a_model_that_cannot_be_written(format: deploy.DeployFormat, tmp_path: P
     network = Network(Odd(), Pixels((0.5,) * 3, (0.5,) * 3)).eval()
     with pytest.raises(InputError, match=r"this model cannot be written so .*: use --format timm"):
         write_program(network, torch.rand(4, 3, 8, 8), tmp_path, format)
+
+
+def test_the_model_itself_is_not_replaced(tiny_run: Path, tmp_path: Path, cli: Cli) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree((tiny_run / "best/kd").resolve(), copy)
+    for format in ("timm", *FORMATS):
+        refused = cli("export", copy, copy, "--format", format)
+        assert refused.code == 2
+        assert "is what is exported: choose another folder" in refused.err
+    assert (copy / "model.safetensors").is_file()
 
 
 def test_a_missing_library_is_named(

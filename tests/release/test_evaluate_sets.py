@@ -26,6 +26,7 @@ from imagenet_sets import (
     label_of,
 )
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from shards import add
 
 from distill.data.fashion import CLASSES
@@ -220,26 +221,70 @@ def test_a_named_teacher_is_compared_with(
 
 
 def test_a_teacher_that_counts_its_classes_otherwise(
-    export: Path, root: Path, made: dict[str, Known], tmp_path: Path
+    export: Path, root: Path, made: dict[str, Known], reversed_model: Path
 ) -> None:
     """The same weights with the classes of the head in reverse: they agree on every image."""
-    from safetensors.torch import load_file, save_file
-
-    teacher = tmp_path / "reversed"
-    shutil.copytree(export, teacher)
-    (teacher / "pytorch_model.bin").unlink(missing_ok=True)
-    tensors = load_file(teacher / "model.safetensors")
-    for key in ("fc.weight", "fc.bias"):
-        tensors[key] = tensors[key].flip(0).contiguous()
-    save_file(tensors, teacher / "model.safetensors")
-    config = json.loads((teacher / "config.json").read_text())
-    config["label_names"] = SYNSETS[::-1]
-    (teacher / "config.json").write_text(json.dumps(config))
-    found = evaluate_models(export, sets="a", root=root, teacher=teacher, num_workers=0)
+    found = evaluate_models(export, sets="a", root=root, teacher=reversed_model, num_workers=0)
     for of_set in found.sets.values():
         assert of_set.scores["model"].agreement == 100
         assert of_set.scores["model"].teacher_kl == pytest.approx(0, abs=1e-9)
         assert of_set.scores["teacher"].top1 == of_set.scores["model"].top1
+
+
+@pytest.fixture(scope="module")
+def reversed_model(export: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same weights with the classes of the head, and their names, in reverse."""
+    folder = tmp_path_factory.mktemp("reversed") / "teacher"
+    shutil.copytree(export, folder)
+    (folder / "pytorch_model.bin").unlink(missing_ok=True)
+    tensors = load_file(folder / "model.safetensors")
+    for key in ("fc.weight", "fc.bias"):
+        tensors[key] = tensors[key].flip(0).contiguous()
+    save_file(tensors, folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    config["label_names"] = SYNSETS[::-1]
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_the_order_of_the_logits_changes_nothing(
+    reversed_model: Path, root: Path, results: Results, tmp_path: Path
+) -> None:
+    """Numbers as folders are those of ImageNet-1K. The model's folder is called "teacher"."""
+    found = evaluate_models(
+        reversed_model, sets="val,real,v2,a", root=root, num_workers=0, csv=tmp_path / "csv"
+    )
+    for name, of_set in found.sets.items():
+        ours, theirs = of_set.scores["teacher (model)"], results.sets[name].scores["model"]
+        assert (ours.top1, ours.top5) == (theirs.top1, theirs.top5), name
+    assert len((tmp_path / "csv/results-imagenet.csv").read_text().splitlines()) == 2
+
+
+def test_a_model_and_a_teacher_of_one_name(
+    export: Path, reversed_model: Path, root: Path, results: Results
+) -> None:
+    found = evaluate_models(reversed_model, sets="val", root=root, teacher=export, num_workers=0)
+    assert list(found) == ["teacher (model)", "teacher"]
+    assert found["teacher (model)"].num_samples == PER_SET
+    assert found["teacher (model)"].agreement == 100
+
+
+def test_classes_that_only_the_data_name(
+    export: Path, reversed_model: Path, root: Path, tmp_path: Path
+) -> None:
+    """A file of weights names no classes: the teacher is compared in ImageNet's order."""
+    weights = tmp_path / "student.safetensors"
+    shutil.copy(export / "model.safetensors", weights)
+    found = evaluate_models(
+        weights,
+        model=MODEL,
+        image_size=SIZE,
+        sets="val",
+        root=root,
+        teacher=reversed_model,
+        num_workers=0,
+    )
+    assert found["student"].agreement > 50, "their views differ a little"
 
 
 def test_the_size_for_tests_is_that_of_validate(tmp_path: Path, root: Path, made: object) -> None:
@@ -280,9 +325,29 @@ def test_how_classes_were_matched_is_said(
     outcome = cli("evaluate", export, "--sets", "v2,a", "--root", root, "--num-workers", 0)
     assert outcome.code == 0, outcome.err
     assert "v2: classes of model: " in outcome.out
-    assert "class names are numbers and taken for indices of the logits" in outcome.out
+    assert "v2: class names are numbers of ImageNet-1K's classes" in outcome.out
     assert "a: classes of model: " in outcome.out
     assert "matched by WordNet's synsets and words: n0" in outcome.out
+
+
+def test_a_validation_set_that_nobody_asked_for_stops_nothing(
+    export: Path, root: Path, made: dict[str, Known], results: Results, tmp_path: Path, cli: Cli
+) -> None:
+    """Beside imagenet-a lies a folder called val that is not ImageNet's."""
+    (tmp_path / "imagenet-a").symlink_to(root / "imagenet-a")
+    for name in ("cat", "dog"):
+        folder = tmp_path / "val" / name
+        folder.mkdir(parents=True)
+        Image.new("RGB", (16, 16)).save(folder / "1.png")
+    file = tmp_path / "scores.json"
+    outcome = cli(
+        *["evaluate", export, "--sets", "a", "--root", tmp_path, "--num-workers", 0],
+        *["--json", file],
+    )
+    assert outcome.code == 0, outcome.err
+    assert "without a-clean: " in outcome.out
+    (of_a,) = json.loads(file.read_text())["sets"].values()
+    assert of_a["models"]["model"]["top1"] == results.sets["a"].scores["model"].top1
 
 
 def rename(folder: Path, change: Callable[[str], str]) -> None:
@@ -340,6 +405,10 @@ def test_bad_input(cli: Cli, export: Path, root: Path, made: object, tmp_path: P
     assert "these are not the classes of ImageNet-1K validation" in as_val
     assert "give images of your own another name, such as mine=PATH" in as_val
     assert not (tmp_path / "scores.json").exists()
+    assert "names results of another set" in refused("--sets", f"imagenet={birds}")
+    assert "names results of another set" in refused("--sets", f"a-clean={birds}")
+    folder = refused("--sets", "val", "--root", root, "--json", tmp_path)
+    assert "is a folder: name a file" in folder
     unwritable = tmp_path / "file"
     unwritable.write_text("")
     assert "cannot be written" in refused(
