@@ -112,6 +112,9 @@ def publish_model(
         noted = noted_licences(model.found.record, model.teacher, model.recipe, model.found.classes)
         licence = _chosen(licence, licence_file, noted, dry_run, ask)
         files = _files(model, repo, licence, licence_file, noted, evaluation, curves)
+        console = make_console()
+        for note in model.notes:
+            console.print(note, markup=False, soft_wrap=True)
         if dry_run:
             _show_plan(model, repo, files)
             return Published(repo, None, None, tuple(files))

@@ -51,6 +51,7 @@ class Publishable:
         found: the model, loaded from there.
         files: what is published of the run besides, by name; empty for an export.
         recipe, report: of the run.
+        notes: a sentence for each file of the run that is not published.
     """
 
     folder: Path
@@ -58,6 +59,7 @@ class Publishable:
     files: Mapping[str, Path] = field(default_factory=dict)
     recipe: Recipe | None = None
     report: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def config(self) -> dict[str, Any]:
@@ -123,10 +125,31 @@ def find_publishable(
         state = found.net.state_dict()
         write_model(folder, found.net, state, classes=found.classes, view=found.view, record=record)
         exported = folder
-    files = {name: source / name for name in RUN_FILES if (source / name).is_file()}
+    files, notes = _run_files(source)
     recipe = load_recipe(source / RECIPE_FILE)
     report = {**report, "origins": _origins(source, recipe, report, found)}
-    return _checked(Publishable(exported, found, files, recipe, report))
+    return _checked(Publishable(exported, found, files, recipe, report, notes))
+
+
+def _run_files(run: Path) -> tuple[dict[str, Path], tuple[str, ...]]:
+    """Return the files of a run that are published with its weights, and why others are not."""
+    files = {name: run / name for name in RUN_FILES if (run / name).is_file()}
+    notes = []
+    finished = files[REPORT_FILE].stat().st_mtime_ns
+    for name in (PAGE_FILE, PAGE_TEXT_FILE, CURVES_FILE):
+        if name in files and files[name].stat().st_mtime_ns < finished:
+            notes.append(
+                f"{name} is left out: it is older than {REPORT_FILE}; `distill report {run}"
+                " --no-images` writes it again"
+            )
+            del files[name]
+    if PAGE_FILE in files and b"data:image" in files[PAGE_FILE].read_bytes():
+        notes.append(
+            f"{PAGE_FILE} is left out: it shows images of the evaluation set, which may be private;"
+            f" `distill report {run} --no-images` writes it without, then publish again"
+        )
+        del files[PAGE_FILE]
+    return files, tuple(notes)
 
 
 def _found(source: Path, student: str | None, weights: str) -> list[Found]:

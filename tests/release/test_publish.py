@@ -1,7 +1,6 @@
 """`distill publish`: one commit of everything, which loads again everywhere, or no change."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -203,19 +202,6 @@ def test_curves_and_another_licence(hub: FakeHub, tiny_run: Path, tmp_path: Path
     assert files["LICENSE"] == b"Ask first."
     assert metadata(hub)["license_link"] == "LICENSE"
     assert b"![Training curves](curves.png)" in files["README.md"]
-
-
-def test_the_report_of_a_run_is_published_with_it(
-    hub: FakeHub, tiny_run: Path, tmp_path: Path, cli: Cli
-) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(tiny_run, run, symlinks=True)
-    assert cli("report", run, "--no-predictions").code == 0
-    publish(run, student="kd", licence="mit")
-    files = hub["alice/net"].files()
-    for name in ("report.html", "report.md", "curves.png"):
-        assert files[name] == (run / name).read_bytes()
-    assert "![Training curves](curves.png)" in files["README.md"].decode()
 
 
 def test_branches_pull_requests_and_private_repositories(hub: FakeHub, tiny_run: Path) -> None:
