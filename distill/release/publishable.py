@@ -26,6 +26,7 @@ from distill.checkpoint.store import load_newest
 from distill.errors import InputError, printable
 from distill.files import current_directory
 from distill.models.export_format import RECORD_FILE, WEIGHTS_FILE, is_export, write_model
+from distill.models.hub.derived import teacher_of
 from distill.models.origin import CONFIG_FILE
 from distill.recipe import Recipe, load_recipe
 from distill.recipe.hub_names import is_hub_name
@@ -68,8 +69,8 @@ class Publishable:
 
     @property
     def teacher(self) -> Mapping[str, str] | None:
-        """What is recorded of the teacher's weights."""
-        return self.report.get("origins", {}).get("teacher") or self.found.record.get("teacher")
+        """What is recorded of the teacher's weights; None if it learned from none."""
+        return teacher_of(self.found.record, self.recipe, self.report)
 
     @property
     def student(self) -> str | None:
@@ -117,16 +118,17 @@ def find_publishable(
     if not (source / RECIPE_FILE).is_file():
         (found,) = _found(source, student, weights)  # says what it is not
     report = _read_report(source)
+    recipe = load_recipe(source / RECIPE_FILE)
     student = student or best_student(source)
     (found,) = _found(source, student, weights)
     exported = current_directory(best_dir(source, student))
     if weights != "best" or exported is None:
-        record = {**_origin_of(report), **found.record}
+        teacher = teacher_of(found.record, recipe, report)
+        record = {**({"teacher": teacher} if teacher else {}), **found.record}
         state = found.net.state_dict()
         write_model(folder, found.net, state, classes=found.classes, view=found.view, record=record)
         exported = folder
     files, notes = _run_files(source)
-    recipe = load_recipe(source / RECIPE_FILE)
     report = {**report, "origins": _origins(source, recipe, report, found)}
     return _checked(Publishable(exported, found, files, recipe, report, notes))
 
@@ -154,11 +156,6 @@ def _run_files(run: Path) -> tuple[dict[str, Path], tuple[str, ...]]:
 
 def _found(source: Path, student: str | None, weights: str) -> list[Found]:
     return find_models(source, model=None, student=student, weights=weights, image_size=None)
-
-
-def _origin_of(report: Mapping[str, Any]) -> dict[str, Any]:
-    teacher = report.get("origins", {}).get("teacher")
-    return {"teacher": teacher} if teacher else {}
 
 
 def _read_report(run: Path) -> dict[str, Any]:

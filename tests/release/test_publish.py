@@ -1,6 +1,7 @@
 """`distill publish`: one commit of everything, which loads again everywhere, or no change."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from publishing import LICENCE, finished_copy, publish, scores_of, unchanged
 from tiny import run, write_recipe
 
 from distill.errors import InputError
+from distill.models.hub.licences import Noted
 from distill.release.evaluate import evaluate_models
 from distill.release.export import export_student
 from distill.release.publish import publish_model
@@ -120,6 +122,30 @@ def test_the_card_says_what_the_model_is(hub: FakeHub, tiny_run: Path) -> None:
     ):
         assert expected in card, expected
     assert str(tiny_run) not in card
+
+
+@pytest.mark.parametrize("weights", ["best", "raw"])
+def test_a_student_that_learns_from_labels_alone_names_no_teacher(
+    hub: FakeHub, tiny_run: Path, weights: str
+) -> None:
+    assert "teacher" in json.loads((tiny_run / "best/kd/distill.json").read_text())
+    assert "teacher" not in json.loads((tiny_run / "best/alone/distill.json").read_text())
+    noted: list[Noted] = []
+
+    def ask(found: Sequence[Noted]) -> str:
+        noted.extend(found)
+        return "mit"
+
+    publish(tiny_run, student="alone", weights=weights, licence=None, ask=ask)
+    assert not any(each.what.startswith("teacher") for each in noted)
+    values = metadata(hub)
+    assert "teacher" not in values
+    assert not any(tag.startswith("distilled-from") for tag in values["tags"])
+    files = hub["alice/net"].files()
+    assert "teacher" not in json.loads(files["distill.json"])
+    card = files["README.md"].decode()
+    for words in ("distilled from", "- Teacher:", "its teacher"):
+        assert words not in card, words
 
 
 def test_published_again_it_makes_no_new_commit(hub: FakeHub, tiny_run: Path, cli: Cli) -> None:
