@@ -14,6 +14,8 @@ from publishing import LICENCE, finished_copy, publish, scores_of, unchanged
 from tiny import run, write_recipe
 
 from distill.errors import InputError
+from distill.files import sha256_of
+from distill.models.hub.figures import read_scores
 from distill.models.hub.licences import Noted
 from distill.release.evaluate import evaluate_models
 from distill.release.export import export_student
@@ -211,6 +213,37 @@ def test_the_evaluation_of_the_weights_is_in_the_card(
     card = hub["alice/net"].files()["README.md"].decode()
     row = "| ImageNet-1K validation | 50,000 | 81.25 ± 0.17 | 95.50 | 0.7500 | 0.0300 | 224 px"
     assert row in card
+
+
+@pytest.mark.parametrize(
+    ("key", "num_classes", "num_samples", "known"),
+    [
+        ("val", 1000, 50_000, "imagenet-1k"),
+        ("val", 1000, 5_000, None),
+        ("val", 10, 50_000, None),
+        ("real", 1000, 46_837, "imagenet-real"),
+        ("real", 1000, 50_000, None),
+        ("v2", 1000, 10_000, "imagenet-v2"),
+        ("a", 200, 7_500, "imagenet-a"),
+        ("a", 1000, 7_500, None),
+        ("r", 200, 30_000, "imagenet-r"),
+        ("sketch", 1000, 50_889, "imagenet-sketch"),
+        ("sketch", 1000, 100, None),
+    ],
+)
+def test_only_a_complete_set_has_its_known_name(
+    tmp_path: Path, key: str, num_classes: int, num_samples: int, known: str | None
+) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    figures = {"top1": 50.0, "num_samples": num_samples, "num_skipped": 0}
+    each = {"title": "A set", "num_classes": num_classes, "models": {"kd": figures}}
+    file = scores_of(tmp_path, tmp_path / "s.json", sets={key: each})
+    (score,) = read_scores(file, sha256_of(tmp_path / "model.safetensors"))
+    if known is not None:
+        assert (score.dataset, score.title) == (known, "A set")
+    else:
+        assert score.dataset == f"own-{key}"
+        assert score.title == f"A set: {num_samples:,} images of {num_classes:,} classes"
 
 
 def test_curves_and_another_licence(hub: FakeHub, tiny_run: Path, tmp_path: Path) -> None:
