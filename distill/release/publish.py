@@ -79,7 +79,7 @@ def publish_model(
 
     Args:
         source: the folder of a finished run, or of an export.
-        repo: OWNER/NAME; made if it does not exist.
+        repo: OWNER/NAME, or hf://OWNER/NAME[@BRANCH]; made if it does not exist.
         student: of a run; None for the best one.
         weights: of a run: "best"; or from its newest checkpoint "raw" or an average, "ema-0.999".
         private: of a repository that is made for this.
@@ -101,8 +101,7 @@ def publish_model(
         InputError: something is missing or does not fit, or the Hub refuses; the repository is then
             as before.
     """
-    repo = parse_hub_name(repo).repo if is_hub_name(repo) else repo
-    check_repo_name(repo, repo)
+    repo, branch = _repo_and_branch(repo, branch)
     if branch is not None and pull_request:
         raise InputError("--revision and --pull-request: a pull request is for main: give one")
     with tempfile.TemporaryDirectory(prefix="distill-publish-") as temporary:
@@ -126,6 +125,21 @@ def publish_model(
             _load_back(model, target, made)
         _show(model, target, head, made, files)
     return Published(repo, made.commit, made.pull_request or made.url, tuple(files))
+
+
+def _repo_and_branch(name: str, branch: str | None) -> tuple[str, str | None]:
+    """Return the repository and the branch that the user names."""
+    if not is_hub_name(name):
+        check_repo_name(name, name)
+        return name, branch
+    model = parse_hub_name(name)
+    if model.revision is None:
+        return model.repo, branch
+    if model.is_pinned:
+        raise InputError(f"{model}: is a commit, and what is published to is a branch: name one")
+    if branch not in (None, model.revision):
+        raise InputError(f"{model} and --revision {branch}: are two branches: give one")
+    return model.repo, model.revision
 
 
 def _chosen(
