@@ -4,7 +4,7 @@ load the model back from it.
 
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,6 @@ from distill.models.hub.commit import (
     Head,
     Target,
     Uploaded,
-    files_at,
     look_at,
     upload,
     without_progress_bars,
@@ -37,12 +36,14 @@ from distill.models.hub.licences import (
     licence_text,
     require_licence,
 )
+from distill.models.hub.published_files import LIST_FILE, list_files, outdated
 from distill.models.hub.secrets import refuse_secrets
 from distill.models.origin import CONFIG_FILE
 from distill.recipe.hub_names import HubModel, check_repo_name, is_hub_name, parse_hub_name
 from distill.release.find import which_weights
 from distill.release.publishable import RUN_FILES, Publishable, find_publishable
 
+_LISTED = (*RUN_FILES, RECORD_FILE)  # what a later publication may delete
 _PICTURES = (".png", ".svg", ".jpg", ".webp")
 
 
@@ -75,7 +76,7 @@ def publish_model(
 ) -> Published:
     """Publishes a model on the Hub in one commit: weights, config.json, a model card, and of a run
     its recipe, metrics and report. Other files of the repository stay, except recipe, metrics and
-    report of a model that was published there before.
+    report of a model that was published there before, as distill-files.json lists them.
 
     Args:
         source: the folder of a finished run, or of an export.
@@ -121,8 +122,15 @@ def publish_model(
         title = message or _message(model)
         with nullcontext() if sys.stderr.isatty() else without_progress_bars():
             head = look_at(target)
-            made = upload(target, head, files, title, delete=_outdated(target, head, files))
+            delete = outdated(target, head, files, _LISTED)
+            made = upload(target, head, files, title, delete=delete)
             _load_back(model, target, made)
+        if delete:
+            console.print(
+                f"deleted there, of an earlier publication: {', '.join(delete)}",
+                markup=False,
+                soft_wrap=True,
+            )
         _show(model, target, head, made, files)
     return Published(repo, made.commit, made.pull_request or made.url, tuple(files))
 
@@ -227,16 +235,9 @@ def _files(
         curves=picture,
     )
     files[CARD_FILE] = model_card(facts).encode()
+    files[LIST_FILE] = list_files(files, _LISTED)
     refuse_secrets(files)
     return files
-
-
-def _outdated(target: Target, head: Head, files: Mapping[str, Path | bytes]) -> list[str]:
-    """Return the files of an earlier publication that say nothing of this model."""
-    there = files_at(target, head)
-    if RECORD_FILE not in there:  # they are not ours
-        return []
-    return [name for name in (*RUN_FILES, RECORD_FILE) if name in there and name not in files]
 
 
 def _message(model: Publishable) -> str:

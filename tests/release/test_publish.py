@@ -26,6 +26,7 @@ FILES = {
     "LICENSE",
     "README.md",
     "config.json",
+    "distill-files.json",
     "distill.json",
     "metrics.jsonl",
     "model.safetensors",

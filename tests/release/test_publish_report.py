@@ -89,3 +89,20 @@ def test_a_revision_of_the_name_is_the_branch(hub: FakeHub, tiny_run: Path) -> N
                 publish(tiny_run / "best/kd", repo="hf://alice/net@dev", **how)
         with pytest.raises(InputError, match="is a commit, and what is published to is a branch"):
             publish(tiny_run / "best/kd", repo=f"hf://alice/net@{made.commit}")
+
+
+def test_only_files_of_an_earlier_publication_are_deleted(
+    hub: FakeHub, tiny_run: Path, cli: Cli
+) -> None:
+    publish(tiny_run, student="kd")
+    by_hand = {"curves.png": b"mine", "report.md": b"mine", "metrics.jsonl": b"mine"}
+    hub["alice/net"].add(by_hand)
+    done = cli("publish", tiny_run / "best/kd", "alice/net", "--license", "mit")
+    assert done.code == 0, done.err
+    assert "deleted there, of an earlier publication: recipe.yaml, report.json\n" in done.out
+    files = hub["alice/net"].files()
+    assert not {"recipe.yaml", "report.json"} & files.keys()
+    assert {name: files[name] for name in by_hand} == by_hand
+    again = cli("publish", tiny_run / "best/kd", "alice/net", "--license", "mit")
+    assert "nothing new in commit" in again.out
+    assert "deleted there" not in again.out

@@ -259,19 +259,20 @@ def _head_with(api: "HfApi", target: Target, files: Mapping[str, Path | bytes]) 
         there = found.get(name)
         lfs = getattr(there, "lfs", None)
         if there is None or (lfs.sha256 if lfs else getattr(there, "blob_id", None)) != (
-            _sha256(content) if lfs else _blob_id(content)
+            content_sha256(content) if lfs else blob_id(content)
         ):
             return None
     return info.sha
 
 
-def _sha256(content: Path | bytes) -> str:
+def content_sha256(content: Path | bytes) -> str:
+    """Return the SHA-256 of a content, by which the Hub names a large file."""
     if isinstance(content, Path):
         return sha256_of(content)
     return hashlib.sha256(content).hexdigest()
 
 
-def _blob_id(content: Path | bytes) -> str:
+def blob_id(content: Path | bytes) -> str:
     """Return the name that git gives to a content."""
     read = content.read_bytes() if isinstance(content, Path) else content
     return hashlib.sha1(b"blob %d\0" % len(read) + read).hexdigest()
