@@ -27,6 +27,7 @@ from distill.errors import InputError, printable
 from distill.files import current_directory
 from distill.models.export_format import RECORD_FILE, WEIGHTS_FILE, is_export, write_model
 from distill.models.hub.derived import teacher_of
+from distill.models.hub.record import check_record
 from distill.models.origin import CONFIG_FILE
 from distill.recipe import Recipe, load_recipe
 from distill.recipe.hub_names import is_hub_name
@@ -210,6 +211,7 @@ def _checked(model: Publishable) -> Publishable:
         InputError: they do not.
     """
     folder, record = model.folder, model.found.record
+    check_record(record, folder / RECORD_FILE)
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
             raise InputError(
@@ -228,12 +230,6 @@ def _checked(model: Publishable) -> Publishable:
         raise InputError(
             f"{folder / RECORD_FILE}: is the record of a {printable(recorded)}, and {CONFIG_FILE}"
             f" says {architecture}: one was changed by hand; export again"
-        )
-    top1 = record.get("top1")
-    if top1 is not None and not (isinstance(top1, int | float) and 0 <= top1 <= 100):
-        raise InputError(
-            f"{folder / RECORD_FILE}: top1 is {top1!r}, and should be a percentage: it was changed"
-            " by hand; export again"
         )
     if not torch.isfinite(model.logits()).all():
         raise InputError(f"{folder}: the logits of this model are not finite: it cannot be used")
