@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -16,12 +17,15 @@ _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}")
 
 @dataclass
 class Hub:
-    """Everything that the Hub stores. `cdn` is where large files are read."""
+    """Everything that the Hub stores. `cdn` is where large files are read. keeps_gitignore: a
+    .gitignore of the repository counts whatever the client sends.
+    """
 
     url: str
     cdn: str
     accounts: dict[str, Account] = field(default_factory=dict)
     repositories: dict[str, Repository] = field(default_factory=dict)
+    keeps_gitignore: bool = False
 
 
 @dataclass(frozen=True)
@@ -119,12 +123,18 @@ def _preupload(question: _Question) -> Reply:
     repository = question.to_commit()
     there = repository.at(question.parts[2]).files
     answers = []
+    # The .gitignore that the client sends counts in place of the one that is there.
+    ignore = question.json.get("gitIgnore")
+    if ignore is None or question.hub.keeps_gitignore:
+        ignore = there[".gitignore"].content.decode() if ".gitignore" in there else ""
+    patterns = ignore.split()
     for file in question.json["files"]:
         path = file["path"]
         sample = base64.b64decode(file["sample"])
         mode = "lfs" if repository.is_large(path, sample, file["size"]) else "regular"
         known = {"oid": there[path].etag} if path in there else {}
-        answers.append({"path": path, "uploadMode": mode, "shouldIgnore": False, **known})
+        ignored = any(fnmatchcase(path.rpartition("/")[2], pattern) for pattern in patterns)
+        answers.append({"path": path, "uploadMode": mode, "shouldIgnore": ignored, **known})
     return _json({"files": answers})
 
 

@@ -47,12 +47,18 @@ class Origin:
 
     @property
     def licence(self) -> str | None:
-        """The licence that the card or the config states with the weights, if any."""
+        """The licence that the card or the config states with the weights, if any; of an export,
+        that of its own teacher, which may bind what is distilled from it.
+        """
         if self.hub is not None:
             assert self.file is not None
             return download.licence_in(self.file.parent)
-        found = None if self.assumed else self.config.get("license")
-        return found if isinstance(found, str) else None
+        if self.assumed:
+            return None
+        found = self.config.get("license")
+        if isinstance(found, str):
+            return found
+        return None if self.file is None else download.recorded_licence(self.file.parent)
 
     @property
     def source(self) -> str:

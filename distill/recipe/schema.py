@@ -183,6 +183,11 @@ class Recipe(Section):
         """The prefix of the keys of each stage: "stages.NAME."; one empty prefix without stages."""
         return tuple(f"stages.{stage.name}." for stage in self.stages) or ("",)
 
+    def learns_from_teacher(self, student: str) -> bool:
+        """Whether a loss of a student compares it with the teacher, in some stage."""
+        stages = [self.at_stage(index) for index in range(self.num_stages)]
+        return any(stage.students[student].objective.teacher_terms for stage in stages)
+
     def at_stage(self, index: int) -> "Recipe":
         """The recipe of one stage, as a recipe without stages, with learning rates scaled to the
         batch size.

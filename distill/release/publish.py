@@ -4,7 +4,7 @@ load the model back from it.
 
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,6 @@ from distill.models.hub.commit import (
     Head,
     Target,
     Uploaded,
-    files_at,
     look_at,
     upload,
     without_progress_bars,
@@ -37,12 +36,14 @@ from distill.models.hub.licences import (
     licence_text,
     require_licence,
 )
+from distill.models.hub.published_files import LIST_FILE, list_files, outdated
 from distill.models.hub.secrets import refuse_secrets
 from distill.models.origin import CONFIG_FILE
 from distill.recipe.hub_names import HubModel, check_repo_name, is_hub_name, parse_hub_name
 from distill.release.find import which_weights
 from distill.release.publishable import RUN_FILES, Publishable, find_publishable
 
+_LISTED = (*RUN_FILES, RECORD_FILE)  # what a later publication may delete
 _PICTURES = (".png", ".svg", ".jpg", ".webp")
 
 
@@ -75,11 +76,11 @@ def publish_model(
 ) -> Published:
     """Publishes a model on the Hub in one commit: weights, config.json, a model card, and of a run
     its recipe, metrics and report. Other files of the repository stay, except recipe, metrics and
-    report of a model that was published there before.
+    report of a model that was published there before, as distill-files.json lists them.
 
     Args:
         source: the folder of a finished run, or of an export.
-        repo: OWNER/NAME; made if it does not exist.
+        repo: OWNER/NAME, or hf://OWNER/NAME[@BRANCH]; made if it does not exist.
         student: of a run; None for the best one.
         weights: of a run: "best"; or from its newest checkpoint "raw" or an average, "ema-0.999".
         private: of a repository that is made for this.
@@ -101,8 +102,7 @@ def publish_model(
         InputError: something is missing or does not fit, or the Hub refuses; the repository is then
             as before.
     """
-    repo = parse_hub_name(repo).repo if is_hub_name(repo) else repo
-    check_repo_name(repo, repo)
+    repo, branch = _repo_and_branch(repo, branch)
     if branch is not None and pull_request:
         raise InputError("--revision and --pull-request: a pull request is for main: give one")
     with tempfile.TemporaryDirectory(prefix="distill-publish-") as temporary:
@@ -112,6 +112,9 @@ def publish_model(
         noted = noted_licences(model.found.record, model.teacher, model.recipe, model.found.classes)
         licence = _chosen(licence, licence_file, noted, dry_run, ask)
         files = _files(model, repo, licence, licence_file, noted, evaluation, curves)
+        console = make_console()
+        for note in model.notes:
+            console.print(note, markup=False, soft_wrap=True)
         if dry_run:
             _show_plan(model, repo, files)
             return Published(repo, None, None, tuple(files))
@@ -119,10 +122,32 @@ def publish_model(
         title = message or _message(model)
         with nullcontext() if sys.stderr.isatty() else without_progress_bars():
             head = look_at(target)
-            made = upload(target, head, files, title, delete=_outdated(target, head, files))
+            delete = outdated(target, head, files, _LISTED)
+            made = upload(target, head, files, title, delete=delete)
             _load_back(model, target, made)
+        if delete:
+            console.print(
+                f"deleted there, of an earlier publication: {', '.join(delete)}",
+                markup=False,
+                soft_wrap=True,
+            )
         _show(model, target, head, made, files)
     return Published(repo, made.commit, made.pull_request or made.url, tuple(files))
+
+
+def _repo_and_branch(name: str, branch: str | None) -> tuple[str, str | None]:
+    """Return the repository and the branch that the user names."""
+    if not is_hub_name(name):
+        check_repo_name(name, name)
+        return name, branch
+    model = parse_hub_name(name)
+    if model.revision is None:
+        return model.repo, branch
+    if model.is_pinned:
+        raise InputError(f"{model}: is a commit, and what is published to is a branch: name one")
+    if branch not in (None, model.revision):
+        raise InputError(f"{model} and --revision {branch}: are two branches: give one")
+    return model.repo, model.revision
 
 
 def _chosen(
@@ -210,16 +235,9 @@ def _files(
         curves=picture,
     )
     files[CARD_FILE] = model_card(facts).encode()
+    files[LIST_FILE] = list_files(files, _LISTED)
     refuse_secrets(files)
     return files
-
-
-def _outdated(target: Target, head: Head, files: Mapping[str, Path | bytes]) -> list[str]:
-    """Return the files of an earlier publication that say nothing of this model."""
-    there = files_at(target, head)
-    if RECORD_FILE not in there:  # they are not ours
-        return []
-    return [name for name in (*RUN_FILES, RECORD_FILE) if name in there and name not in files]
 
 
 def _message(model: Publishable) -> str:

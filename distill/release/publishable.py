@@ -26,6 +26,8 @@ from distill.checkpoint.store import load_newest
 from distill.errors import InputError, printable
 from distill.files import current_directory
 from distill.models.export_format import RECORD_FILE, WEIGHTS_FILE, is_export, write_model
+from distill.models.hub.derived import teacher_of
+from distill.models.hub.record import check_record
 from distill.models.origin import CONFIG_FILE
 from distill.recipe import Recipe, load_recipe
 from distill.recipe.hub_names import is_hub_name
@@ -51,6 +53,7 @@ class Publishable:
         found: the model, loaded from there.
         files: what is published of the run besides, by name; empty for an export.
         recipe, report: of the run.
+        notes: a sentence for each file of the run that is not published.
     """
 
     folder: Path
@@ -58,6 +61,7 @@ class Publishable:
     files: Mapping[str, Path] = field(default_factory=dict)
     recipe: Recipe | None = None
     report: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def config(self) -> dict[str, Any]:
@@ -66,8 +70,8 @@ class Publishable:
 
     @property
     def teacher(self) -> Mapping[str, str] | None:
-        """What is recorded of the teacher's weights."""
-        return self.report.get("origins", {}).get("teacher") or self.found.record.get("teacher")
+        """What is recorded of the teacher's weights; None if it learned from none."""
+        return teacher_of(self.found.record, self.recipe, self.report)
 
     @property
     def student(self) -> str | None:
@@ -115,27 +119,44 @@ def find_publishable(
     if not (source / RECIPE_FILE).is_file():
         (found,) = _found(source, student, weights)  # says what it is not
     report = _read_report(source)
+    recipe = load_recipe(source / RECIPE_FILE)
     student = student or best_student(source)
     (found,) = _found(source, student, weights)
     exported = current_directory(best_dir(source, student))
     if weights != "best" or exported is None:
-        record = {**_origin_of(report), **found.record}
+        teacher = teacher_of(found.record, recipe, report)
+        record = {**({"teacher": teacher} if teacher else {}), **found.record}
         state = found.net.state_dict()
         write_model(folder, found.net, state, classes=found.classes, view=found.view, record=record)
         exported = folder
-    files = {name: source / name for name in RUN_FILES if (source / name).is_file()}
-    recipe = load_recipe(source / RECIPE_FILE)
+    files, notes = _run_files(source)
     report = {**report, "origins": _origins(source, recipe, report, found)}
-    return _checked(Publishable(exported, found, files, recipe, report))
+    return _checked(Publishable(exported, found, files, recipe, report, notes))
+
+
+def _run_files(run: Path) -> tuple[dict[str, Path], tuple[str, ...]]:
+    """Return the files of a run that are published with its weights, and why others are not."""
+    files = {name: run / name for name in RUN_FILES if (run / name).is_file()}
+    notes = []
+    finished = files[REPORT_FILE].stat().st_mtime_ns
+    for name in (PAGE_FILE, PAGE_TEXT_FILE, CURVES_FILE):
+        if name in files and files[name].stat().st_mtime_ns < finished:
+            notes.append(
+                f"{name} is left out: it is older than {REPORT_FILE}; `distill report {run}"
+                " --no-images` writes it again"
+            )
+            del files[name]
+    if PAGE_FILE in files and b"data:image" in files[PAGE_FILE].read_bytes():
+        notes.append(
+            f"{PAGE_FILE} is left out: it shows images of the evaluation set, which may be private;"
+            f" `distill report {run} --no-images` writes it without, then publish again"
+        )
+        del files[PAGE_FILE]
+    return files, tuple(notes)
 
 
 def _found(source: Path, student: str | None, weights: str) -> list[Found]:
     return find_models(source, model=None, student=student, weights=weights, image_size=None)
-
-
-def _origin_of(report: Mapping[str, Any]) -> dict[str, Any]:
-    teacher = report.get("origins", {}).get("teacher")
-    return {"teacher": teacher} if teacher else {}
 
 
 def _read_report(run: Path) -> dict[str, Any]:
@@ -190,6 +211,7 @@ def _checked(model: Publishable) -> Publishable:
         InputError: they do not.
     """
     folder, record = model.folder, model.found.record
+    check_record(record, folder / RECORD_FILE)
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
             raise InputError(
@@ -208,12 +230,6 @@ def _checked(model: Publishable) -> Publishable:
         raise InputError(
             f"{folder / RECORD_FILE}: is the record of a {printable(recorded)}, and {CONFIG_FILE}"
             f" says {architecture}: one was changed by hand; export again"
-        )
-    top1 = record.get("top1")
-    if top1 is not None and not (isinstance(top1, int | float) and 0 <= top1 <= 100):
-        raise InputError(
-            f"{folder / RECORD_FILE}: top1 is {top1!r}, and should be a percentage: it was changed"
-            " by hand; export again"
         )
     if not torch.isfinite(model.logits()).all():
         raise InputError(f"{folder}: the logits of this model are not finite: it cannot be used")

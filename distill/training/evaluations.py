@@ -109,7 +109,8 @@ class Evaluations:
         assert student.best
         recipe = self._plan.recipe
         average = "" if student.best.weights == RAW else f"/{student.best.weights}"
-        teacher = {"teacher": self._teacher.record} if self._teacher else {}
+        learns = recipe.learns_from_teacher(student.name)
+        teacher = {"teacher": self._teacher.record} if self._teacher and learns else {}
         record = {}
         if student.best.value is not None:
             record = self.accuracies[f"{student.name}{average}"].as_dict()

@@ -1,7 +1,7 @@
 """`distill publish`: one commit of everything, which loads again everywhere, or no change."""
 
 import json
-import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,9 @@ from publishing import LICENCE, finished_copy, publish, scores_of, unchanged
 from tiny import run, write_recipe
 
 from distill.errors import InputError
+from distill.files import sha256_of
+from distill.models.hub.figures import read_scores
+from distill.models.hub.licences import Noted
 from distill.release.evaluate import evaluate_models
 from distill.release.export import export_student
 from distill.release.publish import publish_model
@@ -23,6 +26,7 @@ FILES = {
     "LICENSE",
     "README.md",
     "config.json",
+    "distill-files.json",
     "distill.json",
     "metrics.jsonl",
     "model.safetensors",
@@ -123,6 +127,30 @@ def test_the_card_says_what_the_model_is(hub: FakeHub, tiny_run: Path) -> None:
     assert str(tiny_run) not in card
 
 
+@pytest.mark.parametrize("weights", ["best", "raw"])
+def test_a_student_that_learns_from_labels_alone_names_no_teacher(
+    hub: FakeHub, tiny_run: Path, weights: str
+) -> None:
+    assert "teacher" in json.loads((tiny_run / "best/kd/distill.json").read_text())
+    assert "teacher" not in json.loads((tiny_run / "best/alone/distill.json").read_text())
+    noted: list[Noted] = []
+
+    def ask(found: Sequence[Noted]) -> str:
+        noted.extend(found)
+        return "mit"
+
+    publish(tiny_run, student="alone", weights=weights, licence=None, ask=ask)
+    assert not any(each.what.startswith("teacher") for each in noted)
+    values = metadata(hub)
+    assert "teacher" not in values
+    assert not any(tag.startswith("distilled-from") for tag in values["tags"])
+    files = hub["alice/net"].files()
+    assert "teacher" not in json.loads(files["distill.json"])
+    card = files["README.md"].decode()
+    for words in ("distilled from", "- Teacher:", "its teacher"):
+        assert words not in card, words
+
+
 def test_published_again_it_makes_no_new_commit(hub: FakeHub, tiny_run: Path, cli: Cli) -> None:
     first = publish(tiny_run, student="kd")
     again = cli("publish", tiny_run, "alice/net", "--student", "kd", *LICENCE)
@@ -188,6 +216,37 @@ def test_the_evaluation_of_the_weights_is_in_the_card(
     assert row in card
 
 
+@pytest.mark.parametrize(
+    ("key", "num_classes", "num_samples", "known"),
+    [
+        ("val", 1000, 50_000, "imagenet-1k"),
+        ("val", 1000, 5_000, None),
+        ("val", 10, 50_000, None),
+        ("real", 1000, 46_837, "imagenet-real"),
+        ("real", 1000, 50_000, None),
+        ("v2", 1000, 10_000, "imagenet-v2"),
+        ("a", 200, 7_500, "imagenet-a"),
+        ("a", 1000, 7_500, None),
+        ("r", 200, 30_000, "imagenet-r"),
+        ("sketch", 1000, 50_889, "imagenet-sketch"),
+        ("sketch", 1000, 100, None),
+    ],
+)
+def test_only_a_complete_set_has_its_known_name(
+    tmp_path: Path, key: str, num_classes: int, num_samples: int, known: str | None
+) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    figures = {"top1": 50.0, "num_samples": num_samples, "num_skipped": 0}
+    each = {"title": "A set", "num_classes": num_classes, "models": {"kd": figures}}
+    file = scores_of(tmp_path, tmp_path / "s.json", sets={key: each})
+    (score,) = read_scores(file, sha256_of(tmp_path / "model.safetensors"))
+    if known is not None:
+        assert (score.dataset, score.title) == (known, "A set")
+    else:
+        assert score.dataset == f"own-{key}"
+        assert score.title == f"A set: {num_samples:,} images of {num_classes:,} classes"
+
+
 def test_curves_and_another_licence(hub: FakeHub, tiny_run: Path, tmp_path: Path) -> None:
     (tmp_path / "plot.PNG").write_bytes(b"\x89PNG")
     (tmp_path / "terms.txt").write_text("Ask first.")
@@ -203,19 +262,6 @@ def test_curves_and_another_licence(hub: FakeHub, tiny_run: Path, tmp_path: Path
     assert files["LICENSE"] == b"Ask first."
     assert metadata(hub)["license_link"] == "LICENSE"
     assert b"![Training curves](curves.png)" in files["README.md"]
-
-
-def test_the_report_of_a_run_is_published_with_it(
-    hub: FakeHub, tiny_run: Path, tmp_path: Path, cli: Cli
-) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(tiny_run, run, symlinks=True)
-    assert cli("report", run, "--no-predictions").code == 0
-    publish(run, student="kd", licence="mit")
-    files = hub["alice/net"].files()
-    for name in ("report.html", "report.md", "curves.png"):
-        assert files[name] == (run / name).read_bytes()
-    assert "![Training curves](curves.png)" in files["README.md"].decode()
 
 
 def test_branches_pull_requests_and_private_repositories(hub: FakeHub, tiny_run: Path) -> None:

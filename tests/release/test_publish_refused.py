@@ -175,7 +175,20 @@ def test_what_is_no_run_and_no_export(hub: FakeHub, tiny_run: Path, tmp_path: Pa
         ("config.json", lambda c: c.pop("architecture"), "not the config.json of"),
         ("config.json", lambda c: c.update(num_classes=11), "head has 10 classes"),
         ("distill.json", lambda c: c.update(model="resnet50"), "is the record of a resnet50, and"),
-        ("distill.json", lambda c: c.update(top1=831.0), "top1 is 831.0, and should be a percent"),
+        (
+            "distill.json",
+            lambda c: c.update(top1=831.0),
+            r"top1 is 831\.0: Input should be less than",
+        ),
+        ("distill.json", lambda c: c.update(top1="good"), "top1 is 'good': Input should be a val"),
+        ("distill.json", lambda c: c.update(num_samples="x"), "num_samples is 'x': Input should"),
+        ("distill.json", lambda c: c.pop("num_samples"), "has top1, and not the num_samples"),
+        ("distill.json", lambda c: c.update(teacher="me"), "teacher is 'me': Input should be"),
+        ("distill.json", lambda c: c["teacher"].pop("weights"), r"teacher\.weights is .*required"),
+        ("distill.json", lambda c: c.update(step="1"), "step is '1': Input should be a valid int"),
+        ("distill.json", lambda c: c.pop("weights"), "has step, and not the weights"),
+        ("distill.json", lambda c: c.update(loss=float("nan")), "loss is nan: Input should be a f"),
+        ("distill.json", lambda c: c.update(mine=[float("inf")]), "a number that is not finite"),
     ],
 )
 def test_an_export_that_was_edited_by_hand(

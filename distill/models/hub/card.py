@@ -9,6 +9,7 @@ from pathlib import PurePath
 from typing import Any
 
 from distill.errors import printable
+from distill.models.hub.derived import teacher_of
 from distill.models.hub.figures import Score
 from distill.models.hub.licences import OTHER, Noted
 from distill.models.hub.words import describe_recipe
@@ -66,9 +67,8 @@ class CardFacts:
 
     @property
     def teacher(self) -> Mapping[str, str]:
-        """What is recorded of the teacher's weights; empty if there was none."""
-        recorded = self.report.get("origins", {}).get("teacher") or self.record.get("teacher")
-        return recorded if isinstance(recorded, Mapping) else {}
+        """What is recorded of the teacher's weights; empty if it learned from none."""
+        return teacher_of(self.record, self.recipe, self.report) or {}
 
 
 def model_card(facts: CardFacts) -> str:

@@ -196,9 +196,21 @@ def upload(
             api.create_branch(target.repo, branch=target.branch, revision=commit)
             then = f"the new branch {target.branch} is there, without these files"
         # Several at once go through a pool of threads, which the end of the process waits for.
-        for addition in additions if in_turn else ():
+        for group in [[each] for each in additions] if in_turn else [additions]:
             api.preupload_lfs_files(
-                target.repo, [addition], revision=target.branch, free_memory=False
+                target.repo,
+                group,
+                revision=target.branch,
+                create_pr=target.pull_request,
+                free_memory=False,
+                gitignore_content="",  # or that of the repository would leave files out
+            )
+        # A private name, as there is no public one; None in a version without it.
+        ignored = [each.path_in_repo for each in additions if getattr(each, "_should_ignore", None)]
+        if ignored:
+            raise InputError(
+                f"{target.repo}: its .gitignore leaves out {', '.join(ignored)}: delete these lines"
+                f" there; {then}"
             )
         made = api.create_commit(
             target.repo,
@@ -210,6 +222,8 @@ def upload(
         )
         url, request = str(made.commit_url), made.pr_url
         return Uploaded(made.oid, url, made.oid != commit, request)
+    except InputError:
+        raise
     except Exception as error:  # of huggingface_hub and its HTTP library
         cause = _cause(error)
         unanswered = is_network_error(cause) or (status_of(cause) or 0) >= 500
@@ -245,19 +259,20 @@ def _head_with(api: "HfApi", target: Target, files: Mapping[str, Path | bytes]) 
         there = found.get(name)
         lfs = getattr(there, "lfs", None)
         if there is None or (lfs.sha256 if lfs else getattr(there, "blob_id", None)) != (
-            _sha256(content) if lfs else _blob_id(content)
+            content_sha256(content) if lfs else blob_id(content)
         ):
             return None
     return info.sha
 
 
-def _sha256(content: Path | bytes) -> str:
+def content_sha256(content: Path | bytes) -> str:
+    """Return the SHA-256 of a content, by which the Hub names a large file."""
     if isinstance(content, Path):
         return sha256_of(content)
     return hashlib.sha256(content).hexdigest()
 
 
-def _blob_id(content: Path | bytes) -> str:
+def blob_id(content: Path | bytes) -> str:
     """Return the name that git gives to a content."""
     read = content.read_bytes() if isinstance(content, Path) else content
     return hashlib.sha1(b"blob %d\0" % len(read) + read).hexdigest()

@@ -12,6 +12,25 @@ from distill.recipe.hub_names import is_hub_name, parse_hub_name
 _DATASETS = "hf://datasets/"
 
 
+def teacher_of(
+    record: Mapping[str, Any], recipe: Recipe | None, report: Mapping[str, Any]
+) -> Mapping[str, str] | None:
+    """Return what is recorded of the weights of the teacher that a model learned from; None for a
+    student that has a teacher beside it, and no loss that compares them.
+
+    Args:
+        record: what distill.json says of the weights.
+        recipe, report: of the run; None and empty if they are not known.
+    """
+    student = record.get("student")
+    if recipe is not None and student in recipe.students:
+        if not recipe.learns_from_teacher(student):
+            return None
+        record = {**record, **report.get("origins", {})}
+    found = record.get("teacher")
+    return found if isinstance(found, Mapping) else None
+
+
 def noted_licences(
     record: Mapping[str, Any],
     teacher: Mapping[str, str] | None,

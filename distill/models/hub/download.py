@@ -15,13 +15,15 @@ from distill.data.stream.failures import run_token
 from distill.errors import InputError
 from distill.files import atomic_write
 from distill.models.hub.faults import read_fault
+from distill.models.hub.licences import UNREADABLE, strictest
 from distill.processes import several_processes
 from distill.recipe.hub_names import HubModel, parse_hub_name
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
 # Read with the weights if they are there: our record, and the card with its licence.
-_OPTIONAL_FILES = ("distill.json", "README.md")
+RECORD_FILE = "distill.json"
+_OPTIONAL_FILES = (RECORD_FILE, "README.md")
 # Processes of one launch start within this time; a later launch may have the same token.
 _SAME_LAUNCH_S = 600.0
 
@@ -97,18 +99,46 @@ def in_cache(name: str, key: str) -> Snapshot | None:
 
 
 def licence_in(folder: Path) -> str | None:
-    """Returns the licence that a downloaded card states, or None."""
+    """Returns the licence that a downloaded card states; of several, the first that limits what
+    derives from the weights. None if it states none.
+    """
     import yaml
 
     try:
-        text = (folder / "README.md").read_text(encoding="utf-8")
-        _, metadata, _ = text.split("---\n", 2)
-        values = yaml.safe_load(metadata)
-        licence, name = values.get("license"), values.get("license_name")
-    except (OSError, ValueError, AttributeError, yaml.YAMLError):
+        text = (folder / "README.md").read_text(encoding="utf-8-sig", errors="replace")
+    except FileNotFoundError:
         return None
-    found = name if licence == "other" and name else licence
-    return found if isinstance(found, str) else None
+    except OSError:
+        return UNREADABLE
+    if not text.startswith("---\n"):
+        return None
+    try:
+        values = yaml.safe_load(text.split("---\n", 2)[1]) or {}
+        stated, name = values.get("license"), values.get("license_name")
+    except (ValueError, AttributeError, yaml.YAMLError):
+        return UNREADABLE
+    if stated == "other" and isinstance(name, str) and name:
+        stated = name
+    if stated is None or stated == []:
+        return None
+    each = stated if isinstance(stated, list) else [stated]
+    return strictest([one if isinstance(one, str) else UNREADABLE for one in each])
+
+
+def recorded_licence(folder: Path) -> str | None:
+    """Returns the licence of what an export derives from, its teacher and its first weights, as its
+    distill.json states it; of several, the first that limits what derives from them.
+    """
+    try:
+        record = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
+        teacher = record.get("teacher") or {}
+        stated = (teacher.get("license"), record.get("began_with_license"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, AttributeError):
+        return UNREADABLE
+    found = [one if isinstance(one, str) else UNREADABLE for one in stated if one is not None]
+    return strictest(found) if found else None
 
 
 def _parsed(name: str, key: str) -> HubModel:

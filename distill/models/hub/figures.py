@@ -73,13 +73,22 @@ class Score:
     view: str = ""
 
 
+@dataclass(frozen=True)
+class _Dataset:
+    """A published set. An evaluation is of it only with its number of classes and of images."""
+
+    name: str
+    num_classes: int
+    num_samples: tuple[int, ...]
+
+
 _DATASETS = {
-    "val": "imagenet-1k",
-    "real": "imagenet-real",
-    "v2": "imagenet-v2",
-    "a": "imagenet-a",
-    "r": "imagenet-r",
-    "sketch": "imagenet-sketch",
+    "val": _Dataset("imagenet-1k", 1000, (50_000,)),
+    "real": _Dataset("imagenet-real", 1000, (46_837,)),
+    "v2": _Dataset("imagenet-v2", 1000, (10_000,)),
+    "a": _Dataset("imagenet-a", 200, (7_500,)),
+    "r": _Dataset("imagenet-r", 200, (30_000,)),
+    "sketch": _Dataset("imagenet-sketch", 1000, (50_000, 50_889)),
 }
 
 
@@ -115,8 +124,8 @@ def read_scores(path: Path, sha256: str) -> list[Score]:
                 " so its figures are of another set: evaluate again with all images"
             )
         values = figures.model_dump(exclude={"num_skipped"})
-        dataset = _DATASETS.get(key, _slug(each.title))
-        found.append(Score(dataset=dataset, title=printable(each.title), view=shown, **values))
+        dataset, title = _dataset(key, each, figures.num_samples)
+        found.append(Score(dataset=dataset, title=title, view=shown, **values))
     if not found:
         raise InputError(f"{path}: has no figures of {printable(name)}: evaluate again")
     return found
@@ -136,6 +145,20 @@ def own_score(record: Mapping[str, Any]) -> Score | None:
         top5=None if record.get("top5") is None else float(record["top5"]),
         loss=None if record.get("loss") is None else float(record["loss"]),
     )
+
+
+def _dataset(key: str, each: _Set, num_samples: int) -> tuple[str, str]:
+    """Return an id for the model-index, and the set in words.
+
+    A leaderboard compares all figures under one id, so a part of a set, or a set of one's own in
+    its place, has another id.
+    """
+    title, known = printable(each.title), _DATASETS.get(key)
+    if known is None:
+        return _slug(each.title), title
+    if each.num_classes == known.num_classes and num_samples in known.num_samples:
+        return known.name, title
+    return f"own-{key}", f"{title}: {num_samples:,} images of {each.num_classes:,} classes"
 
 
 def _slug(title: str) -> str:

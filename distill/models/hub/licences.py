@@ -52,6 +52,8 @@ _OTHERS = frozenset(
 )
 KNOWN = _PERMISSIVE | _OTHERS
 OTHER = "other"
+UNREADABLE = "not readable"
+"""In place of a licence that is stated and cannot be read: it demands a choice."""
 _LINKS = {
     "cc0-1.0": "https://creativecommons.org/publicdomain/zero/1.0/legalcode",
     **{
@@ -87,6 +89,11 @@ class Noted:
         """Return it in a line."""
         licence = "licence unknown" if self.licence is None else self.licence
         return f"{self.what}: {licence}{f' ({self.note})' if self.note else ''}"
+
+
+def strictest(licences: Sequence[str]) -> str:
+    """Return the first licence that is not known to be permissive, else the first."""
+    return next((each for each in licences if each not in _PERMISSIVE), licences[0])
 
 
 def noted_weights(what: str, model: str, licence: str | None) -> Noted:

@@ -1,0 +1,71 @@
+"""What distill.json must say, so that a card can be made of it and published."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from distill.errors import InputError, printable
+
+_Percent = Annotated[float, Field(ge=0, le=100)]
+_NotNegative = Annotated[float, Field(ge=0)]
+_Count = Annotated[int, Field(ge=0)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False, strict=True)
+
+
+class _Teacher(_Part):
+    model: str
+    weights: str
+    sha256: str
+    license: str | None = None
+
+
+class _Record(_Part):
+    student: str | None = None
+    model: str | None = None
+    run: str | None = None
+    weights: str | None = None
+    step: _Count | None = None
+    began_with: str | None = None
+    began_with_license: str | None = None
+    teacher: _Teacher | None = None
+    top1: _Percent | None = None
+    top5: _Percent | None = None
+    loss: _NotNegative | None = None
+    num_samples: Annotated[int, Field(ge=1)] | None = None
+    num_skipped: _Count | None = None
+
+
+def check_record(record: Mapping[str, Any], file: Path) -> None:
+    """Check the content of a distill.json, which someone may have edited.
+
+    Raises:
+        InputError: a value is of another type or out of bounds, a number is not finite, or the
+            number of images of an accuracy is missing.
+    """
+    fix = "it was changed by hand; export again"
+    try:
+        checked = _Record.model_validate(dict(record))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(printable(str(part)) for part in first["loc"])
+        given = printable(repr(first["input"]))[:80]
+        raise InputError(f"{file}: {where} is {given}: {first['msg']}: {fix}") from error
+    try:
+        json.dumps(dict(record), allow_nan=False)
+    except ValueError as error:
+        raise InputError(f"{file}: has a number that is not finite (NaN or Infinity): {fix}") from (
+            error
+        )
+    if checked.top1 is not None and checked.num_samples is None:
+        raise InputError(f"{file}: has top1, and not the num_samples that it is of: {fix}")
+    for key in ("weights", "step"):
+        if key in record and record[key] is None:
+            raise InputError(f"{file}: {key} is null: {fix}")
+    if "step" in record and "weights" not in record:
+        raise InputError(f"{file}: has step, and not the weights that it is of: {fix}")
