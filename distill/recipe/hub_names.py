@@ -11,6 +11,7 @@ from distill.errors import InputError, printable
 # pathlib.Path makes "hf:/" of "hf://"; "hf-hub:" is how timm writes it.
 _PREFIX = re.compile(r"hf:/{1,2}|hf[-_]hub:")
 _OWNER_OR_NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?")
+_NO_REVISION = re.compile(r"[\s?#\x00-\x1f]|\.\.|^[./-]|[./]$|//")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -52,7 +53,7 @@ def parse_hub_name(text: str) -> HubModel:
         raise InputError(f"{shown}: is no model: a model of the Hub is hf://OWNER/NAME")
     if at and not revision:
         raise InputError(f"{shown}: no revision after the @: leave it out, or name a branch")
-    if revision and re.search(r"[\s?#\x00-\x1f]|\.\.|^[./-]|[./]$|//", revision):
+    if revision and _NO_REVISION.search(revision):
         raise InputError(f"{shown}: {printable(revision)!r} is not the name of a revision")
     check_repo_name(repo, shown)
     return HubModel(repo, revision.replace("%2F", "/") or None)
@@ -78,6 +79,24 @@ def check_repo_name(repo: str, what: str) -> None:
             )
     if parts[1].endswith((".git", ".ipynb")):
         raise InputError(f"{what}: the Hub allows no name that ends in .git or .ipynb")
+
+
+def check_branch(branch: str, what: str) -> None:
+    """Checks the name of a branch to commit to.
+
+    Args:
+        what: the key or option that it comes from, for messages.
+
+    Raises:
+        InputError: it is not the name of a revision, or it is a commit or a reference.
+    """
+    shown = f"{what}: {printable(branch)!r}"
+    if not branch or _NO_REVISION.search(branch):
+        raise InputError(f"{shown} is not the name of a branch: use a name such as main")
+    if branch.startswith("refs/"):
+        raise InputError(f"{shown} is a reference: give the name of a branch, without refs/")
+    if _COMMIT.fullmatch(branch):
+        raise InputError(f"{shown} is a commit, which never changes: give the name of a branch")
 
 
 def _repo_name(text: str) -> str:

@@ -39,7 +39,13 @@ from distill.models.hub.licences import (
 from distill.models.hub.published_files import LIST_FILE, list_files, outdated
 from distill.models.hub.secrets import refuse_secrets
 from distill.models.origin import CONFIG_FILE
-from distill.recipe.hub_names import HubModel, check_repo_name, is_hub_name, parse_hub_name
+from distill.recipe.hub_names import (
+    HubModel,
+    check_branch,
+    check_repo_name,
+    is_hub_name,
+    parse_hub_name,
+)
 from distill.release.find import which_weights
 from distill.release.publishable import RUN_FILES, Publishable, find_publishable
 
@@ -103,6 +109,8 @@ def publish_model(
             as before.
     """
     repo, branch = _repo_and_branch(repo, branch)
+    if branch is not None:
+        check_branch(branch, "--revision")
     if branch is not None and pull_request:
         raise InputError("--revision and --pull-request: a pull request is for main: give one")
     with tempfile.TemporaryDirectory(prefix="distill-publish-") as temporary:

@@ -89,7 +89,11 @@ class CurveSource:
         return Style(index % NUM_COLOURS, 1 + averages.index(average) % (NUM_DASHES - 1))
 
     def _averages(self, student: str) -> list[str]:
-        return [f"ema-{decay!r}" for decay in self.run.recipe.students[student].ema.decays]
+        """Return the averages of a student: of the recipe, then others that its records name."""
+        names = [f"ema-{decay!r}" for decay in self.run.recipe.students[student].ema.decays]
+        models = (model.partition("/") for each in self.run.evaluated for model in each["models"])
+        names += [average for owner, _, average in models if owner == student and average]
+        return list(dict.fromkeys(names))
 
 
 def panels(sources: Sequence[CurveSource]) -> list[Panel]:
@@ -215,7 +219,7 @@ def _waiting(record: Record, before: Record | None, batch: int) -> float | None:
         return None
     num_images = (record["step"] - (before["step"] if before else 0)) * batch
     # After a resume the interval began at the checkpoint, later than the record before.
-    return min(100.0, 100 * waited * speed / num_images) if num_images > 0 else None
+    return max(0.0, min(100.0, 100 * waited * speed / num_images)) if num_images > 0 else None
 
 
 def _curve(label: str, style: Style, points: Sequence[tuple[float, float]]) -> Curve:

@@ -1,8 +1,7 @@
 """What the folder of a run records, whether the run has ended or not."""
 
 import json
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from distill.checkpoint.layout import METRICS_FILE, RECIPE_FILE, REPORT_FILE, ch
 from distill.checkpoint.store import Checkpoint, load_newest
 from distill.errors import InputError
 from distill.recipe import Recipe, load_recipe
+from distill.report.result_file import RunResult, finite, read_result
 
 Record = Mapping[str, Any]
 
@@ -25,7 +25,7 @@ class RunRecords:
         stopped: the step at which a student stopped because its loss was not finite.
         num_damaged: lines of metrics.jsonl that are no records; a last line that is still being
             written is not counted.
-        report: report.json; None of a run that has not ended.
+        result: report.json; None of a run that has not ended.
         checkpoint: the newest one; None if there is none that can be read.
     """
 
@@ -36,26 +36,33 @@ class RunRecords:
     evaluated: tuple[Record, ...]
     stopped: Mapping[str, int]
     num_damaged: int
-    report: Record | None
+    result: RunResult | None
     checkpoint: Checkpoint | None
 
     @property
     def finished(self) -> bool:
         """Whether the run has ended."""
-        return self.report is not None
+        return self.result is not None
 
     @property
     def step(self) -> int:
         """The last step that is recorded."""
-        if self.report is not None:
-            return int(self.report["steps"])
-        return max((record["step"] for record in (*self.trained, *self.evaluated)), default=0)
+        if self.result is not None:
+            return self.result.steps
+        return _last_step(self.trained, self.evaluated) or 0
+
+    @property
+    def num_lost_steps(self) -> int:
+        """The steps of a finished run after its last record, which every run writes at its end."""
+        if self.result is None or self.result.all_stopped:
+            return 0
+        return self.result.steps - (_last_step(self.trained, self.evaluated) or 0)
 
     @property
     def epoch(self) -> float | None:
         """The epochs that are recorded; None if nothing was logged yet."""
-        if self.report is not None:
-            return float(self.report["epochs"])
+        if self.result is not None:
+            return self.result.epochs
         return number(self.trained[-1], "epoch") if self.trained else None
 
     @property
@@ -67,10 +74,7 @@ class RunRecords:
 
 def number(record: Record, key: str) -> float | None:
     """Return a value that should be a finite number; None if it is absent or something else."""
-    value = record.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return float(value)
+    return finite(record.get(key))
 
 
 def read_run(folder: Path) -> RunRecords:
@@ -89,11 +93,11 @@ def read_run(folder: Path) -> RunRecords:
         )
     recipe = load_recipe(recipe_file)
     trained, evaluated, stopped, num_damaged = _read_metrics(folder / METRICS_FILE)
-    report = _read_report(folder / REPORT_FILE)
-    last_step = max((record["step"] for record in (*trained, *evaluated)), default=None)
-    if report is not None and last_step is not None and last_step < report["steps"]:
-        report = None  # of an earlier run in this folder, of which this one is a new start
-    if report is None and last_step is None:
+    result = read_result(folder / REPORT_FILE)
+    last_step = _last_step(trained, evaluated)
+    if result is not None and not _belongs(result, recipe, last_step):
+        result = None
+    if result is None and last_step is None:
         raise InputError(
             f"{folder}: this run has recorded nothing yet, so there is nothing to report: wait for"
             f" its first entry in {METRICS_FILE} (log.every, {recipe.log.every})"
@@ -106,8 +110,23 @@ def read_run(folder: Path) -> RunRecords:
         evaluated=evaluated,
         stopped=stopped,
         num_damaged=num_damaged,
-        report=report,
+        result=result,
         checkpoint=_newest_checkpoint(folder),
+    )
+
+
+def _last_step(trained: Sequence[Record], evaluated: Sequence[Record]) -> int | None:
+    return max((record["step"] for record in (*trained, *evaluated)), default=None)
+
+
+def _belongs(result: RunResult, recipe: Recipe, last_step: int | None) -> bool:
+    """Whether a report is of this run. Fewer records than its steps do not matter: a run that
+    starts deletes an older report, so they were lost later.
+    """
+    return (
+        result.run in (None, recipe.name)
+        and result.students.keys() <= recipe.students.keys()
+        and (last_step is None or last_step <= result.steps)
     )
 
 
@@ -135,6 +154,7 @@ def _read_metrics(
     return tuple(found["train"]), tuple(found["evaluate"]), stopped, num_damaged
 
 
+_LAST_STEP = 10**12  # further ones are damage
 _MODELS = {"train": "students", "evaluate": "models"}
 
 
@@ -142,9 +162,11 @@ def _record(line: bytes) -> Record | None:
     """Return the record in a line; None if it is damaged."""
     try:
         record: Any = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(record, dict) or type(record.get("step")) is not int:
+        return None
+    if not 0 <= record["step"] <= _LAST_STEP:
         return None
     event = record.get("event")
     if not isinstance(event, str):
@@ -154,25 +176,6 @@ def _record(line: bytes) -> Record | None:
         if not isinstance(models, dict) or not all(isinstance(m, dict) for m in models.values()):
             return None
     return record
-
-
-def _read_report(file: Path) -> Record | None:
-    """Return report.json; None if there is none.
-
-    Raises:
-        InputError: it is damaged.
-    """
-    if not file.is_file():
-        return None
-    try:
-        report: Any = json.loads(file.read_text(encoding="utf-8"))
-        if not (isinstance(report["steps"], int) and isinstance(report["students"], dict)):
-            raise TypeError("steps or students are of another kind")
-    except (OSError, ValueError, TypeError, LookupError) as error:
-        raise InputError(
-            f"{file}: damaged ({error}): delete it; the report then says that the run is unfinished"
-        ) from error
-    return dict(report)
 
 
 def _newest_checkpoint(folder: Path) -> Checkpoint | None:

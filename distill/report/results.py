@@ -9,6 +9,8 @@ from distill.evaluation.metric import METRICS, Metric
 from distill.models.export_format import RAW
 from distill.recipe import schema
 from distill.report.records import RunRecords, number
+from distill.report.result_file import StudentResult
+from distill.report.words import NOT_RECORDED, recorded
 
 
 @dataclass(frozen=True)
@@ -85,18 +87,18 @@ def objectives(run: RunRecords, student: str) -> list[schema.ObjectiveSpec]:
 def _student_rows(
     run: RunRecords, name: str, last: Mapping[str, Mapping[str, Any]]
 ) -> Iterator[ResultRow]:
-    reported = run.report["students"].get(name, {}) if run.report is not None else {}
+    reported = _reported(run, name)
     best, best_of = _best(run, name)
     words = dict.fromkeys(map(learns_from, objectives(run, name)))
     yield ResultRow(
         name,
         name,
         model=run.recipe.students[name].model,
-        parameters=reported.get("parameters"),
+        parameters=reported.parameters,
         learns_from=", then ".join(words),
         best=best,
         best_of=best_of,
-        stopped_at=reported.get("stopped_at") or run.stopped.get(name),
+        stopped_at=reported.stopped_at or run.stopped.get(name),
         scores=_scores(last.get(name, {})),
     )
     for key, figures in last.items():
@@ -108,27 +110,38 @@ def _student_rows(
 def _last_figures(run: RunRecords) -> dict[str, Mapping[str, Any]]:
     """Return the figures of each model at its last evaluation, by name."""
     found: dict[str, Mapping[str, Any]] = {}
-    if run.report is None:
+    if run.result is None:
         for record in run.evaluated:
             found |= record["models"]
         return found
-    if run.report["teacher"]:
-        found[TEACHER] = run.report["teacher"]
-    for name, student in run.report["students"].items():
-        if student["last"]:
-            found[name] = student["last"]
-        found |= {f"{name}/{key}": figures for key, figures in student["averages"].items()}
+    if run.result.teacher:
+        found[TEACHER] = run.result.teacher
+    for name in run.result.students:
+        student = _reported(run, name)
+        if student.last:
+            found[name] = student.last
+        found |= {f"{name}/{key}": figures for key, figures in student.averages.items()}
     return found
+
+
+def _reported(run: RunRecords, name: str) -> StudentResult:
+    """Return what report.json says of a student; nothing where it does not name it."""
+    students = run.result.students if run.result is not None else {}
+    return students.get(name) or StudentResult()
 
 
 def _best(run: RunRecords, name: str) -> tuple[float | None, str]:
     """Return a student's best value of the metric, and in words when and which weights."""
     metric = metric_of(run)
-    if run.report is not None:
-        best = run.report["students"].get(name, {}).get("best")
+    if run.result is not None:
+        best = _reported(run, name).best
         if not best:
             return None, ""
-        return number(best, metric.name), f"{best['weights']}, step {best['step']:,}"
+        weights, step = best.get("weights"), number(best, "step")
+        return number(best, metric.name), (
+            f"{weights if isinstance(weights, str) else f'weights {NOT_RECORDED}'},"
+            f" step {recorded(step, lambda found: f'{found:,.0f}')}"
+        )
     value: float | None = None
     words = ""
     for record in run.evaluated:

@@ -1,16 +1,27 @@
 """Figures as text."""
 
 import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TypeVar
 
 from distill.console import hours_minutes
 
+_Value = TypeVar("_Value")
+
 NOT_KNOWN = "–"
 NOT_MEASURED = "not measured"
+NOT_RECORDED = "not recorded"
 
 
 def figure(value: float | None, pattern: str = ".2f") -> str:
     """Return a number as text; a dash if it is not known."""
     return NOT_KNOWN if value is None else format(value, pattern)
+
+
+def recorded(value: _Value | None, shown: Callable[[_Value], str]) -> str:
+    """Return a value of report.json as text, or that it is not recorded."""
+    return NOT_RECORDED if value is None else shown(value)
 
 
 def millions(count: int | None) -> str:
@@ -47,7 +58,9 @@ def hours(count: float | None) -> str:
 
 def date(seconds: float) -> str:
     """Return a time in UTC, to the minute."""
-    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
+    with suppress(OverflowError, ValueError, OSError):  # a year that no calendar has
+        return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
+    return NOT_KNOWN
 
 
 _BARS = "▁▂▃▄▅▆▇█"

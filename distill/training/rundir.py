@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import json
 import os
 import socket
 import time
@@ -80,6 +81,7 @@ def open_run_folder(
     calls this.
 
     Under `resume: never` an earlier run in the folder is moved to another folder, not deleted.
+    A report.json that does not end at the step of the checkpoint is deleted.
 
     Args:
         inputs: what data, their order and teacher are. If the checkpoint had others, this raises
@@ -116,10 +118,26 @@ def open_run_folder(
             )
         clean(best_root(output))
         clean_files(output, (RECIPE_FILE, METRICS_FILE, REPORT_FILE))
-        truncate_metrics(output / METRICS_FILE, checkpoint.state.step if checkpoint else 0)
+        step = checkpoint.state.step if checkpoint else 0
+        _remove_old_report(output / REPORT_FILE, step)
+        truncate_metrics(output / METRICS_FILE, step)
         replace_text(output / RECIPE_FILE, dump_recipe(recipe))
     except OSError as error:
         if output.is_file():
             raise InputError(f"{output}: is a file; choose another folder with output=") from error
         raise write_error(output, error) from error
     return checkpoint.path if checkpoint else None
+
+
+def _remove_old_report(file: Path, step: int) -> None:
+    """Delete a report of other steps than those of the checkpoint: of an earlier run in the folder,
+    or of steps that are trained again. It would present a run that is training as finished.
+    """
+    try:
+        report = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        return
+    except (ValueError, RecursionError):
+        report = None
+    if not isinstance(report, dict) or report.get("steps") != step:
+        file.unlink()

@@ -50,6 +50,11 @@ def edited(export: Path, folder: Path, file: str, change: Callable[[Any], None])
             "exists and is public, and should be private: .* leave out --private",
         ),
         ("alice/net", {"branch": "a", "pull_request": True}, "--revision and --pull-request"),
+        ("alice/net", {"branch": ""}, "--revision: '' is not the name of a branch"),
+        ("alice/net", {"branch": "a b"}, "--revision: 'a b' is not the name of a branch"),
+        ("alice/net", {"branch": "../x"}, "--revision: '../x' is not the name of a branch"),
+        ("alice/net", {"branch": "refs/pr/1"}, "is a reference: give the name of a branch"),
+        ("alice/net", {"branch": "0a" * 20}, "is a commit, which never changes"),
     ],
 )
 def test_a_repository_that_cannot_be_written(
@@ -68,6 +73,7 @@ def test_a_repository_that_cannot_be_written(
         (None, "publishing needs a token with write access: make one at .*HF_TOKEN"),
         ("hf_reader_reader", "your token may only read: use one with write access"),
         ("hf_unknown_unknown", "does not accept your token"),
+        ("hf_unknown_unknöwn", "your token is malformed: it has characters that no token has"),
     ],
 )
 def test_a_token_that_is_missing_or_may_not_write(

@@ -59,14 +59,6 @@ def test_damaged_lines_are_counted_and_left_out(run: Path) -> None:
     assert len(found.trained) == 6
 
 
-def test_the_report_of_an_earlier_run_in_the_folder_is_not_this_ones(run: Path) -> None:
-    lines = [line for line in metrics(run) if json.loads(line)["step"] <= 4]
-    (run / "metrics.jsonl").write_text("".join(lines))
-    found = read_run(run)
-    assert not found.finished
-    assert found.step == 4
-
-
 def test_a_run_without_metrics_has_its_report(run: Path) -> None:
     (run / "metrics.jsonl").unlink()
     assert read_run(run).finished

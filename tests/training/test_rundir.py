@@ -1,16 +1,19 @@
 """The folder of a run: one process writes in it, and its newest checkpoint is found."""
 
+import json
 import multiprocessing
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import tiny
 
 from distill.checkpoint.layout import checkpoints_dir
 from distill.checkpoint.store import load_newest
 from distill.errors import InputError
-from distill.training.rundir import RunLock
+from distill.recipe import dump_recipe, load_recipe
+from distill.training.rundir import RunLock, open_run_folder
 
 HOLDER = """
 import sys, time
@@ -67,3 +70,35 @@ def test_the_newest_checkpoint_is_the_one_of_the_highest_step(tmp_path: Path) ->
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
     with pytest.raises(InputError, match="step-100000000"):
         load_newest(checkpoints_dir(tmp_path))
+
+
+@pytest.mark.parametrize("old", ['{"steps": 8}', '{"steps": 4', "[]", "[" * 100_000])
+def test_a_run_that_starts_at_step_0_deletes_an_old_report(old: str, tmp_path: Path) -> None:
+    recipe = load_recipe(tiny.write_recipe(tmp_path))
+    output = Path(recipe.output_dir)
+    output.mkdir()
+    (output / "report.json").write_text(old)
+    (output / "metrics.jsonl").write_text("")
+    (output / "recipe.yaml").write_text(dump_recipe(recipe))
+    lock = RunLock()
+    assert open_run_folder(output, recipe, lock, print, {}) is None
+    lock.release()
+    assert not (output / "report.json").exists()
+
+
+def test_a_run_that_trains_its_last_steps_again_deletes_their_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tiny.write_recipe(tmp_path)
+    tiny.stop_after(4, monkeypatch)
+    assert tiny.run(recipe) == 75
+    report = tmp_path / "run" / "report.json"
+    report.write_text(json.dumps({"steps": 8}))
+    tiny.stop_after(2, monkeypatch)
+    assert tiny.run(recipe) == 75
+    assert not report.exists()
+    monkeypatch.undo()
+    assert tiny.run(recipe) == 0
+    written = report.read_bytes()
+    assert tiny.run(recipe) == 0
+    assert report.read_bytes() == written

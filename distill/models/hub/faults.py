@@ -127,6 +127,10 @@ def write_fault(error: BaseException, repo: str, then: str = "nothing was change
 def _answer_fault(error: BaseException, what: str) -> InputError:
     """Returns the message for what reading and writing have in common."""
     status = status_of(error)
+    if isinstance(error, UnicodeEncodeError):  # HTTP headers, of which the token is one, are ASCII
+        return InputError(
+            f"{what}: your token is malformed: it has characters that no token has: {_LOG_IN}"
+        )
     if status == 401:
         return InputError(f"{what}: the Hub does not accept your token: {_LOG_IN}")
     if status == 403:
