@@ -14,7 +14,7 @@ from distill.checkpoint.store import checkpoint_paths
 from distill.data.locks import locked
 from distill.errors import InputError
 from distill.files import atomic_directory, write_error
-from distill.models.hub.commit import connect, without_progress_bars
+from distill.models.hub.commit import Target, connect, look_at, without_progress_bars
 from distill.models.hub.faults import read_fault
 from distill.recipe import Recipe
 from distill.recipe.hub_names import HubModel, is_hub_name, parse_hub_name
@@ -61,7 +61,7 @@ def _download(model: HubModel, recipe: Recipe, output: Path) -> str:
         commit = info.sha
         names = [each.rfilename for each in info.siblings or ()]
     except errors.RepositoryNotFoundError as error:
-        if own:
+        if own and _is_absent(model):
             return f"{model} is not there yet: starting at step 0"
         raise read_fault(error, model, key) from error
     except Exception as error:  # of huggingface_hub and its HTTP library
@@ -97,6 +97,22 @@ def _download(model: HubModel, recipe: Recipe, output: Path) -> str:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return f"from {steps[-1]} of {model.at(commit)}"
+
+
+def _is_absent(model: HubModel) -> bool:
+    """Return whether a repository does not exist. The Hub answers the same for a private one that
+    the account may not see, so only an account that may write for the owner knows.
+
+    Raises:
+        InputError: there is no token, or its account may not write for the owner.
+    """
+    try:
+        return not look_at(Target(model.repo)).exists
+    except InputError as error:
+        raise InputError(
+            f"resume: {model}: cannot be told from a private one, and a start at step 0 would"
+            f" repeat its steps: {error}. To start at step 0 all the same, use resume=auto"
+        ) from error
 
 
 def _fetch(model: HubModel, names: list[str], folder: Path) -> None:

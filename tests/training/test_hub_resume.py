@@ -84,6 +84,34 @@ def test_the_same_command_starts_and_resumes(hub: FakeHub, tmp_path: Path, cli: 
 
 
 @pytest.mark.parametrize(
+    ("token", "match"),
+    [
+        (None, "needs a token with write access"),
+        ("hf_bob_may_write", "your token is that of bob, who may not write for alice"),
+        ("hf_alice_may_read", "your token may only read"),
+    ],
+)
+def test_a_private_repository_is_not_taken_for_an_absent_one(
+    hub: FakeHub,
+    tmp_path: Path,
+    cli: Cli,
+    monkeypatch: pytest.MonkeyPatch,
+    token: str | None,
+    match: str,
+) -> None:
+    hub.account("hf_alice_may_read", "alice", role="read")
+    if token is None:
+        monkeypatch.delenv("HF_TOKEN")
+    else:
+        monkeypatch.setenv("HF_TOKEN", token)
+    done = cli("train", write_recipe(tmp_path, PUBLISH), f"resume={HUB}")
+    assert done.code == 2, done.out
+    assert f"resume: {HUB}: " in done.err
+    assert match in done.err
+    assert not (tmp_path / "run/checkpoints").exists()
+
+
+@pytest.mark.parametrize(
     ("name", "match"),
     [
         ("hf://alice/absent", "resume: hf://alice/absent: there is no such model"),
