@@ -6,6 +6,7 @@ from pathlib import Path
 from distill.checkpoint.layout import (
     METRICS_FILE,
     RECIPE_FILE,
+    RUN_ID_FILE,
     best_root,
     checkpoints_dir,
     step_of,
@@ -23,6 +24,7 @@ from distill.training.output_folder import refuse_foreign_output
 # Where a run's state is in its repository.
 HUB_CHECKPOINTS = "run/checkpoints"
 HUB_BEST = "run/best"
+HUB_ID = "run/id"
 _FOLDER = ".tmp-resume"
 
 
@@ -75,6 +77,8 @@ def _download(model: HubModel, recipe: Recipe, output: Path) -> str:
     )
     if not steps:
         if own:
+            if HUB_ID in names:  # the machine was lost before the first checkpoint
+                _fetch_and_install(model.at(commit), [HUB_ID], output, None)
             return f"{model} has no checkpoint yet: starting at step 0"
         raise InputError(
             f"{key}: {model}: holds no checkpoint of a run: a run publishes one with"
@@ -84,19 +88,23 @@ def _download(model: HubModel, recipe: Recipe, output: Path) -> str:
     wanted = [
         name
         for name in names
-        if name.startswith((place, f"{HUB_BEST}/")) or name in (RECIPE_FILE, METRICS_FILE)
+        if name.startswith((place, f"{HUB_BEST}/")) or name in (RECIPE_FILE, METRICS_FILE, HUB_ID)
     ]
+    _fetch_and_install(model.at(commit), wanted, output, steps[-1])
+    return f"from {steps[-1]} of {model.at(commit)}"
+
+
+def _fetch_and_install(model: HubModel, names: list[str], output: Path, step: str | None) -> None:
     temporary = output / _FOLDER
     try:
-        _fetch(model.at(commit), wanted, temporary)
-        _install(temporary, output, steps[-1])
+        _fetch(model, names, temporary)
+        _install(temporary, output, step)
     except InputError:
         raise
     except OSError as error:
         raise write_error(output, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return f"from {steps[-1]} of {model.at(commit)}"
 
 
 def _is_absent(model: HubModel) -> bool:
@@ -127,16 +135,19 @@ def _fetch(model: HubModel, names: list[str], folder: Path) -> None:
         raise read_fault(error, model, "resume") from error
 
 
-def _install(source: Path, output: Path, step: str) -> None:
+def _install(source: Path, output: Path, step: str | None) -> None:
     """Move what was downloaded to its places, the checkpoint last: without it nothing resumes."""
-    for name in (RECIPE_FILE, METRICS_FILE):
+    files = {RECIPE_FILE: RECIPE_FILE, METRICS_FILE: METRICS_FILE, HUB_ID: RUN_ID_FILE}
+    for name, place in files.items():
         if (source / name).is_file():
-            (source / name).replace(output / name)
+            (source / name).replace(output / place)
+    if step is None:
+        return
     folders = {checkpoints_dir(output) / step: source / HUB_CHECKPOINTS / step}
     best = source / HUB_BEST
     for student in sorted(best.iterdir()) if best.is_dir() else ():
         folders[best_root(output) / student.name] = student
-    for place, folder in reversed(folders.items()):
-        with atomic_directory(place) as new:
+    for path, folder in reversed(folders.items()):
+        with atomic_directory(path) as new:
             for file in folder.iterdir():
                 file.replace(new / file.name)

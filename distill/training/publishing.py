@@ -8,21 +8,31 @@ import json
 import logging
 import os
 import shutil
+import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from distill.checkpoint.layout import METRICS_FILE, RECIPE_FILE, REPORT_FILE, best_dir
+from distill.checkpoint.layout import (
+    METRICS_FILE,
+    RECIPE_FILE,
+    REPORT_FILE,
+    RUN_ID_FILE,
+    best_dir,
+    step_of,
+)
 from distill.errors import InputError
 from distill.evaluation.metric import METRICS
-from distill.files import current_directory, sha256_of
+from distill.files import current_directory, replace_text, sha256_of
 from distill.models.export_format import RECORD_FILE, WEIGHTS_FILE, read_record
 from distill.models.hub.card import CARD_FILE, LICENCE_FILE, CardFacts, model_card
 from distill.models.hub.commit import (
+    Head,
     Target,
     files_at,
     look_at,
@@ -30,14 +40,14 @@ from distill.models.hub.commit import (
     without_progress_bars,
 )
 from distill.models.hub.derived import base_model, datasets_of, noted_licences
-from distill.models.hub.faults import redacted
+from distill.models.hub.faults import redacted, write_fault
 from distill.models.hub.figures import own_score
 from distill.models.hub.licences import OTHER, licence_text
 from distill.models.hub.secrets import refuse_secrets
 from distill.models.origin import CONFIG_FILE
 from distill.recipe import dump_recipe
 from distill.student.student import Student
-from distill.training.hub_resume import HUB_BEST, HUB_CHECKPOINTS
+from distill.training.hub_resume import HUB_BEST, HUB_CHECKPOINTS, HUB_ID
 from distill.training.plan import Plan, StagePlan
 
 # How long the end of a run waits for its last push, and a run that was stopped by a signal, whose
@@ -45,6 +55,8 @@ from distill.training.plan import Plan, StagePlan
 LAST_PUSH_S = 300.0
 STOPPED_PUSH_S = 20.0
 _FOLDER = ".tmp-publish-"
+# What a repository may hold that nothing was published in yet.
+_OF_AN_EMPTY_ONE = frozenset({".gitattributes", CARD_FILE})
 
 
 @dataclass(frozen=True)
@@ -78,6 +90,9 @@ class Publisher:
         self._has_warned = False  # since the last push that succeeded
         for old in plan.output.glob(f"{_FOLDER}*"):  # of a session that was killed
             shutil.rmtree(old, ignore_errors=True)
+        self._run_id = _run_id(plan.output)
+        self._session = uuid.uuid4().hex
+        self._earlier_session: str | None = None  # that published last, until this one has
         self._thread = threading.Thread(target=self._run, name="publish", daemon=True)
         self._thread.start()
 
@@ -217,6 +232,7 @@ class Publisher:
                 self._failure, self._pushing = failure, False
                 if failure is None:
                     self._pushed_step, self._has_warned = push.step, False
+                    self._earlier_session = None
                 self._changed.notify_all()
 
     def _upload(self, push: _Push) -> None:
@@ -231,11 +247,50 @@ class Publisher:
             message = f"step {push.step}: {push.student.name}{score}"
         if spec.license is not None and spec.license != OTHER:
             files[LICENCE_FILE] = licence_text(spec.license, spec.repo.split("/")[0]).encode()
+        files[HUB_ID] = f"{self._run_id}\n{self._session}\n".encode()
         refuse_secrets(files)
         with without_progress_bars(), _without_log():
-            head = look_at(target)
-            delete = _old_checkpoints(files_at(target, head), push.checkpoint)
+            head, paths = self._look(target)
+            delete = _old_checkpoints(paths, push.checkpoint)
             upload(target, head, files, message, delete=delete, in_turn=True)
+
+    def _look(self, target: Target) -> tuple[Head, list[str]]:
+        """Return the head of the repository, on which the next commit is made, and its files.
+
+        Raises:
+            InputError: it cannot be written, or its files are not of this run.
+        """
+        head = look_at(target)
+        paths = files_at(target, head)
+        others = [path for path in paths if path not in _OF_AN_EMPTY_ONE]
+        if not others:
+            return head, paths
+        if HUB_ID in paths:
+            run_id, _, session = _content(target, head, HUB_ID).strip().partition("\n")
+            if run_id == self._run_id:
+                if self._earlier_session is None and self._pushed_step is None:
+                    self._earlier_session = session
+                if session not in (self._session, self._earlier_session):
+                    raise InputError(
+                        f"{target.repo}: another process publishes this run there since: end one of"
+                        " the two"
+                    )
+                return head, paths
+        elif METRICS_FILE in paths and self._has_begun_with(_content(target, head, METRICS_FILE)):
+            return head, paths  # an earlier version published it
+        raise InputError(
+            f"{target.repo}: holds files of something else ({', '.join(others[:3])}), so nothing is"
+            " published there: set log.publish.repo to another repository, or, to continue the run"
+            f" that it holds, start on an empty folder with resume=hf://{target.repo}"
+        )
+
+    def _has_begun_with(self, metrics: str) -> bool:
+        """Return whether a log begins as the one of this run, in which times are recorded."""
+        file = self._plan.output / METRICS_FILE
+        with suppress(OSError, UnicodeDecodeError), file.open(encoding="utf-8") as lines:
+            first = next(lines, "")
+            return first.strip() != "" and metrics.startswith(first)
+        return False
 
     def _card(self, push: _Push, student: Student, record: Mapping[str, Any]) -> str:
         recipe, classes = self._plan.recipe, self._plan.classes
@@ -264,10 +319,39 @@ class Publisher:
 
 
 def _old_checkpoints(paths: Sequence[str], newest: str | None) -> list[str]:
-    """Return the folders of the checkpoints that another one replaces."""
+    """Return the folders of the checkpoints of earlier steps than the newest one."""
     parts = [path.split("/") for path in paths if path.startswith(f"{HUB_CHECKPOINTS}/")]
-    names = dict.fromkeys(part[2] for part in parts if len(part) > 3)
-    return [f"{HUB_CHECKPOINTS}/{name}/" for name in names if newest and name != newest]
+    steps = {part[2]: step_of(part[2]) for part in parts if len(part) > 3}
+    last = None if newest is None else step_of(newest)
+    return [
+        f"{HUB_CHECKPOINTS}/{name}/"
+        for name, step in steps.items()
+        if step is not None and last is not None and step < last
+    ]
+
+
+def _run_id(output: Path) -> str:
+    """Return the id of the run in a folder, which is drawn once."""
+    file = output / RUN_ID_FILE
+    with suppress(OSError, UnicodeDecodeError):
+        if found := file.read_text(encoding="utf-8").split():
+            return found[0]
+    run_id = uuid.uuid4().hex
+    with suppress(OSError):  # a full disk: the next write of the run says so
+        replace_text(file, f"{run_id}\n")
+    return run_id
+
+
+def _content(target: Target, head: Head, name: str) -> str:
+    """Return the text of a file in the repository, past the cache."""
+    from huggingface_hub import hf_hub_download
+
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            path = hf_hub_download(target.repo, name, revision=head.commit, local_dir=folder)
+        except Exception as error:  # of huggingface_hub and its HTTP library
+            raise write_fault(error, target.repo) from error
+        return Path(path).read_text(encoding="utf-8", errors="replace")
 
 
 @contextmanager

@@ -81,6 +81,20 @@ def test_the_same_command_starts_and_resumes(hub: FakeHub, tmp_path: Path, cli: 
     again = cli("train", recipe)
     assert again.code == 0, again.err
     assert "this run is complete" in again.out
+    assert "published in alice/net" in again.out
+
+
+def test_a_run_that_was_lost_before_its_first_checkpoint_publishes_there_again(
+    hub: FakeHub, tmp_path: Path, cli: Cli
+) -> None:
+    recipe = write_recipe(tmp_path, PUBLISH, {"checkpoint": {"every": "8 iterations"}})
+    hub.fault("/api/models/alice/net/commit/main", "status", status=403, on=(2,))
+    assert cli("train", recipe, f"resume={HUB}").code == 0
+    assert not checkpoints(hub), "the machine was lost after the first push"
+    shutil.rmtree(tmp_path / "run")
+    again = cli("train", recipe, f"resume={HUB}")
+    assert f"{HUB} has no checkpoint yet: starting at step 0" in again.out
+    assert "published in alice/net, which has step 8" in again.out
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ def test_publishing_changes_nothing_in_the_run(
 def test_a_push_that_fails_is_one_warning(
     hub: FakeHub, tmp_path: Path, cli: Cli, fault: dict[str, Any], match: str
 ) -> None:
-    repository = hub.repository("alice/net", {"notes.md": b"mine"}, private=True)
+    repository = hub.repository("alice/net", {"README.md": b"mine"}, private=True)
     before = repository.head()
     hub.fault(**fault, on=None)
     done = cli("train", recipe(tmp_path))
@@ -109,7 +110,7 @@ def test_a_push_that_fails_is_one_warning(
     again = cli("train", recipe(tmp_path))
     assert again.code == 0
     assert "published in alice/net, which has step 8" in again.out
-    assert repository.files()["notes.md"] == b"mine"
+    assert repository.head() != before
 
 
 @pytest.mark.parametrize(
@@ -129,6 +130,71 @@ def test_a_repository_that_cannot_be_used_is_a_warning(
     assert match in warning
     assert hub["alice/public"].head() == before
     assert "bob/net" not in hub
+
+
+@pytest.mark.parametrize("name", ["notes.md", "run/id", "metrics.jsonl"])
+def test_a_repository_with_other_files_is_not_touched(
+    hub: FakeHub, tmp_path: Path, cli: Cli, name: str
+) -> None:
+    repository = hub.repository("alice/net", {name: b"another\n"}, private=True)
+    before = repository.head()
+    done = cli("train", recipe(tmp_path, checkpoint=True))
+    assert done.code == 0, done.err
+    (warning,) = warnings(done.out)
+    assert f"alice/net: holds files of something else ({name})" in warning
+    assert "set log.publish.repo to another repository" in warning
+    assert "resume=hf://alice/net" in warning
+    assert repository.head() == before
+
+
+def test_only_checkpoints_of_earlier_steps_are_deleted(hub: FakeHub, tmp_path: Path) -> None:
+    path = recipe(tmp_path, checkpoint=True)
+    assert run(path, "train.budget=4 iterations") == DONE
+    repository = hub["alice/net"]
+    places = [f"run/checkpoints/step-{step:08d}/state.json" for step in (2, 4, 9)]
+    repository.add({places[0]: b"{}", places[2]: b"{}"}, title="a copy that is ahead")
+    assert run(path, "train.budget=4 iterations") == DONE  # complete: it publishes again
+    files = repository.files()
+    assert [place in files for place in places] == [False, True, True]
+
+
+def test_two_processes_do_not_publish_one_run(hub: FakeHub, tmp_path: Path, cli: Cli) -> None:
+    path = recipe(tmp_path)
+    hub.fault(COMMIT, "hold", on=(2,))
+    taken = []
+
+    def take_over() -> None:
+        deadline = time.monotonic() + 60
+        while hub.requests[COMMIT] < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        run_id = hub["alice/net"].files()["run/id"].split()[0]
+        taken.append(hub["alice/net"].add({"run/id": run_id + b"\nanother session\n"}))
+        hub.release.set()
+
+    watching = threading.Thread(target=take_over)
+    watching.start()
+    done = cli("train", path)
+    watching.join()
+    assert done.code == 0
+    assert hub["alice/net"].head().oid == taken[0]
+    (warning,) = warnings(done.out)
+    assert "another client changed it at the same time" in warning
+    assert run(path) == DONE, "the next session takes over"
+    assert hub["alice/net"].titles()[0].startswith("step 8")
+
+
+def test_a_run_that_an_earlier_version_published_is_published_on(
+    hub: FakeHub, tmp_path: Path
+) -> None:
+    path = recipe(tmp_path)
+    assert run(path, "train.budget=4 iterations") == DONE
+    repository = hub["alice/net"]
+    name = repository.head().oid
+    files = {path: file for path, file in repository.head().files.items() if path != "run/id"}
+    repository.commits[name] = replace(repository.head(), files=files)
+    (tmp_path / "run/.run_id").unlink()
+    assert run(path, "train.budget=4 iterations") == DONE
+    assert "run/id" in repository.files()
 
 
 def test_without_a_token_the_run_says_so_and_trains(
