@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 from distill.checkpoint.layout import (
+    MANIFEST_FILE,
     METRICS_FILE,
     RECIPE_FILE,
     RUN_ID_FILE,
@@ -11,13 +12,18 @@ from distill.checkpoint.layout import (
     checkpoints_dir,
     step_of,
 )
-from distill.checkpoint.store import checkpoint_paths
+from distill.checkpoint.store import (
+    DamagedError,
+    checkpoint_paths,
+    load,
+    refuse_another_recipe,
+)
 from distill.data.locks import locked
 from distill.errors import InputError
 from distill.files import atomic_directory, write_error
 from distill.models.hub.commit import Target, connect, look_at, without_progress_bars
 from distill.models.hub.faults import read_fault
-from distill.recipe import Recipe
+from distill.recipe import Recipe, dump_recipe, recipe_fingerprint
 from distill.recipe.hub_names import HubModel, is_hub_name, parse_hub_name
 from distill.training.output_folder import refuse_foreign_output
 
@@ -68,39 +74,75 @@ def _download(model: HubModel, recipe: Recipe, output: Path) -> str:
         raise read_fault(error, model, key) from error
     except Exception as error:  # of huggingface_hub and its HTTP library
         raise read_fault(error, model, key) from error
-    steps = sorted(
-        {
-            name.split("/")[2]
-            for name in names
-            if name.startswith(f"{HUB_CHECKPOINTS}/") and step_of(name.split("/")[2]) is not None
-        }
-    )
+    folders = [name.split("/")[2:] for name in names if name.startswith(f"{HUB_CHECKPOINTS}/")]
+    steps = {
+        step: folder
+        for folder, *rest in folders
+        if rest == [MANIFEST_FILE] and (step := step_of(folder)) is not None
+    }
     if not steps:
         if own:
             if HUB_ID in names:  # the machine was lost before the first checkpoint
-                _fetch_and_install(model.at(commit), [HUB_ID], output, None)
+                _install_id(model.at(commit), output)
             return f"{model} has no checkpoint yet: starting at step 0"
         raise InputError(
             f"{key}: {model}: holds no checkpoint of a run: a run publishes one with"
             " log.publish.checkpoint: true; to start at step 0 use resume=auto"
         )
-    place = f"{HUB_CHECKPOINTS}/{steps[-1]}/"
-    wanted = [
-        name
-        for name in names
-        if name.startswith((place, f"{HUB_BEST}/")) or name in (RECIPE_FILE, METRICS_FILE, HUB_ID)
-    ]
-    _fetch_and_install(model.at(commit), wanted, output, steps[-1])
-    return f"from {steps[-1]} of {model.at(commit)}"
+    newest_first = [steps[step] for step in sorted(steps, reverse=True)]
+    return _newest_intact(model.at(commit), names, newest_first, recipe, output)
 
 
-def _fetch_and_install(model: HubModel, names: list[str], output: Path, step: str | None) -> None:
+def _newest_intact(
+    model: HubModel, names: list[str], steps: list[str], recipe: Recipe, output: Path
+) -> str:
+    """Download the newest checkpoint whose checksums are right, and install it. Nothing is
+    installed if it is of another recipe, or if all are damaged.
+    """
+    temporary = output / _FOLDER
+    digest, text = recipe_fingerprint(recipe), dump_recipe(recipe)
+    damages: list[str] = []
+    try:
+        for step in steps:
+            place = f"{HUB_CHECKPOINTS}/{step}"
+            shutil.rmtree(temporary, ignore_errors=True)
+            _fetch(model, [name for name in names if name.startswith(f"{place}/")], temporary)
+            try:
+                checkpoint = load(temporary / place, verify=True)
+            except DamagedError as damage:
+                damages.append(str(damage).replace(f"{temporary}/", ""))
+                continue
+            refuse_another_recipe(checkpoint, digest, text, f"resume: {step} of {model}")
+            _fetch(
+                model,
+                [
+                    name
+                    for name in names
+                    if name.startswith(f"{HUB_BEST}/")
+                    or name in (RECIPE_FILE, METRICS_FILE, HUB_ID)
+                ],
+                temporary,
+            )
+            _install(temporary, output, step)
+            newer = "".join(f"; {damage}, so not from that one" for damage in damages)
+            return f"from {step} of {model}{newer}"
+    except OSError as error:
+        raise write_error(output, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    lines = "\n".join(f"  {damage}" for damage in damages)
+    raise InputError(
+        f"resume: {model}: all checkpoints are damaged:\n{lines}\nTo resume from an earlier commit,"
+        f" add it as in hf://{model.repo}@COMMIT; to start at step 0, use resume=auto and another"
+        " log.publish.repo"
+    )
+
+
+def _install_id(model: HubModel, output: Path) -> None:
     temporary = output / _FOLDER
     try:
-        _fetch(model, names, temporary)
-        _install(temporary, output, step)
-    except InputError:
-        raise
+        _fetch(model, [HUB_ID], temporary)
+        (temporary / HUB_ID).replace(output / RUN_ID_FILE)
     except OSError as error:
         raise write_error(output, error) from error
     finally:
@@ -126,7 +168,6 @@ def _is_absent(model: HubModel) -> bool:
 def _fetch(model: HubModel, names: list[str], folder: Path) -> None:
     from huggingface_hub import hf_hub_download
 
-    shutil.rmtree(folder, ignore_errors=True)
     try:
         with without_progress_bars():
             for name in names:
@@ -135,14 +176,12 @@ def _fetch(model: HubModel, names: list[str], folder: Path) -> None:
         raise read_fault(error, model, "resume") from error
 
 
-def _install(source: Path, output: Path, step: str | None) -> None:
+def _install(source: Path, output: Path, step: str) -> None:
     """Move what was downloaded to its places, the checkpoint last: without it nothing resumes."""
     files = {RECIPE_FILE: RECIPE_FILE, METRICS_FILE: METRICS_FILE, HUB_ID: RUN_ID_FILE}
     for name, place in files.items():
         if (source / name).is_file():
             (source / name).replace(output / place)
-    if step is None:
-        return
     folders = {checkpoints_dir(output) / step: source / HUB_CHECKPOINTS / step}
     best = source / HUB_BEST
     for student in sorted(best.iterdir()) if best.is_dir() else ():
