@@ -42,7 +42,7 @@ from distill.models.hub.commit import (
 from distill.models.hub.derived import base_model, datasets_of, noted_licences
 from distill.models.hub.faults import redacted, write_fault
 from distill.models.hub.figures import own_score
-from distill.models.hub.licences import OTHER, licence_text
+from distill.models.hub.licences import licence_text
 from distill.models.hub.secrets import refuse_secrets
 from distill.models.origin import CONFIG_FILE
 from distill.recipe import dump_recipe
@@ -245,7 +245,7 @@ class Publisher:
             top1 = record.get("top1")
             score = "" if top1 is None else f", top-1 {top1:.2f} %"
             message = f"step {push.step}: {push.student.name}{score}"
-        if spec.license is not None and spec.license != OTHER:
+        if spec.license is not None:
             files[LICENCE_FILE] = licence_text(spec.license, spec.repo.split("/")[0]).encode()
         files[HUB_ID] = f"{self._run_id}\n{self._session}\n".encode()
         refuse_secrets(files)

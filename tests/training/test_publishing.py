@@ -224,6 +224,7 @@ def test_the_recipe_is_checked(tmp_path: Path, cli: Cli) -> None:
     for change, match in (
         ("log.publish.repo=net", "log.publish.repo: "),
         ("log.publish.license=mitt", "log.publish.license mitt: the Hub does not know this id"),
+        ("log.publish.license=other", "distill publish --license other --license-file FILE"),
         ("log.publish.evry=1", "log.publish.evry: unknown key (did you mean 'every'"),
     ):
         done = cli("train", recipe(tmp_path), change)
