@@ -8,13 +8,12 @@ import json
 import logging
 import os
 import shutil
-import tempfile
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,41 +21,40 @@ from distill.checkpoint.layout import (
     METRICS_FILE,
     RECIPE_FILE,
     REPORT_FILE,
-    RUN_ID_FILE,
     best_dir,
     step_of,
 )
+from distill.engine.signals import Signals
 from distill.errors import InputError
 from distill.evaluation.metric import METRICS
-from distill.files import current_directory, replace_text, sha256_of
+from distill.files import current_directory, sha256_of
 from distill.models.export_format import RECORD_FILE, WEIGHTS_FILE, read_record
 from distill.models.hub.card import CARD_FILE, LICENCE_FILE, CardFacts, model_card
 from distill.models.hub.commit import (
-    Head,
     Target,
-    files_at,
-    look_at,
     upload,
     without_progress_bars,
 )
 from distill.models.hub.derived import base_model, datasets_of, noted_licences
-from distill.models.hub.faults import redacted, write_fault
+from distill.models.hub.faults import redacted
 from distill.models.hub.figures import own_score
 from distill.models.hub.licences import licence_text
 from distill.models.hub.secrets import refuse_secrets
 from distill.models.origin import CONFIG_FILE
 from distill.recipe import dump_recipe
 from distill.student.student import Student
+from distill.training.hub_owner import HubOwner
 from distill.training.hub_resume import HUB_BEST, HUB_CHECKPOINTS, HUB_ID
+from distill.training.logging import RunLogger
 from distill.training.plan import Plan, StagePlan
 
 # How long the end of a run waits for its last push, and a run that was stopped by a signal, whose
 # machine may be taken away soon.
 LAST_PUSH_S = 300.0
 STOPPED_PUSH_S = 20.0
+_SAID_AFTER_S = 1.0  # that the end of the run waits
+_POLL_S = 0.1
 _FOLDER = ".tmp-publish-"
-# What a repository may hold that nothing was published in yet.
-_OF_AN_EMPTY_ONE = frozenset({".gitattributes", CARD_FILE})
 
 
 @dataclass(frozen=True)
@@ -75,24 +73,22 @@ class Publisher:
     """Pushes the state of a run. Only the main process has one.
 
     Args:
-        say: prints a line.
-        warn: called in the thread of the run with the first failure after a success.
+        logger: prints the first failure after a success as a warning, in the thread of the run.
     """
 
-    def __init__(self, plan: Plan, say: Callable[[str], None], warn: Callable[[str], None]) -> None:
+    def __init__(self, plan: Plan, logger: RunLogger) -> None:
         assert plan.recipe.log.publish is not None
-        self._plan, self._spec, self._say, self._warn = plan, plan.recipe.log.publish, say, warn
+        self._plan, self._spec, self._logger = plan, plan.recipe.log.publish, logger
         self._changed = threading.Condition()
         self._waiting: _Push | None = None
-        self._pushing = self._closed = False
+        self._pushing: _Push | None = None
+        self._closed = False
         self._pushed_step: int | None = None
         self._failure: str | None = None
         self._has_warned = False  # since the last push that succeeded
         for old in plan.output.glob(f"{_FOLDER}*"):  # of a session that was killed
             shutil.rmtree(old, ignore_errors=True)
-        self._run_id = _run_id(plan.output)
-        self._session = uuid.uuid4().hex
-        self._earlier_session: str | None = None  # that published last, until this one has
+        self._owner = HubOwner(plan.output)
         self._thread = threading.Thread(target=self._run, name="publish", daemon=True)
         self._thread.start()
 
@@ -105,7 +101,7 @@ class Publisher:
         """Push the checkpoint of a run that a signal stops, if checkpoints are published."""
         if self._spec.checkpoint and newest is not None:
             self.push(step, students, newest)
-            self.finish(STOPPED_PUSH_S)
+            self.finish()
 
     def push(
         self,
@@ -121,7 +117,7 @@ class Publisher:
             newest: the newest checkpoint.
             report: of a finished run.
         """
-        self._warn_once()
+        self.warn_once()
         metric = METRICS[self._plan.recipe.evaluate.metric]
         found = {each.name: each.best.value for each in students if each.best is not None}
         name = metric.best_of(found) or next(iter(found), None)
@@ -143,34 +139,54 @@ class Publisher:
             self._waiting = push
             self._changed.notify_all()
 
-    def finish(self, timeout_s: float | None = None) -> bool:
-        """Wait for the last push, for at most LAST_PUSH_S if no time is given.
+    def finish(self, signals: Signals | None = None) -> bool:
+        """Wait for the last push: for LAST_PUSH_S, or to the first signal, or for STOPPED_PUSH_S
+        after an earlier one.
+
+        Args:
+            signals: None of a run that a signal stops.
 
         Returns:
             Whether it succeeded.
         """
-        timeout_s = LAST_PUSH_S if timeout_s is None else timeout_s
-        deadline = time.monotonic() + timeout_s
+        may_end = signals is not None and signals.received is None
+        timeout_s = LAST_PUSH_S if may_end else STOPPED_PUSH_S
+        start, has_said = time.monotonic(), False
         with self._changed:
             self._closed = True
             self._changed.notify_all()
             while self._waiting or self._pushing:
-                left = deadline - time.monotonic()
-                if left <= 0:
+                waited = time.monotonic() - start
+                if may_end and signals is not None and signals.received:
+                    self._failure = f"{signals.received} ended the wait for the last push"
+                    break
+                if waited >= timeout_s:
                     self._failure = f"the last push took longer than {timeout_s:g} s"
                     break
-                self._changed.wait(left)
-        self._warn_once()
+                if may_end and not has_said and waited >= _SAID_AFTER_S:
+                    self._logger.screen.say(
+                        f"waiting for the last push to {self._spec.repo}, Ctrl-C ends the wait"
+                    )
+                    has_said = True
+                self._changed.wait(_POLL_S)
+            for push in (self._waiting, self._pushing):
+                if push is not None:  # given up; the thread ends with the process
+                    shutil.rmtree(push.folder, ignore_errors=True)
+            self._waiting = None
+        self.warn_once()
         if self._failure is None and self._pushed_step is not None:
-            self._say(f"published in {self._spec.repo}, which has step {self._pushed_step}")
+            self._logger.screen.say(
+                f"published in {self._spec.repo}, which has step {self._pushed_step}"
+            )
         return self._failure is None
 
-    def _warn_once(self) -> None:
+    def warn_once(self) -> None:
+        """Print the first failure after a success, if there is one that was not printed yet."""
         failure = self._failure
         if failure is not None and not self._has_warned:
             self._has_warned = True
             last = "nothing yet" if self._pushed_step is None else f"step {self._pushed_step}"
-            self._warn(
+            self._logger.warn(
                 f"log.publish: {failure}; {self._spec.repo} has {last}, and the run continues"
             )
 
@@ -213,31 +229,46 @@ class Publisher:
     # ---- in the thread of the pushes -------------------------------------------------------------
 
     def _run(self) -> None:
+        failure = self._failure_of(self._look_first)
+        with self._changed:
+            self._failure = self._failure or failure
         while True:
             with self._changed:
                 while self._waiting is None:
                     if self._closed:
                         return
                     self._changed.wait()
-                push, self._waiting, self._pushing = self._waiting, None, True
-            failure = None
-            try:
-                self._upload(push)
-            except InputError as error:
-                failure = str(error)
-            except Exception as error:  # whatever fails here must not end a run
-                failure = redacted(f"{type(error).__name__}: {error}")
+                push = self._pushing = self._waiting
+                self._waiting = None
+            failure = self._failure_of(partial(self._upload, push))
             shutil.rmtree(push.folder, ignore_errors=True)
             with self._changed:
-                self._failure, self._pushing = failure, False
+                self._failure, self._pushing = failure, None
                 if failure is None:
                     self._pushed_step, self._has_warned = push.step, False
-                    self._earlier_session = None
+                    self._owner.pushed()
                 self._changed.notify_all()
 
+    def _failure_of(self, work: Callable[[], None]) -> str | None:
+        try:
+            work()
+        except InputError as error:
+            return str(error)
+        except Exception as error:  # whatever fails here must not end a run
+            return redacted(f"{type(error).__name__}: {error}")
+        return None
+
+    def _look_first(self) -> None:
+        """Find out before the first push if it cannot succeed."""
+        with without_progress_bars(), _without_log():
+            self._owner.look(self._target)
+
+    @property
+    def _target(self) -> Target:
+        return Target(self._spec.repo, private=self._spec.private)
+
     def _upload(self, push: _Push) -> None:
-        spec = self._spec
-        target = Target(spec.repo, private=spec.private)
+        spec, target = self._spec, self._target
         files, message = dict(push.files), f"step {push.step}"
         if push.student is not None:
             record = read_record(push.folder)
@@ -247,50 +278,12 @@ class Publisher:
             message = f"step {push.step}: {push.student.name}{score}"
         if spec.license is not None:
             files[LICENCE_FILE] = licence_text(spec.license, spec.repo.split("/")[0]).encode()
-        files[HUB_ID] = f"{self._run_id}\n{self._session}\n".encode()
+        files[HUB_ID] = self._owner.content
         refuse_secrets(files)
         with without_progress_bars(), _without_log():
-            head, paths = self._look(target)
+            head, paths = self._owner.look(target)
             delete = _old_checkpoints(paths, push.checkpoint)
             upload(target, head, files, message, delete=delete, in_turn=True)
-
-    def _look(self, target: Target) -> tuple[Head, list[str]]:
-        """Return the head of the repository, on which the next commit is made, and its files.
-
-        Raises:
-            InputError: it cannot be written, or its files are not of this run.
-        """
-        head = look_at(target)
-        paths = files_at(target, head)
-        others = [path for path in paths if path not in _OF_AN_EMPTY_ONE]
-        if not others:
-            return head, paths
-        if HUB_ID in paths:
-            run_id, _, session = _content(target, head, HUB_ID).strip().partition("\n")
-            if run_id == self._run_id:
-                if self._earlier_session is None and self._pushed_step is None:
-                    self._earlier_session = session
-                if session not in (self._session, self._earlier_session):
-                    raise InputError(
-                        f"{target.repo}: another process publishes this run there since: end one of"
-                        " the two"
-                    )
-                return head, paths
-        elif METRICS_FILE in paths and self._has_begun_with(_content(target, head, METRICS_FILE)):
-            return head, paths  # an earlier version published it
-        raise InputError(
-            f"{target.repo}: holds files of something else ({', '.join(others[:3])}), so nothing is"
-            " published there: set log.publish.repo to another repository, or, to continue the run"
-            f" that it holds, start on an empty folder with resume=hf://{target.repo}"
-        )
-
-    def _has_begun_with(self, metrics: str) -> bool:
-        """Return whether a log begins as the one of this run, in which times are recorded."""
-        file = self._plan.output / METRICS_FILE
-        with suppress(OSError, UnicodeDecodeError), file.open(encoding="utf-8") as lines:
-            first = next(lines, "")
-            return first.strip() != "" and metrics.startswith(first)
-        return False
 
     def _card(self, push: _Push, student: Student, record: Mapping[str, Any]) -> str:
         recipe, classes = self._plan.recipe, self._plan.classes
@@ -328,30 +321,6 @@ def _old_checkpoints(paths: Sequence[str], newest: str | None) -> list[str]:
         for name, step in steps.items()
         if step is not None and last is not None and step < last
     ]
-
-
-def _run_id(output: Path) -> str:
-    """Return the id of the run in a folder, which is drawn once."""
-    file = output / RUN_ID_FILE
-    with suppress(OSError, UnicodeDecodeError):
-        if found := file.read_text(encoding="utf-8").split():
-            return found[0]
-    run_id = uuid.uuid4().hex
-    with suppress(OSError):  # a full disk: the next write of the run says so
-        replace_text(file, f"{run_id}\n")
-    return run_id
-
-
-def _content(target: Target, head: Head, name: str) -> str:
-    """Return the text of a file in the repository, past the cache."""
-    from huggingface_hub import hf_hub_download
-
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            path = hf_hub_download(target.repo, name, revision=head.commit, local_dir=folder)
-        except Exception as error:  # of huggingface_hub and its HTTP library
-            raise write_fault(error, target.repo) from error
-        return Path(path).read_text(encoding="utf-8", errors="replace")
 
 
 @contextmanager
