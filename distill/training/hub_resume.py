@@ -25,6 +25,7 @@ from distill.models.hub.commit import Target, connect, look_at, without_progress
 from distill.models.hub.faults import read_fault
 from distill.recipe import Recipe, dump_recipe, recipe_fingerprint
 from distill.recipe.hub_names import HubModel, is_hub_name, parse_hub_name
+from distill.recipe.load import fingerprint_today
 from distill.training.output_folder import refuse_foreign_output
 
 # Where a run's state is in its repository.
@@ -81,9 +82,9 @@ def _download(model: HubModel, recipe: Recipe, output: Path) -> str:
         if rest == [MANIFEST_FILE] and (step := step_of(folder)) is not None
     }
     if not steps:
-        if own:
-            if HUB_ID in names:  # the machine was lost before the first checkpoint
-                _install_id(model.at(commit), output)
+        if own and not any(step_of(folder) is not None for folder, *_ in folders):
+            if {HUB_ID, RECIPE_FILE} <= {*names}:  # it was lost before its first checkpoint
+                _install_id(model.at(commit), recipe, output)
             return f"{model} has no checkpoint yet: starting at step 0"
         raise InputError(
             f"{key}: {model}: holds no checkpoint of a run: a run publishes one with"
@@ -138,11 +139,14 @@ def _newest_intact(
     )
 
 
-def _install_id(model: HubModel, output: Path) -> None:
+def _install_id(model: HubModel, recipe: Recipe, output: Path) -> None:
+    """Install the id of a run without a checkpoint, if it is of this recipe."""
     temporary = output / _FOLDER
     try:
-        _fetch(model, [HUB_ID], temporary)
-        (temporary / HUB_ID).replace(output / RUN_ID_FILE)
+        _fetch(model, [HUB_ID, RECIPE_FILE], temporary)
+        text = (temporary / RECIPE_FILE).read_text(encoding="utf-8", errors="replace")
+        if fingerprint_today(text) == recipe_fingerprint(recipe):
+            (temporary / HUB_ID).replace(output / RUN_ID_FILE)
     except OSError as error:
         raise write_error(output, error) from error
     finally:

@@ -92,6 +92,9 @@ def test_a_run_that_was_lost_before_its_first_checkpoint_publishes_there_again(
     assert cli("train", recipe, f"resume={HUB}").code == 0
     assert not checkpoints(hub), "the machine was lost after the first push"
     shutil.rmtree(tmp_path / "run")
+    other = cli("train", recipe, f"resume={HUB}", "seed=7")
+    assert "alice/net: holds files of something else" in other.out
+    shutil.rmtree(tmp_path / "run")
     again = cli("train", recipe, f"resume={HUB}")
     assert f"{HUB} has no checkpoint yet: starting at step 0" in again.out
     assert "published in alice/net, which has step 8" in again.out
