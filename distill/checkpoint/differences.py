@@ -11,7 +11,7 @@ from distill.recipe.fingerprint import KEYS_LEFT_OUT, stream_paths, with_streams
 _DIFFERENCES_SHOWN = 8
 
 
-def another_recipe(path: Path, wrote: str, old_text: str, new_text: str) -> str:
+def another_recipe(path: Path | str, wrote: str, old_text: str, new_text: str) -> str:
     """The message for a checkpoint at `path`, written by version `wrote` with the recipe
     `old_text`, that `new_text` cannot resume.
     """

@@ -5,6 +5,7 @@ metrics.jsonl   one record an event
 checkpoints/    step-00001234/ ...: everything that a resume needs
 best/STUDENT/   the best weights so far, in the form that timm loads
 report.json     the result of a finished run
+.run_id         the id of the run in the repository that it publishes to
 report.html, report.md, curves.png    what `distill report` writes
 .lock           held by the process that writes here
 """
@@ -17,6 +18,7 @@ METRICS_FILE = "metrics.jsonl"
 REPORT_FILE = "report.json"
 PAGE_FILE, PAGE_TEXT_FILE, CURVES_FILE = "report.html", "report.md", "curves.png"
 LOCK_FILE = ".lock"
+RUN_ID_FILE = ".run_id"
 # In the folder of a checkpoint, with recipe.yaml and the tensors.
 MANIFEST_FILE = "manifest.json"
 STATE_FILE = "state.json"

@@ -87,7 +87,7 @@ class CheckpointError(InputError):
     """A checkpoint cannot be read or continued. The message names the file and the fix."""
 
 
-class _DamagedError(CheckpointError):
+class DamagedError(CheckpointError):
     """Bytes are missing or wrong: an older checkpoint may do instead."""
 
 
@@ -209,17 +209,17 @@ def load(path: Path, *, verify: bool = True) -> Checkpoint:
         try:
             size = file.stat().st_size
             if size != expected["size"]:
-                raise _DamagedError(
+                raise DamagedError(
                     f"{file}: damaged: {size} bytes, {expected['size']} were written"
                 )
             if sha256_of(file) != expected["sha256"]:
-                raise _DamagedError(
+                raise DamagedError(
                     f"{file}: damaged: its bytes differ from those written (SHA-256)"
                 )
         except FileNotFoundError as error:
-            raise _DamagedError(f"{file}: missing") from error
+            raise DamagedError(f"{file}: missing") from error
         except OSError as error:
-            raise _DamagedError(f"{file}: cannot be read: {error}") from error
+            raise DamagedError(f"{file}: cannot be read: {error}") from error
     return Checkpoint(
         path=path,
         state=TrainState(step=manifest["step"], images_seen=manifest["images_seen"]),
@@ -236,11 +236,11 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         expected = manifest.pop("sha256")
         is_intact = expected == _checksum(manifest)
     except FileNotFoundError as error:
-        raise _DamagedError(f"{file}: missing") from error
+        raise DamagedError(f"{file}: missing") from error
     except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
-        raise _DamagedError(f"{file}: damaged: {error}") from error
+        raise DamagedError(f"{file}: damaged: {error}") from error
     if not is_intact:
-        raise _DamagedError(f"{file}: damaged: its content differs from what was written (SHA-256)")
+        raise DamagedError(f"{file}: damaged: its content differs from what was written (SHA-256)")
     if manifest["format"] != FORMAT:
         raise CheckpointError(
             f"{path}: written in format {manifest['format']} by version"
@@ -288,16 +288,11 @@ def latest(
     for path in checkpoint_paths(root):
         try:
             checkpoint = load(path)
-        except _DamagedError as damage:
+        except DamagedError as damage:
             damages.append(str(damage))
             report(f"{damage}; trying the checkpoint before it")
             continue
-        if (
-            checkpoint.recipe_digest != digest
-            and fingerprint_today(checkpoint.recipe_text) != digest
-        ):
-            wrote = checkpoint.manifest["versions"]["vanillakd"]
-            raise CheckpointError(another_recipe(path, wrote, checkpoint.recipe_text, recipe_text))
+        refuse_another_recipe(checkpoint, digest, recipe_text)
         return checkpoint
     if damages:
         raise CheckpointError(
@@ -307,6 +302,24 @@ def latest(
             " output="
         )
     return None
+
+
+def refuse_another_recipe(
+    checkpoint: Checkpoint, digest: str, recipe_text: str, name: str | None = None
+) -> None:
+    """Check that a checkpoint is of this recipe; `digest` and `recipe_text` as for `latest`.
+
+    Args:
+        name: of the checkpoint in the message, if it is not its path.
+
+    Raises:
+        CheckpointError: it is of another one.
+    """
+    if digest not in (checkpoint.recipe_digest, fingerprint_today(checkpoint.recipe_text)):
+        wrote = checkpoint.manifest["versions"]["vanillakd"]
+        raise CheckpointError(
+            another_recipe(name or checkpoint.path, wrote, checkpoint.recipe_text, recipe_text)
+        )
 
 
 def checkpoint_paths(root: Path) -> list[Path]:

@@ -119,8 +119,8 @@ class PublishSpec(Section):
     run on another machine. It is several times as large as the weights.
     """
     license: str | None = None
-    """The licence of the weights, by its id on the Hub (mit, apache-2.0, ...); null: none is chosen
-    yet.
+    """The licence of the weights, by its id on the Hub (mit, apache-2.0, ...) except other, whose
+    text a run does not publish; null: none is chosen yet.
     """
 
 

@@ -4,25 +4,34 @@ import shutil
 from pathlib import Path
 
 from distill.checkpoint.layout import (
+    MANIFEST_FILE,
     METRICS_FILE,
     RECIPE_FILE,
+    RUN_ID_FILE,
     best_root,
     checkpoints_dir,
     step_of,
 )
-from distill.checkpoint.store import checkpoint_paths
+from distill.checkpoint.store import (
+    DamagedError,
+    checkpoint_paths,
+    load,
+    refuse_another_recipe,
+)
 from distill.data.locks import locked
 from distill.errors import InputError
 from distill.files import atomic_directory, write_error
-from distill.models.hub.commit import connect, without_progress_bars
+from distill.models.hub.commit import Target, connect, look_at, without_progress_bars
 from distill.models.hub.faults import read_fault
-from distill.recipe import Recipe
+from distill.recipe import Recipe, dump_recipe, recipe_fingerprint
 from distill.recipe.hub_names import HubModel, is_hub_name, parse_hub_name
+from distill.recipe.load import fingerprint_today
 from distill.training.output_folder import refuse_foreign_output
 
 # Where a run's state is in its repository.
 HUB_CHECKPOINTS = "run/checkpoints"
 HUB_BEST = "run/best"
+HUB_ID = "run/id"
 _FOLDER = ".tmp-resume"
 
 
@@ -61,48 +70,108 @@ def _download(model: HubModel, recipe: Recipe, output: Path) -> str:
         commit = info.sha
         names = [each.rfilename for each in info.siblings or ()]
     except errors.RepositoryNotFoundError as error:
-        if own:
+        if own and _is_absent(model):
             return f"{model} is not there yet: starting at step 0"
         raise read_fault(error, model, key) from error
     except Exception as error:  # of huggingface_hub and its HTTP library
         raise read_fault(error, model, key) from error
-    steps = sorted(
-        {
-            name.split("/")[2]
-            for name in names
-            if name.startswith(f"{HUB_CHECKPOINTS}/") and step_of(name.split("/")[2]) is not None
-        }
-    )
+    folders = [name.split("/")[2:] for name in names if name.startswith(f"{HUB_CHECKPOINTS}/")]
+    steps = {
+        step: folder
+        for folder, *rest in folders
+        if rest == [MANIFEST_FILE] and (step := step_of(folder)) is not None
+    }
     if not steps:
-        if own:
+        if own and not any(step_of(folder) is not None for folder, *_ in folders):
+            if {HUB_ID, RECIPE_FILE} <= {*names}:  # it was lost before its first checkpoint
+                _install_id(model.at(commit), recipe, output)
             return f"{model} has no checkpoint yet: starting at step 0"
         raise InputError(
             f"{key}: {model}: holds no checkpoint of a run: a run publishes one with"
             " log.publish.checkpoint: true; to start at step 0 use resume=auto"
         )
-    place = f"{HUB_CHECKPOINTS}/{steps[-1]}/"
-    wanted = [
-        name
-        for name in names
-        if name.startswith((place, f"{HUB_BEST}/")) or name in (RECIPE_FILE, METRICS_FILE)
-    ]
+    newest_first = [steps[step] for step in sorted(steps, reverse=True)]
+    return _newest_intact(model.at(commit), names, newest_first, recipe, output)
+
+
+def _newest_intact(
+    model: HubModel, names: list[str], steps: list[str], recipe: Recipe, output: Path
+) -> str:
+    """Download the newest checkpoint whose checksums are right, and install it. Nothing is
+    installed if it is of another recipe, or if all are damaged.
+    """
     temporary = output / _FOLDER
+    digest, text = recipe_fingerprint(recipe), dump_recipe(recipe)
+    damages: list[str] = []
     try:
-        _fetch(model.at(commit), wanted, temporary)
-        _install(temporary, output, steps[-1])
-    except InputError:
-        raise
+        for step in steps:
+            place = f"{HUB_CHECKPOINTS}/{step}"
+            shutil.rmtree(temporary, ignore_errors=True)
+            _fetch(model, [name for name in names if name.startswith(f"{place}/")], temporary)
+            try:
+                checkpoint = load(temporary / place, verify=True)
+            except DamagedError as damage:
+                damages.append(str(damage).replace(f"{temporary}/", ""))
+                continue
+            refuse_another_recipe(checkpoint, digest, text, f"resume: {step} of {model}")
+            _fetch(
+                model,
+                [
+                    name
+                    for name in names
+                    if name.startswith(f"{HUB_BEST}/")
+                    or name in (RECIPE_FILE, METRICS_FILE, HUB_ID)
+                ],
+                temporary,
+            )
+            _install(temporary, output, step)
+            newer = "".join(f"; {damage}, so not from that one" for damage in damages)
+            return f"from {step} of {model}{newer}"
     except OSError as error:
         raise write_error(output, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return f"from {steps[-1]} of {model.at(commit)}"
+    lines = "\n".join(f"  {damage}" for damage in damages)
+    raise InputError(
+        f"resume: {model}: all checkpoints are damaged:\n{lines}\nTo resume from an earlier commit,"
+        f" add it as in hf://{model.repo}@COMMIT; to start at step 0, use resume=auto and another"
+        " log.publish.repo"
+    )
+
+
+def _install_id(model: HubModel, recipe: Recipe, output: Path) -> None:
+    """Install the id of a run without a checkpoint, if it is of this recipe."""
+    temporary = output / _FOLDER
+    try:
+        _fetch(model, [HUB_ID, RECIPE_FILE], temporary)
+        text = (temporary / RECIPE_FILE).read_text(encoding="utf-8", errors="replace")
+        if fingerprint_today(text) == recipe_fingerprint(recipe):
+            (temporary / HUB_ID).replace(output / RUN_ID_FILE)
+    except OSError as error:
+        raise write_error(output, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _is_absent(model: HubModel) -> bool:
+    """Return whether a repository does not exist. The Hub answers the same for a private one that
+    the account may not see, so only an account that may write for the owner knows.
+
+    Raises:
+        InputError: there is no token, or its account may not write for the owner.
+    """
+    try:
+        return not look_at(Target(model.repo)).exists
+    except InputError as error:
+        raise InputError(
+            f"resume: {model}: cannot be told from a private one, and a start at step 0 would"
+            f" repeat its steps: {error}. To start at step 0 all the same, use resume=auto"
+        ) from error
 
 
 def _fetch(model: HubModel, names: list[str], folder: Path) -> None:
     from huggingface_hub import hf_hub_download
 
-    shutil.rmtree(folder, ignore_errors=True)
     try:
         with without_progress_bars():
             for name in names:
@@ -113,14 +182,15 @@ def _fetch(model: HubModel, names: list[str], folder: Path) -> None:
 
 def _install(source: Path, output: Path, step: str) -> None:
     """Move what was downloaded to its places, the checkpoint last: without it nothing resumes."""
-    for name in (RECIPE_FILE, METRICS_FILE):
+    files = {RECIPE_FILE: RECIPE_FILE, METRICS_FILE: METRICS_FILE, HUB_ID: RUN_ID_FILE}
+    for name, place in files.items():
         if (source / name).is_file():
-            (source / name).replace(output / name)
+            (source / name).replace(output / place)
     folders = {checkpoints_dir(output) / step: source / HUB_CHECKPOINTS / step}
     best = source / HUB_BEST
     for student in sorted(best.iterdir()) if best.is_dir() else ():
         folders[best_root(output) / student.name] = student
-    for place, folder in reversed(folders.items()):
-        with atomic_directory(place) as new:
+    for path, folder in reversed(folders.items()):
+        with atomic_directory(path) as new:
             for file in folder.iterdir():
                 file.replace(new / file.name)

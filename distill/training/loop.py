@@ -136,9 +136,7 @@ class Run:
         # num_skipped: over all processes, up to the last log or save.
         self.step, self.num_skipped = self.checkpoints.restore(run_lock)
         publishes = recipe.log.publish is not None and engine.is_main
-        self.publisher = (
-            Publisher(plan, self.logger.screen.say, self.logger.warn) if publishes else None
-        )
+        self.publisher = Publisher(plan, self.logger) if publishes else None
         self.stage = plan.stage_at(max(self.step - 1, 0))  # at its end still this one
         if self.step == 0:
             self._announce_stage()
@@ -152,7 +150,7 @@ class Run:
         plan, logger = self.plan, self.logger
         if self.step >= plan.total_steps and not self._evaluation_due:
             logger.screen.say(f"{plan.output}: this run is complete; resume: never starts it again")
-            return self._finish()
+            return self._finish(signals)
         with ExitStack() as stack:
             stack.callback(logger.close)
             logger.open(plan.output / METRICS_FILE, self.step)
@@ -188,7 +186,7 @@ class Run:
                 barrier = BatchBarrier(loader, self.engine, signals, may_wait=may_wait)
                 if self._loop(iter(loader), barrier, step_flags, signals, check_stop):
                     return self._interrupted(signals)
-        return self._finish()
+        return self._finish(signals)
 
     def _loop(
         self,
@@ -346,13 +344,15 @@ class Run:
                 for student in self.running
             },
         )
+        if self.publisher:
+            self.publisher.warn_once()
 
     def _evaluate(self, check_stop: Callable[[], None]) -> None:
         """Evaluate at this step, until `check_stop` raises. Collective: every rank."""
         with self.logger.pausing("evaluating"):
             self.evaluations.run(self.step, self.stage, self.running, check_stop)
 
-    def _finish(self) -> int:
+    def _finish(self, signals: Signals) -> int:
         """Write the report and show the final table. Collective: every rank."""
         if not self.evaluations.possible:
             self.evaluations.write_last(self.step, self.running)
@@ -385,7 +385,7 @@ class Run:
         if self.publisher:
             newest = self.checkpoints.newest_path
             self.publisher.push(self.step, self.students, newest, summary.as_dict())
-            self.publisher.finish()
+            self.publisher.finish(signals)
         return DONE if self.running else ALL_STOPPED
 
     def _origins(self) -> dict[str, dict[str, str]]:

@@ -28,7 +28,7 @@ from distill.recipe.hub_names import is_hub_name
 
 EXPORT_FILES = frozenset({"config.json", "distill.json", "model.safetensors"})
 # What may be there before the run starts: a lock, an incomplete file of ours, the output of a job.
-_HARMLESS = re.compile(r"\.lock|\.tmp-.*|.*\.(log|out|err)")
+_HARMLESS = re.compile(r"\.lock|\.run_id|\.tmp-.*|.*\.(log|out|err)")
 # A resolved recipe has all of these keys; one written by hand leaves some out.
 _RESOLVED = frozenset(
     {"name", "resume", "data", "students", "train", "evaluate", "checkpoint", "log"}

@@ -13,10 +13,18 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from distill.checkpoint.layout import METRICS_FILE, RECIPE_FILE, REPORT_FILE, best_dir
+from distill.checkpoint.layout import (
+    METRICS_FILE,
+    RECIPE_FILE,
+    REPORT_FILE,
+    best_dir,
+    step_of,
+)
+from distill.engine.signals import Signals
 from distill.errors import InputError
 from distill.evaluation.metric import METRICS
 from distill.files import current_directory, sha256_of
@@ -24,26 +32,28 @@ from distill.models.export_format import RECORD_FILE, WEIGHTS_FILE, read_record
 from distill.models.hub.card import CARD_FILE, LICENCE_FILE, CardFacts, model_card
 from distill.models.hub.commit import (
     Target,
-    files_at,
-    look_at,
     upload,
     without_progress_bars,
 )
 from distill.models.hub.derived import base_model, datasets_of, noted_licences, teacher_of
 from distill.models.hub.faults import redacted
 from distill.models.hub.figures import own_score
-from distill.models.hub.licences import OTHER, licence_text
+from distill.models.hub.licences import licence_text
 from distill.models.hub.secrets import refuse_secrets
 from distill.models.origin import CONFIG_FILE
 from distill.recipe import dump_recipe
 from distill.student.student import Student
-from distill.training.hub_resume import HUB_BEST, HUB_CHECKPOINTS
+from distill.training.hub_owner import HubOwner
+from distill.training.hub_resume import HUB_BEST, HUB_CHECKPOINTS, HUB_ID
+from distill.training.logging import RunLogger
 from distill.training.plan import Plan, StagePlan
 
 # How long the end of a run waits for its last push, and a run that was stopped by a signal, whose
 # machine may be taken away soon.
 LAST_PUSH_S = 300.0
 STOPPED_PUSH_S = 20.0
+_SAID_AFTER_S = 1.0  # that the end of the run waits
+_POLL_S = 0.1
 _FOLDER = ".tmp-publish-"
 
 
@@ -63,21 +73,22 @@ class Publisher:
     """Pushes the state of a run. Only the main process has one.
 
     Args:
-        say: prints a line.
-        warn: called in the thread of the run with the first failure after a success.
+        logger: prints the first failure after a success as a warning, in the thread of the run.
     """
 
-    def __init__(self, plan: Plan, say: Callable[[str], None], warn: Callable[[str], None]) -> None:
+    def __init__(self, plan: Plan, logger: RunLogger) -> None:
         assert plan.recipe.log.publish is not None
-        self._plan, self._spec, self._say, self._warn = plan, plan.recipe.log.publish, say, warn
+        self._plan, self._spec, self._logger = plan, plan.recipe.log.publish, logger
         self._changed = threading.Condition()
         self._waiting: _Push | None = None
-        self._pushing = self._closed = False
+        self._pushing: _Push | None = None
+        self._closed = False
         self._pushed_step: int | None = None
         self._failure: str | None = None
         self._has_warned = False  # since the last push that succeeded
         for old in plan.output.glob(f"{_FOLDER}*"):  # of a session that was killed
             shutil.rmtree(old, ignore_errors=True)
+        self._owner = HubOwner(plan.output)
         self._thread = threading.Thread(target=self._run, name="publish", daemon=True)
         self._thread.start()
 
@@ -90,7 +101,7 @@ class Publisher:
         """Push the checkpoint of a run that a signal stops, if checkpoints are published."""
         if self._spec.checkpoint and newest is not None:
             self.push(step, students, newest)
-            self.finish(STOPPED_PUSH_S)
+            self.finish()
 
     def push(
         self,
@@ -106,7 +117,7 @@ class Publisher:
             newest: the newest checkpoint.
             report: of a finished run.
         """
-        self._warn_once()
+        self.warn_once()
         metric = METRICS[self._plan.recipe.evaluate.metric]
         found = {each.name: each.best.value for each in students if each.best is not None}
         name = metric.best_of(found) or next(iter(found), None)
@@ -128,34 +139,54 @@ class Publisher:
             self._waiting = push
             self._changed.notify_all()
 
-    def finish(self, timeout_s: float | None = None) -> bool:
-        """Wait for the last push, for at most LAST_PUSH_S if no time is given.
+    def finish(self, signals: Signals | None = None) -> bool:
+        """Wait for the last push: for LAST_PUSH_S, or to the first signal, or for STOPPED_PUSH_S
+        after an earlier one.
+
+        Args:
+            signals: None of a run that a signal stops.
 
         Returns:
             Whether it succeeded.
         """
-        timeout_s = LAST_PUSH_S if timeout_s is None else timeout_s
-        deadline = time.monotonic() + timeout_s
+        may_end = signals is not None and signals.received is None
+        timeout_s = LAST_PUSH_S if may_end else STOPPED_PUSH_S
+        start, has_said = time.monotonic(), False
         with self._changed:
             self._closed = True
             self._changed.notify_all()
             while self._waiting or self._pushing:
-                left = deadline - time.monotonic()
-                if left <= 0:
+                waited = time.monotonic() - start
+                if may_end and signals is not None and signals.received:
+                    self._failure = f"{signals.received} ended the wait for the last push"
+                    break
+                if waited >= timeout_s:
                     self._failure = f"the last push took longer than {timeout_s:g} s"
                     break
-                self._changed.wait(left)
-        self._warn_once()
+                if may_end and not has_said and waited >= _SAID_AFTER_S:
+                    self._logger.screen.say(
+                        f"waiting for the last push to {self._spec.repo}, Ctrl-C ends the wait"
+                    )
+                    has_said = True
+                self._changed.wait(_POLL_S)
+            for push in (self._waiting, self._pushing):
+                if push is not None:  # given up; the thread ends with the process
+                    shutil.rmtree(push.folder, ignore_errors=True)
+            self._waiting = None
+        self.warn_once()
         if self._failure is None and self._pushed_step is not None:
-            self._say(f"published in {self._spec.repo}, which has step {self._pushed_step}")
+            self._logger.screen.say(
+                f"published in {self._spec.repo}, which has step {self._pushed_step}"
+            )
         return self._failure is None
 
-    def _warn_once(self) -> None:
+    def warn_once(self) -> None:
+        """Print the first failure after a success, if there is one that was not printed yet."""
         failure = self._failure
         if failure is not None and not self._has_warned:
             self._has_warned = True
             last = "nothing yet" if self._pushed_step is None else f"step {self._pushed_step}"
-            self._warn(
+            self._logger.warn(
                 f"log.publish: {failure}; {self._spec.repo} has {last}, and the run continues"
             )
 
@@ -198,30 +229,46 @@ class Publisher:
     # ---- in the thread of the pushes -------------------------------------------------------------
 
     def _run(self) -> None:
+        failure = self._failure_of(self._look_first)
+        with self._changed:
+            self._failure = self._failure or failure
         while True:
             with self._changed:
                 while self._waiting is None:
                     if self._closed:
                         return
                     self._changed.wait()
-                push, self._waiting, self._pushing = self._waiting, None, True
-            failure = None
-            try:
-                self._upload(push)
-            except InputError as error:
-                failure = str(error)
-            except Exception as error:  # whatever fails here must not end a run
-                failure = redacted(f"{type(error).__name__}: {error}")
+                push = self._pushing = self._waiting
+                self._waiting = None
+            failure = self._failure_of(partial(self._upload, push))
             shutil.rmtree(push.folder, ignore_errors=True)
             with self._changed:
-                self._failure, self._pushing = failure, False
+                self._failure, self._pushing = failure, None
                 if failure is None:
                     self._pushed_step, self._has_warned = push.step, False
+                    self._owner.pushed()
                 self._changed.notify_all()
 
+    def _failure_of(self, work: Callable[[], None]) -> str | None:
+        try:
+            work()
+        except InputError as error:
+            return str(error)
+        except Exception as error:  # whatever fails here must not end a run
+            return redacted(f"{type(error).__name__}: {error}")
+        return None
+
+    def _look_first(self) -> None:
+        """Find out before the first push if it cannot succeed."""
+        with without_progress_bars(), _without_log():
+            self._owner.look(self._target)
+
+    @property
+    def _target(self) -> Target:
+        return Target(self._spec.repo, private=self._spec.private)
+
     def _upload(self, push: _Push) -> None:
-        spec = self._spec
-        target = Target(spec.repo, private=spec.private)
+        spec, target = self._spec, self._target
         files, message = dict(push.files), f"step {push.step}"
         if push.student is not None:
             record = read_record(push.folder)
@@ -229,12 +276,13 @@ class Publisher:
             top1 = record.get("top1")
             score = "" if top1 is None else f", top-1 {top1:.2f} %"
             message = f"step {push.step}: {push.student.name}{score}"
-        if spec.license is not None and spec.license != OTHER:
+        if spec.license is not None:
             files[LICENCE_FILE] = licence_text(spec.license, spec.repo.split("/")[0]).encode()
+        files[HUB_ID] = self._owner.content
         refuse_secrets(files)
         with without_progress_bars(), _without_log():
-            head = look_at(target)
-            delete = _old_checkpoints(files_at(target, head), push.checkpoint)
+            head, paths = self._owner.look(target)
+            delete = _old_checkpoints(paths, push.checkpoint)
             upload(target, head, files, message, delete=delete, in_turn=True)
 
     def _card(self, push: _Push, student: Student, record: Mapping[str, Any]) -> str:
@@ -264,10 +312,15 @@ class Publisher:
 
 
 def _old_checkpoints(paths: Sequence[str], newest: str | None) -> list[str]:
-    """Return the folders of the checkpoints that another one replaces."""
+    """Return the folders of the checkpoints of earlier steps than the newest one."""
     parts = [path.split("/") for path in paths if path.startswith(f"{HUB_CHECKPOINTS}/")]
-    names = dict.fromkeys(part[2] for part in parts if len(part) > 3)
-    return [f"{HUB_CHECKPOINTS}/{name}/" for name in names if newest and name != newest]
+    steps = {part[2]: step_of(part[2]) for part in parts if len(part) > 3}
+    last = None if newest is None else step_of(newest)
+    return [
+        f"{HUB_CHECKPOINTS}/{name}/"
+        for name, step in steps.items()
+        if step is not None and last is not None and step < last
+    ]
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from distill.data.augment import TrainTransform
 from distill.data.order.lanes import fitting_lanes, lanes_fit
 from distill.engine import TRACKERS
 from distill.errors import InputError, did_you_mean
-from distill.models.hub.licences import check_licence
+from distill.models.hub.licences import OTHER, check_licence
 from distill.recipe import Recipe, schema
 from distill.training.share import nearest_numbers
 
@@ -37,6 +37,12 @@ def setting_problems(recipe: Recipe) -> list[str]:
     if recipe.log.publish is not None and recipe.log.publish.license is not None:
         try:
             check_licence(recipe.log.publish.license, "log.publish.license")
+            if recipe.log.publish.license == OTHER:
+                problems.append(
+                    "log.publish.license other: needs a file of its text, which a run does not"
+                    " publish: use an id such as mit or apache-2.0, or leave it out and, after the"
+                    " run, use distill publish --license other --license-file FILE"
+                )
         except InputError as error:
             problems.append(str(error))
     for index, prefix in enumerate(recipe.stage_keys):

@@ -81,6 +81,51 @@ def test_the_same_command_starts_and_resumes(hub: FakeHub, tmp_path: Path, cli: 
     again = cli("train", recipe)
     assert again.code == 0, again.err
     assert "this run is complete" in again.out
+    assert "published in alice/net" in again.out
+
+
+def test_a_run_that_was_lost_before_its_first_checkpoint_publishes_there_again(
+    hub: FakeHub, tmp_path: Path, cli: Cli
+) -> None:
+    recipe = write_recipe(tmp_path, PUBLISH, {"checkpoint": {"every": "8 iterations"}})
+    hub.fault("/api/models/alice/net/commit/main", "status", status=403, on=(2,))
+    assert cli("train", recipe, f"resume={HUB}").code == 0
+    assert not checkpoints(hub), "the machine was lost after the first push"
+    shutil.rmtree(tmp_path / "run")
+    other = cli("train", recipe, f"resume={HUB}", "seed=7")
+    assert "alice/net: holds files of something else" in other.out
+    shutil.rmtree(tmp_path / "run")
+    again = cli("train", recipe, f"resume={HUB}")
+    assert f"{HUB} has no checkpoint yet: starting at step 0" in again.out
+    assert "published in alice/net, which has step 8" in again.out
+
+
+@pytest.mark.parametrize(
+    ("token", "match"),
+    [
+        (None, "needs a token with write access"),
+        ("hf_bob_may_write", "your token is that of bob, who may not write for alice"),
+        ("hf_alice_may_read", "your token may only read"),
+    ],
+)
+def test_a_private_repository_is_not_taken_for_an_absent_one(
+    hub: FakeHub,
+    tmp_path: Path,
+    cli: Cli,
+    monkeypatch: pytest.MonkeyPatch,
+    token: str | None,
+    match: str,
+) -> None:
+    hub.account("hf_alice_may_read", "alice", role="read")
+    if token is None:
+        monkeypatch.delenv("HF_TOKEN")
+    else:
+        monkeypatch.setenv("HF_TOKEN", token)
+    done = cli("train", write_recipe(tmp_path, PUBLISH), f"resume={HUB}")
+    assert done.code == 2, done.out
+    assert f"resume: {HUB}: " in done.err
+    assert match in done.err
+    assert not (tmp_path / "run/checkpoints").exists()
 
 
 @pytest.mark.parametrize(
@@ -114,7 +159,8 @@ def test_another_recipe_and_damage_are_refused(hub: FakeHub, tmp_path: Path, cli
     other = cli("train", recipe, f"resume={HUB}", "seed=7")
     assert other.code == 2
     assert "seed: 0 -> 7" in other.err
-    shutil.rmtree(tmp_path / "run")
+    assert f"resume: step-00000008 of {HUB}@" in other.err
+    assert not list((tmp_path / "run").glob("[!.]*")), "nothing was installed"
 
     repository = hub["alice/net"]
     head = repository.head()
@@ -123,6 +169,33 @@ def test_another_recipe_and_damage_are_refused(hub: FakeHub, tmp_path: Path, cli
     damaged = cli("train", recipe, f"resume={HUB}")
     assert damaged.code == 2
     assert "all checkpoints are damaged" in damaged.err
+    assert f"{state}: damaged" in damaged.err
+    assert not list((tmp_path / "run").glob("[!.]*"))
+    assert not list((tmp_path / "run").glob(".tmp-resume"))
+
+    repository.add({state: head.files[state].content})
+    assert cli("train", recipe, f"resume={HUB}").code == 0, "the folder is usable"
+
+
+def test_an_intact_checkpoint_is_used_instead_of_newer_ones(
+    hub: FakeHub, uninterrupted: Path, tmp_path: Path, cli: Cli
+) -> None:
+    recipe = write_recipe(tmp_path, EVERYTHING, PUBLISH)
+    hub.fault("/api/models/alice/net/commit/main", "status", status=503, on=(2, 3))
+    assert run(recipe) == DONE
+    repository = hub["alice/net"]
+    place = "run/checkpoints/step-0000000"
+    files = repository.files()
+    later = {name: files[name] for name in files if name.startswith(f"{place}4/")}
+    later = {name.replace("step-00000004", "step-00000006"): later[name] for name in later}
+    later[f"{place}6/state.json"] = b"{}"
+    repository.add({**later, f"{place}9/state.json": b"{}"})
+    shutil.rmtree(tmp_path / "run")
+    done = cli("train", recipe, f"resume={HUB}")
+    assert done.code == 0, done.err
+    assert "from step-00000004 of" in done.out
+    assert "step-00000006/state.json: damaged" in " ".join(done.out.split())
+    assert_same_run(uninterrupted, tmp_path / "run")
 
 
 def test_a_download_that_fails_leaves_nothing_to_resume_from(

@@ -1,7 +1,10 @@
 """A run that publishes while it trains: never blocked, never ended, never changed by it."""
 
+import os
+import signal
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from distill.errors import InputError
 from distill.recipe import load_recipe
 from distill.training import publishing
 from distill.training.loop import DONE, INTERRUPTED
+from distill.training.screen import Screen
 
 COMMIT = "/api/models/alice/net/commit/main"
 
@@ -95,7 +99,7 @@ def test_publishing_changes_nothing_in_the_run(
 def test_a_push_that_fails_is_one_warning(
     hub: FakeHub, tmp_path: Path, cli: Cli, fault: dict[str, Any], match: str
 ) -> None:
-    repository = hub.repository("alice/net", {"notes.md": b"mine"}, private=True)
+    repository = hub.repository("alice/net", {"README.md": b"mine"}, private=True)
     before = repository.head()
     hub.fault(**fault, on=None)
     done = cli("train", recipe(tmp_path))
@@ -109,7 +113,7 @@ def test_a_push_that_fails_is_one_warning(
     again = cli("train", recipe(tmp_path))
     assert again.code == 0
     assert "published in alice/net, which has step 8" in again.out
-    assert repository.files()["notes.md"] == b"mine"
+    assert repository.head() != before
 
 
 @pytest.mark.parametrize(
@@ -131,6 +135,71 @@ def test_a_repository_that_cannot_be_used_is_a_warning(
     assert "bob/net" not in hub
 
 
+@pytest.mark.parametrize("name", ["notes.md", "run/id", "metrics.jsonl"])
+def test_a_repository_with_other_files_is_not_touched(
+    hub: FakeHub, tmp_path: Path, cli: Cli, name: str
+) -> None:
+    repository = hub.repository("alice/net", {name: b"another\n"}, private=True)
+    before = repository.head()
+    done = cli("train", recipe(tmp_path, checkpoint=True))
+    assert done.code == 0, done.err
+    (warning,) = warnings(done.out)
+    assert f"alice/net: holds files of something else ({name})" in warning
+    assert "set log.publish.repo to another repository" in warning
+    assert "resume=hf://alice/net" in warning
+    assert repository.head() == before
+
+
+def test_only_checkpoints_of_earlier_steps_are_deleted(hub: FakeHub, tmp_path: Path) -> None:
+    path = recipe(tmp_path, checkpoint=True)
+    assert run(path, "train.budget=4 iterations") == DONE
+    repository = hub["alice/net"]
+    places = [f"run/checkpoints/step-{step:08d}/state.json" for step in (2, 4, 9)]
+    repository.add({places[0]: b"{}", places[2]: b"{}"}, title="a copy that is ahead")
+    assert run(path, "train.budget=4 iterations") == DONE  # complete: it publishes again
+    files = repository.files()
+    assert [place in files for place in places] == [False, True, True]
+
+
+def test_two_processes_do_not_publish_one_run(hub: FakeHub, tmp_path: Path, cli: Cli) -> None:
+    path = recipe(tmp_path)
+    hub.fault(COMMIT, "hold", on=(2,))
+    taken = []
+
+    def take_over() -> None:
+        deadline = time.monotonic() + 60
+        while hub.requests[COMMIT] < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        run_id = hub["alice/net"].files()["run/id"].split()[0]
+        taken.append(hub["alice/net"].add({"run/id": run_id + b"\nanother session\n"}))
+        hub.release.set()
+
+    watching = threading.Thread(target=take_over)
+    watching.start()
+    done = cli("train", path)
+    watching.join()
+    assert done.code == 0
+    assert hub["alice/net"].head().oid == taken[0]
+    (warning,) = warnings(done.out)
+    assert "another client changed it at the same time" in warning
+    assert run(path) == DONE, "the next session takes over"
+    assert hub["alice/net"].titles()[0].startswith("step 8")
+
+
+def test_a_run_that_an_earlier_version_published_is_published_on(
+    hub: FakeHub, tmp_path: Path
+) -> None:
+    path = recipe(tmp_path)
+    assert run(path, "train.budget=4 iterations") == DONE
+    repository = hub["alice/net"]
+    name = repository.head().oid
+    files = {path: file for path, file in repository.head().files.items() if path != "run/id"}
+    repository.commits[name] = replace(repository.head(), files=files)
+    (tmp_path / "run/.run_id").unlink()
+    assert run(path, "train.budget=4 iterations") == DONE
+    assert "run/id" in repository.files()
+
+
 def test_without_a_token_the_run_says_so_and_trains(
     hub: FakeHub, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,6 +208,52 @@ def test_without_a_token_the_run_says_so_and_trains(
     assert done.code == 0
     (warning,) = warnings(done.out)
     assert "publishing needs a token with write access" in warning
+    assert "has nothing yet" in warning
+
+
+def test_what_prevents_a_push_is_said_before_the_first_one(
+    hub: FakeHub, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HF_TOKEN")
+    original = publishing.Publisher.warn_once
+    told: list[bool] = []
+
+    def looked(publisher: publishing.Publisher) -> None:
+        deadline = time.monotonic() + 60
+        while publisher._failure is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        original(publisher)
+        told.append(publisher._has_warned)
+
+    monkeypatch.setattr(publishing.Publisher, "warn_once", looked)
+    done = cli("train", recipe(tmp_path, every="8 iterations"), "evaluate.every=8 iterations")
+    lines = done.out.splitlines()
+    (warned,) = [i for i, line in enumerate(lines) if line.startswith("warning: log.publish")]
+    (saved,) = [i for i, line in enumerate(lines) if "report.json" in line]
+    assert told[0]
+    assert warned < saved
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_wait_for_the_last_push(
+    hub: FakeHub, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    hub.fault(COMMIT, "hold", on=None)
+    said: list[str] = []
+
+    def interrupt(screen: Screen, message: str) -> None:
+        said.append(message)
+        if message.startswith("waiting for the last push to alice/net, Ctrl-C ends the wait"):
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(Screen, "say", interrupt)
+    start = time.monotonic()
+    done = cli("train", recipe(tmp_path, every="8 iterations"))
+    assert done.code == 0
+    assert time.monotonic() - start < 60
+    (warning,) = [each for each in said if each.startswith("warning: log.publish")]
+    assert f"{signal.Signals(number).name} ended the wait for the last push" in warning
+    assert not list((tmp_path / "run").glob(".tmp-publish-*"))
 
 
 def test_the_last_push_is_waited_for_only_so_long(
@@ -158,6 +273,7 @@ def test_the_recipe_is_checked(tmp_path: Path, cli: Cli) -> None:
     for change, match in (
         ("log.publish.repo=net", "log.publish.repo: "),
         ("log.publish.license=mitt", "log.publish.license mitt: the Hub does not know this id"),
+        ("log.publish.license=other", "distill publish --license other --license-file FILE"),
         ("log.publish.evry=1", "log.publish.evry: unknown key (did you mean 'every'"),
     ):
         done = cli("train", recipe(tmp_path), change)
