@@ -21,12 +21,19 @@ _KINDS = {
     "a private key": rb"-----BEGIN [A-Z ]*PRIVATE KEY-----",
 }
 _FOUND = {kind: re.compile(pattern) for kind, pattern in _KINDS.items()}
-# One of these is in each of them. To look for them first is ten times as fast, and a checkpoint has
-# gigabytes.
-_MARKS = (
-    *(b"hf_", b"api_org_", b"gho_", b"ghp_", b"ghr_", b"ghs_", b"ghu_", b"github_pat_", b"glpat-"),
-    *(b"xox", b"AKIA", b"ASIA", b"AIza", b"sk-", b"://", b"-----BEGIN "),
-)
+# One of these is in each of them. To look for them first is several times as fast, which counts for
+# checkpoints of gigabytes.
+_MARKS = {
+    "a token of the Hugging Face Hub": (b"hf_", b"api_org_"),
+    "a token of GitHub": (b"gho_", b"ghp_", b"ghr_", b"ghs_", b"ghu_", b"github_pat_"),
+    "a token of GitLab": (b"glpat-",),
+    "a token of Slack": (b"xox",),
+    "a key of AWS": (b"AKIA", b"ASIA"),
+    "a key of Google": (b"AIza",),
+    "a secret key": (b"sk-",),
+    "a password in an address": (b"://",),
+    "a private key": (b"-----BEGIN ",),
+}
 
 # Each part begins with the end of the part before, where a token may have been cut.
 _PART_BYTES, _OVERLAP_BYTES = 2**20, 2**10
@@ -63,9 +70,10 @@ def _find(opened: BinaryIO, token: bytes) -> tuple[int, str] | None:
         # Lines are counted up to the bytes that the next part begins with.
         line += part[:-_OVERLAP_BYTES].count(b"\n")
         part = part[-_OVERLAP_BYTES:] + new
-        places = {}
-        if any(mark in part for mark in _MARKS):
-            places = {hit.start(): kind for kind, e in _FOUND.items() if (hit := e.search(part))}
+        places: dict[int, str] = {}
+        for kind, marks in _MARKS.items():
+            if any(mark in part for mark in marks) and (hit := _FOUND[kind].search(part)):
+                places[hit.start()] = kind
         if token and token in part:
             places.setdefault(part.index(token), "your token")
         if places:
