@@ -135,6 +135,9 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator["FakeHub"]:
         with server.connected(monkeypatch, cache=tmp_path / "hf", token="hf_alice_may_write"):
             server.hurry(monkeypatch)
             yield server
+            # Before the settings of this Hub are taken back: undone later, what a test has changed
+            # among them would be set to those of this Hub again, and stay.
+            monkeypatch.undo()
         pin_commits({})
 
 

@@ -142,7 +142,10 @@ class FakeHub:
         """
         with monkeypatch.context() as patch:
             connect(patch, self.url, cache, token)
-            yield
+            try:
+                yield
+            finally:
+                forget_client()  # it was made online
 
     @staticmethod
     def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,11 +168,9 @@ class FakeHub:
 
 def connect(patch: pytest.MonkeyPatch, url: str, cache: Path, token: str | None) -> None:
     """Points huggingface_hub in this process at a Hub and an empty cache."""
-    from huggingface_hub import constants, utils
+    from huggingface_hub import constants
 
-    # Connections to an earlier Hub on the same port; versions below 1 have another name for it.
-    close = "close_session" if hasattr(utils, "close_session") else "reset_sessions"
-    getattr(utils, close)()
+    forget_client()  # it may have connections to an earlier Hub on the same port
     for name, value in {
         "ENDPOINT": url,
         "HUGGINGFACE_CO_URL_TEMPLATE": url + "/{repo_id}/resolve/{revision}/{filename}",
@@ -184,6 +185,15 @@ def connect(patch: pytest.MonkeyPatch, url: str, cache: Path, token: str | None)
         patch.delenv(name, raising=False)
     if token is not None:
         patch.setenv("HF_TOKEN", token)
+
+
+def forget_client() -> None:
+    """Has huggingface_hub in this process make a new HTTP client for its next request."""
+    from huggingface_hub import utils
+
+    # Versions below 1 have another name for it.
+    close = "close_session" if hasattr(utils, "close_session") else "reset_sessions"
+    getattr(utils, close)()
 
 
 class _Server(ThreadingHTTPServer):

@@ -85,19 +85,20 @@ def evaluate_models(
     named, path = str(path), Path(path)  # of hf://OWNER/NAME a Path would join the slashes
     _refuse_options(data, sets, root, batch_size, precision, json, csv)
     settings = Settings(batch_size, num_workers, unreadable)
-    found = [
-        # "teacher" is the name of the model that the others are compared with.
-        replace(each, name=f"{TEACHER} (model)") if each.name == TEACHER else each
-        for each in find_models(
-            path,
-            model=model,
-            student=student,
-            weights=weights,
-            image_size=image_size,
-            use_test_size=not use_train_size,
-        )
-    ]
+    found = find_models(
+        path,
+        model=model,
+        student=student,
+        weights=weights,
+        image_size=image_size,
+        use_test_size=not use_train_size,
+    )
     asked = _named_teacher(teacher, teacher_model, not use_train_size)
+    if asked is not None:  # whose name is "teacher"
+        found = [
+            replace(each, name=f"{TEACHER} (model)") if each.name == TEACHER else each
+            for each in found
+        ]
     notes: list[str] = []
     if sets is not None:
         text = sets if isinstance(sets, str) else ",".join(sets)
@@ -176,8 +177,8 @@ def _only_set(
         model: scores_of(predictions, answers.images_per_s[model])
         for (model, _), predictions in answers.of.items()
     }
-    order = [*(each.name for each in found), *([TEACHER] if TEACHER in scores else [])]
-    in_order = {model: scores[model] for model in order}
+    order = dict.fromkeys([*(each.name for each in found), TEACHER])
+    in_order = {model: scores[model] for model in order if model in scores}
     return [SetResult("data", name, name, match.num_logits, "results-data", in_order)]
 
 

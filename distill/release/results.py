@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ from rich.table import Table
 
 from distill import __version__
 from distill.errors import InputError
-from distill.evaluation.accuracy import TEACHER
 from distill.evaluation.scores import Scores
 from distill.files import replace_text, sha256_of
 from distill.release.find import Found
@@ -158,12 +157,10 @@ class Results:
         columns = [*_COLUMNS, *(_DIFFERENCES if baseline else ())]
         rows = csv.writer(text, lineterminator="\n")
         rows.writerow(columns)
-        ranked = _ranked(of.scores)
+        models = {each.name: each for each in self.found}  # without the teacher
+        ranked = _ranked(of.scores, models)
         for name in ranked:
-            model = next((each for each in self.found if each.name == name), None)
-            if model is None:  # the teacher, of which timm's columns are not known here
-                continue
-            score = of.scores[name]
+            model, score = models[name], of.scores[name]
             row = [
                 name,
                 model.view.image_size,
@@ -177,7 +174,7 @@ class Results:
             ]
             if baseline is not None:
                 before = baseline.scores[name]
-                rank = _ranked(baseline.scores).index(name) - ranked.index(name)
+                rank = _ranked(baseline.scores, models).index(name) - ranked.index(name)
                 row += [
                     f"{score.top1 - before.top1:+.3f}",
                     f"{score.top5 - before.top5:+.3f}",
@@ -187,9 +184,8 @@ class Results:
         return text.getvalue()
 
 
-def _ranked(scores: Mapping[str, Scores]) -> list[str]:
-    """Model names by top-1 and top-5, the best first, as timm sorts its tables."""
-    names = [name for name in scores if name != TEACHER]
+def _ranked(scores: Mapping[str, Scores], names: Iterable[str]) -> list[str]:
+    """Names by top-1 and top-5, the best first, as timm sorts its tables."""
     return sorted(names, key=lambda name: (-scores[name].top1, -scores[name].top5, name))
 
 

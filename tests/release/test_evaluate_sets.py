@@ -255,7 +255,7 @@ def test_the_order_of_the_logits_changes_nothing(
         reversed_model, sets="val,real,v2,a", root=root, num_workers=0, csv=tmp_path / "csv"
     )
     for name, of_set in found.sets.items():
-        ours, theirs = of_set.scores["teacher (model)"], results.sets[name].scores["model"]
+        ours, theirs = of_set.scores["teacher"], results.sets[name].scores["model"]
         assert (ours.top1, ours.top5) == (theirs.top1, theirs.top5), name
     assert len((tmp_path / "csv/results-imagenet.csv").read_text().splitlines()) == 2
 
