@@ -28,13 +28,15 @@ if TYPE_CHECKING:
 
 
 # Whole files that are slow: runs of several processes, clusters, kills and benchmarks. What they
-# are about has faster tests too: test_two_processes, test_launch_environment, test_launchers,
-# test_teacher_placement, test_checkpoint_store and test_resume, and the streams of tests/data.
+# are about has faster tests too: test_two_processes (hints as well), test_launch_environment,
+# test_launchers, test_teacher_placement, test_checkpoint_store and test_resume, and the streams of
+# tests/data.
 SLOW_FILES = {
     "test_benchmark_streaming.py",
     "test_benchmarks.py",
     "test_diverged.py",
     "test_faults.py",
+    "test_fitnet.py",
     "test_kill.py",
     "test_launch_command.py",
     "test_miniature.py",
