@@ -216,6 +216,8 @@ def _best_steps(
 
 def _of_places(paths: Sequence[Path], model: str | None, student: str | None) -> list[Found]:
     members = []
+    if student is not None and not any(_is_run(path) or is_checkpoint(path) for path in paths):
+        raise InputError(f"--student {student}: picks among the students of a run: leave it out")
     for path in paths:
         own = student if _is_run(path) or is_checkpoint(path) else None
         found = find_models(

@@ -139,6 +139,11 @@ class Evaluator:
                     teacher_rows=teacher_rows,
                     choices=choices,
                 )
+            except AssertionError as error:  # timm's, of models that take some sizes only
+                raise InputError(
+                    f"--image-size: the model does not take images of {frame.image_size} px"
+                    f" ({error}): give another size"
+                ) from error
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise

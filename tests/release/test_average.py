@@ -167,6 +167,8 @@ def test_bad_input(tiny_run: Path, tmp_path: Path, cli: Cli) -> None:
         tiny_run / "best/kd", tiny_run / "best/kd", "--last", 2, *out
     )
     assert "is inside the run" in refused(tiny_run, *kd, "-o", tiny_run / "mean")
+    two = (tiny_run / "best/kd", tiny_run / "best/kd")
+    assert "picks among the students of a run" in refused(*two, *kd, *out)
     copy = tmp_path / "copy"
     shutil.copytree((tiny_run / "best/kd").resolve(), copy)
     assert "is one of the models" in refused(copy, tiny_run / "best/kd", "-o", copy)

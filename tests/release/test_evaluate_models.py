@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from scored import by_hand, eval_images, same, scores
 from tiny import NUM_EVAL, checkpoint
 
+from distill.errors import InputError
 from distill.models import cifar as cifar  # registers its models
 from distill.models.export_format import read_record
 from distill.release.find import find_models, which_weights
@@ -181,6 +182,12 @@ def test_batch_size_and_workers_change_no_score(options: dict[str, int], tiny_ru
         figures.pop("images_per_s")
         for key, value in figures.items():
             assert getattr(result, key) == pytest.approx(value, abs=1e-5), (name, key)
+
+
+def test_a_size_that_the_model_does_not_take_is_refused(tiny_run: Path) -> None:
+    """Its patches have 4 pixels."""
+    with pytest.raises(InputError, match=r"--image-size: the model does not take images of 18 px"):
+        scores(tiny_run, student="vit", weights="raw", image_size=18)
 
 
 def test_precision_and_image_size_are_used(tiny_run: Path) -> None:
