@@ -83,6 +83,18 @@ class Evaluator:
             else torch.as_tensor(teacher_logits, device=engine.device)
         )
         self._batch_size = settings.batch_size
+        for each in found:
+            self._refuse_other_size(each)
+
+    def _refuse_other_size(self, found: Found) -> None:
+        """Raise InputError if a model does not take images of its view's size."""
+        try:
+            self._forward(found.view.frame, {found.name: self._networks[found.name]}, 1)
+        except AssertionError as error:  # timm's
+            raise InputError(
+                f"--image-size: the model does not take images of {found.view.image_size} px"
+                f" ({error}): give another size"
+            ) from error
 
     def answers(self, source: Source, choices: Choices | None = None) -> Answers:
         """Run all models over a set, and the teacher in its own view. Collective: every rank.
@@ -139,11 +151,6 @@ class Evaluator:
                     teacher_rows=teacher_rows,
                     choices=choices,
                 )
-            except AssertionError as error:  # timm's, of models that take some sizes only
-                raise InputError(
-                    f"--image-size: the model does not take images of {frame.image_size} px"
-                    f" ({error}): give another size"
-                ) from error
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise

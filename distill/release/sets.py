@@ -207,16 +207,14 @@ class SetEvaluation:
         """Open a set. The labels of a stream that names no classes are those of ImageNet-1K."""
         try:
             return open_source(spec, Path(), option)
-        except InputError:
+        except InputError as error:
             if not isinstance(spec, schema.StreamSpec) or not wanted.all_of_imagenet:
                 raise
             numbered = spec.model_copy(update={"classes": "imagenet-1k"})
             try:
                 source = open_source(numbered, Path(), option)
             except InputError:
-                source = None
-            if source is None:
-                raise
+                raise error from None
         self.notes.append(f"{wanted.name}: its labels are numbers, ASSUMED to be ImageNet-1K's")
         return source
 
