@@ -4,21 +4,16 @@ Every loss converts its inputs to float32 (float64 stays), returns a scalar, giv
 gradient, and never waits for the device.
 """
 
-from distill.losses.objective import (
-    FeatureMap,
-    HardTerm,
-    HintTerm,
-    LossTerms,
-    Objective,
-    SoftTerm,
-    Supervision,
-    build_objective,
-)
-from distill.losses.outputs import Outputs, TeacherOutputs
+from distill.losses.hint import Heads, HintTerm, Supervision
+from distill.losses.objective import HardTerm, LossTerms, Objective, SoftTerm, build_objective
+from distill.losses.outputs import POOLED, FeatureKey, FeatureMap, Outputs, TeacherOutputs
 
 __all__ = [
+    "POOLED",
+    "FeatureKey",
     "FeatureMap",
     "HardTerm",
+    "Heads",
     "HintTerm",
     "LossTerms",
     "Objective",

@@ -12,24 +12,34 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from distill.losses.hint import Heads, Supervision
+
 Distance = Literal["l1", "l2"]
 
 
-class Regressor(nn.Module):
-    """T_s: features of the student's width to features of the teacher's width.
+class FitNet(Heads):
+    """T_s, features of the student's width to features of the teacher's width, and the distance.
 
     Args:
         student_channels, teacher_channels: widths of the two feature maps.
     """
 
-    def __init__(self, student_channels: int, teacher_channels: int) -> None:
+    def __init__(self, student_channels: int, teacher_channels: int, distance: Distance) -> None:
         super().__init__()
+        self.distance = distance
         self.conv = nn.Conv2d(student_channels, teacher_channels, 1, bias=False)
         self.norm = nn.BatchNorm2d(teacher_channels)
 
-    def forward(self, features: tuple[Tensor]) -> tuple[Tensor]:
+    def forward(
+        self, student: tuple[Tensor, ...], teacher: tuple[Tensor, ...]
+    ) -> tuple[Tensor, ...]:
         """Project the one feature map [B, C_s, H, W] to [B, C_t, H, W]."""
-        return (self.norm(self.conv(features[0])),)
+        return (self.norm(self.conv(student[0])),)
+
+    def loss(
+        self, heads: tuple[Tensor, ...], teacher: tuple[Tensor, ...], batch: Supervision
+    ) -> Tensor:
+        return fitnet(heads[0], teacher[0], self.distance)
 
 
 def fitnet(student: Tensor, teacher: Tensor, distance: Distance = "l2") -> Tensor:
@@ -44,6 +54,21 @@ def fitnet(student: Tensor, teacher: Tensor, distance: Distance = "l2") -> Tenso
     Raises:
         ValueError: batch sizes or widths differ.
     """
+    ours, theirs = of_one_size(student, teacher)
+    return F.l1_loss(ours, theirs) if distance == "l1" else F.mse_loss(ours, theirs)
+
+
+def of_one_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Return both maps in float32 (float64 stays), the larger one averaged to the size of the
+    smaller.
+
+    Args:
+        student: [B, C, H, W], projected.
+        teacher: [B, C, H', W']; comes back detached.
+
+    Raises:
+        ValueError: batch sizes or widths differ.
+    """
     if student.shape[:2] != teacher.shape[:2]:
         raise ValueError(
             f"the student's projected features are {list(student.shape)} and the teacher's"
@@ -52,13 +77,12 @@ def fitnet(student: Tensor, teacher: Tensor, distance: Distance = "l2") -> Tenso
         )
     dtype = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
     height, width = map(min, student.shape[2:], teacher.shape[2:])
-    ours, theirs = (
-        _averaged(each.to(dtype), height, width) for each in (student, teacher.detach())
-    )
-    return F.l1_loss(ours, theirs) if distance == "l1" else F.mse_loss(ours, theirs)
+    ours, theirs = (averaged(each.to(dtype), height, width) for each in (student, teacher.detach()))
+    return ours, theirs
 
 
-def _averaged(features: Tensor, height: int, width: int) -> Tensor:
+def averaged(features: Tensor, height: int, width: int) -> Tensor:
+    """Return a map [B, C, H, W] averaged to a smaller height and width."""
     own_height, own_width = features.shape[2:]
     if (own_height, own_width) == (height, width):
         return features

@@ -4,38 +4,24 @@
 The paper weighs hard and soft by 0.5, its released code by 1.0; recipes say which.
 """
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, assert_never
+from typing import NamedTuple, assert_never
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from distill.losses.all_reduce import Group
 from distill.losses.bkl import bce_teacher, bkl
+from distill.losses.build_hint import HintMaps, hint_term
 from distill.losses.confidence import confident
 from distill.losses.dist import dist
 from distill.losses.dkd import dkd, target_class, teachers_class
-from distill.losses.fitnet import Regressor, fitnet
 from distill.losses.hard import binary_cross_entropy, cross_entropy, smooth
+from distill.losses.hint import Heads, HintTerm, Supervision
 from distill.losses.kl import kl
-from distill.losses.outputs import Outputs, TeacherOutputs
+from distill.losses.outputs import FeatureKey, Outputs, TeacherOutputs
 from distill.recipe import schema
-
-
-class Supervision(Protocol):
-    """The part of a batch that losses read.
-
-    label_probs: [B, K] float, the mixed label distribution, not smoothed.
-    labels: [B] int64, the images' own labels, before mixing.
-    """
-
-    @property
-    def label_probs(self) -> Tensor: ...
-
-    @property
-    def labels(self) -> Tensor: ...
-
 
 HardLoss = Callable[[Tensor, Tensor], Tensor]
 """(student_logits [B, K], label distribution [B, K]) -> scalar."""
@@ -59,37 +45,6 @@ class SoftTerm:
     loss: SoftLoss
     weight: float = 1.0
     min_confidence: float | None = None
-
-
-HintLoss = Callable[[tuple[Tensor, ...], tuple[Tensor, ...]], Tensor]
-"""(what the heads made of the student's features, the teacher's features) -> scalar."""
-
-
-@dataclass(frozen=True)
-class HintTerm:
-    """A loss between feature maps.
-
-    Attributes:
-        student_stages, teacher_stages: whose feature maps it reads, by index, ascending.
-        build_heads: builds what is trained beside the student and dropped after training. It maps
-            the student's feature maps to what `loss` reads. Draws from the global generators.
-        heads_key: heads with equal keys are alike, so that a next stage can train them further.
-    """
-
-    loss: HintLoss
-    student_stages: tuple[int, ...]
-    teacher_stages: tuple[int, ...]
-    build_heads: Callable[[], nn.Module]
-    heads_key: Hashable
-    weight: float = 1.0
-
-
-@dataclass(frozen=True)
-class FeatureMap:
-    """A feature map of a model: its stage (index) and its number of channels."""
-
-    stage: int
-    channels: int
 
 
 class LossTerms(NamedTuple):
@@ -135,9 +90,9 @@ class Objective:
         return self.soft is not None or self.hint is not None
 
     @property
-    def teacher_stages(self) -> tuple[int, ...]:
-        """The teacher's feature maps that it reads."""
-        return self.hint.teacher_stages if self.hint else ()
+    def teacher_features(self) -> tuple[FeatureKey, ...]:
+        """The teacher's features that it reads."""
+        return self.hint.teacher_features if self.hint else ()
 
     def weighted(self, terms: LossTerms) -> dict[str, Tensor]:
         """Return the terms by name as they enter the total: each times its weight."""
@@ -146,7 +101,11 @@ class Objective:
         return {name: term.weight * values[name] for name, term in own.items() if term is not None}
 
     def __call__(
-        self, outputs: Outputs, teacher: TeacherOutputs | None, batch: Supervision
+        self,
+        outputs: Outputs,
+        teacher: TeacherOutputs | None,
+        batch: Supervision,
+        heads: Heads | None = None,
     ) -> LossTerms:
         """Compute the terms.
 
@@ -155,6 +114,7 @@ class Objective:
             teacher: any floating dtype; None where only labels are read.
             batch: only terms that need labels read them, so an objective without a hard term takes
                 images whose labels are of other classes.
+            heads: of the hint.
 
         Raises:
             ValueError: a term needs a teacher and none is given, or shapes that do not agree.
@@ -179,8 +139,9 @@ class Objective:
         assert total is not None
         if self.hint is not None:
             assert teacher is not None
-            read = tuple(teacher.features[stage] for stage in self.hint.teacher_stages)
-            hint = self.hint.loss(outputs.features, read)
+            assert heads is not None
+            read = teacher.read(self.hint.teacher_features)
+            hint = heads.loss(outputs.features, read, batch)
             total = total + self.hint.weight * hint
         return LossTerms(total=total, hard=hard, soft=soft, hint=hint, kept=kept)
 
@@ -189,15 +150,15 @@ def build_objective(
     spec: schema.ObjectiveSpec,
     *,
     group: Group | None = None,
-    maps: tuple[FeatureMap, FeatureMap] | None = None,
+    maps: HintMaps | None = None,
 ) -> Objective:
     """Return the objective that a recipe describes.
 
     Args:
         spec: the recipe's `objective` section.
-        maps: the feature maps of student and teacher that a hint compares; None without a hint.
-        group: losses that relate samples to each other (DIST) relate those of all its processes;
-            then calls are collective in it.
+        maps: the features of student and teacher that a hint compares; None without a hint.
+        group: losses that relate samples to each other (DIST, CC, RKD) relate those of all its
+            processes; then calls are collective in it.
     """
     hard = None if spec.hard is None else HardTerm(_hard_loss(spec.hard), spec.hard.weight)
     soft = None
@@ -211,19 +172,8 @@ def build_objective(
     hint = None
     if spec.hint is not None:
         assert maps
-        hint = _hint_term(spec.hint, *maps)
+        hint = hint_term(spec.hint, maps, group)
     return Objective(hard, soft, hint)
-
-
-def _hint_term(spec: schema.HintSpec, student: FeatureMap, teacher: FeatureMap) -> HintTerm:
-    return HintTerm(
-        loss=lambda ours, theirs: fitnet(ours[0], theirs[0], spec.distance),
-        student_stages=(student.stage,),
-        teacher_stages=(teacher.stage,),
-        build_heads=lambda: Regressor(student.channels, teacher.channels),
-        heads_key=(spec.loss, student, teacher),
-        weight=spec.weight,
-    )
 
 
 def _hard_loss(spec: schema.HardSpec) -> HardLoss:

@@ -1,10 +1,43 @@
 """What student and teacher return for a batch, as losses read it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from torch import Tensor
+
+
+class FeatureKey(NamedTuple):
+    """Which features of a model. Keys sort in the order of the forward.
+
+    Attributes:
+        stage: an index from 0 into the list that timm's `forward_intermediates` returns; that of
+            `POOLED` is behind all of them.
+        preactivation: before the last activation of a stage of a ResNet.
+    """
+
+    stage: int
+    preactivation: bool = False
+
+    def __str__(self) -> str:
+        if self == POOLED:
+            return "the pooled features"
+        before = " before its activation" if self.preactivation else ""
+        return f"the feature map of stage {self.stage}{before}"
+
+
+POOLED = FeatureKey(1_000_000)
+"""What the classifier reads, as a map [B, C, 1, 1]."""
+
+
+@dataclass(frozen=True)
+class FeatureMap:
+    """Features of a model and their shape: [channels, height, width] of an image."""
+
+    key: FeatureKey
+    channels: int
+    height: int
+    width: int
 
 
 class Outputs(NamedTuple):
@@ -26,9 +59,13 @@ class TeacherOutputs:
 
     Attributes:
         logits: [B, K] float32.
-        features: by stage, [B, C, H, W] in the teacher's dtype: the stages that any of the students
-            learns from.
+        features: [B, C, H, W] each, in the teacher's dtype: those that any of the students learns
+            from.
     """
 
     logits: Tensor
-    features: Mapping[int, Tensor] = field(default_factory=dict)
+    features: Mapping[FeatureKey, Tensor] = field(default_factory=dict)
+
+    def read(self, keys: Sequence[FeatureKey]) -> tuple[Tensor, ...]:
+        """Return the features of some keys."""
+        return tuple(self.features[key] for key in keys)

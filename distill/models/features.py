@@ -11,41 +11,61 @@ import torch
 from torch import Tensor, nn
 
 from distill.errors import InputError
-from distill.losses.outputs import Outputs
+from distill.losses.outputs import POOLED, FeatureKey, FeatureMap, Outputs
 
 
-def forward_with_features(net: nn.Module, pixels: Tensor, stages: Sequence[int]) -> Outputs:
-    """Return the logits and the feature maps of some stages, [B, C, H, W] each.
+def forward_with_features(net: nn.Module, pixels: Tensor, keys: Sequence[FeatureKey]) -> Outputs:
+    """Return the logits and some features, [B, C, H, W] each, in the order of their keys.
 
     Args:
         net: a timm model. Its own `forward` is not called; under ZeRO-3 DeepSpeed gathers its
             direct parameters when they are read, which tests/distributed/test_zero.py watches.
         pixels: [B, 3, H, W], normalised.
-        stages: ascending, from 0. timm returns feature maps in this order whatever it is asked.
+        keys: ascending. timm returns feature maps in this order whatever it is asked.
     """
-    assert list(stages) == sorted(stages), stages
-    last, features = net.forward_intermediates(  # type: ignore[operator]
-        pixels, indices=list(stages), output_fmt="NCHW"
+    assert list(keys) == sorted(keys), keys
+    stages = sorted({key.stage for key in keys if key != POOLED})
+    if stages:
+        last, maps = net.forward_intermediates(  # type: ignore[operator]
+            pixels, indices=stages, output_fmt="NCHW"
+        )
+    else:
+        last, maps = net.forward_features(pixels), ()  # type: ignore[operator]
+    features = {FeatureKey(stage): each for stage, each in zip(stages, maps, strict=True)}
+    if POOLED in keys:
+        features[POOLED] = pooled_features(net, last)
+    return Outputs(
+        net.forward_head(last),  # type: ignore[operator]
+        tuple(features[key] for key in keys),
     )
-    return Outputs(net.forward_head(last), tuple(features))  # type: ignore[operator]
+
+
+def pooled_features(net: nn.Module, last: Tensor) -> Tensor:
+    """Return what the classifier of a timm model reads, [B, C, 1, 1].
+
+    Args:
+        last: what its `forward_features` returns.
+    """
+    pooled: Tensor = net.forward_head(last, pre_logits=True)  # type: ignore[operator]
+    return pooled.flatten(1)[..., None, None]
 
 
 class Featured(nn.Module):
-    """A model whose forward returns `Outputs`, with the feature maps of the stages asked for."""
+    """A model whose forward returns `Outputs`, with the features asked for."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
 
-    def forward(self, pixels: Tensor, stages: tuple[int, ...] = ()) -> Outputs:
-        """pixels [B, 3, H, W], normalised -> logits [B, K] and feature maps [B, C, H, W]."""
-        if stages:
-            return forward_with_features(self.net, pixels, stages)
+    def forward(self, pixels: Tensor, keys: tuple[FeatureKey, ...] = ()) -> Outputs:
+        """pixels [B, 3, H, W], normalised -> logits [B, K] and features [B, C, H, W]."""
+        if keys:
+            return forward_with_features(self.net, pixels, keys)
         return Outputs(self.net(pixels))
 
 
-def feature_maps(net: nn.Module, image_size: int, what: str) -> list[tuple[int, int, int]]:
-    """Return (channels, height, width) of each stage, from one forward of one image.
+def feature_maps(net: nn.Module, image_size: int, what: str) -> list[FeatureMap]:
+    """Return the feature map of each stage, from one forward of one image.
 
     Args:
         net: on the CPU, or on the device "meta", where it takes no memory.
@@ -59,24 +79,33 @@ def feature_maps(net: nn.Module, image_size: int, what: str) -> list[tuple[int, 
         features = net.forward_intermediates(  # type: ignore[operator]
             _one_image(net, image_size), output_fmt="NCHW", intermediates_only=True
         )
-        shapes = [tuple(map(int, each.shape[1:])) for each in features]
-        return [(channels, height, width) for channels, height, width in shapes]
+        return [_shape(FeatureKey(stage), each) for stage, each in enumerate(features)]
 
 
-def refuse_other_logits(net: nn.Module, image_size: int, stage: int, what: str) -> None:
-    """Raises InputError if the forward that gives a feature map gives other logits than the model,
-    or none. Compares them on one image; a head that is still zero agrees with anything.
+def pooled_map(net: nn.Module, image_size: int, what: str) -> FeatureMap:
+    """Return the shape of a model's pooled features. Arguments and errors as of `feature_maps`."""
+    with _evaluating(net), _explained(net, what, "gives no pooled features"):
+        last = net.forward_features(_one_image(net, image_size))  # type: ignore[operator]
+        return _shape(POOLED, pooled_features(net, last))
+
+
+def _shape(key: FeatureKey, feature: Tensor) -> FeatureMap:
+    _, channels, height, width = feature.shape
+    return FeatureMap(key, channels, height, width)
+
+
+def refuse_other_logits(net: nn.Module, image_size: int, key: FeatureKey, what: str) -> None:
+    """Raises InputError if the forward that gives features gives other logits than the model, or
+    none. Compares them on one image; a head that is still zero agrees with anything.
     """
-    how = f"gives no logits beside the feature map of {stage}"
-    with _evaluating(net), _explained(net, what, how):
+    with _evaluating(net), _explained(net, what, f"gives no logits beside {key}"):
         pixels = _one_image(net, image_size)
         logits = net(pixels)
-        found = forward_with_features(net, pixels, (stage,)).logits
+        found = forward_with_features(net, pixels, (key,)).logits
         apart = (found - logits).abs().max() if found.shape == logits.shape else float("inf")
     if apart > 1e-4 * logits.abs().max():
         raise InputError(
-            f"{what} gives other logits with the feature map of {stage} than without: choose"
-            " another stage or model"
+            f"{what} gives other logits with {key} than without: choose another stage or model"
         )
 
 
@@ -115,7 +144,7 @@ def _one_image(net: nn.Module, image_size: int) -> Tensor:
     return pixels.to(first.device, first.dtype)
 
 
-def chosen_stage(maps: Sequence[tuple[int, int, int]], stage: int | None, what: str) -> int:
+def chosen_stage(maps: Sequence[FeatureMap], stage: int | None, what: str) -> int:
     """Return the index from 0 of a stage of a recipe; None is the middle one, n // 2 of n.
 
     Raises:
@@ -124,7 +153,9 @@ def chosen_stage(maps: Sequence[tuple[int, int, int]], stage: int | None, what: 
     if stage is None:
         return len(maps) // 2
     if not -len(maps) <= stage < len(maps):
-        listed = ", ".join(f"{i}: {c} x {h} x {w}" for i, (c, h, w) in enumerate(maps))
+        listed = ", ".join(
+            f"{each.key.stage}: {each.channels} x {each.height} x {each.width}" for each in maps
+        )
         raise InputError(
             f"{stage}, and {what} has stages 0 to {len(maps) - 1} (channels x height x width:"
             f" {listed})"

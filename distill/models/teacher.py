@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from distill import rng
 from distill.data.label_sets import class_list
 from distill.errors import InputError
-from distill.losses.outputs import TeacherOutputs
+from distill.losses.outputs import FeatureKey, TeacherOutputs
 from distill.models.build import create, timm_name
 from distill.models.features import Featured
 from distill.models.fitting import fitted, head_classes
@@ -102,16 +102,16 @@ class Teacher(nn.Module):
         """
         return self.outputs(images).logits
 
-    def outputs(self, images: Tensor, stages: tuple[int, ...] = ()) -> TeacherOutputs:
-        """Return the logits, and from the same forward the feature maps of some stages.
+    def outputs(self, images: Tensor, keys: tuple[FeatureKey, ...] = ()) -> TeacherOutputs:
+        """Return the logits, and from the same forward some features.
 
         Args:
             images: [B, 3, H, W] in [0, 1], of any size.
-            stages: ascending, from 0.
+            keys: ascending.
         """
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-            logits, features = self.model(self.pixels(images), stages)
-        return TeacherOutputs(logits.float(), dict(zip(stages, features, strict=True)))
+            logits, features = self.model(self.pixels(images), keys)
+        return TeacherOutputs(logits.float(), dict(zip(keys, features, strict=True)))
 
     def partition(self, partition_frozen: Callable[[nn.Module], nn.Module]) -> None:
         """Let `partition_frozen` partition the weights, and call what it returns from now on.

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from distill.recipe.hints import HintSpec
 from distill.recipe.values import Section, Temperature, Weight
 
 # A probability threshold: 0 would keep every sample, and 1 almost none.
@@ -115,37 +116,10 @@ class DISTSpec(Section):
     """The logits of student and teacher are divided by this number."""
 
 
-class FitNetSpec(Section):
-    """FitNet (Eq. 2): the distance between a feature map of the teacher and one of the student,
-    which a trained 1x1 convolution with BatchNorm projects to the teacher's width. The larger map
-    is averaged to the size of the smaller one.
-    """
-
-    loss: Literal["fitnet"]
-    """The name of the loss."""
-    weight: Weight = 1.0
-    """The weight of the loss in the objective."""
-    distance: Literal["l1", "l2"] = "l2"
-    """The mean over all elements of the absolute (`l1`) or squared (`l2`) difference."""
-    student_stage: int | None = None
-    """The student's feature map: an index into the outputs of timm's `forward_intermediates`
-    (a ResNet: the stem and four stages; a ViT: its blocks), negative from the end; null: the middle
-    one, n // 2 of n.
-    """
-    teacher_stage: int | None = None
-    """The teacher's feature map, as for `student_stage`."""
-
-    @property
-    def heads(self) -> tuple[str, int | None, int | None]:
-        """What its trained projection depends on."""
-        return self.loss, self.student_stage, self.teacher_stage
-
-
 HardSpec = Annotated[CESpec | BCESpec, Field(discriminator="loss")]
 SoftSpec = Annotated[
     KLSpec | BKLSpec | BCETeacherSpec | DKDSpec | DISTSpec, Field(discriminator="loss")
 ]
-HintSpec = FitNetSpec
 
 
 class ObjectiveSpec(Section):

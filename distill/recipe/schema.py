@@ -25,6 +25,14 @@ from distill.recipe.data import (
     StreamSpec,
     TableSpec,
 )
+from distill.recipe.hints import (
+    SMALLEST_MICRO_BATCH,
+    CCSpec,
+    FeatureSpec,
+    FitNetSpec,
+    HintSpec,
+    RKDSpec,
+)
 from distill.recipe.hub_names import Resume
 from distill.recipe.learning import (
     EmaSpec,
@@ -41,9 +49,7 @@ from distill.recipe.objective import (
     CESpec,
     DISTSpec,
     DKDSpec,
-    FitNetSpec,
     HardSpec,
-    HintSpec,
     KLSpec,
     ObjectiveSpec,
     SoftSpec,
@@ -63,6 +69,7 @@ __all__ = [
     "BCESpec",
     "BCETeacherSpec",
     "BKLSpec",
+    "CCSpec",
     "CESpec",
     "CheckpointSpec",
     "DISTSpec",
@@ -73,6 +80,7 @@ __all__ = [
     "EvalViewSpec",
     "EvaluateSpec",
     "FashionMnistSpec",
+    "FeatureSpec",
     "FitNetSpec",
     "HardSpec",
     "HintSpec",
@@ -85,6 +93,7 @@ __all__ = [
     "ObjectiveSpec",
     "OptimizerSpec",
     "PublishSpec",
+    "RKDSpec",
     "Recipe",
     "SavedDatasetSpec",
     "ScheduleSpec",
@@ -256,6 +265,19 @@ class Recipe(Section):
                 raise ValueError(
                     f"{key}.objective.{term} learns from a teacher, and teacher is null: name a"
                     f" teacher, or set objective.{term} to null"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _hints_have_samples_to_relate(self) -> Self:
+        size = self.train.micro_batch_size or self.train.batch_size_global
+        for key, student in self._settings():
+            hint = student.objective.hint
+            if hint and size < (least := SMALLEST_MICRO_BATCH.get(hint.loss, 1)):
+                name = "micro_batch_size" if self.train.micro_batch_size else "batch_size_global"
+                raise ValueError(
+                    f"train.{name}: {size}, and {key}.objective.hint {hint.loss} relates at least"
+                    f" {least} samples of a micro-batch to each other: raise it"
                 )
         return self
 

@@ -2,7 +2,8 @@
 
 from torch import Tensor, nn
 
-from distill.losses.outputs import Outputs
+from distill.losses.hint import Heads
+from distill.losses.outputs import FeatureKey, Outputs
 from distill.models.features import forward_with_features
 from distill.models.pixels import Pixels
 
@@ -13,38 +14,42 @@ HEADS = "heads."
 class Learner(nn.Module):
     """Images [B, 3, H, W] in [0, 1] to `Outputs`.
 
-    In training the outputs contain what the heads made of the model's feature maps. In evaluation,
-    and without heads, they are logits alone.
+    In training the outputs contain what the heads made of the features of model and teacher. In
+    evaluation, and without heads, they are logits alone.
 
     Args:
         net: the timm model.
         pixels: from images to the pixels of the model.
-        heads: trained beside the model and dropped after training; None for an objective that reads
-            logits alone.
-        stages: of the feature maps that the heads read, ascending.
+        heads: of the objective's hint; None for an objective that reads logits alone.
+        features: the model's features that the heads read, ascending.
     """
 
     def __init__(
         self,
         net: nn.Module,
         pixels: Pixels,
-        heads: nn.Module | None = None,
-        stages: tuple[int, ...] = (),
+        heads: Heads | None = None,
+        features: tuple[FeatureKey, ...] = (),
     ) -> None:
         super().__init__()
-        assert (heads is None) == (not stages), stages
+        assert (heads is None) == (not features), features
         self.net = net
         self.pixels = pixels
         self.heads = heads
-        self.stages = stages
+        self.features = features
 
-    def forward(self, images: Tensor) -> Outputs:
-        """images [B, 3, H, W] in [0, 1] -> Outputs."""
+    def forward(self, images: Tensor, teacher: tuple[Tensor, ...] = ()) -> Outputs:
+        """Compute the outputs.
+
+        Args:
+            images: [B, 3, H, W] in [0, 1].
+            teacher: the teacher's features that the heads read.
+        """
         pixels = self.pixels(images)
         if self.heads is None or not self.training:
             return Outputs(self.net(pixels))
-        logits, features = forward_with_features(self.net, pixels, self.stages)
-        return Outputs(logits, self.heads(features))
+        logits, features = forward_with_features(self.net, pixels, self.features)
+        return Outputs(logits, self.heads(features, teacher))
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         """Return the parameters by the names that a checkpoint gives them: those of the model as in

@@ -162,9 +162,10 @@ class Student:
             learner = Learner(self.net, self._pixels)
         else:
             with seeded(hash64(self.run_seed, "heads", self.spec.seed)):
-                heads = self._synchronised(hint.build_heads())
-            heads = self.engine.place(heads, partitioned=self.engine.partitioned)
-            learner = Learner(self.net, self._pixels, heads, hint.student_stages)
+                heads = hint.build_heads()
+            self._synchronised(heads)
+            self.engine.place(heads, partitioned=self.engine.partitioned)
+            learner = Learner(self.net, self._pixels, heads, hint.student_features)
         count = sum(parameter.numel() for parameter in learner.trained_parameters().values())
         self.num_head_parameters = count - self.num_parameters
         return learner.train()
@@ -225,7 +226,9 @@ class Student:
         self._drop_path.set(self._drop_key, batch.positions)
         with self.placement.accumulating(more_to_come):
             objective = self.settings.objective
-            terms = objective(self.placement.forward(batch.images), teacher, batch)
+            read = teacher.read(objective.teacher_features) if teacher else ()
+            outputs = self.placement.forward(batch.images, read)
+            terms = objective(outputs, teacher, batch, self.learner.heads)
             if self._measuring and self._forwards_done == 1:
                 weighted = objective.weighted(terms)
                 self._gradient_norms = self.placement.term_norms(weighted, self.group_size)
@@ -243,6 +246,8 @@ class Student:
         self._measuring = False
         if self._statistics:
             self._statistics.after_step(self.num_forwards)
+        if self.learner.heads is not None:
+            self.learner.heads.after_step()
         self._forwards_done = 0
         self.losses.steps += 1
         self.placement.update_averages()

@@ -18,6 +18,7 @@ from distill.engine import Engine, Tracking
 from distill.errors import InputError, prefix_errors
 from distill.evaluation.accuracy import TEACHER
 from distill.evaluation.sets import decoders
+from distill.losses.build_hint import HintMaps
 from distill.losses.objective import build_objective
 from distill.models.functional import functional_forward
 from distill.models.hub.download import pinned_commits
@@ -27,7 +28,7 @@ from distill.models.view import Frame, ModelView
 from distill.student.optimizer import build_optimizer, check_optimizer
 from distill.student.schedule import resolve_schedule
 from distill.student.student import StageSettings, Student
-from distill.training.hints import FeatureSource, HintMaps, student_map, teacher_map
+from distill.training.hints import FeatureSource, read_features
 from distill.training.plan import Plan, StagePlan
 from distill.training.share import Share
 from distill.training.streams import fetch_ahead
@@ -144,8 +145,8 @@ def build_models(plan: Plan) -> Models:
             check_optimizer(nets[name], own.optimizer, key=f"{stage.key}{key}.optimizer")
             if (hint := own.objective.hint) and of_teacher:
                 hint_key = f"{stage.key}{key}.objective.hint"
-                ours = student_map(hint, of_student, hint_key)
-                theirs = teacher_map(hint, of_teacher, hint_key)
+                ours = read_features(hint, of_student, "student", hint_key)
+                theirs = read_features(hint, of_teacher, "teacher", hint_key)
                 assert ours, "models with memory have feature maps"
                 assert theirs, "models with memory have feature maps"
                 maps[stage.key, name] = ours, theirs

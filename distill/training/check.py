@@ -23,7 +23,7 @@ from distill.recipe.hub_names import is_hub_name
 from distill.recipe.warmups import share_of
 from distill.student.optimizer import check_optimizer
 from distill.training.build import refuse_image_size, refuse_scalars
-from distill.training.hints import FeatureSource, student_map, teacher_map
+from distill.training.hints import FeatureSource, read_features
 from distill.training.output_folder import refuse_foreign_output
 from distill.training.settings import setting_problems
 from distill.training.share import share_of_process
@@ -112,9 +112,10 @@ def _check_student(
     for index, prefix in enumerate(recipe.stage_keys):
         own = recipe.at_stage(index)
         if (hint := own.students[name].objective.hint) is not None:
-            student_map(hint, student, f"{prefix}{key}.objective.hint")
+            hint_key = f"{prefix}{key}.objective.hint"
+            read_features(hint, student, "student", hint_key)
             if teacher is not None:
-                teacher_map(hint, teacher, f"{prefix}{key}.objective.hint")
+                read_features(hint, teacher, "teacher", hint_key)
         budget_key = f"{prefix}budget" if prefix else "train.budget"
         _check_learning(net, own.students[name], own.train.budget, f"{prefix}{key}", budget_key)
     return [f"{name} sees {view.describe()}", *(f"{name}: {note}" for note in adapted)]

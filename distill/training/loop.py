@@ -276,7 +276,7 @@ class Run:
         not_finite: dict[str, torch.Tensor] = {}
         objectives = [student.settings.objective for student in self.running]
         needs_teacher = any(objective.needs_teacher for objective in objectives)
-        stages = tuple(sorted({stage for each in objectives for stage in each.teacher_stages}))
+        keys = tuple(sorted({key for each in objectives for key in each.teacher_features}))
         logged = self.stage.due(self.stage.log_every, self.step + 1)
         if logged and self.plan.recipe.log.gradient_norms:
             for student in self.running:
@@ -287,7 +287,7 @@ class Run:
             self._skipped_here += batch.num_skipped
             teacher = None
             if self.teacher and needs_teacher:
-                teacher = self.teacher.outputs(batch.images, stages)
+                teacher = self.teacher.outputs(batch.images, keys)
             for student in self.running:
                 bad = student.learn(batch, teacher)
                 not_finite[student.name] = (

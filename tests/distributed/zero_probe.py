@@ -11,8 +11,8 @@ from tiny import sees
 from torch import nn
 
 from distill.engine import Engine, zero
-from distill.losses import Outputs
-from distill.losses.fitnet import Regressor
+from distill.losses import FeatureKey, Outputs
+from distill.losses.fitnet import FitNet
 from distill.models.pixels import Pixels
 from distill.models.teacher import Teacher
 from distill.student import Averages, Partitioned
@@ -181,7 +181,8 @@ def direct_parameters(rank: int) -> dict[str, float]:
         torch.manual_seed(0)
         net = timm.create_model("test_vit", num_classes=10, patch_size=4, img_size=32)
         torch.nn.init.normal_(net.head.weight)
-        return Learner(net, Pixels((0.5,) * 3, (0.5,) * 3), Regressor(64, 5), (0,)).train()
+        heads = FitNet(64, 5, "l2")
+        return Learner(net, Pixels((0.5,) * 3, (0.5,) * 3), heads, (FeatureKey(0),)).train()
 
     whole, spread = learner(), learner()
     placement = Partitioned(
@@ -227,9 +228,9 @@ def direct_parameters(rank: int) -> dict[str, float]:
         assert expected
         assert partitioned
         for name, found in (("first", partitioned), ("again", partitioned)):
-            one, two = expected.outputs(images, (1,)), found.outputs(images, (1,))
+            one, two = (each.outputs(images, (key,)) for each in (expected, found))
             results[f"teacher, {name}"] = max(
-                _apart(one.logits, two.logits), _apart(one.features[1], two.features[1])
+                _apart(one.logits, two.logits), _apart(one.features[key], two.features[key])
             )
     engine.close()
     return results

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from distill.losses import FeatureMap, Outputs, TeacherOutputs, build_objective
-from distill.losses.fitnet import Distance, Regressor, fitnet
+from distill.losses import FeatureKey, FeatureMap, Outputs, TeacherOutputs, build_objective
+from distill.losses.fitnet import Distance, FitNet, fitnet
 from distill.recipe.schema import CESpec, FitNetSpec, ObjectiveSpec
 
 
@@ -82,32 +82,36 @@ def test_the_objective_adds_a_weighted_hint_and_builds_its_heads() -> None:
     spec = ObjectiveSpec(
         hard=CESpec(loss="ce"), hint=FitNetSpec(loss="fitnet", weight=0.5, distance="l1")
     )
-    objective = build_objective(spec, maps=(FeatureMap(2, 6), FeatureMap(3, 5)))
+    two, three = FeatureKey(2), FeatureKey(3)
+    shapes = ((FeatureMap(two, 6, 4, 4),), (FeatureMap(three, 5, 2, 2),))
+    objective = build_objective(spec, maps=shapes)
     assert objective.hint is not None
-    assert (objective.hint.student_stages, objective.teacher_stages) == ((2,), (3,))
+    assert (objective.hint.student_features, objective.teacher_features) == ((two,), (three,))
     heads = objective.hint.build_heads()
-    assert isinstance(heads, Regressor)
+    assert isinstance(heads, FitNet)
     student, _ = maps(((4, 4), (4, 4)))
-    projected = heads((student,))
+    projected = heads((student,), ())
     assert projected[0].shape == (4, 5, 4, 4)
     logits, labels = torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
     batch = SimpleNamespace(label_probs=torch.eye(3)[labels], labels=labels)
-    teacher = TeacherOutputs(torch.randn(4, 3), {1: student, 3: torch.randn(4, 5, 2, 2)})
-    terms = objective(Outputs(logits, projected), teacher, batch)
+    features = {FeatureKey(1): student, three: torch.randn(4, 5, 2, 2)}
+    teacher = TeacherOutputs(torch.randn(4, 3), features)
+    terms = objective(Outputs(logits, projected), teacher, batch, heads)
     assert terms.hint is not None
-    torch.testing.assert_close(terms.hint, fitnet(projected[0], teacher.features[3], "l1"))
+    torch.testing.assert_close(terms.hint, fitnet(projected[0], teacher.features[three], "l1"))
     assert terms.hard is not None
     torch.testing.assert_close(terms.total, terms.hard + 0.5 * terms.hint)
     with pytest.raises(ValueError, match="no teacher outputs"):
-        objective(Outputs(logits, projected), None, batch)
+        objective(Outputs(logits, projected), None, batch, heads)
 
 
 def test_heads_are_alike_only_for_the_same_feature_maps() -> None:
     def key(student: int, teacher: int, **changes: Any) -> object:
         spec = ObjectiveSpec(hard=CESpec(loss="ce"), hint=FitNetSpec(loss="fitnet", **changes))
-        hint = build_objective(spec, maps=(FeatureMap(student, 6), FeatureMap(teacher, 6))).hint
+        shapes = [(FeatureMap(FeatureKey(stage), 6, 4, 4),) for stage in (student, teacher)]
+        hint = build_objective(spec, maps=(shapes[0], shapes[1])).hint
         assert hint
         return hint.heads_key
 
-    assert key(1, 2) == key(1, 2, weight=3.0, distance="l1")
+    assert key(1, 2) == key(1, 2, weight=3.0)
     assert len({key(1, 2), key(2, 2), key(1, 1)}) == 3

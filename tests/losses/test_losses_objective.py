@@ -3,6 +3,7 @@ the device.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -139,8 +140,11 @@ def test_a_threshold_that_keeps_all_or_none_is_refused(min_confidence: float) ->
 def test_every_loss_of_the_schema_is_covered_here() -> None:
     known = TypeAdapter(schema.HardSpec | schema.SoftSpec).json_schema()["$defs"].values()
     assert {section["properties"]["loss"]["const"] for section in known} == {*HARD, *SOFT}
-    hints = TypeAdapter(schema.HintSpec).json_schema()["properties"]["loss"]["const"]
-    assert hints == "fitnet", "in a file of its own"
+    hints = TypeAdapter(schema.HintSpec).json_schema()["$defs"].values()
+    for section in hints:
+        name = section["properties"]["loss"]["const"]
+        own = Path(__file__).with_name(f"test_losses_{name}.py")
+        assert own.is_file(), "each hint has a file of its own"
 
 
 def test_total_is_the_weighted_sum_of_unweighted_terms() -> None:

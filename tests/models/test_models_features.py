@@ -7,15 +7,19 @@ from tiny import sees
 from torch import nn
 
 from distill.errors import InputError
+from distill.losses import POOLED, FeatureKey, FeatureMap
 from distill.models.build import checkpoint_activations
 from distill.models.features import (
     chosen_stage,
     feature_maps,
     forward_with_features,
+    pooled_map,
     refuse_other_logits,
 )
 from distill.models.functional import functional_forward
 from distill.models.teacher import Teacher
+
+FIRST, SECOND = FeatureKey(0), FeatureKey(1)
 
 
 def teacher(dtype: torch.dtype = torch.float32) -> Teacher:
@@ -33,12 +37,13 @@ def test_features_come_from_the_forward_that_gives_the_logits(name: str) -> None
     net = timm.create_model(name, num_classes=10).eval()
     pixels = torch.randn(2, 3, size, size)
     maps = feature_maps(net, size, name)
-    stages = range(len(maps))
+    keys = [each.key for each in maps]
     with torch.no_grad():
-        logits, features = forward_with_features(net, pixels, stages)
+        logits, features = forward_with_features(net, pixels, keys)
         assert torch.equal(logits, net(pixels))
-        assert [tuple(each.shape[1:]) for each in features] == maps
-        for stage, feature in zip(stages, features, strict=True):
+        found = [(each.channels, each.height, each.width) for each in maps]
+        assert [tuple(each.shape[1:]) for each in features] == found
+        for stage, feature in zip(range(len(maps)), features, strict=True):
             # The forward ends with this stage, so that no later layer can change it in place.
             (alone,) = net.forward_intermediates(
                 pixels, indices=[stage], stop_early=True, intermediates_only=True
@@ -46,33 +51,52 @@ def test_features_come_from_the_forward_that_gives_the_logits(name: str) -> None
             assert torch.equal(feature, alone), stage
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_pooled_features_are_what_the_classifier_reads(name: str) -> None:
+    torch.manual_seed(0)
+    size = timm.models.get_pretrained_cfg_value(name, "input_size")[1]
+    net = timm.create_model(name, num_classes=10).eval()
+    pixels = torch.randn(2, 3, size, size)
+    with torch.no_grad():
+        logits, (pooled,) = forward_with_features(net, pixels, (POOLED,))
+        assert torch.equal(logits, net(pixels))
+        both = forward_with_features(net, pixels, (FIRST, POOLED))
+        assert torch.equal(both.features[1], pooled)
+        read: list[torch.Tensor] = []
+        classifier = net.get_classifier()
+        classifier.register_forward_pre_hook(lambda _, args: read.append(args[0]))
+        net(pixels)
+    assert torch.equal(read[0].flatten(1), pooled.flatten(1))
+    assert pooled_map(net, size, name) == FeatureMap(POOLED, pooled.shape[1], 1, 1)
+
+
 def test_a_teacher_gives_the_stages_asked_for_in_its_dtype() -> None:
     one = teacher(torch.bfloat16)
     images = torch.rand(2, 3, 32, 32)
-    outputs = one.outputs(images, (0, 1))
+    outputs = one.outputs(images, (FIRST, SECOND))
     assert torch.equal(outputs.logits, one(images))
     assert outputs.logits.dtype == torch.float32
-    assert {stage: each.dtype for stage, each in outputs.features.items()} == {
-        0: torch.bfloat16,
-        1: torch.bfloat16,
+    assert {key: each.dtype for key, each in outputs.features.items()} == {
+        FIRST: torch.bfloat16,
+        SECOND: torch.bfloat16,
     }
-    assert not outputs.features[0].requires_grad
+    assert not outputs.features[FIRST].requires_grad
     x = one.net.norm_pre(
         one.net.patch_drop(one.net._pos_embed(one.net.patch_embed(one.pixels(images))))
     )
     expected = one.net.blocks[0](x)[:, 1:].transpose(1, 2).reshape(2, 64, 8, 8)
-    assert torch.equal(outputs.features[0], expected)
+    assert torch.equal(outputs.features[FIRST], expected)
 
 
 def test_a_compiled_teacher_gives_features_too() -> None:
     one = teacher()
     images = torch.rand(2, 3, 32, 32)
-    expected = one.outputs(images, (1,))
+    expected = one.outputs(images, (SECOND,))
     one.model.compile(backend="eager")
     assert torch.equal(one(images), expected.logits)
-    found = one.outputs(images, (1,))
+    found = one.outputs(images, (SECOND,))
     assert torch.equal(found.logits, expected.logits)
-    assert torch.equal(found.features[1], expected.features[1])
+    assert torch.equal(found.features[SECOND], expected.features[SECOND])
 
 
 def test_the_middle_stage_is_the_default_and_others_count_from_both_ends() -> None:
@@ -80,7 +104,8 @@ def test_the_middle_stage_is_the_default_and_others_count_from_both_ends() -> No
     assert net.training
     maps = feature_maps(net, 64, "resnet18")
     assert net.training
-    assert maps == [(64, 32, 32), (64, 16, 16), (128, 8, 8), (256, 4, 4), (512, 2, 2)]
+    shapes = [(64, 32, 32), (64, 16, 16), (128, 8, 8), (256, 4, 4), (512, 2, 2)]
+    assert maps == [FeatureMap(FeatureKey(stage), *each) for stage, each in enumerate(shapes)]
     assert [chosen_stage(maps, stage, "it") for stage in (None, 0, 4, -1, -5)] == [2, 0, 4, 4, 0]
     for stage in (5, -6):
         with pytest.raises(InputError, match=rf"^{stage}, and it has stages 0 to 4 .*2: 128 x 8"):
@@ -107,18 +132,22 @@ def test_a_forward_with_other_logits_is_refused() -> None:
             return self.second(first), [first]
 
     net = Both()
-    with pytest.raises(InputError, match=r"^it gives other logits with the feature map of 0 than"):
-        refuse_other_logits(net, 8, 0, "it")
+    with pytest.raises(
+        InputError, match=r"^it gives other logits with the feature map of stage 0 than"
+    ):
+        refuse_other_logits(net, 8, FIRST, "it")
     assert net.training
-    refuse_other_logits(timm.create_model("resnet18", num_classes=10), 32, 2, "it")
+    refuse_other_logits(timm.create_model("resnet18", num_classes=10), 32, FeatureKey(2), "it")
 
 
 def test_a_forward_without_logits_is_refused() -> None:
     """Hiera's ends with the last stage asked for."""
     net = timm.create_model("hiera_tiny_224", num_classes=10, img_size=64)
     assert len(feature_maps(net, 64, "hiera")) > 1
-    with pytest.raises(InputError, match=r"hiera gives no logits beside the feature map of 0"):
-        refuse_other_logits(net, 64, 0, "hiera")
+    with pytest.raises(
+        InputError, match=r"hiera gives no logits beside the feature map of stage 0"
+    ):
+        refuse_other_logits(net, 64, FIRST, "hiera")
 
 
 def test_a_model_that_caches_tensors_in_its_forward_stays_whole() -> None:

@@ -1,0 +1,121 @@
+"""The hint of an objective: a loss between features of student and teacher. Any two timm models fit
+each other.
+"""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from distill.recipe.values import Section, Weight
+
+Heads = tuple[str | int | None, ...]
+"""What the trained parts of a hint depend on, beside the shapes of the features."""
+
+
+class FitNetSpec(Section):
+    """FitNet (Eq. 2): the distance between a feature map of the teacher and one of the student,
+    which a trained 1x1 convolution with BatchNorm projects to the teacher's width. The larger map
+    is averaged to the size of the smaller one.
+    """
+
+    loss: Literal["fitnet"]
+    """The name of the loss."""
+    weight: Weight = 1.0
+    """The weight of the loss in the objective."""
+    distance: Literal["l1", "l2"] = "l2"
+    """The mean over all elements of the absolute (`l1`) or squared (`l2`) difference."""
+    student_stage: int | None = None
+    """The student's feature map: an index into the outputs of timm's `forward_intermediates`
+    (a ResNet: the stem and four stages; a ViT: its blocks), negative from the end; null: the middle
+    one, n // 2 of n.
+    """
+    teacher_stage: int | None = None
+    """The teacher's feature map, as for `student_stage`."""
+
+    @property
+    def heads(self) -> Heads:
+        """What its trained projection depends on."""
+        return self.loss, self.student_stage, self.teacher_stage
+
+
+class CCSpec(Section):
+    """Correlation congruence: relations of the samples of a micro-batch
+    (`train.micro_batch_size`, at least 2), in the features that the classifier reads.
+    """
+
+    loss: Literal["cc"]
+    """The name of the loss."""
+    weight: Weight = 1.0
+    """The weight of the loss in the objective."""
+    reference: Literal["paper_code", "original"] = "paper_code"
+    """`paper_code`: the loss of the VanillaKD paper's released code, two trained maps to 128
+    dimensions and products of the distances of neighbouring samples, times 0.02. `original`: that
+    of Peng et al., the squared difference of Gaussian correlations of all pairs (their weight is
+    0.003 beside a KL loss).
+    """
+
+    @property
+    def heads(self) -> Heads:
+        """What its trained maps depend on."""
+        return self.loss, self.reference
+
+
+class RKDSpec(Section):
+    """Relational KD: distances of pairs and angles of triples of the samples of a micro-batch
+    (`train.micro_batch_size`, at least 3), in the features that the classifier reads.
+    """
+
+    loss: Literal["rkd"]
+    """The name of the loss."""
+    weight: Weight = 1.0
+    """The weight of the loss in the objective."""
+    distance_weight: Weight = 25.0
+    """Weight of the distances within the loss."""
+    angle_weight: Weight = 50.0
+    """Weight of the angles within the loss."""
+
+    @property
+    def heads(self) -> Heads:
+        """It trains nothing."""
+        return (self.loss,)
+
+
+class FeatureSpec(Section):
+    """The student's features, projected by a trained 1x1 convolution, approach the teacher's. It
+    needs no classes of the teacher, so that DINOv2 and its like can teach.
+    """
+
+    loss: Literal["feature"]
+    """The name of the loss."""
+    weight: Weight = 1.0
+    """The weight of the loss in the objective."""
+    distance: Literal["cosine", "mse"] = "cosine"
+    """1 - cosine between the vectors over the channels, or their mean squared difference."""
+    level: Literal["pooled", "dense"] = "pooled"
+    """`pooled`: the vector that the classifier reads. `dense`: a feature map, position by position;
+    the larger one is averaged to the size of the smaller.
+    """
+    student_stage: int | None = None
+    """With `dense`: the student's feature map, an index as for `fitnet`; null: the last one."""
+    teacher_stage: int | None = None
+    """With `dense`: the teacher's feature map; null: the last one."""
+
+    @property
+    def heads(self) -> Heads:
+        """What its trained projection depends on."""
+        return self.loss, self.level, self.student_stage, self.teacher_stage
+
+    @model_validator(mode="after")
+    def _stages_are_of_maps(self) -> Self:
+        named = [
+            key for key in ("student_stage", "teacher_stage") if getattr(self, key) is not None
+        ]
+        if named and self.level == "pooled":
+            raise ValueError(f"{named[0]} names a feature map: set level: dense, or leave it out")
+        return self
+
+
+SMALLEST_MICRO_BATCH = {"cc": 2, "rkd": 3}
+"""Samples without which a loss relates nothing."""
+
+HintSpec = Annotated[FitNetSpec | CCSpec | RKDSpec | FeatureSpec, Field(discriminator="loss")]
