@@ -64,7 +64,8 @@ def measure(recipe: Recipe, num_classes: int) -> Profiles:
                 " model, are not available: the numbers are without it; set teacher.model=NAME"
             )
         else:
-            classes = num_classes if recipe.teacher.weights == "random" else None
+            has_head = recipe.teacher.weights == "random" and origin.config["num_classes"]
+            classes = num_classes if has_head else None
             teacher = measure_teacher(recipe.teacher, origin, classes, recipe.data.image_size)
     students, of_stage = _measure_students(recipe, num_classes)
     return Profiles(teacher, students, tuple(unknown), of_stage)
@@ -81,15 +82,16 @@ def _measure_students(
     for index in range(recipe.num_stages):
         students = []
         for name, spec in recipe.at_stage(index).students.items():
-            shape = repr([getattr(spec, field) for field in _SHAPE])
+            own_classes = 0 if recipe.trains_backbone(name) else num_classes
+            shape = repr([own_classes, *(getattr(spec, field) for field in _SHAPE)])
             key = shape + repr(spec.optimizer.model_copy(update={"lr": 1.0}))
             if shape not in counted:
                 counted[shape] = counted[key] = measure_student(
-                    name, spec, num_classes, recipe.data.image_size, recipe.train.precision
+                    name, spec, own_classes, recipe.data.image_size, recipe.train.precision
                 )
             elif key not in counted:
                 net = student_without_memory(
-                    spec, num_classes=num_classes, image_size=recipe.data.image_size
+                    spec, num_classes=own_classes, image_size=recipe.data.image_size
                 )
                 counted[key] = dataclasses.replace(
                     counted[shape],

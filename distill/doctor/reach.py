@@ -106,7 +106,7 @@ def _classes(
         if source is not None:
             named.append(Named(key, source, bool(why), why))
     evaluated = opened.get("data.eval")
-    if not named and evaluated is None:
+    if not recipe.trains_classifiers or (not named and evaluated is None):
         return ()
     try:
         return run_classes(

@@ -94,6 +94,12 @@ def examine_teacher(
         device="cpu",
         data_image_size=_USUAL_SIZE,
     )
+    if not built.has_classes:
+        raise InputError(
+            f"--teacher {teacher}: has no classifier, and the recipe that this command writes learns"
+            " from logits: name a teacher with classes, or write a recipe with objective.hint"
+            " {loss: feature} (docs/method.md, Teachers)"
+        )
     assumed = built.match is not None and built.match.how in ("numbers", "order")
     return TeacherFacts(
         spec={

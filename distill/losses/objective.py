@@ -78,8 +78,8 @@ class Objective:
         soft: SoftTerm | None = None,
         hint: HintTerm | None = None,
     ) -> None:
-        if hard is None and soft is None:
-            raise ValueError("an objective needs a hard term, a soft term or both")
+        if hard is None and soft is None and hint is None:
+            raise ValueError("an objective needs a term")
         self.hard = hard
         self.soft = soft
         self.hint = hint
@@ -131,12 +131,17 @@ class Objective:
             total = self.hard.weight * hard
         if self.soft is not None:
             assert teacher is not None
+            if teacher.logits is None:
+                raise ValueError("the soft term learns from logits, and the teacher has none")
             soft = self.soft.loss(logits, teacher.logits, batch)
             if self.soft.min_confidence is not None:
                 kept = confident(teacher.logits, self.soft.min_confidence).float().mean()
             weighted = self.soft.weight * soft
             total = weighted if total is None else total + weighted
-        assert total is not None
+        if total is None:
+            # DDP and DeepSpeed want a gradient of every parameter. A norm that stands behind the
+            # last feature map gets this one.
+            total = 0 * logits.sum()
         if self.hint is not None:
             assert teacher is not None
             assert heads is not None

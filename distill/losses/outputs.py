@@ -44,7 +44,7 @@ class Outputs(NamedTuple):
     """What a model in training returns. A tuple, so that DDP and DeepSpeed find its tensors.
 
     Attributes:
-        logits: [B, K].
+        logits: [B, K]; of a model without classifier its pooled features, [B, C].
         features: feature maps, [B, C, H, W] each; what an objective's heads made of them, if it has
             heads.
     """
@@ -58,12 +58,12 @@ class TeacherOutputs:
     """What a frozen teacher returns, without gradient.
 
     Attributes:
-        logits: [B, K] float32.
+        logits: [B, K] float32; None of a teacher without classes.
         features: [B, C, H, W] each, in the teacher's dtype: those that any of the students learns
             from.
     """
 
-    logits: Tensor
+    logits: Tensor | None
     features: Mapping[FeatureKey, Tensor] = field(default_factory=dict)
 
     def read(self, keys: Sequence[FeatureKey]) -> tuple[Tensor, ...]:

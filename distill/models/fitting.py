@@ -71,6 +71,26 @@ def head_classes(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) ->
     return int(config["num_classes"])
 
 
+def with_head_of(
+    model: nn.Module, state_dict: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Return weights for a student with the head that the model has, and a note if that changes
+    them: a backbone takes no head of a file, and a file without one (the export of a backbone)
+    leaves a classifier its own.
+    """
+    given = dict(state_dict)
+    heads = tuple(f"{name}." for name in classifier_names(model))
+    ours = {name: each for name, each in model.state_dict().items() if name.startswith(heads)}
+    theirs = [name for name in given if name.startswith(heads)]
+    if not ours and theirs:
+        kept = {name: each for name, each in given.items() if name not in theirs}
+        return kept, (f"the classifier of these weights ({theirs[0]}, ...) was left out",)
+    body = model.state_dict().keys() - ours.keys()
+    if ours and not theirs and body == given.keys():
+        return given | ours, (f"these weights have no classifier: {heads[0]}* begins at random",)
+    return given, ()
+
+
 def apply_weights(model: nn.Module, state_dict: Mapping[str, Tensor], what: str) -> tuple[str, ...]:
     """Load `state_dict` into a timm model, and return the notes of `fitted`."""
     found = fitted(model, state_dict, what)

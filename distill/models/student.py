@@ -15,7 +15,7 @@ from distill.models.build import (
     student_architecture,
     timm_name,
 )
-from distill.models.fitting import apply_weights, fitted, head_classes
+from distill.models.fitting import apply_weights, fitted, head_classes, with_head_of
 from distill.models.hub.download import in_cache, licence_in, pinned_commits
 from distill.models.labels import match_classes
 from distill.models.origin import Origin, origin_of_student
@@ -25,15 +25,20 @@ from distill.models.weights import load_state_dict
 from distill.recipe import schema
 from distill.recipe.hub_names import is_hub_name, parse_hub_name
 
+# Of a head whose number of classes nothing reads.
+_ANY_CLASSES = 10
+
 
 def create_student(
     spec: schema.StudentSpec, *, classes: Sequence[str], image_size: int, seed: int, root: Path
 ) -> tuple[nn.Module, tuple[str, ...]]:
     """Return the student of a recipe, on the CPU, in train mode, and notes on adapted weights.
+    Without classes it is a backbone without classifier.
 
     Its initial weights are a pure function of (seed, spec.seed) and the architecture.
     `spec.weights` is "pretrained" or a file below `root`; a file must fit the model, its head
-    included, and be of these classes if a config in its folder names them.
+    included, and be of these classes if a config in its folder names them. A file without a head
+    leaves the model its own.
     """
     pretrained, notes = spec.weights == "pretrained", tuple[str, ...]()
     with rng.seeded(rng.hash64(seed, "init", spec.seed)):
@@ -41,8 +46,9 @@ def create_student(
     origin = origin_of_student(spec, root)
     if origin.file is not None:
         state_dict, _ = load_state_dict(origin.file)
-        notes = apply_weights(model, state_dict, f"weights {origin.place} for {spec.model}")
-        if (named := origin.classes) is not None:
+        state_dict, notes = with_head_of(model, state_dict)
+        notes += apply_weights(model, state_dict, f"weights {origin.place} for {spec.model}")
+        if classes and (named := origin.classes) is not None:
             _refuse_other_classes(named, classes, f"weights {origin.place}")
     elif pretrained:
         notes = resampled_by_timm(origin, spec.model_args, image_size, "data.image_size")
@@ -83,9 +89,12 @@ def student_notes(
         return ()
     state_dict, _ = load_state_dict(origin.file)
     with torch.device("meta"):
-        number = num_classes or head_classes(origin.config, state_dict)
-        model = student_architecture(spec, number, image_size, pretrained=False)
-    return fitted(model, state_dict, f"weights {origin.place} for {spec.model}").notes
+        if num_classes is None:
+            num_classes = head_classes(origin.config, state_dict) or _ANY_CLASSES
+        model = student_architecture(spec, num_classes, image_size, pretrained=False)
+    state_dict, of_head = with_head_of(model, state_dict)
+    notes = fitted(model, state_dict, f"weights {origin.place} for {spec.model}").notes
+    return of_head + notes
 
 
 def first_weights(spec: schema.StudentSpec) -> dict[str, str]:

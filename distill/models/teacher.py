@@ -50,6 +50,8 @@ class Teacher(nn.Module):
     Args:
         model: timm model with its weights; it is frozen and cast, and stays on its device.
         view: its view, and the source of each value.
+        num_classes: of its logits; 0 for a model without classifier (DINOv2 and its like), whose
+            features alone are read.
         source: where the weights come from, for reports.
         classes: names in the order of the logits, if known.
         notes: what was adapted when its weights were loaded.
@@ -94,16 +96,23 @@ class Teacher(nn.Module):
         """Do nothing: a teacher stays in eval mode."""
         return self
 
+    @property
+    def has_classes(self) -> bool:
+        """Whether it has logits; else only hints learn from it, and nothing is compared with it."""
+        return self.num_classes > 0
+
     def forward(self, images: Tensor) -> Tensor:
         """Return logits [B, K] in float32, without gradient.
 
         Args:
             images: [B, 3, H, W] in [0, 1], of any size.
         """
-        return self.outputs(images).logits
+        logits = self.outputs(images).logits
+        assert logits is not None, "a teacher without classes has no logits"
+        return logits
 
     def outputs(self, images: Tensor, keys: tuple[FeatureKey, ...] = ()) -> TeacherOutputs:
-        """Return the logits, and from the same forward some features.
+        """Return the logits, if it has classes, and from the same forward some features.
 
         Args:
             images: [B, 3, H, W] in [0, 1], of any size.
@@ -111,7 +120,9 @@ class Teacher(nn.Module):
         """
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             logits, features = self.model(self.pixels(images), keys)
-        return TeacherOutputs(logits.float(), dict(zip(keys, features, strict=True)))
+        return TeacherOutputs(
+            logits.float() if self.has_classes else None, dict(zip(keys, features, strict=True))
+        )
 
     def partition(self, partition_frozen: Callable[[nn.Module], nn.Module]) -> None:
         """Let `partition_frozen` partition the weights, and call what it returns from now on.
@@ -160,6 +171,7 @@ def build_teacher(
     """Return the teacher of a recipe, checked against the data's classes, frozen, on `device`.
 
     It has the number of classes of its weights: for any other, timm would give it a random head.
+    Weights without classifier make a teacher without classes.
 
     Args:
         classes: the data's class names, in the order of the labels.
@@ -175,8 +187,15 @@ def build_teacher(
     match: Match | None = None
     loaded = load_teacher(spec, root, data_image_size, len(classes))
     num_classes = int(loaded.model.num_classes)  # type: ignore[arg-type]
-    if spec.weights == "random":
-        recorded: tuple[str, ...] | None = tuple(classes)
+    recorded: tuple[str, ...] | None = None
+    if num_classes == 0:
+        if spec.classes is not None:
+            raise InputError(
+                f"teacher.classes: {loaded.source} has no classifier, so that its outputs are no"
+                " classes: remove this key"
+            )
+    elif spec.weights == "random":
+        recorded = tuple(classes)
     else:
         recorded = _recorded_classes(spec, loaded.origin, root)
         pretrained = spec.weights == "pretrained"
@@ -236,7 +255,7 @@ def load_teacher(
     """Build a recipe's teacher and load its weights.
 
     Args:
-        num_random_classes: of the head, if the weights are random.
+        num_random_classes: of the head, if the weights are random and timm's have a head.
         shapes_only: build it on torch's device "meta", check whether a file of weights fits, and
             download nothing.
 
@@ -251,7 +270,7 @@ def load_teacher(
         num_classes = head_classes(origin.config, state_dict)
         refuse_other_head(origin, num_classes)
     elif spec.weights == "random":
-        num_classes = num_random_classes
+        num_classes = num_random_classes if int(origin.config["num_classes"]) else 0
     view = teacher_view(spec, origin, data_image_size, state_dict)
     with (
         rng.seeded(rng.hash64("teacher", "init")),
@@ -263,11 +282,6 @@ def load_teacher(
             pretrained=spec.weights == "pretrained" and not shapes_only,
             image_size=view.image_size,
             model_args=spec.model_args,
-        )
-    if int(model.num_classes) == 0:  # type: ignore[arg-type]
-        raise InputError(
-            f"teacher.model {origin.name}: these weights have no classifier, and a teacher is its"
-            " logits"
         )
     notes: tuple[str, ...] = ()
     if spec.weights == "pretrained":

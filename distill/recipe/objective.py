@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from distill.recipe.hints import HintSpec
+from distill.recipe.hints import FeatureSpec, HintSpec
 from distill.recipe.values import Section, Temperature, Weight
 
 # A probability threshold: 0 would keep every sample, and 1 almost none.
@@ -130,7 +130,9 @@ class ObjectiveSpec(Section):
     soft: SoftSpec | None = None
     """The loss against the teacher's logits; null: none."""
     hint: HintSpec | None = None
-    """The loss against the teacher's features; null: none."""
+    """The loss against the teacher's features; null: none. `feature` may be the only loss: the
+    student is then a backbone without classifier, and its images need no labels.
+    """
 
     @property
     def teacher_terms(self) -> tuple[str, ...]:
@@ -145,12 +147,28 @@ class ObjectiveSpec(Section):
             isinstance(self.soft, DKDSpec) and self.soft.target == "label"
         )
 
+    @property
+    def trains_backbone(self) -> bool:
+        """Whether the student learns features alone, so that it has no classifier."""
+        return self.hard is None and self.soft is None
+
     @model_validator(mode="after")
     def _has_a_loss(self) -> Self:
-        if self.hard is None and self.soft is None:
-            alone = "; objective.hint alone trains no classifier" if self.hint else ""
+        if not self.trains_backbone:
+            return self
+        if not isinstance(self.hint, FeatureSpec):
+            alone = (
+                "; objective.hint alone trains no classifier, and only loss: feature a backbone"
+                if self.hint
+                else ""
+            )
             raise ValueError(
                 "a student needs something to learn from: give objective.hard, objective.soft or"
                 f" both{alone}"
+            )
+        if self.hint.student_stage is not None:
+            raise ValueError(
+                "hint.student_stage: without objective.hard and objective.soft, the weights behind"
+                " that stage learn nothing: leave it out for the last stage"
             )
         return self

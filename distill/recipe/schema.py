@@ -197,6 +197,20 @@ class Recipe(Section):
         stages = [self.at_stage(index) for index in range(self.num_stages)]
         return any(stage.students[student].objective.teacher_terms for stage in stages)
 
+    def trains_backbone(self, student: str) -> bool:
+        """Whether a student learns features alone: a backbone without classifier."""
+        return self.at_stage(0).students[student].objective.trains_backbone
+
+    @property
+    def backbones(self) -> tuple[str, ...]:
+        """The students that learn features alone."""
+        return tuple(name for name in self.students if self.trains_backbone(name))
+
+    @property
+    def trains_classifiers(self) -> bool:
+        """Whether a student has a classifier; else the run has no classes, and no evaluation."""
+        return len(self.backbones) < len(self.students)
+
     def at_stage(self, index: int) -> "Recipe":
         """The recipe of one stage, as a recipe without stages, with learning rates scaled to the
         batch size.
@@ -243,6 +257,18 @@ class Recipe(Section):
             self.stages, self.students, self.train.zero_stage, self.train.batch_size_global
         ):
             raise ValueError(problem)
+        return self
+
+    @model_validator(mode="after")
+    def _a_backbone_stays_one(self) -> Self:
+        for key, student in self._settings():
+            name = key.rpartition(".")[2]
+            if student.objective.trains_backbone != self.trains_backbone(name):
+                raise ValueError(
+                    f"{key}.objective: learns features alone in one stage and not in another, and a"
+                    " backbone has no classifier: give objective.hard or objective.soft in all"
+                    " stages, or train the backbone in a run of its own"
+                )
         return self
 
     @model_validator(mode="after")

@@ -288,6 +288,10 @@ def _greedy(
     settings: Settings,
 ) -> tuple[list[Found], Scores]:
     """Choose members on a part of the images, and score their mean on the rest."""
+    if not members[0].has_classes:
+        raise InputError(
+            "--greedy: chooses by accuracy, and these models have no classifier: leave it out"
+        )
     recipe = load_recipe(path / RECIPE_FILE) if (path / RECIPE_FILE).is_file() else None
     source, order_given = open_images(*images, recipe, path)
     if not isinstance(source.labels, np.ndarray):

@@ -93,6 +93,7 @@ def evaluate_models(
         image_size=image_size,
         use_test_size=not use_train_size,
     )
+    found = _classifiers(found)
     asked = _named_teacher(teacher, teacher_model, not use_train_size)
     if asked is not None:  # whose name is "teacher"
         found = [
@@ -182,6 +183,27 @@ def _only_set(
     return [SetResult("data", name, name, match.num_logits, "results-data", in_order)]
 
 
+def _classifiers(found: list[Found]) -> list[Found]:
+    """The models that have classes; of a run that has others too, the screen names these.
+
+    Raises:
+        InputError: none has.
+    """
+    having = [each for each in found if each.has_classes]
+    without = [each.name for each in found if not each.has_classes]
+    if not having:
+        raise InputError(
+            f"{', '.join(without)}: a backbone without classifier names no classes, and there is"
+            " nothing to evaluate: train a classifier on its features, or compare it as a teacher"
+            " (objective.hint with loss: feature)"
+        )
+    if without:
+        make_console(stderr=True).print(
+            f"without {', '.join(without)}: no classifier", markup=False, soft_wrap=True
+        )
+    return having
+
+
 def _named_teacher(path: str | Path | None, model: str | None, use_test_size: bool) -> Found | None:
     """The model of --teacher.
 
@@ -205,6 +227,11 @@ def _named_teacher(path: str | Path | None, model: str | None, use_test_size: bo
         raise InputError(
             f"--teacher {path}: a run of several students ({names}): name one of its folders"
             f" {path}/best/STUDENT"
+        )
+    if not found[0].has_classes:
+        raise InputError(
+            f"--teacher {path}: has no classifier, and models are compared by their classes: name a"
+            " model with classes"
         )
     return replace(found[0], name=f"--teacher {path}")
 
@@ -243,7 +270,9 @@ def _in_classes_of(
 
 
 def run_teacher(recipe: Recipe | None, source: Source) -> tuple[Teacher | None, str | None]:
-    """The run's own teacher, and why it is not there although the recipe names one."""
+    """The run's own teacher if it has classes, and why it is not there although the recipe names
+    one.
+    """
     if recipe is None or recipe.teacher is None:
         return None, None
     try:
@@ -258,7 +287,7 @@ def run_teacher(recipe: Recipe | None, source: Source) -> tuple[Teacher | None, 
         )
     except InputError as error:
         return None, str(error)
-    return teacher, None
+    return (teacher if teacher.has_classes else None), None
 
 
 # ---- what people see -----------------------------------------------------------------------------

@@ -110,7 +110,7 @@ def _write_program(
     with atomic_directory(output) as directory:
         write_program(network, images, directory, format)
         compared = compare(network, images, directory, format)
-        if compared.same_top1 < compared.num_images:
+        if found.has_classes and compared.same_top1 < compared.num_images:
             raise InputError(
                 f"--format {format}: the program names another class than the model for"
                 f" {compared.num_images - compared.same_top1} of {compared.num_images} images"
@@ -120,14 +120,18 @@ def _write_program(
             directory, found.net, classes=found.classes, view=found.view, record=found.record
         )
     name = found.record.get("student", found.name)
+    same, largest = f"on {compared.num_images} images", f"{compared.largest:.3g}"
+    if found.has_classes:
+        agrees = f"same top-1 as the model {same}; largest difference of a logit {largest}"
+        num_classes = len(found.classes) or int(found.net.num_classes)  # type: ignore[arg-type]
+        gives = f"logits of {num_classes} classes"
+    else:
+        agrees = f"largest difference of a feature from the model's {same}: {largest}"
+        gives = f"{int(found.net.num_features)} features"  # type: ignore[arg-type]
     for line in (
         f"{output}: {name}, {which_weights(found)}, as {format}",
-        (
-            f"same top-1 as the model on {compared.num_images} images; largest difference of a"
-            f" logit {compared.largest:.3g}"
-        ),
-        f"input: images [B, 3, {size}, {size}] in [0, 1], RGB; output: logits of"
-        f" {len(found.classes) or int(found.net.num_classes)} classes",  # type: ignore[arg-type]
+        agrees,
+        f"input: images [B, 3, {size}, {size}] in [0, 1], RGB; output: {gives}",
     ):
         console.print(line, markup=False, soft_wrap=True)
     return compared

@@ -58,6 +58,11 @@ class Found:
     file: Path | None = None
 
     @property
+    def has_classes(self) -> bool:
+        """Whether it has a classifier."""
+        return int(self.net.num_classes) > 0  # type: ignore[arg-type]
+
+    @property
     def pixels(self) -> Pixels:
         """The normalisation that the model expects."""
         return Pixels(self.view.mean, self.view.std)
@@ -266,11 +271,12 @@ def _from_checkpoint(
     weights: str,
     image_size: int | None,
 ) -> list[Found]:
-    classes = tuple(RunState.from_dict(checkpoint.values).classes)
+    of_run = tuple(RunState.from_dict(checkpoint.values).classes)
     size = image_size or recipe.data.image_size
     found = []
     for name in names:
         spec = recipe.students[name]
+        classes = () if recipe.trains_backbone(name) else of_run
         stems = [
             stem.removeprefix(f"{name}.")
             for stem in checkpoint.tensor_names

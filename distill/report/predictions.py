@@ -77,11 +77,21 @@ def predict_run(
 def _best_models(run: RunRecords, students: Sequence[str]) -> tuple[list[Found], list[str]]:
     """Return the students with best weights, and a sentence for each of the others."""
     every = find_models(run.folder, model=None, student=None, weights="best", image_size=None)
-    models = [each for each in every if each.name in students]
-    missing = [name for name in students if name not in {each.name for each in models}]
+    found = [each for each in every if each.name in students]
+    models = [each for each in found if each.has_classes]
+    missing = [name for name in students if name not in {each.name for each in found}]
+    if found and not models:
+        raise InputError(f"{', '.join(students)}: has no classifier, so that it names no classes")
     if not models:
         raise InputError(f"{', '.join(students)}: not evaluated yet, so there are no best weights")
-    return models, [f"{name} has no best weights yet, so it is left out here." for name in missing]
+    return models, [
+        *(f"{name} has no best weights yet, so it is left out here." for name in missing),
+        *(
+            f"{each.name} has no classifier, so it is left out here."
+            for each in found
+            if not each.has_classes
+        ),
+    ]
 
 
 def _pass(

@@ -178,6 +178,11 @@ class Student:
         """The student's part of the recipe, in this stage."""
         return self.settings.spec
 
+    @property
+    def is_backbone(self) -> bool:
+        """Whether it has no classifier, so that it is not evaluated."""
+        return self.spec.objective.trains_backbone
+
     def enter(self, settings: StageSettings, *, new_optimizer: bool, new_averages: bool) -> None:
         """Begin a stage. Optimizer state and averages start again, or continue; so do heads, if the
         stage before had the same. Collective: every rank.

@@ -28,6 +28,7 @@ from distill.models.view import Frame, ModelView
 from distill.student.optimizer import build_optimizer, check_optimizer
 from distill.student.schedule import resolve_schedule
 from distill.student.student import StageSettings, Student
+from distill.training.headless import refuse_readers_of_logits
 from distill.training.hints import FeatureSource, read_features
 from distill.training.plan import Plan, StagePlan
 from distill.training.share import Share
@@ -119,6 +120,8 @@ def build_models(plan: Plan) -> Models:
                 order_given=plan.order_given,
             )
             refuse_teacher_size(teacher)
+        if not teacher.has_classes:
+            refuse_readers_of_logits(recipe, teacher.source)
     nets, views, schedules, maps = {}, {}, {}, {}
     of_teacher = teacher and FeatureSource(
         teacher.net, teacher.view.image_size, f"teacher {teacher.source}"
@@ -130,7 +133,7 @@ def build_models(plan: Plan) -> Models:
             views[name] = student_view(spec, _HERE, recipe.data, key)
             nets[name], adapted = create_student(
                 spec,
-                classes=plan.classes,
+                classes=plan.classes_of(name),
                 image_size=recipe.data.image_size,
                 seed=recipe.seed,
                 root=_HERE,
@@ -205,7 +208,8 @@ def refuse_image_size(net: nn.Module, image_size: int, what: str) -> None:
     size and fail only there.
 
     Raises:
-        InputError: the model does not accept images of this size, or returns no logits.
+        InputError: the model does not accept images of this size, or returns no logits, or
+            without classifier no vector.
     """
     try:
         with torch.no_grad():
@@ -219,8 +223,12 @@ def refuse_image_size(net: nn.Module, image_size: int, what: str) -> None:
         ) from error
     finally:
         net.train()
-    if not isinstance(logits, torch.Tensor) or logits.shape != (1, net.num_classes):
-        raise InputError(f"{what} does not return logits, one a class")
+    if not isinstance(logits, torch.Tensor) or logits.shape != (
+        1,
+        net.num_classes or logits.shape[-1],
+    ):
+        returned = "logits, one a class" if net.num_classes else "a vector for each image"
+        raise InputError(f"{what} does not return {returned}")
 
 
 def refuse_teacher_size(teacher: Teacher) -> None:

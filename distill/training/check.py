@@ -23,6 +23,7 @@ from distill.recipe.hub_names import is_hub_name
 from distill.recipe.warmups import share_of
 from distill.student.optimizer import check_optimizer
 from distill.training.build import refuse_image_size, refuse_scalars
+from distill.training.headless import refuse_readers_of_logits
 from distill.training.hints import FeatureSource, read_features
 from distill.training.output_folder import refuse_foreign_output
 from distill.training.settings import setting_problems
@@ -75,7 +76,7 @@ def check_recipe(recipe: Recipe, num_processes: int | None = None) -> Checked:
     teacher: FeatureSource | None = None
     if recipe.teacher is not None:
         with collecting("teacher", of_teacher):
-            teacher, seen = _check_teacher(recipe.teacher, recipe.data.image_size)
+            teacher, seen = _check_teacher(recipe)
     for name, spec in recipe.students.items():
         with collecting(f"students.{name}"):
             seen += _check_student(spec, recipe, name, teacher)
@@ -99,7 +100,9 @@ def _check_student(
         What it sees and what is adapted in its weights, a line each.
     """
     image_size, key = recipe.data.image_size, f"students.{name}"
-    net = student_without_memory(spec, num_classes=_SOME_CLASSES, image_size=image_size)
+    backbone = recipe.trains_backbone(name)
+    num_classes = 0 if backbone else _SOME_CLASSES
+    net = student_without_memory(spec, num_classes=num_classes, image_size=image_size)
     with torch.device("meta"):
         refuse_image_size(net, image_size, f"{key}.model {spec.model}")
         if spec.grad_checkpointing:
@@ -107,7 +110,8 @@ def _check_student(
         if recipe.train.zero_stage:
             refuse_scalars(net, recipe.train.zero_stage, f"{key}.model {spec.model}")
     view = student_view(spec, Path(), recipe.data, key, may_download=False)
-    adapted = student_notes(spec, num_classes=None, image_size=image_size, root=Path())
+    known = 0 if backbone else None
+    adapted = student_notes(spec, num_classes=known, image_size=image_size, root=Path())
     student = FeatureSource(net, image_size, f"{key}.model {spec.model}")
     for index, prefix in enumerate(recipe.stage_keys):
         own = recipe.at_stage(index)
@@ -143,9 +147,7 @@ def _check_learning(
             _shorter(milestone, budget, f"{key}.schedule.milestones", budget_key, earlier)
 
 
-def _check_teacher(
-    spec: schema.TeacherSpec, data_image_size: int
-) -> tuple[FeatureSource | None, list[str]]:
+def _check_teacher(recipe: Recipe) -> tuple[FeatureSource | None, list[str]]:
     """Build the teacher without memory. A file of weights is read, so that an error that `train`
     would raise appears here.
 
@@ -153,6 +155,8 @@ def _check_teacher(
         The teacher for hints, if its model is known; what it sees and what is adapted in its
         weights, a line each, or nothing if these are not here.
     """
+    spec = recipe.teacher
+    assert spec is not None
     if spec.weights not in ("pretrained", "random") and not _are_here(spec.weights):
         if spec.model is None:
             return None, []
@@ -174,7 +178,9 @@ def _check_teacher(
         raise InputError(
             f"teacher.weights: timm has no pretrained weights of {spec.model}: give a file"
         )
-    loaded = load_teacher(spec, Path(), data_image_size, _SOME_CLASSES, shapes_only=True)
+    loaded = load_teacher(spec, Path(), recipe.data.image_size, _SOME_CLASSES, shapes_only=True)
+    if int(loaded.model.num_classes) == 0:  # type: ignore[arg-type]
+        refuse_readers_of_logits(recipe, loaded.source)
     source = FeatureSource(loaded.model, loaded.view.image_size, f"teacher {loaded.source}")
     return source, [f"teacher sees {loaded.view.describe()}", *loaded.notes]
 

@@ -36,8 +36,9 @@ class Evaluations:
         self.stage_ends: dict[str, dict[str, Any]] = {}
         self.last_step = 0
         source = plan.eval_source
+        compared = teacher if teacher and teacher.has_classes else None
         self._set = (
-            EvaluationSet(source, frame, teacher, engine, plan.recipe, plan.eval_labelled)
+            EvaluationSet(source, frame, compared, engine, plan.recipe, plan.eval_labelled)
             if source
             else None
         )
@@ -67,12 +68,14 @@ class Evaluations:
         students: Sequence[Student],
         check_stop: Callable[[], None],
     ) -> None:
-        """Evaluate teacher and students, and write their best weights. Collective: every rank.
+        """Evaluate teacher and students, and write their best weights; backbones are left out.
+        Collective: every rank.
 
         Args:
             check_stop: called every few batches; if it raises, the evaluation ends there.
         """
         assert self._set is not None
+        students = [student for student in students if not student.is_backbone]
         models: dict[str, Model] = {}
         for student in students:
             student.average_statistics()
@@ -96,10 +99,12 @@ class Evaluations:
             self.stage_ends[stage.name] = {name: self.accuracies[name].as_dict() for name in models}
 
     def write_last(self, step: int, students: Sequence[Student]) -> None:
-        """Write the weights of the last step as the best of a run without evaluation set.
-        Collective: every rank.
+        """Write the weights of the last step as the best of what is not evaluated: backbones, and
+        every student of a run without evaluation set. Collective: every rank.
         """
         for student in students:
+            if self.possible and not student.is_backbone:
+                continue
             student.average_statistics()
             student.best = Best(None, step, RAW, self._metric.name)
             self._write_best(student)
@@ -119,7 +124,7 @@ class Evaluations:
             lambda: student.write(
                 best_dir(self._plan.output, student.name),
                 weights,
-                classes=self._plan.classes,
+                classes=self._plan.classes_of(student.name),
                 record={"run": recipe.name, **teacher, **record},
             )
         )

@@ -54,7 +54,8 @@ def show_data(plan: "Plan") -> None:
     if plan.eval_source:
         labels = "" if plan.eval_labelled else ", whose labels nothing reads"
         show("", f"{len(plan.eval_source):,} for evaluation{labels}")
-    show("classes", class_names(plan.classes))
+    if plan.classes:
+        show("classes", class_names(plan.classes))
     for note in plan.notes:
         show("note", note)
 

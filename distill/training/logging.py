@@ -39,11 +39,14 @@ class Trained(NamedTuple):
 class RunLogger:
     """Reports a run in this process. Call `open` before anything is recorded.
 
+    Args:
+        with_teacher: the screen has a row for the teacher, and how far students agree with it.
+
     Attributes:
         warnings: what the report repeats at the end, earlier sessions included.
     """
 
-    def __init__(self, plan: Plan, engine: Engine) -> None:
+    def __init__(self, plan: Plan, engine: Engine, *, with_teacher: bool) -> None:
         recipe = plan.recipe
         self._plan, self._recipe, self._engine = plan, recipe, engine
         self.clock = Clock(engine.world_size)
@@ -51,7 +54,7 @@ class RunLogger:
         self.screen = Screen(
             title=recipe.name,
             students=list(recipe.students),
-            teacher=TEACHER if recipe.teacher else None,
+            teacher=TEACHER if with_teacher else None,
             total_steps=plan.total_steps,
             total_epochs=plan.epochs(plan.total_steps),
             metric=METRICS[recipe.evaluate.metric],

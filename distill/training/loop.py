@@ -112,7 +112,8 @@ class Run:
         self.plan, self.share, self.engine = plan, share, engine
         self._skipped_here = 0
         self._has_trained = False  # in this session
-        self.logger = RunLogger(plan, engine)
+        compared = models.teacher is not None and models.teacher.has_classes
+        self.logger = RunLogger(plan, engine, with_teacher=compared)
         placing = (
             recipe.teacher.model_dump(include={"placement", "offload"}) if recipe.teacher else {}
         )
@@ -354,8 +355,7 @@ class Run:
 
     def _finish(self, signals: Signals) -> int:
         """Write the report and show the final table. Collective: every rank."""
-        if not self.evaluations.possible:
-            self.evaluations.write_last(self.step, self.running)
+        self.evaluations.write_last(self.step, self.running)
         recipe, clock = self.plan.recipe, self.logger.clock
         summary = Summary(
             run=recipe.name,

@@ -102,7 +102,8 @@ class Plan:
     Attributes:
         eval_labelled: the labels of the evaluation set are classes of the run; else nothing reads
             them.
-        classes: of the logits of students and teacher, in order.
+        classes: of the logits of students and teacher, in order; none if all students are
+            backbones.
         order_given: the recipe gives their order; else it follows from the names of folders or
             labels.
         notes: what was changed in the recipe to fit the data, a sentence each.
@@ -115,6 +116,10 @@ class Plan:
     classes: tuple[str, ...]
     order_given: bool
     notes: tuple[str, ...] = ()
+
+    def classes_of(self, student: str) -> tuple[str, ...]:
+        """The classes of a student's logits; none of a backbone."""
+        return () if self.recipe.trains_backbone(student) else self.classes
 
     @property
     def total_steps(self) -> int:
@@ -207,18 +212,21 @@ def make_plan(recipe: Recipe) -> Plan:
         open_train(recipe.data, own.data.train, root, key, undivided)
         for own, key in zip(recipes, keys, strict=True)
     ]
-    eval_source = open_eval(recipe.data, root, whole=undivided)
+    has_classes = recipe.trains_classifiers
+    eval_source = open_eval(recipe.data, root, whole=undivided) if has_classes else None
     readers = [reader_of_labels(own, prefix) for own, prefix in zip(recipes, prefixes, strict=True)]
     named = [
         Named(key, source, bool(why), why)
         for key, source, why in zip(keys, sources, readers, strict=True)
     ]
-    classes = run_classes(
-        named,
-        eval_source,
-        reads_eval=recipe.evaluate.reads_labels,
-        of_teacher=given_classes(recipe.teacher, Path()) if recipe.teacher else (),
-    )
+    classes: tuple[str, ...] = ()
+    if has_classes:
+        classes = run_classes(
+            named,
+            eval_source,
+            reads_eval=recipe.evaluate.reads_labels,
+            of_teacher=given_classes(recipe.teacher, Path()) if recipe.teacher else (),
+        )
     stages: list[StagePlan] = []
     for index, (own, key, source) in enumerate(zip(recipes, keys, sources, strict=True)):
         name = recipe.stages[index].name if recipe.stages else recipe.name
@@ -235,7 +243,7 @@ def make_plan(recipe: Recipe) -> Plan:
         # Stages over the same data have different orders.
         seed = hash64(recipe.seed, "stage", index) if index else recipe.seed
         order = make_order(own, source, subset, seed, key)
-        labelled = same_space(source.classes, classes)
+        labelled = has_classes and same_space(source.classes, classes)
         stages.append(_plan_stage(name, prefixes[index], own, source, labelled, order, first_step))
     eval_labelled = eval_source is not None and same_space(eval_source.classes, classes)
     named_by = recipe.data.eval if eval_labelled else None
@@ -253,6 +261,12 @@ def make_plan(recipe: Recipe) -> Plan:
         [stage.last_step - stage.first_step for stage in stages],
         [stage.order.steps_per_epoch for stage in stages],
     )
+    if recipe.backbones:
+        notes = [
+            *notes,
+            f"{', '.join(recipe.backbones)}: learns features alone and has no"
+            " classifier, so nothing evaluates it: its weights of the last step are its best",
+        ]
     stages = [replace(stage, recipe=recipe.at_stage(i)) for i, stage in enumerate(stages)]
     return Plan(
         recipe,

@@ -286,7 +286,7 @@ class Publisher:
             upload(target, head, files, message, delete=delete, in_turn=True)
 
     def _card(self, push: _Push, student: Student, record: Mapping[str, Any]) -> str:
-        recipe, classes = self._plan.recipe, self._plan.classes
+        recipe, classes = self._plan.recipe, self._plan.classes_of(student.name)
         score = own_score(record)
         config = json.loads((push.folder / CONFIG_FILE).read_text(encoding="utf-8"))
         facts = CardFacts(

@@ -210,8 +210,9 @@ class Summary:
             )
             labelled = any(each.top1 is not None for each in self.accuracies.values())
             data = "" if labelled else " --data FOLDER"
+            has_classifier = not all(student.is_backbone for student in self.students)
             commands = [
-                f"  distill evaluate {output}{data}",
+                *([f"  distill evaluate {output}{data}"] if has_classifier else []),
                 (
                     f"  distill export {output}"
                     f" {shlex.quote(str(target or Path('exports', self.output.name)))}"

@@ -66,6 +66,11 @@ class CardFacts:
     finished: bool = True
 
     @property
+    def task(self) -> str:
+        """The task in the words of the Hub: a model without classes gives features."""
+        return "image-classification" if self.num_classes else "image-feature-extraction"
+
+    @property
     def teacher(self) -> Mapping[str, str]:
         """What is recorded of the teacher's weights; empty if it learned from none."""
         return teacher_of(self.record, self.recipe, self.report) or {}
@@ -80,7 +85,7 @@ def model_card(facts: CardFacts) -> str:
 def _metadata(facts: CardFacts) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
-    tags = ["image-classification", "timm", "knowledge-distillation"]
+    tags = [facts.task, "timm", "knowledge-distillation"]
     extra: dict[str, Any] = {}
     if facts.teacher:
         # Visible characters only: a line of three dashes would end the metadata.
@@ -106,7 +111,7 @@ def _metadata(facts: CardFacts) -> str:
     is_other = facts.licence == OTHER
     data = ModelCardData(
         library_name="timm",
-        pipeline_tag="image-classification",
+        pipeline_tag=facts.task,
         license=facts.licence,
         license_name="see-license" if is_other else None,
         license_link="LICENSE" if is_other else None,
@@ -124,10 +129,11 @@ def _title(facts: CardFacts) -> str:
     learned = f", distilled from {_code(facts.teacher['model'])}" if facts.teacher else ""
     named = facts.repo.split("/")[1]
     state = "" if facts.finished else "\n\n**This run is still training: the weights will change.**"
-    size = f"{facts.parameters / 1e6:.2f} M parameters, {facts.num_classes:,} classes"
-    return (
-        f"# {named}\n\nAn image classifier: {_code(facts.architecture)} ({size}){learned}.{state}"
-    )
+    size = f"{facts.parameters / 1e6:.2f} M parameters"
+    kind = "A backbone for images, without classifier"
+    if facts.num_classes:
+        size, kind = f"{size}, {facts.num_classes:,} classes", "An image classifier"
+    return f"# {named}\n\n{kind}: {_code(facts.architecture)} ({size}){learned}.{state}"
 
 
 def _sections(facts: CardFacts) -> Iterator[str]:
@@ -166,6 +172,8 @@ def _view(view: Mapping[str, Any]) -> str:
 
 
 def _classes(facts: CardFacts) -> str:
+    if not facts.num_classes:
+        return "It returns its pooled features."
     if not facts.classes:
         return "No record names its classes."
     shown = ", ".join(map(_code, facts.classes[:_CLASSES_SHOWN]))
@@ -250,9 +258,11 @@ def _limits(facts: CardFacts) -> str:
         f"- It knows {facts.num_classes:,} classes and names one of them for any image.",
         "- It was evaluated on the images above alone; on others it can be much worse.",
     ]
+    if not facts.num_classes:
+        lines = ["- It names no classes, and nothing has evaluated its features."]
     if facts.teacher:
         lines.append("- Errors and biases of its teacher and its training images are in it too.")
-    if not facts.scores:
+    if not facts.scores and facts.num_classes:
         lines.append("- No accuracy is known.")
     return "## Limits\n\n" + "\n".join(lines)
 
