@@ -96,9 +96,9 @@ def examine_teacher(
     )
     if not built.has_classes:
         raise InputError(
-            f"--teacher {teacher}: has no classifier, and the recipe that this command writes learns"
-            " from logits: name a teacher with classes, or write a recipe with objective.hint"
-            " {loss: feature} (docs/method.md, Teachers)"
+            f"--teacher {teacher}: has no classifier, and the recipe that init writes learns from"
+            " logits: name a teacher with classes, or write a recipe with objective.hint {loss:"
+            " feature} (docs/method.md, Teachers)"
         )
     assumed = built.match is not None and built.match.how in ("numbers", "order")
     return TeacherFacts(

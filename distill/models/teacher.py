@@ -188,15 +188,9 @@ def build_teacher(
     loaded = load_teacher(spec, root, data_image_size, len(classes))
     num_classes = int(loaded.model.num_classes)  # type: ignore[arg-type]
     recorded: tuple[str, ...] | None = None
-    if num_classes == 0:
-        if spec.classes is not None:
-            raise InputError(
-                f"teacher.classes: {loaded.source} has no classifier, so that its outputs are no"
-                " classes: remove this key"
-            )
-    elif spec.weights == "random":
+    if num_classes and spec.weights == "random":
         recorded = tuple(classes)
-    else:
+    elif num_classes:
         recorded = _recorded_classes(spec, loaded.origin, root)
         pretrained = spec.weights == "pretrained"
         match = match_teacher(
@@ -282,6 +276,11 @@ def load_teacher(
             pretrained=spec.weights == "pretrained" and not shapes_only,
             image_size=view.image_size,
             model_args=spec.model_args,
+        )
+    if spec.classes is not None and int(model.num_classes) == 0:  # type: ignore[arg-type]
+        raise InputError(
+            f"teacher.classes: {origin.name}, {which}, has no classifier, so that its outputs are"
+            " no classes: remove this key"
         )
     notes: tuple[str, ...] = ()
     if spec.weights == "pretrained":

@@ -42,6 +42,16 @@ def test_a_name_cannot_leave_the_metadata() -> None:
     assert "license" not in values
 
 
+def test_a_backbone_is_no_classifier() -> None:
+    teacher = {"model": "vit_small_patch14_dinov2", "weights": "random weights", "sha256": "0"}
+    card = model_card(facts(classes=(), num_classes=0, record={"teacher": teacher}))
+    assert metadata(card)["pipeline_tag"] == "image-feature-extraction"
+    assert "image-classification" not in card
+    assert "A backbone for images, without classifier: `resnet18` (11.00 M parameters)" in card
+    assert "It names no classes" in card
+    assert "one of them" not in card
+
+
 @pytest.mark.parametrize("name", shipped_recipes())
 def test_every_shipped_recipe_has_words(name: str) -> None:
     recipe = load_recipe(name)

@@ -15,6 +15,7 @@ from torch import nn
 
 from distill.data.label_sets import class_list, named_list
 from distill.errors import InputError
+from distill.losses.outputs import POOLED
 from distill.models.teacher import Teacher, build_teacher
 from distill.recipe.schema import TeacherSpec as Spec
 
@@ -338,7 +339,10 @@ def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
         build(tmp_path, model="cifar_resnet8", weights="w.pth")
 
 
-def test_weights_without_a_head_are_refused(tmp_path: Path) -> None:
+def test_weights_without_a_head_are_a_teacher_of_features(tmp_path: Path) -> None:
     export(timm.create_model("cifar_resnet8", num_classes=0), tmp_path / "out", classes=None)
-    with pytest.raises(InputError, match="no classifier"):
-        build(tmp_path, weights="out")
+    teacher = build(tmp_path, weights="out")
+    assert not teacher.has_classes
+    found = teacher.outputs(torch.rand(2, 3, 32, 32), (POOLED,))
+    assert found.logits is None
+    assert found.features[POOLED].shape == (2, 64, 1, 1)
