@@ -44,6 +44,8 @@ from benchmarks.timing import (
     show,
 )
 from distill.engine import Engine
+from distill.losses.teachers import Lessons
+from distill.recipe.teachers import TEACHER
 from distill.student.student import Student
 
 SOFT_TERMS: dict[str, dict[str, Any]] = {
@@ -109,12 +111,12 @@ class Parts:
         (self._batch,) = self._stepped.take(1)
 
     def _ask(self) -> None:
-        assert self._stepped.run.teacher
-        self._teacher_outputs = self._stepped.run.teacher.outputs(self._batch.images)
+        (teacher,) = self._stepped.run.teachers.values()
+        self._lessons = Lessons({TEACHER: teacher.outputs(self._batch.images)})
 
     def _learn(self) -> None:
         for student in self._stepped.run.students:
-            student.learn(self._batch, self._teacher_outputs)
+            student.learn(self._batch, self._lessons)
         for student in self._stepped.run.students:
             student.update(self._stepped.run.step)
 

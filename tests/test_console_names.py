@@ -56,7 +56,7 @@ def test_a_run_may_be_called_anything() -> None:
     screen = Screen(
         title="[/x]\x1b[1m",
         students=["[red]a"],
-        teacher=None,
+        teachers=[],
         total_steps=2,
         total_epochs=1,
         metric=METRICS["top1"],

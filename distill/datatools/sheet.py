@@ -77,10 +77,10 @@ def view_of(
 
 
 def _teacher_size(recipe: Recipe) -> tuple[int, str, str]:
-    """The size and interpolation of a recipe's teacher, as a run resolves them, and where they come
-    from.
+    """The size and interpolation of a recipe's teacher, of several the first, as a run resolves
+    them, and where they come from.
     """
-    spec, size = recipe.teacher, recipe.data.image_size
+    spec, size = next(iter(recipe.teacher_rows.values()), None), recipe.data.image_size
     if spec is None:
         return size, "as the student's: no teacher", "bicubic"
     try:

@@ -3,6 +3,7 @@ data.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from distill.doctor.meter import fake, forward_pass, held, training_pass
-from distill.doctor.profiles import StudentProfile, TeacherProfile
+from distill.doctor.profiles import Line, Pass, StudentProfile, TeacherProfile
 from distill.models.build import checkpoint_activations, create, student_without_memory
 from distill.models.fitting import head_classes
 from distill.models.origin import Origin, teacher_known_here
@@ -21,6 +22,7 @@ from distill.models.teacher import DTYPES
 from distill.models.weights import load_state_dict
 from distill.recipe import Recipe, schema
 from distill.recipe.schema import ELEMENTWISE_OPTIMIZERS
+from distill.recipe.teachers import recipe_key
 from distill.student.optimizer import check_optimizer, take_two_steps
 
 # The keys of a student that change its bytes and FLOPs, except the optimizer: students that only
@@ -33,6 +35,7 @@ class Profiles:
     """The counted models of a recipe.
 
     Attributes:
+        teacher: all teachers as one; None without any.
         students: with the optimizers of the stage that needs most memory.
         unknown: a sentence for each model that could not be counted.
         of_stage: the name of that stage, if the stages differ.
@@ -54,21 +57,54 @@ def measure(recipe: Recipe, num_classes: int) -> Profiles:
         InputError: timm does not know or cannot build a model. `distill.training.check` runs before
             this and explains it better.
     """
-    unknown = []
-    teacher = None
-    if recipe.teacher is not None:
-        origin = teacher_known_here(recipe.teacher, Path())
+    unknown, teachers = [], []
+    for row, spec in recipe.teacher_rows.items():
+        key = recipe_key(row)
+        origin = teacher_known_here(spec, Path())
         if origin is None:
             unknown.append(
-                f"teacher: its weights {recipe.teacher.weights}, which contain the name of the"
-                " model, are not available: the numbers are without it; set teacher.model=NAME"
+                f"{key}: its weights {spec.weights}, which contain the name of the model, are not"
+                f" available: the numbers are without it; set {key}.model=NAME"
             )
         else:
-            has_head = recipe.teacher.weights == "random" and origin.config["num_classes"]
+            has_head = spec.weights == "random" and origin.config["num_classes"]
             classes = num_classes if has_head else None
-            teacher = measure_teacher(recipe.teacher, origin, classes, recipe.data.image_size)
+            teachers.append(measure_teacher(spec, origin, classes, recipe.data.image_size))
+    if len({spec.placement for spec in recipe.teacher_rows.values()}) > 1:
+        unknown.append(
+            "teachers: their placements differ, and the numbers are for all of them replicated"
+        )
     students, of_stage = _measure_students(recipe, num_classes)
-    return Profiles(teacher, students, tuple(unknown), of_stage)
+    return Profiles(_together(teachers), students, tuple(unknown), of_stage)
+
+
+def _together(teachers: Sequence[TeacherProfile]) -> TeacherProfile | None:
+    """Return the counts of several teachers that compute one after another. Of several dtypes the
+    slowest counts for all.
+    """
+    if len(teachers) < 2:
+        return teachers[0] if teachers else None
+    slowest = max(teachers, key=lambda each: each.dtype == "fp32")
+    most = max(teachers, key=lambda each: each.working.at(256))
+    passes = [each.forward for each in teachers]
+    return TeacherProfile(
+        name=" + ".join(each.name for each in teachers),
+        parameters=sum(each.parameters for each in teachers),
+        weight_bytes=sum(each.weight_bytes for each in teachers),
+        largest_bytes=max(each.largest_bytes for each in teachers),
+        dtype=slowest.dtype,
+        forward=Pass(
+            products=tuple(product for each in passes for product in each.products),
+            times=1,
+            other_bytes=Line(
+                sum(each.other_bytes.fixed for each in passes),
+                sum(each.other_bytes.per_image for each in passes),
+            ),
+            num_kernels=sum(each.num_kernels for each in passes),
+        ),
+        working=most.working,
+        num_classes=max(each.num_classes for each in teachers),
+    )
 
 
 def _measure_students(
@@ -115,17 +151,19 @@ def _measure_students(
 
 
 def expected_classes(recipe: Recipe) -> int | None:
-    """The number of classes according to the teacher, for data that is not available; None if the
-    teacher does not have it.
+    """The number of classes according to the first teacher that has them, for data that is not
+    available; None if none has.
     """
-    if recipe.teacher is None or recipe.teacher.weights == "random":
-        return None
-    origin = teacher_known_here(recipe.teacher, Path())
-    if origin is None:
-        return None
-    if origin.file is None:
-        return int(origin.config["num_classes"])
-    return head_classes(origin.config, load_state_dict(origin.file)[0])
+    for spec in recipe.teacher_rows.values():
+        origin = None if spec.weights == "random" else teacher_known_here(spec, Path())
+        if origin is None:
+            continue
+        found = int(origin.config["num_classes"])
+        if origin.file is not None:
+            found = head_classes(origin.config, load_state_dict(origin.file)[0])
+        if found:
+            return found
+    return None
 
 
 def measure_teacher(

@@ -19,7 +19,7 @@ from distill.doctor.findings import Diagnosis, Section
 from distill.doctor.machine import free_bytes, gib
 from distill.doctor.profiles import Layout, StudentProfile
 from distill.errors import InputError
-from distill.models.teacher import given_classes
+from distill.models.teacher import classes_of_teachers
 from distill.recipe import Recipe
 from distill.recipe.schema import StreamSpec
 from distill.rng import seeded
@@ -113,7 +113,7 @@ def _classes(
             named,
             evaluated,
             reads_eval=recipe.evaluate.reads_labels,
-            of_teacher=given_classes(recipe.teacher, Path()) if recipe.teacher else (),
+            of_teacher=classes_of_teachers(recipe.teacher_rows.values(), Path()),
         )
     except InputError as error:
         # A source that is not available might have the class names.
@@ -273,8 +273,7 @@ def examine_space(
         "HF_HOME" if "HF_HOME" in os.environ else "default",
     )
     if (
-        recipe.teacher is not None
-        and recipe.teacher.weights == "pretrained"
+        any(spec.weights == "pretrained" for spec in recipe.teacher_rows.values())
         and not (cache.expanduser() / "hub").is_dir()
     ):
         diagnosis.find(

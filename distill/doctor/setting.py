@@ -62,14 +62,15 @@ class Setting:
         Raises:
             InputError: the batch does not divide.
         """
-        train, teacher = self.recipe.train, self.recipe.teacher
+        train, teachers = self.recipe.train, list(self.recipe.teacher_rows.values())
+        partitioned = bool(teachers) and all(each.placement == "zero3" for each in teachers)
         share = share_of_process(train.batch_size_global, train.micro_batch_size, num_processes)
         return Layout(
             num_processes=num_processes,
             micro_batch=share.micro_batch_size,
             num_forwards=share.num_forwards,
-            teacher_placement=teacher.placement if teacher else "replicated",
-            teacher_offload=teacher.offload if teacher else False,
+            teacher_placement="zero3" if partitioned else "replicated",
+            teacher_offload=partitioned and all(each.offload for each in teachers),
             zero_stage=train.zero_stage,
             zero_offload=train.zero_offload,
         )

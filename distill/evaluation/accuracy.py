@@ -5,7 +5,7 @@ runs once.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol, Self
 
@@ -16,10 +16,11 @@ from distill.data.loading.loader import EvalBatch
 from distill.engine import Engine
 from distill.errors import InputError
 from distill.losses.kl import divergence
+from distill.losses.teachers import Combination, combined_logits
+from distill.recipe.teachers import TEACHER as TEACHER
 
 Model = Callable[[torch.Tensor], torch.Tensor]
 
-TEACHER = "teacher"
 _CACHE_LIMIT_BYTES = 1 << 30
 # Batches between two calls of check_stop, each a message of some bytes: a few seconds with a large
 # teacher.
@@ -72,24 +73,62 @@ class Accuracy:
 
 
 class TeacherAnswers:
-    """A frozen teacher's logits on an evaluation set, kept in host memory if they are small."""
+    """The logits of frozen teachers on an evaluation set, kept in host memory if they are small.
 
-    def __init__(self, teacher: Model) -> None:
-        self._teacher = teacher
-        self._cached: list[torch.Tensor] = []
+    Args:
+        teachers: by the names of their rows.
+        compared: for each student, by name, what it is compared with; of a student that is not
+            here, the only teacher.
+    """
+
+    def __init__(
+        self, teachers: Mapping[str, Model], compared: Mapping[str, Combination] | None = None
+    ) -> None:
+        self._teachers = teachers
+        self._compared = compared or {}
+        self._cached: list[dict[str, torch.Tensor]] = []
         self._complete = False
 
-    def answers(self, index: int, batch: EvalBatch, num_batches: int) -> torch.Tensor:
-        """Logits [B, K] of batch `index` of the pass."""
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The rows of the teachers."""
+        return tuple(self._teachers)
+
+    def answers(self, index: int, batch: EvalBatch, num_batches: int) -> dict[str, torch.Tensor]:
+        """Logits [B, K] of batch `index` of the pass, by teacher."""
         if self._complete:
-            return self._cached[index].to(batch.images.device, non_blocking=True)
+            device = batch.images.device
+            return {
+                name: logits.to(device, non_blocking=True)
+                for name, logits in self._cached[index].items()
+            }
         if index == 0:
             self._cached.clear()  # of a pass that was interrupted
-        logits = self._teacher(batch.images)
-        if logits.numel() * logits.element_size() * num_batches <= _CACHE_LIMIT_BYTES:
-            self._cached.append(logits.cpu())
+        found = {name: teacher(batch.images) for name, teacher in self._teachers.items()}
+        size = sum(logits.numel() * logits.element_size() for logits in found.values())
+        if size * num_batches <= _CACHE_LIMIT_BYTES:
+            self._cached.append({name: logits.cpu() for name, logits in found.items()})
             self._complete = index == num_batches - 1
-        return logits
+        return found
+
+    def references(
+        self, models: Iterable[str], answers: Mapping[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """Return the logits [B, K] float32 that each model is compared with. Models of the same
+        combination share them.
+        """
+        (one,) = answers if len(answers) == 1 else (TEACHER,)
+        usual = Combination(((one, 1.0),))
+        found: dict[Combination, torch.Tensor] = {}
+        result = {}
+        for name in models:
+            how = self._compared.get(name.partition("/")[0], usual)
+            if how not in found:
+                logits = [answers[row].float() for row, _ in how.weights]
+                weights = [weight for _, weight in how.weights]
+                found[how] = combined_logits(logits, weights, how.how, how.temperature)
+            result[name] = found[how]
+        return result
 
 
 @torch.no_grad()
@@ -102,14 +141,14 @@ def evaluate(
     *,
     labelled: bool = True,
 ) -> dict[str, Accuracy]:
-    """Evaluate all models, and the teacher under the name "teacher", in one pass. Collective: every
+    """Evaluate all models, and each teacher under its own name, in one pass. Collective: every
     rank.
 
     Args:
         models: name -> images [B, 3, H, W] in [0, 1] -> logits [B, K]; in evaluation mode.
         batches: the set; yields the same number of batches on every rank.
         engine: processes and precision.
-        teacher: adds agreement with it and KL to it.
+        teacher: adds rows of the teachers, and agreement with them and KL to them.
         check_stop: called every few batches, at the same ones on every rank; if it raises, the
             evaluation ends there.
         labelled: the labels are classes of the models; else only `teacher` is compared with.
@@ -117,7 +156,7 @@ def evaluate(
     Raises:
         InputError: all images were unreadable and skipped, on every rank.
     """
-    names = [*models, *([TEACHER] if teacher else [])]
+    names = [*models, *(teacher.names if teacher else ())]
     # columns: top-1, top-5, cross-entropy, agreement, KL to the teacher
     sums = torch.zeros(len(names), 5, dtype=torch.float64, device=engine.device)
     counts = torch.zeros(2, dtype=torch.float64, device=engine.device)
@@ -126,15 +165,16 @@ def evaluate(
             check_stop()
         counts[0] += batch.valid.sum()
         counts[1] += batch.num_skipped
-        teacher_logits = teacher.answers(index, batch, len(batches)).float() if teacher else None
+        answers = teacher.answers(index, batch, len(batches)) if teacher else {}
+        compared = teacher.references(models, answers) if teacher else {}
         for row, name in enumerate(names):
-            if name == TEACHER and teacher_logits is not None:
-                logits = teacher_logits
+            if name in answers:
+                logits = answers[name]
             else:
                 with engine.autocast():
                     logits = models[name](batch.images)
             labels = batch.labels if labelled else None
-            sums[row] += _score(logits.float(), teacher_logits, labels, batch.valid)
+            sums[row] += _score(logits.float(), compared.get(name), labels, batch.valid)
     engine.sum_(sums)
     engine.sum_(counts)
     num_samples, num_skipped = (round(value) for value in counts.tolist())
@@ -149,7 +189,7 @@ def evaluate(
         count = max(num_samples, 1)
         versus = (
             {"agreement": 100 * agreed / count, "teacher_kl": teacher_kl / count}
-            if teacher is not None and name != TEACHER
+            if teacher is not None and name not in teacher.names
             else {}
         )
         results[name] = Accuracy(

@@ -10,7 +10,8 @@ from distill.data.sources import Source
 from distill.engine import Engine
 from distill.engine.agreement import BatchBarrier, StopRequestedError
 from distill.engine.signals import Signals
-from distill.evaluation.accuracy import TEACHER, Accuracy, Model, TeacherAnswers, evaluate
+from distill.evaluation.accuracy import Accuracy, Model, TeacherAnswers, evaluate
+from distill.losses.teachers import Combination
 from distill.models.plausible import doubts
 from distill.models.teacher import Teacher
 from distill.models.view import Frame
@@ -71,23 +72,33 @@ class AwaitedBatches:
 
 
 class EvaluationSet:
-    """A run's evaluation set in the students' view, and once in the teacher's if that differs."""
+    """A run's evaluation set in the students' view, and once in that of each teacher that has
+    another.
+
+    Args:
+        teachers: those that have classes.
+        compared: what each student is compared with.
+    """
 
     def __init__(
         self,
         source: Source,
         frame: Frame,
-        teacher: Teacher | None,
+        teachers: Mapping[str, Teacher],
+        compared: Mapping[str, Combination],
         engine: Engine,
         recipe: Recipe,
         labelled: bool,
     ) -> None:
         self._labelled = labelled
-        self._source, self._teacher, self._engine, self._recipe = source, teacher, engine, recipe
-        sees_another = teacher is not None and teacher.view.frame != frame
-        # Without labels there is nothing to measure in the teacher's own view.
-        self._own_frame = teacher.view.frame if teacher and sees_another and labelled else None
-        self._answers = TeacherAnswers(teacher) if teacher else None
+        self._source, self._teachers, self._engine, self._recipe = source, teachers, engine, recipe
+        # Without labels there is nothing to measure in a teacher's own view.
+        self._own_frames = {
+            name: teacher.view.frame
+            for name, teacher in teachers.items()
+            if labelled and teacher.view.frame != frame
+        }
+        self._answers = TeacherAnswers(teachers, compared) if teachers else None
         self._shared = self._loader(frame)
 
     def __enter__(self) -> Self:
@@ -104,35 +115,38 @@ class EvaluationSet:
     def evaluate(
         self,
         models: Mapping[str, Model],
-        teacher: Accuracy | None,
+        known: Mapping[str, Accuracy],
         check_stop: Callable[[], None],
     ) -> dict[str, Accuracy]:
-        """Accuracies by name, the teacher's in its own view, as timm evaluates it. Collective:
-        every rank.
+        """Accuracies by name, a teacher's in its own view, as timm evaluates it. Collective: every
+        rank.
 
-        Agreement with the teacher and KL to it are measured on the students' view, resized on the
+        Agreement with a teacher and KL to it are measured on the students' view, resized on the
         device for the teacher. The teacher's accuracy there differs from its own, so that takes one
         more pass in a run.
 
         Args:
-            teacher: its accuracy, if this run has measured it before.
+            known: of the teachers, what this run has measured before.
             check_stop: called every few batches; if it raises, the evaluation ends there.
         """
-        own = {}
-        if self._own_frame is not None and self._teacher is not None:
-            own = {TEACHER: teacher or self._of_teacher(self._teacher, self._own_frame, check_stop)}
+        own = {
+            name: known[name]
+            if name in known
+            else self._of_teacher(name, self._teachers[name], frame, check_stop)
+            for name, frame in self._own_frames.items()
+        }
         found = evaluate(
             models, self._batches, self._engine, self._answers, check_stop, labelled=self._labelled
         )
         return found | own
 
     def _of_teacher(
-        self, teacher: Teacher, frame: Frame, check_stop: Callable[[], None]
+        self, name: str, teacher: Teacher, frame: Frame, check_stop: Callable[[], None]
     ) -> Accuracy:
         with self._loader(frame) as loader:
             return evaluate(
-                {TEACHER: teacher}, self._awaited(loader), self._engine, check_stop=check_stop
-            )[TEACHER]
+                {name: teacher}, self._awaited(loader), self._engine, check_stop=check_stop
+            )[name]
 
     def _awaited(self, loader: EvalLoader) -> AwaitedBatches:
         may_wait = bool(self._source.shards)
@@ -151,12 +165,12 @@ class EvaluationSet:
         )
 
 
-def teacher_doubts(teacher: Teacher | None, accuracy: Accuracy | None) -> list[str]:
+def teacher_doubts(name: str, teacher: Teacher, accuracy: Accuracy | None) -> list[str]:
     """Warnings about a teacher's accuracy in its own view, a sentence each."""
-    if teacher is None or accuracy is None or accuracy.top1 is None:
+    if accuracy is None or accuracy.top1 is None:
         return []
     return doubts(
-        TEACHER,
+        name,
         accuracy.top1,
         accuracy.num_samples,
         teacher.num_classes,

@@ -7,14 +7,17 @@ gradient, and never waits for the device.
 from distill.losses.hint import Heads, HintTerm, Supervision
 from distill.losses.objective import HardTerm, LossTerms, Objective, SoftTerm, build_objective
 from distill.losses.outputs import POOLED, FeatureKey, FeatureMap, Outputs, TeacherOutputs
+from distill.losses.teachers import Combination, Lessons
 
 __all__ = [
     "POOLED",
+    "Combination",
     "FeatureKey",
     "FeatureMap",
     "HardTerm",
     "Heads",
     "HintTerm",
+    "Lessons",
     "LossTerms",
     "Objective",
     "Outputs",

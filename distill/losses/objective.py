@@ -4,8 +4,8 @@
 The paper weighs hard and soft by 0.5, its released code by 1.0; recipes say which.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple, assert_never
 
 import torch
@@ -21,13 +21,18 @@ from distill.losses.hard import binary_cross_entropy, cross_entropy, smooth
 from distill.losses.hint import Heads, HintTerm, Supervision
 from distill.losses.kl import kl
 from distill.losses.outputs import FeatureKey, Outputs, TeacherOutputs
+from distill.losses.teachers import Combination, Lessons
 from distill.recipe import schema
+from distill.recipe.teachers import TEACHER, hint_teacher, soft_weights
 
 HardLoss = Callable[[Tensor, Tensor], Tensor]
 """(student_logits [B, K], label distribution [B, K]) -> scalar."""
 
 SoftLoss = Callable[[Tensor, Tensor, Supervision], Tensor]
 """(student_logits [B, K], teacher_logits [B, K], batch) -> scalar."""
+
+
+_ONE_TEACHER = Combination(((TEACHER, 1.0),))
 
 
 @dataclass(frozen=True)
@@ -39,12 +44,13 @@ class HardTerm:
 @dataclass(frozen=True)
 class SoftTerm:
     """`min_confidence`: the loss leaves out samples of which the teacher is less sure; the
-    objective only counts those that remain.
+    objective only counts those that remain. `combination`: the teachers that it reads.
     """
 
     loss: SoftLoss
     weight: float = 1.0
     min_confidence: float | None = None
+    combination: Combination = _ONE_TEACHER
 
 
 class LossTerms(NamedTuple):
@@ -77,12 +83,28 @@ class Objective:
         hard: HardTerm | None = None,
         soft: SoftTerm | None = None,
         hint: HintTerm | None = None,
+        hint_teacher: str = TEACHER,
     ) -> None:
         if hard is None and soft is None and hint is None:
-            raise ValueError("an objective needs a term")
+            raise ValueError("an objective needs a hard term, a soft term or a hint")
         self.hard = hard
         self.soft = soft
         self.hint = hint
+        self.hint_teacher = hint_teacher
+
+    @property
+    def teachers(self) -> dict[str, tuple[FeatureKey, ...]]:
+        """The teachers that its terms read, and the features of each."""
+        read = {name: () for name, _ in self.soft.combination.weights} if self.soft else {}
+        return {**read, **({self.hint_teacher: self.teacher_features} if self.hint else {})}
+
+    def read(self, lessons: Lessons) -> TeacherOutputs | None:
+        """Return what its terms read of the teachers; None if they read none."""
+        if not self.needs_teacher:
+            return None
+        each = lessons.logits(self.soft.combination) if self.soft else ()
+        features = lessons.outputs[self.hint_teacher].features if self.hint else {}
+        return TeacherOutputs(each[0][1] if len(each) == 1 else None, features, each)
 
     @property
     def needs_teacher(self) -> bool:
@@ -131,11 +153,7 @@ class Objective:
             total = self.hard.weight * hard
         if self.soft is not None:
             assert teacher is not None
-            if teacher.logits is None:
-                raise ValueError("the soft term learns from logits, and the teacher has none")
-            soft = self.soft.loss(logits, teacher.logits, batch)
-            if self.soft.min_confidence is not None:
-                kept = confident(teacher.logits, self.soft.min_confidence).float().mean()
+            soft, kept = self._soft(self.soft, logits, teacher, batch)
             weighted = self.soft.weight * soft
             total = weighted if total is None else total + weighted
         if total is None:
@@ -150,12 +168,33 @@ class Objective:
             total = total + self.hint.weight * hint
         return LossTerms(total=total, hard=hard, soft=soft, hint=hint, kept=kept)
 
+    @staticmethod
+    def _soft(
+        term: SoftTerm, logits: Tensor, teacher: TeacherOutputs, batch: Supervision
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the soft loss and the share of samples that it keeps, summed over the teachers."""
+        each = teacher.each
+        if not each:
+            if teacher.logits is None:
+                raise ValueError("the soft term learns from logits, and the teacher has none")
+            each = ((1.0, teacher.logits),)
+        losses = [weight * term.loss(logits, theirs, batch) for weight, theirs in each]
+        total = losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+        if term.min_confidence is None:
+            return total, None
+        kept = [
+            weight * confident(theirs, term.min_confidence).float().mean()
+            for weight, theirs in each
+        ]
+        return total, torch.stack(kept).sum()
+
 
 def build_objective(
     spec: schema.ObjectiveSpec,
     *,
     group: Group | None = None,
     maps: HintMaps | None = None,
+    teachers: Sequence[str] = (TEACHER,),
 ) -> Objective:
     """Return the objective that a recipe describes.
 
@@ -164,6 +203,7 @@ def build_objective(
         maps: the features of student and teacher that a hint compares; None without a hint.
         group: losses that relate samples to each other (DIST, CC, RKD) relate those of all its
             processes; then calls are collective in it.
+        teachers: all of the run, in the order of the recipe.
     """
     hard = None if spec.hard is None else HardTerm(_hard_loss(spec.hard), spec.hard.weight)
     soft = None
@@ -173,12 +213,33 @@ def build_objective(
             if isinstance(spec.soft, schema.KLSpec | schema.BKLSpec)
             else None
         )
-        soft = SoftTerm(_soft_loss(spec.soft, group), spec.soft.weight, min_confidence)
-    hint = None
+        soft = SoftTerm(
+            _soft_loss(spec.soft, group),
+            spec.soft.weight,
+            min_confidence,
+            combination_of(spec, teachers),
+        )
+    hint, of_hint = None, TEACHER
     if spec.hint is not None:
         assert maps
+        of_hint = hint_teacher(spec, teachers)
         hint = hint_term(spec.hint, maps, group)
-    return Objective(hard, soft, hint)
+        hint = replace(hint, heads_key=(of_hint, hint.heads_key))
+    return Objective(hard, soft, hint, of_hint)
+
+
+def combination_of(spec: schema.ObjectiveSpec, teachers: Sequence[str]) -> Combination:
+    """Return how the soft term of an objective reads its teachers.
+
+    Args:
+        teachers: all of the run.
+    """
+    soft = spec.soft
+    assert soft is not None
+    temperature = 1.0 if isinstance(soft, schema.BCETeacherSpec) else soft.temperature
+    weights = soft_weights(spec, teachers)
+    how = spec.combine
+    return Combination(tuple(weights.items()), how, temperature)
 
 
 def _hard_loss(spec: schema.HardSpec) -> HardLoss:

@@ -58,13 +58,16 @@ class TeacherOutputs:
     """What a frozen teacher returns, without gradient.
 
     Attributes:
-        logits: [B, K] float32; None of a teacher without classes.
+        logits: [B, K] float32; None of a teacher without classes, and where a soft loss reads
+            several.
         features: [B, C, H, W] each, in the teacher's dtype: those that any of the students learns
             from.
+        each: the logits of several teachers, with the weight of a loss against each.
     """
 
     logits: Tensor | None
     features: Mapping[FeatureKey, Tensor] = field(default_factory=dict)
+    each: tuple[tuple[float, Tensor], ...] = ()
 
     def read(self, keys: Sequence[FeatureKey]) -> tuple[Tensor, ...]:
         """Return the features of some keys."""

@@ -1,7 +1,7 @@
 """The teacher: a frozen model in eval mode, with its own pixels and its own precision."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -310,3 +310,10 @@ def given_classes(spec: schema.TeacherSpec, root: Path) -> tuple[str, ...]:
     if spec.classes is None:
         return ()
     return class_list(spec.classes, root, "teacher", distinct=False)
+
+
+def classes_of_teachers(specs: Iterable[schema.TeacherSpec], root: Path) -> tuple[str, ...]:
+    """Return the class list of the first teacher for which a recipe names one; () if there is none.
+    The others are compared with the run's classes when they are built.
+    """
+    return next((found for spec in specs if (found := given_classes(spec, root))), ())

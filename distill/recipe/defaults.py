@@ -57,7 +57,8 @@ def _filled(student: Any, tree: Tree) -> Any:
         return student
     filled = dict(student)
     if "objective" not in student:
-        filled["objective"] = ALONE if tree.get("teacher") is None else DISTILLED
+        taught = tree.get("teacher") is not None or tree.get("teachers") is not None
+        filled["objective"] = DISTILLED if taught else ALONE
     optimizer, schedule = student.get("optimizer", {}), student.get("schedule", {})
     if (
         not isinstance(optimizer, Mapping)

@@ -21,6 +21,7 @@ KEYS_LEFT_OUT = {
     "data": {"root", "num_workers", "prefetch_batches", "shards"},
     "train": {"compile", "zero_stage", "zero_offload", "timeout_s"},
     "teacher": {"placement", "offload"},
+    "teachers": {"__all__": {"placement", "offload"}},
     "students": {"__all__": {"grad_checkpointing"}},
 }
 # Keys of streams that may change as well: the location of the shards, and numbers whose default
@@ -33,8 +34,22 @@ def recipe_fingerprint(recipe: Recipe) -> str:
     the same fingerprint. The content of the data is not part of it.
     """
     values = recipe.model_dump(mode="json", exclude=KEYS_LEFT_OUT)  # type: ignore[arg-type]
-    tree = with_streams_anywhere(values)
+    tree = _without_unused(with_streams_anywhere(values))
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+
+
+def _without_unused(tree: dict[str, Any]) -> dict[str, Any]:
+    """Returns the tree without keys about several teachers that are not used: recipes of earlier
+    versions, whose runs may resume, lack them.
+    """
+    if tree.get("teachers") is not None:
+        return tree
+    found = {key: value for key, value in tree.items() if key != "teachers"}
+    for owner in (found, *found["stages"]):
+        for student in owner["students"].values():
+            for key in ("soft_teachers", "combine", "hint_teacher"):
+                student["objective"].pop(key, None)
+    return found
 
 
 def with_streams_anywhere(tree: Mapping[str, Any]) -> dict[str, Any]:

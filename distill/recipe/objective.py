@@ -133,6 +133,16 @@ class ObjectiveSpec(Section):
     """The loss against the teacher's features; null: none. `feature` may be the only loss: the
     student is then a backbone without classifier, and its images need no labels.
     """
+    soft_teachers: dict[str, Weight] | None = None
+    """With `teachers`: which of them the soft loss reads, and their weights, which are divided by
+    their sum; null: all of them, equally.
+    """
+    combine: Literal["probabilities", "logits", "losses"] = "probabilities"
+    """How the soft loss reads several teachers: the weighted mean of their probabilities (at the
+    temperature of the loss) or of their logits, or the weighted sum of a loss against each.
+    """
+    hint_teacher: str | None = None
+    """With several `teachers`: the one whose features the hint reads."""
 
     @property
     def teacher_terms(self) -> tuple[str, ...]:

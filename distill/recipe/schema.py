@@ -61,6 +61,7 @@ from distill.recipe.stages import (
     StageStudentSpec,
     stage_problems,
 )
+from distill.recipe.teachers import TEACHER, choice_problems, row_name, teachers_read
 from distill.recipe.training import CheckpointSpec, EvaluateSpec, LogSpec, PublishSpec, TrainSpec
 from distill.recipe.values import Section, Seed, as_tuple
 
@@ -150,7 +151,18 @@ class Recipe(Section):
     data: DataSpec
     """The images, and how they are preprocessed."""
     teacher: TeacherSpec | None = None
-    """The model that students learn from; null: they learn only from labels."""
+    """The model that students learn from; null: they learn only from labels, or from `teachers`."""
+    teachers: Annotated[
+        dict[
+            Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=100)],
+            TeacherSpec,
+        ]
+        | None,
+        Field(min_length=1, max_length=100),
+    ] = None
+    """Several models to learn from, by name, instead of `teacher`; each student reads them as its
+    objective says.
+    """
     students: Annotated[
         dict[
             Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=100)],
@@ -177,6 +189,22 @@ class Recipe(Section):
         return self.output or f"runs/{self.name}"
 
     @property
+    def teacher_rows(self) -> dict[str, TeacherSpec]:
+        """The teachers by what tables and records call them: "teacher", or "teacher/NAME"."""
+        if self.teachers:
+            return {row_name(name): spec for name, spec in self.teachers.items()}
+        return {} if self.teacher is None else {TEACHER: self.teacher}
+
+    def teachers_of(self, student: str) -> tuple[str, ...]:
+        """The teachers that a student learns from, in some stage."""
+        rows = tuple(self.teacher_rows)
+        stages = [self.at_stage(index) for index in range(self.num_stages)]
+        read = {
+            row for own in stages for row in teachers_read(own.students[student].objective, rows)
+        }
+        return tuple(row for row in rows if row in read)
+
+    @property
     def num_stages(self) -> int:
         return max(1, len(self.stages))
 
@@ -193,9 +221,8 @@ class Recipe(Section):
         return tuple(f"stages.{stage.name}." for stage in self.stages) or ("",)
 
     def learns_from_teacher(self, student: str) -> bool:
-        """Whether a loss of a student compares it with the teacher, in some stage."""
-        stages = [self.at_stage(index) for index in range(self.num_stages)]
-        return any(stage.students[student].objective.teacher_terms for stage in stages)
+        """Whether a loss of a student compares it with a teacher, in some stage."""
+        return bool(self.teachers_of(student))
 
     def trains_backbone(self, student: str) -> bool:
         """Whether a student learns features alone: a backbone without classifier."""
@@ -285,9 +312,20 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _teacher_or_teachers(self) -> Self:
+        if self.teacher is not None and self.teachers is not None:
+            raise ValueError(
+                "teacher and teachers: give one of them, and set the other to null if it is"
+                " inherited"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _losses_have_their_teacher(self) -> Self:
         for key, student in self._settings():
-            for term in student.objective.teacher_terms if self.teacher is None else ():
+            for problem in choice_problems(f"{key}.objective", student.objective, self.teachers):
+                raise ValueError(problem)
+            for term in student.objective.teacher_terms if not self.teacher_rows else ():
                 raise ValueError(
                     f"{key}.objective.{term} learns from a teacher, and teacher is null: name a"
                     f" teacher, or set objective.{term} to null"
@@ -309,7 +347,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _the_metric_has_its_teacher(self) -> Self:
-        if self.teacher is None and not self.evaluate.reads_labels:
+        if not self.teacher_rows and not self.evaluate.reads_labels:
             raise ValueError(
                 f"evaluate.metric: {self.evaluate.metric} compares with a teacher, and teacher is"
                 " null: name a teacher, or use top1, top5 or loss"

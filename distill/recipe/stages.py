@@ -125,11 +125,12 @@ def _changes(
             " stage has another schedule or lr: set over: stage, or use the same in all stages"
         )
     heads, heads_before = (
-        objective.hint and objective.hint.heads for objective in (now.objective, before.objective)
+        objective.hint and (objective.hint_teacher, objective.hint.heads)
+        for objective in (now.objective, before.objective)
     )
     if zero_stage and heads != heads_before:
         yield (
-            f"{key}.students.{name}.objective.hint: names other feature maps than the previous"
+            f"{key}.students.{name}.objective.hint: reads other feature maps than the previous"
             f" stage, which is not possible with train.zero_stage {zero_stage}: use zero_stage: 0,"
             " or the same student_stage and teacher_stage in all stages"
         )

@@ -273,6 +273,11 @@ def run_teacher(recipe: Recipe | None, source: Source) -> tuple[Teacher | None, 
     """The run's own teacher if it has classes, and why it is not there although the recipe names
     one.
     """
+    if recipe is not None and recipe.teachers:
+        return None, (
+            "this run has several; it compared its students with them while it trained, and"
+            " distill evaluate --teacher compares with the one that it names"
+        )
     if recipe is None or recipe.teacher is None:
         return None, None
     try:

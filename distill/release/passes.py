@@ -17,7 +17,7 @@ from distill.models.pixels import Network
 from distill.models.teacher import Teacher
 from distill.models.view import Frame
 from distill.release.find import Found
-from distill.training.build import place_teacher
+from distill.training.teachers import place_teacher
 
 Unreadable = Literal["error", "skip"]
 # The first batch size that --batch-size auto tries.

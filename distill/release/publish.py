@@ -117,7 +117,9 @@ def publish_model(
         model = find_publishable(
             Path(source), student=student, weights=weights, folder=Path(temporary, "export")
         )
-        noted = noted_licences(model.found.record, model.teacher, model.recipe, model.found.classes)
+        noted = noted_licences(
+            model.found.record, model.teachers, model.recipe, model.found.classes
+        )
         licence = _chosen(licence, licence_file, noted, dry_run, ask)
         files = _files(model, repo, licence, licence_file, noted, evaluation, curves)
         console = make_console()

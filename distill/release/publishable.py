@@ -26,7 +26,7 @@ from distill.checkpoint.store import load_newest
 from distill.errors import InputError, printable
 from distill.files import current_directory
 from distill.models.export_format import RECORD_FILE, WEIGHTS_FILE, is_export, write_model
-from distill.models.hub.derived import teacher_of
+from distill.models.hub.derived import recorded_teachers, teachers_of
 from distill.models.hub.record import check_record
 from distill.models.origin import CONFIG_FILE
 from distill.recipe import Recipe, load_recipe
@@ -69,9 +69,9 @@ class Publishable:
         return dict(json.loads((self.folder / CONFIG_FILE).read_text(encoding="utf-8")))
 
     @property
-    def teacher(self) -> Mapping[str, str] | None:
-        """What is recorded of the teacher's weights; None if it learned from none."""
-        return teacher_of(self.found.record, self.recipe, self.report)
+    def teachers(self) -> list[Mapping[str, str]]:
+        """What is recorded of the weights of each teacher; empty if it learned from none."""
+        return teachers_of(self.found.record, self.recipe, self.report)
 
     @property
     def student(self) -> str | None:
@@ -124,8 +124,9 @@ def find_publishable(
     (found,) = _found(source, student, weights)
     exported = current_directory(best_dir(source, student))
     if weights != "best" or exported is None:
-        teacher = teacher_of(found.record, recipe, report)
-        record = {**({"teacher": teacher} if teacher else {}), **found.record}
+        origins = report.get("origins", {})
+        taught = {row: origins[row] for row in recipe.teachers_of(student) if row in origins}
+        record = {**recorded_teachers(taught), **found.record}
         state = found.net.state_dict()
         write_model(folder, found.net, state, classes=found.classes, view=found.view, record=record)
         exported = folder
@@ -188,8 +189,8 @@ def _read_report(run: Path) -> dict[str, Any]:
 def _origins(
     run: Path, recipe: Recipe, report: Mapping[str, Any], found: Found
 ) -> Mapping[str, Any]:
-    """Return where the weights of the teacher are from. A run of an earlier version recorded only
-    their SHA-256.
+    """Return where the weights of the teachers are from. A run of an earlier version, which had one
+    teacher at most, recorded only their SHA-256.
     """
     if "origins" in report or recipe.teacher is None:
         return dict(report.get("origins", {}))

@@ -79,7 +79,8 @@ class CurveSource:
         """Return the style of a model: "kd", "kd/ema-0.999" or the teacher."""
         student, _, average = model.partition("/")
         if student == TEACHER:
-            return Style(None, 1)
+            place = list(self.run.recipe.teacher_rows).index(model)
+            return Style(None, 1 + place % (NUM_DASHES - 1))
         index = list(self.students).index(student)
         if self.colour is not None:
             return Style(self.colour % NUM_COLOURS, index % NUM_DASHES)
@@ -179,7 +180,7 @@ def _of_models(source: CurveSource, key: str, scale: int) -> Iterator[Curve]:
     names = list(dict.fromkeys(name for each in source.run.evaluated for name in each["models"]))
     for name in names:
         student, _, average = name.partition("/")
-        if student not in (*source.students, TEACHER):
+        if student not in source.students and name not in source.run.recipe.teacher_rows:
             continue
         if source.colour is not None and (average or student == TEACHER):
             continue

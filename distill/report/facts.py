@@ -49,8 +49,7 @@ def what_was_trained(run: RunRecords) -> Facts:
         facts.append(("training data", ", then ".join(dict.fromkeys(map(_source, stages)))))
         if recipe.data.eval is not None:
             facts.append(("evaluation data", _source(recipe.data.eval)))
-    if recipe.teacher is not None:
-        facts.append(("teacher", _teacher(recipe.teacher)))
+    facts += [(row, _teacher(spec)) for row, spec in recipe.teacher_rows.items()]
     train = recipe.train
     facts += [
         ("budget", recipe.budgets),

@@ -16,7 +16,7 @@ from distill.release.evaluate import run_teacher
 from distill.release.find import Found, find_models, which_weights
 from distill.release.images import labelled_in_logits, open_images
 from distill.report.records import RunRecords
-from distill.training.build import place_teacher
+from distill.training.teachers import place_teacher
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def predict_run(
     first = models[0]
     source, _ = labelled_in_logits(opened, order_given, first)
     teacher, missing = run_teacher(run.recipe, source)
-    note = missing and f"The teacher is left out here, since it is not available: {missing}"
+    note = missing and f"The teacher is left out here: {missing}"
     if teacher is not None and teacher.view.frame != first.view.frame:
         note = (
             "Here the teacher sees what the students see; its top-1 in the table is of its own view"

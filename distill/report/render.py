@@ -134,9 +134,11 @@ def _tiles(run: RunContent) -> list[Tile]:
         value = words.figure(best.best, metric.pattern)
         name = metric.best_label.removesuffix(" %")
         tiles.append(Tile(f"{name}: {run.best}", f"{value} {unit}".strip(), best.best_of))
-    teacher = by_name.get("teacher")
-    if teacher is not None and teacher.scores.top1 is not None:
-        tiles.append(Tile("teacher, top-1", f"{teacher.scores.top1:.2f} %", teacher.model))
+    tiles += [
+        Tile(f"{row.name}, top-1", f"{row.scores.top1:.2f} %", row.model)
+        for row in run.rows
+        if row.student is None and row.scores.top1 is not None
+    ]
     costs = dict(run.costs)
     for name, value in costs.items():
         if name.startswith(("wall time", "GPU hours", "device hours", "energy", "mean speed")):

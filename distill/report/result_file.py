@@ -106,13 +106,15 @@ class RunResult(_Part):
     throughput: Annotated[Throughput | None, _LENIENT] = None
     data: Annotated[Data | None, _LENIENT] = None
     teacher: _Values = None
+    teachers: _Values = None
     warnings: Annotated[list[Any] | None, _LENIENT] = None
     versions: _Values = None
 
     @property
     def missing(self) -> list[str]:
         """The parts that report.json should have and does not."""
-        may_be_none = {"teacher", "energy_j"} & self.model_fields_set
+        # Runs of one teacher have no `teachers`.
+        may_be_none = ({"teacher", "energy_j"} & self.model_fields_set) | {"teachers"}
         parts = [
             name
             for name in type(self).model_fields

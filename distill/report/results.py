@@ -55,12 +55,13 @@ def metric_of(run: RunRecords) -> Metric:
 
 
 def result_rows(run: RunRecords, students: Sequence[str]) -> list[ResultRow]:
-    """Return a row for the teacher, and for each student and each of its averages."""
+    """Return a row for each teacher, and for each student and each of its averages."""
     last = _last_figures(run)
-    rows = []
-    if TEACHER in last:
-        model = run.recipe.teacher.model if run.recipe.teacher else None
-        rows.append(ResultRow(TEACHER, None, model=model or "", scores=_scores(last[TEACHER])))
+    rows = [
+        ResultRow(row, None, model=spec.model or "", scores=_scores(last[row]))
+        for row, spec in run.recipe.teacher_rows.items()
+        if row in last
+    ]
     for name in students:
         rows += _student_rows(run, name, last)
     return rows
@@ -116,6 +117,9 @@ def _last_figures(run: RunRecords) -> dict[str, Mapping[str, Any]]:
         return found
     if run.result.teacher:
         found[TEACHER] = run.result.teacher
+    for name, figures in (run.result.teachers or {}).items():
+        if isinstance(figures, Mapping):
+            found[name] = figures
     for name in run.result.students:
         student = _reported(run, name)
         if student.last:

@@ -18,7 +18,7 @@ from distill.engine import Engine
 from distill.evaluation.accuracy import Accuracy, Model
 from distill.evaluation.metric import Metric
 from distill.losses.objective import Objective
-from distill.losses.outputs import TeacherOutputs
+from distill.losses.teachers import Lessons
 from distill.models.batch_norm import StepStatistics, running_statistics, synchronise
 from distill.models.drop_path import DropPathKeys
 from distill.models.export_format import RAW, read_current_record, write_model
@@ -212,7 +212,7 @@ class Student:
         """Measure the norms of the next step's gradients, for `take_gradient_norms`."""
         self._measuring = True
 
-    def learn(self, batch: Batch, teacher: TeacherOutputs | None) -> torch.Tensor:
+    def learn(self, batch: Batch, lessons: Lessons) -> torch.Tensor:
         """Run forward and backward of one micro-batch; gradients add up until `update`. Collective
         on the last micro-batch of a step, and on the first one if gradients are measured.
 
@@ -231,6 +231,7 @@ class Student:
         self._drop_path.set(self._drop_key, batch.positions)
         with self.placement.accumulating(more_to_come):
             objective = self.settings.objective
+            teacher = objective.read(lessons)
             read = teacher.read(objective.teacher_features) if teacher else ()
             outputs = self.placement.forward(batch.images, read)
             terms = objective(outputs, teacher, batch, self.learner.heads)

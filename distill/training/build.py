@@ -5,7 +5,6 @@ GPU is used.
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,23 +15,22 @@ from distill.data.loading.loader import RankSlice, TrainLoader
 from distill.data.mixing import Mixing
 from distill.engine import Engine, Tracking
 from distill.errors import InputError, prefix_errors
-from distill.evaluation.accuracy import TEACHER
 from distill.evaluation.sets import decoders
 from distill.losses.build_hint import HintMaps
 from distill.losses.objective import build_objective
-from distill.models.functional import functional_forward
 from distill.models.hub.download import pinned_commits
 from distill.models.student import create_student, student_view
-from distill.models.teacher import Teacher, build_teacher
+from distill.models.teacher import Teacher
 from distill.models.view import Frame, ModelView
+from distill.recipe.teachers import hint_teacher
 from distill.student.optimizer import build_optimizer, check_optimizer
 from distill.student.schedule import resolve_schedule
 from distill.student.student import StageSettings, Student
-from distill.training.headless import refuse_readers_of_logits
 from distill.training.hints import FeatureSource, read_features
 from distill.training.plan import Plan, StagePlan
 from distill.training.share import Share
 from distill.training.streams import fetch_ahead
+from distill.training.teachers import build_teachers
 
 # Paths to weights are relative to the working directory, like paths on a command line; data has its
 # own root.
@@ -43,9 +41,9 @@ _HERE = Path()
 class Models:
     """Models on the CPU, checked against the recipe and the data."""
 
-    teacher: Teacher | None
+    teachers: dict[str, Teacher]
     nets: dict[str, nn.Module]
-    views: dict[str, ModelView]  # of the teacher, if any, and of each student
+    views: dict[str, ModelView]  # of each teacher and of each student
     notes: list[str]  # what was adapted when weights were loaded
     schedules: dict[str, Callable[[int], float]]
     maps: dict[tuple[str, str], HintMaps]  # of each hint, by the keys of stage and student
@@ -108,25 +106,13 @@ def build_models(plan: Plan) -> Models:
             schedules.
     """
     recipe = plan.recipe
-    teacher = None
-    if recipe.teacher:
-        with prefix_errors("teacher"):
-            teacher = build_teacher(
-                recipe.teacher,
-                classes=plan.classes,
-                root=_HERE,
-                device="cpu",
-                data_image_size=recipe.data.image_size,
-                order_given=plan.order_given,
-            )
-            refuse_teacher_size(teacher)
-        if not teacher.has_classes:
-            refuse_readers_of_logits(recipe, teacher.source)
+    teachers = build_teachers(plan, _HERE)
     nets, views, schedules, maps = {}, {}, {}, {}
-    of_teacher = teacher and FeatureSource(
-        teacher.net, teacher.view.image_size, f"teacher {teacher.source}"
-    )
-    notes = list(teacher.notes) if teacher else []
+    features = {
+        row: FeatureSource(each.net, each.view.image_size, f"teacher {each.source}")
+        for row, each in teachers.items()
+    }
+    notes = [note for teacher in teachers.values() for note in teacher.notes]
     for name, spec in recipe.students.items():
         key = f"students.{name}"
         with prefix_errors(key):
@@ -146,7 +132,8 @@ def build_models(plan: Plan) -> Models:
         for stage in plan.stages:
             own = stage.recipe.students[name]
             check_optimizer(nets[name], own.optimizer, key=f"{stage.key}{key}.optimizer")
-            if (hint := own.objective.hint) and of_teacher:
+            if hint := own.objective.hint:
+                of_teacher = features[hint_teacher(own.objective, tuple(teachers))]
                 hint_key = f"{stage.key}{key}.objective.hint"
                 ours = read_features(hint, of_student, "student", hint_key)
                 theirs = read_features(hint, of_teacher, "teacher", hint_key)
@@ -156,9 +143,8 @@ def build_models(plan: Plan) -> Models:
         schedules[name] = run_schedule(plan, name)
     _refuse_frames(views)
     notes += [f"{name} is commit {commit}" for name, commit in pinned_commits().items()]
-    return Models(
-        teacher, nets, ({TEACHER: teacher.view} if teacher else {}) | views, notes, schedules, maps
-    )
+    seen = {row: teacher.view for row, teacher in teachers.items()}
+    return Models(teachers, nets, seen | views, notes, schedules, maps)
 
 
 def _refuse_frames(views: Mapping[str, ModelView]) -> None:
@@ -231,32 +217,6 @@ def refuse_image_size(net: nn.Module, image_size: int, what: str) -> None:
         raise InputError(f"{what} does not return {returned}")
 
 
-def refuse_teacher_size(teacher: Teacher) -> None:
-    """Check the teacher's image size with one forward on the device "meta".
-
-    Raises:
-        InputError: it does not accept images of this size.
-    """
-    size = teacher.view.image_size
-    tensors = {
-        name: tensor.to("meta")
-        for named in (teacher.net.named_parameters, teacher.net.named_buffers)
-        for name, tensor in named(remove_duplicate=False)
-    }
-    image = torch.zeros(1, 3, size, size, dtype=teacher.dtype, device="meta")
-    try:
-        with torch.no_grad():
-            functional_forward(teacher.net, tensors, image)
-    except (RuntimeError, AssertionError, ValueError, IndexError) as error:
-        # An operation that needs memory.
-        if isinstance(error, NotImplementedError) or "meta" in str(error):
-            return
-        reason = str(error).strip().split("\n", 1)[0]
-        raise InputError(
-            f"teacher.image_size: {teacher.source} does not take images of {size} pixels: {reason}"
-        ) from error
-
-
 def refuse_scalars(net: nn.Module, zero_stage: int, what: str) -> None:
     """Raises InputError for a parameter without dimensions: DeepSpeed cannot broadcast it."""
     if scalars := [name for name, parameter in net.named_parameters() if parameter.ndim == 0]:
@@ -279,6 +239,7 @@ def stage_settings(
                 spec.objective,
                 group=engine.statistics_group(share.group_size),
                 maps=models.maps.get((stage.key, name)),
+                teachers=tuple(models.teachers),
             ),
             build_optimizer=lambda learner: build_optimizer(
                 learner.net, spec.optimizer, learner.heads
@@ -341,52 +302,4 @@ def train_loader(
         last_step=stage.last_step,
         order_starts=stage.first_step,
         ahead=fetch_ahead(stage.source, stage.order, stage.last_step - stage.first_step),
-    )
-
-
-def place_teacher(
-    teacher: Teacher | None, engine: Engine, *, placement: str = "replicated", offload: bool = False
-) -> Teacher | None:
-    """Place the teacher as the recipe says, outside Accelerate's prepare, in its own dtype.
-    Collective: every rank.
-
-    Raises:
-        InputError: it does not fit on the device.
-    """
-    if teacher is None:
-        return None
-    # One process has nothing to partition, except to offload it.
-    partitioned = placement == "zero3" and (engine.world_size > 1 or offload)
-    if not offload:
-        fix = (
-            "teacher.offload: true"
-            if placement == "zero3"
-            else "teacher.placement: zero3 on several processes"
-        )
-        refuse_too_large(teacher, engine, engine.world_size if partitioned else 1, fix)
-    if partitioned:
-        teacher.partition(partial(engine.partition_frozen, offload=offload, dtype=teacher.dtype))
-        teacher.to(engine.device)  # what is not partitioned
-    else:
-        engine.place(teacher)
-        engine.compile_(teacher.model)
-    return teacher
-
-
-def refuse_too_large(teacher: Teacher, engine: Engine, num_partitions: int, fix: str) -> None:
-    """Raises InputError if the weights need more than the free memory of the device; it names what
-    makes them fit.
-    """
-    free = engine.free_memory_bytes()
-    needed = (
-        sum(tensor.nbytes for tensor in (*teacher.parameters(), *teacher.buffers()))
-        / num_partitions
-    )
-    if free is None or needed <= free:
-        return
-    fixes = ["teacher.dtype: bf16"] if teacher.dtype == torch.float32 else []
-    raise InputError(
-        f"teacher: {teacher.source} takes {needed / 2**30:.1f} GiB of {engine.device}, which has"
-        f" {free / 2**30:.1f} GiB free: set {' or '.join([*fixes, fix])}; `distill doctor RECIPE`"
-        " shows what fits"
     )

@@ -2,7 +2,7 @@
 
 import glob
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,14 +20,15 @@ from distill.models.student import student_notes, student_view
 from distill.models.teacher import load_teacher
 from distill.recipe import DurationValue, Recipe, schema
 from distill.recipe.hub_names import is_hub_name
+from distill.recipe.teachers import hint_teacher, recipe_key
 from distill.recipe.warmups import share_of
 from distill.student.optimizer import check_optimizer
 from distill.training.build import refuse_image_size, refuse_scalars
-from distill.training.headless import refuse_readers_of_logits
 from distill.training.hints import FeatureSource, read_features
 from distill.training.output_folder import refuse_foreign_output
 from distill.training.settings import setting_problems
 from distill.training.share import share_of_process
+from distill.training.teachers import refuse_readers_of_logits, teacher_errors
 
 _SOME_CLASSES = 10
 # Paths that are not looked for on this machine: addresses, and names in braces.
@@ -73,13 +74,21 @@ def check_recipe(recipe: Recipe, num_processes: int | None = None) -> Checked:
             share_of_process(
                 recipe.train.batch_size_global, recipe.train.micro_batch_size, num_processes
             )
-    teacher: FeatureSource | None = None
-    if recipe.teacher is not None:
-        with collecting("teacher", of_teacher):
-            teacher, seen = _check_teacher(recipe)
+    teachers: dict[str, FeatureSource | None] = {}
+    without_classes: dict[str, str] = {}
+    for row, teacher in recipe.teacher_rows.items():
+        teachers[row] = None
+        with collecting(recipe_key(row), of_teacher), teacher_errors(row):
+            teachers[row], views = _check_teacher(teacher, row, recipe.data.image_size)
+            seen += views
+            source = teachers[row]
+            if views and source is not None and int(source.net.num_classes) == 0:  # type: ignore[arg-type]
+                without_classes[row] = source.what.removeprefix("teacher ")
+    with collecting("objective", of_teacher):
+        refuse_readers_of_logits(recipe, without_classes)
     for name, spec in recipe.students.items():
         with collecting(f"students.{name}"):
-            seen += _check_student(spec, recipe, name, teacher)
+            seen += _check_student(spec, recipe, name, teachers)
     problems.extend(of_teacher)
     with collecting("output"):
         refuse_foreign_output(recipe)
@@ -89,12 +98,15 @@ def check_recipe(recipe: Recipe, num_processes: int | None = None) -> Checked:
 
 
 def _check_student(
-    spec: schema.StudentSpec, recipe: Recipe, name: str, teacher: FeatureSource | None
+    spec: schema.StudentSpec,
+    recipe: Recipe,
+    name: str,
+    teachers: Mapping[str, FeatureSource | None],
 ) -> list[str]:
     """Check a student's model and its settings in each stage.
 
     Args:
-        teacher: None if it is not known here, so that its side of hints cannot be checked.
+        teachers: None for one that is not known here, so that its side of hints cannot be checked.
 
     Returns:
         What it sees and what is adapted in its weights, a line each.
@@ -118,6 +130,7 @@ def _check_student(
         if (hint := own.students[name].objective.hint) is not None:
             hint_key = f"{prefix}{key}.objective.hint"
             read_features(hint, student, "student", hint_key)
+            teacher = teachers[hint_teacher(own.students[name].objective, tuple(teachers))]
             if teacher is not None:
                 read_features(hint, teacher, "teacher", hint_key)
         budget_key = f"{prefix}budget" if prefix else "train.budget"
@@ -147,7 +160,9 @@ def _check_learning(
             _shorter(milestone, budget, f"{key}.schedule.milestones", budget_key, earlier)
 
 
-def _check_teacher(recipe: Recipe) -> tuple[FeatureSource | None, list[str]]:
+def _check_teacher(
+    spec: schema.TeacherSpec, row: str, data_image_size: int
+) -> tuple[FeatureSource | None, list[str]]:
     """Build the teacher without memory. A file of weights is read, so that an error that `train`
     would raise appears here.
 
@@ -155,8 +170,6 @@ def _check_teacher(recipe: Recipe) -> tuple[FeatureSource | None, list[str]]:
         The teacher for hints, if its model is known; what it sees and what is adapted in its
         weights, a line each, or nothing if these are not here.
     """
-    spec = recipe.teacher
-    assert spec is not None
     if spec.weights not in ("pretrained", "random") and not _are_here(spec.weights):
         if spec.model is None:
             return None, []
@@ -178,11 +191,9 @@ def _check_teacher(recipe: Recipe) -> tuple[FeatureSource | None, list[str]]:
         raise InputError(
             f"teacher.weights: timm has no pretrained weights of {spec.model}: give a file"
         )
-    loaded = load_teacher(spec, Path(), recipe.data.image_size, _SOME_CLASSES, shapes_only=True)
-    if int(loaded.model.num_classes) == 0:  # type: ignore[arg-type]
-        refuse_readers_of_logits(recipe, loaded.source)
+    loaded = load_teacher(spec, Path(), data_image_size, _SOME_CLASSES, shapes_only=True)
     source = FeatureSource(loaded.model, loaded.view.image_size, f"teacher {loaded.source}")
-    return source, [f"teacher sees {loaded.view.describe()}", *loaded.notes]
+    return source, [f"{row} sees {loaded.view.describe()}", *loaded.notes]
 
 
 def _are_here(weights: str) -> bool:
@@ -217,8 +228,9 @@ def _not_here(recipe: Recipe) -> list[str]:
         for name, spec in recipe.students.items()
         if spec.weights not in (None, "pretrained")
     }
-    if recipe.teacher is not None and recipe.teacher.weights not in ("pretrained", "random"):
-        weights["teacher.weights"] = recipe.teacher.weights
+    for row, spec in recipe.teacher_rows.items():
+        if spec.weights not in ("pretrained", "random"):
+            weights[f"{recipe_key(row)}.weights"] = spec.weights
     files = {key: Path(path) for key, path in weights.items() if not is_hub_name(path)}
     of_hub = {key: name for key, name in weights.items() if is_hub_name(name)}
     trained = [

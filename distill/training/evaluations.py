@@ -1,21 +1,23 @@
 """The evaluations of a run: when one is due, its results, and the best weights."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from distill.checkpoint.layout import best_dir
 from distill.engine import Engine
 from distill.engine.signals import Signals
-from distill.evaluation.accuracy import TEACHER, Accuracy, Model
+from distill.evaluation.accuracy import Accuracy, Model
 from distill.evaluation.metric import METRICS
 from distill.evaluation.sets import EvaluationSet, teacher_doubts
 from distill.models.export_format import RAW
+from distill.models.hub.derived import recorded_teachers
 from distill.models.teacher import Teacher
 from distill.models.view import Frame
 from distill.student.student import Best, Student
 from distill.training.logging import RunLogger
 from distill.training.plan import Plan, StagePlan
+from distill.training.teachers import references
 
 
 class Evaluations:
@@ -28,17 +30,23 @@ class Evaluations:
     """
 
     def __init__(
-        self, plan: Plan, frame: Frame, engine: Engine, logger: RunLogger, teacher: Teacher | None
+        self,
+        plan: Plan,
+        frame: Frame,
+        engine: Engine,
+        logger: RunLogger,
+        teachers: Mapping[str, Teacher],
     ) -> None:
-        self._plan, self._engine, self._logger, self._teacher = plan, engine, logger, teacher
+        self._plan, self._engine, self._logger, self._teachers = plan, engine, logger, teachers
         self._metric = METRICS[plan.recipe.evaluate.metric]
         self.accuracies: dict[str, Accuracy] = {}
         self.stage_ends: dict[str, dict[str, Any]] = {}
         self.last_step = 0
         source = plan.eval_source
-        compared = teacher if teacher and teacher.has_classes else None
+        having = {name: teacher for name, teacher in teachers.items() if teacher.has_classes}
+        compared = references(plan.recipe, having)
         self._set = (
-            EvaluationSet(source, frame, compared, engine, plan.recipe, plan.eval_labelled)
+            EvaluationSet(source, frame, having, compared, engine, plan.recipe, plan.eval_labelled)
             if source
             else None
         )
@@ -81,18 +89,18 @@ class Evaluations:
             student.average_statistics()
             student.learner.eval()
             models.update(student.evaluation_models())
-        known = self.accuracies.get(TEACHER)
+        known = {name: each for name, each in self.accuracies.items() if name in self._teachers}
         self.accuracies |= self._set.evaluate(models, known, check_stop)
-        for doubt in (
-            teacher_doubts(self._teacher, self.accuracies.get(TEACHER)) if known is None else ()
-        ):
-            self._logger.warn(doubt)
+        for name, teacher in self._teachers.items():
+            if name not in known:
+                for doubt in teacher_doubts(name, teacher, self.accuracies.get(name)):
+                    self._logger.warn(doubt)
         self.last_step = step
         for student in students:
             student.learner.train()
             if student.improved(self.accuracies, step, self._metric):
                 self._write_best(student)
-        names = [*models, *([TEACHER] if TEACHER in self.accuracies else [])]
+        names = [*models, *(name for name in self._teachers if name in self.accuracies)]
         best = {student.name: student.best.value for student in students if student.best}
         self._logger.evaluated(step, {name: self.accuracies[name] for name in names}, best)
         if self._plan.recipe.stages and step == stage.last_step:
@@ -114,8 +122,7 @@ class Evaluations:
         assert student.best
         recipe = self._plan.recipe
         average = "" if student.best.weights == RAW else f"/{student.best.weights}"
-        learns = recipe.learns_from_teacher(student.name)
-        teacher = {"teacher": self._teacher.record} if self._teacher and learns else {}
+        taught = {row: self._teachers[row].record for row in recipe.teachers_of(student.name)}
         record = {}
         if student.best.value is not None:
             record = self.accuracies[f"{student.name}{average}"].as_dict()
@@ -125,6 +132,6 @@ class Evaluations:
                 best_dir(self._plan.output, student.name),
                 weights,
                 classes=self._plan.classes_of(student.name),
-                record={"run": recipe.name, **teacher, **record},
+                record={"run": recipe.name, **recorded_teachers(taught), **record},
             )
         )

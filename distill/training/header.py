@@ -32,8 +32,9 @@ def show_recipe(recipe: Recipe) -> None:
         "data",
         f"{', then '.join(dict.fromkeys(trained))}; {evaluated}; {recipe.data.image_size} px",
     )
-    if recipe.teacher:
-        show("teacher", _teacher(recipe.teacher))
+    for row, spec in recipe.teacher_rows.items():
+        _, _, name = row.partition("/")
+        show("teacher", f"{name}: {_teacher(spec)}" if name else _teacher(spec))
     show("students", _students(recipe))
     show("output", recipe.output_dir)
 

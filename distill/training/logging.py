@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from distill.engine import Engine
-from distill.evaluation.accuracy import TEACHER, Accuracy
+from distill.evaluation.accuracy import Accuracy
 from distill.evaluation.metric import METRICS
 from distill.student.student import Student
 from distill.training.clock import Clock
@@ -40,13 +40,13 @@ class RunLogger:
     """Reports a run in this process. Call `open` before anything is recorded.
 
     Args:
-        with_teacher: the screen has a row for the teacher, and how far students agree with it.
+        teachers: those that have a row on the screen, beside how far students agree with them.
 
     Attributes:
         warnings: what the report repeats at the end, earlier sessions included.
     """
 
-    def __init__(self, plan: Plan, engine: Engine, *, with_teacher: bool) -> None:
+    def __init__(self, plan: Plan, engine: Engine, *, teachers: Sequence[str]) -> None:
         recipe = plan.recipe
         self._plan, self._recipe, self._engine = plan, recipe, engine
         self.clock = Clock(engine.world_size)
@@ -54,7 +54,7 @@ class RunLogger:
         self.screen = Screen(
             title=recipe.name,
             students=list(recipe.students),
-            teacher=TEACHER if with_teacher else None,
+            teachers=list(teachers),
             total_steps=plan.total_steps,
             total_epochs=plan.epochs(plan.total_steps),
             metric=METRICS[recipe.evaluate.metric],
@@ -190,9 +190,10 @@ class RunLogger:
     def show_accuracies(
         self, accuracies: Mapping[str, Accuracy], best: Mapping[str, float | None]
     ) -> None:
-        """Show the last evaluation in the rows of teacher and students."""
-        if TEACHER in accuracies:
-            self.screen.teacher.top1 = accuracies[TEACHER].top1
+        """Show the last evaluation in the rows of teachers and students."""
+        for name, row in self.screen.teachers.items():
+            if name in accuracies:
+                row.top1 = accuracies[name].top1
         for name, row in self.screen.rows.items():
             if name in accuracies:
                 row.top1, row.agreement = accuracies[name].top1, accuracies[name].agreement

@@ -14,7 +14,6 @@ from distill.engine import (
 )
 from distill.engine.agreement import BatchBarrier, StepFlags, StopRequestedError
 from distill.engine.signals import Signals
-from distill.evaluation.accuracy import TEACHER
 from distill.evaluation.metric import METRICS
 from distill.models.hub.download import pin_commits
 from distill.models.student import first_weights
@@ -25,7 +24,6 @@ from distill.training.build import (
     Models,
     build_engine,
     build_models,
-    place_teacher,
     refuse_other_commits,
     stage_settings,
     start_students,
@@ -42,6 +40,7 @@ from distill.training.rundir import RunLock
 from distill.training.share import Share, share_of_process
 from distill.training.streams import check_streams
 from distill.training.summary import Summary
+from distill.training.teachers import ask_teachers, place_teachers
 
 # Exit codes of a run; bad input is 2, anything else that goes wrong 1.
 DONE = 0
@@ -112,18 +111,16 @@ class Run:
         self.plan, self.share, self.engine = plan, share, engine
         self._skipped_here = 0
         self._has_trained = False  # in this session
-        compared = models.teacher is not None and models.teacher.has_classes
-        self.logger = RunLogger(plan, engine, with_teacher=compared)
-        placing = (
-            recipe.teacher.model_dump(include={"placement", "offload"}) if recipe.teacher else {}
-        )
-        self.teacher = place_teacher(models.teacher, engine, **placing)
-        if self.teacher and self.teacher.match and self.teacher.match.how in ("numbers", "order"):
-            self.logger.screen.say(self.teacher.match.describe())
+        compared = [name for name, teacher in models.teachers.items() if teacher.has_classes]
+        self.logger = RunLogger(plan, engine, teachers=compared)
+        self.teachers = place_teachers(models.teachers, engine, recipe.teacher_rows)
+        for teacher in self.teachers.values():
+            if teacher.match and teacher.match.how in ("numbers", "order"):
+                self.logger.screen.say(teacher.match.describe())
         self._settings = stage_settings(models, plan, share, engine)
         self.students = start_students(models, plan, share, engine, self._settings[0])
         self._views = models.views
-        self.evaluations = Evaluations(plan, models.frame, engine, self.logger, self.teacher)
+        self.evaluations = Evaluations(plan, models.frame, engine, self.logger, self.teachers)
         self.checkpoints = RunCheckpoints(
             plan,
             engine,
@@ -131,7 +128,7 @@ class Run:
             self.students,
             self.evaluations,
             self.logger,
-            self.teacher,
+            self.teachers,
             models.views,
         )
         # num_skipped: over all processes, up to the last log or save.
@@ -269,15 +266,14 @@ class Run:
         return INTERRUPTED
 
     def _step(self, batches: Any, step_flags: StepFlags, signals: Signals) -> None:
-        """One optimizer step of every running student, after one teacher forward a micro-batch.
+        """One optimizer step of every running student, after one forward a micro-batch of each
+        teacher that one of them reads.
 
         It waits for the device once a student under fp16 and ZeRO, where torch's GradScaler and
         DeepSpeed ask whether to skip the step; else never.
         """
         not_finite: dict[str, torch.Tensor] = {}
         objectives = [student.settings.objective for student in self.running]
-        needs_teacher = any(objective.needs_teacher for objective in objectives)
-        keys = tuple(sorted({key for each in objectives for key in each.teacher_features}))
         logged = self.stage.due(self.stage.log_every, self.step + 1)
         if logged and self.plan.recipe.log.gradient_norms:
             for student in self.running:
@@ -286,11 +282,9 @@ class Run:
             with self.logger.clock.waiting_for_data():
                 batch = next(batches)
             self._skipped_here += batch.num_skipped
-            teacher = None
-            if self.teacher and needs_teacher:
-                teacher = self.teacher.outputs(batch.images, keys)
+            lessons = ask_teachers(self.teachers, objectives, batch.images)
             for student in self.running:
-                bad = student.learn(batch, teacher)
+                bad = student.learn(batch, lessons)
                 not_finite[student.name] = (
                     not_finite[student.name] | bad if student.name in not_finite else bad
                 )
@@ -389,9 +383,9 @@ class Run:
         return DONE if self.running else ALL_STOPPED
 
     def _origins(self) -> dict[str, dict[str, str]]:
-        """Where the weights of the teacher and the first weights of the students are from."""
-        teacher = {TEACHER: self.teacher.record} if self.teacher else {}
-        return {**teacher, **{each.name: first_weights(each.spec) for each in self.students}}
+        """Where the weights of the teachers and the first weights of the students are from."""
+        teachers = {name: teacher.record for name, teacher in self.teachers.items()}
+        return {**teachers, **{each.name: first_weights(each.spec) for each in self.students}}
 
     def _save(self) -> None:
         """Write a checkpoint. Collective: every rank."""

@@ -25,6 +25,7 @@ from distill.checkpoint.layout import (
 from distill.errors import InputError
 from distill.recipe import Recipe, schema
 from distill.recipe.hub_names import is_hub_name
+from distill.recipe.teachers import recipe_key
 
 EXPORT_FILES = frozenset({"config.json", "distill.json", "model.safetensors"})
 # What may be there before the run starts: a lock, an incomplete file of ours, the output of a job.
@@ -158,10 +159,9 @@ def _data_folders(recipe: Recipe, *kinds: type) -> Iterator[tuple[str, Path]]:
 
 
 def _weights(recipe: Recipe) -> Iterable[tuple[str, Path]]:
-    if recipe.teacher is None or is_hub_name(recipe.teacher.weights):
-        return
-    if recipe.teacher.weights not in ("pretrained", "random"):
-        yield "teacher.weights", Path(recipe.teacher.weights).expanduser().resolve()
+    for row, spec in recipe.teacher_rows.items():
+        if spec.weights not in ("pretrained", "random") and not is_hub_name(spec.weights):
+            yield f"{recipe_key(row)}.weights", Path(spec.weights).expanduser().resolve()
 
 
 def _folder(key: str, path: Path) -> Iterator[tuple[str, Path]]:

@@ -22,7 +22,7 @@ from distill.data.order.lanes import (
 from distill.data.order.shuffled import Order, TrainOrder
 from distill.data.sources import Source, has_class_order
 from distill.errors import InputError
-from distill.models.teacher import given_classes
+from distill.models.teacher import classes_of_teachers
 from distill.recipe import DurationValue, Recipe, schema
 from distill.recipe.warmups import fit_inherited_warmups
 from distill.rng import hash64
@@ -225,7 +225,7 @@ def make_plan(recipe: Recipe) -> Plan:
             named,
             eval_source,
             reads_eval=recipe.evaluate.reads_labels,
-            of_teacher=given_classes(recipe.teacher, Path()) if recipe.teacher else (),
+            of_teacher=classes_of_teachers(recipe.teacher_rows.values(), Path()),
         )
     stages: list[StagePlan] = []
     for index, (own, key, source) in enumerate(zip(recipes, keys, sources, strict=True)):

@@ -35,7 +35,7 @@ from distill.models.hub.commit import (
     upload,
     without_progress_bars,
 )
-from distill.models.hub.derived import base_model, datasets_of, noted_licences, teacher_of
+from distill.models.hub.derived import base_model, datasets_of, noted_licences, teachers_of
 from distill.models.hub.faults import redacted
 from distill.models.hub.figures import own_score
 from distill.models.hub.licences import licence_text
@@ -299,7 +299,7 @@ class Publisher:
             record=record,
             weights_sha256=sha256_of(push.folder / WEIGHTS_FILE),
             licence=self._spec.license,
-            noted=noted_licences(record, teacher_of(record, recipe, {}), recipe, classes),
+            noted=noted_licences(record, teachers_of(record, recipe, {}), recipe, classes),
             scores=[score] if score else [],
             recipe=recipe,
             student=student.name,

@@ -93,7 +93,7 @@ class RunCheckpoints:
     students: Sequence[Student]
     evaluations: Evaluations
     logger: RunLogger
-    teacher: Teacher | None
+    teachers: Mapping[str, Teacher]
     views: Mapping[str, ModelView]
     newest: tuple[int, str] | None = None
 
@@ -187,6 +187,6 @@ class RunCheckpoints:
         return step, state.num_skipped
 
     def _inputs(self) -> dict[str, str | int]:
-        teacher = {"teacher (SHA-256)": self.teacher.fingerprint} if self.teacher else {}
+        teachers = {f"{name} (SHA-256)": each.fingerprint for name, each in self.teachers.items()}
         seen = {f"{name} sees": view.values for name, view in self.views.items()}
-        return {**self.plan.inputs(), **teacher, **seen}
+        return {**self.plan.inputs(), **teachers, **seen}

@@ -61,7 +61,7 @@ class Screen:
     """The display of a run. Use as a context manager around training.
 
     Args:
-        teacher: the name of the teacher's row; None without a teacher.
+        teachers: the names of the teachers' rows.
         total_epochs: passes over the data that the run makes.
         show: whether this process shows anything.
     """
@@ -71,7 +71,7 @@ class Screen:
         *,
         title: str,
         students: list[str],
-        teacher: str | None,
+        teachers: list[str],
         total_steps: int,
         total_epochs: float,
         metric: Metric,
@@ -79,8 +79,7 @@ class Screen:
     ) -> None:
         self.console = console.make_console()
         self.rows = {name: Row() for name in students}
-        self.teacher = Row()
-        self._teacher_name = teacher
+        self.teachers = {name: Row() for name in teachers}
         self._metric, self._show = metric, show
         self._total_steps, self._total_epochs = total_steps, total_epochs
         self._doing = "starting"
@@ -139,8 +138,8 @@ class Screen:
         return f"{pace}; {self._doing}" if self._doing else pace
 
     def table(self) -> Table:
-        """A row for the teacher and for each student, as many as fit on the terminal."""
-        with_teacher = self._teacher_name is not None
+        """A row for each teacher and each student, as many as fit on the terminal."""
+        with_teacher = bool(self.teachers)
         notes = any(row.note for row in self.rows.values())
         table = Table(box=None, pad_edge=False)
         table.add_column("", overflow="fold")
@@ -156,7 +155,7 @@ class Screen:
         if notes:
             table.add_column("", overflow="fold")
         rows = [
-            *([(self._teacher_name or "", self.teacher)] if with_teacher else []),
+            *self.teachers.items(),
             *self.rows.items(),
         ]
         max_rows = max(self.console.height - _OTHER_LINES, 2)
@@ -207,7 +206,11 @@ class Screen:
         """Show the end of an evaluation; the rows are up to date."""
         self.progress(now)
         if not self._live:
-            teacher = f"teacher {self.teacher.top1:.2f}, " if self.teacher.top1 is not None else ""
+            teacher = "".join(
+                f"{name} {row.top1:.2f}, "
+                for name, row in self.teachers.items()
+                if row.top1 is not None
+            )
             top1 = self._each(lambda row: _number(row.top1, ".2f"))
             agreements = self._each(lambda row: _number(row.agreement, ".2f"), notes=False)
             agrees = f"; agrees with teacher % {agreements}" if agreements else ""

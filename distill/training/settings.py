@@ -65,7 +65,9 @@ def setting_problems(recipe: Recipe) -> list[str]:
                 problems.append(str(error))
     uses = {
         "train.zero_stage": recipe.train.zero_stage > 0,
-        "teacher.placement": bool(recipe.teacher and recipe.teacher.placement == "zero3"),
+        "teacher.placement": any(
+            spec.placement == "zero3" for spec in recipe.teacher_rows.values()
+        ),
     }
     if any(uses.values()) and importlib.util.find_spec("deepspeed") is None:
         keys = " and ".join(key for key, used in uses.items() if used)

@@ -22,6 +22,7 @@ from distill.evaluation.accuracy import TEACHER, Accuracy
 from distill.evaluation.metric import Metric
 from distill.files import replace_text
 from distill.models.view import ModelView
+from distill.recipe.teachers import is_teacher
 from distill.student.student import Student
 from distill.training.plan import StagePlan
 
@@ -83,6 +84,11 @@ class Summary:
                 "averages": {name.partition("/")[2]: values for name, values in own.items()},
             }
         teacher = self.accuracies.get(TEACHER)
+        several = {
+            name: each.as_dict()
+            for name, each in self.accuracies.items()
+            if is_teacher(name) and name != TEACHER
+        }
         return {
             "run": self.run,
             "best": self.best,
@@ -97,6 +103,7 @@ class Summary:
             "throughput": dict(self.throughput),
             "data": dict(self.data),
             "teacher": teacher.as_dict() if teacher else None,
+            **({"teachers": several} if several else {}),
             "origins": {name: dict(origin) for name, origin in self.origins.items()},
             "views": {name: view.as_dict() for name, view in self.views.items()},
             "stages": [self._stage(stage) for stage in self.stages],
@@ -144,7 +151,7 @@ class Summary:
             console.print(line, markup=False, soft_wrap=True)
 
     def table(self, narrow: bool = False) -> Table:
-        """A row for the teacher and for each student, its averages below it; `narrow` leaves out
+        """A row for each teacher and each student, its averages below it; `narrow` leaves out
         columns that repeat the recipe.
         """
         table = Table(box=None, pad_edge=False)
@@ -153,7 +160,8 @@ class Summary:
         if not narrow:
             table.add_column("parameters", justify="right")
             table.add_column("learns from")
-        with_teacher = TEACHER in self.accuracies
+        teachers = [name for name in self.accuracies if is_teacher(name)]
+        with_teacher = bool(teachers)
         versus = ("agrees %", "KL") if narrow else TEACHER_COLUMNS
         for heading in (
             "top-1 %",
@@ -164,10 +172,8 @@ class Summary:
             table.add_column(heading, justify="right")
         num_descriptions = 1 if narrow else 3
         blank = [""] * num_descriptions
-        if with_teacher:
-            table.add_row(
-                TEACHER, *blank, *_scores(self.accuracies[TEACHER], "", True), style="dim"
-            )
+        for name in teachers:
+            table.add_row(name, *blank, *_scores(self.accuracies[name], "", True), style="dim")
         for student in self.students:
             millions = student.num_parameters / 1e6
             what = [student.spec.model, f"{millions:.2f} M", _learns_from(student)][

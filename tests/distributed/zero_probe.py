@@ -17,7 +17,7 @@ from distill.models.pixels import Pixels
 from distill.models.teacher import Teacher
 from distill.student import Averages, Partitioned
 from distill.student.learner import Learner
-from distill.training.build import place_teacher
+from distill.training.teachers import place_teacher
 
 IMAGE_SIZE = 64
 # The paper's two large teachers, their widths kept small enough for two cores and their depths

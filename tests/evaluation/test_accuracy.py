@@ -63,7 +63,7 @@ def test_figures_equal_those_counted_by_hand(
     """Batches of one, a partial last batch, one batch exactly, and a set smaller than its batch."""
     model, teacher = classifier(0), classifier(1)
     results = evaluate(
-        {"student": model}, batches(source, batch_size), engine, TeacherAnswers(teacher)
+        {"student": model}, batches(source, batch_size), engine, TeacherAnswers({TEACHER: teacher})
     )
 
     logits, answers, labels = (
@@ -122,7 +122,7 @@ def test_the_teacher_answers_a_set_once(source: Source, engine: Engine) -> None:
         calls += 1
         return teacher(images)  # type: ignore[no-any-return]
 
-    loader, answers = batches(source, 20), TeacherAnswers(counted)
+    loader, answers = batches(source, 20), TeacherAnswers({TEACHER: counted})
     first = evaluate({"student": classifier(0)}, loader, engine, answers)
     second = evaluate({"student": classifier(0)}, loader, engine, answers)
     assert calls == len(loader) == 3
@@ -157,11 +157,11 @@ def test_an_evaluation_can_be_abandoned_and_repeated(source: Source, engine: Eng
     models, loader, answers = (
         {"student": classifier(0)},
         batches(source, 5),
-        TeacherAnswers(classifier(1)),
+        TeacherAnswers({TEACHER: classifier(1)}),
     )
     with pytest.raises(StopRequestedError):
         evaluate(models, loader, engine, answers, check_stop)
     assert evaluate(models, loader, engine, answers, check_stop) == evaluate(
-        models, loader, engine, TeacherAnswers(classifier(1))
+        models, loader, engine, TeacherAnswers({TEACHER: classifier(1)})
     )
     assert asked == 3 + 3, "at batches 0, 4 and 8 of 11"

@@ -11,7 +11,7 @@ from tiny import sees
 from distill.engine import Engine
 from distill.errors import InputError
 from distill.models.teacher import Teacher
-from distill.training.build import place_teacher
+from distill.training.teachers import place_teacher
 
 
 def teacher(dtype: torch.dtype = torch.float32) -> Teacher:

@@ -96,7 +96,7 @@ def a_screen(title: str = "a/run", names: tuple[str, ...] = ("alone", "kd")) -> 
     screen = Screen(
         title=title,
         students=list(names),
-        teacher="teacher",
+        teachers=["teacher"],
         total_steps=200,
         total_epochs=5,
         metric=METRICS["top1"],
@@ -111,7 +111,7 @@ def a_screen(title: str = "a/run", names: tuple[str, ...] = ("alone", "kd")) -> 
         70.5,
     )
     last.loss, last.top1, last.note = 9.9, 9.9, "stopped at step 12"
-    screen.teacher.top1 = 71.0
+    screen.teachers["teacher"].top1 = 71.0
     return screen
 
 
@@ -301,7 +301,7 @@ def test_other_processes_say_nothing(capsys: pytest.CaptureFixture[str]) -> None
     screen = Screen(
         title="run",
         students=["alone"],
-        teacher=None,
+        teachers=[],
         total_steps=2,
         total_epochs=1,
         metric=METRICS["top1"],

@@ -9,7 +9,7 @@ from pathlib import PurePath
 from typing import Any
 
 from distill.errors import printable
-from distill.models.hub.derived import teacher_of
+from distill.models.hub.derived import teachers_of
 from distill.models.hub.figures import Score
 from distill.models.hub.licences import OTHER, Noted
 from distill.models.hub.words import describe_recipe
@@ -71,9 +71,9 @@ class CardFacts:
         return "image-classification" if self.num_classes else "image-feature-extraction"
 
     @property
-    def teacher(self) -> Mapping[str, str]:
-        """What is recorded of the teacher's weights; empty if it learned from none."""
-        return teacher_of(self.record, self.recipe, self.report) or {}
+    def teachers(self) -> list[Mapping[str, str]]:
+        """What is recorded of the weights of each teacher; empty if it learned from none."""
+        return teachers_of(self.record, self.recipe, self.report)
 
 
 def model_card(facts: CardFacts) -> str:
@@ -87,11 +87,15 @@ def _metadata(facts: CardFacts) -> str:
 
     tags = [facts.task, "timm", "knowledge-distillation"]
     extra: dict[str, Any] = {}
-    if facts.teacher:
+    if facts.teachers:
         # Visible characters only: a line of three dashes would end the metadata.
-        weights = _named(facts.teacher["weights"]).removeprefix("pretrained ")
-        extra["teacher"] = printable(weights)
-        tags.append(f"distilled-from:{printable(facts.teacher['model'])}")
+        weights = [
+            printable(_named(teacher["weights"]).removeprefix("pretrained "))
+            for teacher in facts.teachers
+        ]
+        extra["teacher"] = weights[0] if len(weights) == 1 else weights
+        names = dict.fromkeys(printable(teacher["model"]) for teacher in facts.teachers)
+        tags += [f"distilled-from:{name}" for name in names]
     if facts.base_model:
         extra["base_model_relation"] = "finetune"
     results = [
@@ -126,7 +130,8 @@ def _metadata(facts: CardFacts) -> str:
 
 
 def _title(facts: CardFacts) -> str:
-    learned = f", distilled from {_code(facts.teacher['model'])}" if facts.teacher else ""
+    names = list(dict.fromkeys(_code(teacher["model"]) for teacher in facts.teachers))
+    learned = f", distilled from {' and '.join(names)}" if names else ""
     named = facts.repo.split("/")[1]
     state = "" if facts.finished else "\n\n**This run is still training: the weights will change.**"
     size = f"{facts.parameters / 1e6:.2f} M parameters"
@@ -235,12 +240,11 @@ def _training(facts: CardFacts) -> str:
 
 def _derived(facts: CardFacts) -> str:
     lines = []
-    if facts.teacher:
-        teacher = facts.teacher
-        lines.append(
-            f"- Teacher: {_code(teacher['model'])}, weights {_code(_named(teacher['weights']))},"
-            f" SHA-256 of its tensors `{teacher['sha256']}`."
-        )
+    lines += [
+        f"- Teacher: {_code(teacher['model'])}, weights {_code(_named(teacher['weights']))},"
+        f" SHA-256 of its tensors `{teacher['sha256']}`."
+        for teacher in facts.teachers
+    ]
     began = facts.record.get("began_with")
     if began:
         lines.append(f"- The student began with {_text(_named(str(began)))}.")
@@ -260,8 +264,9 @@ def _limits(facts: CardFacts) -> str:
     ]
     if not facts.num_classes:
         lines = ["- It names no classes, and nothing has evaluated its features."]
-    if facts.teacher:
-        lines.append("- Errors and biases of its teacher and its training images are in it too.")
+    if facts.teachers:
+        taught = "teacher" if len(facts.teachers) == 1 else "teachers"
+        lines.append(f"- Errors and biases of its {taught} and its training images are in it too.")
     if not facts.scores and facts.num_classes:
         lines.append("- No accuracy is known.")
     return "## Limits\n\n" + "\n".join(lines)

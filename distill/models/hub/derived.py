@@ -1,4 +1,4 @@
-"""What a model derives from: its teacher, the weights that it began with, its training images."""
+"""What a model derives from: its teachers, the weights that it began with, its training images."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,14 +8,33 @@ from distill.models.build import config
 from distill.models.hub.licences import Noted, noted_weights
 from distill.recipe import Recipe, schema
 from distill.recipe.hub_names import is_hub_name, parse_hub_name
+from distill.recipe.teachers import TEACHER
 
 _DATASETS = "hf://datasets/"
 
 
-def teacher_of(
+def recorded_teachers(
+    records: Mapping[str, Mapping[str, str]],
+) -> dict[str, Mapping[str, Any]]:
+    """Return the part of distill.json about the teachers that a student learned from: "teacher" of
+    a run with one, "teachers" by name of a run with several.
+
+    Args:
+        records: of the weights of each, by the names of their rows.
+    """
+    if TEACHER in records:
+        return {"teacher": records[TEACHER]}
+    return (
+        {"teachers": {row.partition("/")[2]: each for row, each in records.items()}}
+        if (records)
+        else {}
+    )
+
+
+def teachers_of(
     record: Mapping[str, Any], recipe: Recipe | None, report: Mapping[str, Any]
-) -> Mapping[str, str] | None:
-    """Return what is recorded of the weights of the teacher that a model learned from; None for a
+) -> list[Mapping[str, str]]:
+    """Return what is recorded of the weights of each teacher that a model learned from; empty for a
     student that has a teacher beside it, and no loss that compares them.
 
     Args:
@@ -24,16 +43,19 @@ def teacher_of(
     """
     student = record.get("student")
     if recipe is not None and student in recipe.students:
-        if not recipe.learns_from_teacher(student):
-            return None
-        record = {**record, **report.get("origins", {})}
-    found = record.get("teacher")
-    return found if isinstance(found, Mapping) else None
+        rows = recipe.teachers_of(student)
+        origins = report.get("origins", {})
+        if not rows:
+            return []
+        if all(row in origins for row in rows):
+            return [origins[row] for row in rows]
+    found = [record.get("teacher"), *dict(record.get("teachers") or {}).values()]
+    return [each for each in found if isinstance(each, Mapping)]
 
 
 def noted_licences(
     record: Mapping[str, Any],
-    teacher: Mapping[str, str] | None,
+    teachers: Sequence[Mapping[str, str]],
     recipe: Recipe | None,
     classes: Sequence[str],
 ) -> list[Noted]:
@@ -41,12 +63,14 @@ def noted_licences(
 
     Args:
         record: what distill.json says of the weights.
-        teacher: what is recorded of the teacher's weights.
+        teachers: what is recorded of the weights of each teacher.
         recipe: of the run; None if it is not known.
         classes: their names, in the order of the logits.
     """
-    noted = []
-    if teacher and teacher["weights"] != "random weights":
+    noted: list[Noted] = []
+    for teacher in teachers:
+        if teacher["weights"] == "random weights":
+            continue
         weights = str(teacher["weights"])
         name = weights.removeprefix("pretrained ")
         name = name if name != weights or is_hub_name(weights) else str(teacher["model"])

@@ -126,13 +126,13 @@ def licence_in(folder: Path) -> str | None:
 
 
 def recorded_licence(folder: Path) -> str | None:
-    """Returns the licence of what an export derives from, its teacher and its first weights, as its
-    distill.json states it; of several, the first that limits what derives from them.
+    """Returns the licence of what an export derives from, its teachers and its first weights, as
+    its distill.json states it; of several, the first that limits what derives from them.
     """
     try:
         record = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
-        teacher = record.get("teacher") or {}
-        stated = (teacher.get("license"), record.get("began_with_license"))
+        taught = [record.get("teacher") or {}, *(record.get("teachers") or {}).values()]
+        stated = [*(each.get("license") for each in taught), record.get("began_with_license")]
     except FileNotFoundError:
         return None
     except (OSError, ValueError, AttributeError):

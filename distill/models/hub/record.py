@@ -34,6 +34,7 @@ class _Record(_Part):
     began_with: str | None = None
     began_with_license: str | None = None
     teacher: _Teacher | None = None
+    teachers: dict[str, _Teacher] | None = None
     top1: _Percent | None = None
     top5: _Percent | None = None
     loss: _NotNegative | None = None

@@ -36,7 +36,8 @@ def _sentences(recipe: Recipe, student: str) -> Iterator[str]:
         yield f"Also: {', '.join(part for part in parts if part)}."
     others = len(recipe.students) - 1
     if others:
-        yield f"{others} other student{'s' if others > 1 else ''} learned behind the same teacher."
+        others_are = f"{others} other student{'s' if others > 1 else ''}"
+        yield f"{others_are} learned behind the same teacher{'s' if recipe.teachers else ''}."
 
 
 def _source(source: schema.SourceSpec) -> str:
@@ -58,11 +59,13 @@ def _source(source: schema.SourceSpec) -> str:
 
 def _objective(spec: schema.ObjectiveSpec) -> str:
     terms = []
-    for term, learns in (
-        (spec.hard, "labels"),
-        (spec.soft, "the teacher's logits"),
-        (spec.hint, "the teacher's feature maps"),
-    ):
+    soft, hint = "the teacher's logits", "the teacher's feature maps"
+    if spec.soft_teachers is not None:
+        shares = ", ".join(f"{name} {weight:g}" for name, weight in spec.soft_teachers.items())
+        soft = f"the {spec.combine} of teachers {shares}"
+    if spec.hint_teacher is not None:
+        hint = f"the feature maps of teacher {spec.hint_teacher}"
+    for term, learns in ((spec.hard, "labels"), (spec.soft, soft), (spec.hint, hint)):
         if term is None:
             continue
         keys = term.model_dump(exclude={"loss", "weight"}, exclude_defaults=True)
