@@ -151,6 +151,16 @@ class ObjectiveSpec(Section):
         return tuple(name for name, term in terms.items() if term is not None)
 
     @property
+    def in_words(self) -> str:
+        """The terms with their weights, and the teachers that they name: "0.5 ce + 0.5 kl"."""
+        of_soft = f" of {', '.join(self.soft_teachers)}" if self.soft_teachers else ""
+        of_hint = f" of {self.hint_teacher}" if self.hint_teacher else ""
+        terms = ((self.hard, ""), (self.soft, of_soft), (self.hint, of_hint))
+        return " + ".join(
+            f"{term.weight:g} {term.loss}{teachers}" for term, teachers in terms if term is not None
+        )
+
+    @property
     def reads_labels(self) -> bool:
         """Whether a loss uses the labels of images, which must then be classes of the run."""
         return self.hard is not None or (

@@ -73,12 +73,6 @@ def best_student(run: RunRecords, students: Sequence[str]) -> str | None:
     return metric_of(run).best_of(values)
 
 
-def learns_from(spec: schema.ObjectiveSpec) -> str:
-    """Return the terms of an objective in words: "0.5 ce + 0.5 kl"."""
-    terms = (spec.hard, spec.soft, spec.hint)
-    return " + ".join(f"{term.weight:g} {term.loss}" for term in terms if term is not None)
-
-
 def objectives(run: RunRecords, student: str) -> list[schema.ObjectiveSpec]:
     """Return the objective of a student in each stage."""
     recipe = run.recipe
@@ -90,7 +84,7 @@ def _student_rows(
 ) -> Iterator[ResultRow]:
     reported = _reported(run, name)
     best, best_of = _best(run, name)
-    words = dict.fromkeys(map(learns_from, objectives(run, name)))
+    words = dict.fromkeys(each.in_words for each in objectives(run, name))
     yield ResultRow(
         name,
         name,

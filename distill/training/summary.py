@@ -176,7 +176,7 @@ class Summary:
             table.add_row(name, *blank, *_scores(self.accuracies[name], "", True), style="dim")
         for student in self.students:
             millions = student.num_parameters / 1e6
-            what = [student.spec.model, f"{millions:.2f} M", _learns_from(student)][
+            what = [student.spec.model, f"{millions:.2f} M", student.spec.objective.in_words][
                 :num_descriptions
             ]
             if not student.running:
@@ -259,12 +259,6 @@ def versions() -> dict[str, str]:
                 command, cwd=checkout, capture_output=True, text=True, check=True, timeout=10
             ).stdout.strip()
     return found
-
-
-def _learns_from(student: Student) -> str:
-    objective = student.spec.objective
-    terms = (objective.hard, objective.soft, objective.hint)
-    return " + ".join(f"{term.weight:g} {term.loss}" for term in terms if term is not None)
 
 
 def _scores(accuracy: Accuracy | None, best: str, with_teacher: bool) -> list[str]:

@@ -67,10 +67,11 @@ def refuse_readers_of_logits(recipe: Recipe, without_classes: Mapping[str, str])
                         if len(rows) > 1
                         else _FIX
                     )
+                    teacher = "the teacher" if len(rows) == 1 else recipe_key(row)
                     raise InputError(
                         f"{prefix}students.{name}.objective.soft: {objective.soft.loss} reads the"
-                        f" logits of the {recipe_key(row)}, and {without_classes[row]} has no"
-                        f" classifier: {fix}"
+                        f" logits of {teacher}, which ({without_classes[row]}) has no classifier:"
+                        f" {fix}"
                     )
     if without_classes and not recipe.evaluate.reads_labels and len(without_classes) == len(rows):
         raise InputError(

@@ -93,6 +93,43 @@ HINTS: dict[str, Any] = {
         )
     ],
 }
+# A mean of two teachers and a loss of each, over the samples of both processes, and a teacher
+# without classes, whose weights the two processes partition.
+TEACHERS: dict[str, Any] = {
+    "teacher": None,
+    "teachers": {
+        "big": {"model": "cifar_resnet14", "weights": "random", "image_size": 16},
+        "wide": {
+            "model": "test_vit",
+            "weights": "random",
+            "image_size": 32,
+            "model_args": {"patch_size": 8},
+        },
+        "dino": {
+            "model": "vit_small_patch14_dinov2",
+            "weights": "random",
+            "image_size": 28,
+            "model_args": {"depth": 2, "embed_dim": 32, "num_heads": 2},
+            "placement": "zero3",
+        },
+    },
+    "train": {"micro_batch_size": None, "budget": "3 iterations"},
+    "student": {"objective": {"hard": {"loss": "ce"}, "soft_teachers": {"big": 2, "wide": 1}}},
+    "students": {
+        "mean": {"objective": {"soft": {"loss": "kl", "temperature": 2.0}}},
+        "losses": {"objective": {"soft": {"loss": "dist"}, "combine": "losses"}},
+        "backbone": {
+            "model": "test_vit",
+            "model_args": {"patch_size": 4},
+            "optimizer": {"name": "adamw", "lr": 1e-3},
+            "objective": {
+                "hard": None,
+                "hint": {"loss": "feature", "level": "dense"},
+                "hint_teacher": "dino",
+            },
+        },
+    },
+}
 # Bound on `deviation` where sums are taken in another order. Measured: up to 2e-3 for the
 # EfficientNet, whose BatchNorm and DIST see four samples at a time, 1e-4 for the others.
 ROUNDING = 1e-2
@@ -121,6 +158,7 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launch]:
         ("quarters", QUARTERS),
         ("diverging", DIVERGING),
         ("hints", HINTS),
+        ("teachers", TEACHERS),
     )
     for name, changes in pairs:
         launch.add(name, recipe(f"{name}-2", changes))
@@ -216,6 +254,26 @@ def test_heads_that_begin_and_end_with_stages_are_those_of_one_process(launch: L
             torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
     counted = {n: t for n, t in one.items() if n.endswith("/step")}
     assert {n: int(t) for n, t in counted.items()} == {n: int(two[n]) for n in counted}
+
+
+def test_several_teachers_are_those_of_one_process(launch: Launch) -> None:
+    assert launch.codes("teachers") == [DONE, DONE], launch.shown("teachers")
+    apart = deviation(
+        launch.folder / "teachers-1",
+        launch.folder / "teachers-2",
+        launch.folder / "teachers-1.yaml",
+    )
+    assert max(apart.values()) < ROUNDING
+    assert torch.allclose(
+        losses(launch.folder / "teachers-1"), losses(launch.folder / "teachers-2"), rtol=1e-3
+    )
+    by_one, by_two = (report(launch.folder / f"teachers-{n}") for n in (1, 2))
+    assert by_one["teachers"].keys() == {"teacher/big", "teacher/wide"}
+    for name, figures in by_one["teachers"].items():
+        assert figures["top1"] == by_two["teachers"][name]["top1"]
+    for name in ("mean", "losses"):
+        ours, theirs = (each["students"][name]["last"] for each in (by_one, by_two))
+        assert ours["teacher_kl"] == pytest.approx(theirs["teacher_kl"], rel=1e-3)
 
 
 @pytest.mark.parametrize("name", ["micro", "synced"])
