@@ -21,7 +21,7 @@ from distill.models.sizes import teacher_view
 from distill.models.teacher import DTYPES
 from distill.models.weights import load_state_dict
 from distill.recipe import Recipe, schema
-from distill.recipe.schema import ELEMENTWISE_OPTIMIZERS
+from distill.recipe.elementwise import ELEMENTWISE_OPTIMIZERS
 from distill.recipe.teachers import recipe_key
 from distill.student.optimizer import check_optimizer, take_two_steps
 

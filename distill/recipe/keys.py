@@ -76,7 +76,7 @@ def each_key() -> Iterator[Key]:
 
 def parts_below(prefix: str) -> list[Part]:
     """The mappings with only those keys that are `prefix` or below it. `students.NAME` is the same
-    as `student`.
+    as `student`, and `teachers.NAME` the same as `teacher`.
 
     Raises:
         InputError: there is no such key; the message names the nearest one.
@@ -84,6 +84,8 @@ def parts_below(prefix: str) -> list[Part]:
     wanted = prefix.rstrip(".").split(".")
     if wanted[0] == "students" and len(wanted) > 1:
         wanted = ["student", *wanted[2:]]
+    if wanted[0] == "teachers" and len(wanted) > 1:
+        wanted = ["teacher", *wanted[2:]]
     if wanted[0] == "stages" and len(wanted) > 2:
         wanted = ["stages", "NAME", *wanted[2:]]
     if wanted == [""]:
@@ -114,7 +116,8 @@ def _parts(model: type[BaseModel], path: str, kind: str = "") -> Iterator[Part]:
     for name, field in model.model_fields.items():
         own = f"{path}.{name}" if path else name
         keys.append(_key(own, field))
-        models = _models_in(field.annotation)
+        # The keys of `teacher`, which are listed there.
+        models = [] if own == "teachers" else _models_in(field.annotation)
         inner = {"students": "student", "stages": "stages.NAME"}.get(own, own)
         for each in models:
             if each not in _REPEATED:

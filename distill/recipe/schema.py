@@ -25,6 +25,7 @@ from distill.recipe.data import (
     StreamSpec,
     TableSpec,
 )
+from distill.recipe.elementwise import elementwise_problems
 from distill.recipe.hints import (
     SMALLEST_MICRO_BATCH,
     CCSpec,
@@ -109,26 +110,6 @@ __all__ = [
     "TrainSpec",
 ]
 
-# timm's cautious Lion divides by a mean over the tensor, so arguments that are not in this list are
-# refused.
-ELEMENTWISE_ARGS = frozenset(
-    {
-        "betas",
-        "eps",
-        "amsgrad",
-        "nesterov",
-        "dampening",
-        "maximize",
-        "foreach",
-        "fused",
-        "layer_decay",
-        "layer_decay_min_scale",
-    }
-)
-# They update each weight independently, so that ZeRO may partition layers. A test checks each of
-# them.
-ELEMENTWISE_OPTIMIZERS = ("adamw", "adam", "sgd", "momentum", "lion")
-
 
 class Recipe(Section):
     """A complete run. In a file, `student` contains what all `students` have in common."""
@@ -160,8 +141,8 @@ class Recipe(Section):
         | None,
         Field(min_length=1, max_length=100),
     ] = None
-    """Several models to learn from, by name, instead of `teacher`; each student reads them as its
-    objective says.
+    """Several models to learn from, by name, instead of `teacher`, each with the keys of `teacher`;
+    each student reads them as its objective says.
     """
     students: Annotated[
         dict[
@@ -374,23 +355,9 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _elementwise_under_zero(self) -> Self:
-        for key, student in self._settings():
-            if (
-                self.train.zero_stage
-                and student.optimizer.name.lower() not in ELEMENTWISE_OPTIMIZERS
+        for key, student in self._settings() if self.train.zero_stage else ():
+            for problem in elementwise_problems(
+                f"{key}.optimizer", student.optimizer, self.train.zero_stage
             ):
-                raise ValueError(
-                    f"{key}.optimizer: {student.optimizer.name} is not known to update each weight"
-                    f" independently, and train.zero_stage {self.train.zero_stage} partitions"
-                    " layers, which would make it silently wrong (trust ratio of LAMB): use"
-                    f" zero_stage: 0, or one of {', '.join(ELEMENTWISE_OPTIMIZERS)}"
-                )
-            if self.train.zero_stage and (
-                odd := sorted(student.optimizer.args.keys() - ELEMENTWISE_ARGS)
-            ):
-                raise ValueError(
-                    f"{key}.optimizer.args.{odd[0]}: not known to work on each weight"
-                    f" independently, as train.zero_stage {self.train.zero_stage} needs: remove"
-                    " it, or use zero_stage: 0"
-                )
+                raise ValueError(problem)
         return self
