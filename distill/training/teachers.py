@@ -70,7 +70,7 @@ def refuse_readers_of_logits(recipe: Recipe, without_classes: Mapping[str, str])
                     teacher = "the teacher" if len(rows) == 1 else recipe_key(row)
                     raise InputError(
                         f"{prefix}students.{name}.objective.soft: {objective.soft.loss} reads the"
-                        f" logits of {teacher}, which ({without_classes[row]}) has no classifier:"
+                        f" logits of {teacher} ({without_classes[row]}), which has no classifier:"
                         f" {fix}"
                     )
     if without_classes and not recipe.evaluate.reads_labels and len(without_classes) == len(rows):
