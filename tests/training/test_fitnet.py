@@ -21,7 +21,7 @@ from tiny import (
 
 from distill.data.loading.loader import Batch
 from distill.errors import InputError
-from distill.losses import FeatureKey, TeacherOutputs
+from distill.losses import FeatureKey
 from distill.recipe import load_recipe
 from distill.student.student import Student
 from distill.training.check import check_recipe
@@ -117,9 +117,10 @@ def test_the_gradient_is_that_of_a_loop_by_hand(tmp_path: Path) -> None:
     seen: dict[str, Any] = {}
     learn = Student.learn
 
-    def watched(self: Student, batch: Batch, teacher: TeacherOutputs | None) -> torch.Tensor:
+    def watched(self: Student, batch: Batch, lessons: Lessons) -> torch.Tensor:
+        teacher = lessons.outputs["teacher"]
         seen.update(learner=copy.deepcopy(self.learner), batch=batch, teacher=teacher)
-        return learn(self, batch, teacher)
+        return learn(self, batch, lessons)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Student, "learn", watched)
