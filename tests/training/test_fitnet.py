@@ -21,7 +21,7 @@ from tiny import (
 
 from distill.data.loading.loader import Batch
 from distill.errors import InputError
-from distill.losses import FeatureKey
+from distill.losses import FeatureKey, Lessons
 from distill.recipe import load_recipe
 from distill.student.student import Student
 from distill.training.check import check_recipe
