@@ -40,7 +40,7 @@ class FitNetSpec(Section):
 
 class CCSpec(Section):
     """Correlation congruence: relations of the samples of a micro-batch
-    (`train.micro_batch_size`, at least 2), in the features that the classifier reads.
+    (`train.micro_batch_size`), in the features that the classifier reads.
     """
 
     loss: Literal["cc"]
@@ -114,8 +114,5 @@ class FeatureSpec(Section):
             raise ValueError(f"{named[0]} names a feature map: set level: dense, or leave it out")
         return self
 
-
-SMALLEST_MICRO_BATCH = {"cc": 2, "rkd": 3}
-"""Samples without which a loss relates nothing."""
 
 HintSpec = Annotated[FitNetSpec | CCSpec | RKDSpec | FeatureSpec, Field(discriminator="loss")]

@@ -58,6 +58,9 @@ STUDENTS = {
             "hint": {"loss": "fitnet", "distance": "l1", "weight": 3.0},
         },
     },
+    # Relations of all samples of a micro-batch; those of neighbours depend on their order.
+    "rkd": {"objective": {"hard": {"loss": "ce"}, "hint": {"loss": "rkd", "weight": 0.1}}},
+    "cc": {"objective": {"hard": {"loss": "ce"}, "hint": {"loss": "cc", "weight": 5.0}}},
 }
 # Two forwards a step in one process, one in each of two.
 MICRO = {"students": STUDENTS}
