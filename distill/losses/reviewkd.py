@@ -157,7 +157,8 @@ def hcl(student: Tensor, teacher: Tensor, windows: Tensor | None = None) -> Tens
     at_full_size = difference.square().mean() / _sum_of_weights(*student.shape[2:])
     if not windows.shape[1]:
         return at_full_size
-    averages = difference.flatten(2) @ windows.to(dtype)
+    # bmm reads channels-last maps as they lie; matmul would copy them.
+    averages = torch.bmm(difference.flatten(2), windows.to(dtype).expand(len(difference), -1, -1))
     return at_full_size + averages.square().sum(2).mean()
 
 
