@@ -7,7 +7,6 @@ from unittest.mock import patch
 import timm
 import torch
 from tiny import sees
-from zero_probe import apart
 
 from distill.engine import Engine, zero
 from distill.losses import FeatureMap, Outputs
@@ -50,7 +49,7 @@ def partitioned(rank: int) -> dict[str, float]:
     parameters = [*spread.net.parameters(), *frozen.net.parameters()]
     results = {
         "held": float(sum(parameter.numel() for parameter in parameters)),
-        "maps": max(apart(one, two) for one, two in zip(maps, found_maps, strict=True)),
+        "maps": max(_apart(one, two) for one, two in zip(maps, found_maps, strict=True)),
     }
 
     def loss(learner: Learner, outputs: Outputs) -> torch.Tensor:
@@ -60,7 +59,7 @@ def partitioned(rank: int) -> dict[str, float]:
 
     expected, found = whole(images, maps), placement.forward(images, found_maps)
     for level, (one, two) in enumerate(zip(expected.features, found.features, strict=True)):
-        results[f"level {level}"] = apart(one, two)
+        results[f"level {level}"] = _apart(one, two)
     loss(whole, expected).backward()
     placement.backward(loss(spread, found), more_to_come=False)
     placement.step(_LR)
@@ -72,11 +71,16 @@ def partitioned(rank: int) -> dict[str, float]:
             for name, parameter in moved.items():
                 assert parameter.grad is not None
                 step = _LR * parameter.grad
-                results[f"{file} {name}"] = apart(state[file][name], parameter.detach() - step)
+                results[f"{file} {name}"] = _apart(state[file][name], parameter.detach() - step)
             largest = max(float(p.grad.abs().max()) for p in moved.values() if p.grad is not None)
             results[f"{file} moved"] = _LR * largest
     engine.close()
     return results
+
+
+def _apart(a: torch.Tensor, b: torch.Tensor) -> float:
+    assert a.shape == b.shape
+    return float((a - b).detach().abs().max())
 
 
 def _teacher() -> tuple[Teacher, tuple[FeatureMap, ...]]:

@@ -285,7 +285,7 @@ def test_heads_that_read_maps_before_an_activation_learn_when_partitioned(launch
         moved = [results.pop(f"{file} moved") for file in ("model", "heads") if rank == 0]
         assert all(distance > 1e-5 for distance in moved)
         assert len(results) > (40 if rank == 0 else 3)
-        assert all(distance < 1e-5 for distance in results.values()), results
+        assert all(distance < 1e-7 for distance in results.values()), results
 
 
 def test_each_stage_holds_its_part_only(launch: Launch) -> None:

@@ -77,10 +77,10 @@ def teachers(rank: int) -> dict[str, Any]:
             expected, found = (each.outputs(images, keys) for each in (whole, sharded))
             again = sharded(images)  # and without features
             results[f"{name} {dtype}"] = {
-                "logits": apart(found.logits, expected.logits),
-                "again": apart(again, expected.logits),
+                "logits": _apart(found.logits, expected.logits),
+                "again": _apart(again, expected.logits),
                 "features": {
-                    key.stage: apart(found.features[key], expected.features[key]) for key in keys
+                    key.stage: _apart(found.features[key], expected.features[key]) for key in keys
                 },
                 "dtypes": [str(found.features[key].dtype) for key in keys],
                 "spread": float(expected.logits.std()) if expected.logits.numel() else None,
@@ -96,7 +96,7 @@ def teachers(rank: int) -> dict[str, Any]:
     return results
 
 
-def apart(a: torch.Tensor, b: torch.Tensor) -> float:
+def _apart(a: torch.Tensor, b: torch.Tensor) -> float:
     assert a.shape == b.shape
     return float((a.float() - b.float()).abs().max()) if a.numel() else 0.0
 
@@ -201,8 +201,8 @@ def direct_parameters(rank: int) -> dict[str, float]:
     expected, found = whole(images), placement.forward(images)
     results = {
         "held": float(held),
-        "logits": apart(found.logits, expected.logits),
-        "features": apart(found.features[0], expected.features[0]),
+        "logits": _apart(found.logits, expected.logits),
+        "features": _apart(found.features[0], expected.features[0]),
     }
     loss(expected).backward()
     placement.backward(loss(found), more_to_come=False)
@@ -213,11 +213,11 @@ def direct_parameters(rank: int) -> dict[str, float]:
             parameter = whole.net.get_parameter(name)
             assert parameter.grad is not None
             moved = parameter.detach() - 1e-3 * parameter.grad
-            results[name] = apart(state["model"][name], moved)
-            results[f"{name} moved"] = apart(moved, parameter)
+            results[name] = _apart(state["model"][name], moved)
+            results[f"{name} moved"] = _apart(moved, parameter)
         weight = whole.heads.get_parameter("conv.weight")
         assert weight.grad is not None
-        results["heads"] = apart(
+        results["heads"] = _apart(
             state["heads"]["conv.weight"], weight.detach() - 1e-3 * weight.grad
         )
     with patch.object(zero, "_zero_options", lambda *_: {"stage": 3, **options}):
@@ -230,7 +230,7 @@ def direct_parameters(rank: int) -> dict[str, float]:
         for name, found in (("first", partitioned), ("again", partitioned)):
             one, two = (each.outputs(images, (key,)) for each in (expected, found))
             results[f"teacher, {name}"] = max(
-                apart(one.logits, two.logits), apart(one.features[key], two.features[key])
+                _apart(one.logits, two.logits), _apart(one.features[key], two.features[key])
             )
     engine.close()
     return results
