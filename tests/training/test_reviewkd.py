@@ -97,7 +97,7 @@ def test_the_log_shows_the_loss_with_its_warmup(whole: Path) -> None:
     assert lines[-1]["resnet"]["loss_hint"] < lines[0]["resnet"]["loss_hint"]
 
 
-@pytest.mark.parametrize("step", [1, 5])
+@pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.slow), 5])
 def test_a_stopped_run_ends_with_the_same_bits(
     step: int, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,6 +109,7 @@ def test_a_stopped_run_ends_with_the_same_bits(
     assert_same_run(tmp_path / "run", whole)
 
 
+@pytest.mark.slow
 def test_a_student_learns_as_alone(whole: Path, tmp_path: Path) -> None:
     changes = {"students": {"vit": STUDENTS["vit"]}}
     assert run(write_recipe(tmp_path, EVERYTHING, changes)) == DONE
@@ -133,6 +134,7 @@ def test_a_vit_teaches_a_resnet_in_half_precision(
     assert student["parameters_of_heads"] == parameters((16, 32, 64, 64), (16, 64, 64, 64))
 
 
+@pytest.mark.slow
 def test_a_compiled_run_gives_the_same_weights(tmp_path: Path) -> None:
     changes = {"students": STUDENTS, "train": {"budget": "2 iterations"}}
     off = ["students.vit.objective.hint.warmup_epochs=0"]
