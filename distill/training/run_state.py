@@ -33,7 +33,8 @@ class RunState:
             `warnings` and `views`.
         views: what the teacher and each student see.
         hub: the commit of each model of the Hub that the run reads, by its name in the recipe.
-        judged_step: the step of the last evaluation.
+        evaluated_step: the step of the last evaluation; checkpoints of earlier versions call it
+            `judged_step`.
         accuracies: of each model at the last evaluation.
         stage_ends: the accuracies at the end of each stage; None of a run without stages.
         students: what `Student.state` returned, less the tensors.
@@ -49,7 +50,7 @@ class RunState:
     num_skipped: int
     views: dict[str, dict[str, Any]] | None = None
     hub: dict[str, str] | None = None
-    judged_step: int
+    evaluated_step: int
     accuracies: dict[str, dict[str, Any]]
     stage_ends: dict[str, dict[str, Any]] | None = None
     students: dict[str, dict[str, Any]]
@@ -61,6 +62,8 @@ class RunState:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """The state that a checkpoint of this or an earlier version holds."""
+        if "judged_step" in values:
+            values = {**values, "evaluated_step": values["judged_step"]}
         keys = [key.name for key in fields(cls)]
         return cls(**{key: values[key] for key in keys if key in values})
 
@@ -122,7 +125,7 @@ class RunCheckpoints:
             num_skipped=num_skipped,
             views={name: view.as_dict() for name, view in self.views.items()},
             hub=pinned_commits() or None,
-            judged_step=evaluations.last_step,
+            evaluated_step=evaluations.last_step,
             accuracies={name: each.as_dict() for name, each in evaluations.accuracies.items()},
             stage_ends=evaluations.stage_ends if recipe.stages else None,
             students=student_values,
@@ -163,7 +166,7 @@ class RunCheckpoints:
         self.logger.clock.add_earlier(state.seconds, state.device_seconds, state.training)
         self.logger.energy.add_earlier(state.energy_j)
         self.logger.warnings += state.warnings
-        self.evaluations.last_step = state.judged_step
+        self.evaluations.last_step = state.evaluated_step
         self.evaluations.accuracies = {
             name: Accuracy.from_dict(values) for name, values in state.accuracies.items()
         }

@@ -216,21 +216,21 @@ def test_what_prevents_a_push_is_said_before_the_first_one(
 ) -> None:
     monkeypatch.delenv("HF_TOKEN")
     original = publishing.Publisher.warn_once
-    told: list[bool] = []
+    has_warned: list[bool] = []
 
     def looked(publisher: publishing.Publisher) -> None:
         deadline = time.monotonic() + 60
         while publisher._failure is None and time.monotonic() < deadline:
             time.sleep(0.01)
         original(publisher)
-        told.append(publisher._has_warned)
+        has_warned.append(publisher._has_warned)
 
     monkeypatch.setattr(publishing.Publisher, "warn_once", looked)
     done = cli("train", recipe(tmp_path, every="8 iterations"), "evaluate.every=8 iterations")
     lines = done.out.splitlines()
     (warned,) = [i for i, line in enumerate(lines) if line.startswith("warning: log.publish")]
     (saved,) = [i for i, line in enumerate(lines) if "report.json" in line]
-    assert told[0]
+    assert has_warned[0]
     assert warned < saved
 
 
