@@ -15,7 +15,7 @@ import pytest
 import yaml
 from shards import describe, images_of, write_tars
 from stream_set import FOREIGN, OWN, PER_SHARD, Shards, shards_and_undisturbed
-from test_stream_ends import ended, resumes_to_the_same_end, held_recipe, rank_of, torchrun, until
+from test_stream_ends import ended, held_recipe, rank_of, resumes_to_the_same_end, torchrun, until
 from tiny import records, run, write_recipe
 
 from distill.data.fashion import EmbeddedFashionMnist
