@@ -44,7 +44,7 @@ def by_hand(mixing, images, labels, plan):
 @pytest.mark.parametrize(
     "changes", [{}, {"mixup": 0.0}, {"cutmix": 0.0}, {"probability": 0.5}, {"group_size": 2}]
 )
-def test_apply_is_mixup_and_cutmix_between_neighbours(changes):
+def test_apply_is_mixup_and_cutmix_between_neighbours(changes) -> None:
     mixing = make(**changes)
     images, labels = batch()
     kinds = set()
@@ -69,7 +69,7 @@ def test_apply_is_mixup_and_cutmix_between_neighbours(changes):
     assert kinds == expected
 
 
-def test_the_box_covers_what_lambda_says():
+def test_the_box_covers_what_lambda_says() -> None:
     mixing = make(mixup=0.0)
     for step in range(50):
         plan = mixing.plan(step, np.arange(16))
@@ -81,7 +81,7 @@ def test_the_box_covers_what_lambda_says():
         assert (plan.boxes <= 12).all()
 
 
-def test_a_group_shares_one_draw_and_groups_differ():
+def test_a_group_shares_one_draw_and_groups_differ() -> None:
     plan = make(cutmix=0.0).plan(7, np.arange(16))
     lam = plan.lam.view(4, 4)
     assert (lam == lam[:, :1]).all()
@@ -90,7 +90,7 @@ def test_a_group_shares_one_draw_and_groups_differ():
     assert not torch.equal(lam, make(cutmix=0.0, seed=4).plan(7, np.arange(16)).lam.view(4, 4))
 
 
-def test_draws_follow_the_distributions():
+def test_draws_follow_the_distributions() -> None:
     mixing = make(group_size=2, probability=0.8, switch_probability=0.3, mixup=0.5)
     plans = [mixing.plan(step, np.arange(0, 2000)) for step in range(2)]
     boxes = torch.cat([plan.boxes for plan in plans])[::2]
@@ -106,7 +106,7 @@ def test_draws_follow_the_distributions():
     assert abs(drawn.var() - 1 / 8) < 0.015  # Beta(a, a) has variance 1 / (4 (2a + 1))
 
 
-def test_any_even_slicing_gives_the_same_bits():
+def test_any_even_slicing_gives_the_same_bits() -> None:
     mixing = make(probability=0.7)
     images, labels = batch(32)
     for step in range(6):
@@ -122,7 +122,7 @@ def test_any_even_slicing_gives_the_same_bits():
 
 
 @pytest.mark.parametrize("changes", [{"mixup": 0.0, "cutmix": 0.0}, {"probability": 0.0}])
-def test_off_means_no_plan_and_plain_one_hot(changes):
+def test_off_means_no_plan_and_plain_one_hot(changes) -> None:
     mixing = make(**changes)
     assert mixing.plan(0, np.arange(3)) is None  # and odd sizes are fine
     images, labels = batch(3)

@@ -16,7 +16,7 @@ from distill.recipe.schema import ImageFolderSpec, SavedDatasetSpec, TableSpec
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory, monkeypatch):
+def own_cache(tmp_path_factory, monkeypatch) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
 
 
@@ -46,7 +46,7 @@ def first_pixel(source, index):
 # ---- image folders -------------------------------------------------------------------------------
 
 
-def test_image_folder_reads_sorted_classes_at_any_depth(folder):
+def test_image_folder_reads_sorted_classes_at_any_depth(folder) -> None:
     source = open_source(ImageFolderSpec(kind="image_folder", path="images"), folder)
     assert source.classes == ("ant", "cat", "dog")
     assert source.labels.tolist() == [0, 0, 1, 1, 2]
@@ -56,7 +56,7 @@ def test_image_folder_reads_sorted_classes_at_any_depth(folder):
     assert copy.read(4) == source.read(4)
 
 
-def test_image_folder_with_a_class_list(folder):
+def test_image_folder_with_a_class_list(folder) -> None:
     (folder / "names.txt").write_text("dog\nemu\ncat\nant\n")
     source = open_source(
         ImageFolderSpec(kind="image_folder", path="images", classes="names.txt"), folder
@@ -75,7 +75,7 @@ def test_image_folder_with_a_class_list(folder):
         (None, "cannot read"),
     ],
 )
-def test_bad_class_lists(folder, names, message):
+def test_bad_class_lists(folder, names, message) -> None:
     if names is not None:
         (folder / "names.txt").write_text(names)
     with pytest.raises(InputError, match=message):
@@ -84,7 +84,7 @@ def test_bad_class_lists(folder, names, message):
         )
 
 
-def test_bad_image_folders(folder):
+def test_bad_image_folders(folder) -> None:
     spec = ImageFolderSpec(kind="image_folder", path="imags")
     with pytest.raises(
         InputError, match=r"data.eval.path: .*imags does not exist.*did you mean 'images'"
@@ -100,7 +100,7 @@ def test_bad_image_folders(folder):
 # ---- tables --------------------------------------------------------------------------------------
 
 
-def test_numbers_that_are_no_class_numbers(tmp_path, colours):
+def test_numbers_that_are_no_class_numbers(tmp_path, colours) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -113,7 +113,7 @@ def test_numbers_that_are_no_class_numbers(tmp_path, colours):
         open_source(TableSpec(kind="parquet", path="ids.parquet"), tmp_path)
 
 
-def test_a_label_that_its_names_do_not_have(tmp_path, colours):
+def test_a_label_that_its_names_do_not_have(tmp_path, colours) -> None:
     data = make_dataset(colours, "class_label")
     table = data.data.table.set_column(
         1, data.data.table.schema.field(1), [[0, 2, 3] * 3]
@@ -157,7 +157,7 @@ EXPECTED = {
 
 @pytest.mark.parametrize("labels", EXPECTED)
 @pytest.mark.parametrize("storage", ["parquet", "arrow", "saved"])
-def test_tables_keep_bytes_and_name_classes(tmp_path, colours, labels, storage):
+def test_tables_keep_bytes_and_name_classes(tmp_path, colours, labels, storage) -> None:
     data = make_dataset(colours, labels)
     if storage == "saved":
         data.save_to_disk(tmp_path / "d")
@@ -179,7 +179,7 @@ def test_tables_keep_bytes_and_name_classes(tmp_path, colours, labels, storage):
         assert pool.apply(source.read, (7,)) == colours[7]
 
 
-def test_several_parquet_files_and_where_a_row_lies(tmp_path, colours):
+def test_several_parquet_files_and_where_a_row_lies(tmp_path, colours) -> None:
     data = make_dataset(colours, "class_label")
     data.select(range(4)).to_parquet(tmp_path / "part-0.parquet")
     data.select(range(4, 9)).to_parquet(tmp_path / "part-1.parquet")
@@ -189,7 +189,7 @@ def test_several_parquet_files_and_where_a_row_lies(tmp_path, colours):
         assert source.describe(5) == f"{tmp_path / 'part-1.parquet'}, row 1 (5.png)"
 
 
-def test_plain_parquet_without_hugging_face_features(tmp_path, colours):
+def test_plain_parquet_without_hugging_face_features(tmp_path, colours) -> None:
     table = pa.table({"jpg": pa.array(colours, pa.binary()), "cls": [2, 1, 0] * 3})
     pq.write_table(table, tmp_path / "plain.parquet")
     source = open_source(
@@ -200,7 +200,7 @@ def test_plain_parquet_without_hugging_face_features(tmp_path, colours):
     assert source.labels.tolist() == [2, 1, 0] * 3
 
 
-def test_arrow_files_of_either_format(tmp_path, colours):
+def test_arrow_files_of_either_format(tmp_path, colours) -> None:
     table = pa.table({"image": pa.array(colours, pa.binary()), "label": [2, 1, 0] * 3})
     with (
         pa.OSFile(str(tmp_path / "f.arrow"), "wb") as sink,
@@ -211,7 +211,7 @@ def test_arrow_files_of_either_format(tmp_path, colours):
     assert [source.read(i) for i in range(9)] == colours
 
 
-def test_a_shuffled_or_filtered_data_set_keeps_labels_with_images(tmp_path, colours):
+def test_a_shuffled_or_filtered_data_set_keeps_labels_with_images(tmp_path, colours) -> None:
     data = make_dataset(colours, "class_label").shuffle(seed=1).select([1, 5, 6])
     data.save_to_disk(tmp_path / "d")
     source = open_source(SavedDatasetSpec(kind="saved", path="d"), tmp_path)
@@ -220,7 +220,7 @@ def test_a_shuffled_or_filtered_data_set_keeps_labels_with_images(tmp_path, colo
         assert source.labels[i] == [0, 2, 1][original % 3]
 
 
-def test_class_lists_over_tables(tmp_path, colours):
+def test_class_lists_over_tables(tmp_path, colours) -> None:
     (tmp_path / "names").write_text("asp\nzebu\nyak\nox\n")
     for kind, expected in (("class_label", [3, 0, 2]), ("string", [3, 2, 0]), ("int", [0, 2, 1])):
         make_dataset(colours, kind).to_parquet(tmp_path / f"{kind}.parquet")
@@ -231,7 +231,7 @@ def test_class_lists_over_tables(tmp_path, colours):
         assert source.labels[:3].tolist() == expected
 
 
-def test_saved_splits(tmp_path, colours):
+def test_saved_splits(tmp_path, colours) -> None:
     import datasets
 
     data = make_dataset(colours, "int")
@@ -277,7 +277,7 @@ def test_saved_splits(tmp_path, colours):
         ({"path": "text.parquet"}, "cannot open .*text.parquet"),
     ],
 )
-def test_bad_tables(tmp_path, colours, changes, message):
+def test_bad_tables(tmp_path, colours, changes, message) -> None:
     make_dataset(colours, "class_label").to_parquet(tmp_path / "d.parquet")
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.parquet").write_text("this is not parquet")
@@ -293,7 +293,7 @@ def test_bad_tables(tmp_path, colours, changes, message):
         ([0, None, 1], "1 rows without a label"),
     ],
 )
-def test_bad_labels_in_tables(tmp_path, colours, labels, message):
+def test_bad_labels_in_tables(tmp_path, colours, labels, message) -> None:
     table = pa.table(
         {
             "image": pa.array(colours[: len(labels)], pa.binary()),
@@ -305,7 +305,7 @@ def test_bad_labels_in_tables(tmp_path, colours, labels, message):
         open_source(TableSpec(kind="parquet", path="d.parquet"), tmp_path)
 
 
-def test_no_records_at_all(tmp_path, colours):
+def test_no_records_at_all(tmp_path, colours) -> None:
     schema = pa.schema([("image", pa.binary()), ("label", pa.int64())])
     with (
         pa.OSFile(str(tmp_path / "d.arrow"), "wb") as sink,
@@ -319,7 +319,7 @@ def test_no_records_at_all(tmp_path, colours):
         open_source(SavedDatasetSpec(kind="saved", path="d"), tmp_path)
 
 
-def test_an_empty_image_cell_is_unreadable_by_row(tmp_path, colours):
+def test_an_empty_image_cell_is_unreadable_by_row(tmp_path, colours) -> None:
     images = pa.array([{"bytes": colours[0], "path": None}, {"bytes": None, "path": None}, None])
     pq.write_table(pa.table({"image": images, "label": [0, 0, 0]}), tmp_path / "d.parquet")
     source = open_source(TableSpec(kind="parquet", path="d.parquet"), tmp_path)
@@ -329,7 +329,7 @@ def test_an_empty_image_cell_is_unreadable_by_row(tmp_path, colours):
             read_image(source, row)
 
 
-def test_images_kept_as_paths(tmp_path, colours):
+def test_images_kept_as_paths(tmp_path, colours) -> None:
     (tmp_path / "a.png").write_bytes(colours[3])
     images = pa.array([{"bytes": None, "path": str(tmp_path / "a.png")}])
     pq.write_table(pa.table({"image": images, "label": [0]}), tmp_path / "d.parquet")
@@ -339,7 +339,7 @@ def test_images_kept_as_paths(tmp_path, colours):
     assert source.read(0) == colours[3]
 
 
-def test_machines_that_share_a_folder_write_files_of_different_names(monkeypatch):
+def test_machines_that_share_a_folder_write_files_of_different_names(monkeypatch) -> None:
     names = set()
     for host in ("one.example", "two.example"):
         monkeypatch.setattr("os.uname", lambda host=host: SimpleNamespace(nodename=host))

@@ -11,7 +11,7 @@ from distill.student.ema import COUNTER, Ema
 
 
 class Net(nn.Module):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.conv = nn.Conv2d(3, 8, 3)
         self.norm = nn.BatchNorm2d(8)
@@ -29,7 +29,7 @@ def net(seed=0):
     return Net().to(memory_format=torch.channels_last)
 
 
-def perturb(module, seed):
+def perturb(module, seed) -> None:
     """As a training step would: other weights, other BatchNorm statistics."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -43,7 +43,7 @@ def snapshot(module):
 
 
 @pytest.mark.parametrize("warmup", [False, True])
-def test_the_average_is_its_formula(warmup):
+def test_the_average_is_its_formula(warmup) -> None:
     module = net()
     ema = Ema(module, 0.9, warmup)
     expected = {name: tensor.double() for name, tensor in snapshot(module).items()}
@@ -65,7 +65,7 @@ def test_the_average_is_its_formula(warmup):
     assert weights["mask"].dtype == torch.bool
 
 
-def test_a_bf16_module_moves_its_average_at_a_high_decay():
+def test_a_bf16_module_moves_its_average_at_a_high_decay() -> None:
     module = nn.Linear(4, 4).bfloat16()
     nn.init.ones_(module.weight)
     ema = Ema(module, 0.9999)
@@ -77,7 +77,7 @@ def test_a_bf16_module_moves_its_average_at_a_high_decay():
     torch.testing.assert_close(weight, torch.full((4, 4), 2 - 0.9999**100), rtol=1e-5, atol=0)
 
 
-def test_the_average_starts_as_a_copy_and_does_not_alias():
+def test_the_average_starts_as_a_copy_and_does_not_alias() -> None:
     module = net()
     before = snapshot(module)
     ema = Ema(module, 0.5)
@@ -85,7 +85,7 @@ def test_the_average_starts_as_a_copy_and_does_not_alias():
     assert all(torch.equal(before[name], tensor) for name, tensor in ema.weights().items())
 
 
-def test_tied_weights_are_averaged_once():
+def test_tied_weights_are_averaged_once() -> None:
     module = net()
     ema = Ema(module, 0.5)
     start = module.head.weight.detach().clone()
@@ -96,7 +96,7 @@ def test_tied_weights_are_averaged_once():
     torch.testing.assert_close(weights["head.weight"], (start + module.head.weight.detach()) / 2)
 
 
-def test_a_loaded_average_continues_bitwise():
+def test_a_loaded_average_continues_bitwise() -> None:
     module = net()
     ema = Ema(module, 0.99, warmup=True)
     for t in range(3):
@@ -113,7 +113,7 @@ def test_a_loaded_average_continues_bitwise():
     net(seed=2).load_state_dict(other.weights())  # strict: the names are those of the module
 
 
-def test_an_average_of_another_model_is_refused_and_changes_nothing():
+def test_an_average_of_another_model_is_refused_and_changes_nothing() -> None:
     ema = Ema(net(), 0.9)
     before = {name: tensor.clone() for name, tensor in ema.weights().items()}
     other = {**Ema(net(seed=1), 0.9).state_dict(), COUNTER: torch.tensor(7)}
@@ -126,7 +126,7 @@ def test_an_average_of_another_model_is_refused_and_changes_nothing():
 
 
 class Operations(TorchDispatchMode):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.names = []
 
@@ -135,7 +135,7 @@ class Operations(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def test_an_update_never_asks_the_device_and_its_operations_do_not_grow_with_the_model():
+def test_an_update_never_asks_the_device_and_its_operations_do_not_grow_with_the_model() -> None:
     modules = [nn.Sequential(*(nn.Linear(3, 3) for _ in range(layers))) for layers in (2, 20)]
     counts = []
     for module in modules:
@@ -150,7 +150,7 @@ def test_an_update_never_asks_the_device_and_its_operations_do_not_grow_with_the
 
 
 @pytest.mark.gpu
-def test_an_update_does_not_wait_for_the_gpu():
+def test_an_update_does_not_wait_for_the_gpu() -> None:
     module = net().cuda().bfloat16()
     ema = Ema(module, 0.99, warmup=True)
     torch.cuda.set_sync_debug_mode("error")

@@ -41,7 +41,7 @@ def loaders(source, world, batch_size, workers=0, unreadable="error"):
         (24, 3, 1),
     ],
 )
-def test_every_sample_is_valid_exactly_once(memory_source, count, world, batch_size):
+def test_every_sample_is_valid_exactly_once(memory_source, count, world, batch_size) -> None:
     source = memory_source(count)
     seen, lengths = [], set()
     for loader in loaders(source, world, batch_size):
@@ -60,7 +60,7 @@ def test_every_sample_is_valid_exactly_once(memory_source, count, world, batch_s
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_images_are_the_evaluation_view_and_passes_repeat(memory_source, workers):
+def test_images_are_the_evaluation_view_and_passes_repeat(memory_source, workers) -> None:
     source = memory_source(11)
     expected = (
         torch.from_numpy(np.stack([VIEW(read_image(source, i)) for i in range(11)]))
@@ -82,7 +82,7 @@ def test_images_are_the_evaluation_view_and_passes_repeat(memory_source, workers
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_unreadable_images_stop_or_are_counted_once(memory_source, workers):
+def test_unreadable_images_stop_or_are_counted_once(memory_source, workers) -> None:
     source = memory_source(10, broken=(2, 9))
     (loader,) = loaders(source, 1, 4, workers)
     with loader, pytest.raises(UnreadableImageError, match=r"^memory record 2: unreadable"):

@@ -95,7 +95,7 @@ def global_batches(source, num_steps, *, world=1, accumulation=1, first_step=0, 
     return result
 
 
-def assert_same(a, b):
+def assert_same(a, b) -> None:
     assert a.keys() == b.keys()
     for step in a:
         assert all(torch.equal(x, y) for x, y in zip(a[step][:3], b[step][:3], strict=True)), step
@@ -118,7 +118,7 @@ def reference(source):
 )
 def test_the_global_batch_is_the_same_bits_however_it_is_cut(
     source, reference, world, accumulation, workers
-):
+) -> None:
     assert_same(
         global_batches(source, 7, world=world, accumulation=accumulation, workers=workers),
         reference,
@@ -126,12 +126,12 @@ def test_the_global_batch_is_the_same_bits_however_it_is_cut(
 
 
 @pytest.mark.parametrize(("first", "workers"), [(3, 0), (5, 2)])
-def test_a_resumed_run_is_the_tail_of_a_whole_one(source, reference, first, workers):
+def test_a_resumed_run_is_the_tail_of_a_whole_one(source, reference, first, workers) -> None:
     tail = global_batches(source, 7 - first, first_step=first, workers=workers)
     assert_same(tail, {step: reference[step] for step in range(first, 7)})
 
 
-def test_a_batch_is_what_its_parts_say(source):
+def test_a_batch_is_what_its_parts_say(source) -> None:
     """Against the definition: decode, seed, transform, mix, one sample at a time."""
     order, transform, mix = Order(70, B, seed=5, repeats=3), everything_on(), mixing()
     with loader(source) as batches:
@@ -157,7 +157,7 @@ def test_a_batch_is_what_its_parts_say(source):
     assert len(np.unique(np.stack(views), axis=0)) == B  # repeats of an image are different views
 
 
-def test_epoch_sample_and_view_determine_the_pixels(source):
+def test_epoch_sample_and_view_determine_the_pixels(source) -> None:
     """On a process of two, in the second epoch of a stage that began at step 3, with workers."""
     order, transform = Order(70, B, seed=5, repeats=3), everything_on()
     plain = mixing(mixup=0.0, cutmix=0.0)
@@ -184,7 +184,7 @@ def test_epoch_sample_and_view_determine_the_pixels(source):
         assert batch.labels[i] == source.labels[index]
 
 
-def test_an_image_is_decoded_once_for_its_views(memory_source):
+def test_an_image_is_decoded_once_for_its_views(memory_source) -> None:
     source = memory_source(70)
     reads = []
     read = source.read
@@ -194,7 +194,7 @@ def test_an_image_is_decoded_once_for_its_views(memory_source):
     assert len(reads) == len(set(reads)) == 6  # 16 views, 3 an image
 
 
-def test_epochs_differ(source, reference):
+def test_epochs_differ(source, reference) -> None:
     assert not torch.equal(reference[0][0], reference[4][0])
     order = Order(70, B, seed=5, repeats=3)
     again = set(order.batch(4).indices.tolist()) & set(order.batch(0).indices.tolist())
@@ -203,7 +203,7 @@ def test_epochs_differ(source, reference):
     assert len(set(keys)) == len(keys)
 
 
-def test_global_generators_are_left_alone(source):
+def test_global_generators_are_left_alone(source) -> None:
     random.seed(1)
     np.random.seed(2)
     torch.manual_seed(3)
@@ -216,7 +216,7 @@ def test_global_generators_are_left_alone(source):
         assert torch.equal(torch.get_rng_state(), before[2])
 
 
-def test_without_mixing_targets_are_one_hot_and_odd_sizes_work(source):
+def test_without_mixing_targets_are_one_hot_and_odd_sizes_work(source) -> None:
     plain = mixing(mixup=0.0, cutmix=0.0)
     order = Order(70, 15, seed=5)
     with TrainLoader(
@@ -236,7 +236,7 @@ def test_without_mixing_targets_are_one_hot_and_odd_sizes_work(source):
         assert torch.equal(batch.label_probs, torch.nn.functional.one_hot(batch.labels, 5).float())
 
 
-def test_a_subset_is_all_that_is_seen(source):
+def test_a_subset_is_all_that_is_seen(source) -> None:
     subset = np.arange(0, 70, 2)
     seen = global_batches(source, 4, repeats=1, subset=subset)
     order = Order(70, B, seed=5, subset=subset)
@@ -250,7 +250,7 @@ def test_a_subset_is_all_that_is_seen(source):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_an_unreadable_image_stops_the_run_and_is_named(memory_source, workers):
+def test_an_unreadable_image_stops_the_run_and_is_named(memory_source, workers) -> None:
     source = memory_source(70, broken=(33,))
     with pytest.raises(UnreadableImageError, match=r"^memory record 33: unreadable image") as info:
         global_batches(source, 5, repeats=1, workers=workers)
@@ -258,7 +258,7 @@ def test_an_unreadable_image_stops_the_run_and_is_named(memory_source, workers):
     assert not multiprocessing.active_children()
 
 
-def test_skipping_is_deterministic_and_counted(memory_source):
+def test_skipping_is_deterministic_and_counted(memory_source) -> None:
     broken = (4, 5, 6, 20, 69)
     source = memory_source(70, broken=broken)
     order = Order(70, B, seed=5, repeats=3)
@@ -275,7 +275,7 @@ def test_skipping_is_deterministic_and_counted(memory_source):
         assert_same(global_batches(source, 6, unreadable="skip", **options), whole)
 
 
-def test_a_substitute_takes_the_place_but_not_the_randomness(memory_source):
+def test_a_substitute_takes_the_place_but_not_the_randomness(memory_source) -> None:
     source = memory_source(40, broken=(8,))
     transform = everything_on()
     plain = mixing(mixup=0.0, cutmix=0.0)
@@ -292,7 +292,7 @@ def test_a_substitute_takes_the_place_but_not_the_randomness(memory_source):
     )
 
 
-def test_substitutes_stay_in_the_subset_and_come_to_an_end(memory_source):
+def test_substitutes_stay_in_the_subset_and_come_to_an_end(memory_source) -> None:
     source = memory_source(40, broken=(8, 20))
     subset = np.array([2, 8, 15, *range(20, 34)])
     seen = global_batches(source, 1, repeats=1, subset=subset, unreadable="skip")[0]
@@ -307,7 +307,7 @@ def test_substitutes_stay_in_the_subset_and_come_to_an_end(memory_source):
 # ---- sizes, workers ------------------------------------------------------------------------------
 
 
-def test_sizes_that_do_not_fit_are_refused(source):
+def test_sizes_that_do_not_fit_are_refused(source) -> None:
     with pytest.raises(
         InputError,
         match="batch_size_global is 16, but 2 processes x 4 samples x 1 micro-batches make 8",
@@ -327,7 +327,7 @@ def test_sizes_that_do_not_fit_are_refused(source):
         )
 
 
-def test_workers_have_one_thread_survive_signals_and_end_on_close(memory_source):
+def test_workers_have_one_thread_survive_signals_and_end_on_close(memory_source) -> None:
     class Counting(type(memory_source(1))):
         def read(self, index):
             assert torch.get_num_threads() == 1
@@ -362,7 +362,7 @@ class Mistake(TrainTransform):
         raise ZeroDivisionError("a mistake of ours")
 
 
-def test_a_mistake_of_ours_keeps_its_traceback_and_leaves_no_workers(source):
+def test_a_mistake_of_ours_keeps_its_traceback_and_leaves_no_workers(source) -> None:
     with (
         pytest.raises(ZeroDivisionError, match="in __call__") as info,
         loader(source, workers=1, transform=Mistake(image_size=SIDE)) as batches,
@@ -372,7 +372,7 @@ def test_a_mistake_of_ours_keeps_its_traceback_and_leaves_no_workers(source):
     assert info.tb is not None
 
 
-def test_the_parent_can_still_end_a_worker(source):
+def test_the_parent_can_still_end_a_worker(source) -> None:
     batches = loader(source, workers=1)
     next(batches)
     (worker,) = multiprocessing.active_children()
@@ -382,7 +382,7 @@ def test_the_parent_can_still_end_a_worker(source):
     batches.close()
 
 
-def test_a_worker_makes_its_batch_in_shared_memory(monkeypatch):
+def test_a_worker_makes_its_batch_in_shared_memory(monkeypatch) -> None:
     """So nothing is copied on its way."""
     assert not rank_slice._empty_images(2, 4).is_shared()
     monkeypatch.setattr(torch.utils.data, "get_worker_info", object)

@@ -15,16 +15,16 @@ from distill.errors import InputError
 class Recorder:
     """A batch and a stream that write down what is done with them."""
 
-    def __init__(self, name, log):
+    def __init__(self, name, log) -> None:
         self.name, self.log = name, log
 
     def tensors(self):
         return (self,)
 
-    def record_stream(self, stream):
+    def record_stream(self, stream) -> None:
         self.log.append(f"{self.name} used on {stream.name}")
 
-    def wait_stream(self, other):
+    def wait_stream(self, other) -> None:
         self.log.append(f"{self.name} waits for {other.name}")
 
 
@@ -45,14 +45,14 @@ def issue(name, log):
     return Recorder(name, log)
 
 
-def test_the_next_batch_is_under_way_before_one_is_handed_out(log):
+def test_the_next_batch_is_under_way_before_one_is_handed_out(log) -> None:
     batches = prefetch.on_device(iter("abc"), lambda name: issue(name, log), torch.device("cuda"))
     assert next(batches).name == "a"
     assert log == ["issue a", "main waits for side", "a used on main", "issue b"]
     assert [batch.name for batch in batches] == ["b", "c"]
 
 
-def test_an_error_in_the_next_batch_does_not_cost_the_good_one(log):
+def test_an_error_in_the_next_batch_does_not_cost_the_good_one(log) -> None:
     def host():
         yield "a"
         raise InputError("bad picture")
@@ -64,7 +64,7 @@ def test_an_error_in_the_next_batch_does_not_cost_the_good_one(log):
 
 
 @pytest.mark.gpu
-def test_cuda_batches_are_the_cpu_ones(memory_source):
+def test_cuda_batches_are_the_cpu_ones(memory_source) -> None:
     source = memory_source(70)
     got = {}
     for device in ("cpu", "cuda"):
