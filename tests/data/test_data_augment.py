@@ -1,3 +1,6 @@
+from collections.abc import Callable
+from typing import TypeVar
+
 import numpy as np
 import pytest
 import torch
@@ -15,8 +18,10 @@ from distill.data.augment import (
 from distill.errors import InputError
 from distill.rng import seeded
 
+Pixels = TypeVar("Pixels")
 
-def picture(width=60, height=45):
+
+def picture(width: int = 60, height: int = 45) -> Image.Image:
     rng = np.random.default_rng(1)
     return Image.fromarray(rng.integers(0, 255, (6, 8, 3), np.uint8)).resize(
         (width, height), Image.Resampling.BICUBIC
@@ -24,7 +29,7 @@ def picture(width=60, height=45):
 
 
 @pytest.fixture
-def old_posterize(monkeypatch) -> None:
+def old_posterize(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pillow before 13, where 0 bits make black; timm needs it, and our transforms must not."""
     new = ImageOps.posterize
     monkeypatch.setattr(
@@ -34,7 +39,9 @@ def old_posterize(monkeypatch) -> None:
     )
 
 
-def run(transform, key, image=None):
+def run(
+    transform: Callable[[Image.Image], Pixels], key: int, image: Image.Image | None = None
+) -> Pixels:
     with seeded(key):
         return transform(image or picture())
 
@@ -62,7 +69,7 @@ TIMM_CASES = {
 
 @pytest.mark.parametrize("case", TIMM_CASES)
 @pytest.mark.usefixtures("old_posterize")
-def test_same_seeds_give_timms_pixels(case) -> None:
+def test_same_seeds_give_timms_pixels(case: str) -> None:
     ours, theirs = TIMM_CASES[case]
     transform = TrainTransform(image_size=32, **ours)
     settings = {"interpolation": "random", "color_jitter": None, "use_prefetcher": True} | theirs
@@ -75,7 +82,7 @@ def test_same_seeds_give_timms_pixels(case) -> None:
 
 
 @pytest.mark.parametrize("policy", ["rand-m10-n2-p1.0-inc1", "v0", "augmix-m10"])
-def test_posterizing_to_no_bits_is_black_with_any_pillow(policy) -> None:
+def test_posterizing_to_no_bits_is_black_with_any_pillow(policy: str) -> None:
     transform = TrainTransform(image_size=32, auto_augment=policy)
     black = sum(not run(transform, key).any() for key in range(150))
     assert black > 0 or policy.startswith("augmix")
@@ -162,7 +169,7 @@ def test_views_differ() -> None:
 @pytest.mark.parametrize(
     "policy", ["rand-x9", "rand-foo", "v9", "nonsense", "rand-m7-tnothing", "v0-mstd"]
 )
-def test_unknown_policies_are_refused_by_name(policy) -> None:
+def test_unknown_policies_are_refused_by_name(policy: str) -> None:
     with pytest.raises(InputError, match=f"data.augment.auto_augment.*{policy}"):
         TrainTransform(image_size=32, auto_augment=policy)
 
@@ -171,7 +178,7 @@ def test_unknown_policies_are_refused_by_name(policy) -> None:
     "policy",
     ["rand-m9-n3-p0.5-mstd0.5-mmax12-inc1-tweights", "augmix-m5-w4-d2", "v0r-mstd0.5", "3a"],
 )
-def test_timms_policies_are_taken(policy) -> None:
+def test_timms_policies_are_taken(policy: str) -> None:
     run(TrainTransform(image_size=32, auto_augment=policy), 0)
 
 

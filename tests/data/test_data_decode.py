@@ -1,4 +1,5 @@
 import io
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ RNG = np.random.default_rng(0)
 PIXELS = np.array(Image.fromarray(RNG.integers(0, 255, (6, 8, 3), np.uint8)).resize((64, 48)))
 
 
-def encoded(image, kind, **options):
+def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
@@ -20,23 +21,23 @@ def encoded(image, kind, **options):
 class One:
     labels, classes = np.zeros(1, np.int64), ("a",)
 
-    def __init__(self, record) -> None:
+    def __init__(self, record: bytes | OSError) -> None:
         self.record = record
 
     def __len__(self) -> int:
         return 1
 
-    def read(self, index):
+    def read(self, index: int) -> bytes:
         if isinstance(self.record, Exception):
             raise self.record
         return self.record
 
-    def describe(self, index) -> str:
+    def describe(self, index: int) -> str:
         return "some/where.jpg"
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM", "JPEG"])
-def test_every_usual_format_becomes_rgb(kind) -> None:
+def test_every_usual_format_becomes_rgb(kind: str) -> None:
     options = {"lossless": True} if kind == "WEBP" else {}
     image = decode(encoded(Image.fromarray(PIXELS), kind, **options))
     assert (image.mode, image.size) == ("RGB", (64, 48))
@@ -85,7 +86,9 @@ def test_pixels_pass_through() -> None:
 @pytest.mark.parametrize(
     ("kind", "options"), [("JPEG", {}), ("JPEG", {"progressive": True}), ("PNG", {})]
 )
-def test_a_cut_file_is_an_error_that_names_it_not_a_grey_image(kind, options) -> None:
+def test_a_cut_file_is_an_error_that_names_it_not_a_grey_image(
+    kind: str, options: dict[str, bool]
+) -> None:
     record = encoded(Image.fromarray(PIXELS), kind, **options)
     assert read_image(One(record), 0).size == (64, 48)
     for share in (0.2, 0.5, 0.9, 0.97):
@@ -99,7 +102,7 @@ def test_a_cut_file_is_an_error_that_names_it_not_a_grey_image(kind, options) ->
 @pytest.mark.parametrize(
     "record", [b"", b"\x00" * 100, b"<html>not found</html>", OSError("stale file handle")]
 )
-def test_what_is_no_image_is_an_error_in_one_line(record) -> None:
+def test_what_is_no_image_is_an_error_in_one_line(record: bytes | OSError) -> None:
     with pytest.raises(UnreadableImageError, match=r"set data.unreadable to skip") as info:
         read_image(One(record), 0)
     assert isinstance(info.value, InputError)

@@ -11,7 +11,7 @@ LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(len(SIZES)), S
 
 
 @pytest.mark.parametrize("fraction", [0.01, 0.3, 0.5, 0.6, 0.999])
-def test_each_class_keeps_its_rounded_share_and_at_least_one(fraction) -> None:
+def test_each_class_keeps_its_rounded_share_and_at_least_one(fraction: float) -> None:
     subset = stratified_subset(LABELS, fraction, seed=1)
     assert (np.diff(subset) > 0).all()
     assert np.bincount(LABELS[subset]).tolist() == [max(1, int(fraction * n + 0.5)) for n in SIZES]
@@ -39,7 +39,7 @@ def test_classes_without_samples_stay_empty() -> None:
     ("labels", "message"),
     [([0, 1, 5], "row 2 has label 5.*0 to 4"), ([0, -1, -1], "row 1 has label -1.*test split")],
 )
-def test_labels_outside_the_class_list_are_refused(labels, message) -> None:
+def test_labels_outside_the_class_list_are_refused(labels: list[int], message: str) -> None:
     with pytest.raises(InputError, match=message):
         check_labels(np.array(labels), 5, "data.train")
     check_labels(np.array([0, 4]), 5, "data.train")

@@ -1,12 +1,14 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
-from distill.data.mixing import Mixing
+from distill.data.mixing import Mixing, MixPlan
 
 
-def make(**changes):
-    values = {
+def make(**changes: float) -> Mixing:
+    values: dict[str, Any] = {
         "mixup": 0.2,
         "cutmix": 1.0,
         "probability": 1.0,
@@ -19,13 +21,15 @@ def make(**changes):
     return Mixing(**values | changes)
 
 
-def batch(size=16, side=12):
+def batch(size: int = 16, side: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (size, side, side, 3), dtype=torch.uint8, generator=generator)
     return images, torch.randint(0, 5, (size,), generator=generator)
 
 
-def by_hand(mixing, images, labels, plan):
+def by_hand(
+    mixing: Mixing, images: torch.Tensor, labels: torch.Tensor, plan: MixPlan
+) -> tuple[torch.Tensor, torch.Tensor]:
     """timm's formulas, a sample at a time."""
     pixels = images.permute(0, 3, 1, 2).float() / 255
     one_hot = torch.nn.functional.one_hot(labels, mixing.num_classes).float()
@@ -44,7 +48,7 @@ def by_hand(mixing, images, labels, plan):
 @pytest.mark.parametrize(
     "changes", [{}, {"mixup": 0.0}, {"cutmix": 0.0}, {"probability": 0.5}, {"group_size": 2}]
 )
-def test_apply_is_mixup_and_cutmix_between_neighbours(changes) -> None:
+def test_apply_is_mixup_and_cutmix_between_neighbours(changes: dict[str, float]) -> None:
     mixing = make(**changes)
     images, labels = batch()
     kinds = set()
@@ -122,7 +126,7 @@ def test_any_even_slicing_gives_the_same_bits() -> None:
 
 
 @pytest.mark.parametrize("changes", [{"mixup": 0.0, "cutmix": 0.0}, {"probability": 0.0}])
-def test_off_means_no_plan_and_plain_one_hot(changes) -> None:
+def test_off_means_no_plan_and_plain_one_hot(changes: dict[str, float]) -> None:
     mixing = make(**changes)
     assert mixing.plan(0, np.arange(3)) is None  # and odd sizes are fine
     images, labels = batch(3)

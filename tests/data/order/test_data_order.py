@@ -7,7 +7,7 @@ from distill.rng import hash64
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 7, 16, 17, 31, 97, 128, 129, 1000, 4096, 4097, 10007])
-def test_permute_is_a_bijection(n) -> None:
+def test_permute_is_a_bijection(n: int) -> None:
     for key in (0, 1, hash64(5)):
         assert np.array_equal(np.sort(permute(np.arange(n), n, key)), np.arange(n))
 
@@ -21,7 +21,7 @@ def test_permute_needs_no_more_than_the_positions_asked_for() -> None:
 
 
 @pytest.mark.parametrize("n", [3, 5, 6, 11])
-def test_permute_is_uniform_over_positions_and_successive_pairs(n) -> None:
+def test_permute_is_uniform_over_positions_and_successive_pairs(n: int) -> None:
     trials = 2500
     cells, pairs = np.zeros((n, n)), np.zeros((n, n))
     for key in range(trials):
@@ -84,7 +84,9 @@ def test_a_batch_larger_than_the_data_is_an_error_that_says_how_large() -> None:
 @pytest.mark.parametrize(
     ("n", "batch", "repeats"), [(1000, 96, 3), (1000, 64, 3), (500, 32, 2), (300, 50, 4)]
 )
-def test_repeated_augmentation_keeps_the_length_of_an_epoch(n, batch, repeats) -> None:
+def test_repeated_augmentation_keeps_the_length_of_an_epoch(
+    n: int, batch: int, repeats: int
+) -> None:
     order = Order(n, batch, seed=1, repeats=repeats)
     assert order.steps_per_epoch == n // batch
     plans = [order.batch(i) for i in range(order.steps_per_epoch)]
@@ -100,7 +102,7 @@ def test_repeated_augmentation_keeps_the_length_of_an_epoch(n, batch, repeats) -
 
 @pytest.mark.parametrize("repeats", [2, 3, 4, 5])
 @pytest.mark.parametrize("batch", [4, 6, 8, 10, 12, 14, 16, 18, 32, 256])
-def test_neighbours_are_different_images_wherever_possible(batch, repeats) -> None:
+def test_neighbours_are_different_images_wherever_possible(batch: int, repeats: int) -> None:
     order = Order(1000, batch, seed=2, repeats=repeats)
     for step in range(min(order.steps_per_epoch, 40)):
         indices = order.batch(step).indices
