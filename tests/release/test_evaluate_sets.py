@@ -55,7 +55,9 @@ def made(root: Path, export: Path) -> dict[str, Known]:
 
 
 @pytest.fixture(scope="module")
-def results(export: Path, root: Path, made: dict[str, Known], tmp_path_factory) -> Results:
+def results(
+    export: Path, root: Path, made: dict[str, Known], tmp_path_factory: pytest.TempPathFactory
+) -> Results:
     out = tmp_path_factory.mktemp("out")
     found = evaluate_models(
         export, sets=SETS, root=root, num_workers=0, json=out / "scores.json", csv=out / "csv"

@@ -5,6 +5,7 @@ without a trace.
 import pytest
 import torch
 from torch import nn
+from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from distill.student.ema import COUNTER, Ema
@@ -20,16 +21,16 @@ class Net(nn.Module):
         self.register_buffer("mask", torch.tensor([True, False]))
         self.register_buffer("scratch", torch.zeros(2), persistent=False)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.tied(self.head(self.norm(self.conv(x)).mean((2, 3))))
 
 
-def net(seed=0):
+def net(seed: int = 0) -> Net:
     torch.manual_seed(seed)
     return Net().to(memory_format=torch.channels_last)
 
 
-def perturb(module, seed) -> None:
+def perturb(module: nn.Module, seed: int) -> None:
     """As a training step would: other weights, other BatchNorm statistics."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -38,12 +39,12 @@ def perturb(module, seed) -> None:
     module(torch.randn(4, 3, 6, 6, generator=generator))
 
 
-def snapshot(module):
+def snapshot(module: nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in module.state_dict().items()}
 
 
 @pytest.mark.parametrize("warmup", [False, True])
-def test_the_average_is_its_formula(warmup) -> None:
+def test_the_average_is_its_formula(warmup: bool) -> None:
     module = net()
     ema = Ema(module, 0.9, warmup)
     expected = {name: tensor.double() for name, tensor in snapshot(module).items()}
@@ -128,9 +129,15 @@ def test_an_average_of_another_model_is_refused_and_changes_nothing() -> None:
 class Operations(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
-        self.names = []
+        self.names: list[str] = []
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self,
+        function: OpOverload,
+        types: tuple[type, ...],
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
         self.names.append(function._schema.name)
         return function(*args, **(kwargs or {}))
 
