@@ -8,6 +8,7 @@ from distill.losses.feature import Feature
 from distill.losses.fitnet import FitNet
 from distill.losses.hint import Heads, HintTerm
 from distill.losses.outputs import FeatureMap
+from distill.losses.reviewkd import ReviewKD
 from distill.losses.rkd import RKD
 from distill.recipe import schema
 
@@ -22,7 +23,9 @@ def hint_term(spec: schema.HintSpec, maps: HintMaps, group: Group | None) -> Hin
         group: the processes that share a micro-batch; losses that relate samples to each other
             relate those of all of them.
     """
-    student, teacher = maps
+    # ReviewKD: the side with more levels leaves out its largest maps.
+    levels = min(map(len, maps))
+    student, teacher = maps = maps[0][-levels:], maps[1][-levels:]
     return HintTerm(
         student_features=tuple(each.key for each in student),
         teacher_features=tuple(each.key for each in teacher),
@@ -45,5 +48,7 @@ def _heads(spec: schema.HintSpec, maps: HintMaps, group: Group | None) -> Heads:
             return RKD(spec.distance_weight, spec.angle_weight, group)
         case schema.FeatureSpec():
             return Feature(*widths, spec.distance)
+        case schema.ReviewKDSpec():
+            return ReviewKD(*maps, spec.warmup_epochs)
         case _:
             assert_never(spec)

@@ -4,12 +4,14 @@ each other.
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from distill.recipe.values import Section, Weight
+from distill.recipe.values import Section, Weight, as_tuple
 
 Heads = tuple[str | int | None, ...]
 """What the trained parts of a hint depend on, beside the shapes of the features."""
+
+Stages = Annotated[tuple[int, ...], BeforeValidator(as_tuple), Field(min_length=1)]
 
 
 class FitNetSpec(Section):
@@ -115,4 +117,54 @@ class FeatureSpec(Section):
         return self
 
 
-HintSpec = Annotated[FitNetSpec | CCSpec | RKDSpec | FeatureSpec, Field(discriminator="loss")]
+class ReviewKDSpec(Section):
+    """ReviewKD: the student's features of each level, fused with those of the deeper ones by
+    trained convolutions, approach the teacher's. The levels are the last map of each size, at most
+    the four deepest, and the pooled features. A model whose maps have one size (a ViT of 24 blocks)
+    has blocks 1, 3, 21 and 23, at 4, 2, 1 and 1/2 times their size, as in the released code.
+    """
+
+    loss: Literal["reviewkd"]
+    """The name of the loss."""
+    weight: Weight = 1.0
+    """The weight of the loss in the objective (ReviewKD's authors: 0.6 to 8, by the pair)."""
+    reference: Literal["paper_code", "original"] = "paper_code"
+    """Which maps of a ResNet are taken before the last activation of their stage. `paper_code`:
+    those of both models, as in the VanillaKD paper's released code. `original`: the teacher's, as
+    in the authors' code for CIFAR-100.
+    """
+    warmup_epochs: int = Field(default=1, ge=0)
+    """The loss is multiplied by min(epoch / warmup_epochs, 1), with the epoch counted from 0 from
+    the start of the stage: by 0 in the first one. 20 in the authors' code for CIFAR-100; 0: no
+    warm-up.
+    """
+    student_stages: Stages | None = None
+    """The student's maps, ascending indices as for `fitnet`, the pooled features not among them;
+    null: those above. It goes with `teacher_stages`, of the same length.
+    """
+    teacher_stages: Stages | None = None
+    """The teacher's maps, as for `student_stages`."""
+
+    @property
+    def heads(self) -> Heads:
+        """What its trained fusions depend on."""
+        stages = (*(self.student_stages or ()), *(self.teacher_stages or ()))
+        return self.loss, self.reference, *stages
+
+    @model_validator(mode="after")
+    def _stages_are_pairs(self) -> Self:
+        ours, theirs = self.student_stages, self.teacher_stages
+        if (ours is None) != (theirs is None):
+            missing = "student_stages" if ours is None else "teacher_stages"
+            raise ValueError(f"{missing} is missing: name the maps of both models, or of neither")
+        if ours is not None and theirs is not None and len(ours) != len(theirs):
+            raise ValueError(
+                f"student_stages names {len(ours)} maps and teacher_stages {len(theirs)}: a level"
+                " is one of each"
+            )
+        return self
+
+
+HintSpec = Annotated[
+    FitNetSpec | CCSpec | RKDSpec | FeatureSpec | ReviewKDSpec, Field(discriminator="loss")
+]

@@ -30,6 +30,7 @@ from distill.recipe.hints import (
     FeatureSpec,
     FitNetSpec,
     HintSpec,
+    ReviewKDSpec,
     RKDSpec,
 )
 from distill.recipe.hub_names import Resume
@@ -94,6 +95,7 @@ __all__ = [
     "PublishSpec",
     "RKDSpec",
     "Recipe",
+    "ReviewKDSpec",
     "SavedDatasetSpec",
     "ScheduleSpec",
     "ShardsSpec",

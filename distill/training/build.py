@@ -28,7 +28,7 @@ from distill.models.view import Frame, ModelView
 from distill.student.optimizer import build_optimizer, check_optimizer
 from distill.student.schedule import resolve_schedule
 from distill.student.student import StageSettings, Student
-from distill.training.hints import FeatureSource, read_features
+from distill.training.hints import FeatureSource, read_features, refuse_long_warmup
 from distill.training.plan import Plan, StagePlan
 from distill.training.share import Share
 from distill.training.streams import fetch_ahead
@@ -145,13 +145,17 @@ def build_models(plan: Plan) -> Models:
             check_optimizer(nets[name], own.optimizer, key=f"{stage.key}{key}.optimizer")
             if (hint := own.objective.hint) and of_teacher:
                 hint_key = f"{stage.key}{key}.objective.hint"
+                num_steps = stage.last_step - stage.first_step
+                refuse_long_warmup(hint, num_steps / stage.order.steps_per_epoch, hint_key)
                 ours = read_features(hint, of_student, "student", hint_key)
                 theirs = read_features(hint, of_teacher, "teacher", hint_key)
                 assert ours, "models with memory have feature maps"
                 assert theirs, "models with memory have feature maps"
                 maps[stage.key, name] = ours, theirs
+        notes += of_student.notes
         schedules[name] = run_schedule(plan, name)
     _refuse_frames(views)
+    notes += of_teacher.notes if of_teacher else []
     notes += [f"{name} is commit {commit}" for name, commit in pinned_commits().items()]
     return Models(
         teacher, nets, ({TEACHER: teacher.view} if teacher else {}) | views, notes, schedules, maps

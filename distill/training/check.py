@@ -23,7 +23,7 @@ from distill.recipe.hub_names import is_hub_name
 from distill.recipe.warmups import share_of
 from distill.student.optimizer import check_optimizer
 from distill.training.build import refuse_image_size, refuse_scalars
-from distill.training.hints import FeatureSource, read_features
+from distill.training.hints import FeatureSource, read_features, refuse_long_warmup
 from distill.training.output_folder import refuse_foreign_output
 from distill.training.settings import setting_problems
 from distill.training.share import share_of_process
@@ -79,6 +79,7 @@ def check_recipe(recipe: Recipe, num_processes: int | None = None) -> Checked:
     for name, spec in recipe.students.items():
         with collecting(f"students.{name}"):
             seen += _check_student(spec, recipe, name, teacher)
+    seen += teacher.notes if teacher else []
     problems.extend(of_teacher)
     with collecting("output"):
         refuse_foreign_output(recipe)
@@ -113,12 +114,16 @@ def _check_student(
         own = recipe.at_stage(index)
         if (hint := own.students[name].objective.hint) is not None:
             hint_key = f"{prefix}{key}.objective.hint"
+            budget = own.train.budget
+            if budget is not None and budget.unit == "epochs":
+                refuse_long_warmup(hint, budget.amount, hint_key)
             read_features(hint, student, "student", hint_key)
             if teacher is not None:
                 read_features(hint, teacher, "teacher", hint_key)
         budget_key = f"{prefix}budget" if prefix else "train.budget"
         _check_learning(net, own.students[name], own.train.budget, f"{prefix}{key}", budget_key)
-    return [f"{name} sees {view.describe()}", *(f"{name}: {note}" for note in adapted)]
+    lines = [f"{name} sees {view.describe()}", *(f"{name}: {note}" for note in adapted)]
+    return lines + student.notes
 
 
 def _check_learning(

@@ -61,6 +61,10 @@ STUDENTS = {
     # Relations of all samples of a micro-batch; those of neighbours depend on their order.
     "rkd": {"objective": {"hard": {"loss": "ce"}, "hint": {"loss": "rkd", "weight": 0.1}}},
     "cc": {"objective": {"hard": {"loss": "ce"}, "hint": {"loss": "cc", "weight": 5.0}}},
+    # BatchNorm of pooled features, and of maps before an activation.
+    "reviewkd": {
+        "objective": {"hard": {"loss": "ce"}, "hint": {"loss": "reviewkd", "warmup_epochs": 0}}
+    },
 }
 # Two forwards a step in one process, one in each of two.
 MICRO = {"students": STUDENTS}
