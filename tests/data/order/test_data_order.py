@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from distill.data.order.shuffled import Order, permute
+from distill.data.order.shuffled import Order
 from distill.errors import InputError
-from distill.rng import hash64
+from distill.rng import hash64, permute
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 7, 16, 17, 31, 97, 128, 129, 1000, 4096, 4097, 10007])
