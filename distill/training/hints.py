@@ -102,7 +102,7 @@ def _features(
             stage = getattr(spec, f"{side}_stage")
             with prefix_errors(f"{key}.{side}_stage"):
                 return (source.stage(-1 if stage is None else stage),)
-        case schema.CCSpec() | schema.RKDSpec() | schema.FeatureSpec():
+        case schema.CCSpec() | schema.RKDSpec() | schema.CRDSpec() | schema.FeatureSpec():
             with prefix_errors(key):
                 return (source.pooled(),)
         case _:
