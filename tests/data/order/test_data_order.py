@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 
-from distill.data.order.shuffled import Order, permute
+from distill.data.order.lanes import LaneOrder
+from distill.data.order.shuffled import Order
 from distill.errors import InputError
-from distill.rng import hash64
+from distill.rng import hash64, permute
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 7, 16, 17, 31, 97, 128, 129, 1000, 4096, 4097, 10007])
@@ -126,3 +127,18 @@ def test_a_subset_is_all_that_is_drawn_from() -> None:
     assert np.array_equal(np.sort(drawn), subset)
     assert [order.successor(i) for i in (3, 40, 99)] == [10, 77, 3]
     assert [Order(100, 4, seed=0).successor(i) for i in (3, 99)] == [4, 0]
+
+
+@pytest.mark.parametrize("lanes", [False, True])
+def test_rows_number_the_samples_that_are_drawn(lanes):
+    subset = np.array([1, 2, 5, 8, 9, 14, 17, 19])
+    sizes = np.array([6, 6, 8])
+    for chosen in (subset, None):
+        order = (
+            LaneOrder(sizes, 4, 3, lanes=2, block=3, subset=chosen)
+            if lanes
+            else Order(20, 4, 3, subset=chosen)
+        )
+        indices = np.concatenate([order.batch(step).indices for step in range(6)])
+        known = np.arange(20) if chosen is None else chosen
+        assert np.array_equal(known[order.rows_of(indices)], indices)
