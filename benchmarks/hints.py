@@ -52,6 +52,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "fitnet": {"hint": {"loss": "fitnet"}},
     "cc": {"hint": {"loss": "cc"}},
     "rkd": {"hint": {"loss": "rkd"}},
+    "crd": {"hint": {"loss": "crd"}},
+    "reviewkd": {"hint": {"loss": "reviewkd", "warmup_epochs": 0}},
 }
 _STUDENT, _TEACHER, _IMAGE_SIZE, _BATCH_SIZE, _NUM_CLASSES = "resnet50", "resnet152", 224, 256, 1000
 

@@ -30,12 +30,12 @@ def hint_term(
     # ReviewKD: the side with more levels leaves out its largest maps.
     levels = min(map(len, maps))
     student, teacher = maps = maps[0][-levels:], maps[1][-levels:]
-    remembers = isinstance(spec, schema.CRDSpec)
+    bank_of = samples.key if samples and isinstance(spec, schema.CRDSpec) else None
     return HintTerm(
         student_features=tuple(each.key for each in student),
         teacher_features=tuple(each.key for each in teacher),
         build_heads=lambda: _heads(spec, maps, group, samples),
-        heads_key=(spec.heads, student, teacher, remembers and samples and samples.key),
+        heads_key=(spec.heads, student, teacher, bank_of),
         weight=spec.weight,
     )
 

@@ -130,7 +130,7 @@ def test_a_subset_is_all_that_is_drawn_from() -> None:
 
 
 @pytest.mark.parametrize("lanes", [False, True])
-def test_rows_number_the_samples_that_are_drawn(lanes):
+def test_rows_number_the_samples_that_are_drawn(lanes: bool) -> None:
     subset = np.array([1, 2, 5, 8, 9, 14, 17, 19])
     sizes = np.array([6, 6, 8])
     for chosen in (subset, None):
