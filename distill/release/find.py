@@ -16,6 +16,7 @@ from distill.files import current_directory
 from distill.models.build import config, create
 from distill.models.export_format import RAW, RAW_BEFORE, WEIGHTS_FILE, is_export, read_record
 from distill.models.fitting import apply_weights, fitted, head_classes
+from distill.models.hub.derived import teacher_of_checkpoint
 from distill.models.hub.download import fetch
 from distill.models.origin import Origin, origin_of_file, origin_of_folder, origin_of_snapshot
 from distill.models.pixels import Pixels
@@ -267,6 +268,7 @@ def _from_checkpoint(
     image_size: int | None,
 ) -> list[Found]:
     classes = tuple(RunState.from_dict(checkpoint.values).classes)
+    teacher = teacher_of_checkpoint(recipe, checkpoint.values)
     size = image_size or recipe.data.image_size
     found = []
     for name in names:
@@ -307,6 +309,7 @@ def _from_checkpoint(
                     "student": name,
                     "model": spec.model,
                     **first_weights(spec),
+                    **({"teacher": teacher} if recipe.learns_from_teacher(name) else {}),
                     "weights": weights,
                     "step": checkpoint.state.step,
                 },

@@ -11,12 +11,14 @@ import yaml
 from command import Cli
 from fake_hub import FakeHub
 from publishing import LICENCE, finished_copy, publish, scores_of, unchanged
-from tiny import run, write_recipe
+from tiny import checkpoint, run, write_recipe
 
 from distill.errors import InputError
 from distill.files import sha256_of
+from distill.models.hub.derived import teacher_of_checkpoint
 from distill.models.hub.figures import read_scores
 from distill.models.hub.licences import Noted
+from distill.recipe import load_recipe
 from distill.release.evaluate import evaluate_models
 from distill.release.export import export_student
 from distill.release.publish import publish_model
@@ -178,6 +180,21 @@ def test_what_an_earlier_run_said_goes_with_it(hub: FakeHub, tiny_run: Path) -> 
     assert files["notes.md"] == b"keep"
     assert not {"report.json", "recipe.yaml", "metrics.jsonl"} & files.keys()
     assert len(hub["alice/net"].titles()) == 5
+
+
+def test_an_export_of_a_checkpoint_names_the_teacher(tiny_run: Path, tmp_path: Path) -> None:
+    best = json.loads((tiny_run / "best/kd/distill.json").read_text())
+    for student, place in (("kd", tiny_run), ("kd", checkpoint(tiny_run)), ("alone", tiny_run)):
+        export_student(place, tmp_path / "export", student=student, weights="raw")
+        record = json.loads((tmp_path / "export/distill.json").read_text())
+        assert record.get("teacher") == (best["teacher"] if student == "kd" else None)
+
+
+def test_of_an_earlier_checkpoint_the_recipe_says_the_teacher(tmp_path: Path) -> None:
+    recipe = load_recipe(write_recipe(tmp_path, {"students": {"kd": {}}}))
+    values = {"inputs": {"teacher (SHA-256)": "abc"}}
+    expected = {"model": "cifar_resnet14", "weights": "random weights", "sha256": "abc"}
+    assert teacher_of_checkpoint(recipe, values) == expected
 
 
 @pytest.mark.parametrize("weights", ["raw", "ema-0.5"])

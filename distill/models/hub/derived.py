@@ -1,11 +1,13 @@
 """What a model derives from: its teacher, the weights that it began with, its training images."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from distill.data.label_sets import known_as
 from distill.models.build import config
 from distill.models.hub.licences import Noted, noted_weights
+from distill.models.origin import teacher_known_here
 from distill.recipe import Recipe, schema
 from distill.recipe.hub_names import is_hub_name, parse_hub_name
 
@@ -29,6 +31,26 @@ def teacher_of(
         record = {**record, **report.get("origins", {})}
     found = record.get("teacher")
     return found if isinstance(found, Mapping) else None
+
+
+def teacher_of_checkpoint(recipe: Recipe, values: Mapping[str, Any]) -> Mapping[str, str] | None:
+    """Return what a checkpoint records of the weights of the teacher; None for a run without one.
+    Of a checkpoint of an earlier version, which records only their SHA-256, the recipe says it.
+
+    Args:
+        values: of the checkpoint; empty if there is none.
+    """
+    if recipe.teacher is None or values.get("teacher"):
+        return values.get("teacher")
+    spec, origin = recipe.teacher, teacher_known_here(recipe.teacher, Path())
+    licence = origin.licence if origin is not None else None
+    words = {"pretrained": f"pretrained {spec.model}", "random": "random weights"}
+    return {
+        "model": spec.model or "a model of this package",
+        "weights": words.get(spec.weights, spec.weights),
+        "sha256": str(values.get("inputs", {}).get("teacher (SHA-256)", "not recorded")),
+        **({"license": licence} if licence else {}),
+    }
 
 
 def noted_licences(
