@@ -19,6 +19,8 @@ from distill.recipe.hub_names import HubModel, is_hub_name
 
 CONFIG_FILE = download.CONFIG_FILE
 WEIGHTS_FILES = download.WEIGHTS_FILES
+RANDOM = "random weights"
+"""What records say of weights that are from nowhere."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from distill.models.build import (
 from distill.models.fitting import apply_weights, fitted, head_classes
 from distill.models.hub.download import in_cache, licence_in, pinned_commits
 from distill.models.labels import match_classes
-from distill.models.origin import Origin, origin_of_student
+from distill.models.origin import RANDOM, Origin, origin_of_student
 from distill.models.sizes import resampled_by_timm
 from distill.models.view import ModelView, view_of_config
 from distill.models.weights import load_state_dict
@@ -93,7 +93,7 @@ def first_weights(spec: schema.StudentSpec) -> dict[str, str]:
     these, and their licence may too.
     """
     if spec.weights is None:
-        return {"began_with": "random weights"}
+        return {"began_with": RANDOM}
     if is_hub_name(spec.weights):
         return _of_hub(spec.weights)
     if spec.weights != "pretrained":

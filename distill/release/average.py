@@ -30,6 +30,7 @@ from distill.evaluation.metric import METRICS
 from distill.evaluation.predictions import ALL_CLASSES
 from distill.evaluation.scores import Scores, scores_of
 from distill.models.export_format import RAW, refuse_overwrite, write_model
+from distill.models.hub.derived import derived_from_all
 from distill.recipe import load_recipe
 from distill.release.find import Found, find_models, which_weights
 from distill.release.images import labelled_in_logits, open_images
@@ -130,6 +131,7 @@ def average_models(
         "model": members[0].record.get("model"),
         "weights": f"mean of {len(members)}",
         "members": list(names),
+        **derived_from_all([each.record for each in members]),
     }
     if score is not None:
         record |= {key: value for key, value in score.as_dict().items() if key != "images_per_s"}

@@ -13,10 +13,10 @@ from distill.checkpoint.store import Checkpoint, load, load_newest
 from distill.data.label_sets import named_list, space_of_size
 from distill.errors import InputError, did_you_mean
 from distill.files import current_directory
-from distill.models.build import config, create
+from distill.models.build import config, create, timm_name
 from distill.models.export_format import RAW, RAW_BEFORE, WEIGHTS_FILE, is_export, read_record
 from distill.models.fitting import apply_weights, fitted, head_classes
-from distill.models.hub.derived import teacher_of_checkpoint
+from distill.models.hub.derived import derived_from_all, teacher_of_checkpoint
 from distill.models.hub.download import fetch
 from distill.models.origin import Origin, origin_of_file, origin_of_folder, origin_of_snapshot
 from distill.models.pixels import Pixels
@@ -168,7 +168,14 @@ def _from_hub(
     origin = origin_of_snapshot(fetch(str(hub_model), "model", again=True), None, "--model")
     assert origin.hub is not None
     found = _loaded(origin, hub_model.repo.split("/")[1], image_size, use_test_size, origin.hub)
-    return replace(found, record={**found.record, "hub": str(origin.hub)})
+    derived = derived_from_all([_began_with(str(origin.hub), origin), found.record])
+    return replace(found, record={**found.record, "hub": str(origin.hub), **derived})
+
+
+def _began_with(weights: str, origin: Origin) -> dict[str, str]:
+    """Return where published weights are from, for exports and means of them."""
+    licence = {"began_with_license": origin.licence} if origin.licence else {}
+    return {"began_with": weights, **licence}
 
 
 def _refuse_choice(path: Path | HubModel, student: str | None, weights: str) -> None:
@@ -207,7 +214,11 @@ def _from_timm(name: str, image_size: int | None, use_test_size: bool) -> Found:
         net=net,
         view=view,
         classes=origin.classes or named_list(space or "") or (),
-        record={"model": name, "weights": "pretrained"},
+        record={
+            "model": name,
+            "weights": "pretrained",
+            **_began_with(f"pretrained {timm_name(name, origin.config)}", origin),
+        },
         notes=notes,
     )
 

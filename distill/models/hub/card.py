@@ -13,6 +13,7 @@ from distill.models.hub.derived import teacher_of
 from distill.models.hub.figures import Score
 from distill.models.hub.licences import OTHER, Noted
 from distill.models.hub.words import describe_recipe
+from distill.models.origin import RANDOM
 from distill.recipe import Recipe
 from distill.recipe.hub_names import is_hub_name
 
@@ -259,7 +260,7 @@ def _limits(facts: CardFacts) -> str:
 
 def _named(weights: str) -> str:
     """Weights without the folders of the machine."""
-    if is_hub_name(weights) or weights == "random weights" or weights.startswith("pretrained "):
+    if is_hub_name(weights) or weights == RANDOM or weights.startswith("pretrained "):
         return weights
     return PurePath(weights).name
 
