@@ -28,7 +28,7 @@ from distill.models.sizes import (
     resampled_by_timm,
     sized_view,
 )
-from distill.models.student import first_weights, student_view
+from distill.models.student import began_with, first_weights, student_view
 from distill.models.view import ModelView
 from distill.models.weights import load_state_dict
 from distill.recipe import Recipe, load_recipe
@@ -168,14 +168,8 @@ def _from_hub(
     origin = origin_of_snapshot(fetch(str(hub_model), "model", again=True), None, "--model")
     assert origin.hub is not None
     found = _loaded(origin, hub_model.repo.split("/")[1], image_size, use_test_size, origin.hub)
-    derived = derived_from_all([_began_with(str(origin.hub), origin), found.record])
+    derived = derived_from_all([began_with(str(origin.hub), origin.licence), found.record])
     return replace(found, record={**found.record, "hub": str(origin.hub), **derived})
-
-
-def _began_with(weights: str, origin: Origin) -> dict[str, str]:
-    """Return where published weights are from, for exports and means of them."""
-    licence = {"began_with_license": origin.licence} if origin.licence else {}
-    return {"began_with": weights, **licence}
 
 
 def _refuse_choice(path: Path | HubModel, student: str | None, weights: str) -> None:
@@ -217,7 +211,7 @@ def _from_timm(name: str, image_size: int | None, use_test_size: bool) -> Found:
         record={
             "model": name,
             "weights": "pretrained",
-            **_began_with(f"pretrained {timm_name(name, origin.config)}", origin),
+            **began_with(f"pretrained {timm_name(name, origin.config)}", origin.licence),
         },
         notes=notes,
     )
