@@ -264,6 +264,17 @@ def test_only_a_complete_set_has_its_known_name(
         assert score.title == f"A set: {num_samples:,} images of {num_classes:,} classes"
 
 
+@pytest.mark.parametrize("title", ["ImageNet-1k", "imagenet_real", "own evaluation images"])
+def test_a_set_of_ones_own_has_no_known_name(tmp_path: Path, title: str) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    figures = {"top1": 50.0, "num_samples": 50_000, "num_skipped": 0}
+    each = {"title": title, "num_classes": 1000, "models": {"kd": figures}}
+    file = scores_of(tmp_path, tmp_path / "s.json", sets={title: each})
+    (score,) = read_scores(file, sha256_of(tmp_path / "model.safetensors"))
+    assert score.dataset == f"own-{title.lower().replace(' ', '-').replace('_', '-')}"
+    assert score.title == f"{title}: 50,000 images of 1,000 classes"
+
+
 def test_curves_and_another_licence(hub: FakeHub, tiny_run: Path, tmp_path: Path) -> None:
     (tmp_path / "plot.PNG").write_bytes(b"\x89PNG")
     (tmp_path / "terms.txt").write_text("Ask first.")

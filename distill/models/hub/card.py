@@ -10,7 +10,7 @@ from typing import Any
 
 from distill.errors import printable
 from distill.models.hub.derived import teacher_of
-from distill.models.hub.figures import Score
+from distill.models.hub.figures import OF_THE_RUN, Score
 from distill.models.hub.licences import OTHER, Noted
 from distill.models.hub.words import describe_recipe
 from distill.models.origin import RANDOM
@@ -191,7 +191,7 @@ def _evaluation(facts: CardFacts) -> str:
             f" {_text(score.view) or 'as above'} |"
         )
     chosen = ""
-    if any(score.dataset == "own-evaluation-images" for score in facts.scores):
+    if any(score.dataset == OF_THE_RUN for score in facts.scores):
         chosen = (
             "\n\nThe weights were chosen by their score on the evaluation images of the run, which"
             " makes that score a little too good."

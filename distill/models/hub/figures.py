@@ -91,6 +91,9 @@ _DATASETS = {
     "sketch": _Dataset("imagenet-sketch", 1000, (50_000, 50_889)),
 }
 
+OF_THE_RUN = "own-evaluation-images"
+_KNOWN_NAMES = {OF_THE_RUN, *(known.name for known in _DATASETS.values())}
+
 
 def read_scores(path: Path, sha256: str) -> list[Score]:
     """Return the figures of the weights with this SHA-256.
@@ -138,7 +141,7 @@ def own_score(record: Mapping[str, Any]) -> Score | None:
     if record.get("top1") is None or record.get("num_skipped"):
         return None
     return Score(
-        dataset="own-evaluation-images",
+        dataset=OF_THE_RUN,
         title="evaluation images of the run",
         num_samples=int(record["num_samples"]),
         top1=float(record["top1"]),
@@ -155,10 +158,14 @@ def _dataset(key: str, each: _Set, num_samples: int) -> tuple[str, str]:
     """
     title, known = printable(each.title), _DATASETS.get(key)
     if known is None:
-        return _slug(each.title), title
-    if each.num_classes == known.num_classes and num_samples in known.num_samples:
+        name = _slug(each.title)
+        if name not in _KNOWN_NAMES:
+            return name, title
+    elif each.num_classes == known.num_classes and num_samples in known.num_samples:
         return known.name, title
-    return f"own-{key}", f"{title}: {num_samples:,} images of {each.num_classes:,} classes"
+    else:
+        name = key
+    return f"own-{name}", f"{title}: {num_samples:,} images of {each.num_classes:,} classes"
 
 
 def _slug(title: str) -> str:
