@@ -18,6 +18,7 @@ from distill.models.labels import Match, match_classes
 from distill.models.plausible import doubts
 from distill.models.teacher import Teacher, build_teacher
 from distill.recipe import Recipe, load_recipe
+from distill.recipe.hub_names import is_hub_name
 from distill.release.find import Found, find_models
 from distill.release.imagenet import named_sets
 from distill.release.images import in_command_words, labelled_in_logits, open_images
@@ -124,7 +125,8 @@ def evaluate_models(
                 make_console(stderr=True).print(
                     f"without the teacher: {missing}", markup=False, soft_wrap=True
                 )
-        run = partial(_only_set, source, match, found, images or named)
+        title = "evaluation images of the run, again" if images is None else title_of(images)
+        run = partial(_only_set, source, match, found, images or named, title)
     engine = Engine(precision=precision)
     try:
         of_sets = run(Evaluator(found, compared, engine, settings, compared_logits))
@@ -169,9 +171,19 @@ def _refuse_options(
 
 
 def _only_set(
-    source: Source, match: Match, found: list[Found], name: str, evaluator: Evaluator
+    source: Source,
+    match: Match,
+    found: list[Found],
+    name: str,
+    title: str,
+    evaluator: Evaluator,
 ) -> list[SetResult]:
-    """Evaluate on the images of --data, or those of the run."""
+    """Evaluate on the images of --data, or those of the run.
+
+    Args:
+        name: the path of the images, or of the run.
+        title: the images in words.
+    """
     answers = evaluator.answers(source)
     scores = {
         model: scores_of(predictions, answers.images_per_s[model])
@@ -179,7 +191,15 @@ def _only_set(
     }
     order = dict.fromkeys([*(each.name for each in found), TEACHER])
     in_order = {model: scores[model] for model in order if model in scores}
-    return [SetResult("data", name, name, match.num_logits, "results-data", in_order)]
+    return [SetResult("data", title, name, match.num_logits, "results-data", in_order)]
+
+
+def title_of(data: str) -> str:
+    """Return the name of images without folders, host and password: cards are public."""
+    if is_hub_name(data):
+        return data
+    path = data.partition("?")[0] if "://" in data else data
+    return Path(path).name or Path(path).resolve().name
 
 
 def _named_teacher(path: str | Path | None, model: str | None, use_test_size: bool) -> Found | None:
