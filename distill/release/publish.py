@@ -113,6 +113,8 @@ def publish_model(
         check_branch(branch, "--revision")
     if branch is not None and pull_request:
         raise InputError("--revision and --pull-request: a pull request is for main: give one")
+    if message is not None:
+        refuse_secrets({"--message": message.encode(errors="replace")})
     with tempfile.TemporaryDirectory(prefix="distill-publish-") as temporary:
         model = find_publishable(
             Path(source), student=student, weights=weights, folder=Path(temporary, "export")

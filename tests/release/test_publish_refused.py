@@ -55,6 +55,11 @@ def edited(export: Path, folder: Path, file: str, change: Callable[[Any], None])
         ("alice/net", {"branch": "../x"}, "--revision: '../x' is not the name of a branch"),
         ("alice/net", {"branch": "refs/pr/1"}, "is a reference: give the name of a branch"),
         ("alice/net", {"branch": "0a" * 20}, "is a commit, which never changes"),
+        (
+            "alice/net",
+            {"message": f"with hf_{'a' * 30}"},
+            "--message, line 1: seems to hold a t",
+        ),
     ],
 )
 def test_a_repository_that_cannot_be_written(
