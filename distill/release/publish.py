@@ -304,10 +304,11 @@ def _show(
     made_repo = "" if head.exists else ("private " if target.private else "") + "new repository, "
     place = made.pull_request or made.url
     own = "import distill.models; " if model.config["architecture"].startswith("cifar_") else ""
+    name = HubModel(target.repo, made.commit if target.pull_request else target.branch)
+    to_load = str(name).replace("hf://", "hf-hub:")
     for line in (
         f"{target.repo}: {made_repo}{what} in commit {made.commit[:12]}, {place}",
         "loaded back from there: the logits are the same, bit for bit",
-        f"load it: python -c \"{own}import timm; timm.create_model('hf-hub:{target.repo}',"
-        ' pretrained=True)"',
+        f"load it: python -c \"{own}import timm; timm.create_model('{to_load}', pretrained=True)\"",
     ):
         console.print(line, markup=False, soft_wrap=True)
