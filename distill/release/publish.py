@@ -22,6 +22,7 @@ from distill.models.hub.commit import (
     Head,
     Target,
     Uploaded,
+    connect,
     look_at,
     upload,
     without_progress_bars,
@@ -36,7 +37,7 @@ from distill.models.hub.licences import (
     licence_text,
     require_licence,
 )
-from distill.models.hub.published_files import LIST_FILE, list_files, outdated
+from distill.models.hub.published_files import LIST_FILE, list_files, written_before
 from distill.models.hub.secrets import refuse_secrets
 from distill.models.origin import CONFIG_FILE
 from distill.recipe.hub_names import (
@@ -49,7 +50,8 @@ from distill.recipe.hub_names import (
 from distill.release.find import which_weights
 from distill.release.publishable import RUN_FILES, Publishable, find_publishable
 
-_LISTED = (*RUN_FILES, RECORD_FILE)  # what a later publication may delete
+# What a later publication may delete or replace.
+_LISTED = (*RUN_FILES, RECORD_FILE, CARD_FILE)
 _PICTURES = (".png", ".svg", ".jpg", ".webp")
 
 
@@ -132,15 +134,20 @@ def publish_model(
         title = message or _message(model)
         with nullcontext() if sys.stderr.isatty() else without_progress_bars():
             head = look_at(target)
-            delete = outdated(target, head, files, _LISTED)
+            before = written_before(target, head, _LISTED)
+            delete = sorted(name for name, ours in before.items() if ours and name not in files)
             made = upload(target, head, files, title, delete=delete)
             _load_back(model, target, made)
+        notes = []
         if delete:
-            console.print(
-                f"deleted there, of an earlier publication: {', '.join(delete)}",
-                markup=False,
-                soft_wrap=True,
+            notes.append(f"deleted there, of an earlier publication: {', '.join(delete)}")
+        if made.is_new and not pull_request and not before.get(CARD_FILE, True):
+            place = f"{connect().endpoint}/{repo}/blob/{head.commit}/{CARD_FILE}"
+            notes.append(
+                f"{CARD_FILE} there was not written by this command; the earlier one: {place}"
             )
+        for note in notes:
+            console.print(note, markup=False, soft_wrap=True)
         _show(model, target, head, made, files)
     return Published(repo, made.commit, made.pull_request or made.url, tuple(files))
 

@@ -161,13 +161,20 @@ def test_published_again_it_makes_no_new_commit(hub: FakeHub, tiny_run: Path, cl
     assert hub["alice/net"].head().oid == first.commit
 
 
-def test_foreign_files_stay(hub: FakeHub, tiny_run: Path) -> None:
+def test_foreign_files_stay(
+    hub: FakeHub, tiny_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     hub.repository("alice/net", {"notes/mine.md": b"keep", "README.md": b"old"})
+    before = hub["alice/net"].head().oid
     publish(tiny_run, student="kd")
+    replaced = "README.md there was not written by this command; the earlier one:"
+    assert f"{replaced} {hub.url}/alice/net/blob/{before}/README.md" in capsys.readouterr().out
     files = hub["alice/net"].files()
     assert files["notes/mine.md"] == b"keep"
     assert files["README.md"].startswith(b"---\n")
     assert hub["alice/net"].titles()[1:] == ["by hand", "initial commit"]
+    publish(tiny_run, student="alone")
+    assert replaced not in capsys.readouterr().out
 
 
 def test_what_an_earlier_run_said_goes_with_it(hub: FakeHub, tiny_run: Path) -> None:

@@ -22,6 +22,7 @@ from distill.training.loop import DONE, INTERRUPTED
 from distill.training.screen import Screen
 
 COMMIT = "/api/models/alice/net/commit/main"
+METADATA = b"---\nlicense: mit\n---\n"  # as the Hub's page for a new repository writes it
 
 
 def recipe(folder: Path, name: str = "run", **publish: Any) -> Path:
@@ -99,7 +100,7 @@ def test_publishing_changes_nothing_in_the_run(
 def test_a_push_that_fails_is_one_warning(
     hub: FakeHub, tmp_path: Path, cli: Cli, fault: dict[str, Any], match: str
 ) -> None:
-    repository = hub.repository("alice/net", {"README.md": b"mine"}, private=True)
+    repository = hub.repository("alice/net", {"README.md": METADATA}, private=True)
     before = repository.head()
     hub.fault(**fault, on=None)
     done = cli("train", recipe(tmp_path))
@@ -135,7 +136,7 @@ def test_a_repository_that_cannot_be_used_is_a_warning(
     assert "bob/net" not in hub
 
 
-@pytest.mark.parametrize("name", ["notes.md", "run/id", "metrics.jsonl"])
+@pytest.mark.parametrize("name", ["notes.md", "run/id", "metrics.jsonl", "README.md"])
 def test_a_repository_with_other_files_is_not_touched(
     hub: FakeHub, tmp_path: Path, cli: Cli, name: str
 ) -> None:

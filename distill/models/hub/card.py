@@ -78,6 +78,14 @@ def model_card(facts: CardFacts) -> str:
     return f"---\n{_metadata(facts)}\n---\n\n" + "\n\n".join(sections) + "\n"
 
 
+def has_text(card: str) -> bool:
+    """Return whether a card has more than the Hub's metadata: someone wrote it."""
+    lines = [line.strip() for line in card.strip().splitlines()]
+    if lines[:1] == ["---"] and "---" in lines[1:]:
+        lines = lines[lines.index("---", 1) + 1 :]
+    return any(lines)
+
+
 def _metadata(facts: CardFacts) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
