@@ -19,6 +19,7 @@ from distill.errors import InputError
 from distill.files import atomic_directory, current_directory
 from distill.models.origin import CONFIG_FILE, WEIGHTS_FILES
 from distill.models.view import ModelView
+from distill.recipe.hub_names import is_hub_name
 
 WEIGHTS_FILE = "model.safetensors"
 ONNX_FILE = "model.onnx"
@@ -104,6 +105,11 @@ def _forget_origin(file: Path) -> None:
 
 def refuse_overwrite(folder: Path) -> None:
     """Raises InputError where `write_model` would replace anything but an earlier export."""
+    if is_hub_name(str(folder)):
+        raise InputError(
+            f"{folder}: is a name on the Hub, and an export is a folder: name a folder, and publish"
+            " it with `distill publish`"
+        )
     for place in (folder, *folder.parents):
         if place.exists() and not place.is_dir():
             raise InputError(f"{place}: is a file, and an export is a folder: choose another place")
