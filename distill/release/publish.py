@@ -16,7 +16,7 @@ from distill.checkpoint.layout import CURVES_FILE
 from distill.console import make_console
 from distill.errors import InputError
 from distill.files import sha256_of
-from distill.models.export_format import RECORD_FILE, WEIGHTS_FILE
+from distill.models.export_format import RECORD_FILE, WEIGHTS_FILE, data_config
 from distill.models.hub.card import CARD_FILE, LICENCE_FILE, CardFacts, model_card
 from distill.models.hub.commit import (
     Head,
@@ -231,14 +231,13 @@ def _files(
         files[LICENCE_FILE] = licence_text(licence, repo.split("/")[0]).encode()
     scores = read_scores(Path(evaluation), sha256) if evaluation is not None else []
     own = own_score(model.found.record)
-    shown = model.config["pretrained_cfg"]
     facts = CardFacts(
         repo=repo,
         architecture=str(model.config["architecture"]),
         parameters=sum(each.numel() for each in model.found.net.parameters()),
         classes=model.found.classes,
         num_classes=int(model.found.net.num_classes),  # type: ignore[arg-type]
-        view=shown,
+        view=data_config(model.found.view),
         record=model.found.record,
         weights_sha256=sha256,
         licence=licence,

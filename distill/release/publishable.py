@@ -27,7 +27,7 @@ from distill.errors import InputError, printable
 from distill.files import current_directory
 from distill.models.export_format import RECORD_FILE, WEIGHTS_FILE, is_export, write_model
 from distill.models.hub.derived import teacher_of, teacher_of_checkpoint
-from distill.models.hub.record import check_record
+from distill.models.hub.record import check_record, check_report
 from distill.models.origin import CONFIG_FILE
 from distill.recipe import Recipe, load_recipe
 from distill.recipe.hub_names import is_hub_name
@@ -174,13 +174,13 @@ def _read_report(run: Path) -> dict[str, Any]:
         )
     try:
         report = json.loads(file.read_text(encoding="utf-8"))
-        students = report["students"]
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(
             f"{file}: is not the report of a run ({type(error).__name__}): delete it, and run the"
             " same `distill train` command, which writes it again"
         ) from error
-    if not isinstance(students, dict) or not any(each.get("best") for each in students.values()):
+    check_report(report, file)
+    if not any(each and each.get("best") for each in report["students"].values()):
         raise InputError(f"{file}: the run ended without weights to publish: no student was saved")
     return dict(report)
 

@@ -134,8 +134,9 @@ def test_an_unfinished_run_says_how_to_publish_what_it_has(
     ("content", "match"),
     [
         ("", "is not the report of a run"),
-        ("[]", "is not the report of a run"),
-        ("{}", "is not the report of a run"),
+        ("[]", r"report\.json: its content is \[\]: Input should be a valid dictionary"),
+        ("{}", r"students is \{\}: Field required: delete it, and run the same"),
+        ('{"students": {"kd": 1}}', r"students\.kd is 1: Input should be a valid dictionary"),
         ('{"students": {}, "best": null}', "ended without weights to publish"),
         ('{"students": {"kd": {"best": null}}, "best": null}', "ended without weights"),
     ],
@@ -185,6 +186,9 @@ def test_what_is_no_run_and_no_export(hub: FakeHub, tiny_run: Path, tmp_path: Pa
         ("config.json", lambda c: c.update(architecture="resnet1"), "has no model 'resnet1'"),
         ("config.json", lambda c: c.pop("architecture"), "not the config.json of"),
         ("config.json", lambda c: c.update(num_classes=11), "head has 10 classes"),
+        ("config.json", lambda c: c.update(label_names="kd"), "should be a list of names"),
+        ("config.json", lambda c: c.update(label_names=[1] * 10), "should be a list of names"),
+        ("config.json", lambda c: c.update(label_names={"a": "b"}), "should be a list of names"),
         ("distill.json", lambda c: c.update(model="resnet50"), "is the record of a resnet50, and"),
         (
             "distill.json",

@@ -1,5 +1,6 @@
 """Which files `distill publish` commits, and which it leaves out or deletes."""
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -122,3 +123,16 @@ def test_the_command_that_loads_names_the_revision(hub: FakeHub, tiny_run: Path,
         assert f"timm.create_model('{expected}" in done.out
         name = done.out.split("timm.create_model('")[1].split("'")[0]
         assert timm.create_model(name, pretrained=True).num_classes == 10
+
+
+def test_a_config_without_a_crop_has_the_one_of_timm(
+    tiny_run: Path, tmp_path: Path, cli: Cli
+) -> None:
+    export = tmp_path / "export"
+    shutil.copytree((tiny_run / "best/kd").resolve(), export)
+    config = json.loads((export / "config.json").read_text())
+    del config["pretrained_cfg"]["crop_pct"]
+    (export / "config.json").write_text(json.dumps(config))
+    shown = cli("publish", export, "alice/net", "--license", "mit", "--dry-run")
+    assert shown.code == 0, shown.err
+    assert "It sees 16 x 16 pixels (crop 0.875, bicubic)" in shown.out
