@@ -6,6 +6,7 @@ if the mean with them is no worse there (Wortsman et al. 2022, arXiv 2203.05482,
 """
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -198,15 +199,21 @@ def _best_steps(
     metric = METRICS[load_recipe(run / RECIPE_FILE).evaluate.metric]
     key = student if weights == RAW else f"{student}/{weights}"
     values: dict[int, float] = {}
-    for line in (run / METRICS_FILE).read_text(encoding="utf-8").splitlines():
+    try:
+        lines = (run / METRICS_FILE).read_bytes().splitlines()
+    except OSError as error:
+        raise InputError(
+            f"{run / METRICS_FILE}: cannot be read ({error}), and it says which checkpoints are the"
+            " best: use --last"
+        ) from error
+    for line in lines:
         try:
             record = json.loads(line)
-        except ValueError:  # a line that is being written
-            continue
-        if record.get("event") == "evaluate" and record["step"] in steps:
-            value = record["models"].get(key, {}).get(metric.name)
-            if value is not None:
-                values[record["step"]] = value
+            step, value = record["step"], record["models"][key][metric.name]
+        except (ValueError, LookupError, TypeError, RecursionError):
+            continue  # another event, or a line that is damaged or being written
+        if step in steps and isinstance(value, int | float) and math.isfinite(value):
+            values[step] = value
     if len(values) < count:
         raise InputError(
             f"{run}: {len(values)} of its {len(steps)} checkpoints were evaluated, and --best"

@@ -86,6 +86,20 @@ def test_the_best_checkpoints_are_those_of_the_metric(tiny_run: Path, tmp_path: 
     assert_same(load_file(tmp_path / "mean/model.safetensors"), mean_by_hand([older, older]))
 
 
+def test_the_best_checkpoints_of_damaged_records(tiny_run: Path, tmp_path: Path, cli: Cli) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run, symlinks=True)
+    intact = (run / "metrics.jsonl").read_bytes()
+    bad = b'[1]\n\xff\n{"step": 3}\n{"step": [3], "models": {"kd": {"top1": 1}}}\n'
+    (run / "metrics.jsonl").write_bytes(bad + intact)
+    command = ("average", run, "--student", "kd", "--best", 2, "-o", tmp_path / "mean")
+    assert cli(*command).code == 0
+    (run / "metrics.jsonl").write_bytes(bad)
+    assert "0 of its 2 checkpoints were evaluated" in cli(*command).err
+    (run / "metrics.jsonl").unlink()
+    assert "metrics.jsonl: cannot be read" in cli(*command).err
+
+
 def test_several_models(tiny_run: Path, tmp_path: Path) -> None:
     """An export and a checkpoint of the same model."""
     newest = checkpoint(tiny_run)
