@@ -34,7 +34,7 @@ from distill.models.export_format import RAW, refuse_overwrite, write_model
 from distill.models.hub.derived import derived_from_all
 from distill.recipe import load_recipe
 from distill.release.find import Found, find_models, which_weights
-from distill.release.images import labelled_in_logits, open_images
+from distill.release.images import labelled_in_logits, open_images, title_of
 from distill.release.passes import Evaluator, Settings
 
 
@@ -68,6 +68,7 @@ def average_models(
     classes: str | None = None,
     batch_size: int | None = 256,
     num_workers: int | None = None,
+    image_size: int | None = None,
 ) -> Averaged:
     """Averages weights and writes them in the format of timm.
 
@@ -85,6 +86,8 @@ def average_models(
         data, split, classes: the images for `greedy`, as in `evaluate_models`; None: those of the
             run.
         batch_size, num_workers: as in `evaluate_models`.
+        image_size: in pixels, that several models were trained on; None: as they say. Files of
+            weights do not say it.
 
     Returns:
         What was written.
@@ -108,12 +111,15 @@ def average_models(
     if data is not None and not greedy:
         raise InputError("--data are the images on which --greedy chooses: give both")
     if _is_run(where[0]) and len(where) == 1:
+        if image_size is not None:
+            raise InputError("--image-size is that of files of weights: a run records its own")
         members = _of_run(where[0], student, weights, last, best)
     else:
         if last is not None or best is not None or weights != RAW:
             raise InputError("--last, --best and --weights choose checkpoints of one run")
-        members = _of_places(where, model, student)
+        members = _of_places(where, model, student, image_size)
     _refuse_different(members)
+    _refuse_not_finite(members)
     score = None
     if greedy:
         members, score = _greedy(
@@ -136,6 +142,8 @@ def average_models(
     }
     if score is not None:
         record |= {key: value for key, value in score.as_dict().items() if key != "images_per_s"}
+        images = "the evaluation images" if data is None else title_of(data)
+        record["scored_on"] = f"a part of {images}, on which no members were chosen"
     write_model(
         output,
         members[0].net,
@@ -223,7 +231,9 @@ def _best_steps(
     return ranked[:count]
 
 
-def _of_places(paths: Sequence[Path], model: str | None, student: str | None) -> list[Found]:
+def _of_places(
+    paths: Sequence[Path], model: str | None, student: str | None, image_size: int | None
+) -> list[Found]:
     members = []
     if student is not None and not any(_is_run(path) or is_checkpoint(path) for path in paths):
         raise InputError(f"--student {student}: picks among the students of a run: leave it out")
@@ -234,12 +244,12 @@ def _of_places(paths: Sequence[Path], model: str | None, student: str | None) ->
             model=model if path.is_file() else None,
             student=own,
             weights="best",
-            image_size=None,
+            image_size=image_size,
         )
         if len(found) > 1:
             names = ", ".join(each.name for each in found)
             raise InputError(f"{path}: which student? Name one with --student: {names}")
-        members.append(replace(found[0], name=str(path)))
+        members.append(replace(found[0], name=str(found[0].record.get("hub", path))))
     if len(members) < 2:
         raise InputError(f"{paths[0]}: is one model: give at least two, or a run with checkpoints")
     return members
@@ -270,6 +280,16 @@ def _refuse_different(members: Sequence[Found]) -> None:
                 f"{other.name}: sees images in another way than {first.name}"
                 f" ({other.view.values}; {first.view.values})"
             )
+
+
+def _refuse_not_finite(members: Sequence[Found]) -> None:
+    """Raises InputError if a weight is NaN or infinite: it would be so in the mean."""
+    for each in members:
+        for name, tensor in each.net.state_dict().items():
+            if not tensor.isfinite().all():
+                raise InputError(
+                    f"{each.name}: {name} has values that are not finite: leave it out"
+                )
 
 
 # ---- the mean ------------------------------------------------------------------------------------
@@ -368,3 +388,5 @@ def _show(output: Path, members: Sequence[Found], score: Scores | None) -> None:
             "its BatchNorm has the mean of the running statistics, as weight averages of a run have"
             " them: evaluate it before you use it"
         )
+    if (warning := members[0].size_warning) is not None:
+        say(f"warning: {warning}")

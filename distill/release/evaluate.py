@@ -18,10 +18,9 @@ from distill.models.labels import Match, match_classes
 from distill.models.plausible import doubts
 from distill.models.teacher import Teacher, build_teacher
 from distill.recipe import Recipe, load_recipe
-from distill.recipe.hub_names import is_hub_name
 from distill.release.find import Found, find_models
 from distill.release.imagenet import named_sets
-from distill.release.images import in_command_words, labelled_in_logits, open_images
+from distill.release.images import in_command_words, labelled_in_logits, open_images, title_of
 from distill.release.passes import Evaluator, Settings, Unreadable
 from distill.release.results import Results, SetResult
 from distill.release.sets import SetEvaluation, measurements
@@ -194,14 +193,6 @@ def _only_set(
     return [SetResult("data", title, name, match.num_logits, "results-data", in_order)]
 
 
-def title_of(data: str) -> str:
-    """Return the name of images without folders, host and password: cards are public."""
-    if is_hub_name(data):
-        return data
-    path = data.partition("?")[0] if "://" in data else data
-    return Path(path).name or Path(path).resolve().name
-
-
 def _named_teacher(path: str | Path | None, model: str | None, use_test_size: bool) -> Found | None:
     """The model of --teacher.
 
@@ -325,13 +316,7 @@ def _doubts(results: Results, teacher: Teacher | None, of_run: bool) -> list[str
     """Warnings about an assumed image size, and about accuracies no better than chance or far below
     what a record promises.
     """
-    warnings = [
-        f"{each.name}: its file does not say on which image size it was trained;"
-        f" {each.view.image_size} px is timm's size of the model: give --image-size if it is"
-        " another"
-        for each in results.found
-        if each.view.sources["image_size"].startswith("assumed")
-    ]
+    warnings = [each.size_warning for each in results.found if each.size_warning is not None]
     for of_set in results.sets.values():
         # The images of ImageNet-A are those that a ResNet-50 gets wrong.
         if of_set.name == "a":

@@ -63,6 +63,17 @@ class Found:
         """The normalisation that the model expects."""
         return Pixels(self.view.mean, self.view.std)
 
+    @property
+    def size_warning(self) -> str | None:
+        """A warning if the image size of the weights is assumed."""
+        if not self.view.sources["image_size"].startswith("assumed"):
+            return None
+        return (
+            f"{self.name}: its file does not say on which image size it was trained;"
+            f" {self.view.image_size} px is timm's size of the model: give --image-size if it is"
+            " another"
+        )
+
 
 def find_models(
     path: Path,

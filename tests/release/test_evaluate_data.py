@@ -18,7 +18,7 @@ from distill.data.fashion import CLASSES
 from distill.data.guess import guess_source
 from distill.errors import InputError
 from distill.models import cifar as cifar  # registers its models
-from distill.release.evaluate import title_of
+from distill.release.images import title_of
 
 # ---- class lists ---------------------------------------------------------------------------------
 

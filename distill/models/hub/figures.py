@@ -140,9 +140,10 @@ def own_score(record: Mapping[str, Any]) -> Score | None:
     """
     if record.get("top1") is None or record.get("num_skipped"):
         return None
+    where = record.get("scored_on")
     return Score(
-        dataset=OF_THE_RUN,
-        title="evaluation images of the run",
+        dataset=OF_THE_RUN if where is None else f"own-{_slug(where)}",
+        title="evaluation images of the run" if where is None else printable(where),
         num_samples=int(record["num_samples"]),
         top1=float(record["top1"]),
         top5=None if record.get("top5") is None else float(record["top5"]),

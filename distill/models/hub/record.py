@@ -39,6 +39,7 @@ class _Record(_Part):
     loss: _NotNegative | None = None
     num_samples: Annotated[int, Field(ge=1)] | None = None
     num_skipped: _Count | None = None
+    scored_on: str | None = None
 
 
 class _Origins(_Part):
