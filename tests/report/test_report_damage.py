@@ -54,8 +54,8 @@ def test_a_finished_run_without_its_last_records_is_finished(run: Path) -> None:
     results = final.table("Final results")
     metrics = run / "metrics.jsonl"
     lines = metrics.read_text().splitlines(keepends=True)
-    kept = [line for line in lines if json.loads(line)["step"] <= 4]
-    metrics.write_text("".join(kept) + '{"event": "evalua')
+    first = [line for line in lines if json.loads(line)["step"] <= 4]
+    metrics.write_text("".join(first) + '{"event": "evalua')
     page = written(run)
     assert "Finished: 6 steps" in page.text
     assert page.table("Final results") == results
