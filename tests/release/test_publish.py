@@ -202,6 +202,10 @@ def test_of_an_earlier_checkpoint_the_recipe_says_the_teacher(tmp_path: Path) ->
     values = {"inputs": {"teacher (SHA-256)": "abc"}}
     expected = {"model": "cifar_resnet14", "weights": "random weights", "sha256": "abc"}
     assert teacher_of_checkpoint(recipe, values) == expected
+    assert recipe.teacher is not None
+    gone = recipe.teacher.model_copy(update={"model": "gone", "weights": "pretrained"})
+    found = teacher_of_checkpoint(recipe.model_copy(update={"teacher": gone}), {})
+    assert found == {"model": "gone", "weights": "pretrained gone", "sha256": "not recorded"}
 
 
 @pytest.mark.parametrize("weights", ["raw", "ema-0.5"])

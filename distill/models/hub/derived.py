@@ -1,10 +1,12 @@
 """What a model derives from: its teacher, the weights that it began with, its training images."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from distill.data.label_sets import known_as
+from distill.errors import InputError
 from distill.models.build import config
 from distill.models.hub.licences import Noted, noted_weights
 from distill.models.origin import RANDOM, teacher_known_here
@@ -43,8 +45,10 @@ def teacher_of_checkpoint(recipe: Recipe, values: Mapping[str, Any]) -> Mapping[
     """
     if recipe.teacher is None or values.get("teacher"):
         return values.get("teacher")
-    spec, origin = recipe.teacher, teacher_known_here(recipe.teacher, Path())
-    licence = origin.licence if origin is not None else None
+    spec, licence = recipe.teacher, None
+    with suppress(InputError):  # a name that this timm does not have, or no network
+        origin = teacher_known_here(spec, Path())
+        licence = origin.licence if origin is not None else None
     words = {"pretrained": f"pretrained {spec.model}", "random": RANDOM}
     return {
         "model": spec.model or "a model of this package",
