@@ -180,7 +180,8 @@ def _from_hub(
     assert origin.hub is not None
     found = _loaded(origin, hub_model.repo.split("/")[1], image_size, use_test_size, origin.hub)
     derived = derived_from_all([began_with(str(origin.hub), origin.licence), found.record])
-    return replace(found, record={**found.record, "hub": str(origin.hub), **derived})
+    own = {key: value for key, value in found.record.items() if key != "began_with_license"}
+    return replace(found, record={**own, "hub": str(origin.hub), **derived})
 
 
 def _refuse_choice(path: Path | HubModel, student: str | None, weights: str) -> None:
