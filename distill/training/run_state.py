@@ -30,8 +30,9 @@ class RunState:
         seconds, device_seconds: wall time of the run, and wall time times processes.
         energy_j: joules of all GPUs; None if they were not measured from the start.
         training: what `Clock.training` returned; checkpoints of earlier versions lack it, and
-            `warnings` and `views`.
+            `warnings`, `views` and `teacher`.
         views: what the teacher and each student see.
+        teacher: where its weights are from, and their licence, for exports of the checkpoint.
         hub: the commit of each model of the Hub that the run reads, by its name in the recipe.
         evaluated_step: the step of the last evaluation; checkpoints of earlier versions call it
             `judged_step`.
@@ -49,6 +50,7 @@ class RunState:
     warnings: list[str] = field(default_factory=list)
     num_skipped: int
     views: dict[str, dict[str, Any]] | None = None
+    teacher: dict[str, str] | None = None
     hub: dict[str, str] | None = None
     evaluated_step: int
     accuracies: dict[str, dict[str, Any]]
@@ -124,6 +126,7 @@ class RunCheckpoints:
             warnings=self.logger.warnings,
             num_skipped=num_skipped,
             views={name: view.as_dict() for name, view in self.views.items()},
+            teacher=self.teacher.record if self.teacher else None,
             hub=pinned_commits() or None,
             evaluated_step=evaluations.last_step,
             accuracies={name: each.as_dict() for name, each in evaluations.accuracies.items()},
