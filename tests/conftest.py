@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 SLOW_FILES = {
     "test_benchmark_streaming.py",
     "test_benchmarks.py",
+    "test_crd_processes.py",
     "test_diverged.py",
     "test_faults.py",
     "test_fitnet.py",

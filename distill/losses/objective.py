@@ -18,7 +18,7 @@ from distill.losses.confidence import confident
 from distill.losses.dist import dist
 from distill.losses.dkd import dkd, target_class, teachers_class
 from distill.losses.hard import binary_cross_entropy, cross_entropy, smooth
-from distill.losses.hint import Heads, HintTerm, Supervision
+from distill.losses.hint import Heads, HintTerm, Samples, Supervision
 from distill.losses.kl import kl
 from distill.losses.outputs import FeatureKey, Outputs, TeacherOutputs
 from distill.recipe import schema
@@ -151,6 +151,7 @@ def build_objective(
     *,
     group: Group | None = None,
     maps: HintMaps | None = None,
+    samples: Samples | None = None,
 ) -> Objective:
     """Return the objective that a recipe describes.
 
@@ -159,6 +160,7 @@ def build_objective(
         maps: the features of student and teacher that a hint compares; None without a hint.
         group: losses that relate samples to each other (DIST, CC, RKD) relate those of all its
             processes; then calls are collective in it.
+        samples: what the stage trains on; CRD alone needs it.
     """
     hard = None if spec.hard is None else HardTerm(_hard_loss(spec.hard), spec.hard.weight)
     soft = None
@@ -172,7 +174,7 @@ def build_objective(
     hint = None
     if spec.hint is not None:
         assert maps
-        hint = hint_term(spec.hint, maps, group)
+        hint = hint_term(spec.hint, maps, group, samples)
     return Objective(hard, soft, hint)
 
 

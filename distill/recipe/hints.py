@@ -6,12 +6,17 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from distill.recipe.values import Section, Weight, as_tuple
+from distill.recipe.values import Count, Section, Temperature, Weight, Within, as_tuple
 
-Heads = tuple[str | int | None, ...]
+Heads = tuple[str | int | float | None, ...]
 """What the trained parts of a hint depend on, beside the shapes of the features."""
 
 Stages = Annotated[tuple[int, ...], BeforeValidator(as_tuple), Field(min_length=1)]
+
+
+EmbeddingWidth = Annotated[
+    int, Field(ge=1), Within(1, 4096, "no embedding of the papers has more than 128")
+]
 
 
 class FitNetSpec(Section):
@@ -80,6 +85,48 @@ class RKDSpec(Section):
     def heads(self) -> Heads:
         """It trains nothing."""
         return (self.loss,)
+
+
+class CRDSpec(Section):
+    """CRD: the student's embedding of an image is close to the teacher's embedding of it, and far
+    from those of images of other classes, which a bank of all training images remembers. Images
+    without labels, or with other classes than the run, are far from all others. A mixed image
+    counts as the first one of its pair.
+    """
+
+    loss: Literal["crd"]
+    """The name of the loss."""
+    weight: Weight = 1.0
+    """The weight of the loss in the objective: 1 in the VanillaKD paper, 0.8 in Tian et al."""
+    reference: Literal["paper_code", "original"] = "paper_code"
+    """`paper_code`: negatives are drawn with replacement, as in the VanillaKD paper's released
+    code. `original`: without, as in the code of Tian et al.
+    """
+    negatives: Count = 16_384
+    """Images that a step draws from the bank, for all samples of its batch."""
+    temperature: Temperature = 0.07
+    """Products of embeddings are divided by this number."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """The share of the old embedding when the bank sees an image again."""
+    width: EmbeddingWidth = 128
+    """Dimensions of the embeddings."""
+    bank: Literal["device", "host"] = "device"
+    """The memory of each process that holds the bank, 8 x width + 8 bytes an image. With `host`,
+    each step waits for the device.
+    """
+
+    @property
+    def heads(self) -> Heads:
+        """What its trained maps and its bank depend on, beside the images."""
+        return (
+            self.loss,
+            self.reference,
+            self.negatives,
+            self.temperature,
+            self.momentum,
+            self.width,
+            self.bank,
+        )
 
 
 class FeatureSpec(Section):
@@ -166,5 +213,6 @@ class ReviewKDSpec(Section):
 
 
 HintSpec = Annotated[
-    FitNetSpec | CCSpec | RKDSpec | FeatureSpec | ReviewKDSpec, Field(discriminator="loss")
+    FitNetSpec | CCSpec | RKDSpec | CRDSpec | ReviewKDSpec | FeatureSpec,
+    Field(discriminator="loss"),
 ]

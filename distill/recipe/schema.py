@@ -27,6 +27,7 @@ from distill.recipe.data import (
 )
 from distill.recipe.hints import (
     CCSpec,
+    CRDSpec,
     FeatureSpec,
     FitNetSpec,
     HintSpec,
@@ -71,6 +72,7 @@ __all__ = [
     "BKLSpec",
     "CCSpec",
     "CESpec",
+    "CRDSpec",
     "CheckpointSpec",
     "DISTSpec",
     "DKDSpec",

@@ -20,7 +20,7 @@ from distill.models.teacher import Teacher, build_teacher
 from distill.recipe import Recipe, load_recipe
 from distill.release.find import Found, find_models
 from distill.release.imagenet import named_sets
-from distill.release.images import in_command_words, labelled_in_logits, open_images
+from distill.release.images import in_command_words, labelled_in_logits, open_images, title_of
 from distill.release.passes import Evaluator, Settings, Unreadable
 from distill.release.results import Results, SetResult
 from distill.release.sets import SetEvaluation, measurements
@@ -124,7 +124,8 @@ def evaluate_models(
                 make_console(stderr=True).print(
                     f"without the teacher: {missing}", markup=False, soft_wrap=True
                 )
-        run = partial(_only_set, source, match, found, images or named)
+        title = "evaluation images of the run, again" if images is None else title_of(images)
+        run = partial(_only_set, source, match, found, images or named, title)
     engine = Engine(precision=precision)
     try:
         of_sets = run(Evaluator(found, compared, engine, settings, compared_logits))
@@ -169,9 +170,19 @@ def _refuse_options(
 
 
 def _only_set(
-    source: Source, match: Match, found: list[Found], name: str, evaluator: Evaluator
+    source: Source,
+    match: Match,
+    found: list[Found],
+    name: str,
+    title: str,
+    evaluator: Evaluator,
 ) -> list[SetResult]:
-    """Evaluate on the images of --data, or those of the run."""
+    """Evaluate on the images of --data, or those of the run.
+
+    Args:
+        name: the path of the images, or of the run.
+        title: the images in words.
+    """
     answers = evaluator.answers(source)
     scores = {
         model: scores_of(predictions, answers.images_per_s[model])
@@ -179,7 +190,7 @@ def _only_set(
     }
     order = dict.fromkeys([*(each.name for each in found), TEACHER])
     in_order = {model: scores[model] for model in order if model in scores}
-    return [SetResult("data", name, name, match.num_logits, "results-data", in_order)]
+    return [SetResult("data", title, name, match.num_logits, "results-data", in_order)]
 
 
 def _named_teacher(path: str | Path | None, model: str | None, use_test_size: bool) -> Found | None:
@@ -305,13 +316,7 @@ def _doubts(results: Results, teacher: Teacher | None, of_run: bool) -> list[str
     """Warnings about an assumed image size, and about accuracies no better than chance or far below
     what a record promises.
     """
-    warnings = [
-        f"{each.name}: its file does not say on which image size it was trained;"
-        f" {each.view.image_size} px is timm's size of the model: give --image-size if it is"
-        " another"
-        for each in results.found
-        if each.view.sources["image_size"].startswith("assumed")
-    ]
+    warnings = [each.size_warning for each in results.found if each.size_warning is not None]
     for of_set in results.sets.values():
         # The images of ImageNet-A are those that a ResNet-50 gets wrong.
         if of_set.name == "a":

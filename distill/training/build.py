@@ -28,6 +28,7 @@ from distill.models.view import Frame, ModelView
 from distill.student.optimizer import build_optimizer, check_optimizer
 from distill.student.schedule import resolve_schedule
 from distill.student.student import StageSettings, Student
+from distill.training.banks import refuse_large_banks, stage_samples
 from distill.training.hints import FeatureSource, read_features, refuse_long_warmup
 from distill.training.plan import Plan, StagePlan
 from distill.training.share import Share
@@ -265,7 +266,12 @@ def refuse_scalars(net: nn.Module, zero_stage: int, what: str) -> None:
 def stage_settings(
     models: Models, plan: Plan, share: Share, engine: Engine
 ) -> list[dict[str, StageSettings]]:
-    """Return for each stage how each student learns in it. Collective: every rank."""
+    """Return for each stage how each student learns in it. Collective: every rank.
+
+    Raises:
+        InputError: the banks of hints do not fit in memory.
+    """
+    refuse_large_banks(plan.stages, engine)
 
     def of_stage(stage: StagePlan, name: str) -> StageSettings:
         spec = stage.recipe.students[name]
@@ -275,6 +281,7 @@ def stage_settings(
                 spec.objective,
                 group=engine.statistics_group(share.group_size),
                 maps=models.maps.get((stage.key, name)),
+                samples=stage_samples(stage, plan.recipe.seed, engine),
             ),
             build_optimizer=lambda learner: build_optimizer(
                 learner.net, spec.optimizer, learner.heads

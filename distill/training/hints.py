@@ -152,7 +152,7 @@ def _features(
                 return source.levels(
                     stages, preactivation=side == "teacher" or spec.reference == "paper_code"
                 )
-        case schema.CCSpec() | schema.RKDSpec() | schema.FeatureSpec():
+        case schema.CCSpec() | schema.RKDSpec() | schema.CRDSpec() | schema.FeatureSpec():
             with prefix_errors(key):
                 return (source.pooled(),)
         case _:

@@ -8,10 +8,7 @@ from typing import Any
 import torch
 
 from distill.checkpoint.layout import METRICS_FILE
-from distill.engine import (
-    Engine,
-    check_launch,
-)
+from distill.engine import Engine, check_launch
 from distill.engine.agreement import BatchBarrier, StepFlags, StopRequestedError
 from distill.engine.signals import Signals
 from distill.evaluation.accuracy import TEACHER
@@ -21,6 +18,7 @@ from distill.models.student import first_weights
 from distill.recipe import Recipe
 from distill.student.student import Student
 from distill.training import header
+from distill.training.banks import described_banks
 from distill.training.build import (
     Models,
     build_engine,
@@ -85,6 +83,8 @@ def _train(recipe: Recipe, signals: Signals) -> int:
     plan = make_plan(recipe)
     pin_commits(recorded_commits(plan))
     header.show_data(plan)
+    for line in described_banks(plan.stages):
+        header.show("bank", line)
     check_streams(plan, num_processes, int(os.environ.get("LOCAL_WORLD_SIZE", num_processes)))
     models = build_models(plan)
     header.show_views(models.describe())

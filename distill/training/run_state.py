@@ -30,10 +30,12 @@ class RunState:
         seconds, device_seconds: wall time of the run, and wall time times processes.
         energy_j: joules of all GPUs; None if they were not measured from the start.
         training: what `Clock.training` returned; checkpoints of earlier versions lack it, and
-            `warnings` and `views`.
+            `warnings`, `views` and `teacher`.
         views: what the teacher and each student see.
+        teacher: where its weights are from, and their licence, for exports of the checkpoint.
         hub: the commit of each model of the Hub that the run reads, by its name in the recipe.
-        judged_step: the step of the last evaluation.
+        evaluated_step: the step of the last evaluation; checkpoints of earlier versions call it
+            `judged_step`.
         accuracies: of each model at the last evaluation.
         stage_ends: the accuracies at the end of each stage; None of a run without stages.
         students: what `Student.state` returned, less the tensors.
@@ -48,8 +50,9 @@ class RunState:
     warnings: list[str] = field(default_factory=list)
     num_skipped: int
     views: dict[str, dict[str, Any]] | None = None
+    teacher: dict[str, str] | None = None
     hub: dict[str, str] | None = None
-    judged_step: int
+    evaluated_step: int
     accuracies: dict[str, dict[str, Any]]
     stage_ends: dict[str, dict[str, Any]] | None = None
     students: dict[str, dict[str, Any]]
@@ -61,6 +64,8 @@ class RunState:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """The state that a checkpoint of this or an earlier version holds."""
+        if "judged_step" in values:
+            values = {**values, "evaluated_step": values["judged_step"]}
         keys = [key.name for key in fields(cls)]
         return cls(**{key: values[key] for key in keys if key in values})
 
@@ -121,8 +126,9 @@ class RunCheckpoints:
             warnings=self.logger.warnings,
             num_skipped=num_skipped,
             views={name: view.as_dict() for name, view in self.views.items()},
+            teacher=self.teacher.record if self.teacher else None,
             hub=pinned_commits() or None,
-            judged_step=evaluations.last_step,
+            evaluated_step=evaluations.last_step,
             accuracies={name: each.as_dict() for name, each in evaluations.accuracies.items()},
             stage_ends=evaluations.stage_ends if recipe.stages else None,
             students=student_values,
@@ -163,7 +169,7 @@ class RunCheckpoints:
         self.logger.clock.add_earlier(state.seconds, state.device_seconds, state.training)
         self.logger.energy.add_earlier(state.energy_j)
         self.logger.warnings += state.warnings
-        self.evaluations.last_step = state.judged_step
+        self.evaluations.last_step = state.evaluated_step
         self.evaluations.accuracies = {
             name: Accuracy.from_dict(values) for name, values in state.accuracies.items()
         }

@@ -56,7 +56,7 @@ def test_cosine_is_timms() -> None:
 
 
 @pytest.mark.parametrize(("name", "power"), [("linear", 1.0), ("polynomial", 2.5)])
-def test_polynomials_are_timms(name, power):
+def test_polynomials_are_timms(name: str, power: float) -> None:
     steps = range(TOTAL + 20)
     timm = timm_lrs(
         lambda o: PolyLRScheduler(

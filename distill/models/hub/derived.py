@@ -1,15 +1,20 @@
 """What a model derives from: its teacher, the weights that it began with, its training images."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from distill.data.label_sets import known_as
+from distill.errors import InputError
 from distill.models.build import config
 from distill.models.hub.licences import Noted, noted_weights
+from distill.models.origin import RANDOM, teacher_known_here
 from distill.recipe import Recipe, schema
 from distill.recipe.hub_names import is_hub_name, parse_hub_name
 
 _DATASETS = "hf://datasets/"
+_BEGAN = ("began_with", "began_with_license")
 
 
 def teacher_of(
@@ -31,6 +36,55 @@ def teacher_of(
     return found if isinstance(found, Mapping) else None
 
 
+def teacher_of_checkpoint(recipe: Recipe, values: Mapping[str, Any]) -> Mapping[str, str] | None:
+    """Return what a checkpoint records of the weights of the teacher; None for a run without one.
+    Of a checkpoint of an earlier version, which records only their SHA-256, the recipe says it.
+
+    Args:
+        values: of the checkpoint; empty if there is none.
+    """
+    if recipe.teacher is None or values.get("teacher"):
+        return values.get("teacher")
+    spec, licence = recipe.teacher, None
+    with suppress(InputError):  # a name that this timm does not have, or no network
+        origin = teacher_known_here(spec, Path())
+        licence = origin.licence if origin is not None else None
+    words = {"pretrained": f"pretrained {spec.model}", "random": RANDOM}
+    return {
+        "model": spec.model or "a model of this package",
+        "weights": words.get(spec.weights, spec.weights),
+        "sha256": str(values.get("inputs", {}).get("teacher (SHA-256)", "not recorded")),
+        **({"license": licence} if licence else {}),
+    }
+
+
+def derived_from_all(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what the mean of several weights derives from, as a record says it: of different
+    teachers, and of different first weights, those whose licence limits most.
+
+    Args:
+        records: what distill.json says of each of the weights.
+    """
+    teachers = [each["teacher"] for each in records if isinstance(each.get("teacher"), Mapping)]
+    began = [each for each in records if each.get("began_with") and each["began_with"] != RANDOM]
+    began = began or [each for each in records if each.get("began_with")]
+    found: dict[str, Any] = {}
+    if teachers:
+        found["teacher"] = _most_limited(teachers, "license")
+    if began:
+        chosen = _most_limited(began, "began_with_license")
+        found |= {key: chosen[key] for key in _BEGAN if key in chosen}
+    return found
+
+
+def _most_limited(records: Sequence[Mapping[str, Any]], key: str) -> Mapping[str, Any]:
+    """Return the first record whose licence, under `key`, is not known to be permissive; the first
+    of all if there is none.
+    """
+    limited = (each for each in records if Noted("", each.get(key)).needs_choice)
+    return next(limited, records[0])
+
+
 def noted_licences(
     record: Mapping[str, Any],
     teacher: Mapping[str, str] | None,
@@ -46,13 +100,13 @@ def noted_licences(
         classes: their names, in the order of the logits.
     """
     noted = []
-    if teacher and teacher["weights"] != "random weights":
+    if teacher and teacher["weights"] != RANDOM:
         weights = str(teacher["weights"])
         name = weights.removeprefix("pretrained ")
         name = name if name != weights or is_hub_name(weights) else str(teacher["model"])
         noted.append(noted_weights("teacher", name, teacher.get("license")))
-    began = str(record.get("began_with", "random weights"))
-    if began != "random weights":
+    began = str(record.get("began_with", RANDOM))
+    if began != RANDOM:
         licence = record.get("began_with_license")
         noted.append(noted_weights("first weights", began.removeprefix("pretrained "), licence))
     return noted + (_data_licences(recipe, classes) if recipe is not None else [])
