@@ -159,7 +159,7 @@ def _examine_recipe(
         diagnosis.find(
             "unknown",
             "hint",
-            f"students.{name}: feature maps and projection of its hint are not in these numbers",
+            f"students.{name}: features, heads and bank of its hint are not in these numbers",
         )
     cluster = _cluster(recipe, reached, options, chosen, num_gpus, sources)
     setting = Setting(

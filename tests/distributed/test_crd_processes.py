@@ -51,8 +51,9 @@ ZERO = {
     "train": {"micro_batch_size": 4, "budget": "4 iterations"},
 }
 # Bound on `deviation` and on the vectors of the bank where sums are taken in another order.
-# Measured: up to 1e-4.
-ROUNDING = 1e-3
+# Measured: 5e-4 where the processes share BatchNorm's statistics, 1e-6 elsewhere; 0.13 in the bank
+# if the forwards of the processes are put in another order.
+ROUNDING = 5e-3
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from distill.data.order.lanes import LaneOrder
-from distill.data.order.shuffled import Order
+from distill.data.order.shuffled import Order, TrainOrder
 from distill.errors import InputError
 from distill.rng import hash64, permute
 
@@ -134,7 +134,7 @@ def test_rows_number_the_samples_that_are_drawn(lanes: bool) -> None:
     subset = np.array([1, 2, 5, 8, 9, 14, 17, 19])
     sizes = np.array([6, 6, 8])
     for chosen in (subset, None):
-        order = (
+        order: TrainOrder = (
             LaneOrder(sizes, 4, 3, lanes=2, block=3, subset=chosen)
             if lanes
             else Order(20, 4, 3, subset=chosen)
