@@ -8,9 +8,6 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from distill.recipe.values import Count, Section, Temperature, Weight, Within, as_tuple
 
-Heads = tuple[str | int | float | None, ...]
-"""What the trained parts of a hint depend on, beside the shapes of the features."""
-
 Stages = Annotated[tuple[int, ...], BeforeValidator(as_tuple), Field(min_length=1)]
 
 
@@ -19,7 +16,14 @@ EmbeddingWidth = Annotated[
 ]
 
 
-class FitNetSpec(Section):
+class _Hint(Section):
+    @property
+    def heads(self) -> str:
+        """Equal for hints whose heads are alike: those that differ in their weight alone."""
+        return self.model_dump_json(exclude={"weight"})
+
+
+class FitNetSpec(_Hint):
     """FitNet (Eq. 2): the distance between a feature map of the teacher and one of the student,
     which a trained 1x1 convolution with BatchNorm projects to the teacher's width. The larger map
     is averaged to the size of the smaller one.
@@ -39,13 +43,8 @@ class FitNetSpec(Section):
     teacher_stage: int | None = None
     """The teacher's feature map, as for `student_stage`."""
 
-    @property
-    def heads(self) -> Heads:
-        """What its trained projection depends on."""
-        return self.loss, self.student_stage, self.teacher_stage
 
-
-class CCSpec(Section):
+class CCSpec(_Hint):
     """Correlation congruence: relations of the samples of a micro-batch
     (`train.micro_batch_size`), in the features that the classifier reads.
     """
@@ -61,13 +60,8 @@ class CCSpec(Section):
     0.003 beside a KL loss).
     """
 
-    @property
-    def heads(self) -> Heads:
-        """What its trained maps depend on."""
-        return self.loss, self.reference
 
-
-class RKDSpec(Section):
+class RKDSpec(_Hint):
     """Relational KD: distances of pairs and angles of triples of the samples of a micro-batch
     (`train.micro_batch_size`, at least 3), in the features that the classifier reads.
     """
@@ -81,13 +75,8 @@ class RKDSpec(Section):
     angle_weight: Weight = 50.0
     """Weight of the angles within the loss."""
 
-    @property
-    def heads(self) -> Heads:
-        """It trains nothing."""
-        return (self.loss,)
 
-
-class CRDSpec(Section):
+class CRDSpec(_Hint):
     """CRD: the student's embedding of an image is close to the teacher's embedding of it, and far
     from those of images of other classes, which a bank of all training images remembers. Images
     without labels, or with other classes than the run, are far from all others. A mixed image
@@ -115,21 +104,8 @@ class CRDSpec(Section):
     each step waits for the device.
     """
 
-    @property
-    def heads(self) -> Heads:
-        """What its trained maps and its bank depend on, beside the images."""
-        return (
-            self.loss,
-            self.reference,
-            self.negatives,
-            self.temperature,
-            self.momentum,
-            self.width,
-            self.bank,
-        )
 
-
-class FeatureSpec(Section):
+class FeatureSpec(_Hint):
     """The student's features, projected by a trained 1x1 convolution, approach the teacher's. It
     needs no classes of the teacher, so that DINOv2 and its like can teach.
     """
@@ -149,11 +125,6 @@ class FeatureSpec(Section):
     teacher_stage: int | None = None
     """With `dense`: the teacher's feature map; null: the last one."""
 
-    @property
-    def heads(self) -> Heads:
-        """What its trained projection depends on."""
-        return self.loss, self.level, self.student_stage, self.teacher_stage
-
     @model_validator(mode="after")
     def _stages_are_of_maps(self) -> Self:
         named = [
@@ -164,7 +135,7 @@ class FeatureSpec(Section):
         return self
 
 
-class ReviewKDSpec(Section):
+class ReviewKDSpec(_Hint):
     """ReviewKD: the student's features of each level, fused with those of the deeper ones by
     trained convolutions, approach the teacher's. The levels are the last map of each size, at most
     the four deepest, and the pooled features. A model whose maps have one size (a ViT of 24 blocks)
@@ -191,12 +162,6 @@ class ReviewKDSpec(Section):
     """
     teacher_stages: Stages | None = None
     """The teacher's maps, as for `student_stages`."""
-
-    @property
-    def heads(self) -> Heads:
-        """What its trained fusions depend on."""
-        stages = (*(self.student_stages or ()), *(self.teacher_stages or ()))
-        return self.loss, self.reference, *stages
 
     @model_validator(mode="after")
     def _stages_are_pairs(self) -> Self:
