@@ -384,8 +384,8 @@ def test_the_parent_can_still_end_a_worker(source):
 
 def test_a_worker_makes_its_batch_in_shared_memory(monkeypatch):
     """So nothing is copied on its way."""
-    assert not rank_slice._empty_images(2, 4).is_shared()
+    assert not rank_slice.empty_images(2, 4).is_shared()
     monkeypatch.setattr(torch.utils.data, "get_worker_info", object)
-    images = rank_slice._empty_images(2, 4)
+    images = rank_slice.empty_images(2, 4)
     assert images.is_shared()
     assert (images.shape, images.dtype) == ((2, 4, 4, 3), torch.uint8)
