@@ -55,7 +55,7 @@ def feature_maps(net: nn.Module, image_size: int, what: str) -> list[tuple[int, 
         InputError: the model gives no feature maps.
         NotImplementedError: an operation that the device "meta" lacks.
     """
-    with _evaluating(net), _explained(net, what, "gives no feature maps"):
+    with evaluating(net), explained(net, what, "gives no feature maps"):
         features = net.forward_intermediates(  # type: ignore[operator]
             _one_image(net, image_size), output_fmt="NCHW", intermediates_only=True
         )
@@ -68,7 +68,7 @@ def refuse_other_logits(net: nn.Module, image_size: int, stage: int, what: str) 
     or none. Compares them on one image; a head that is still zero agrees with anything.
     """
     how = f"gives no logits beside the feature map of {stage}"
-    with _evaluating(net), _explained(net, what, how):
+    with evaluating(net), explained(net, what, how):
         pixels = _one_image(net, image_size)
         logits = net(pixels)
         found = forward_with_features(net, pixels, (stage,)).logits
@@ -81,7 +81,7 @@ def refuse_other_logits(net: nn.Module, image_size: int, stage: int, what: str) 
 
 
 @contextmanager
-def _evaluating(net: nn.Module) -> Iterator[None]:
+def evaluating(net: nn.Module) -> Iterator[None]:
     """Return a context in which a model is in evaluation mode, without gradients."""
     training = net.training
     net.eval()
@@ -93,7 +93,7 @@ def _evaluating(net: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _explained(net: nn.Module, what: str, how: str) -> Iterator[None]:
+def explained(net: nn.Module, what: str, how: str) -> Iterator[None]:
     """Return a context that turns the errors of a forward into InputError, or where the device
     "meta" is the reason into NotImplementedError.
     """

@@ -1,4 +1,4 @@
-"""Images as several models see them, decoded once: minibatches for measurements that compare models.
+"""Images as several models see them, decoded once: minibatches for comparing models.
 
 In contrast to an `EvalBatch`, a batch holds only images that were read: no padding, no labels.
 """
