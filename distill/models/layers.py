@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any
 
 import torch
@@ -67,7 +68,7 @@ class LayeredNetwork(nn.Module):
         pixels = self.pixels(images)
         if self._recorded is not None:
             for place, module in enumerate(self._recorded):
-                module.take = lambda features, place=place: take(place, features)
+                module.take = partial(take, place)
             self.net(pixels)
             return
         features = self.net.forward_intermediates(  # type: ignore[operator]
@@ -137,7 +138,7 @@ class _Recorded(nn.Module):
     def __init__(self, module: nn.Module, name: str) -> None:
         super().__init__()
         self.module, self.name = module, name
-        self.take: Callable[[Tensor], None]
+        self.take: Callable[[Any], None]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         output = self.module(*args, **kwargs)
@@ -170,8 +171,12 @@ def _with_modules(
         names |= dict.fromkeys(found)
     recorded = [_wrapped(net, name) for name in sorted(names, key=lambda n: -n.count("."))]
     calls: list[tuple[_Recorded, object]] = []
+
+    def record(module: _Recorded, output: object) -> None:
+        calls.append((module, output))
+
     for module in recorded:
-        module.take = lambda output, module=module: calls.append((module, output))
+        module.take = partial(record, module)
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2, 3, image_size, image_size, generator=generator)
     how = f"does not run with {', '.join(patterns)} of {option} recorded"

@@ -123,7 +123,9 @@ def test_what_cannot_be_a_layer_is_refused() -> None:
         with pytest.raises(InputError, match=message):
             chosen(text)
     assert [layer.name for layer in chosen("one").layers] == ["one"]
-    with pytest.raises(InputError, match=r"--layers-a 4: A \(cifar_resnet8\) has the layers 0 to 3"):
+    with pytest.raises(
+        InputError, match=r"--layers-a 4: A \(cifar_resnet8\) has the layers 0 to 3"
+    ):
         network("cifar_resnet8", "1,4")
     with pytest.raises(InputError, match="a row for each image"):
         network("swin_tiny_patch4_window7_224", "layers.0.blocks.0.attn", 224)
