@@ -26,6 +26,7 @@ from distill.release.evaluate import Precision
 from distill.release.find import Found, find_model
 from distill.release.images import in_command_words, open_images
 from distill.release.passes import Unreadable
+from distill.release.results import described
 from distill.release.similarity.measure import Measured, measure
 from distill.release.similarity.picture import draw
 from distill.release.similarity.result import ComparedModel, Pair, Similarity, Values
@@ -123,7 +124,7 @@ def compare_models(
     finally:
         engine.close()
     models = {
-        choice: ComparedModel(label, of, network.layers)
+        choice: ComparedModel(label, network.layers, described(of))
         for choice, label, of, network in zip(choices, labels, found, networks, strict=True)
     }
     values = _by_model(measured.cka, list(models.values()))

@@ -24,7 +24,7 @@ _FONT_SIZE = 9
 # second; and no side is longer than the third.
 _LONG, _SHORT, _LONGEST = 2.6, 1.5, 8.0
 _MOST_TICKS = 12
-_LETTERS_PER_INCH = 14
+_LETTERS_PER_INCH, _TICKS_PER_INCH = 14, 4
 
 
 def draw(pairs: Sequence[Pair]) -> dict[str, bytes]:
@@ -90,8 +90,8 @@ def _draw_pair(axes: "Axes", pair: Pair, cell: float) -> "AxesImage":
         aspect="equal",
         interpolation="none",
     )
-    axes.set_xticks(*_ticks(pair.b.layers))
-    axes.set_yticks(*_ticks(pair.a.layers))
+    axes.set_xticks(*_ticks(pair.b.layers, cell))
+    axes.set_yticks(*_ticks(pair.a.layers, cell))
     axes.set_xlabel(_fitting(pair.b.label, len(pair.b.layers) * cell), parse_math=False)
     axes.tick_params(length=2)
     axes.spines[:].set_visible(False)
@@ -99,18 +99,19 @@ def _draw_pair(axes: "Axes", pair: Pair, cell: float) -> "AxesImage":
 
 
 def _fitting(label: str, inches: float) -> str:
-    """Return the end of a label that is about as long as a side of a panel."""
+    """Return a label that is about as long as a side of a panel: the end of a path, the start of a
+    name.
+    """
     text, length = printable(label), max(16, int(inches * _LETTERS_PER_INCH))
-    return text if len(text) <= length else f"…{text[1 - length :]}"
+    if len(text) <= length:
+        return text
+    return f"…{text[1 - length :]}" if "/" in text else f"{text[: length - 1]}…"
 
 
-def _ticks(layers: Sequence[Layer]) -> tuple[list[int], list[str]]:
+def _ticks(layers: Sequence[Layer], cell: float) -> tuple[list[int], list[str]]:
     """Return places and labels of ticks: every layer, or every second, fifth, tenth, ..."""
-    step = next(
-        size * 10**power
-        for power in range(10)
-        for size in (1, 2, 5)
-        if len(layers) <= _MOST_TICKS * size * 10**power
-    )
+    most = min(_MOST_TICKS, max(1, int(len(layers) * cell * _TICKS_PER_INCH)))
+    steps = (size * 10**power for power in range(10) for size in (1, 2, 5))
+    step = next(step for step in steps if len(layers) <= most * step)
     places = [place for place, layer in enumerate(layers) if place % step == 0]
     return places, [str(layers[place].index) for place in places]

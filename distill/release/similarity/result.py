@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,6 @@ from rich.table import Table
 from distill import __version__
 from distill.errors import printable
 from distill.models.layers import Layer
-from distill.release.find import Found
-from distill.release.results import described
 
 JSON_FORMAT = 1
 Values = Sequence[Sequence[float | None]]
@@ -25,11 +23,12 @@ class ComparedModel:
 
     Attributes:
         label: its name among the compared models.
+        record: which weights and view it has, as `described` returns it.
     """
 
     label: str
-    found: Found
     layers: tuple[Layer, ...]
+    record: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ class Similarity:
             "precision": self.precision,
             "models": {
                 model.label: {
-                    **described(model.found),
+                    **model.record,
                     "layers": [
                         {"index": layer.index, "name": layer.name, "shape": list(layer.shape)}
                         for layer in model.layers
