@@ -85,7 +85,7 @@ def measure(
                     continue
                 num_images += len(batch)
                 images = [batch.views[views.index(frame)] for frame in frames]
-                sums.add(_grams(networks, images, engine))
+                sums.add(grams_of(networks, images, engine))
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -104,7 +104,7 @@ def measure(
     return Measured(sums.cka(), num_images, num_left_out, num_skipped)
 
 
-def _grams(
+def grams_of(
     networks: Sequence[LayeredNetwork], images: Sequence[torch.Tensor], engine: Engine
 ) -> torch.Tensor:
     """Return the U-centred Gram matrices of all layers of all models, [L, n, n] float64."""
