@@ -157,7 +157,9 @@ def test_weights_of_a_checkpoint_and_of_a_file(
     raw = tmp_path / "kd.safetensors"
     shutil.copy(checkpoint(tiny_run) / "kd.model.safetensors", raw)
     options = ("--student-a", "kd", "--model-b", "cifar_resnet8", "--image-size-b", 16)
-    _, result = compare(checkpoint(tiny_run), raw, *options, "--data", "fashion_mnist:test")
+    _, result = compare(
+        checkpoint(tiny_run), raw, *options, "--data", "fashion_mnist:test", "--images", 60
+    )
     assert list(result["models"]) == [str(checkpoint(tiny_run)), str(raw)]
     np.testing.assert_allclose(np.diag(values(result)), 1, atol=0.2)
 
@@ -178,7 +180,9 @@ def dead_layer(tiny_run: Path, tmp_path: Path) -> Path:
 def test_a_layer_that_cannot_be_measured(
     compare: Compare, tiny_run: Path, dead_layer: Path, tmp_path: Path
 ) -> None:
-    done, result = compare(dead_layer, tiny_run / "best/kd", "--data", "fashion_mnist")
+    done, result = compare(
+        *(dead_layer, tiny_run / "best/kd", "--data", "fashion_mnist", "--images", 40)
+    )
     assert result["pairs"][0]["cka"][3] == [None] * 4
     assert not np.isnan(values(result)[:3]).any()
     assert "not measurable: layer3 of dead: its features are the same for all images" in done.out
@@ -222,7 +226,7 @@ def test_unreadable_images_stop_or_are_skipped(
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_is_close(compare: Compare, tiny_run: Path, precision: str) -> None:
-    pair = (tiny_run / "best/kd", tiny_run / "best/vit", "--data", "fashion_mnist", "--images", 64)
+    pair = (tiny_run / "best/kd", tiny_run / "best/vit", "--data", "fashion_mnist", "--images", 40)
     _, exact = compare(*pair)
     _, half = compare(*pair, "--precision", precision)
     assert half["precision"] == precision
