@@ -84,7 +84,7 @@ def u_centred_gram(features: Tensor) -> Tensor:
     dtype = torch.promote_types(flat.dtype, torch.float32)
     exponent = torch.frexp(torch.stack(flat.aminmax()).to(dtype).abs().max()).exponent
     exponent = exponent.clamp(-126, 126)  # of normal numbers in float32
-    scale = torch.ldexp(torch.ones((), dtype=dtype, device=flat.device), -exponent)
+    scale = torch.exp2(-exponent.double()).to(dtype)
     gram = torch.zeros(n, n, dtype=torch.float64, device=flat.device)
     with _exact_products(flat.device):
         for part in torch.split(flat, _FEATURES_AT_ONCE, dim=1):
@@ -92,7 +92,7 @@ def u_centred_gram(features: Tensor) -> Tensor:
             columns -= columns[:1].clone()  # first, so that constant features become exact zeros
             columns -= columns.mean(0)
             gram += columns @ columns.T
-    gram = torch.ldexp(gram, 2 * exponent)
+    gram *= torch.exp2(2 * exponent.double())
     gram.fill_diagonal_(0)
     rows = gram.sum(1) / (n - 2)
     gram -= rows[:, None] + rows

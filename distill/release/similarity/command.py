@@ -130,7 +130,8 @@ def _each(
     option: str, given: Sequence[Value] | None, default: Value, models: Sequence[str]
 ) -> list[Value]:
     """Return the value of an option for each B."""
-    values = list(given or [default])
+    # An empty text stands for a B that the option is not about.
+    values = [default if value == "" else value for value in given or [default]]
     if len(values) == 1:
         return values * len(models)
     if len(values) != len(models):
@@ -138,5 +139,4 @@ def _each(
             f"{option}: given {len(values)} times for {len(models)} models: give it once, or once"
             " for each B"
         )
-    # An empty text stands for a B that the option is not about.
-    return [default if value == "" else value for value in values]
+    return values

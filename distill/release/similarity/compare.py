@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import accumulate
 from pathlib import Path
 from typing import get_args
 
@@ -123,16 +124,13 @@ def compare_models(
         raise InputError(in_command_words(str(error))) from error
     finally:
         engine.close()
-    models = {
-        choice: ComparedModel(label, network.layers, described(of))
-        for choice, label, of, network in zip(choices, labels, found, networks, strict=True)
-    }
-    values = _by_model(measured.cka, list(models.values()))
-    first = choices.index(a)
+    models = [
+        ComparedModel(label, network.layers, described(of))
+        for label, of, network in zip(labels, found, networks, strict=True)
+    ]
+    of_pairs = _with_first(measured.cka, models)
     result = Similarity(
-        tuple(
-            Pair(models[a], models[other], values[first][choices.index(other)]) for other in others
-        ),
+        tuple(of_pairs[choices.index(other)] for other in others),
         data or f"the evaluation images of {a.path}",
         measured.num_images,
         measured.num_left_out,
@@ -235,11 +233,14 @@ def _placed(network: LayeredNetwork, engine: Engine) -> LayeredNetwork:
     return network
 
 
-def _by_model(cka: Values, models: Sequence[ComparedModel]) -> list[list[Values]]:
-    """Cut the values of all layers into those of each pair of models."""
-    ends = [sum(len(model.layers) for model in models[: i + 1]) for i in range(len(models))]
-    parts = [slice(end - len(model.layers), end) for end, model in zip(ends, models, strict=True)]
-    return [[[row[columns] for row in cka[rows]] for columns in parts] for rows in parts]
+def _with_first(cka: Values, models: Sequence[ComparedModel]) -> list[Pair]:
+    """Return the pair of the first model with each, from the values of all layers."""
+    rows = cka[: len(models[0].layers)]
+    ends = list(accumulate(len(model.layers) for model in models))
+    return [
+        Pair(models[0], model, [row[end - len(model.layers) : end] for row in rows])
+        for model, end in zip(models, ends, strict=True)
+    ]
 
 
 def _write(result: Similarity, output: Path) -> None:
