@@ -166,7 +166,8 @@ def reference(seeds: Sequence[int], size: tuple[int, int], batches: Sequence[Ten
             grams.append([(x @ x.T).fill_diagonal_(0).numpy() for x in rows])
         for i, k in enumerate(grams[0]):
             for j, l in enumerate(grams[1]):  # noqa: E741 - as in the paper
-                sums[:, i, j] += _hsic1(k, l), _hsic1(k, k), _hsic1(l, l)
+                weight = len(k) * (len(k) - 3)
+                sums[:, i, j] += np.multiply(weight, (_hsic1(k, l), _hsic1(k, k), _hsic1(l, l)))
     found: Values = sums[0] / np.sqrt(sums[1] * sums[2])
     return found
 
