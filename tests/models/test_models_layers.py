@@ -103,9 +103,12 @@ class Headless(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.one, self.two, self.idle = nn.Conv2d(3, 4, 3), nn.ReLU(), nn.ReLU()
+        self.rows = nn.Flatten(0, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.two(self.two(self.one(x))).mean((2, 3))
+        x = self.two(self.two(self.one(x)))
+        self.rows(x)
+        return x.mean((2, 3))
 
 
 def chosen(text: str) -> LayeredNetwork:
@@ -119,6 +122,7 @@ def test_what_cannot_be_a_layer_is_refused() -> None:
         ("one.*", "has no module of this name"),
         ("one,two", "two of A .mine. runs 2 times in a forward"),
         ("idle", "idle of A .mine. runs 0 times"),
+        ("rows", "rows of A .mine. does not return a tensor with a row for each image"),
     ):
         with pytest.raises(InputError, match=message):
             chosen(text)
@@ -127,5 +131,3 @@ def test_what_cannot_be_a_layer_is_refused() -> None:
         InputError, match=r"--layers-a 4: A \(cifar_resnet8\) has the layers 0 to 3"
     ):
         network("cifar_resnet8", "1,4")
-    with pytest.raises(InputError, match="a row for each image"):
-        network("swin_tiny_patch4_window7_224", "layers.0.blocks.0.attn", 224)

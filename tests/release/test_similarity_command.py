@@ -302,9 +302,7 @@ def test_bad_input_is_one_message(
     assert not (tmp_path / "similarity").exists()
 
 
-def test_a_model_that_refuses_a_size(
-    cli: Cli, tiny_run: Path, tmp_path: Path, hub: FakeHub
-) -> None:
+def test_a_model_that_refuses_a_size(cli: Cli, tiny_run: Path, tmp_path: Path) -> None:
     pair = (tiny_run / "best/kd", tiny_run / "best/vit", "--data", "fashion_mnist")
     done = cli("similarity", *pair, "--image-size-b", 18, "-o", tmp_path / "out")
     assert done.code == 2
