@@ -1,5 +1,7 @@
 """Layers of models: timm's list of feature maps, or modules by name."""
 
+from pathlib import Path
+
 import pytest
 import timm
 import torch
@@ -10,6 +12,7 @@ from distill.models import cifar as cifar  # registers its models
 from distill.models.layers import LayeredNetwork, layered
 from distill.models.pixels import Pixels
 
+ROOT = Path(__file__).resolve().parents[2]
 MEAN, STD = (0.2, 0.3, 0.4), (0.5, 0.6, 0.7)
 
 
@@ -77,6 +80,24 @@ def test_modules_are_chosen_by_name_in_the_order_of_the_forward() -> None:
     torch.testing.assert_close(handed_out["act1"], everything[0])
     torch.testing.assert_close(handed_out["layer2.2"], everything[2])
     assert handed_out["bn1"].min() < 0, "act1 works in place"
+
+
+@pytest.mark.parametrize(
+    ("name", "patterns", "size", "count"),
+    [
+        ("test_resnet", "act1,layer*.*", 64, 5),
+        ("test_convnext", "stem,stages.*.blocks.*", 64, 10),
+        ("test_efficientnet", "bn1,blocks.*.*", 64, 6),
+        ("test_vit", "blocks.*", 160, 6),
+    ],
+)
+def test_the_residual_blocks_of_the_documentation(
+    name: str, patterns: str, size: int, count: int
+) -> None:
+    assert patterns in (ROOT / "docs/similarity.md").read_text()
+    found = network(name, patterns, size)
+    assert len(found.layers) == count
+    assert [f.shape[1:] for f in features(found, size)] == [layer.shape for layer in found.layers]
 
 
 def test_modules_within_modules_and_what_a_model_reads_of_them() -> None:
