@@ -82,12 +82,13 @@ def u_centred_gram(features: Tensor) -> Tensor:
     order = sorted(range(1, features.dim()), key=features.stride, reverse=True)
     flat = features.permute(0, *order).reshape(n, -1)
     dtype = torch.promote_types(flat.dtype, torch.float32)
-    exponent = torch.frexp(torch.stack(flat.aminmax()).to(dtype).abs().max()).exponent
-    exponent = exponent.clamp(-126, 126)  # of normal numbers in float32
+    parts = torch.split(flat, _FEATURES_AT_ONCE, dim=1)
+    largest = torch.stack([part.abs().max() for part in parts]).max().to(dtype)
+    exponent = torch.frexp(largest).exponent.clamp(-126, 126)  # of normal numbers in float32
     scale = torch.exp2(-exponent.double()).to(dtype)
     gram = torch.zeros(n, n, dtype=torch.float64, device=flat.device)
     with _exact_products(flat.device):
-        for part in torch.split(flat, _FEATURES_AT_ONCE, dim=1):
+        for part in parts:
             columns = part.to(dtype) * scale
             columns -= columns[:1].clone()  # first, so that constant features become exact zeros
             columns -= columns.mean(0)
