@@ -27,6 +27,7 @@ from distill.processes import end_with_launcher, leave, several_processes, speak
 from distill.recipe import load_recipe
 from distill.release.commands import average, evaluate, export
 from distill.release.publish_command import publish
+from distill.release.similarity.command import similarity
 from distill.report.command import report
 from distill.training.header import show_recipe
 from distill.training.output_folder import refuse_foreign_output
@@ -170,6 +171,7 @@ app.command(
 app.command("launchers")(launchers)
 app.command("report")(report)
 app.command("publish")(publish)
+app.command("similarity")(similarity)
 
 
 def build_command() -> Any:

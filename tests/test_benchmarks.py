@@ -131,6 +131,15 @@ def test_both_loaders_deliver(measured: Measure) -> None:
     assert 90_000 < figures["jpeg_bytes"] < 120_000
 
 
+def test_cka_is_that_of_the_paper(measured: Measure) -> None:
+    """The peers are optional, and left out where they are not installed."""
+    small = ("--layers", "3", "--width", "8", "--images", "21", "--batch-size", "8")
+    figures = measured("similarity", *small, "--rounds", "1")["figures"]
+    assert figures["ours"]["largest_difference"] < 1e-5
+    assert {"ours", "forward alone"} <= set(figures)
+    assert all(is_spread(found["ratio"]) for found in figures.values())
+
+
 def test_contestants_take_turns_in_going_first(
     benchmark_module: Callable[[str], ModuleType],
 ) -> None:

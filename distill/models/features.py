@@ -85,7 +85,7 @@ def feature_maps(net: nn.Module, image_size: int, what: str) -> list[FeatureMap]
         InputError: the model gives no feature maps.
         NotImplementedError: an operation that the device "meta" lacks.
     """
-    with _evaluating(net), _explained(net, what, "gives no feature maps"):
+    with evaluating(net), explained(net, what, "gives no feature maps"):
         features = net.forward_intermediates(  # type: ignore[operator]
             _one_image(net, image_size), output_fmt="NCHW", intermediates_only=True
         )
@@ -94,7 +94,7 @@ def feature_maps(net: nn.Module, image_size: int, what: str) -> list[FeatureMap]
 
 def pooled_map(net: nn.Module, image_size: int, what: str) -> FeatureMap:
     """Return the shape of a model's pooled features. Arguments and errors as of `feature_maps`."""
-    with _evaluating(net), _explained(net, what, "gives no pooled features"):
+    with evaluating(net), explained(net, what, "gives no pooled features"):
         last = net.forward_features(_one_image(net, image_size))  # type: ignore[operator]
         return _shape(POOLED, pooled_features(net, last))
 
@@ -114,7 +114,7 @@ def refuse_other_logits(
         keys: ascending.
     """
     named = ", ".join(map(str, keys))
-    with _evaluating(net), _explained(net, what, f"gives no logits beside {named}"):
+    with evaluating(net), explained(net, what, f"gives no logits beside {named}"):
         pixels = _one_image(net, image_size)
         logits = net(pixels)
         found = forward_with_features(net, pixels, keys).logits
@@ -126,7 +126,7 @@ def refuse_other_logits(
 
 
 @contextmanager
-def _evaluating(net: nn.Module) -> Iterator[None]:
+def evaluating(net: nn.Module) -> Iterator[None]:
     """Return a context in which a model is in evaluation mode, without gradients."""
     training = net.training
     net.eval()
@@ -138,7 +138,7 @@ def _evaluating(net: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _explained(net: nn.Module, what: str, how: str) -> Iterator[None]:
+def explained(net: nn.Module, what: str, how: str) -> Iterator[None]:
     """Return a context that turns the errors of a forward into InputError, or where the device
     "meta" is the reason into NotImplementedError.
     """

@@ -18,7 +18,7 @@ from distill.models.labels import Match, match_classes
 from distill.models.plausible import doubts
 from distill.models.teacher import Teacher, build_teacher
 from distill.recipe import Recipe, load_recipe
-from distill.release.find import Found, find_models
+from distill.release.find import Found, find_model, find_models
 from distill.release.imagenet import named_sets
 from distill.release.images import in_command_words, labelled_in_logits, open_images, title_of
 from distill.release.passes import Evaluator, Settings, Unreadable
@@ -203,21 +203,8 @@ def _named_teacher(path: str | Path | None, model: str | None, use_test_size: bo
         if model is not None:
             raise InputError("--teacher-model names the architecture of --teacher: give both")
         return None
-    found = find_models(
-        Path(path),
-        model=model,
-        student=None,
-        weights="best",
-        image_size=None,
-        use_test_size=use_test_size,
-    )
-    if len(found) != 1:
-        names = ", ".join(each.name for each in found)
-        raise InputError(
-            f"--teacher {path}: a run of several students ({names}): name one of its folders"
-            f" {path}/best/STUDENT"
-        )
-    return replace(found[0], name=f"--teacher {path}")
+    found = find_model(str(path), "--teacher", model=model, use_test_size=use_test_size)
+    return replace(found, name=f"--teacher {path}")
 
 
 def _in_classes_of(

@@ -155,6 +155,43 @@ def find_models(
     return found
 
 
+def find_model(
+    path: str,
+    option: str,
+    *,
+    model: str | None,
+    student: str | None = None,
+    weights: str = "best",
+    image_size: int | None = None,
+    use_test_size: bool = True,
+    student_option: str | None = None,
+) -> Found:
+    """Load the only model at a path, as `find_models`.
+
+    Args:
+        option: what names the path, for messages.
+        student_option: the option that gives `student`, if there is one.
+
+    Raises:
+        InputError: there is none, or there are several.
+    """
+    found = find_models(
+        Path(path),
+        model=model,
+        student=student,
+        weights=weights,
+        image_size=image_size,
+        use_test_size=use_test_size,
+    )
+    if len(found) != 1:
+        names = ", ".join(each.name for each in found)
+        advice = f"name one of its folders {path}/best/STUDENT"
+        if student_option is not None:
+            advice = f"choose one with {student_option}"
+        raise InputError(f"{option} {path}: a run of several students ({names}): {advice}")
+    return found[0]
+
+
 def which_weights(found: Found) -> str:
     """Which weights of a run these are, in words; of other weights what their record says."""
     if "step" not in found.record:
