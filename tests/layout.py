@@ -44,7 +44,7 @@ TRAINING: tuple[frozenset[str], ...] = (
     ),
     frozenset({"hub_resume", "rundir", "settings"}),
     frozenset({"plan"}),
-    frozenset({"header", "hub_owner", "logging", "streams"}),
+    frozenset({"header", "hub_owner", "logging", "streams", "trunk"}),
     frozenset({"build", "evaluations", "publishing", "summary"}),
     frozenset({"run_state"}),
     frozenset({"check", "loop"}),
