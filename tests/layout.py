@@ -24,6 +24,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"student"}),
     frozenset({"training"}),
     frozenset({"cli", "doctor", "init", "release"}),
+    frozenset({"study"}),
     frozenset({"report"}),
     frozenset({"__main__"}),
 )

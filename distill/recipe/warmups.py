@@ -116,14 +116,14 @@ def _replace_shared_shares(tree: Tree) -> None:
     stages, students = tree.get("stages"), tree.get("students")
     if not isinstance(stages, list) or not isinstance(students, Mapping):
         return
-    first = {
+    first: dict[str, Any] = {
         key.rpartition(".")[2]: student["schedule"]
         for key, student, *_ in reversed([*_schedules(tree)])
     }
     for key, student, *_ in _schedules_of("", tree, "", None):
         for part in _SHARES:
             if _share(student["schedule"].get(part)) is not None:
-                own = first.get(key.rpartition(".")[2], student["schedule"])
+                own: Any = first.get(key.rpartition(".")[2], student["schedule"])
                 _set(student, part, own.get(part, student["schedule"][part]))
 
 
