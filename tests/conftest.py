@@ -50,6 +50,7 @@ SLOW_FILES = {
     "test_stream_identity.py",
     "test_stream_stops.py",
     "test_streams.py",
+    "test_study_runs.py",
     "test_teacher_view.py",
     "test_zero.py",
 }

@@ -30,7 +30,8 @@ class Value:
 
     Attributes:
         axis: the name of the axis.
-        labels: the label of this value by dimension: the axis, and each key that it sets.
+        labels: the label of this value by dimension: the axis, each key that it sets, and those
+            that `label: {DIMENSION: LABEL}` names.
         changes: the keys that it sets, dotted, of a recipe or of a student ("student.KEY"); None if
             the study lists this value and does not run it.
     """
@@ -134,8 +135,14 @@ def _listed(axis: str, value: Any, where: str) -> Value:
     if not settings:
         raise InputError(f"{where}: sets no key")
     labels = _labels(settings)
-    label = label_of(value["label"]) if "label" in value else ", ".join(labels.values())
-    return Value(axis, {**labels, axis: label}, changes_of(settings, where))
+    own = value.get("label")
+    if isinstance(own, Mapping):  # the labels of several dimensions
+        named = {str(name): label_of(each) for name, each in own.items()}
+        label = ", ".join(named.values())
+    else:
+        named = {}
+        label = ", ".join(labels.values()) if own is None else label_of(own)
+    return Value(axis, {**labels, axis: label, **named}, changes_of(settings, where))
 
 
 def _labels(settings: Mapping[str, Any]) -> dict[str, str]:

@@ -7,11 +7,13 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import TypeVar
 
 from distill.recipe import Recipe
 from distill.study.cells import Cell, with_students
 from distill.training.trunk import trunk_fingerprint
 
+_T = TypeVar("_T")
 _LONGEST_NAME = 80
 _WHERE = {"name", "description", "output", "students"}
 
@@ -46,23 +48,23 @@ def make_runs(
     together: dict[str, list[Cell]] = {}
     for cell in cells:
         together.setdefault(_company(cell.recipe), []).append(cell)
-    fleets = [
-        (piece, number if len(pieces) > 1 else None)
-        for fleet in together.values()
-        for pieces in [_pieces(fleet, students_per_run)]
-        for number, piece in enumerate(pieces, 1)
-    ]
     used, runs = set(taken), []
-    for fleet, number in fleets:
-        name = _run_name(fleet, cells)
-        name = _free(name if number is None else f"{name}-{number}", used)
-        used.add(name)
-        students = dict(zip(_student_names(fleet), fleet, strict=True))
-        recipe = with_students(
-            fleet[0].recipe,
-            {own: (cell.recipe, cell.student) for own, cell in students.items()},
-        ).model_copy(update={"name": f"{study}/{name}", "description": _described(fleet)})
-        runs.append(Run(name, {own: cell.key for own, cell in students.items()}, recipe=recipe))
+    for company in together.values():
+        members = list(zip(_student_names(company), company, strict=True))
+        pieces = _pieces(members, students_per_run)
+        for number, piece in enumerate(pieces, 1):
+            name = _run_name(company, cells)
+            name = _free(name if len(pieces) == 1 else f"{name}-{number}", used)
+            used.add(name)
+            recipe = with_students(
+                company[0].recipe, {own: (cell.recipe, cell.student) for own, cell in piece}
+            ).model_copy(
+                update={
+                    "name": f"{study}/{name}",
+                    "description": _described([cell for _, cell in piece]),
+                }
+            )
+            runs.append(Run(name, {own: cell.key for own, cell in piece}, recipe=recipe))
     return with_trunks(runs)
 
 
@@ -72,11 +74,11 @@ def _company(recipe: Recipe) -> str:
     return json.dumps(recipe.model_dump(mode="json", exclude=excluded), sort_keys=True)  # type: ignore[arg-type]
 
 
-def _pieces(fleet: list[Cell], most: int | None) -> list[list[Cell]]:
-    """Returns a fleet in pieces of at most `most` cells, as even as possible."""
-    count = 1 if most is None else -(-len(fleet) // most)
-    ends = [len(fleet) * i // count for i in range(count + 1)]
-    return [fleet[low:high] for low, high in pairwise(ends)]
+def _pieces(members: list[_T], most: int | None) -> list[list[_T]]:
+    """Returns a fleet in pieces of at most `most` students, as even as possible."""
+    count = 1 if most is None else -(-len(members) // most)
+    ends = [len(members) * i // count for i in range(count + 1)]
+    return [members[low:high] for low, high in pairwise(ends)]
 
 
 def _varying(cells: Sequence[Cell]) -> list[str]:

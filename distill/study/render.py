@@ -15,7 +15,8 @@ from rich.text import Text
 from distill.console import show_table, visible
 from distill.errors import printable
 from distill.evaluation.metric import METRICS
-from distill.study.table import Entry, Table
+from distill.study.marks import Entry
+from distill.study.table import Table
 
 NOT_RUN = "not run"
 _MARKDOWN = re.compile(r"[\\`*_\[\]<>|&~$@#]")
@@ -24,6 +25,10 @@ _LATEX = {
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
     "±": r"$\pm$",
+    "Δ": r"$\Delta$",
+    "α": r"$\alpha$",
+    "β": r"$\beta$",
+    "γ": r"$\gamma$",
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     **{character: f"\\{character}" for character in "&%$#_{}"},
@@ -32,8 +37,10 @@ _LATEX = {
 
 def ours(entry: Entry, table: Table) -> str:
     """Returns our value of an entry: "80.91 ± 0.05", "not run"."""
-    pattern = METRICS.get(entry.figure, table.metric).pattern
-    several = {len(each.values) for each in table.entries.values() if each.values}
+    pattern = _pattern(entry, table)
+    several = {
+        len(each.values) for each in table.entries.values() if each.values and not each.signed
+    }
     if entry.mean is None:
         if entry.num_diverged:
             return "diverged"
@@ -50,9 +57,14 @@ def paper(entry: Entry, table: Table) -> str:
     """Returns the paper's value of an entry; empty if it has none."""
     if entry.paper is None:
         return ""
-    pattern = METRICS.get(entry.figure, table.metric).pattern
+    pattern = _pattern(entry, table)
     gap = "" if entry.paper_gap is None else f" {_signed(entry.paper_gap)}"
     return f"{entry.paper:{pattern}}{gap}"
+
+
+def _pattern(entry: Entry, table: Table) -> str:
+    pattern = METRICS.get(entry.figure, table.metric).pattern
+    return f"+{pattern}" if entry.signed else pattern
 
 
 def _signed(gap: float) -> str:

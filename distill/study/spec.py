@@ -44,6 +44,10 @@ class TableSpec(Section):
     """One dimension and one of its labels, such as {method: kd}: each other cell shows its
     difference to the cell with this label.
     """
+    delta: dict[str, str] = Field(default_factory=dict)
+    """One dimension of rows and one of its labels, such as {method: kd}: below each group a row
+    with the difference of this label's cell to the best of the others.
+    """
     names: dict[str, str] = Field(default_factory=dict)
     """How dimensions and labels are written in the table, such as {optimizer.lr: LR}."""
     note: str = ""

@@ -7,7 +7,7 @@ import pytest
 from studies import write_study
 
 from distill.errors import InputError
-from distill.study.stored import plan_study
+from distill.study.stored import plan_study, write_plan
 
 LRS = {"student": ["kd"], "optimizer.lr": [0.05, 0.1]}
 ROWS = {"rows": ["optimizer.lr"], "columns": ["student"]}
@@ -158,8 +158,6 @@ def test_a_folder_of_another_study_or_of_something_else(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"out: is not the folder of a study, .*'photo\.jpg'"):
         plan_study(str(path))
     (tmp_path / "out/photo.jpg").unlink()
-    from distill.study.stored import write_plan
-
     write_plan(plan_study(str(path)))
     other = write_study(tmp_path, {"axes": LRS, "name": "other"})
     with pytest.raises(InputError, match=r"is the folder of the study 'grid', and this one is 'o"):
