@@ -45,6 +45,7 @@ SLOW_FILES = {
     "test_publish_process.py",
     "test_scaling_tables.py",
     "test_slurm.py",
+    "test_slurm_study.py",
     "test_statistics_groups.py",
     "test_stream_ends.py",
     "test_stream_identity.py",

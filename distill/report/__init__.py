@@ -11,6 +11,7 @@ curves       what is drawn
 classes      confusion, gains, agreement
 thumbnails   images on which student and teacher differ
 comparison   what differs between recipes
+studies      the tables of studies, and their runs
 words        figures as text
 render       content as HTML and Markdown, by the templates
 drawing      curves and bars as SVG

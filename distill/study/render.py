@@ -7,6 +7,7 @@ import csv
 import io
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 
 from rich.console import Console
@@ -100,8 +101,11 @@ def _text(entry: Entry | None, table: Table) -> Text:
 
 
 def markdown(table: Table) -> str:
-    """Returns the table in Markdown."""
+    """Returns the table in Markdown, under its title."""
+    return f"**{escape_markdown(table.title)}**\n\n{_markdown_body(table)}"
 
+
+def _markdown_body(table: Table) -> str:
     def cell(entry: Entry | None) -> str:
         return _with_paper(
             entry, table, lambda text, bold: f"**{text}**" if bold else text, escape_markdown
@@ -109,8 +113,6 @@ def markdown(table: Table) -> str:
 
     heads = [*table.row_names, *(" / ".join(column) for column in table.columns)]
     lines = [
-        f"**{escape_markdown(table.title)}**",
-        "",
         _line([escape_markdown(head) for head in heads]),
         _line(["--"] * len(table.row_names) + ["--:"] * len(table.columns)),
     ]
@@ -147,6 +149,75 @@ def _with_paper(
     return f"{value} ({bold(escape(reference), entry.paper_best)})" if reference else value
 
 
+@dataclass(frozen=True)
+class RenderedCell:
+    """A cell of a table as texts."""
+
+    ours: str
+    paper: str
+    best: bool
+    paper_best: bool
+
+
+@dataclass(frozen=True)
+class RenderedRow:
+    """A row of a table; an outer label only where it begins."""
+
+    labels: tuple[str, ...]
+    cells: tuple[RenderedCell, ...]
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A table for the templates of a report.
+
+    Attributes:
+        heads: the levels of the heading: names, and the columns that each spans.
+        num_labels: the first columns, which are labels of rows.
+        markdown: the table in Markdown, without its title, escaped.
+    """
+
+    title: str
+    heads: Sequence[Sequence[tuple[str, int]]]
+    num_labels: int
+    rows: Sequence[RenderedRow]
+    notes: Sequence[str]
+    markdown: str
+
+
+def rendered(table: Table) -> Rendered:
+    """Returns the table for the templates of a report."""
+
+    def cell(entry: Entry | None) -> RenderedCell:
+        if entry is None:
+            return RenderedCell("-", "", False, False)
+        best, paper_best = entry.best, entry.paper_best
+        return RenderedCell(ours(entry, table), paper(entry, table), best, paper_best)
+
+    columns = range(len(table.columns))
+    rows = [
+        RenderedRow(labels, tuple(cell(table.entries.get((number, c))) for c in columns))
+        for number, labels in enumerate(_without_repeats(table.rows))
+    ]
+    num_labels = len(table.row_names)
+    return Rendered(
+        table.title, _heads(table), num_labels, rows, table.notes, _markdown_body(table)
+    )
+
+
+def _heads(table: Table) -> list[list[tuple[str, int]]]:
+    """Returns the levels of the heading: names, and the columns that each spans."""
+    depth = max(len(table.columns[0]), 1)
+    levels = []
+    for level in range(depth):
+        names = table.row_names if level == depth - 1 else ("",) * len(table.row_names)
+        heads = [(name, 1) for name in names]
+        for labels, members in groupby(table.columns, key=lambda column: column[: level + 1]):
+            heads.append((labels[level] if labels else "", len(list(members))))
+        levels.append(heads)
+    return levels
+
+
 def latex(table: Table) -> str:
     """Returns the table in LaTeX, for the package booktabs."""
 
@@ -155,21 +226,20 @@ def latex(table: Table) -> str:
             entry, table, lambda text, b: rf"\textbf{{{text}}}" if b else text, escape_latex
         )
 
-    num_rows, depth = len(table.row_names), max(len(table.columns[0]), 1)
+    num_rows = len(table.row_names)
     lines = [
         r"\begin{table}",
         rf"\caption{{{escape_latex(table.title)}}}",
         rf"\begin{{tabular}}{{{'l' * num_rows}{'r' * len(table.columns)}}}",
         r"\toprule",
     ]
-    for level in range(depth):
-        names = table.row_names if level == depth - 1 else ("",) * num_rows
-        heads = [escape_latex(name) for name in names]
-        grouped = groupby(table.columns, key=lambda column: column[: level + 1])
-        for labels, members in grouped:
-            count = len(list(members))
-            text = escape_latex(labels[level]) if labels else ""
-            heads.append(rf"\multicolumn{{{count}}}{{c}}{{{text}}}" if count > 1 else text)
+    for level in _heads(table):
+        heads = [
+            rf"\multicolumn{{{span}}}{{c}}{{{escape_latex(name)}}}"
+            if span > 1
+            else escape_latex(name)
+            for name, span in level
+        ]
         lines.append(f"{' & '.join(heads)} \\\\")
     lines.append(r"\midrule")
     for number, labels in enumerate(_without_repeats(table.rows)):
@@ -179,6 +249,11 @@ def latex(table: Table) -> str:
         lines.append(f"{' & '.join([*map(escape_latex, labels), *cells])} \\\\")
     notes = " ".join(map(escape_latex, table.notes))
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", notes, r"\end{table}", ""])
+
+
+def _latex_head(name: str, span: int) -> str:
+    text = escape_latex(name)
+    return rf"\multicolumn{{{span}}}{{c}}{{{text}}}" if span > 1 else text
 
 
 def csv_text(table: Table) -> str:
