@@ -47,7 +47,7 @@ def study(
     ] = False,
     form: Annotated[
         Literal["terminal", "md", "csv", "tex"],
-        typer.Option("--format", help="With --table: terminal, md, csv or tex."),
+        typer.Option("--format", help="With --table."),
     ] = "terminal",
     run: Annotated[
         int | None, typer.Option(min=0, help="Train only this job of --list, in this process.")
@@ -82,7 +82,7 @@ def study(
       distill study quickstart
       distill study table5 --list --gpu a100-80
       distill study table5 data.root=/data --slurm '-p gpu --gpus-per-node=8'
-      distill study runs/table5 --table --format md
+      distill study runs/studies/table5 --table --format md
     """
     if several_processes() and run is None:
         raise InputError(
@@ -96,7 +96,7 @@ def study(
         raise InputError(f"--format {form}: goes with --table")
     if gpu is not None and not show_list:
         raise InputError(f"--gpu {gpu}: goes with --list")
-    from distill.study.stored import plan_study, write_plan
+    from distill.study.stored import STUDY_FILE, is_study, plan_study, write_plan
     from distill.study.work import run_all, run_job, slurm_command, submit
 
     plan = plan_study(name, overrides or [], seeds)
@@ -108,9 +108,10 @@ def study(
     if table:
         _print_table(plan, form, console)
         return
-    _check(plan)
+    if not is_study(Path(name).expanduser()):  # else it was checked when it was planned
+        _check(plan)
     if run is not None:
-        if not (plan.folder / "study.json").is_file():
+        if not (plan.folder / STUDY_FILE).is_file():
             write_plan(plan)
         raise typer.Exit(run_job(plan, run))
     if show_list:

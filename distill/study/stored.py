@@ -107,6 +107,7 @@ def plan_study(name: str, overrides: Sequence[str] = (), num_seeds: int | None =
         spec.students_per_run,
         taken=[file.parent.name for file in folder.glob(f"*/{RECIPE_FILE}")],
     )
+    _refuse_publishing([*kept, *new], str(path))
     placed = [
         Run(run.name, run.cells, run.trunk, _placed(run, folder)) for run in new if run.recipe
     ]
@@ -114,6 +115,17 @@ def plan_study(name: str, overrides: Sequence[str] = (), num_seeds: int | None =
     runs = [stored.get(run.name, run) for run in with_trunks([*kept, *placed])]
     listed = [(each, keys.get(id(each))) for each in every]
     return StudyPlan(spec, folder, listed, runs, tuple(notes_of(cells)))
+
+
+def _refuse_publishing(runs: Sequence[Run], where: str) -> None:
+    """Raises InputError if several runs would publish to one repository."""
+    repos = [run.recipe.log.publish.repo for run in runs if run.recipe and run.recipe.log.publish]
+    for repo in repos:
+        if repos.count(repo) > 1:
+            raise InputError(
+                f"{where}: log.publish.repo: {len(repos)} runs of this study would publish to"
+                f" {repo}: set log.publish=null, and publish the best with distill publish"
+            )
 
 
 def _placed(run: Run, folder: Path) -> Recipe:

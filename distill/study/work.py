@@ -145,6 +145,8 @@ class _Child:
     def run(self, command: Sequence[str]) -> int:
         # A session of its own: a Ctrl-C at the terminal would reach it twice, which means "now".
         self._process = subprocess.Popen(command, start_new_session=True)
+        if self.received is not None:  # just before
+            self._process.send_signal(self.received)
         code = self._process.wait()
         self._process = None
         return code
@@ -158,7 +160,9 @@ class _Child:
 @contextmanager
 def _forwarding() -> Iterator[_Child]:
     child = _Child()
-    before = {number: signal.signal(number, child.forward) for number in _SIGNALS}
+    # A SIGINT that is ignored stays ignored: the shell started this in the background.
+    watched = [each for each in _SIGNALS if signal.getsignal(each) != signal.SIG_IGN]
+    before = {number: signal.signal(number, child.forward) for number in watched}
     try:
         yield child
     finally:
