@@ -39,6 +39,7 @@ TRAINING: tuple[frozenset[str], ...] = (
             "live_losses",
             "metrics",
             "output_folder",
+            "result_file",
             "screen",
             "share",
         }

@@ -8,7 +8,7 @@ import tiny
 import yaml
 from command import Cli
 
-from distill.study.stored import plan_study, write_plan
+from distill.study.stored import plan_study, read_plan, write_plan
 from distill.study.work import run_job
 
 
@@ -41,8 +41,6 @@ def test_a_study_without_records(grid: Path, cli: Cli) -> None:
 
 
 def test_a_study_has_its_table(grid: Path, cli: Cli) -> None:
-    from distill.study.stored import read_plan
-
     assert run_job(read_plan(grid), 0) == 0
     done = cli("report", grid, "--no-predictions")
     assert done.code == 0, done.err

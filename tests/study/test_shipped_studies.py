@@ -91,9 +91,9 @@ def test_the_differences_are_the_papers() -> None:
         assert found == printed
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_a_study_loads_and_its_smallest_run_is_sound(path: Path) -> None:
-    plan = planned(path.stem)
+@pytest.mark.parametrize("name", ["quickstart", "table1b"])  # the others are among the slow ones
+def test_the_smallest_run_of_a_study_is_sound(name: str) -> None:
+    plan = planned(name)
     check_recipe(plan.recipe(min(plan.runs, key=lambda run: len(run.cells))))
 
 
