@@ -120,7 +120,9 @@ class Timed:
             if done.returncode:
                 tail = "\n".join(self._log.read_text().splitlines()[-15:])
                 raise SystemExit(f"{' '.join(command[:4])} ended with {done.returncode}:\n{tail}")
-        return self._now() - start
+        seconds = self._now() - start
+        print(f"{len(commands)} command(s): {seconds:.1f} s", flush=True)
+        return seconds
 
 
 def timm_commands(folder: Path, settings: argparse.Namespace) -> list[list[str]]:
