@@ -99,7 +99,8 @@ def plan_study(name: str, overrides: Sequence[str] = (), num_seeds: int | None =
     cells = make_cells(spec, path, every, others)
     keys = {id(cell.combination): cell.key for cell in cells}
     folder = spec.folder
-    kept = _kept(folder, spec, set(keys.values()))
+    before = _planned_before(folder, spec)
+    kept = _kept(before, set(keys.values())) if before else []
     trained = {key for run in kept for key in run.cells.values()}
     new = make_runs(
         [cell for cell in cells if cell.key not in trained],
@@ -112,7 +113,10 @@ def plan_study(name: str, overrides: Sequence[str] = (), num_seeds: int | None =
         Run(run.name, run.cells, run.trunk, _placed(run, folder)) for run in new if run.recipe
     ]
     stored = {run.name: run for run in kept}
-    runs = [stored.get(run.name, run) for run in with_trunks([*kept, *placed])]
+    # In the order of before: the tasks of an array that still wait name their jobs by number.
+    order = {run.name: place for place, run in enumerate(before.runs)} if before else {}
+    in_order = sorted([*kept, *placed], key=lambda run: order.get(run.name, len(order)))
+    runs = [stored.get(run.name, run) for run in with_trunks(in_order)]
     listed = [(each, keys.get(id(each))) for each in every]
     return StudyPlan(spec, folder, listed, runs, tuple(notes_of(cells)))
 
@@ -133,14 +137,14 @@ def _placed(run: Run, folder: Path) -> Recipe:
     return run.recipe.model_copy(update={"output": str(folder / run.name)})
 
 
-def _kept(folder: Path, spec: StudySpec, wanted: set[str]) -> list[Run]:
-    """Returns the runs in the folder of a study that have begun and train a wanted cell.
+def _planned_before(folder: Path, spec: StudySpec) -> StudyPlan | None:
+    """Returns the plan in the folder of a study; None if it has none yet.
 
     Raises:
         InputError: the folder is of another study, or of something else.
     """
     if not folder.exists():
-        return []
+        return None
     if not folder.is_dir():
         raise InputError(f"{folder}: is a file: give the study another folder with output=")
     if not is_study(folder):
@@ -149,13 +153,18 @@ def _kept(folder: Path, spec: StudySpec, wanted: set[str]) -> list[Run]:
                 f"{folder}: is not the folder of a study, since it holds {foreign[0]!r} and no"
                 f" {STUDY_FILE}: give the study another folder with output="
             )
-        return []
+        return None
     before = read_plan(folder)
     if before.spec.name != spec.name:
         raise InputError(
             f"{folder}: is the folder of the study {before.spec.name!r}, and this one is"
             f" {spec.name!r}: give it another folder with output="
         )
+    return before
+
+
+def _kept(before: StudyPlan, wanted: set[str]) -> list[Run]:
+    """Returns the runs that have begun and train a wanted cell."""
     return [
         Run(run.name, run.cells, run.trunk, before.recipe(run))
         for run in before.runs

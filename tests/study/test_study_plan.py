@@ -186,6 +186,19 @@ def test_a_study_that_grows_keeps_the_runs_that_have_begun(tmp_path: Path) -> No
     assert fleets(again) == fleets(plan)
 
 
+def test_jobs_keep_their_numbers(tmp_path: Path) -> None:
+    """The tasks of an array that still wait name their jobs by number."""
+    axes = {"student": ["kd"], "seed": [0, 1, 2]}
+    plan = planned(tmp_path, {"axes": axes})
+    write_plan(plan)
+    begin(plan, plan.runs[2])
+    again = planned(tmp_path, {"axes": axes})
+    assert [run.name for run in again.runs] == ["seed0", "seed1", "seed2"]
+    assert [again.state(run) for run in again.runs] == ["new", "new", "started"]
+    more = planned(tmp_path, {"axes": {"student": ["kd"], "seed": [3, 0, 1, 2]}})
+    assert [run.name for run in more.runs] == ["seed0", "seed1", "seed2", "seed3"]
+
+
 def test_states(tmp_path: Path) -> None:
     plan = planned(tmp_path, {"axes": METHODS})
     write_plan(plan)
