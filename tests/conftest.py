@@ -46,11 +46,13 @@ SLOW_FILES = {
     "test_publish_process.py",
     "test_scaling_tables.py",
     "test_slurm.py",
+    "test_slurm_study.py",
     "test_statistics_groups.py",
     "test_stream_ends.py",
     "test_stream_identity.py",
     "test_stream_stops.py",
     "test_streams.py",
+    "test_study_runs.py",
     "test_teacher_view.py",
     "test_zero.py",
 }

@@ -103,8 +103,9 @@ def layered(
             maps = feature_maps(net, image_size, what)
         except InputError as error:
             raise InputError(f"{error}; or name modules of it with {option}") from error
+        shapes = [(each.channels, each.height, each.width) for each in maps]
         names = _stage_names(net, len(maps))
-        every = tuple(Layer(i, *each) for i, each in enumerate(zip(names, maps, strict=True)))
+        every = tuple(Layer(i, *each) for i, each in enumerate(zip(names, shapes, strict=True)))
         if items == [ALL]:
             return LayeredNetwork(net, pixels, every, None)
         indices = {_index(int(item), every, what, option) for item in items}

@@ -142,6 +142,7 @@ def _check_learning(
     if budget is not None and spec.schedule.over == "stage":
         shorter = f": write {key}.schedule.warmup='{share_of(budget)}', or lengthen {budget_key}"
         _shorter(spec.schedule.warmup, budget, f"{key}.schedule.warmup", budget_key, shorter)
+        _cooldown_fits(spec.schedule, budget, key, budget_key)
         near = f"[{share_of(budget, 0.5)}, {share_of(budget, 0.75)}]"
         earlier = f": write {key}.schedule.milestones='{near}', or lengthen {budget_key}"
         for milestone in spec.schedule.milestones:
@@ -207,6 +208,23 @@ def _shorter(
     """
     if part.unit == whole.unit and part.amount >= whole.amount:
         raise InputError(f"{key}: {part} is not shorter than {whole_key}, {whole}{fix}")
+
+
+def _cooldown_fits(
+    schedule: schema.ScheduleSpec, budget: DurationValue, key: str, budget_key: str
+) -> None:
+    """Raises InputError if warm-up and cool-down overlap, where their units are that of the
+    budget.
+    """
+    parts = [part for part in (schedule.warmup, schedule.cooldown) if part.amount]
+    if any(part.unit != budget.unit for part in parts) or not schedule.cooldown.amount:
+        return
+    if sum(part.amount for part in parts) > budget.amount:
+        raise InputError(
+            f"{key}.schedule.cooldown: {schedule.cooldown} and the warm-up {schedule.warmup} are"
+            f" longer than {budget_key}, {budget}: write"
+            f" {key}.schedule.cooldown='{share_of(budget, 0.2)}', or lengthen {budget_key}"
+        )
 
 
 def _not_here(recipe: Recipe) -> list[str]:

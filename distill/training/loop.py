@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -40,6 +41,7 @@ from distill.training.rundir import RunLock
 from distill.training.share import Share, share_of_process
 from distill.training.streams import check_streams
 from distill.training.summary import Summary
+from distill.training.trunk import start_from_trunk
 
 # Exit codes of a run; bad input is 2, anything else that goes wrong 1.
 DONE = 0
@@ -47,13 +49,14 @@ ALL_STOPPED = 3
 INTERRUPTED = 75  # EX_TEMPFAIL: stopped by a signal with its state saved; the same command resumes
 
 
-def train(recipe: Recipe) -> int:
+def train(recipe: Recipe, trunk: Path | None = None) -> int:
     """Trains all students of a recipe, or resumes the run in its folder.
 
     Checkpoints, metrics.jsonl, report.json and the best weights are in `recipe.output_dir`.
 
     Args:
         recipe: from `load_recipe`.
+        trunk: the folder of a run of a shorter budget, whose trunk is the start of this one.
 
     Returns:
         0 (done), 3 (every student stopped because its loss was not finite), or 75 (stopped by a
@@ -65,10 +68,10 @@ def train(recipe: Recipe) -> int:
     """
     refuse_foreign_output(recipe)
     with Signals() as signals:  # from the start: a signal before the first step is answered there
-        return _train(recipe, signals)
+        return _train(recipe, signals, trunk)
 
 
-def _train(recipe: Recipe, signals: Signals) -> int:
+def _train(recipe: Recipe, signals: Signals, trunk: Path | None) -> int:
     num_processes = check_launch(
         dict(os.environ),
         precision=recipe.train.precision,
@@ -81,6 +84,8 @@ def _train(recipe: Recipe, signals: Signals) -> int:
     if found := resume_from_hub(recipe):
         header.show("resume", found)
     plan = make_plan(recipe)
+    if trunk and (found := start_from_trunk(plan, trunk)):
+        header.show("trunk", found)
     pin_commits(recorded_commits(plan))
     header.show_data(plan)
     for line in described_banks(plan.stages):
@@ -215,7 +220,7 @@ class Run:
             if self._evaluation_due:
                 self._stop_students(step_flags.drain())
                 self._evaluate(check_stop)
-            if stage.due(stage.checkpoint_every, self.step):
+            if stage.due(stage.checkpoint_every, self.step) or self.step == self.plan.trunk_step:
                 self._stop_students(step_flags.drain())
                 self._save()
             if self.publisher and self.publisher.is_due(stage, self.step):
@@ -318,8 +323,6 @@ class Run:
     def _evaluation_due(self) -> bool:
         """Whether an evaluation is due at this step and not done yet."""
         return bool(self.running) and self.evaluations.due(self.stage, self.step)
-
-    # ---- log, evaluate, save ---------------------------------------------------------------------
 
     def _count_skipped(self) -> None:
         """Add up the unreadable images of all processes. Collective: every rank."""

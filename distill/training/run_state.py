@@ -19,6 +19,7 @@ from distill.training.evaluations import Evaluations
 from distill.training.logging import RunLogger
 from distill.training.plan import Plan
 from distill.training.rundir import RunLock, open_run_folder
+from distill.training.trunk import keep_trunk
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +147,8 @@ class RunCheckpoints:
                 world_size=self.engine.world_size,
             )
             prune(root, recipe.checkpoint.keep_last, newest=path)
+            if step == self.plan.trunk_step:
+                keep_trunk(self.plan.output, path)
             return str(path)
 
         self.newest = step, self.engine.on_main(write)

@@ -12,8 +12,8 @@ from tables import Page
 from distill.report.content import Options, make_content
 from distill.report.records import read_run
 from distill.report.render import render_markdown
-from distill.report.result_file import RunResult, finite
 from distill.report.write import write_report
+from distill.training.result_file import RunResult, finite
 
 QUICK = Options(predictions=False)
 PARTS = (

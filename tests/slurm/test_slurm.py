@@ -7,13 +7,12 @@ undisturbed run is shared.
 
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from cluster import ENDED, Cluster, Job, why_not
+from cluster import ENDED, Cluster, Job
 from tiny import assert_equal_tensors, records, tensors, write_recipe
 
 SCRIPTS = Path(__file__).parents[2] / "launchers" / "slurm"
@@ -33,15 +32,6 @@ RECIPE: dict[str, Any] = {
 FAIL_FAST_S = 40
 # The check before a job's first step costs seconds, and three tests are enough for it.
 UNCHECKED = "--export=ALL,DISTILL_CHECK=no"
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    if reason := why_not():
-        pytest.skip(reason)
-    cluster = Cluster(tmp_path_factory.mktemp("slurm"))
-    yield cluster
-    cluster.stop()
 
 
 @pytest.fixture(scope="module")

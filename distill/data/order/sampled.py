@@ -5,9 +5,8 @@ samples.
 import numpy as np
 
 from distill.data.order.lanes import default_block
-from distill.data.order.shuffled import permute
 from distill.data.records import Source
-from distill.rng import hash64
+from distill.rng import hash64, permute
 
 _LANES = 64
 

@@ -1,18 +1,29 @@
 """Minibatches in several views: the same images for each model, decoded once."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
+from memory import MemorySource
 
 from distill.data.augment import EvalTransform
 from distill.data.decode import UnreadableImageError, read_image
 from distill.data.loading import views
+from distill.data.loading.rank_slice import Unreadable
 from distill.data.loading.views import ViewBatch, ViewLoader
+from distill.data.records import Source
 
 VIEWS = (EvalTransform(image_size=16, crop_fraction=0.9), EvalTransform(image_size=24))
 
 
-def batches(source, order, world=1, workers=0, unreadable="error") -> list[list[ViewBatch]]:
+def batches(
+    source: Source,
+    order: Sequence[int],
+    world: int = 1,
+    workers: int = 0,
+    unreadable: Unreadable = "error",
+) -> list[list[ViewBatch]]:
     """The batches of each process."""
     found = []
     for rank in range(world):
@@ -32,13 +43,15 @@ def batches(source, order, world=1, workers=0, unreadable="error") -> list[list[
     return found
 
 
-def seen(source, index: int, view: int) -> torch.Tensor:
+def seen(source: Source, index: int, view: int) -> torch.Tensor:
     pixels = torch.from_numpy(VIEWS[view](read_image(source, index)).copy())
     return pixels.permute(2, 0, 1).float() / 255
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_each_view_has_the_images_of_the_order(memory_source, workers) -> None:
+def test_each_view_has_the_images_of_the_order(
+    memory_source: type[MemorySource], workers: int
+) -> None:
     source, order = memory_source(11), [7, 3, 10, 0, 2, 9, 1, 5, 4]
     (found,) = batches(source, order, workers=workers)
     assert [len(batch) for batch in found] == [4, 4, 1]
@@ -48,10 +61,12 @@ def test_each_view_has_the_images_of_the_order(memory_source, workers) -> None:
         assert found[0].views[view].is_contiguous(memory_format=torch.channels_last)
 
 
-def test_an_image_is_decoded_once_for_all_views(memory_source, monkeypatch) -> None:
-    decoded = []
+def test_an_image_is_decoded_once_for_all_views(
+    memory_source: type[MemorySource], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[int] = []
 
-    def counted(source, index):
+    def counted(source: Source, index: int) -> np.ndarray:
         decoded.append(index)
         return read_image(source, index)
 
@@ -61,7 +76,9 @@ def test_an_image_is_decoded_once_for_all_views(memory_source, monkeypatch) -> N
 
 
 @pytest.mark.parametrize("world", [2, 3, 5])
-def test_processes_share_the_same_minibatches(memory_source, world) -> None:
+def test_processes_share_the_same_minibatches(
+    memory_source: type[MemorySource], world: int
+) -> None:
     source = memory_source(18)
     (alone,) = batches(source, range(18))
     together = batches(source, range(18), world)
@@ -70,7 +87,7 @@ def test_processes_share_the_same_minibatches(memory_source, world) -> None:
     assert sum(map(len, together)) == len(alone) == 5
 
 
-def test_unreadable_images_stop_or_are_left_out(memory_source) -> None:
+def test_unreadable_images_stop_or_are_left_out(memory_source: type[MemorySource]) -> None:
     source = memory_source(9, broken=(1, 8))
     with pytest.raises(UnreadableImageError, match=r"^memory record 1: unreadable"):
         batches(source, range(9))

@@ -275,8 +275,8 @@ def test_without_workers_they_are_made_in_the_call(tmp_path: Path) -> None:
 
 def test_a_worker_makes_its_batch_in_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """So nothing is copied on its way."""
-    assert not rank_slice._empty_images(2, 4).is_shared()
+    assert not rank_slice.empty_images(2, 4).is_shared()
     monkeypatch.setattr(torch.utils.data, "get_worker_info", object)
-    images = rank_slice._empty_images(2, 4)
+    images = rank_slice.empty_images(2, 4)
     assert images.is_shared()
     assert (images.shape, images.dtype) == ((2, 4, 4, 3), torch.uint8)
