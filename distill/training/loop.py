@@ -88,8 +88,7 @@ def _train(recipe: Recipe, signals: Signals, trunk: Path | None) -> int:
         header.show("trunk", found)
     pin_commits(recorded_commits(plan))
     header.show_data(plan)
-    for line in described_banks(plan.stages):
-        header.show("bank", line)
+    header.show_all("bank", described_banks(plan.stages))
     check_streams(plan, num_processes, int(os.environ.get("LOCAL_WORLD_SIZE", num_processes)))
     models = build_models(plan)
     header.show_views(models.describe())
@@ -280,7 +279,6 @@ class Run:
         """
         not_finite: dict[str, torch.Tensor] = {}
         objectives = [student.settings.objective for student in self.running]
-        needs_teacher = any(objective.needs_teacher for objective in objectives)
         keys = tuple(sorted({key for each in objectives for key in each.teacher_features}))
         logged = self.stage.due(self.stage.log_every, self.step + 1)
         if logged and self.plan.recipe.log.gradient_norms:
@@ -291,13 +289,12 @@ class Run:
                 batch = next(batches)
             self._skipped_here += batch.num_skipped
             teacher = None
-            if self.teacher and needs_teacher:
+            if self.teacher and any(each.needs_teacher for each in objectives):
                 teacher = self.teacher.outputs(batch.images, keys)
             for student in self.running:
                 bad = student.learn(batch, teacher)
-                not_finite[student.name] = (
-                    not_finite[student.name] | bad if student.name in not_finite else bad
-                )
+                before = not_finite.get(student.name)
+                not_finite[student.name] = bad if before is None else before | bad
         flags = [not_finite.get(student.name) for student in self.students]
         self._stop_students(step_flags.exchange(self.step + 1, flags, signals.received is not None))
         for student in self.running:
