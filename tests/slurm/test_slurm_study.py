@@ -12,7 +12,7 @@ from tiny import assert_equal_tensors, run, tensors, write_recipe
 from distill.study.stored import read_plan
 from distill.study.work import left_jobs
 
-NUM_STEPS = 120
+NUM_STEPS = 80
 RECIPE: dict[str, Any] = {
     "train": {"budget": f"{NUM_STEPS} iterations", "batch_size_global": 64, "micro_batch_size": 32},
     "evaluate": {"every": f"{NUM_STEPS} iterations"},
