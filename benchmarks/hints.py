@@ -41,6 +41,8 @@ from distill.doctor.meter import Meter, autocast, fake
 from distill.engine import Engine
 from distill.losses import Outputs, TeacherOutputs, build_objective
 from distill.losses.build_hint import HintMaps
+from distill.losses.crd import CRD
+from distill.losses.hint import Samples
 from distill.models.features import Featured
 from distill.models.pixels import Pixels
 from distill.recipe.schema import ObjectiveSpec
@@ -73,15 +75,19 @@ def count(terms: dict[str, Any]) -> Counted:
         net, teacher = (
             timm.create_model(name, num_classes=_NUM_CLASSES) for name in (_STUDENT, _TEACHER)
         )
-        maps = _maps(spec, net, teacher)
-        objective = build_objective(spec, maps=maps)
-        heads = objective.hint.build_heads() if objective.hint else None
+        objective = build_objective(spec, maps=_maps(spec, net, teacher), samples=_samples())
+    heads = objective.hint.build_heads() if objective.hint else None
     keys = objective.hint.student_features if objective.hint else ()
     pixels = Pixels((0.5,) * 3, (0.5,) * 3)
     learner = Learner(net, pixels, heads, keys).train()
     frozen = Featured(teacher.eval().requires_grad_(False))
     with fake(torch.nn.ModuleList([learner, frozen])):
         batch = _batch()
+        if isinstance(heads, CRD):
+            heads.bank.student, heads.bank.teacher, heads.bank.labels = (
+                torch.empty(each.shape, dtype=each.dtype)
+                for each in (heads.bank.student, heads.bank.teacher, heads.bank.labels)
+            )
         with Meter() as meter:
             with torch.no_grad(), autocast("bf16"):
                 found: Outputs = frozen(pixels(batch.images), objective.teacher_features)
@@ -106,6 +112,20 @@ def _maps(spec: ObjectiveSpec, net: torch.nn.Module, teacher: torch.nn.Module) -
     assert ours
     assert theirs
     return ours, theirs
+
+
+def _samples() -> Samples:
+    """A bank of 100,000 images."""
+    count = 100_000
+    return Samples(
+        seed=0,
+        count=count,
+        rows_of=lambda indices: indices,
+        key=None,
+        labelled=True,
+        device=torch.device("cpu"),
+        num_processes=1,
+    )
 
 
 def _batch() -> Any:
