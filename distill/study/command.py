@@ -81,7 +81,7 @@ def study(
     Examples:
       distill study quickstart
       distill study table5 --list --gpu a100-80
-      distill study table5 data.root=/data --slurm '-p gpu --gpus-per-node=8'
+      distill study table5 data.root=/data --slurm='-p gpu --gpus-per-node=8'
       distill study runs/studies/table5 --table --format md
     """
     if several_processes() and run is None:

@@ -36,11 +36,16 @@ class Run:
 
 
 def make_runs(
-    cells: Sequence[Cell], study: str, students_per_run: int | None, taken: Iterable[str] = ()
+    cells: Sequence[Cell],
+    every: Sequence[Cell],
+    study: str,
+    students_per_run: int | None,
+    taken: Iterable[str] = (),
 ) -> list[Run]:
     """Returns the runs that train some cells.
 
     Args:
+        every: all cells of the study, among which a run's name distinguishes it.
         study: the name of the study, with which the names of its runs begin in their recipes.
         students_per_run: the largest number of students in a run; None: no limit.
         taken: names that other runs of the study have.
@@ -53,7 +58,7 @@ def make_runs(
         members = list(zip(_student_names(company), company, strict=True))
         pieces = _pieces(members, students_per_run)
         for number, piece in enumerate(pieces, 1):
-            name = _run_name(company, cells)
+            name = _run_name(company, every)
             name = _free(name if len(pieces) == 1 else f"{name}-{number}", used)
             used.add(name)
             recipe = with_students(

@@ -104,6 +104,7 @@ def plan_study(name: str, overrides: Sequence[str] = (), num_seeds: int | None =
     trained = {key for run in kept for key in run.cells.values()}
     new = make_runs(
         [cell for cell in cells if cell.key not in trained],
+        cells,
         spec.name,
         spec.students_per_run,
         taken=[file.parent.name for file in folder.glob(f"*/{RECIPE_FILE}")],

@@ -191,10 +191,11 @@ def test_jobs_keep_their_numbers(tmp_path: Path) -> None:
     axes = {"student": ["kd"], "seed": [0, 1, 2]}
     plan = planned(tmp_path, {"axes": axes})
     write_plan(plan)
+    begin(plan, plan.runs[0])
     begin(plan, plan.runs[2])
     again = planned(tmp_path, {"axes": axes})
     assert [run.name for run in again.runs] == ["seed0", "seed1", "seed2"]
-    assert [again.state(run) for run in again.runs] == ["new", "new", "started"]
+    assert [again.state(run) for run in again.runs] == ["started", "new", "started"]
     more = planned(tmp_path, {"axes": {"student": ["kd"], "seed": [3, 0, 1, 2]}})
     assert [run.name for run in more.runs] == ["seed0", "seed1", "seed2", "seed3"]
 

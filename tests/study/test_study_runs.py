@@ -76,6 +76,7 @@ def test_one_of_three_runs_fails_and_the_others_end(tmp_path: Path) -> None:
     again = distill("study", path)
     assert again.returncode == 1
     assert again.stdout.count("job ") == 1, "what is done is not started again"
+    assert "failed: lost, exit code 2" in again.stdout
     after = [(plan.output(each) / "report.json").stat() for each in (plan.runs[0], plan.runs[2])]
     assert [each.st_mtime_ns for each in after] == [each.st_mtime_ns for each in before]
 
