@@ -119,7 +119,7 @@ def measure(settings: argparse.Namespace, output: Path, engine: Engine) -> int:
         output,
         model=settings.model,
         teacher=settings.teacher,
-        soft_terms={"student": {"loss": "kl"}},
+        objectives={"student": {"soft": {"loss": "kl"}}},
         image_size=settings.image_size,
         batch_size=settings.batch_size,
         total_steps=total_steps,

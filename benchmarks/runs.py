@@ -29,15 +29,15 @@ def kd_recipe(
     *,
     model: str,
     teacher: str,
-    soft_terms: dict[str, dict[str, Any]],
+    objectives: dict[str, dict[str, Any]],
     image_size: int,
     batch_size: int,
     total_steps: int,
     precision: str,
     compile: bool,
 ) -> Recipe:
-    """Students of one model, CE + the soft term of each, behind one teacher with random weights;
-    mixed labels, decoding in this process.
+    """Students of one model, CE + the terms of each, behind one teacher with random weights; mixed
+    labels, decoding in this process.
     """
     student = {
         "model": model,
@@ -61,8 +61,8 @@ def kd_recipe(
             },
             "teacher": {"model": teacher, "weights": "random", "image_size": image_size},
             "students": {
-                name: {**student, "objective": {"hard": {"loss": "ce"}, "soft": soft}}
-                for name, soft in soft_terms.items()
+                name: {**student, "objective": {"hard": {"loss": "ce"}, **terms}}
+                for name, terms in objectives.items()
             },
             "train": {
                 "budget": f"{total_steps} iterations",

@@ -75,10 +75,10 @@ class Starter:
         }
 
     def __call__(self, names: Iterable[str], total_steps: int, **other: Any) -> SteppedRun:
-        terms = {name: SOFT_TERMS[name] for name in names}
+        terms = {name: {"soft": SOFT_TERMS[name]} for name in names}
         folder = Path(tempfile.mkdtemp(dir=self._folder))
         recipe = kd_recipe(
-            folder, soft_terms=terms, total_steps=total_steps, **self._values | other
+            folder, objectives=terms, total_steps=total_steps, **self._values | other
         )
         return SteppedRun(*plan_and_models(recipe), self.engine)
 

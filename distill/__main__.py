@@ -1,5 +1,5 @@
 """The command line: distill init | train | evaluate | average | export | doctor | recipe | data |
-launch | launchers.
+launch | launchers | study.
 
 It also runs as `accelerate launch -m distill ...`.
 """
@@ -27,7 +27,10 @@ from distill.processes import end_with_launcher, leave, several_processes, speak
 from distill.recipe import load_recipe
 from distill.release.commands import average, evaluate, export
 from distill.release.publish_command import publish
+from distill.release.similarity.command import similarity
 from distill.report.command import report
+from distill.study.command import EPILOG as STUDY_EPILOG
+from distill.study.command import study
 from distill.training.header import show_recipe
 from distill.training.output_folder import refuse_foreign_output
 
@@ -170,6 +173,8 @@ app.command(
 app.command("launchers")(launchers)
 app.command("report")(report)
 app.command("publish")(publish)
+app.command("similarity")(similarity)
+app.command("study", epilog=STUDY_EPILOG)(study)
 
 
 def build_command() -> Any:

@@ -19,22 +19,23 @@ _LAUNCHER_MODULES = (
     "accelerate.commands.launch",
     "accelerate.commands.accelerate_cli",
 )
+_OURS = (["launch"], ["study"])  # commands of distill that start others
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def is_launcher(command: list[str]) -> bool:
-    """Return whether a command line is that of torchrun, Accelerate or `distill launch`, by its
-    first words only: those of the launched command follow.
+    """Return whether a command line is that of torchrun, Accelerate, `distill launch` or
+    `distill study`, by its first words only: those of the launched command follow.
     """
     first, *rest = [*command[:6], ""]
     if Path(first).name.startswith("python"):
         while rest and rest[0].startswith("-") and rest[0] != "-m":  # the interpreter's own options
             rest = rest[1:]
         if rest[0:1] == ["-m"]:
-            return rest[1] in _LAUNCHER_MODULES or rest[1:3] == ["distill", "launch"]
+            return rest[1] in _LAUNCHER_MODULES or (rest[1] == "distill" and rest[2:3] in _OURS)
         first, *rest = rest
     name = Path(first).name
-    return name in _LAUNCHERS or (name == "distill" and rest[0:1] == ["launch"])
+    return name in _LAUNCHERS or (name == "distill" and rest[0:1] in _OURS)
 
 
 def end_with_launcher() -> None:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 SLOW_FILES = {
     "test_benchmark_streaming.py",
     "test_benchmarks.py",
+    "test_crd_processes.py",
     "test_diverged.py",
     "test_faults.py",
     "test_fitnet.py",
@@ -45,12 +46,15 @@ SLOW_FILES = {
     "test_publish_process.py",
     "test_scaling_tables.py",
     "test_slurm.py",
+    "test_slurm_study.py",
     "test_statistics_groups.py",
     "test_stream_ends.py",
     "test_stream_identity.py",
     "test_stream_stops.py",
     "test_streams.py",
+    "test_study_runs.py",
     "test_teacher_view.py",
+    "test_teachers_of_hints.py",
     "test_zero.py",
 }
 

@@ -30,7 +30,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from types import SimpleNamespace, TracebackType
 from typing import Any, Self
@@ -39,6 +39,7 @@ from urllib.parse import urlsplit
 import pytest
 from fake_hub_answers import Hub, answer
 from fake_hub_repository import Account, RefusedError, Repository
+from loopback import LoopbackServer
 from server_faults import Discarded, Fault, FaultOrders, Kind, Reply, Request
 
 _PIECE = 1 << 16
@@ -66,13 +67,9 @@ class FakeHub:
         self.lock = threading.RLock()
         self.bytes_received = 0
         self._limit: int | None = None
-        self._http = _Server(("127.0.0.1", 0), _Handler)
-        self._http.owner = self
-        port = self._http.server_address[1]
-        self.url = f"http://127.0.0.1:{port}"
-        self.hub = Hub(self.url, f"http://localhost:{port}/cdn")
-        self._thread = threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True)
-        self._thread.start()
+        self._http = LoopbackServer(self, _Handler)
+        self.url = self._http.url
+        self.hub = Hub(self.url, f"http://localhost:{self._http.server_port}/cdn")
 
     def __enter__(self) -> Self:
         return self
@@ -84,8 +81,7 @@ class FakeHub:
         at: TracebackType | None,
     ) -> None:
         self.release.set()
-        self._http.shutdown()
-        self._http.server_close()
+        self._http.close()
 
     def __getitem__(self, repo_id: str) -> Repository:
         return self.hub.repositories[repo_id]
@@ -196,15 +192,6 @@ def forget_client() -> None:
     getattr(utils, close)()
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 64
-    owner: FakeHub
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that hangs up is no news."""
-
-
 class _Counted:
     """The stream of requests, counted and cut by the Hub."""
 
@@ -231,7 +218,7 @@ class _Counted:
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
-    server: _Server
+    server: LoopbackServer
 
     def setup(self) -> None:
         super().setup()

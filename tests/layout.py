@@ -24,6 +24,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"student"}),
     frozenset({"training"}),
     frozenset({"cli", "doctor", "init", "release"}),
+    frozenset({"study"}),
     frozenset({"report"}),
     frozenset({"__main__"}),
 )
@@ -38,13 +39,14 @@ TRAINING: tuple[frozenset[str], ...] = (
             "live_losses",
             "metrics",
             "output_folder",
+            "result_file",
             "screen",
             "share",
         }
     ),
     frozenset({"hub_resume", "rundir", "settings"}),
     frozenset({"plan"}),
-    frozenset({"header", "hub_owner", "logging", "streams", "teachers"}),
+    frozenset({"banks", "header", "hub_owner", "logging", "streams", "teachers", "trunk"}),
     frozenset({"build", "evaluations", "publishing", "summary"}),
     frozenset({"run_state"}),
     frozenset({"check", "loop"}),

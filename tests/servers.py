@@ -50,12 +50,13 @@ import urllib.request
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 from urllib.parse import unquote, urlsplit
 
+from loopback import LoopbackServer
 from server_faults import Discarded, Fault, Kind, Reply, Request, bytes_before, with_slash
 
 _PIECE = 1 << 19
@@ -64,7 +65,7 @@ _CONTROL = "/.server/"
 
 class FolderServer:
     """See the module. etags: whether ETag and Last-Modified are sent; the tag hashes the file's
-    time and size. if_range: whether it is heeded.
+    time and size. if_range: whether If-Range counts.
     """
 
     def __init__(
@@ -90,11 +91,8 @@ class FolderServer:
         self.replies: dict[str, Reply] = {}
         self.lock = threading.Lock()
         self.closing = threading.Event()
-        self._http = _Server(("127.0.0.1", port), _Handler)
-        self._http.owner = self
-        self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
-        self._thread = threading.Thread(target=self._http.serve_forever, args=(0.05,), daemon=True)
-        self._thread.start()
+        self._http = LoopbackServer(self, _Handler, port=port)
+        self.url = self._http.url
 
     def __enter__(self) -> Self:
         return self
@@ -111,8 +109,7 @@ class FolderServer:
         """Refuses connections from now on; stalled ones end."""
         self.closing.set()
         self.release.set()
-        self._http.shutdown()
-        self._http.server_close()
+        self._http.close()
 
     def fault(self, path: str, kind: Kind, *, on: Sequence[int] | None = (), **how: Any) -> None:
         """Orders a fault; without `on`, for the next request of exactly this path. Of several that
@@ -183,19 +180,10 @@ class ServerProcess:
             return json.load(answer)
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 256
-    owner: FolderServer
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that hangs up is no news."""
-
-
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
-    server: _Server
+    server: LoopbackServer
 
     def do_GET(self) -> None:
         self._answer()

@@ -28,7 +28,7 @@ from layout import (
 
 MAX_LOOSE_MODULES = 8
 # Pairs of places of which one imports the other.
-MAX_ARROWS = 113
+MAX_ARROWS = 127
 
 MAX_LINES = 400  # about 300 is the aim
 BANNED_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}

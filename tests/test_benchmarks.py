@@ -131,6 +131,15 @@ def test_both_loaders_deliver(measured: Measure) -> None:
     assert 90_000 < figures["jpeg_bytes"] < 120_000
 
 
+def test_cka_is_that_of_the_paper(measured: Measure) -> None:
+    """The peers are optional, and left out where they are not installed."""
+    small = ("--layers", "3", "--width", "8", "--images", "21", "--batch-size", "8")
+    figures = measured("similarity", *small, "--rounds", "1")["figures"]
+    assert figures["ours"]["largest_difference"] < 1e-5
+    assert {"ours", "forward alone"} <= set(figures)
+    assert all(is_spread(found["ratio"]) for found in figures.values())
+
+
 def test_contestants_take_turns_in_going_first(
     benchmark_module: Callable[[str], ModuleType],
 ) -> None:
@@ -162,3 +171,15 @@ def test_a_ratio_is_paired_by_round(benchmark_module: Callable[[str], ModuleType
     spread = timing.median([1.0, 2.0, 3.0, 4.0, 100.0])
     assert spread.low < spread.median == 3.0 < spread.high
     assert timing.median([1.0, 2.0, 3.0, 4.0, 100.0]) == spread
+
+
+def test_hints_are_compared_with_kd(measured: Measure) -> None:
+    figures = measured("hints", *TINY_STEP, "--rounds", "1", "--model", "cifar_resnet8")
+    counted, timed = figures["counted"], figures["timed"]
+    assert counted["kd"] == {"flops": 1.0, "bytes": 1.0, "extra_peak_mib": 0.0}
+    for name, most in (("cc", 1.02), ("rkd", 1.03), ("crd", 1.06)):
+        assert 1 < counted[name]["flops"] <= counted[name]["bytes"] < most, name
+    # Its convolutions; the goal of 1.35 is out of reach (docs/measured.md).
+    assert 1.9 < counted["reviewkd"]["flops"] < 2.1
+    assert timed.keys() == counted.keys()
+    assert all(is_spread(each["ratio"]) for each in timed.values())

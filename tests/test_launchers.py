@@ -93,7 +93,7 @@ def test_the_zero_files_name_overrides_that_recipes_have(path: str, overrides: s
     load_recipe(recipe, [*named, "student.optimizer.name=adamw"])
 
 
-@pytest.mark.parametrize("name", ["train.sbatch", "sweep.sbatch"])
+@pytest.mark.parametrize("name", ["train.sbatch", "sweep.sbatch", "study.sbatch"])
 def test_a_batch_script_asks_for_what_requeueing_needs(name: str) -> None:
     lines = (LAUNCHERS / "slurm" / name).read_text().splitlines()
     asked = {line.removeprefix("#SBATCH ") for line in lines if line.startswith("#SBATCH ")}

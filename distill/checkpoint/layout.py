@@ -5,6 +5,8 @@ metrics.jsonl   one record an event
 checkpoints/    step-00001234/ ...: everything that a resume needs
 best/STUDENT/   the best weights so far, in the form that timm loads
 report.json     the result of a finished run
+trunk/          the state where the first cool-down began, for runs of a longer budget
+trunk.json      the run that this one continues the trunk of
 .run_id         the id of the run in the repository that it publishes to
 report.html, report.md, curves.png    what `distill report` writes
 .lock           held by the process that writes here
@@ -19,6 +21,7 @@ REPORT_FILE = "report.json"
 PAGE_FILE, PAGE_TEXT_FILE, CURVES_FILE = "report.html", "report.md", "curves.png"
 LOCK_FILE = ".lock"
 RUN_ID_FILE = ".run_id"
+TRUNK_FILE = "trunk.json"
 # In the folder of a checkpoint, with recipe.yaml and the tensors.
 MANIFEST_FILE = "manifest.json"
 STATE_FILE = "state.json"
@@ -39,6 +42,11 @@ def best_dir(output: Path, student: str) -> Path:
 def checkpoints_dir(output: Path) -> Path:
     """The folder of a run's checkpoints."""
     return output / "checkpoints"
+
+
+def trunk_dir(output: Path) -> Path:
+    """The folder of a run's trunk."""
+    return output / "trunk"
 
 
 def checkpoint_name(step: int) -> str:

@@ -12,11 +12,10 @@ import numpy as np
 
 from distill.data.decode import PixelFormatError, decode, open_image, pixel_format
 from distill.data.depth import hidden_bits, is_deep
-from distill.data.order.shuffled import permute
 from distill.data.records import Source, UnreadableShardError, first_line
 from distill.datatools.processes import in_processes
 from distill.errors import InputError
-from distill.rng import hash64
+from distill.rng import hash64, permute
 
 # The most shards that are fetched.
 _SHARDS = 4

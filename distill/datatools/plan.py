@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 
-from distill.data.order.shuffled import permute
 from distill.data.records import Source
 from distill.data.stream.manifest import MANIFEST_FILE, read_manifest
 from distill.data.stream.shard_fetcher import ListedShard
@@ -19,7 +18,7 @@ from distill.datatools.storage import STATE_FOLDER
 from distill.errors import InputError
 from distill.files import atomic_write
 from distill.recipe import schema
-from distill.rng import hash64
+from distill.rng import hash64, permute
 
 PLAN_FILE = "plan.json"
 # The number of the source's shards whose samples are mixed: a new shard then needs these, not all.

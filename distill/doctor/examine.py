@@ -95,6 +95,23 @@ def examine(recipe: Recipe | None, options: Options, *, as_json: bool = False) -
     return diagnosis.exit_code
 
 
+def predict_gpu_hours(recipe: Recipe, options: Options) -> float | None:
+    """Returns the GPU hours of a recipe's training steps on the GPUs that the options name.
+
+    Returns:
+        None if the length of the run, or a model, is not known here.
+    """
+    assert options.gpu is not None
+    assert options.num_gpus is not None
+    diagnosis = Diagnosis()
+    _examine_recipe(diagnosis, recipe, options, find_gpu(options.gpu), options.num_gpus, 1)
+    for there in diagnosis.numbers.get("forecast", ()):
+        if there["gpus"] == options.num_gpus:
+            hours: float | None = there["gpu_hours"]
+            return hours
+    return None
+
+
 def _measure_interconnect() -> tuple[list[Timing], int, str]:
     """Collective. Returns the timings of an all-reduce, the rank and the backend."""
     engine = Engine(precision="fp32", timeout_s=60)
@@ -159,7 +176,7 @@ def _examine_recipe(
         diagnosis.find(
             "unknown",
             "hint",
-            f"students.{name}: feature maps and projection of its hint are not in these numbers",
+            f"students.{name}: features, heads and bank of its hint are not in these numbers",
         )
     cluster = _cluster(recipe, reached, options, chosen, num_gpus, sources)
     setting = Setting(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from distill.losses.outputs import FeatureKey
@@ -36,11 +37,34 @@ class Supervision(Protocol):
     def indices(self) -> np.ndarray: ...
 
 
+@dataclass(frozen=True)
+class Samples:
+    """The training samples of a stage, for heads that remember something of each.
+
+    Attributes:
+        seed: of the run.
+        count: how many there are.
+        rows_of: from their indices in the source to 0..count - 1.
+        key: equal for stages with the same samples.
+        labelled: `Supervision.labels` are classes of the run; else they say nothing.
+        device: of the run.
+        num_processes: those of the run; each has the same number of samples in a forward.
+    """
+
+    seed: int
+    count: int
+    rows_of: Callable[[np.ndarray], np.ndarray]
+    key: Hashable
+    labelled: bool
+    device: torch.device
+    num_processes: int
+
+
 class Heads(nn.Module):
     """What a hint trains beside the student and drops after training, and its loss.
 
-    What a method trains is a parameter, what it remembers a buffer: so checkpoints, resume, ZeRO
-    and stages hold for it. This class has neither.
+    What a method trains is a parameter; what it remembers is a buffer, or in the state dict as a
+    buffer is: so checkpoints, resume, ZeRO and stages hold for it. This class has neither.
     """
 
     def forward(

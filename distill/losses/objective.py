@@ -18,7 +18,7 @@ from distill.losses.confidence import confident
 from distill.losses.dist import dist
 from distill.losses.dkd import dkd, target_class, teachers_class
 from distill.losses.hard import binary_cross_entropy, cross_entropy, smooth
-from distill.losses.hint import Heads, HintTerm, Supervision
+from distill.losses.hint import Heads, HintTerm, Samples, Supervision
 from distill.losses.kl import kl
 from distill.losses.outputs import FeatureKey, Outputs, TeacherOutputs
 from distill.losses.teachers import Combination, Lessons
@@ -195,6 +195,7 @@ def build_objective(
     group: Group | None = None,
     maps: HintMaps | None = None,
     teachers: Sequence[str] = (TEACHER,),
+    samples: Samples | None = None,
 ) -> Objective:
     """Return the objective that a recipe describes.
 
@@ -204,6 +205,7 @@ def build_objective(
         group: losses that relate samples to each other (DIST, CC, RKD) relate those of all its
             processes; then calls are collective in it.
         teachers: all of the run, in the order of the recipe.
+        samples: what the stage trains on; CRD alone needs it.
     """
     hard = None if spec.hard is None else HardTerm(_hard_loss(spec.hard), spec.hard.weight)
     soft = None
@@ -223,7 +225,7 @@ def build_objective(
     if spec.hint is not None:
         assert maps
         of_hint = hint_teacher(spec, teachers)
-        hint = hint_term(spec.hint, maps, group)
+        hint = hint_term(spec.hint, maps, group, samples)
         hint = replace(hint, heads_key=(of_hint, hint.heads_key))
     return Objective(hard, soft, hint, of_hint)
 

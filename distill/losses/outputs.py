@@ -32,12 +32,18 @@ POOLED = FeatureKey(1_000_000)
 
 @dataclass(frozen=True)
 class FeatureMap:
-    """Features of a model and their shape: [channels, height, width] of an image."""
+    """Features of a model and their shape: [channels, height, width] of an image.
+
+    Attributes:
+        scale: what `rescaled` of losses/reviewkd.py makes of the map before a hint compares it; the
+            shape is that of the result.
+    """
 
     key: FeatureKey
     channels: int
     height: int
     width: int
+    scale: float = 1.0
 
 
 class Outputs(NamedTuple):

@@ -2,9 +2,9 @@
 samples of a batch (Eq. 4, 5) and angles of their triples (Eq. 7, 8), in the features that the
 classifier reads. Trains nothing, so that the two widths may differ.
 
-Both follow from the Gram matrix of the features: <x_j - x_i, x_k - x_i> = G_jk - G_ij - G_ik + G_ii
-takes B x B numbers for each i and no B x B x D differences. The Gram matrix is one of centred
-float64 features, since the difference of close samples is all that remains of it.
+Both follow from the B x B squared distances, the angles by the law of cosines, so there are no
+B x B x D differences. The squared distances come from the Gram matrix of centred float64 features:
+the difference of close samples is all that remains of it.
 """
 
 from typing import Any
@@ -53,29 +53,28 @@ def rkd(
         student: [B, D].
         teacher: [B, D']; no gradient flows into it.
     """
-    dtype = torch.promote_types(student.dtype, torch.float32)
-    ours, theirs = _gram(student), _gram(teacher.detach())
-    loss = torch.zeros((), dtype=torch.float64, device=student.device)
+    ours, theirs = _squared_distances(student), _squared_distances(teacher.detach())
+    loss = torch.zeros((), dtype=ours.dtype, device=ours.device)
     if distance_weight:
         distance = F.smooth_l1_loss(_relative_distances(ours), _relative_distances(theirs))
         loss = loss + distance_weight * distance
     if angle_weight:
         angle: Tensor = _AngleLoss.apply(ours, theirs)
         loss = loss + angle_weight * angle
-    return loss.to(dtype)
+    return loss
 
 
-def _gram(features: Tensor) -> Tensor:
+def _squared_distances(features: Tensor) -> Tensor:
+    """Return [B, B] in float32 (float64 stays); exactly 0, with no gradient, where samples
+    coincide.
+    """
     centred = features.double()
     centred = centred - centred.mean(0)
-    return centred @ centred.T
-
-
-def _squared_distances(gram: Tensor) -> Tensor:
-    """Return [B, B]; exactly 0 with no gradient where samples coincide."""
+    gram = centred @ centred.T
     norms = gram.diagonal()
     squared = norms[:, None] + norms[None, :] - 2 * gram
-    return squared.masked_fill(squared <= _SAME * norms.detach().mean(), 0)
+    squared = squared.masked_fill(squared <= _SAME * norms.detach().mean(), 0)
+    return squared.to(torch.promote_types(features.dtype, torch.float32))
 
 
 def _lengths(squared: Tensor) -> Tensor:
@@ -84,8 +83,8 @@ def _lengths(squared: Tensor) -> Tensor:
     return squared.masked_fill(zero, 1).sqrt().masked_fill(zero, 0)
 
 
-def _relative_distances(gram: Tensor) -> Tensor:
-    distances = _lengths(_squared_distances(gram))
+def _relative_distances(squared: Tensor) -> Tensor:
+    distances = _lengths(squared)
     count = (distances > 0).sum().clamp(min=1)
     mean = distances.sum() / count
     return distances / mean.masked_fill(mean == 0, 1)
@@ -106,9 +105,10 @@ class _AngleLoss(Function):
             at = slice(first, first + chunk)
             targets = _cosines(teacher, at)
             with torch.enable_grad():
-                gram = student.detach().requires_grad_()
-                value = F.smooth_l1_loss(_cosines(gram, at), targets, reduction="sum") / size**3
-            (part,) = torch.autograd.grad(value, gram)
+                squared = student.detach().requires_grad_()
+                value = F.smooth_l1_loss(_cosines(squared, at), targets, reduction="sum")
+                value = value / size**3
+            (part,) = torch.autograd.grad(value, squared)
             total, gradient = total + value.detach(), gradient + part
         ctx.save_for_backward(gradient)
         return total
@@ -119,11 +119,12 @@ class _AngleLoss(Function):
         return grads[0] * gradient, None
 
 
-def _cosines(gram: Tensor, at: slice) -> Tensor:
+def _cosines(squared: Tensor, at: slice) -> Tensor:
     """Return the cosines of the angles at samples i between j and k, [i, B, B]; 0 where j or k
     coincides with i.
     """
-    inner = gram[None] - gram[at, :, None] - gram[at, None, :] + gram.diagonal()[at, None, None]
-    lengths = _lengths(_squared_distances(gram)[at])
-    inverse = lengths.masked_fill(lengths == 0, 1).reciprocal().masked_fill(lengths == 0, 0)
-    return inner * inverse[:, :, None] * inverse[:, None, :]
+    here = squared[at]
+    zero = here == 0
+    inverse = here.masked_fill(zero, 1).rsqrt().masked_fill(zero, 0)
+    inner = here[:, :, None] + here[:, None, :] - squared[None]
+    return inner * (inverse / 2)[:, :, None] * inverse[:, None, :]

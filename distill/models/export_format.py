@@ -19,6 +19,7 @@ from distill.errors import InputError
 from distill.files import atomic_directory, current_directory
 from distill.models.origin import CONFIG_FILE, WEIGHTS_FILES
 from distill.models.view import ModelView
+from distill.recipe.hub_names import is_hub_name
 
 WEIGHTS_FILE = "model.safetensors"
 ONNX_FILE = "model.onnx"
@@ -76,7 +77,19 @@ def describe_model(
     record: Mapping[str, Any],
 ) -> None:
     """Write config.json and our record of an export into a folder. Arguments as `write_model`."""
-    data_config = {
+    save_config_for_hf(
+        net,
+        str(directory / CONFIG_FILE),
+        model_config={"label_names": list(classes)},
+        data_config=data_config(view),
+    )
+    _forget_origin(directory / CONFIG_FILE)
+    (directory / RECORD_FILE).write_text(json.dumps(dict(record), indent=1))
+
+
+def data_config(view: ModelView) -> dict[str, Any]:
+    """Return what a model sees by the names of timm."""
+    return {
         "input_size": (3, view.image_size, view.image_size),
         "mean": view.mean,
         "std": view.std,
@@ -84,14 +97,6 @@ def describe_model(
         "crop_mode": view.crop_mode,
         "interpolation": view.interpolation,
     }
-    save_config_for_hf(
-        net,
-        str(directory / CONFIG_FILE),
-        model_config={"label_names": list(classes)},
-        data_config=data_config,
-    )
-    _forget_origin(directory / CONFIG_FILE)
-    (directory / RECORD_FILE).write_text(json.dumps(dict(record), indent=1))
 
 
 def _forget_origin(file: Path) -> None:
@@ -104,6 +109,11 @@ def _forget_origin(file: Path) -> None:
 
 def refuse_overwrite(folder: Path) -> None:
     """Raises InputError where `write_model` would replace anything but an earlier export."""
+    if is_hub_name(str(folder)):
+        raise InputError(
+            f"{folder}: is a name on the Hub, and an export is a folder: name a folder, and publish"
+            " it with `distill publish`"
+        )
     for place in (folder, *folder.parents):
         if place.exists() and not place.is_dir():
             raise InputError(f"{place}: is a file, and an export is a folder: choose another place")
@@ -148,9 +158,11 @@ def read_record(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        record = dict(json.loads(file.read_text()))
-    except (OSError, ValueError) as error:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{file}: cannot be read: {error}") from error
+    if not isinstance(record, dict):
+        raise InputError(f"{file}: is not the record of an export: export again, or delete it")
     if record.get("weights") == RAW_BEFORE:
         record["weights"] = RAW
     return record

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from distill.errors import InputError
 from distill.losses.outputs import POOLED, FeatureKey, FeatureMap, Outputs
+from distill.models.preactivation import keep_inputs, take_inputs
 
 
 def forward_with_features(net: nn.Module, pixels: Tensor, keys: Sequence[FeatureKey]) -> Outputs:
@@ -21,17 +22,26 @@ def forward_with_features(net: nn.Module, pixels: Tensor, keys: Sequence[Feature
         net: a timm model. Its own `forward` is not called; under ZeRO-3 DeepSpeed gathers its
             direct parameters when they are read, which tests/distributed/test_zero.py watches.
         pixels: [B, 3, H, W], normalised.
-        keys: ascending. timm returns feature maps in this order whatever it is asked.
+        keys: ascending. timm returns feature maps in this order whatever it is asked. Those before
+            an activation need `split_activations` first.
     """
     assert list(keys) == sorted(keys), keys
-    stages = sorted({key.stage for key in keys if key != POOLED})
-    if stages:
-        last, maps = net.forward_intermediates(  # type: ignore[operator]
-            pixels, indices=stages, output_fmt="NCHW"
-        )
-    else:
-        last, maps = net.forward_features(pixels), ()  # type: ignore[operator]
+    stages = [key.stage for key in keys if key != POOLED and not key.preactivation]
+    before = [key for key in keys if key.preactivation]
+    keep_inputs(net, before)
+    try:
+        if stages:
+            last, maps = net.forward_intermediates(  # type: ignore[operator]
+                pixels, indices=stages, output_fmt="NCHW"
+            )
+        else:
+            last, maps = net.forward_features(pixels), ()  # type: ignore[operator]
+    finally:
+        preactivations = take_inputs(net, before)
+    # Reentrant checkpoints, which torch no longer makes by default, compute without a graph.
+    assert all(each.requires_grad == last.requires_grad for each in preactivations.values())
     features = {FeatureKey(stage): each for stage, each in zip(stages, maps, strict=True)}
+    features |= preactivations
     if POOLED in keys:
         features[POOLED] = pooled_features(net, last)
     return Outputs(
@@ -75,7 +85,7 @@ def feature_maps(net: nn.Module, image_size: int, what: str) -> list[FeatureMap]
         InputError: the model gives no feature maps.
         NotImplementedError: an operation that the device "meta" lacks.
     """
-    with _evaluating(net), _explained(net, what, "gives no feature maps"):
+    with evaluating(net), explained(net, what, "gives no feature maps"):
         features = net.forward_intermediates(  # type: ignore[operator]
             _one_image(net, image_size), output_fmt="NCHW", intermediates_only=True
         )
@@ -84,7 +94,7 @@ def feature_maps(net: nn.Module, image_size: int, what: str) -> list[FeatureMap]
 
 def pooled_map(net: nn.Module, image_size: int, what: str) -> FeatureMap:
     """Return the shape of a model's pooled features. Arguments and errors as of `feature_maps`."""
-    with _evaluating(net), _explained(net, what, "gives no pooled features"):
+    with evaluating(net), explained(net, what, "gives no pooled features"):
         last = net.forward_features(_one_image(net, image_size))  # type: ignore[operator]
         return _shape(POOLED, pooled_features(net, last))
 
@@ -94,23 +104,29 @@ def _shape(key: FeatureKey, feature: Tensor) -> FeatureMap:
     return FeatureMap(key, channels, height, width)
 
 
-def refuse_other_logits(net: nn.Module, image_size: int, key: FeatureKey, what: str) -> None:
+def refuse_other_logits(
+    net: nn.Module, image_size: int, keys: Sequence[FeatureKey], what: str
+) -> None:
     """Raises InputError if the forward that gives features gives other logits than the model, or
     none. Compares them on one image; a head that is still zero agrees with anything.
+
+    Args:
+        keys: ascending.
     """
-    with _evaluating(net), _explained(net, what, f"gives no logits beside {key}"):
+    named = ", ".join(map(str, keys))
+    with evaluating(net), explained(net, what, f"gives no logits beside {named}"):
         pixels = _one_image(net, image_size)
         logits = net(pixels)
-        found = forward_with_features(net, pixels, (key,)).logits
+        found = forward_with_features(net, pixels, keys).logits
         apart = (found - logits).abs().max() if found.shape == logits.shape else float("inf")
     if apart > 1e-4 * logits.abs().max():
         raise InputError(
-            f"{what} gives other logits with {key} than without: choose another stage or model"
+            f"{what} gives other logits with {named} than without: choose another stage or model"
         )
 
 
 @contextmanager
-def _evaluating(net: nn.Module) -> Iterator[None]:
+def evaluating(net: nn.Module) -> Iterator[None]:
     """Return a context in which a model is in evaluation mode, without gradients."""
     training = net.training
     net.eval()
@@ -122,7 +138,7 @@ def _evaluating(net: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _explained(net: nn.Module, what: str, how: str) -> Iterator[None]:
+def explained(net: nn.Module, what: str, how: str) -> Iterator[None]:
     """Return a context that turns the errors of a forward into InputError, or where the device
     "meta" is the reason into NotImplementedError.
     """
@@ -153,11 +169,13 @@ def chosen_stage(maps: Sequence[FeatureMap], stage: int | None, what: str) -> in
     if stage is None:
         return len(maps) // 2
     if not -len(maps) <= stage < len(maps):
-        listed = ", ".join(
-            f"{each.key.stage}: {each.channels} x {each.height} x {each.width}" for each in maps
-        )
-        raise InputError(
-            f"{stage}, and {what} has stages 0 to {len(maps) - 1} (channels x height x width:"
-            f" {listed})"
-        )
+        raise InputError(f"{stage}, and {what} has {listed_stages(maps)}")
     return stage % len(maps)
+
+
+def listed_stages(maps: Sequence[FeatureMap]) -> str:
+    """Return the stages of a model as a message lists them."""
+    listed = ", ".join(
+        f"{each.key.stage}: {each.channels} x {each.height} x {each.width}" for each in maps
+    )
+    return f"stages 0 to {len(maps) - 1} (channels x height x width: {listed})"

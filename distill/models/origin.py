@@ -19,6 +19,8 @@ from distill.recipe.hub_names import HubModel, is_hub_name
 
 CONFIG_FILE = download.CONFIG_FILE
 WEIGHTS_FILES = download.WEIGHTS_FILES
+RANDOM = "random weights"
+"""What records say of weights that are from nowhere."""
 
 
 @dataclass(frozen=True)
@@ -69,11 +71,22 @@ class Origin:
 
     @property
     def classes(self) -> tuple[str, ...] | None:
-        """Class names in the order of the logits, if the config has them."""
+        """Class names in the order of the logits, if the config has them.
+
+        Raises:
+            InputError: they are something else than names.
+        """
         names = self.config.get("label_names")
-        if isinstance(names, Mapping):  # timm allows {"0": "name", ...}
-            names = [names[key] for key in sorted(names, key=int)]
-        return tuple(names) if names and not self.assumed else None
+        if not names or self.assumed:
+            return None
+        try:
+            if isinstance(names, Mapping):  # timm allows {"0": "name", ...}
+                names = [names[key] for key in sorted(names, key=int)]
+        except ValueError:
+            names = None
+        if not isinstance(names, list | tuple) or not all(isinstance(n, str) for n in names):
+            raise InputError(f"{self.source}: label_names should be a list of names: correct it")
+        return tuple(names)
 
 
 def origin_of_teacher(spec: schema.TeacherSpec, root: Path, *, may_download: bool = True) -> Origin:

@@ -17,8 +17,9 @@ from distill.models.build import (
 )
 from distill.models.fitting import apply_weights, fitted, head_classes, with_head_of
 from distill.models.hub.download import in_cache, licence_in, pinned_commits
+from distill.models.hub.licences import UNREADABLE
 from distill.models.labels import match_classes
-from distill.models.origin import Origin, origin_of_student
+from distill.models.origin import RANDOM, Origin, origin_of_student
 from distill.models.sizes import resampled_by_timm
 from distill.models.view import ModelView, view_of_config
 from distill.models.weights import load_state_dict
@@ -102,16 +103,37 @@ def first_weights(spec: schema.StudentSpec) -> dict[str, str]:
     these, and their licence may too.
     """
     if spec.weights is None:
-        return {"began_with": "random weights"}
+        return began_with(RANDOM, None)
     if is_hub_name(spec.weights):
         return _of_hub(spec.weights)
     if spec.weights != "pretrained":
-        return {"began_with": spec.weights}
+        return began_with(spec.weights, _licence_of_file(spec, Path(spec.weights).expanduser()))
     if ":" in spec.model:  # its config may be on the network, which a run does not use midway
-        return {"began_with": f"pretrained {spec.model}"}
+        return began_with(f"pretrained {spec.model}", None)
     known = config(spec.model)
-    licence = {"began_with_license": str(known["license"])} if "license" in known else {}
-    return {"began_with": f"pretrained {timm_name(spec.model, known)}", **licence}
+    return began_with(f"pretrained {timm_name(spec.model, known)}", known.get("license"))
+
+
+def began_with(weights: str, licence: str | None) -> dict[str, str]:
+    """Return what records say of first weights.
+
+    Args:
+        weights: where they are from.
+        licence: None if nothing states it.
+    """
+    return {"began_with": weights, **({"began_with_license": licence} if licence else {})}
+
+
+def _licence_of_file(spec: schema.StudentSpec, file: Path) -> str | None:
+    """Return the licence that an export states with a file of weights; None if it states none. Of a
+    file that is gone it is not known, and may limit the choice.
+    """
+    if not file.is_file():
+        return UNREADABLE
+    try:
+        return origin_of_student(spec, Path()).licence
+    except InputError:  # its config was changed since the run began
+        return UNREADABLE
 
 
 def _of_hub(weights: str) -> dict[str, str]:
@@ -119,8 +141,7 @@ def _of_hub(weights: str) -> dict[str, str]:
     commit = pinned_commits().get(str(parse_hub_name(weights)))
     found = in_cache(weights, "weights")
     licence = licence_in(found.folder) if found is not None else None
-    began_with = str(parse_hub_name(weights).at(commit)) if commit else weights
-    return {"began_with": began_with, **({"began_with_license": licence} if licence else {})}
+    return began_with(str(parse_hub_name(weights).at(commit)) if commit else weights, licence)
 
 
 def student_view(

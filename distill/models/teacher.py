@@ -19,7 +19,7 @@ from distill.models.build import create, timm_name
 from distill.models.features import Featured
 from distill.models.fitting import fitted, head_classes
 from distill.models.labels import Match, match_teacher
-from distill.models.origin import Origin, origin_of_teacher
+from distill.models.origin import RANDOM, Origin, origin_of_teacher
 from distill.models.pixels import Pixels
 from distill.models.plausible import Promise, read_promise
 from distill.models.sizes import (
@@ -214,7 +214,7 @@ def build_teacher(
 def _recorded_origin(spec: schema.TeacherSpec, origin: Origin) -> dict[str, str]:
     """Return what records say of a teacher's weights: their licence may bind its students."""
     names = {
-        "random": "random weights",
+        "random": RANDOM,
         "pretrained": f"pretrained {timm_name(origin.name, origin.config)}",
     }
     weights = str(origin.hub) if origin.hub else names.get(spec.weights, spec.weights)

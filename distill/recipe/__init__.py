@@ -12,6 +12,7 @@ from distill.recipe.load import (
     recipes_dir,
     shipped_files,
     shipped_recipes,
+    shipped_studies,
 )
 from distill.recipe.schema import Recipe
 
@@ -27,4 +28,5 @@ __all__ = [
     "recipes_dir",
     "shipped_files",
     "shipped_recipes",
+    "shipped_studies",
 ]

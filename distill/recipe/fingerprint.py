@@ -22,7 +22,8 @@ KEYS_LEFT_OUT = {
     "train": {"compile", "zero_stage", "zero_offload", "timeout_s"},
     "teacher": {"placement", "offload"},
     "teachers": {"__all__": {"placement", "offload"}},
-    "students": {"__all__": {"grad_checkpointing"}},
+    "students": {"__all__": {"grad_checkpointing": True, "objective": {"hint": {"bank"}}}},
+    "stages": {"__all__": {"students": {"__all__": {"objective": {"hint": {"bank"}}}}}},
 }
 # Keys of streams that may change as well: the location of the shards, and numbers whose default
 # depends on the data. `Plan.inputs` checks that a resumed run has the same shards and numbers.

@@ -4,15 +4,26 @@ each other.
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from distill.recipe.values import Section, Weight
+from distill.recipe.values import Count, Section, Temperature, Weight, Within, as_tuple
 
-Heads = tuple[str | int | None, ...]
-"""What the trained parts of a hint depend on, beside the shapes of the features."""
+Stages = Annotated[tuple[int, ...], BeforeValidator(as_tuple), Field(min_length=1)]
 
 
-class FitNetSpec(Section):
+EmbeddingWidth = Annotated[
+    int, Field(ge=1), Within(1, 4096, "no embedding of the papers has more than 128")
+]
+
+
+class _Hint(Section):
+    @property
+    def heads(self) -> str:
+        """Equal for hints whose heads are alike: those that differ in their weight alone."""
+        return self.model_dump_json(exclude={"weight"})
+
+
+class FitNetSpec(_Hint):
     """FitNet (Eq. 2): the distance between a feature map of the teacher and one of the student,
     which a trained 1x1 convolution with BatchNorm projects to the teacher's width. The larger map
     is averaged to the size of the smaller one.
@@ -32,15 +43,10 @@ class FitNetSpec(Section):
     teacher_stage: int | None = None
     """The teacher's feature map, as for `student_stage`."""
 
-    @property
-    def heads(self) -> Heads:
-        """What its trained projection depends on."""
-        return self.loss, self.student_stage, self.teacher_stage
 
-
-class CCSpec(Section):
+class CCSpec(_Hint):
     """Correlation congruence: relations of the samples of a micro-batch
-    (`train.micro_batch_size`, at least 2), in the features that the classifier reads.
+    (`train.micro_batch_size`), in the features that the classifier reads.
     """
 
     loss: Literal["cc"]
@@ -54,13 +60,8 @@ class CCSpec(Section):
     0.003 beside a KL loss).
     """
 
-    @property
-    def heads(self) -> Heads:
-        """What its trained maps depend on."""
-        return self.loss, self.reference
 
-
-class RKDSpec(Section):
+class RKDSpec(_Hint):
     """Relational KD: distances of pairs and angles of triples of the samples of a micro-batch
     (`train.micro_batch_size`, at least 3), in the features that the classifier reads.
     """
@@ -74,13 +75,37 @@ class RKDSpec(Section):
     angle_weight: Weight = 50.0
     """Weight of the angles within the loss."""
 
-    @property
-    def heads(self) -> Heads:
-        """It trains nothing."""
-        return (self.loss,)
+
+class CRDSpec(_Hint):
+    """CRD: the student's embedding of an image is close to the teacher's embedding of it, and far
+    from those of images of other classes, which a bank of all training images remembers. Images
+    without labels, or with other classes than the run, are far from all others. A mixed image
+    counts as the first one of its pair.
+    """
+
+    loss: Literal["crd"]
+    """The name of the loss."""
+    weight: Weight = 1.0
+    """The weight of the loss in the objective: 1 in the VanillaKD paper, 0.8 in Tian et al."""
+    reference: Literal["paper_code", "original"] = "paper_code"
+    """`paper_code`: negatives are drawn with replacement, as in the VanillaKD paper's released
+    code. `original`: without, as in the code of Tian et al.
+    """
+    negatives: Count = 16_384
+    """Images that a step draws from the bank, for all samples of its batch."""
+    temperature: Temperature = 0.07
+    """Products of embeddings are divided by this number."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """The share of the old embedding when the bank sees an image again."""
+    width: EmbeddingWidth = 128
+    """Dimensions of the embeddings."""
+    bank: Literal["device", "host"] = "device"
+    """The memory of each process that holds the bank, 8 x width + 8 bytes an image. With `host`,
+    each step waits for the device.
+    """
 
 
-class FeatureSpec(Section):
+class FeatureSpec(_Hint):
     """The student's features, projected by a trained 1x1 convolution, approach the teacher's. It
     needs no classes of the teacher, so that DINOv2 and its like can teach.
     """
@@ -100,11 +125,6 @@ class FeatureSpec(Section):
     teacher_stage: int | None = None
     """With `dense`: the teacher's feature map; null: the last one."""
 
-    @property
-    def heads(self) -> Heads:
-        """What its trained projection depends on."""
-        return self.loss, self.level, self.student_stage, self.teacher_stage
-
     @model_validator(mode="after")
     def _stages_are_of_maps(self) -> Self:
         named = [
@@ -115,7 +135,49 @@ class FeatureSpec(Section):
         return self
 
 
-SMALLEST_MICRO_BATCH = {"cc": 2, "rkd": 3}
-"""Samples without which a loss relates nothing."""
+class ReviewKDSpec(_Hint):
+    """ReviewKD: the student's features of each level, fused with those of the deeper ones by
+    trained convolutions, approach the teacher's. The levels are the last map of each size, at most
+    the four deepest, and the pooled features. A model whose maps have one size (a ViT of 24 blocks)
+    has blocks 1, 3, 21 and 23, at 4, 2, 1 and 1/2 times their size, as in the released code.
+    """
 
-HintSpec = Annotated[FitNetSpec | CCSpec | RKDSpec | FeatureSpec, Field(discriminator="loss")]
+    loss: Literal["reviewkd"]
+    """The name of the loss."""
+    weight: Weight = 1.0
+    """The weight of the loss in the objective (ReviewKD's authors: 0.6 to 8, by the pair)."""
+    reference: Literal["paper_code", "original"] = "paper_code"
+    """Which maps of a ResNet are taken before the last activation of their stage. `paper_code`:
+    those of both models, as in the VanillaKD paper's released code. `original`: the teacher's, as
+    in the authors' code for CIFAR-100.
+    """
+    warmup_epochs: int = Field(default=1, ge=0)
+    """The loss is multiplied by min(epoch / warmup_epochs, 1), with the epoch counted from 0 from
+    the start of the stage: by 0 in the first one. 20 in the authors' code for CIFAR-100; 0: no
+    warm-up.
+    """
+    student_stages: Stages | None = None
+    """The student's maps, ascending indices as for `fitnet`, the pooled features not among them;
+    null: those above. It goes with `teacher_stages`, of the same length.
+    """
+    teacher_stages: Stages | None = None
+    """The teacher's maps, as for `student_stages`."""
+
+    @model_validator(mode="after")
+    def _stages_are_pairs(self) -> Self:
+        ours, theirs = self.student_stages, self.teacher_stages
+        if (ours is None) != (theirs is None):
+            missing = "student_stages" if ours is None else "teacher_stages"
+            raise ValueError(f"{missing} is missing: name the maps of both models, or of neither")
+        if ours is not None and theirs is not None and len(ours) != len(theirs):
+            raise ValueError(
+                f"student_stages names {len(ours)} maps and teacher_stages {len(theirs)}: a level"
+                " is one of each"
+            )
+        return self
+
+
+HintSpec = Annotated[
+    FitNetSpec | CCSpec | RKDSpec | CRDSpec | ReviewKDSpec | FeatureSpec,
+    Field(discriminator="loss"),
+]

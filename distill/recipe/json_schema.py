@@ -23,12 +23,13 @@ def json_schema() -> dict[str, Any]:
     schema = _as_written(Recipe.model_json_schema())
     parts = schema["$defs"]
     parts["DurationValue"] = _DURATION
-    warmup = parts["ScheduleSpec"]["properties"]["warmup"]
-    parts["ScheduleSpec"]["properties"]["warmup"] = {
-        "description": warmup["description"],
-        "anyOf": [{"$ref": "#/$defs/DurationValue"}, {"type": "string", "pattern": _SHARE}],
-        "default": warmup["default"],
-    }
+    of_schedule = parts["ScheduleSpec"]["properties"]
+    for name in ("warmup", "cooldown"):
+        of_schedule[name] = {
+            "description": of_schedule[name]["description"],
+            "anyOf": [{"$ref": "#/$defs/DurationValue"}, {"type": "string", "pattern": _SHARE}],
+            "default": of_schedule[name]["default"],
+        }
     text = {"type": "string"}
     schema["properties"] = {
         "extends": {"description": EXTENDS, "anyOf": [text, {"type": "array", "items": text}]},

@@ -152,6 +152,11 @@ class ScheduleSpec(Section):
     """The learning rate at the start of warm-up."""
     min_lr: NonNegative = 0.0
     """The smallest learning rate, at the end of the budget."""
+    cooldown: Duration = DurationValue(0, "iterations")
+    """For `constant`: the duration at the end of the budget in which the learning rate falls
+    linearly to `min_lr`; in a recipe file also a percentage of the budget, such as 20%. Runs that
+    differ only in budget and cool-down do the same steps up to the first cool-down.
+    """
     power: Annotated[float, Field(gt=0), Within(1e-3, 1e3, "the learning rate would be a step")] = (
         1.0
     )
@@ -160,6 +165,15 @@ class ScheduleSpec(Section):
     """For `step`: the durations after which the learning rate is multiplied by `decay_factor`."""
     decay_factor: Positive = 0.1
     """For `step`: the factor at each milestone."""
+
+    @model_validator(mode="after")
+    def _cooldown_fits_the_name(self) -> Self:
+        if self.cooldown.amount and self.name != "constant":
+            raise ValueError(
+                f"schedule.cooldown goes with name: constant; {self.name} decays over the whole"
+                " budget by itself: remove cooldown, or set name: constant"
+            )
+        return self
 
     @model_validator(mode="after")
     def _milestones_fit_the_name(self) -> Self:

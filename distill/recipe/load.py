@@ -19,6 +19,7 @@ from distill.recipe.warmups import fit_warmups, mark_shipped
 
 # Folders of recipes/ with files that other recipes extend.
 _FRAGMENTS = ("strategies", "parts")
+_STUDIES = "studies"  # the folder of recipes/ with study files, which are no recipes
 _MAX_EXTENDS = 20
 
 
@@ -30,18 +31,18 @@ def recipes_dir() -> Path:
 
 def shipped_recipes() -> list[str]:
     """The names of the complete recipes of the package, as `find_recipe` accepts them."""
-    paths = (path.relative_to(recipes_dir()) for path in recipes_dir().rglob("*.yaml"))
-    return sorted(
-        path.with_suffix("").as_posix() for path in paths if path.parts[0] not in _FRAGMENTS
-    )
+    return [name for name in shipped_files() if name.partition("/")[0] not in _FRAGMENTS]
 
 
 def shipped_files() -> list[str]:
-    """The names of all files in recipes/, as `extends` accepts them."""
-    return sorted(
-        path.relative_to(recipes_dir()).with_suffix("").as_posix()
-        for path in recipes_dir().rglob("*.yaml")
-    )
+    """The names of all recipes and parts of recipes in recipes/, as `extends` accepts them."""
+    paths = (path.relative_to(recipes_dir()) for path in recipes_dir().rglob("*.yaml"))
+    return sorted(path.with_suffix("").as_posix() for path in paths if path.parts[0] != _STUDIES)
+
+
+def shipped_studies() -> list[str]:
+    """The names of the studies of the package, as `distill study` accepts them."""
+    return sorted(path.stem for path in (recipes_dir() / _STUDIES).glob("*.yaml"))
 
 
 def find_recipe(name: str) -> Path:

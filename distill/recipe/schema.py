@@ -27,11 +27,12 @@ from distill.recipe.data import (
 )
 from distill.recipe.elementwise import elementwise_problems
 from distill.recipe.hints import (
-    SMALLEST_MICRO_BATCH,
     CCSpec,
+    CRDSpec,
     FeatureSpec,
     FitNetSpec,
     HintSpec,
+    ReviewKDSpec,
     RKDSpec,
 )
 from distill.recipe.hub_names import Resume
@@ -73,6 +74,7 @@ __all__ = [
     "BKLSpec",
     "CCSpec",
     "CESpec",
+    "CRDSpec",
     "CheckpointSpec",
     "DISTSpec",
     "DKDSpec",
@@ -97,6 +99,7 @@ __all__ = [
     "PublishSpec",
     "RKDSpec",
     "Recipe",
+    "ReviewKDSpec",
     "SavedDatasetSpec",
     "ScheduleSpec",
     "ShardsSpec",
@@ -314,15 +317,14 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
-    def _hints_have_samples_to_relate(self) -> Self:
+    def _rkd_has_triples(self) -> Self:
         size = self.train.micro_batch_size or self.train.batch_size_global
         for key, student in self._settings():
-            hint = student.objective.hint
-            if hint and size < (least := SMALLEST_MICRO_BATCH.get(hint.loss, 1)):
+            if size < 3 and isinstance(student.objective.hint, RKDSpec):
                 name = "micro_batch_size" if self.train.micro_batch_size else "batch_size_global"
                 raise ValueError(
-                    f"train.{name}: {size}, and {key}.objective.hint {hint.loss} relates at least"
-                    f" {least} samples of a micro-batch to each other: raise it"
+                    f"train.{name}: {size}, and {key}.objective.hint rkd relates at least 3 samples"
+                    " of a micro-batch to each other: raise it"
                 )
         return self
 

@@ -130,9 +130,9 @@ def _changes(
     )
     if zero_stage and heads != heads_before:
         yield (
-            f"{key}.students.{name}.objective.hint: reads other feature maps than the previous"
+            f"{key}.students.{name}.objective.hint: trains other parts than that of the previous"
             f" stage, which is not possible with train.zero_stage {zero_stage}: use zero_stage: 0,"
-            " or the same student_stage and teacher_stage in all stages"
+            " or the same hint in all stages"
         )
     changed = [
         field

@@ -1,5 +1,5 @@
-"""Warm-ups: a percentage of the budget becomes a duration, and an inherited warm-up that is too
-long for the budget is shortened.
+"""Warm-ups and cool-downs: a percentage of the budget becomes a duration, and an inherited warm-up
+that is too long for the budget is shortened.
 """
 
 import re
@@ -21,6 +21,7 @@ from distill.recipe.stages import StageStudentSpec
 # of the paper have 1.7 % (A2) to 6.7 % (B).
 WARMUP_SHARE = 0.05
 _LONG_WARMUP = 1 / 3  # a note is printed if an inherited warm-up is more than this of the budget
+_SHARES = ("warmup", "cooldown")  # keys of a schedule that may be a percentage of the budget
 _SHARE = re.compile(r"\s*(\d{1,2}(?:\.\d{0,9})?)\s*%\s*")
 _ALL_STAGES = "the budget of all stages"
 _Learns = TypeVar("_Learns", StudentSpec, StageStudentSpec)
@@ -40,8 +41,8 @@ def mark_shipped(node: Any, origin: str) -> Any:
 
 
 def fit_warmups(tree: Tree) -> list[str]:
-    """Converts each warm-up that is a percentage of the budget to a duration, and shortens
-    inherited warm-ups, in place.
+    """Converts each warm-up and cool-down that is a percentage of the budget to a duration, and
+    shortens inherited warm-ups, in place.
 
     An inherited warm-up that is not shorter than its budget becomes WARMUP_SHARE of the budget. If
     their units differ, `fit_inherited_warmups` compares them once the data is known. A warm-up that
@@ -60,15 +61,16 @@ def fit_warmups(tree: Tree) -> list[str]:
     advice: dict[tuple[str, str, str, str], list[str]] = {}
     for key, student, budget_key, budget in _schedules(tree):
         written = student["schedule"].get("warmup")
-        if (share := _share(written)) is not None:
+        for part in _SHARES:
+            if (share := _share(student["schedule"].get(part))) is None:
+                continue
             if budget is not None:
-                _set_warmup(student, str(share_of(budget, share)))
+                _set(student, part, str(share_of(budget, share)))
             elif budget_key == _ALL_STAGES:
                 raise InputError(
-                    f"{key}.schedule.warmup: {written} of all stages, whose budgets have different"
-                    " units: write a duration, such as '500 iterations'"
+                    f"{key}.schedule.{part}: {student['schedule'][part]} of all stages, whose"
+                    " budgets have different units: write a duration, such as '500 iterations'"
                 )
-            continue
         if not isinstance(written, ShippedText) or budget is None:
             continue
         warmup = _duration(written)
@@ -82,7 +84,7 @@ def fit_warmups(tree: Tree) -> list[str]:
                 ).append(key)
             continue
         now = str(share_of(budget))
-        _set_warmup(student, now)
+        _set(student, "warmup", now)
         at = f"{budget_key}, {budget}"
         changes.setdefault((written, written.origin, at, now), []).append(f"{key}.schedule.warmup")
     _replace_shared_shares(tree)
@@ -102,27 +104,27 @@ def _notes_on_changes(changes: Mapping[tuple[str, str, str, str], list[str]]) ->
     ]
 
 
-def _set_warmup(student: Tree, warmup: str) -> None:
+def _set(student: Tree, part: str, duration: str) -> None:
     # A new mapping, since other students may share the old one.
-    student["schedule"] = {**student["schedule"], "warmup": warmup}
+    student["schedule"] = {**student["schedule"], part: duration}
 
 
 def _replace_shared_shares(tree: Tree) -> None:
-    """Replaces a percentage in the run's own schedule of a student by the warm-up of the first
+    """Replaces a percentage in the run's own schedule of a student by the duration of the first
     stage, since a run with stages has no budget of its own.
     """
     stages, students = tree.get("stages"), tree.get("students")
     if not isinstance(stages, list) or not isinstance(students, Mapping):
         return
-    warmups = {
-        key.rpartition(".")[2]: student["schedule"].get("warmup")
+    first: dict[str, Any] = {
+        key.rpartition(".")[2]: student["schedule"]
         for key, student, *_ in reversed([*_schedules(tree)])
     }
-    for name, student, *_ in _schedules_of("", tree, "", None):
-        if _share(student["schedule"].get("warmup")) is not None:
-            _set_warmup(
-                student, warmups.get(name.rpartition(".")[2], student["schedule"]["warmup"])
-            )
+    for key, student, *_ in _schedules_of("", tree, "", None):
+        for part in _SHARES:
+            if _share(student["schedule"].get(part)) is not None:
+                own: Any = first.get(key.rpartition(".")[2], student["schedule"])
+                _set(student, part, own.get(part, student["schedule"][part]))
 
 
 def budget_of(tree: Tree) -> DurationValue | None:

@@ -6,6 +6,7 @@ if the mean with them is no worse there (Wortsman et al. 2022, arXiv 2203.05482,
 """
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,9 +31,10 @@ from distill.evaluation.metric import METRICS
 from distill.evaluation.predictions import ALL_CLASSES
 from distill.evaluation.scores import Scores, scores_of
 from distill.models.export_format import RAW, refuse_overwrite, write_model
+from distill.models.hub.derived import derived_from_all
 from distill.recipe import load_recipe
 from distill.release.find import Found, find_models, which_weights
-from distill.release.images import labelled_in_logits, open_images
+from distill.release.images import labelled_in_logits, open_images, title_of
 from distill.release.passes import Evaluator, Settings
 
 
@@ -66,6 +68,7 @@ def average_models(
     classes: str | None = None,
     batch_size: int | None = 256,
     num_workers: int | None = None,
+    image_size: int | None = None,
 ) -> Averaged:
     """Averages weights and writes them in the format of timm.
 
@@ -83,6 +86,8 @@ def average_models(
         data, split, classes: the images for `greedy`, as in `evaluate_models`; None: those of the
             run.
         batch_size, num_workers: as in `evaluate_models`.
+        image_size: in pixels, that several models were trained on; None: as they say. Files of
+            weights do not say it.
 
     Returns:
         What was written.
@@ -106,12 +111,15 @@ def average_models(
     if data is not None and not greedy:
         raise InputError("--data are the images on which --greedy chooses: give both")
     if _is_run(where[0]) and len(where) == 1:
+        if image_size is not None:
+            raise InputError("--image-size is that of files of weights: a run records its own")
         members = _of_run(where[0], student, weights, last, best)
     else:
         if last is not None or best is not None or weights != RAW:
             raise InputError("--last, --best and --weights choose checkpoints of one run")
-        members = _of_places(where, model, student)
+        members = _of_places(where, model, student, image_size)
     _refuse_different(members)
+    _refuse_not_finite(members)
     score = None
     if greedy:
         members, score = _greedy(
@@ -130,9 +138,12 @@ def average_models(
         "model": members[0].record.get("model"),
         "weights": f"mean of {len(members)}",
         "members": list(names),
+        **derived_from_all([each.record for each in members]),
     }
     if score is not None:
         record |= {key: value for key, value in score.as_dict().items() if key != "images_per_s"}
+        images = "the evaluation images" if data is None else title_of(data)
+        record["scored_on"] = f"a part of {images}, on which no members were chosen"
     write_model(
         output,
         members[0].net,
@@ -196,15 +207,21 @@ def _best_steps(
     metric = METRICS[load_recipe(run / RECIPE_FILE).evaluate.metric]
     key = student if weights == RAW else f"{student}/{weights}"
     values: dict[int, float] = {}
-    for line in (run / METRICS_FILE).read_text(encoding="utf-8").splitlines():
+    try:
+        lines = (run / METRICS_FILE).read_bytes().splitlines()
+    except OSError as error:
+        raise InputError(
+            f"{run / METRICS_FILE}: cannot be read ({error}), and it says which checkpoints are the"
+            " best: use --last"
+        ) from error
+    for line in lines:
         try:
             record = json.loads(line)
-        except ValueError:  # a line that is being written
-            continue
-        if record.get("event") == "evaluate" and record["step"] in steps:
-            value = record["models"].get(key, {}).get(metric.name)
-            if value is not None:
-                values[record["step"]] = value
+            step, value = record["step"], record["models"][key][metric.name]
+        except (ValueError, LookupError, TypeError, RecursionError):
+            continue  # another event, or a line that is damaged or being written
+        if step in steps and isinstance(value, int | float) and math.isfinite(value):
+            values[step] = value
     if len(values) < count:
         raise InputError(
             f"{run}: {len(values)} of its {len(steps)} checkpoints were evaluated, and --best"
@@ -214,7 +231,9 @@ def _best_steps(
     return ranked[:count]
 
 
-def _of_places(paths: Sequence[Path], model: str | None, student: str | None) -> list[Found]:
+def _of_places(
+    paths: Sequence[Path], model: str | None, student: str | None, image_size: int | None
+) -> list[Found]:
     members = []
     if student is not None and not any(_is_run(path) or is_checkpoint(path) for path in paths):
         raise InputError(f"--student {student}: picks among the students of a run: leave it out")
@@ -225,12 +244,12 @@ def _of_places(paths: Sequence[Path], model: str | None, student: str | None) ->
             model=model if path.is_file() else None,
             student=own,
             weights="best",
-            image_size=None,
+            image_size=image_size,
         )
         if len(found) > 1:
             names = ", ".join(each.name for each in found)
             raise InputError(f"{path}: which student? Name one with --student: {names}")
-        members.append(replace(found[0], name=str(path)))
+        members.append(replace(found[0], name=str(found[0].record.get("hub", path))))
     if len(members) < 2:
         raise InputError(f"{paths[0]}: is one model: give at least two, or a run with checkpoints")
     return members
@@ -261,6 +280,16 @@ def _refuse_different(members: Sequence[Found]) -> None:
                 f"{other.name}: sees images in another way than {first.name}"
                 f" ({other.view.values}; {first.view.values})"
             )
+
+
+def _refuse_not_finite(members: Sequence[Found]) -> None:
+    """Raises InputError if a weight is NaN or infinite: it would be so in the mean."""
+    for each in members:
+        for name, tensor in each.net.state_dict().items():
+            if not tensor.isfinite().all():
+                raise InputError(
+                    f"{each.name}: {name} has values that are not finite: leave it out"
+                )
 
 
 # ---- the mean ------------------------------------------------------------------------------------
@@ -363,3 +392,5 @@ def _show(output: Path, members: Sequence[Found], score: Scores | None) -> None:
             "its BatchNorm has the mean of the running statistics, as weight averages of a run have"
             " them: evaluate it before you use it"
         )
+    if (warning := members[0].size_warning) is not None:
+        say(f"warning: {warning}")

@@ -213,6 +213,10 @@ def average(
         int | None,
         typer.Option(min=0, help="Number of decoding processes. Default: the CPU cores."),
     ] = None,
+    image_size: Annotated[
+        int | None,
+        typer.Option(min=8, help="For files of weights: the size that they were trained on."),
+    ] = None,
 ) -> None:
     """Average the weights of several checkpoints or models.
 
@@ -239,6 +243,7 @@ def average(
         classes=classes,
         batch_size=_batch_size(batch_size),
         num_workers=num_workers,
+        image_size=image_size,
     )
 
 

@@ -18,9 +18,9 @@ from distill.models.labels import Match, match_classes
 from distill.models.plausible import doubts
 from distill.models.teacher import Teacher, build_teacher
 from distill.recipe import Recipe, load_recipe
-from distill.release.find import Found, find_models
+from distill.release.find import Found, find_model, find_models
 from distill.release.imagenet import named_sets
-from distill.release.images import in_command_words, labelled_in_logits, open_images
+from distill.release.images import in_command_words, labelled_in_logits, open_images, title_of
 from distill.release.passes import Evaluator, Settings, Unreadable
 from distill.release.results import Results, SetResult
 from distill.release.sets import SetEvaluation, measurements
@@ -125,7 +125,8 @@ def evaluate_models(
                 make_console(stderr=True).print(
                     f"without the teacher: {missing}", markup=False, soft_wrap=True
                 )
-        run = partial(_only_set, source, match, found, images or named)
+        title = "evaluation images of the run, again" if images is None else title_of(images)
+        run = partial(_only_set, source, match, found, images or named, title)
     engine = Engine(precision=precision)
     try:
         of_sets = run(Evaluator(found, compared, engine, settings, compared_logits))
@@ -170,9 +171,19 @@ def _refuse_options(
 
 
 def _only_set(
-    source: Source, match: Match, found: list[Found], name: str, evaluator: Evaluator
+    source: Source,
+    match: Match,
+    found: list[Found],
+    name: str,
+    title: str,
+    evaluator: Evaluator,
 ) -> list[SetResult]:
-    """Evaluate on the images of --data, or those of the run."""
+    """Evaluate on the images of --data, or those of the run.
+
+    Args:
+        name: the path of the images, or of the run.
+        title: the images in words.
+    """
     answers = evaluator.answers(source)
     scores = {
         model: scores_of(predictions, answers.images_per_s[model])
@@ -180,7 +191,7 @@ def _only_set(
     }
     order = dict.fromkeys([*(each.name for each in found), TEACHER])
     in_order = {model: scores[model] for model in order if model in scores}
-    return [SetResult("data", name, name, match.num_logits, "results-data", in_order)]
+    return [SetResult("data", title, name, match.num_logits, "results-data", in_order)]
 
 
 def _classifiers(found: list[Found]) -> list[Found]:
@@ -214,26 +225,13 @@ def _named_teacher(path: str | Path | None, model: str | None, use_test_size: bo
         if model is not None:
             raise InputError("--teacher-model names the architecture of --teacher: give both")
         return None
-    found = find_models(
-        Path(path),
-        model=model,
-        student=None,
-        weights="best",
-        image_size=None,
-        use_test_size=use_test_size,
-    )
-    if len(found) != 1:
-        names = ", ".join(each.name for each in found)
-        raise InputError(
-            f"--teacher {path}: a run of several students ({names}): name one of its folders"
-            f" {path}/best/STUDENT"
-        )
-    if not found[0].has_classes:
+    found = find_model(str(path), "--teacher", model=model, use_test_size=use_test_size)
+    if not found.has_classes:
         raise InputError(
             f"--teacher {path}: has no classifier, and models are compared by their classes: name a"
             " model with classes"
         )
-    return replace(found[0], name=f"--teacher {path}")
+    return replace(found, name=f"--teacher {path}")
 
 
 def _in_classes_of(
@@ -339,13 +337,7 @@ def _doubts(results: Results, teacher: Teacher | None, of_run: bool) -> list[str
     """Warnings about an assumed image size, and about accuracies no better than chance or far below
     what a record promises.
     """
-    warnings = [
-        f"{each.name}: its file does not say on which image size it was trained;"
-        f" {each.view.image_size} px is timm's size of the model: give --image-size if it is"
-        " another"
-        for each in results.found
-        if each.view.sources["image_size"].startswith("assumed")
-    ]
+    warnings = [each.size_warning for each in results.found if each.size_warning is not None]
     for of_set in results.sets.values():
         # The images of ImageNet-A are those that a ResNet-50 gets wrong.
         if of_set.name == "a":

@@ -13,9 +13,10 @@ from distill.checkpoint.store import Checkpoint, load, load_newest
 from distill.data.label_sets import named_list, space_of_size
 from distill.errors import InputError, did_you_mean
 from distill.files import current_directory
-from distill.models.build import config, create
+from distill.models.build import config, create, timm_name
 from distill.models.export_format import RAW, RAW_BEFORE, WEIGHTS_FILE, is_export, read_record
 from distill.models.fitting import apply_weights, fitted, head_classes
+from distill.models.hub.derived import derived_from_all, recorded_teachers, teachers_of_checkpoint
 from distill.models.hub.download import fetch
 from distill.models.origin import Origin, origin_of_file, origin_of_folder, origin_of_snapshot
 from distill.models.pixels import Pixels
@@ -27,7 +28,7 @@ from distill.models.sizes import (
     resampled_by_timm,
     sized_view,
 )
-from distill.models.student import first_weights, student_view
+from distill.models.student import began_with, first_weights, student_view
 from distill.models.view import ModelView
 from distill.models.weights import load_state_dict
 from distill.recipe import Recipe, load_recipe
@@ -66,6 +67,17 @@ class Found:
     def pixels(self) -> Pixels:
         """The normalisation that the model expects."""
         return Pixels(self.view.mean, self.view.std)
+
+    @property
+    def size_warning(self) -> str | None:
+        """A warning if the image size of the weights is assumed."""
+        if not self.view.sources["image_size"].startswith("assumed"):
+            return None
+        return (
+            f"{self.name}: its file does not say on which image size it was trained;"
+            f" {self.view.image_size} px is timm's size of the model: give --image-size if it is"
+            " another"
+        )
 
 
 def find_models(
@@ -148,6 +160,43 @@ def find_models(
     return found
 
 
+def find_model(
+    path: str,
+    option: str,
+    *,
+    model: str | None,
+    student: str | None = None,
+    weights: str = "best",
+    image_size: int | None = None,
+    use_test_size: bool = True,
+    student_option: str | None = None,
+) -> Found:
+    """Load the only model at a path, as `find_models`.
+
+    Args:
+        option: what names the path, for messages.
+        student_option: the option that gives `student`, if there is one.
+
+    Raises:
+        InputError: there is none, or there are several.
+    """
+    found = find_models(
+        Path(path),
+        model=model,
+        student=student,
+        weights=weights,
+        image_size=image_size,
+        use_test_size=use_test_size,
+    )
+    if len(found) != 1:
+        names = ", ".join(each.name for each in found)
+        advice = f"name one of its folders {path}/best/STUDENT"
+        if student_option is not None:
+            advice = f"choose one with {student_option}"
+        raise InputError(f"{option} {path}: a run of several students ({names}): {advice}")
+    return found[0]
+
+
 def which_weights(found: Found) -> str:
     """Which weights of a run these are, in words; of other weights what their record says."""
     if "step" not in found.record:
@@ -172,7 +221,9 @@ def _from_hub(
     origin = origin_of_snapshot(fetch(str(hub_model), "model", again=True), None, "--model")
     assert origin.hub is not None
     found = _loaded(origin, hub_model.repo.split("/")[1], image_size, use_test_size, origin.hub)
-    return replace(found, record={**found.record, "hub": str(origin.hub)})
+    derived = derived_from_all([began_with(str(origin.hub), origin.licence), found.record])
+    own = {key: value for key, value in found.record.items() if key != "began_with_license"}
+    return replace(found, record={**own, "hub": str(origin.hub), **derived})
 
 
 def _refuse_choice(path: Path | HubModel, student: str | None, weights: str) -> None:
@@ -211,7 +262,11 @@ def _from_timm(name: str, image_size: int | None, use_test_size: bool) -> Found:
         net=net,
         view=view,
         classes=origin.classes or named_list(space or "") or (),
-        record={"model": name, "weights": "pretrained"},
+        record={
+            "model": name,
+            "weights": "pretrained",
+            **began_with(f"pretrained {timm_name(name, origin.config)}", origin.licence),
+        },
         notes=notes,
     )
 
@@ -272,6 +327,7 @@ def _from_checkpoint(
     image_size: int | None,
 ) -> list[Found]:
     of_run = tuple(RunState.from_dict(checkpoint.values).classes)
+    teachers = teachers_of_checkpoint(recipe, checkpoint.values)
     size = image_size or recipe.data.image_size
     found = []
     for name in names:
@@ -313,6 +369,7 @@ def _from_checkpoint(
                     "student": name,
                     "model": spec.model,
                     **first_weights(spec),
+                    **recorded_teachers({row: teachers[row] for row in recipe.teachers_of(name)}),
                     "weights": weights,
                     "step": checkpoint.state.step,
                 },

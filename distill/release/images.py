@@ -11,6 +11,7 @@ from distill.data.sources import Source, has_class_order, open_source
 from distill.errors import InputError
 from distill.models.labels import Match, match_classes
 from distill.recipe import Recipe, schema
+from distill.recipe.hub_names import is_hub_name
 from distill.release.find import Found
 from distill.training.inputs import contents_of
 
@@ -108,6 +109,14 @@ def labelled_in_logits(source: Source, order_given: bool, found: Found) -> tuple
         return source, match
     names = found.classes or tuple(map(str, range(num_logits)))
     return Relabelled(source, match.logits, names), match
+
+
+def title_of(data: str) -> str:
+    """Return the name of images without folders, host and password: cards are public."""
+    if is_hub_name(data):
+        return data
+    path = data.partition("?")[0] if "://" in data else data
+    return Path(path).name or Path(path).resolve().name
 
 
 def in_command_words(message: str) -> str:

@@ -72,10 +72,8 @@ class Evaluator:
                 classes are the same in the same order.
         """
         self._engine, self._settings = engine, settings
-        self._views = {each.name: each.view.frame for each in found}
-        self._networks = {
-            each.name: engine.place(Network(each.net, each.pixels)).eval() for each in found
-        }
+        # The models of each view; the last one may be that of the teacher alone.
+        self._models: dict[Frame, dict[str, Model]] = {}
         self._teacher = place_teacher(teacher, engine)
         self._teacher_logits = (
             None
@@ -84,16 +82,23 @@ class Evaluator:
         )
         self._batch_size = settings.batch_size
         for each in found:
-            self._refuse_other_size(each)
+            network = engine.place(Network(each.net, each.pixels)).eval()
+            self._models.setdefault(each.view.frame, {})[each.name] = network
+            self._refuse_other_size(each, network)
+        if teacher is not None:
+            self._models.setdefault(teacher.view.frame, {})
 
-    def _refuse_other_size(self, found: Found) -> None:
+    def _refuse_other_size(self, found: Found, network: Model) -> None:
         """Raise InputError if a model does not take images of its view's size."""
         try:
-            self._forward(found.view.frame, {found.name: self._networks[found.name]}, 1)
-        except AssertionError as error:  # timm's
+            self._forward(found.view.frame, [network], 1)
+        except (AssertionError, RuntimeError, ValueError) as error:  # of timm and torch
+            if is_out_of_memory(error):
+                return  # the pass says so
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise InputError(
                 f"--image-size: the model does not take images of {found.view.image_size} px"
-                f" ({error}): give another size"
+                f" ({reason}): give another size"
             ) from error
 
     def answers(self, source: Source, choices: Choices | None = None) -> Answers:
@@ -105,34 +110,18 @@ class Evaluator:
         choices = {ALL_CLASSES: None} if choices is None else choices
         of: dict[tuple[str, str], Predictions] = {}
         speeds: dict[str, float] = {}
-        frames = list(dict.fromkeys(self._views.values()))
-        batch_size = self._size_for(source, frames)
-        for frame in frames:
-            models: dict[str, Model] = {
-                name: network
-                for name, network in self._networks.items()
-                if self._views[name] == frame
-            }
-            own = self._teacher is not None and self._teacher.view.frame == frame
-            self._pass(source, frame, models, own, choices, batch_size, of, speeds)
-        if self._teacher is not None and self._teacher.view.frame not in frames:
-            frame = self._teacher.view.frame
-            self._pass(source, frame, {}, True, choices, batch_size, of, speeds)
+        batch_size = self._size_for(source)
+        for frame in self._models:
+            found, seconds = self._pass(source, frame, choices, batch_size)
+            of |= found
+            images_per_s = len(source) / max(seconds, 1e-9)
+            speeds |= dict.fromkeys((name for name, _ in found), images_per_s)
         return Answers(of, speeds, batch_size)
 
     def _pass(
-        self,
-        source: Source,
-        frame: Frame,
-        models: dict[str, Model],
-        teacher_rows: bool,
-        choices: Choices,
-        batch_size: int,
-        of: dict[tuple[str, str], Predictions],
-        speeds: dict[str, float],
-    ) -> None:
-        """Add the predictions of one pass and its speed."""
-        teacher = None if self._teacher is None else self._answer_of_teacher
+        self, source: Source, frame: Frame, choices: Choices, batch_size: int
+    ) -> tuple[dict[tuple[str, str], Predictions], float]:
+        """Return the predictions of one pass, and its seconds."""
         with eval_loader(
             source,
             frame,
@@ -144,32 +133,24 @@ class Evaluator:
             start = time.perf_counter()
             try:
                 found = predict(
-                    models,
+                    self._models[frame],
                     loader,
                     self._engine,
-                    teacher=teacher,
-                    teacher_rows=teacher_rows,
+                    teacher=None if self._teacher is None else self._answer_of_teacher,
+                    teacher_rows=self._teacher is not None and self._teacher.view.frame == frame,
                     choices=choices,
                 )
+                return found, time.perf_counter() - start
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                fits = None
-            else:
-                fits = batch_size
-            seconds = time.perf_counter() - start
-        if fits is None:
-            fits = largest_that_fits(
-                lambda size: self._forward(frame, models, size), batch_size // 2
-            )
-            advice = f"--batch-size {fits} does" if fits else "not even one image does"
-            raise InputError(
-                f"--batch-size {batch_size}: does not fit into the memory of"
-                f" {self._engine.device}; {advice}"
-                + (" (auto finds it)" if fits else ": use a device with more memory, or bf16")
-            )
-        of |= found
-        speeds |= dict.fromkeys((name for name, _ in found), len(source) / max(seconds, 1e-9))
+        fits = self._largest_size(frame, batch_size // 2)
+        advice = f"--batch-size {fits} does" if fits else "not even one image does"
+        raise InputError(
+            f"--batch-size {batch_size}: does not fit into the memory of"
+            f" {self._engine.device}; {advice}"
+            + (" (auto finds it)" if fits else ": use a device with more memory, or bf16")
+        )
 
     def _answer_of_teacher(self, images: torch.Tensor) -> torch.Tensor:
         """Logits [B, K] of the teacher, in the models' classes."""
@@ -177,21 +158,12 @@ class Evaluator:
         logits: torch.Tensor = self._teacher(images)
         return logits if self._teacher_logits is None else logits[:, self._teacher_logits]
 
-    def _size_for(self, source: Source, frames: list[Frame]) -> int:
+    def _size_for(self, source: Source) -> int:
         """The batch size of each process, not larger than its part of the set."""
         most = -(-len(source) // self._engine.world_size)
         if self._batch_size is None:
-            fits = min(
-                largest_that_fits(
-                    lambda size, frame=frame: self._forward(  # type: ignore[misc]
-                        frame,
-                        {n: m for n, m in self._networks.items() if self._views[n] == frame},
-                        size,
-                    ),
-                    min(_LARGEST_BATCH, most),
-                )
-                for frame in frames
-            )
+            first = min(_LARGEST_BATCH, most)
+            fits = min(self._largest_size(frame, first) for frame in self._models)
             common = -self._engine.max_(torch.tensor([-fits], device=self._engine.device)).item()
             if common < 1:
                 raise InputError(
@@ -201,16 +173,21 @@ class Evaluator:
             self._batch_size = int(common)
         return min(self._batch_size, most)
 
-    def _forward(self, frame: Frame, models: dict[str, Model], size: int) -> None:
-        """Run a batch of black images through the models, to see whether it fits."""
+    def _largest_size(self, frame: Frame, first: int) -> int:
+        """The largest of `first`, half of it, ... at which the models of a view fit."""
+        models = list(self._models[frame].values())
+        if self._teacher is not None:
+            models.append(self._answer_of_teacher)
+        return largest_that_fits(lambda size: self._forward(frame, models, size), first)
+
+    def _forward(self, frame: Frame, models: Sequence[Model], size: int) -> None:
+        """Run a batch of black images through models."""
         images = torch.zeros(
             size, 3, frame.image_size, frame.image_size, device=self._engine.device
         ).contiguous(memory_format=torch.channels_last)
         with torch.inference_mode(), self._engine.autocast():
-            for model in models.values():
+            for model in models:
                 model(images)
-            if self._teacher is not None:
-                self._answer_of_teacher(images)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -16,12 +16,13 @@ from distill.checkpoint.layout import CURVES_FILE
 from distill.console import make_console
 from distill.errors import InputError
 from distill.files import sha256_of
-from distill.models.export_format import RECORD_FILE, WEIGHTS_FILE
+from distill.models.export_format import RECORD_FILE, WEIGHTS_FILE, data_config
 from distill.models.hub.card import CARD_FILE, LICENCE_FILE, CardFacts, model_card
 from distill.models.hub.commit import (
     Head,
     Target,
     Uploaded,
+    connect,
     look_at,
     upload,
     without_progress_bars,
@@ -36,7 +37,7 @@ from distill.models.hub.licences import (
     licence_text,
     require_licence,
 )
-from distill.models.hub.published_files import LIST_FILE, list_files, outdated
+from distill.models.hub.published_files import LIST_FILE, list_files, written_before
 from distill.models.hub.secrets import refuse_secrets
 from distill.models.origin import CONFIG_FILE
 from distill.recipe.hub_names import (
@@ -49,7 +50,8 @@ from distill.recipe.hub_names import (
 from distill.release.find import which_weights
 from distill.release.publishable import RUN_FILES, Publishable, find_publishable
 
-_LISTED = (*RUN_FILES, RECORD_FILE)  # what a later publication may delete
+# What a later publication may delete or replace.
+_LISTED = (*RUN_FILES, RECORD_FILE, CARD_FILE)
 _PICTURES = (".png", ".svg", ".jpg", ".webp")
 
 
@@ -113,6 +115,8 @@ def publish_model(
         check_branch(branch, "--revision")
     if branch is not None and pull_request:
         raise InputError("--revision and --pull-request: a pull request is for main: give one")
+    if message is not None:
+        refuse_secrets({"--message": message.encode(errors="replace")})
     with tempfile.TemporaryDirectory(prefix="distill-publish-") as temporary:
         model = find_publishable(
             Path(source), student=student, weights=weights, folder=Path(temporary, "export")
@@ -132,15 +136,20 @@ def publish_model(
         title = message or _message(model)
         with nullcontext() if sys.stderr.isatty() else without_progress_bars():
             head = look_at(target)
-            delete = outdated(target, head, files, _LISTED)
+            before = written_before(target, head, _LISTED)
+            delete = sorted(name for name, ours in before.items() if ours and name not in files)
             made = upload(target, head, files, title, delete=delete)
             _load_back(model, target, made)
+        notes = []
         if delete:
-            console.print(
-                f"deleted there, of an earlier publication: {', '.join(delete)}",
-                markup=False,
-                soft_wrap=True,
+            notes.append(f"deleted there, of an earlier publication: {', '.join(delete)}")
+        if made.is_new and not pull_request and not before.get(CARD_FILE, True):
+            place = f"{connect().endpoint}/{repo}/blob/{head.commit}/{CARD_FILE}"
+            notes.append(
+                f"{CARD_FILE} there was not written by this command; the earlier one: {place}"
             )
+        for note in notes:
+            console.print(note, markup=False, soft_wrap=True)
         _show(model, target, head, made, files)
     return Published(repo, made.commit, made.pull_request or made.url, tuple(files))
 
@@ -224,14 +233,13 @@ def _files(
         files[LICENCE_FILE] = licence_text(licence, repo.split("/")[0]).encode()
     scores = read_scores(Path(evaluation), sha256) if evaluation is not None else []
     own = own_score(model.found.record)
-    shown = model.config["pretrained_cfg"]
     facts = CardFacts(
         repo=repo,
         architecture=str(model.config["architecture"]),
         parameters=sum(each.numel() for each in model.found.net.parameters()),
         classes=model.found.classes,
         num_classes=int(model.found.net.num_classes),  # type: ignore[arg-type]
-        view=shown,
+        view=data_config(model.found.view),
         record=model.found.record,
         weights_sha256=sha256,
         licence=licence,
@@ -304,10 +312,11 @@ def _show(
     made_repo = "" if head.exists else ("private " if target.private else "") + "new repository, "
     place = made.pull_request or made.url
     own = "import distill.models; " if model.config["architecture"].startswith("cifar_") else ""
+    name = HubModel(target.repo, made.commit if target.pull_request else target.branch)
+    to_load = str(name).replace("hf://", "hf-hub:")
     for line in (
         f"{target.repo}: {made_repo}{what} in commit {made.commit[:12]}, {place}",
         "loaded back from there: the logits are the same, bit for bit",
-        f"load it: python -c \"{own}import timm; timm.create_model('hf-hub:{target.repo}',"
-        ' pretrained=True)"',
+        f"load it: python -c \"{own}import timm; timm.create_model('{to_load}', pretrained=True)\"",
     ):
         console.print(line, markup=False, soft_wrap=True)

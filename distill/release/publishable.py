@@ -26,8 +26,8 @@ from distill.checkpoint.store import load_newest
 from distill.errors import InputError, printable
 from distill.files import current_directory
 from distill.models.export_format import RECORD_FILE, WEIGHTS_FILE, is_export, write_model
-from distill.models.hub.derived import recorded_teachers, teachers_of
-from distill.models.hub.record import check_record
+from distill.models.hub.derived import recorded_teachers, teachers_of, teachers_of_checkpoint
+from distill.models.hub.record import check_record, check_report
 from distill.models.origin import CONFIG_FILE
 from distill.recipe import Recipe, load_recipe
 from distill.recipe.hub_names import is_hub_name
@@ -69,9 +69,9 @@ class Publishable:
         return dict(json.loads((self.folder / CONFIG_FILE).read_text(encoding="utf-8")))
 
     @property
-    def teachers(self) -> list[Mapping[str, str]]:
+    def teachers(self) -> list[Mapping[str, Any]]:
         """What is recorded of the weights of each teacher; empty if it learned from none."""
-        return teachers_of(self.found.record, self.recipe, self.report)
+        return list(teachers_of(self.found.record, self.recipe, self.report).values())
 
     @property
     def student(self) -> str | None:
@@ -124,14 +124,13 @@ def find_publishable(
     (found,) = _found(source, student, weights)
     exported = current_directory(best_dir(source, student))
     if weights != "best" or exported is None:
-        origins = report.get("origins", {})
-        taught = {row: origins[row] for row in recipe.teachers_of(student) if row in origins}
-        record = {**recorded_teachers(taught), **found.record}
+        teachers = teachers_of(found.record, recipe, report)
+        record = {**found.record, **recorded_teachers(teachers)}
         state = found.net.state_dict()
         write_model(folder, found.net, state, classes=found.classes, view=found.view, record=record)
         exported = folder
     files, notes = _run_files(source)
-    report = {**report, "origins": _origins(source, recipe, report, found)}
+    report = {**report, "origins": _origins(source, recipe, report)}
     return _checked(Publishable(exported, found, files, recipe, report, notes))
 
 
@@ -175,34 +174,28 @@ def _read_report(run: Path) -> dict[str, Any]:
         )
     try:
         report = json.loads(file.read_text(encoding="utf-8"))
-        students = report["students"]
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(
             f"{file}: is not the report of a run ({type(error).__name__}): delete it, and run the"
             " same `distill train` command, which writes it again"
         ) from error
-    if not isinstance(students, dict) or not any(each.get("best") for each in students.values()):
+    check_report(report, file)
+    if not any(each and each.get("best") for each in report["students"].values()):
         raise InputError(f"{file}: the run ended without weights to publish: no student was saved")
     return dict(report)
 
 
-def _origins(
-    run: Path, recipe: Recipe, report: Mapping[str, Any], found: Found
-) -> Mapping[str, Any]:
-    """Return where the weights of the teachers are from. A run of an earlier version, which had one
-    teacher at most, recorded only their SHA-256.
+def _origins(run: Path, recipe: Recipe, report: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return where the weights of the teachers are from. A run of an earlier version recorded only
+    their SHA-256.
     """
-    if "origins" in report or recipe.teacher is None:
-        return dict(report.get("origins", {}))
+    if "origins" in report:
+        return dict(report["origins"])
     try:
-        inputs = load_newest(checkpoints_dir(run), verify=False).values["inputs"]
-        sha256 = str(inputs["teacher (SHA-256)"])
-    except (InputError, LookupError):
-        sha256 = "not recorded"
-    spec = recipe.teacher
-    model = spec.model or "a model of this package"
-    weights = f"pretrained {spec.model}" if spec.weights == "pretrained" else spec.weights
-    return {"teacher": {"model": model, "weights": weights, "sha256": sha256}}
+        values = load_newest(checkpoints_dir(run), verify=False).values
+    except InputError:
+        values = {}
+    return teachers_of_checkpoint(recipe, values)
 
 
 def _checked(model: Publishable) -> Publishable:

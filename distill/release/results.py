@@ -117,7 +117,7 @@ class Results:
         return {
             "format": JSON_FORMAT,
             "version": __version__,
-            "models": {each.name: _described(each) for each in self.found},
+            "models": {each.name: described(each) for each in self.found},
             "sets": {
                 each.name: {
                     "title": each.title,
@@ -197,7 +197,8 @@ def _parameters(found: Found) -> int:
     return sum(parameter.numel() for parameter in found.net.parameters())
 
 
-def _described(found: Found) -> dict[str, Any]:
+def described(found: Found) -> dict[str, Any]:
+    """Return what a model is, as JSON takes it."""
     return {
         "model": str(found.record.get("model", found.name)),
         "weights": str(found.record.get("weights", "")),

@@ -3,7 +3,6 @@
 command      the command line
 write        the two files, in their folder
 records      what the folder of a run records
-result_file  report.json, whatever it lacks
 predictions  what students and teacher say about each evaluation image
 content      all that a report says, from the modules below
 facts        what a run is, what it cost, what computed it
@@ -12,6 +11,7 @@ curves       what is drawn
 classes      confusion, gains, agreement
 thumbnails   images on which student and teacher differ
 comparison   what differs between recipes
+studies      the tables of studies, and their runs
 words        figures as text
 render       content as HTML and Markdown, by the templates
 drawing      curves and bars as SVG

@@ -16,7 +16,9 @@ _NEEDED = ("matplotlib", "jinja2")
 def report(
     runs: Annotated[
         list[Path],
-        typer.Argument(metavar="RUN", help="The folders of runs; they may still be training."),
+        typer.Argument(
+            metavar="RUN", help="The folders of runs, which may still be training, or of studies."
+        ),
     ],
     output: Annotated[
         Path | None,
@@ -44,17 +46,19 @@ def report(
         typer.Option(min=0, help="Number of decoding processes. Default: the CPU cores."),
     ] = None,
 ) -> None:
-    """Write a page about a run: results, curves, classes, images, cost.
+    """Write a page about a run or a study: results, curves, classes, cost.
 
     It writes report.html, one file that needs no network, and report.md. For
     one run it evaluates the best weights of the students and the teacher once
     more, to show what they confuse and where they differ. Several runs share
-    their curves and a table of what differs between their recipes.
+    their curves and a table of what differs between their recipes. The page
+    of a study has its table, too.
 
     Examples:
       distill report runs/quickstart/students
       distill report runs/quickstart/students --student kd --no-images
       distill report runs/first runs/second --output comparison
+      distill report runs/studies/quickstart
     """
     missing = [name for name in _NEEDED if find_spec(name) is None]
     if missing:

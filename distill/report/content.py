@@ -31,6 +31,7 @@ from distill.report.results import (
     result_rows,
 )
 from distill.report.thumbnails import Differing, differing
+from distill.study.render import Rendered
 
 _WORST = 8  # classes in lists and in the matrix of many classes
 _MATRIX_OF_ALL = 12  # up to so many classes the matrix has all of them
@@ -97,6 +98,7 @@ class Content:
     """A report of one or several runs.
 
     Attributes:
+        studies: the tables of studies.
         details: of the students of a single run, the best first.
         details_notes: why there are no details, or fewer, a sentence each.
     """
@@ -108,6 +110,7 @@ class Content:
     panels: Sequence[Panel]
     curves_note: str
     differences: Sequence[Difference]
+    studies: Sequence[Rendered] = ()
     details: Sequence[StudentDetail] = ()
     details_notes: Sequence[str] = ()
 
@@ -133,8 +136,13 @@ class Options:
     say: Callable[[str], None] = field(default=lambda line: None)
 
 
-def make_content(runs: Sequence[RunRecords], options: Options) -> Content:
+def make_content(
+    runs: Sequence[RunRecords], options: Options, studies: Sequence[Rendered] = ()
+) -> Content:
     """Return the content of a report.
+
+    Args:
+        studies: the tables of studies among whose runs these are.
 
     Raises:
         InputError: no run has a student that the options name.
@@ -154,7 +162,7 @@ def make_content(runs: Sequence[RunRecords], options: Options) -> Content:
     ]
     drawn = panels(sources)
     content = Content(
-        title=", ".join(labels) if len(runs) <= 3 else f"{len(runs)} runs",
+        title=_title(labels, studies),
         written=words.date(time.time()),
         version=__version__,
         runs=[
@@ -164,10 +172,17 @@ def make_content(runs: Sequence[RunRecords], options: Options) -> Content:
         panels=drawn,
         curves_note=_curves_note(drawn),
         differences=differences(runs) if several else (),
+        studies=studies,
     )
     if several or not options.predictions:
         return content
     return _with_details(content, runs[0], shown[0], options)
+
+
+def _title(labels: Sequence[str], studies: Sequence[Rendered]) -> str:
+    if studies:
+        return ", ".join(study.title for study in studies)
+    return ", ".join(labels) if len(labels) <= 3 else f"{len(labels)} runs"
 
 
 def run_labels(runs: Sequence[RunRecords]) -> list[str]:

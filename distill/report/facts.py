@@ -6,7 +6,7 @@ from typing import Any
 from distill.recipe import schema
 from distill.report import words
 from distill.report.records import RunRecords, number
-from distill.report.result_file import Images, Throughput, finite
+from distill.training.result_file import Images, Throughput, finite
 
 Facts = list[tuple[str, str]]
 

@@ -10,7 +10,7 @@ from distill.checkpoint.layout import METRICS_FILE, RECIPE_FILE, REPORT_FILE, ch
 from distill.checkpoint.store import Checkpoint, load_newest
 from distill.errors import InputError
 from distill.recipe import Recipe, load_recipe
-from distill.report.result_file import RunResult, finite, read_result
+from distill.training.result_file import RunResult, finite, read_result
 
 Record = Mapping[str, Any]
 

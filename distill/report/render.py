@@ -80,7 +80,13 @@ def fenced(text: str) -> Markup:
 
 def _shared(content: Content) -> dict[str, Any]:
     rows = [row for run in content.runs for row in run.rows]
+    studies = [
+        # Its names are escaped.
+        {**vars(study), "markdown": Markup(study.markdown)}
+        for study in content.studies
+    ]
     return {
+        "studies": studies,
         "page": content,
         "one_metric": len({run.metric.name for run in content.runs}) == 1,
         "with_teacher": any(_compared(row) for row in rows),

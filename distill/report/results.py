@@ -9,8 +9,8 @@ from distill.evaluation.metric import METRICS, Metric
 from distill.models.export_format import RAW
 from distill.recipe import schema
 from distill.report.records import RunRecords, number
-from distill.report.result_file import StudentResult
 from distill.report.words import NOT_RECORDED, recorded
+from distill.training.result_file import StudentResult
 
 
 @dataclass(frozen=True)

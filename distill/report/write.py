@@ -9,8 +9,8 @@ from distill.errors import InputError
 from distill.files import atomic_write, os_errno, replace_text
 from distill.report.content import Options, make_content
 from distill.report.picture import SOFTWARE, draw_picture
-from distill.report.records import read_run
 from distill.report.render import render_html, render_markdown
+from distill.report.studies import expand_studies
 
 _DEFAULT_FOLDER = Path("report")  # of several runs
 # What marks a file of ours, so that no other is overwritten.
@@ -24,11 +24,13 @@ _MARKS = {
 def write_report(
     runs: Sequence[str | Path], output: str | Path | None = None, options: Options | None = None
 ) -> tuple[Path, Path]:
-    """Writes a report about one run, or one that compares several.
+    """Writes a report about one run, or one that compares several, or about a study.
 
     Args:
-        runs: the folders of runs, which may still be training.
-        output: the folder to write into; None: the folder of the run, and ./report for several.
+        runs: the folders of runs, which may still be training, and of studies, each for all of its
+            runs that have recorded something.
+        output: the folder to write into; None: the folder of the run or study, and ./report for
+            several.
         options: what the report contains.
 
     Returns:
@@ -44,9 +46,9 @@ def write_report(
     target = Path(output) if output is not None else _DEFAULT_FOLDER
     if output is None and len(folders) == 1:
         target = folders[0]
-    records = [read_run(folder) for folder in folders]
+    records, tables = expand_studies(folders)
     _refuse_foreign(target)
-    content = make_content(records, options or Options())
+    content = make_content(records, options or Options(), tables)
     if (picture := draw_picture(content.panels)) is not None:
         _write(target / CURVES_FILE, picture)
     return (

@@ -19,6 +19,7 @@ def lr_at(
     warmup_steps: int = 0,
     warmup_lr: float = 0.0,
     min_lr: float = 0.0,
+    cooldown_steps: int = 0,
     power: float = 1.0,
     milestones_steps: tuple[int, ...] = (),
     decay_factor: float = 0.1,
@@ -32,9 +33,11 @@ def lr_at(
     - linear, polynomial: min_lr + (base_lr - min_lr) (1 - t)^power, power 1 for linear
     - step: base_lr * decay_factor^(number of milestones at or before `step`), never below min_lr.
       This is torch's MultiStepLR; timm's drops one step earlier.
-    - constant: base_lr
+    - constant: base_lr; in the last c = `cooldown_steps` steps
+      min_lr + (base_lr - min_lr) (total_steps - step) / c
 
-    From `total_steps` on, cosine, linear and polynomial stay at `min_lr`.
+    From `total_steps` on, cosine, linear, polynomial and a constant one with a cool-down stay at
+    `min_lr`.
     """
     if step < warmup_steps:
         return warmup_lr + step * (base_lr - warmup_lr) / warmup_steps
@@ -50,7 +53,10 @@ def lr_at(
             passed = sum(milestone <= step for milestone in milestones_steps)
             return max(min_lr, base_lr * float(decay_factor**passed))
         case "constant":
-            return base_lr
+            left = max(total_steps - step, 0)
+            if left >= cooldown_steps:
+                return base_lr
+            return min_lr + (base_lr - min_lr) * left / cooldown_steps
     raise AssertionError(f"no schedule {name!r}")
 
 
@@ -71,7 +77,8 @@ def resolve_schedule(
         key, budget_key: where `spec` and the budget stand in the recipe, for messages.
 
     Raises:
-        InputError: warm-up fills the budget, or `min_lr` lies above `base_lr`.
+        InputError: warm-up fills the budget, warm-up and cool-down overlap, or `min_lr` lies above
+            `base_lr`.
     """
     lengths = {"steps_per_epoch": steps_per_epoch, "batch_size_global": batch_size_global}
     warmup_steps = spec.warmup.steps(**lengths)
@@ -79,6 +86,14 @@ def resolve_schedule(
         raise InputError(
             f"{key}.warmup: {spec.warmup} is {warmup_steps} steps and the whole budget is"
             f" {total_steps}: write {key}.warmup='{total_steps // 20} iterations', or lengthen"
+            f" {budget_key}"
+        )
+    cooldown_steps = spec.cooldown.steps(**lengths)
+    if warmup_steps + cooldown_steps > total_steps:
+        raise InputError(
+            f"{key}.cooldown: {spec.cooldown} is {cooldown_steps} steps, and of {budget_key},"
+            f" {total_steps} steps, {total_steps - warmup_steps} are left after the warm-up: write"
+            f" {key}.cooldown='{(total_steps - warmup_steps) // 5} iterations', or lengthen"
             f" {budget_key}"
         )
     late = [milestone for milestone in spec.milestones if milestone.steps(**lengths) >= total_steps]
@@ -100,6 +115,7 @@ def resolve_schedule(
         warmup_steps=warmup_steps,
         warmup_lr=spec.warmup_lr,
         min_lr=spec.min_lr,
+        cooldown_steps=cooldown_steps,
         power=spec.power,
         milestones_steps=tuple(milestone.steps(**lengths) for milestone in spec.milestones),
         decay_factor=spec.decay_factor,

@@ -26,7 +26,8 @@ from distill.recipe.teachers import hint_teacher
 from distill.student.optimizer import build_optimizer, check_optimizer
 from distill.student.schedule import resolve_schedule
 from distill.student.student import StageSettings, Student
-from distill.training.hints import FeatureSource, read_features
+from distill.training.banks import refuse_large_banks, stage_samples
+from distill.training.hints import FeatureSource, read_features, refuse_long_warmup
 from distill.training.plan import Plan, StagePlan
 from distill.training.share import Share
 from distill.training.streams import fetch_ahead
@@ -135,13 +136,17 @@ def build_models(plan: Plan) -> Models:
             if hint := own.objective.hint:
                 of_teacher = features[hint_teacher(own.objective, tuple(teachers))]
                 hint_key = f"{stage.key}{key}.objective.hint"
+                num_steps = stage.last_step - stage.first_step
+                refuse_long_warmup(hint, num_steps / stage.order.steps_per_epoch, hint_key)
                 ours = read_features(hint, of_student, "student", hint_key)
                 theirs = read_features(hint, of_teacher, "teacher", hint_key)
                 assert ours, "models with memory have feature maps"
                 assert theirs, "models with memory have feature maps"
                 maps[stage.key, name] = ours, theirs
+        notes += of_student.notes
         schedules[name] = run_schedule(plan, name)
     _refuse_frames(views)
+    notes += [note for each in features.values() for note in each.notes]
     notes += [f"{name} is commit {commit}" for name, commit in pinned_commits().items()]
     seen = {row: teacher.view for row, teacher in teachers.items()}
     return Models(teachers, nets, seen | views, notes, schedules, maps)
@@ -229,7 +234,12 @@ def refuse_scalars(net: nn.Module, zero_stage: int, what: str) -> None:
 def stage_settings(
     models: Models, plan: Plan, share: Share, engine: Engine
 ) -> list[dict[str, StageSettings]]:
-    """Return for each stage how each student learns in it. Collective: every rank."""
+    """Return for each stage how each student learns in it. Collective: every rank.
+
+    Raises:
+        InputError: the banks of hints do not fit in memory.
+    """
+    refuse_large_banks(plan.stages, engine)
 
     def of_stage(stage: StagePlan, name: str) -> StageSettings:
         spec = stage.recipe.students[name]
@@ -240,6 +250,7 @@ def stage_settings(
                 group=engine.statistics_group(share.group_size),
                 maps=models.maps.get((stage.key, name)),
                 teachers=tuple(models.teachers),
+                samples=stage_samples(stage, plan.recipe.seed, engine),
             ),
             build_optimizer=lambda learner: build_optimizer(
                 learner.net, spec.optimizer, learner.heads

@@ -24,7 +24,7 @@ from distill.recipe.teachers import hint_teacher, recipe_key
 from distill.recipe.warmups import share_of
 from distill.student.optimizer import check_optimizer
 from distill.training.build import refuse_image_size, refuse_scalars
-from distill.training.hints import FeatureSource, read_features
+from distill.training.hints import FeatureSource, read_features, refuse_long_warmup
 from distill.training.output_folder import refuse_foreign_output
 from distill.training.settings import setting_problems
 from distill.training.share import share_of_process
@@ -89,6 +89,7 @@ def check_recipe(recipe: Recipe, num_processes: int | None = None) -> Checked:
     for name, spec in recipe.students.items():
         with collecting(f"students.{name}"):
             seen += _check_student(spec, recipe, name, teachers)
+    seen += [note for found in teachers.values() if found is not None for note in found.notes]
     problems.extend(of_teacher)
     with collecting("output"):
         refuse_foreign_output(recipe)
@@ -129,13 +130,17 @@ def _check_student(
         own = recipe.at_stage(index)
         if (hint := own.students[name].objective.hint) is not None:
             hint_key = f"{prefix}{key}.objective.hint"
+            budget = own.train.budget
+            if budget is not None and budget.unit == "epochs":
+                refuse_long_warmup(hint, budget.amount, hint_key)
             read_features(hint, student, "student", hint_key)
             teacher = teachers[hint_teacher(own.students[name].objective, tuple(teachers))]
             if teacher is not None:
                 read_features(hint, teacher, "teacher", hint_key)
         budget_key = f"{prefix}budget" if prefix else "train.budget"
         _check_learning(net, own.students[name], own.train.budget, f"{prefix}{key}", budget_key)
-    return [f"{name} sees {view.describe()}", *(f"{name}: {note}" for note in adapted)]
+    lines = [f"{name} sees {view.describe()}", *(f"{name}: {note}" for note in adapted)]
+    return lines + student.notes
 
 
 def _check_learning(
@@ -154,6 +159,7 @@ def _check_learning(
     if budget is not None and spec.schedule.over == "stage":
         shorter = f": write {key}.schedule.warmup='{share_of(budget)}', or lengthen {budget_key}"
         _shorter(spec.schedule.warmup, budget, f"{key}.schedule.warmup", budget_key, shorter)
+        _cooldown_fits(spec.schedule, budget, key, budget_key)
         near = f"[{share_of(budget, 0.5)}, {share_of(budget, 0.75)}]"
         earlier = f": write {key}.schedule.milestones='{near}', or lengthen {budget_key}"
         for milestone in spec.schedule.milestones:
@@ -219,6 +225,23 @@ def _shorter(
     """
     if part.unit == whole.unit and part.amount >= whole.amount:
         raise InputError(f"{key}: {part} is not shorter than {whole_key}, {whole}{fix}")
+
+
+def _cooldown_fits(
+    schedule: schema.ScheduleSpec, budget: DurationValue, key: str, budget_key: str
+) -> None:
+    """Raises InputError if warm-up and cool-down overlap, where their units are that of the
+    budget.
+    """
+    parts = [part for part in (schedule.warmup, schedule.cooldown) if part.amount]
+    if any(part.unit != budget.unit for part in parts) or not schedule.cooldown.amount:
+        return
+    if sum(part.amount for part in parts) > budget.amount:
+        raise InputError(
+            f"{key}.schedule.cooldown: {schedule.cooldown} and the warm-up {schedule.warmup} are"
+            f" longer than {budget_key}, {budget}: write"
+            f" {key}.schedule.cooldown='{share_of(budget, 0.2)}', or lengthen {budget_key}"
+        )
 
 
 def _not_here(recipe: Recipe) -> list[str]:

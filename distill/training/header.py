@@ -44,6 +44,12 @@ def show(label: str, text: str) -> None:
     _print(f"  {label:{_LABEL_WIDTH}}{text}", indent=_LABEL_WIDTH + 2)
 
 
+def show_all(label: str, texts: Sequence[str]) -> None:
+    """Print a line of the header for each text. The main process alone prints."""
+    for text in texts:
+        show(label, text)
+
+
 def show_data(plan: "Plan") -> None:
     """Print the number of images and steps of each stage, and the classes."""
     for number, stage in enumerate(plan.stages):

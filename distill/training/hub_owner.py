@@ -8,13 +8,12 @@ from pathlib import Path
 from distill.checkpoint.layout import METRICS_FILE, RUN_ID_FILE
 from distill.errors import InputError
 from distill.files import replace_text
-from distill.models.hub.card import CARD_FILE
+from distill.models.hub.card import CARD_FILE, has_text
 from distill.models.hub.commit import Head, Target, files_at, look_at
 from distill.models.hub.faults import write_fault
 from distill.training.hub_resume import HUB_ID
 
-# What a repository may hold that nothing was published in yet.
-_OF_AN_EMPTY_ONE = frozenset({".gitattributes", CARD_FILE})
+_ATTRIBUTES_FILE = ".gitattributes"  # the Hub puts it into a new repository
 
 
 class HubOwner:
@@ -44,8 +43,11 @@ class HubOwner:
         """
         head = look_at(target)
         paths = files_at(target, head)
-        others = [path for path in paths if path not in _OF_AN_EMPTY_ONE]
-        if not others:
+        others = [path for path in paths if path != _ATTRIBUTES_FILE]
+        # The Hub's page for a new repository writes a card of metadata alone.
+        if not others or (
+            others == [CARD_FILE] and not has_text(_content(target, head, CARD_FILE))
+        ):
             return head, paths
         if HUB_ID in paths:
             run_id, _, session = _content(target, head, HUB_ID).strip().partition("\n")

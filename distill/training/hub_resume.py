@@ -164,8 +164,9 @@ def _is_absent(model: HubModel) -> bool:
         return not look_at(Target(model.repo)).exists
     except InputError as error:
         raise InputError(
-            f"resume: {model}: cannot be told from a private one, and a start at step 0 would"
-            f" repeat its steps: {error}. To start at step 0 all the same, use resume=auto"
+            f"resume: {model}: is absent or private, which cannot be found out, and a start at"
+            f" step 0 would repeat its steps: {error}. To start at step 0 all the same, use"
+            " resume=auto"
         ) from error
 
 

@@ -3,15 +3,13 @@
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from distill.checkpoint.layout import METRICS_FILE
-from distill.engine import (
-    Engine,
-    check_launch,
-)
+from distill.engine import Engine, check_launch
 from distill.engine.agreement import BatchBarrier, StepFlags, StopRequestedError
 from distill.engine.signals import Signals
 from distill.evaluation.metric import METRICS
@@ -20,6 +18,7 @@ from distill.models.student import first_weights
 from distill.recipe import Recipe
 from distill.student.student import Student
 from distill.training import header
+from distill.training.banks import described_banks
 from distill.training.build import (
     Models,
     build_engine,
@@ -41,6 +40,7 @@ from distill.training.share import Share, share_of_process
 from distill.training.streams import check_streams
 from distill.training.summary import Summary
 from distill.training.teachers import ask_teachers, place_teachers
+from distill.training.trunk import start_from_trunk
 
 # Exit codes of a run; bad input is 2, anything else that goes wrong 1.
 DONE = 0
@@ -48,13 +48,14 @@ ALL_STOPPED = 3
 INTERRUPTED = 75  # EX_TEMPFAIL: stopped by a signal with its state saved; the same command resumes
 
 
-def train(recipe: Recipe) -> int:
+def train(recipe: Recipe, trunk: Path | None = None) -> int:
     """Trains all students of a recipe, or resumes the run in its folder.
 
     Checkpoints, metrics.jsonl, report.json and the best weights are in `recipe.output_dir`.
 
     Args:
         recipe: from `load_recipe`.
+        trunk: the folder of a run of a shorter budget, whose trunk is the start of this one.
 
     Returns:
         0 (done), 3 (every student stopped because its loss was not finite), or 75 (stopped by a
@@ -66,10 +67,10 @@ def train(recipe: Recipe) -> int:
     """
     refuse_foreign_output(recipe)
     with Signals() as signals:  # from the start: a signal before the first step is answered there
-        return _train(recipe, signals)
+        return _train(recipe, signals, trunk)
 
 
-def _train(recipe: Recipe, signals: Signals) -> int:
+def _train(recipe: Recipe, signals: Signals, trunk: Path | None) -> int:
     num_processes = check_launch(
         dict(os.environ),
         precision=recipe.train.precision,
@@ -82,8 +83,11 @@ def _train(recipe: Recipe, signals: Signals) -> int:
     if found := resume_from_hub(recipe):
         header.show("resume", found)
     plan = make_plan(recipe)
+    if trunk and (found := start_from_trunk(plan, trunk)):
+        header.show("trunk", found)
     pin_commits(recorded_commits(plan))
     header.show_data(plan)
+    header.show_all("bank", described_banks(plan.stages))
     check_streams(plan, num_processes, int(os.environ.get("LOCAL_WORLD_SIZE", num_processes)))
     models = build_models(plan)
     header.show_views(models.describe())
@@ -213,7 +217,7 @@ class Run:
             if self._evaluation_due:
                 self._stop_students(step_flags.drain())
                 self._evaluate(check_stop)
-            if stage.due(stage.checkpoint_every, self.step):
+            if stage.due(stage.checkpoint_every, self.step) or self.step == self.plan.trunk_step:
                 self._stop_students(step_flags.drain())
                 self._save()
             if self.publisher and self.publisher.is_due(stage, self.step):
@@ -285,9 +289,8 @@ class Run:
             lessons = ask_teachers(self.teachers, objectives, batch.images)
             for student in self.running:
                 bad = student.learn(batch, lessons)
-                not_finite[student.name] = (
-                    not_finite[student.name] | bad if student.name in not_finite else bad
-                )
+                before = not_finite.get(student.name)
+                not_finite[student.name] = bad if before is None else before | bad
         flags = [not_finite.get(student.name) for student in self.students]
         self._stop_students(step_flags.exchange(self.step + 1, flags, signals.received is not None))
         for student in self.running:
@@ -313,8 +316,6 @@ class Run:
     def _evaluation_due(self) -> bool:
         """Whether an evaluation is due at this step and not done yet."""
         return bool(self.running) and self.evaluations.due(self.stage, self.step)
-
-    # ---- log, evaluate, save ---------------------------------------------------------------------
 
     def _count_skipped(self) -> None:
         """Add up the unreadable images of all processes. Collective: every rank."""

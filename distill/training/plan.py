@@ -126,6 +126,23 @@ class Plan:
         """Optimizer steps of the run."""
         return self.stages[-1].last_step
 
+    @cached_property
+    def trunk_step(self) -> int | None:
+        """The number of steps before the first cool-down, none of which depends on the budget; None
+        if a learning rate does.
+        """
+        schedules = [student.schedule for student in self.recipe.students.values()]
+        if self.recipe.stages or any(each.name != "constant" for each in schedules):
+            return None
+        longest = max(
+            each.cooldown.steps(
+                steps_per_epoch=self.stages[0].order.steps_per_epoch,
+                batch_size_global=self.recipe.train.batch_size_global,
+            )
+            for each in schedules
+        )
+        return self.total_steps - longest if 0 < longest < self.total_steps else None
+
     def stage_at(self, step: int) -> StagePlan:
         """The stage of the step after `step` steps; the last stage at the end."""
         return next((stage for stage in self.stages if step < stage.last_step), self.stages[-1])

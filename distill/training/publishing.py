@@ -52,7 +52,7 @@ from distill.training.plan import Plan, StagePlan
 # machine may be taken away soon.
 LAST_PUSH_S = 300.0
 STOPPED_PUSH_S = 20.0
-_SAID_AFTER_S = 1.0  # that the end of the run waits
+_NOTICE_AFTER_S = 1.0  # a line says that the end of the run waits
 _POLL_S = 0.1
 _FOLDER = ".tmp-publish-"
 
@@ -151,7 +151,7 @@ class Publisher:
         """
         may_end = signals is not None and signals.received is None
         timeout_s = LAST_PUSH_S if may_end else STOPPED_PUSH_S
-        start, has_said = time.monotonic(), False
+        start, has_notified = time.monotonic(), False
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -163,11 +163,11 @@ class Publisher:
                 if waited >= timeout_s:
                     self._failure = f"the last push took longer than {timeout_s:g} s"
                     break
-                if may_end and not has_said and waited >= _SAID_AFTER_S:
+                if may_end and not has_notified and waited >= _NOTICE_AFTER_S:
                     self._logger.screen.say(
                         f"waiting for the last push to {self._spec.repo}, Ctrl-C ends the wait"
                     )
-                    has_said = True
+                    has_notified = True
                 self._changed.wait(_POLL_S)
             for push in (self._waiting, self._pushing):
                 if push is not None:  # given up; the thread ends with the process
@@ -287,7 +287,7 @@ class Publisher:
 
     def _card(self, push: _Push, student: Student, record: Mapping[str, Any]) -> str:
         recipe, classes = self._plan.recipe, self._plan.classes_of(student.name)
-        score = own_score(record)
+        score, teachers = own_score(record), teachers_of(record, recipe, {})
         config = json.loads((push.folder / CONFIG_FILE).read_text(encoding="utf-8"))
         facts = CardFacts(
             repo=self._spec.repo,
@@ -299,7 +299,7 @@ class Publisher:
             record=record,
             weights_sha256=sha256_of(push.folder / WEIGHTS_FILE),
             licence=self._spec.license,
-            noted=noted_licences(record, teachers_of(record, recipe, {}), recipe, classes),
+            noted=noted_licences(record, teachers.values(), recipe, classes),
             scores=[score] if score else [],
             recipe=recipe,
             student=student.name,

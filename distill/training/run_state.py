@@ -10,6 +10,7 @@ from distill.checkpoint.store import TrainState, load, load_newest, prune, save
 from distill.engine import Engine
 from distill.errors import InputError
 from distill.evaluation.accuracy import Accuracy
+from distill.models.hub.derived import recorded_teachers
 from distill.models.hub.download import pinned_commits
 from distill.models.teacher import Teacher
 from distill.models.view import ModelView
@@ -19,6 +20,7 @@ from distill.training.evaluations import Evaluations
 from distill.training.logging import RunLogger
 from distill.training.plan import Plan
 from distill.training.rundir import RunLock, open_run_folder
+from distill.training.trunk import keep_trunk
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,10 +32,13 @@ class RunState:
         seconds, device_seconds: wall time of the run, and wall time times processes.
         energy_j: joules of all GPUs; None if they were not measured from the start.
         training: what `Clock.training` returned; checkpoints of earlier versions lack it, and
-            `warnings` and `views`.
-        views: what the teacher and each student see.
+            `warnings`, `views`, `teacher` and `teachers`.
+        views: what each teacher and each student see.
+        teacher: where its weights are from, and their licence, for exports of the checkpoint.
+        teachers: the same of several teachers, by name.
         hub: the commit of each model of the Hub that the run reads, by its name in the recipe.
-        judged_step: the step of the last evaluation.
+        evaluated_step: the step of the last evaluation; checkpoints of earlier versions call it
+            `judged_step`.
         accuracies: of each model at the last evaluation.
         stage_ends: the accuracies at the end of each stage; None of a run without stages.
         students: what `Student.state` returned, less the tensors.
@@ -48,8 +53,10 @@ class RunState:
     warnings: list[str] = field(default_factory=list)
     num_skipped: int
     views: dict[str, dict[str, Any]] | None = None
+    teacher: Mapping[str, Any] | None = None
+    teachers: Mapping[str, Mapping[str, Any]] | None = None
     hub: dict[str, str] | None = None
-    judged_step: int
+    evaluated_step: int
     accuracies: dict[str, dict[str, Any]]
     stage_ends: dict[str, dict[str, Any]] | None = None
     students: dict[str, dict[str, Any]]
@@ -61,6 +68,8 @@ class RunState:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """The state that a checkpoint of this or an earlier version holds."""
+        if "judged_step" in values:
+            values = {**values, "evaluated_step": values["judged_step"]}
         keys = [key.name for key in fields(cls)]
         return cls(**{key: values[key] for key in keys if key in values})
 
@@ -111,6 +120,7 @@ class RunCheckpoints:
             student_tensors, student_values[student.name] = student.state()
             tensors |= {f"{student.name}.{key}": value for key, value in student_tensors.items()}
         recipe, clock, evaluations = self.plan.recipe, self.logger.clock, self.evaluations
+        taught = recorded_teachers({row: each.record for row, each in self.teachers.items()})
         state = RunState(
             classes=list(self.plan.classes),
             inputs=self._inputs() if self.engine.is_main else {},  # the main process writes
@@ -121,8 +131,10 @@ class RunCheckpoints:
             warnings=self.logger.warnings,
             num_skipped=num_skipped,
             views={name: view.as_dict() for name, view in self.views.items()},
+            teacher=taught.get("teacher"),
+            teachers=taught.get("teachers"),
             hub=pinned_commits() or None,
-            judged_step=evaluations.last_step,
+            evaluated_step=evaluations.last_step,
             accuracies={name: each.as_dict() for name, each in evaluations.accuracies.items()},
             stage_ends=evaluations.stage_ends if recipe.stages else None,
             students=student_values,
@@ -140,6 +152,8 @@ class RunCheckpoints:
                 world_size=self.engine.world_size,
             )
             prune(root, recipe.checkpoint.keep_last, newest=path)
+            if step == self.plan.trunk_step:
+                keep_trunk(self.plan.output, path)
             return str(path)
 
         self.newest = step, self.engine.on_main(write)
@@ -163,7 +177,7 @@ class RunCheckpoints:
         self.logger.clock.add_earlier(state.seconds, state.device_seconds, state.training)
         self.logger.energy.add_earlier(state.energy_j)
         self.logger.warnings += state.warnings
-        self.evaluations.last_step = state.judged_step
+        self.evaluations.last_step = state.evaluated_step
         self.evaluations.accuracies = {
             name: Accuracy.from_dict(values) for name, values in state.accuracies.items()
         }

@@ -1,5 +1,6 @@
 #!/bin/bash
-# srun starts this script once on each node of a job: `check` checks a recipe, `train` starts this node's processes.
+# srun starts this script once on each node of a job: `check` checks a recipe, `train` starts this node's processes, of distill
+# train, or of the command in DISTILL_COMMAND.
 # It is not part of the batch script because the values of a node must expand on that node.
 set -euo pipefail
 
@@ -63,7 +64,7 @@ mkdir -p "$DISTILL_RANKS"
 # The launcher must survive a signal that is for the ranks, which handle it themselves (rank.py).
 (
   trap '' USR1 TERM
-  exec "${launcher[@]}" "$here/rank.py" train "$@"
+  exec "${launcher[@]}" "$here/rank.py" "${DISTILL_COMMAND:-train}" "$@"
 ) &
 pid=$!
 while kill -0 "$pid" 2>/dev/null; do

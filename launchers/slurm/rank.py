@@ -1,5 +1,5 @@
-"""One process of a run under SLURM: `distill train ...`, with a planned stop that launchers do not
-take for an error.
+"""One process of a run under SLURM: `distill train ...` or `distill study ...`, with a planned stop
+that launchers do not take for an error.
 
 Launchers turn every exit code but 0 into 1, and end the other processes at the first one. So exit
 code 75 (stopped by a signal, state saved) becomes a file for the batch script, and 0 for the

@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Never
 
 import pytest
 import torch
@@ -142,7 +142,7 @@ def test_an_error_inside_leaves_what_was_there(tmp_path: Path) -> None:
     with atomic_directory(path) as folder:
         (folder / "a").write_text("old")
 
-    def failing():
+    def failing() -> Never:
         with atomic_directory(path) as folder:
             (folder / "a").write_text("new")
             raise KeyError("mistake")

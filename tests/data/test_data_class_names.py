@@ -4,6 +4,7 @@ names that cannot be told apart are refused.
 
 import os
 import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +50,9 @@ def table(root: Path, names: tuple[str, ...], file: str = "t.parquet") -> TableS
 
 
 @pytest.mark.parametrize("make", [folders, table])
-def test_numbers_are_sorted_by_value_in_every_kind_of_source(make, tmp_path: Path) -> None:
+def test_numbers_are_sorted_by_value_in_every_kind_of_source(
+    make: Callable[[Path, tuple[str, ...]], SourceSpec], tmp_path: Path
+) -> None:
     source = open_source(make(tmp_path, tuple(sorted(TWELVE))), tmp_path)
     assert source.classes == TWELVE
     assert [int(source.read(i)) for i in range(12)] == source.labels.tolist()
@@ -95,7 +98,10 @@ def test_words_and_mixed_lists_keep_the_order_of_text(tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("make", [folders, table])
 def test_names_that_say_the_same_are_refused(
-    make, names: tuple[str, ...], message: str, tmp_path: Path
+    make: Callable[[Path, tuple[str, ...]], SourceSpec],
+    names: tuple[str, ...],
+    message: str,
+    tmp_path: Path,
 ) -> None:
     spec = make(tmp_path, names)
     with pytest.raises(InputError, match=message):

@@ -1,6 +1,7 @@
 import hashlib
 import pickle
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -18,7 +19,9 @@ needs_debian = pytest.mark.skipif(
 
 
 @pytest.mark.parametrize(("split", "per_class"), [("train", 600), ("test", 100)])
-def test_the_embedded_set_is_balanced_and_decodes(split, per_class):
+def test_the_embedded_set_is_balanced_and_decodes(
+    split: Literal["train", "test"], per_class: int
+) -> None:
     source = open_source(FashionMnistSpec(kind="fashion_mnist", split=split), Path())
     assert len(source) == 10 * per_class
     assert source.classes == CLASSES
@@ -31,14 +34,14 @@ def test_the_embedded_set_is_balanced_and_decodes(split, per_class):
     assert len(pickle.loads(pickle.dumps(source))) == len(source)
 
 
-def test_it_is_small_and_carries_its_licence():
+def test_it_is_small_and_carries_its_licence() -> None:
     assert EMBEDDED.stat().st_size < 5e6
     text = (EMBEDDED.parent / "LICENSE.fashion-mnist").read_text()
     assert "2017 Zalando SE" in text
     assert "Permission is hereby granted" in text
 
 
-def test_any_tool_of_datasets_can_read_it(tmp_path, monkeypatch):
+def test_any_tool_of_datasets_can_read_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
     source = open_source(TableSpec(kind="parquet", path=str(EMBEDDED)), Path())
     assert source.classes == CLASSES
@@ -47,7 +50,7 @@ def test_any_tool_of_datasets_can_read_it(tmp_path, monkeypatch):
 
 @needs_debian
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_it_holds_debians_pixels(split):
+def test_it_holds_debians_pixels(split: Literal["train", "test"]) -> None:
     whole = open_source(
         FashionMnistSpec(kind="fashion_mnist", split=split, path=str(DEBIAN)), Path()
     )
@@ -62,14 +65,14 @@ def test_it_holds_debians_pixels(split):
 
 
 @needs_debian
-def test_idx_files_are_reopened_rather_than_sent():
+def test_idx_files_are_reopened_rather_than_sent() -> None:
     source = open_fashion_mnist("test", DEBIAN)
     sent = pickle.dumps(source)
     assert len(sent) < 200_000  # labels alone
     assert np.array_equal(pickle.loads(sent).read(17), source.read(17))
 
 
-def test_bad_idx_files_are_named(tmp_path):
+def test_bad_idx_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist"):
         open_fashion_mnist("train", tmp_path / "nowhere")
     with pytest.raises(

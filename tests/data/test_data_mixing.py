@@ -1,12 +1,14 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
-from distill.data.mixing import Mixing
+from distill.data.mixing import Mixing, MixPlan
 
 
-def make(**changes):
-    values = {
+def make(**changes: float) -> Mixing:
+    values: dict[str, Any] = {
         "mixup": 0.2,
         "cutmix": 1.0,
         "probability": 1.0,
@@ -19,13 +21,15 @@ def make(**changes):
     return Mixing(**values | changes)
 
 
-def batch(size=16, side=12):
+def batch(size: int = 16, side: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (size, side, side, 3), dtype=torch.uint8, generator=generator)
     return images, torch.randint(0, 5, (size,), generator=generator)
 
 
-def by_hand(mixing, images, labels, plan):
+def by_hand(
+    mixing: Mixing, images: torch.Tensor, labels: torch.Tensor, plan: MixPlan
+) -> tuple[torch.Tensor, torch.Tensor]:
     """timm's formulas, a sample at a time."""
     pixels = images.permute(0, 3, 1, 2).float() / 255
     one_hot = torch.nn.functional.one_hot(labels, mixing.num_classes).float()
@@ -44,7 +48,7 @@ def by_hand(mixing, images, labels, plan):
 @pytest.mark.parametrize(
     "changes", [{}, {"mixup": 0.0}, {"cutmix": 0.0}, {"probability": 0.5}, {"group_size": 2}]
 )
-def test_apply_is_mixup_and_cutmix_between_neighbours(changes):
+def test_apply_is_mixup_and_cutmix_between_neighbours(changes: dict[str, float]) -> None:
     mixing = make(**changes)
     images, labels = batch()
     kinds = set()
@@ -69,7 +73,7 @@ def test_apply_is_mixup_and_cutmix_between_neighbours(changes):
     assert kinds == expected
 
 
-def test_the_box_covers_what_lambda_says():
+def test_the_box_covers_what_lambda_says() -> None:
     mixing = make(mixup=0.0)
     for step in range(50):
         plan = mixing.plan(step, np.arange(16))
@@ -81,7 +85,7 @@ def test_the_box_covers_what_lambda_says():
         assert (plan.boxes <= 12).all()
 
 
-def test_a_group_shares_one_draw_and_groups_differ():
+def test_a_group_shares_one_draw_and_groups_differ() -> None:
     plan = make(cutmix=0.0).plan(7, np.arange(16))
     lam = plan.lam.view(4, 4)
     assert (lam == lam[:, :1]).all()
@@ -90,7 +94,7 @@ def test_a_group_shares_one_draw_and_groups_differ():
     assert not torch.equal(lam, make(cutmix=0.0, seed=4).plan(7, np.arange(16)).lam.view(4, 4))
 
 
-def test_draws_follow_the_distributions():
+def test_draws_follow_the_distributions() -> None:
     mixing = make(group_size=2, probability=0.8, switch_probability=0.3, mixup=0.5)
     plans = [mixing.plan(step, np.arange(0, 2000)) for step in range(2)]
     boxes = torch.cat([plan.boxes for plan in plans])[::2]
@@ -106,7 +110,7 @@ def test_draws_follow_the_distributions():
     assert abs(drawn.var() - 1 / 8) < 0.015  # Beta(a, a) has variance 1 / (4 (2a + 1))
 
 
-def test_any_even_slicing_gives_the_same_bits():
+def test_any_even_slicing_gives_the_same_bits() -> None:
     mixing = make(probability=0.7)
     images, labels = batch(32)
     for step in range(6):
@@ -122,7 +126,7 @@ def test_any_even_slicing_gives_the_same_bits():
 
 
 @pytest.mark.parametrize("changes", [{"mixup": 0.0, "cutmix": 0.0}, {"probability": 0.0}])
-def test_off_means_no_plan_and_plain_one_hot(changes):
+def test_off_means_no_plan_and_plain_one_hot(changes: dict[str, float]) -> None:
     mixing = make(**changes)
     assert mixing.plan(0, np.arange(3)) is None  # and odd sizes are fine
     images, labels = batch(3)

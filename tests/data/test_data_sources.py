@@ -1,7 +1,9 @@
 import multiprocessing
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -9,25 +11,28 @@ import pyarrow.parquet as pq
 import pytest
 
 from distill.data.decode import read_image
-from distill.data.sources import open_source
+from distill.data.sources import Source, open_source
 from distill.errors import InputError
 from distill.files import tmp_name
 from distill.recipe.schema import ImageFolderSpec, SavedDatasetSpec, TableSpec
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory, monkeypatch):
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture
-def colours(png):
+def colours(png: Callable[..., bytes]) -> list[bytes]:
     """Nine PNG files, each of its own colour."""
     return [png(np.full((6, 7, 3), 20 * i, np.uint8)) for i in range(9)]
 
 
 @pytest.fixture
-def folder(tmp_path, colours):
+def folder(tmp_path: Path, colours: list[bytes]) -> Path:
     for i, name in enumerate(
         ["cat/1.png", "cat/deep/er/2.PNG", "ant/1.png", "ant/0.jpeg", "dog/x.png"]
     ):
@@ -39,14 +44,14 @@ def folder(tmp_path, colours):
     return tmp_path
 
 
-def first_pixel(source, index):
+def first_pixel(source: Source, index: int) -> int:
     return int(np.asarray(read_image(source, index))[0, 0, 0])
 
 
 # ---- image folders -------------------------------------------------------------------------------
 
 
-def test_image_folder_reads_sorted_classes_at_any_depth(folder):
+def test_image_folder_reads_sorted_classes_at_any_depth(folder: Path) -> None:
     source = open_source(ImageFolderSpec(kind="image_folder", path="images"), folder)
     assert source.classes == ("ant", "cat", "dog")
     assert source.labels.tolist() == [0, 0, 1, 1, 2]
@@ -56,7 +61,7 @@ def test_image_folder_reads_sorted_classes_at_any_depth(folder):
     assert copy.read(4) == source.read(4)
 
 
-def test_image_folder_with_a_class_list(folder):
+def test_image_folder_with_a_class_list(folder: Path) -> None:
     (folder / "names.txt").write_text("dog\nemu\ncat\nant\n")
     source = open_source(
         ImageFolderSpec(kind="image_folder", path="images", classes="names.txt"), folder
@@ -75,7 +80,7 @@ def test_image_folder_with_a_class_list(folder):
         (None, "cannot read"),
     ],
 )
-def test_bad_class_lists(folder, names, message):
+def test_bad_class_lists(folder: Path, names: str | None, message: str) -> None:
     if names is not None:
         (folder / "names.txt").write_text(names)
     with pytest.raises(InputError, match=message):
@@ -84,7 +89,7 @@ def test_bad_class_lists(folder, names, message):
         )
 
 
-def test_bad_image_folders(folder):
+def test_bad_image_folders(folder: Path) -> None:
     spec = ImageFolderSpec(kind="image_folder", path="imags")
     with pytest.raises(
         InputError, match=r"data.eval.path: .*imags does not exist.*did you mean 'images'"
@@ -100,7 +105,7 @@ def test_bad_image_folders(folder):
 # ---- tables --------------------------------------------------------------------------------------
 
 
-def test_numbers_that_are_no_class_numbers(tmp_path, colours):
+def test_numbers_that_are_no_class_numbers(tmp_path: Path, colours: list[bytes]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -113,7 +118,7 @@ def test_numbers_that_are_no_class_numbers(tmp_path, colours):
         open_source(TableSpec(kind="parquet", path="ids.parquet"), tmp_path)
 
 
-def test_a_label_that_its_names_do_not_have(tmp_path, colours):
+def test_a_label_that_its_names_do_not_have(tmp_path: Path, colours: list[bytes]) -> None:
     data = make_dataset(colours, "class_label")
     table = data.data.table.set_column(
         1, data.data.table.schema.field(1), [[0, 2, 3] * 3]
@@ -129,11 +134,13 @@ def test_a_label_that_its_names_do_not_have(tmp_path, colours):
             open_source(TableSpec(kind="parquet", path="d.parquet", classes=classes), tmp_path)
 
 
-def make_dataset(colours, kind):
+def make_dataset(colours: list[bytes], kind: str) -> "Dataset":
     import datasets
 
     images = datasets.Image()
-    rows = {"image": [{"bytes": record, "path": f"{i}.png"} for i, record in enumerate(colours)]}
+    rows: dict[str, list[Any]] = {
+        "image": [{"bytes": record, "path": f"{i}.png"} for i, record in enumerate(colours)]
+    }
     if kind == "class_label":
         rows["label"] = [0, 2, 1] * 3
         label = datasets.ClassLabel(names=["ox", "yak", "asp"])
@@ -157,7 +164,9 @@ EXPECTED = {
 
 @pytest.mark.parametrize("labels", EXPECTED)
 @pytest.mark.parametrize("storage", ["parquet", "arrow", "saved"])
-def test_tables_keep_bytes_and_name_classes(tmp_path, colours, labels, storage):
+def test_tables_keep_bytes_and_name_classes(
+    tmp_path: Path, colours: list[bytes], labels: str, storage: str
+) -> None:
     data = make_dataset(colours, labels)
     if storage == "saved":
         data.save_to_disk(tmp_path / "d")
@@ -179,7 +188,7 @@ def test_tables_keep_bytes_and_name_classes(tmp_path, colours, labels, storage):
         assert pool.apply(source.read, (7,)) == colours[7]
 
 
-def test_several_parquet_files_and_where_a_row_lies(tmp_path, colours):
+def test_several_parquet_files_and_where_a_row_lies(tmp_path: Path, colours: list[bytes]) -> None:
     data = make_dataset(colours, "class_label")
     data.select(range(4)).to_parquet(tmp_path / "part-0.parquet")
     data.select(range(4, 9)).to_parquet(tmp_path / "part-1.parquet")
@@ -189,7 +198,7 @@ def test_several_parquet_files_and_where_a_row_lies(tmp_path, colours):
         assert source.describe(5) == f"{tmp_path / 'part-1.parquet'}, row 1 (5.png)"
 
 
-def test_plain_parquet_without_hugging_face_features(tmp_path, colours):
+def test_plain_parquet_without_hugging_face_features(tmp_path: Path, colours: list[bytes]) -> None:
     table = pa.table({"jpg": pa.array(colours, pa.binary()), "cls": [2, 1, 0] * 3})
     pq.write_table(table, tmp_path / "plain.parquet")
     source = open_source(
@@ -200,7 +209,7 @@ def test_plain_parquet_without_hugging_face_features(tmp_path, colours):
     assert source.labels.tolist() == [2, 1, 0] * 3
 
 
-def test_arrow_files_of_either_format(tmp_path, colours):
+def test_arrow_files_of_either_format(tmp_path: Path, colours: list[bytes]) -> None:
     table = pa.table({"image": pa.array(colours, pa.binary()), "label": [2, 1, 0] * 3})
     with (
         pa.OSFile(str(tmp_path / "f.arrow"), "wb") as sink,
@@ -211,7 +220,9 @@ def test_arrow_files_of_either_format(tmp_path, colours):
     assert [source.read(i) for i in range(9)] == colours
 
 
-def test_a_shuffled_or_filtered_data_set_keeps_labels_with_images(tmp_path, colours):
+def test_a_shuffled_or_filtered_data_set_keeps_labels_with_images(
+    tmp_path: Path, colours: list[bytes]
+) -> None:
     data = make_dataset(colours, "class_label").shuffle(seed=1).select([1, 5, 6])
     data.save_to_disk(tmp_path / "d")
     source = open_source(SavedDatasetSpec(kind="saved", path="d"), tmp_path)
@@ -220,7 +231,7 @@ def test_a_shuffled_or_filtered_data_set_keeps_labels_with_images(tmp_path, colo
         assert source.labels[i] == [0, 2, 1][original % 3]
 
 
-def test_class_lists_over_tables(tmp_path, colours):
+def test_class_lists_over_tables(tmp_path: Path, colours: list[bytes]) -> None:
     (tmp_path / "names").write_text("asp\nzebu\nyak\nox\n")
     for kind, expected in (("class_label", [3, 0, 2]), ("string", [3, 2, 0]), ("int", [0, 2, 1])):
         make_dataset(colours, kind).to_parquet(tmp_path / f"{kind}.parquet")
@@ -231,7 +242,7 @@ def test_class_lists_over_tables(tmp_path, colours):
         assert source.labels[:3].tolist() == expected
 
 
-def test_saved_splits(tmp_path, colours):
+def test_saved_splits(tmp_path: Path, colours: list[bytes]) -> None:
     import datasets
 
     data = make_dataset(colours, "int")
@@ -277,7 +288,9 @@ def test_saved_splits(tmp_path, colours):
         ({"path": "text.parquet"}, "cannot open .*text.parquet"),
     ],
 )
-def test_bad_tables(tmp_path, colours, changes, message):
+def test_bad_tables(
+    tmp_path: Path, colours: list[bytes], changes: dict[str, str], message: str
+) -> None:
     make_dataset(colours, "class_label").to_parquet(tmp_path / "d.parquet")
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.parquet").write_text("this is not parquet")
@@ -293,7 +306,9 @@ def test_bad_tables(tmp_path, colours, changes, message):
         ([0, None, 1], "1 rows without a label"),
     ],
 )
-def test_bad_labels_in_tables(tmp_path, colours, labels, message):
+def test_bad_labels_in_tables(
+    tmp_path: Path, colours: list[bytes], labels: list[int | None], message: str
+) -> None:
     table = pa.table(
         {
             "image": pa.array(colours[: len(labels)], pa.binary()),
@@ -305,7 +320,7 @@ def test_bad_labels_in_tables(tmp_path, colours, labels, message):
         open_source(TableSpec(kind="parquet", path="d.parquet"), tmp_path)
 
 
-def test_no_records_at_all(tmp_path, colours):
+def test_no_records_at_all(tmp_path: Path, colours: list[bytes]) -> None:
     schema = pa.schema([("image", pa.binary()), ("label", pa.int64())])
     with (
         pa.OSFile(str(tmp_path / "d.arrow"), "wb") as sink,
@@ -319,7 +334,7 @@ def test_no_records_at_all(tmp_path, colours):
         open_source(SavedDatasetSpec(kind="saved", path="d"), tmp_path)
 
 
-def test_an_empty_image_cell_is_unreadable_by_row(tmp_path, colours):
+def test_an_empty_image_cell_is_unreadable_by_row(tmp_path: Path, colours: list[bytes]) -> None:
     images = pa.array([{"bytes": colours[0], "path": None}, {"bytes": None, "path": None}, None])
     pq.write_table(pa.table({"image": images, "label": [0, 0, 0]}), tmp_path / "d.parquet")
     source = open_source(TableSpec(kind="parquet", path="d.parquet"), tmp_path)
@@ -329,7 +344,7 @@ def test_an_empty_image_cell_is_unreadable_by_row(tmp_path, colours):
             read_image(source, row)
 
 
-def test_images_kept_as_paths(tmp_path, colours):
+def test_images_kept_as_paths(tmp_path: Path, colours: list[bytes]) -> None:
     (tmp_path / "a.png").write_bytes(colours[3])
     images = pa.array([{"bytes": None, "path": str(tmp_path / "a.png")}])
     pq.write_table(pa.table({"image": images, "label": [0]}), tmp_path / "d.parquet")
@@ -339,7 +354,9 @@ def test_images_kept_as_paths(tmp_path, colours):
     assert source.read(0) == colours[3]
 
 
-def test_machines_that_share_a_folder_write_files_of_different_names(monkeypatch):
+def test_machines_that_share_a_folder_write_files_of_different_names(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     names = set()
     for host in ("one.example", "two.example"):
         monkeypatch.setattr("os.uname", lambda host=host: SimpleNamespace(nodename=host))

@@ -115,7 +115,7 @@ def comes_to(shards: Shards, output: Path, path: str) -> bool:
     )
 
 
-def goes_on_to_the_same_end(shards: Shards, output: Path) -> None:
+def resumes_to_the_same_end(shards: Shards, output: Path) -> None:
     assert_equal_but_statistics(tensors(output), tensors(shards.folder / "undisturbed"))
     assert not list((shards.folder / f"cache-{output.name}").glob("*.part*")), (
         "what a killed writer left was cleared away"
@@ -139,7 +139,7 @@ def test_killed_while_it_waits_for_a_shard_the_same_command_continues(shards: Sh
     assert list((shards.folder / "cache-killed").glob("*.part*"))
     shards.server.release.set()
     assert run(recipe, "data.num_workers=2") == DONE
-    goes_on_to_the_same_end(shards, shards.folder / "killed")
+    resumes_to_the_same_end(shards, shards.folder / "killed")
 
 
 @pytest.mark.slow
@@ -162,7 +162,7 @@ def test_one_of_two_killed_while_they_stream_the_same_command_continues(
     assert "another process of this run has ended after step" in (tmp_path / "first").read_text()
     assert ended(torchrun(recipe, tmp_path / "second")) == DONE
     assert "resuming from" in (tmp_path / "second").read_text()
-    goes_on_to_the_same_end(shards, shards.folder / "killed-2")
+    resumes_to_the_same_end(shards, shards.folder / "killed-2")
 
 
 def rank_of(launcher: int, rank: int) -> int:

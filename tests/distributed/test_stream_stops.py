@@ -15,7 +15,7 @@ import pytest
 import yaml
 from shards import describe, images_of, write_tars
 from stream_set import FOREIGN, OWN, PER_SHARD, Shards, shards_and_undisturbed
-from test_stream_ends import ended, goes_on_to_the_same_end, held_recipe, rank_of, torchrun, until
+from test_stream_ends import ended, held_recipe, rank_of, resumes_to_the_same_end, torchrun, until
 from tiny import records, run, write_recipe
 
 from distill.data.fashion import EmbeddedFashionMnist
@@ -97,7 +97,7 @@ def test_one_process_saves_where_it_stands(
     saved = f"{output}/checkpoints/step-{num_steps:08d}"
     assert f"SIGTERM: stopped after step {num_steps}, saved in {saved}; " in log.read_text()
     assert run(recipe, *changes) == DONE
-    goes_on_to_the_same_end(shards, output)
+    resumes_to_the_same_end(shards, output)
 
 
 def test_before_the_first_step_there_is_nothing_to_save(shards: Shards, tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_before_the_first_step_there_is_nothing_to_save(shards: Shards, tmp_path
         in log.read_text()
     )
     assert run(recipe) == DONE
-    goes_on_to_the_same_end(shards, shards.folder / "early")
+    resumes_to_the_same_end(shards, shards.folder / "early")
 
 
 def test_at_the_border_of_stages_what_the_stage_before_left_stays(
@@ -149,14 +149,19 @@ def test_an_evaluation_that_waits_is_given_up(
     num_workers: int, shards: Shards, tmp_path: Path
 ) -> None:
     shards.server.release.clear()
-    source, case = EmbeddedFashionMnist("test"), f"judged-{num_workers}"
+    source, case = EmbeddedFashionMnist("test"), f"evaluated-{num_workers}"
     folder = shards.folder / "served" / case
     write_tars(folder, images_of(source, range(40)), 10, labels=source.labels[:40].tolist())
     describe(folder, source.classes)
-    judged = {"kind": "stream", "path": f"{shards.server.url}/{case}"}
+    evaluated = {"kind": "stream", "path": f"{shards.server.url}/{case}"}
     recipe = write_recipe(
         tmp_path,
-        {"data": {"eval": judged, "shards": {"timeout_s": 120, "cache": str(tmp_path / "cache")}}},
+        {
+            "data": {
+                "eval": evaluated,
+                "shards": {"timeout_s": 120, "cache": str(tmp_path / "cache")},
+            }
+        },
     )
     shards.server.fault(f"/{case}/shard-00003.tar", "hold", on=None)
     workers = f"data.num_workers={num_workers}"
@@ -166,10 +171,8 @@ def test_an_evaluation_that_waits_is_given_up(
     shards.server.release.set()
     assert "SIGTERM: stopped after step 4, saved in" in (tmp_path / "log").read_text()
     assert run(recipe, workers) == DONE
-    judged_steps = [
-        line["step"] for line in records(tmp_path / "run") if line["event"] == "evaluate"
-    ]
-    assert judged_steps == [4, 8], "the resumed run began with the evaluation that was abandoned"
+    steps = [line["step"] for line in records(tmp_path / "run") if line["event"] == "evaluate"]
+    assert steps == [4, 8], "the resumed run began with the evaluation that was abandoned"
 
 
 def test_both_save_when_one_of_them_gets_a_signal(shards: Shards, tmp_path: Path) -> None:
@@ -190,4 +193,4 @@ def test_both_save_when_one_of_them_gets_a_signal(shards: Shards, tmp_path: Path
     assert shown.count("Traceback") == 1, "torchrun's own"
     assert set(re.findall(r"exitcode +: (\S+)", shown)) <= {str(INTERRUPTED), "-15"}
     assert ended(torchrun(recipe, tmp_path / "second")) == DONE
-    goes_on_to_the_same_end(shards, output)
+    resumes_to_the_same_end(shards, output)

@@ -30,6 +30,7 @@ from tiny import (
 )
 
 from distill.release.evaluate import evaluate_models
+from distill.release.similarity.compare import Choice, compare_models
 from distill.training.loop import DONE, INTERRUPTED
 
 STUDENTS = {
@@ -62,6 +63,13 @@ STUDENTS = {
     "backbone": {
         **EVERYTHING["students"]["adamw"],
         "objective": {"hard": None, "hint": {"loss": "feature", "level": "dense"}},
+    },
+    # Relations of all samples of a micro-batch; those of neighbours depend on their order.
+    "rkd": {"objective": {"hard": {"loss": "ce"}, "hint": {"loss": "rkd", "weight": 0.1}}},
+    "cc": {"objective": {"hard": {"loss": "ce"}, "hint": {"loss": "cc", "weight": 5.0}}},
+    # BatchNorm of pooled features, and of maps before an activation.
+    "reviewkd": {
+        "objective": {"hard": {"loss": "ce"}, "hint": {"loss": "reviewkd", "warmup_epochs": 0}}
     },
 }
 # Two forwards a step in one process, one in each of two.
@@ -184,6 +192,10 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launch]:
     evaluate = ["evaluate", export, "--sets", "val,real,a", "--root", folder / "sets"]
     # 60 images: the last batch of the second process is half empty.
     launch.command("sets", *evaluate, "--batch-size", 8, "--json", folder / "sets-2.json")
+    # Four minibatches: of 16, 16, 16 and 5 images.
+    pair = ["similarity", export, export_model(folder / "other", seed=1), "--num-workers", 0]
+    pair += ["--data", "fashion_mnist", "--images", 53, "--batch-size", 16]
+    launch.command("layers", *pair, "-o", folder / "layers-2")
 
     launch.start()
     try:
@@ -312,6 +324,27 @@ def test_sets_of_imagenet_have_the_same_counts(launch: Launch) -> None:
         for key in ("top1", "top5", "num_samples", "num_skipped"):
             assert two[key] == getattr(one, key), (name, key)
         assert two["ece"] == pytest.approx(one.ece, abs=1e-6)
+
+
+def test_layers_are_as_similar(launch: Launch) -> None:
+    assert launch.codes("layers") == [DONE, DONE]
+    by_two = json.loads((launch.folder / "layers-2/similarity.json").read_text())
+    by_one = compare_models(
+        Choice(str(launch.folder / "export")),
+        [Choice(str(launch.folder / "other"))],
+        launch.folder / "layers-1",
+        data="fashion_mnist",
+        num_images=53,
+        batch_size=16,
+        num_workers=0,
+    )
+    assert by_two["num_images"] == by_one.num_images == 53
+    values = torch.tensor(by_two["pairs"][0]["cka"])
+    torch.testing.assert_close(values, torch.tensor(by_one.pairs[0].cka), rtol=0, atol=1e-6)
+    assert values.max() - values.min() > 0.1
+    shown = launch.shown("layers")
+    assert "most similar" in shown[0]
+    assert shown[1] == ""
 
 
 def test_an_odd_set_is_evaluated_alike(launch: Launch) -> None:

@@ -123,6 +123,7 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launch]:
     launch.call("zero_probe:teachers")
     launch.call("zero_probe:students")
     launch.call("zero_probe:direct_parameters")
+    launch.call("reviewkd_probe:partitioned")
     launch.add("stage1", recipe("stage1", zero(1)))
     launch.add("stage2", recipe("stage2", zero(2)))
     launch.add("stage3", recipe("stage3", zero(3), sharded_teacher))
@@ -275,6 +276,16 @@ def test_parameters_of_a_model_whose_forward_is_not_called_are_gathered(launch: 
         assert all(distance > 1e-6 for distance in moved)
         assert len(moved) == (3 if rank == 0 else 0)
         assert all(distance < 1e-5 for distance in results.values()), results
+
+
+def test_heads_that_read_maps_before_an_activation_learn_when_partitioned(launch: Launch) -> None:
+    for rank, results in enumerate(launch.returned("reviewkd_probe:partitioned")):
+        assert results.pop("held") == 0, "every weight is partitioned"
+        assert results.pop("maps") == 0, "the teacher's maps stay bit for bit"
+        moved = [results.pop(f"{file} moved") for file in ("model", "heads") if rank == 0]
+        assert all(distance > 1e-5 for distance in moved)
+        assert len(results) > (40 if rank == 0 else 3)
+        assert all(distance < 1e-7 for distance in results.values()), results
 
 
 def test_each_stage_holds_its_part_only(launch: Launch) -> None:

@@ -73,17 +73,16 @@ def teachers(rank: int) -> dict[str, Any]:
             sharded = place_teacher(teacher, engine, placement="zero3")
             assert whole is not None
             assert sharded is not None
-            expected = whole.outputs(images, stages)
-            found = sharded.outputs(images, stages)
+            keys = tuple(map(FeatureKey, stages))
+            expected, found = (each.outputs(images, keys) for each in (whole, sharded))
             again = sharded(images)  # and without features
             results[f"{name} {dtype}"] = {
                 "logits": _apart(found.logits, expected.logits),
                 "again": _apart(again, expected.logits),
                 "features": {
-                    stage: _apart(found.features[stage], expected.features[stage])
-                    for stage in stages
+                    key.stage: _apart(found.features[key], expected.features[key]) for key in keys
                 },
-                "dtypes": [str(found.features[stage].dtype) for stage in stages],
+                "dtypes": [str(found.features[key].dtype) for key in keys],
                 "spread": float(expected.logits.std()) if expected.logits.numel() else None,
                 "held": (
                     sum(p.ds_tensor.numel() for p in sharded.net.parameters())
@@ -227,6 +226,7 @@ def direct_parameters(rank: int) -> dict[str, float]:
         partitioned = place_teacher(frozen[1], engine, placement="zero3")
         assert expected
         assert partitioned
+        key = FeatureKey(1)
         for name, found in (("first", partitioned), ("again", partitioned)):
             one, two = (each.outputs(images, (key,)) for each in (expected, found))
             results[f"teacher, {name}"] = max(

@@ -25,6 +25,7 @@ from pages import (
 
 from distill.__main__ import build_command
 from distill.recipe import read_recipe
+from distill.study.stored import plan_study
 from distill.training.check import check_recipe
 
 # Commands of a shell or of other programs: nothing of ours to check.
@@ -214,6 +215,15 @@ def test_a_fragment_completes_a_recipe(example: Example, tmp_path: Path) -> None
     path = tmp_path / "recipe.yaml"
     path.write_text(f"extends: imagenet1k/res50_beitv2b_a2_300ep\n{example.text}")
     read_recipe(str(path), [])
+
+
+@pytest.mark.parametrize("example", blocks("yaml study"), ids=str)
+def test_a_study_is_sound(example: Example, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(example.text)
+    plan = plan_study(str(path), [f"output={tmp_path / 'out'}"])
+    for run in plan.runs:
+        check_recipe(plan.recipe(run))
 
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md"], ids=name_of)

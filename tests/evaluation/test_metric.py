@@ -55,8 +55,8 @@ def test_a_run_keeps_the_weights_that_its_metric_prefers(name: str, tmp_path: Pa
         ]
         value = bests[student] = choose(score for score, _, _ in found)
         first = max(step for score, step, _ in found if score == value)
-        told = report(tmp_path / "run")["students"][student]["best"]
-        assert (told["metric"], told[name], told["step"]) == (name, value, -first)
+        reported = report(tmp_path / "run")["students"][student]["best"]
+        assert (reported["metric"], reported[name], reported["step"]) == (name, value, -first)
         record = best(tmp_path / "run", student)[1]
         assert (record["metric"], record[name], record["step"]) == (name, value, -first)
     assert report(tmp_path / "run")["best"] == choose(bests, key=lambda key: bests[key])

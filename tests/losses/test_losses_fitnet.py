@@ -105,7 +105,7 @@ def test_the_objective_adds_a_weighted_hint_and_builds_its_heads() -> None:
         objective(Outputs(logits, projected), None, batch, heads)
 
 
-def test_heads_are_alike_only_for_the_same_feature_maps() -> None:
+def test_heads_are_alike_only_for_hints_that_differ_in_their_weight() -> None:
     def key(student: int, teacher: int, **changes: Any) -> object:
         spec = ObjectiveSpec(hard=CESpec(loss="ce"), hint=FitNetSpec(loss="fitnet", **changes))
         shapes = [(FeatureMap(FeatureKey(stage), 6, 4, 4),) for stage in (student, teacher)]
@@ -114,4 +114,4 @@ def test_heads_are_alike_only_for_the_same_feature_maps() -> None:
         return hint.heads_key
 
     assert key(1, 2) == key(1, 2, weight=3.0)
-    assert len({key(1, 2), key(2, 2), key(1, 1)}) == 3
+    assert len({key(1, 2), key(2, 2), key(1, 1), key(1, 2, distance="l1")}) == 4

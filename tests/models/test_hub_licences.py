@@ -8,6 +8,8 @@ import pytest
 from distill.models.hub.download import licence_in
 from distill.models.hub.licences import Noted
 from distill.models.origin import origin_of_folder
+from distill.models.student import first_weights
+from distill.recipe.schema import StudentSpec
 
 
 @pytest.mark.parametrize(
@@ -63,3 +65,17 @@ def test_an_export_as_a_teacher_has_the_licence_of_its_own(
     assert origin_of_folder(tmp_path, None, "teacher.model").licence is None
     (tmp_path / "distill.json").write_text(json.dumps(record))
     assert origin_of_folder(tmp_path, None, "teacher.model").licence == licence
+
+
+def test_a_student_that_begins_with_an_export_has_its_licence(tmp_path: Path) -> None:
+    config = {"architecture": "resnet18", "num_classes": 10, "pretrained_cfg": {}}
+    file = tmp_path / "model.safetensors"
+    spec = StudentSpec.model_construct(model="resnet18", weights=str(file))
+    began_with = {"began_with": str(file)}
+    assert first_weights(spec) == {**began_with, "began_with_license": "not readable"}
+    file.write_bytes(b"")
+    assert first_weights(spec) == began_with, "a file of weights alone states nothing"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    record = {"teacher": {"license": "cc-by-nc-4.0"}, "began_with_license": "mit"}
+    (tmp_path / "distill.json").write_text(json.dumps(record))
+    assert first_weights(spec) == {**began_with, "began_with_license": "cc-by-nc-4.0"}

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from small_facts import facts
 
-from distill.models.hub.card import model_card
+from distill.models.hub.card import has_text, model_card
 from distill.models.hub.figures import Score, own_score
 from distill.models.hub.licences import KNOWN, Noted, licence_text
 from distill.models.hub.words import describe_recipe
@@ -102,3 +102,20 @@ def test_every_licence_has_a_file(licence: str) -> None:
 def test_the_texts_are_in_the_wheel() -> None:
     pyproject = Path(__file__).parents[2] / "pyproject.toml"
     assert '"models/hub/texts/*"' in pyproject.read_text()
+
+
+@pytest.mark.parametrize(
+    ("card", "expected"),
+    [
+        ("", False),
+        (" \n\n", False),
+        ("---\nlicense: mit\n---\n", False),
+        ("---\r\nlicense: mit\r\n---\r\n\r\n", False),
+        ("# Mine", True),
+        ("---\nlicense: mit\n---\n# Mine\n", True),
+        ("---\nlicense: mit\n---\n# Mine\n\n---\n", True),
+        ("---\nunfinished", True),
+    ],
+)
+def test_a_card_of_metadata_alone_has_no_text(card: str, expected: bool) -> None:
+    assert has_text(card) == expected

@@ -135,9 +135,9 @@ def test_a_forward_with_other_logits_is_refused() -> None:
     with pytest.raises(
         InputError, match=r"^it gives other logits with the feature map of stage 0 than"
     ):
-        refuse_other_logits(net, 8, FIRST, "it")
+        refuse_other_logits(net, 8, (FIRST,), "it")
     assert net.training
-    refuse_other_logits(timm.create_model("resnet18", num_classes=10), 32, FeatureKey(2), "it")
+    refuse_other_logits(timm.create_model("resnet18", num_classes=10), 32, (FeatureKey(2),), "it")
 
 
 def test_a_forward_without_logits_is_refused() -> None:
@@ -147,7 +147,7 @@ def test_a_forward_without_logits_is_refused() -> None:
     with pytest.raises(
         InputError, match=r"hiera gives no logits beside the feature map of stage 0"
     ):
-        refuse_other_logits(net, 64, FIRST, "hiera")
+        refuse_other_logits(net, 64, (FIRST,), "hiera")
 
 
 def test_a_model_that_caches_tensors_in_its_forward_stays_whole() -> None:

@@ -126,8 +126,8 @@ def test_a_model_of_any_size_takes_the_datas_by_default(tmp_path: Path) -> None:
     view = load(tmp_path, model="resnet10t", weights="w.pth").view
     assert (view.image_size, view.sources["image_size"]) == (DATA_SIZE, "data.image_size")
     assert view.sources["mean"] == f"assumed from {config_source('resnet10t', config('resnet10t'))}"
-    told = load(tmp_path, model="resnet10t", weights="w.pth", image_size=64).view
-    assert (told.image_size, told.sources["image_size"]) == (64, "teacher.image_size")
+    given = load(tmp_path, model="resnet10t", weights="w.pth", image_size=64).view
+    assert (given.image_size, given.sources["image_size"]) == (64, "teacher.image_size")
     theirs = load(tmp_path, model="resnet10t", weights="pretrained").view
     assert (theirs.image_size, theirs.sources["image_size"]) == (
         176,

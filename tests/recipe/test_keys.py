@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from distill.errors import InputError
-from distill.recipe import recipes_dir
+from distill.recipe import recipes_dir, shipped_files
 from distill.recipe.json_schema import json_schema
 from distill.recipe.keys import each_key, each_part, keys_named, markdown, parts_below
 from distill.recipe.text import parse, read_text
 
 ROOT = Path(__file__).resolve().parents[2]
-FILES = sorted(recipes_dir().rglob("*.yaml"))
+FILES = [recipes_dir() / f"{name}.yaml" for name in shipped_files()]
 
 
 def test_every_key_and_every_mapping_is_described() -> None:
@@ -154,6 +154,7 @@ def test_shipped_files_are_valid(path: Path) -> None:
         ("train: {buget: 3 epochs}", ".train.buget"),
         ("train: {budget: 300}", ".train.budget"),
         ("student: {schedule: {warmup: 100%}}", ".student.schedule.warmup"),
+        ("student: {schedule: {cooldown: 20}}", ".student.schedule.cooldown"),
         ("student: {optimizer: {lr: -1}}", ".student.optimizer.lr"),
         (
             "students: {kd: {objective: {soft: {loss: kl, temprature: 2}}}}",

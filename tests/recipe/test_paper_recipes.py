@@ -13,7 +13,7 @@ from shipped import (
     opening,
 )
 
-from distill.recipe.schema import DKDSpec
+from distill.recipe.schema import CRDSpec, DKDSpec, ReviewKDSpec, RKDSpec
 
 # Optimizer steps: the paper's own figures for A1 and A2 (750K is 1200 epochs of the whole, 2000 of
 # 60 %, 4000 of 30 %).
@@ -81,7 +81,7 @@ def test_strategy_is_the_papers(path: Path) -> None:
             }
         if path.stem.endswith("_lr_wd"):
             table |= {"lr": student.optimizer.lr, "weight_decay": student.optimizer.weight_decay}
-        if name.startswith("ce_"):  # Table 4
+        if name.startswith("ce_") or path.stem.endswith("_hints"):  # Table 4; hint rows of Table 3
             table |= {"hard": "ce"}
         if name.startswith("none_") or name == "kl_only":
             table |= {"hard": None, "smoothing": None}
@@ -152,3 +152,47 @@ def test_dkd_beta_of_a_pair() -> None:
                     1.0,
                     own.get(path.stem, 2.0),
                 )
+
+
+def test_hint_rows_of_table_3_have_both_teachers_and_the_released_constants() -> None:
+    for stem, epochs in (
+        ("res50_res152_a2_300ep", 300),
+        ("res50_beitv2l_a2_300ep", 300),
+        ("res50_res152_a1_600ep", 600),
+    ):
+        logits, hints = load(f"imagenet1k/{stem}"), load(f"imagenet1k/{stem}_hints")
+        assert hints.teacher == logits.teacher
+        assert hints.data == logits.data
+        assert hints.train == logits.train
+        assert hints.train.budget
+        assert hints.train.budget.amount == epochs
+        assert list(hints.students) == ["cc", "rkd", "crd", "reviewkd"]
+        for name, student in hints.students.items():
+            objective = student.objective
+            assert objective.hard
+            assert (objective.hard.loss, objective.hard.weight) == ("ce", 1.0)
+            assert objective.soft is None
+            assert objective.hint
+            assert (objective.hint.loss, objective.hint.weight) == (name, 1.0)
+            assert getattr(objective.hint, "reference", "paper_code") == "paper_code"
+        rkd, crd, review = (
+            hints.students[name].objective.hint for name in ("rkd", "crd", "reviewkd")
+        )
+        assert isinstance(rkd, RKDSpec)
+        assert (rkd.distance_weight, rkd.angle_weight) == (25.0, 50.0)
+        assert isinstance(crd, CRDSpec)
+        constants = (crd.negatives, crd.temperature, crd.momentum, crd.width)
+        assert constants == (16_384, 0.07, 0.5, 128)
+        assert isinstance(review, ReviewKDSpec)
+        assert review.warmup_epochs == 1
+
+
+def test_hints_on_cifar_100_have_the_constants_of_their_public_code() -> None:
+    for pair, weight in (("res20_res56", 0.6), ("res8x4_res32x4", 5.0)):
+        students = load(f"cifar100/{pair}_previous_240ep_hints").students
+        hints = {name: student.objective.hint for name, student in students.items()}
+        weights = {name: hint.weight for name, hint in hints.items() if hint}
+        expected = {"cc": 1.0, "rkd": 1.0, "crd": 0.8, "reviewkd": weight, "fitnet": 100.0}
+        assert weights == expected
+        assert isinstance(hints["reviewkd"], ReviewKDSpec)
+        assert hints["reviewkd"].warmup_epochs == 20

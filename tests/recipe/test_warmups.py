@@ -55,6 +55,20 @@ def test_a_share_of_the_budget_is_a_duration(
     assert (str(recipe.students["one"].schedule.warmup), notes) == (warmup, [])
 
 
+def test_a_share_of_a_cooldown_is_a_duration(on_a2: Path, tmp_path: Path) -> None:
+    constant = ["student.schedule.name=constant", "student.schedule.cooldown=20%"]
+    recipe = load_recipe(on_a2, constant)
+    assert str(recipe.students["one"].schedule.cooldown) == "60 epochs"
+    stages = "stages=[{name: a, budget: 4 epochs}, {name: b, budget: 40 epochs}]"
+    staged = load_recipe(
+        on_a2, [*constant, stages, "train.budget=null", "student.schedule.warmup=5%"]
+    )
+    (tmp_path / "saved.yaml").write_text(dump_recipe(staged))
+    assert load_recipe(tmp_path / "saved.yaml") == staged
+    spans = [str(stage.students["one"].schedule.cooldown) for stage in staged.stages]
+    assert spans == ["0.8 epochs", "8 epochs"]
+
+
 def test_a_share_in_stages_is_of_what_the_schedule_spans(on_a2: Path, tmp_path: Path) -> None:
     stages = "stages=[{name: a, budget: 4 epochs}, {name: b, budget: 40 epochs}]"
     shared = ["train.budget=null", stages, "student.schedule.warmup=10%"]

@@ -15,6 +15,7 @@ from tiny import checkpoint
 
 from distill.data.holdout import held_out
 from distill.data.sources import open_source
+from distill.models.hub.figures import OF_THE_RUN, own_score
 from distill.recipe.schema import FashionMnistSpec
 from distill.release.average import average_models
 from distill.release.find import find_models
@@ -86,6 +87,20 @@ def test_the_best_checkpoints_are_those_of_the_metric(tiny_run: Path, tmp_path: 
     assert_same(load_file(tmp_path / "mean/model.safetensors"), mean_by_hand([older, older]))
 
 
+def test_the_best_checkpoints_of_damaged_records(tiny_run: Path, tmp_path: Path, cli: Cli) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run, symlinks=True)
+    intact = (run / "metrics.jsonl").read_bytes()
+    bad = b'[1]\n\xff\n{"step": 3}\n{"step": [3], "models": {"kd": {"top1": 1}}}\n'
+    (run / "metrics.jsonl").write_bytes(bad + intact)
+    command = ("average", run, "--student", "kd", "--best", 2, "-o", tmp_path / "mean")
+    assert cli(*command).code == 0
+    (run / "metrics.jsonl").write_bytes(bad)
+    assert "0 of its 2 checkpoints were evaluated" in cli(*command).err
+    (run / "metrics.jsonl").unlink()
+    assert "metrics.jsonl: cannot be read" in cli(*command).err
+
+
 def test_several_models(tiny_run: Path, tmp_path: Path) -> None:
     """An export and a checkpoint of the same model."""
     newest = checkpoint(tiny_run)
@@ -140,6 +155,32 @@ def test_a_greedy_soup_takes_what_helps(tiny_run: Path, tmp_path: Path, cli: Cli
     assert record["num_samples"] == int((~aside).sum())
     assert record["top1"] == pytest.approx(100 * float(right[~aside].double().mean()))
     assert "that did not choose" in outcome.out
+    score = own_score(record)
+    assert score is not None
+    assert score.title == "a part of eval, on which no members were chosen"
+    assert score.dataset != OF_THE_RUN, "the card would say that these images chose the weights"
+
+
+def test_files_of_weights_say_no_image_size(tmp_path: Path, cli: Cli) -> None:
+    for number in range(2):
+        net = timm.create_model("test_resnet", num_classes=10)
+        torch.save(net.state_dict(), tmp_path / f"{number}.pth")
+    command = ("average", tmp_path / "0.pth", tmp_path / "1.pth", "--model", "test_resnet", "-o")
+    assumed = cli(*command, tmp_path / "assumed")
+    assert "warning: " in assumed.out
+    assert "160 px is timm's size of the model: give --image-size" in " ".join(assumed.out.split())
+    given = cli(*command, tmp_path / "given", "--image-size", 64)
+    assert "warning" not in given.out
+    config = json.loads((tmp_path / "given/config.json").read_text())
+    assert config["pretrained_cfg"]["input_size"] == [3, 64, 64]
+
+    state = net.state_dict()
+    state["fc.bias"][3] = float("nan")
+    torch.save(state, tmp_path / "1.pth")
+    refused = cli(*command, tmp_path / "other")
+    assert refused.code == 2
+    assert "1.pth: fc.bias has values that are not finite: leave it out" in refused.err
+    assert not (tmp_path / "other").exists()
 
 
 def test_bad_input(tiny_run: Path, tmp_path: Path, cli: Cli) -> None:
@@ -166,6 +207,7 @@ def test_bad_input(tiny_run: Path, tmp_path: Path, cli: Cli) -> None:
     assert "choose checkpoints of one run" in refused(
         tiny_run / "best/kd", tiny_run / "best/kd", "--last", 2, *out
     )
+    assert "a run records its own" in refused(tiny_run, *kd, "--image-size", 32, *out)
     assert "is inside the run" in refused(tiny_run, *kd, "-o", tiny_run / "mean")
     two = (tiny_run / "best/kd", tiny_run / "best/kd")
     assert "picks among the students of a run" in refused(*two, *kd, *out)

@@ -1,5 +1,6 @@
 """The images that `distill evaluate` takes: class lists, kinds of data, folders of numbers."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from distill.data.fashion import CLASSES
 from distill.data.guess import guess_source
 from distill.errors import InputError
 from distill.models import cifar as cifar  # registers its models
+from distill.release.images import title_of
 
 # ---- class lists ---------------------------------------------------------------------------------
 
@@ -203,3 +205,28 @@ def test_folders_of_numbers_score_as_the_numbers_say(
     assert 10 < 100 * hits / count < 90
     assert (result.top1, result.num_samples) == (pytest.approx(100 * hits / count), count)
     assert "class names are numbers and taken for indices of the logits" in capsys.readouterr().out
+
+
+# ---- the name of the images ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("data", "title"),
+    [
+        ("/home/me/of a customer/val", "val"),
+        ("val/", "val"),
+        ("https://me:word@host.org/secret/{00..07}.tar?key=abc", "{00..07}.tar"),
+        ("hf://datasets/alice/cats", "hf://datasets/alice/cats"),
+        ("fashion_mnist", "fashion_mnist"),
+        (".", Path.cwd().name),
+    ],
+)
+def test_the_title_of_images_has_no_folders(data: str, title: str) -> None:
+    assert title_of(data) == title
+
+
+def test_the_json_of_a_run_names_its_images_without_folders(tiny_run: Path, tmp_path: Path) -> None:
+    scores(tiny_run, student="kd", json=tmp_path / "scores.json")
+    (of_set,) = json.loads((tmp_path / "scores.json").read_text())["sets"].values()
+    assert of_set["title"] == "evaluation images of the run, again"
+    assert of_set["data"] == str(tiny_run)

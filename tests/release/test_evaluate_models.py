@@ -184,10 +184,15 @@ def test_batch_size_and_workers_change_no_score(options: dict[str, int], tiny_ru
             assert getattr(result, key) == pytest.approx(value, abs=1e-5), (name, key)
 
 
-def test_a_size_that_the_model_does_not_take_is_refused(tiny_run: Path) -> None:
-    """Its patches have 4 pixels."""
+def test_a_size_that_the_model_does_not_take_is_refused(tiny_run: Path, tmp_path: Path) -> None:
+    """The patches of one have 4 pixels; in the other nothing is left before the last stage."""
     with pytest.raises(InputError, match=r"--image-size: the model does not take images of 18 px"):
         scores(tiny_run, student="vit", weights="raw", image_size=18)
+    net = timm.create_model("test_convnext", num_classes=10)
+    torch.save(net.state_dict(), tmp_path / "net.pth")
+    how = {"model": "test_convnext", "data": "fashion_mnist"}
+    with pytest.raises(InputError, match=r"does not take images of 8 px \(Calculated padded"):
+        scores(tmp_path / "net.pth", image_size=8, **how)
 
 
 def test_precision_and_image_size_are_used(tiny_run: Path) -> None:

@@ -22,6 +22,7 @@ from distill.errors import InputError
 from distill.files import WriteError
 from distill.models import cifar as cifar  # registers its models
 from distill.models.export_format import class_names
+from distill.release.average import average_models
 from distill.release.export import export_student, find_models
 
 STUDENTS = {
@@ -304,3 +305,11 @@ def test_the_model_of_another_program_is_not_replaced(tiny_run: Path, tmp_path: 
     with pytest.raises(InputError, match=rf"{tmp_path}: holds a model that distill did not export"):
         export_student(tiny_run, tmp_path, student="kd")
     assert {path.read_text() for path in tmp_path.iterdir()} == {"a teacher's"}
+
+
+def test_a_name_of_the_hub_is_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for write in (export_student, average_models):
+        with pytest.raises(InputError, match="is a name on the Hub, and an export is a folder"):
+            write("run", "hf://alice/net")
+    assert not list(tmp_path.iterdir())

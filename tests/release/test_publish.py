@@ -11,12 +11,14 @@ import yaml
 from command import Cli
 from fake_hub import FakeHub
 from publishing import LICENCE, finished_copy, publish, scores_of, unchanged
-from tiny import run, write_recipe
+from tiny import checkpoint, run, write_recipe
 
 from distill.errors import InputError
 from distill.files import sha256_of
+from distill.models.hub.derived import teachers_of_checkpoint
 from distill.models.hub.figures import read_scores
 from distill.models.hub.licences import Noted
+from distill.recipe import load_recipe
 from distill.release.evaluate import evaluate_models
 from distill.release.export import export_student
 from distill.release.publish import publish_model
@@ -159,13 +161,20 @@ def test_published_again_it_makes_no_new_commit(hub: FakeHub, tiny_run: Path, cl
     assert hub["alice/net"].head().oid == first.commit
 
 
-def test_foreign_files_stay(hub: FakeHub, tiny_run: Path) -> None:
+def test_foreign_files_stay(
+    hub: FakeHub, tiny_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     hub.repository("alice/net", {"notes/mine.md": b"keep", "README.md": b"old"})
+    before = hub["alice/net"].head().oid
     publish(tiny_run, student="kd")
+    replaced = "README.md there was not written by this command; the earlier one:"
+    assert f"{replaced} {hub.url}/alice/net/blob/{before}/README.md" in capsys.readouterr().out
     files = hub["alice/net"].files()
     assert files["notes/mine.md"] == b"keep"
     assert files["README.md"].startswith(b"---\n")
     assert hub["alice/net"].titles()[1:] == ["by hand", "initial commit"]
+    publish(tiny_run, student="alone")
+    assert replaced not in capsys.readouterr().out
 
 
 def test_what_an_earlier_run_said_goes_with_it(hub: FakeHub, tiny_run: Path) -> None:
@@ -178,6 +187,26 @@ def test_what_an_earlier_run_said_goes_with_it(hub: FakeHub, tiny_run: Path) -> 
     assert files["notes.md"] == b"keep"
     assert not {"report.json", "recipe.yaml", "metrics.jsonl"} & files.keys()
     assert len(hub["alice/net"].titles()) == 5
+
+
+def test_an_export_of_a_checkpoint_names_the_teacher(tiny_run: Path, tmp_path: Path) -> None:
+    best = json.loads((tiny_run / "best/kd/distill.json").read_text())
+    for student, place in (("kd", tiny_run), ("kd", checkpoint(tiny_run)), ("alone", tiny_run)):
+        export_student(place, tmp_path / "export", student=student, weights="raw")
+        record = json.loads((tmp_path / "export/distill.json").read_text())
+        assert record.get("teacher") == (best["teacher"] if student == "kd" else None)
+
+
+def test_of_an_earlier_checkpoint_the_recipe_says_the_teacher(tmp_path: Path) -> None:
+    recipe = load_recipe(write_recipe(tmp_path, {"students": {"kd": {}}}))
+    values = {"inputs": {"teacher (SHA-256)": "abc"}}
+    expected = {"model": "cifar_resnet14", "weights": "random weights", "sha256": "abc"}
+    assert teachers_of_checkpoint(recipe, values) == {"teacher": expected}
+    assert recipe.teacher is not None
+    gone = recipe.teacher.model_copy(update={"model": "gone", "weights": "pretrained"})
+    found = teachers_of_checkpoint(recipe.model_copy(update={"teacher": gone}), {})
+    expected = {"model": "gone", "weights": "pretrained gone", "sha256": "not recorded"}
+    assert found == {"teacher": expected}
 
 
 @pytest.mark.parametrize("weights", ["raw", "ema-0.5"])
@@ -245,6 +274,17 @@ def test_only_a_complete_set_has_its_known_name(
     else:
         assert score.dataset == f"own-{key}"
         assert score.title == f"A set: {num_samples:,} images of {num_classes:,} classes"
+
+
+@pytest.mark.parametrize("title", ["ImageNet-1k", "imagenet_real", "own evaluation images"])
+def test_a_set_of_ones_own_has_no_known_name(tmp_path: Path, title: str) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    figures = {"top1": 50.0, "num_samples": 50_000, "num_skipped": 0}
+    each = {"title": title, "num_classes": 1000, "models": {"kd": figures}}
+    file = scores_of(tmp_path, tmp_path / "s.json", sets={title: each})
+    (score,) = read_scores(file, sha256_of(tmp_path / "model.safetensors"))
+    assert score.dataset == f"own-{title.lower().replace(' ', '-').replace('_', '-')}"
+    assert score.title == f"{title}: 50,000 images of 1,000 classes"
 
 
 def test_curves_and_another_licence(hub: FakeHub, tiny_run: Path, tmp_path: Path) -> None:

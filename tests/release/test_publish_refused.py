@@ -55,6 +55,11 @@ def edited(export: Path, folder: Path, file: str, change: Callable[[Any], None])
         ("alice/net", {"branch": "../x"}, "--revision: '../x' is not the name of a branch"),
         ("alice/net", {"branch": "refs/pr/1"}, "is a reference: give the name of a branch"),
         ("alice/net", {"branch": "0a" * 20}, "is a commit, which never changes"),
+        (
+            "alice/net",
+            {"message": f"with hf_{'a' * 30}"},
+            "--message, line 1: seems to hold a t",
+        ),
     ],
 )
 def test_a_repository_that_cannot_be_written(
@@ -129,8 +134,9 @@ def test_an_unfinished_run_says_how_to_publish_what_it_has(
     ("content", "match"),
     [
         ("", "is not the report of a run"),
-        ("[]", "is not the report of a run"),
-        ("{}", "is not the report of a run"),
+        ("[]", r"report\.json: its content is \[\]: Input should be a valid dictionary"),
+        ("{}", r"students is \{\}: Field required: delete it, and run the same"),
+        ('{"students": {"kd": 1}}', r"students\.kd is 1: Input should be a valid dictionary"),
         ('{"students": {}, "best": null}', "ended without weights to publish"),
         ('{"students": {"kd": {"best": null}}, "best": null}', "ended without weights"),
     ],
@@ -180,6 +186,9 @@ def test_what_is_no_run_and_no_export(hub: FakeHub, tiny_run: Path, tmp_path: Pa
         ("config.json", lambda c: c.update(architecture="resnet1"), "has no model 'resnet1'"),
         ("config.json", lambda c: c.pop("architecture"), "not the config.json of"),
         ("config.json", lambda c: c.update(num_classes=11), "head has 10 classes"),
+        ("config.json", lambda c: c.update(label_names="kd"), "should be a list of names"),
+        ("config.json", lambda c: c.update(label_names=[1] * 10), "should be a list of names"),
+        ("config.json", lambda c: c.update(label_names={"a": "b"}), "should be a list of names"),
         ("distill.json", lambda c: c.update(model="resnet50"), "is the record of a resnet50, and"),
         (
             "distill.json",

@@ -1,11 +1,13 @@
 """Which files `distill publish` commits, and which it leaves out or deletes."""
 
+import json
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 from command import Cli
 from fake_hub import FakeHub
 from publishing import publish, unchanged
@@ -106,3 +108,31 @@ def test_only_files_of_an_earlier_publication_are_deleted(
     again = cli("publish", tiny_run / "best/kd", "alice/net", "--license", "mit")
     assert "nothing new in commit" in again.out
     assert "deleted there" not in again.out
+
+
+def test_the_command_that_loads_names_the_revision(hub: FakeHub, tiny_run: Path, cli: Cli) -> None:
+    hub.repository("bob/net", {"a": b"1"})
+    command = ("publish", tiny_run / "best/kd", "--license", "mit")
+    for options, expected in (
+        (("alice/net",), "hf-hub:alice/net'"),
+        (("alice/net", "--revision", "dev"), "hf-hub:alice/net@dev'"),
+        (("bob/net", "--pull-request"), "hf-hub:bob/net@"),
+    ):
+        done = cli(*command, *options)
+        assert done.code == 0, done.err
+        assert f"timm.create_model('{expected}" in done.out
+        name = done.out.split("timm.create_model('")[1].split("'")[0]
+        assert timm.create_model(name, pretrained=True).num_classes == 10
+
+
+def test_a_config_without_a_crop_has_the_one_of_timm(
+    tiny_run: Path, tmp_path: Path, cli: Cli
+) -> None:
+    export = tmp_path / "export"
+    shutil.copytree((tiny_run / "best/kd").resolve(), export)
+    config = json.loads((export / "config.json").read_text())
+    del config["pretrained_cfg"]["crop_pct"]
+    (export / "config.json").write_text(json.dumps(config))
+    shown = cli("publish", export, "alice/net", "--license", "mit", "--dry-run")
+    assert shown.code == 0, shown.err
+    assert "It sees 16 x 16 pixels (crop 0.875, bicubic)" in shown.out

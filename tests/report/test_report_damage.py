@@ -12,8 +12,8 @@ from tables import Page
 from distill.report.content import Options, make_content
 from distill.report.records import read_run
 from distill.report.render import render_markdown
-from distill.report.result_file import finite
 from distill.report.write import write_report
+from distill.training.result_file import RunResult, finite
 
 QUICK = Options(predictions=False)
 PARTS = (
@@ -54,8 +54,8 @@ def test_a_finished_run_without_its_last_records_is_finished(run: Path) -> None:
     results = final.table("Final results")
     metrics = run / "metrics.jsonl"
     lines = metrics.read_text().splitlines(keepends=True)
-    kept = [line for line in lines if json.loads(line)["step"] <= 4]
-    metrics.write_text("".join(kept) + '{"event": "evalua')
+    first = [line for line in lines if json.loads(line)["step"] <= 4]
+    metrics.write_text("".join(first) + '{"event": "evalua')
     page = written(run)
     assert "Finished: 6 steps" in page.text
     assert page.table("Final results") == results
@@ -179,3 +179,10 @@ def test_records_with_impossible_steps_are_damaged(run: Path) -> None:
 @pytest.mark.parametrize("value", [1e301, -1e301, 10**400, float("nan"), float("inf"), True, "1"])
 def test_what_is_no_finite_number_counts_as_absent(value: object) -> None:
     assert finite(value) is None
+
+
+def test_a_negative_cost_counts_as_absent() -> None:
+    costs = {"seconds": -3.0, "device_hours": -1, "energy_j": -5.0, "epochs": 0}
+    result = RunResult.model_validate({"steps": 1, "students": {}, **costs})
+    assert (result.seconds, result.device_hours, result.energy_j) == (None, None, None)
+    assert result.epochs == 0

@@ -118,7 +118,7 @@ class Job:
 
         def requeued() -> bool:
             facts = self.facts()
-            assert facts["JobState"] not in ENDED, self.cluster.told(
+            assert facts["JobState"] not in ENDED, self.cluster.with_logs(
                 f"{facts['JobState']}, not requeued", self
             )
             return int(facts["Restarts"]) == restarts and facts["JobState"] in (
@@ -222,10 +222,10 @@ class Cluster:
         deadline = time.monotonic() + timeout_s
         while not true():
             if time.monotonic() > deadline:
-                pytest.fail(self.told(f"{what}: not within {timeout_s} s", job))
+                pytest.fail(self.with_logs(f"{what}: not within {timeout_s} s", job))
             time.sleep(0.2)
 
-    def told(self, what: str, job: Job | None = None) -> str:
+    def with_logs(self, what: str, job: Job | None = None) -> str:
         """A message with what SLURM and the job have logged."""
         parts = [what]
         if job:

@@ -7,13 +7,12 @@ undisturbed run is shared.
 
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from cluster import ENDED, Cluster, Job, why_not
+from cluster import ENDED, Cluster, Job
 from tiny import assert_equal_tensors, records, tensors, write_recipe
 
 SCRIPTS = Path(__file__).parents[2] / "launchers" / "slurm"
@@ -36,20 +35,11 @@ UNCHECKED = "--export=ALL,DISTILL_CHECK=no"
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    if reason := why_not():
-        pytest.skip(reason)
-    cluster = Cluster(tmp_path_factory.mktemp("slurm"))
-    yield cluster
-    cluster.stop()
-
-
-@pytest.fixture(scope="module")
 def whole(cluster: Cluster) -> Path:
     """An undisturbed job trains on both nodes and leaves its files."""
     recipe = write_recipe(cluster.folder, RECIPE, name="whole")
     job = cluster.submit("-N2", TRAIN, recipe)
-    assert job.wait() == "COMPLETED", cluster.told("", job)
+    assert job.wait() == "COMPLETED", cluster.with_logs("", job)
     assert "2 nodes (node[1-2]), 2 processes, meeting at 127.0.0.1:2" in job.log
     assert f"step {NUM_STEPS}/{NUM_STEPS}" in job.log
     return cluster.folder / "whole"
@@ -79,7 +69,7 @@ def trained(cluster: Cluster, job: Job, output: Path, further: int = 5) -> int:
     stands = step_of(output)
 
     def far_enough() -> bool:
-        assert job.state not in ENDED, cluster.told("it has ended", job)
+        assert job.state not in ENDED, cluster.with_logs("it has ended", job)
         return step_of(output) >= stands + further
 
     cluster.until(far_enough, f"{output.name} trains on from step {stands}", job)
@@ -121,7 +111,7 @@ def test_stopped_preempted_and_requeued_ends_with_the_same_weights(
     # again, and what must hold is the end.
     print(f"{job.log.count('stopped after step')} of 3 stops were saved")
 
-    assert job.wait() == "COMPLETED", cluster.told("", job)
+    assert job.wait() == "COMPLETED", cluster.with_logs("", job)
     ended, undisturbed = tensors(output), tensors(whole)
     # Each save averages BatchNorm's running statistics over the processes, and a stop is a save
     # more: they agree within rounding.
@@ -151,10 +141,10 @@ def test_a_node_that_dies_ends_the_job_and_the_same_command_continues(
 
     cluster.start_node("node2")
     cluster.wait_idle()
-    assert job.wait() == "FAILED", cluster.told("", job)
+    assert job.wait() == "FAILED", cluster.with_logs("", job)
     assert job.facts()["Restarts"] == "0"
     again = cluster.submit("-N2", UNCHECKED, TRAIN, recipe)
-    assert again.wait() == "COMPLETED", cluster.told("", again)
+    assert again.wait() == "COMPLETED", cluster.with_logs("", again)
     assert "step 1/" not in again.log
     assert_equal_tensors(tensors(output), tensors(whole))
 
@@ -177,7 +167,9 @@ def test_a_sweep_signalled_in_one_task(cluster: Cluster) -> None:
     cluster.until(lambda: step_of(outputs[0]) >= 10, "the first task trains", tasks[0])
     tasks[0].signal("--signal=USR1")
     tasks[0].wait_for_restart(1)
-    assert [task.wait() for task in tasks] == ["COMPLETED", "COMPLETED"], cluster.told("", tasks[0])
+    assert [task.wait() for task in tasks] == ["COMPLETED", "COMPLETED"], cluster.with_logs(
+        "", tasks[0]
+    )
     assert tasks[0].log.count("SIGUSR1: stopped after step") == 1
     assert tasks[1].facts()["Restarts"] == "0"
     assert "1 nodes" in tasks[1].log
@@ -198,7 +190,7 @@ def test_what_fails_or_is_cancelled_is_not_requeued(cluster: Cluster) -> None:
 
     trained(cluster, cancelled, output)
     cancelled.signal()
-    assert cancelled.wait() == "CANCELLED", cluster.told("", cancelled)
+    assert cancelled.wait() == "CANCELLED", cluster.with_logs("", cancelled)
     assert "SIGTERM: stopped after step" in cancelled.log
     assert list((output / "checkpoints").glob("step-*"))
     assert cancelled.facts()["Restarts"] == "0"
@@ -211,11 +203,11 @@ def test_what_fails_or_is_cancelled_is_not_requeued(cluster: Cluster) -> None:
         nothing: ("/usr/bin/env has no distill", "DISTILL_PYTHON"),
     }
     for job, parts in said.items():
-        assert job.wait() == "FAILED", cluster.told("", job)
+        assert job.wait() == "FAILED", cluster.with_logs("", job)
         assert job.facts()["Restarts"] == "0"
         assert job.facts()["ExitCode"] == "2:0"
         for part in parts:
-            assert part in job.log, cluster.told(part, job)
+            assert part in job.log, cluster.with_logs(part, job)
         assert "Traceback" not in job.log
     assert not (cluster.folder / "failing" / "metrics.jsonl").exists()
     assert not cluster.processes_of_jobs()

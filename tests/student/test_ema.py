@@ -5,13 +5,14 @@ without a trace.
 import pytest
 import torch
 from torch import nn
+from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from distill.student.ema import COUNTER, Ema
 
 
 class Net(nn.Module):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.conv = nn.Conv2d(3, 8, 3)
         self.norm = nn.BatchNorm2d(8)
@@ -20,16 +21,16 @@ class Net(nn.Module):
         self.register_buffer("mask", torch.tensor([True, False]))
         self.register_buffer("scratch", torch.zeros(2), persistent=False)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.tied(self.head(self.norm(self.conv(x)).mean((2, 3))))
 
 
-def net(seed=0):
+def net(seed: int = 0) -> Net:
     torch.manual_seed(seed)
     return Net().to(memory_format=torch.channels_last)
 
 
-def perturb(module, seed):
+def perturb(module: nn.Module, seed: int) -> None:
     """As a training step would: other weights, other BatchNorm statistics."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -38,12 +39,12 @@ def perturb(module, seed):
     module(torch.randn(4, 3, 6, 6, generator=generator))
 
 
-def snapshot(module):
+def snapshot(module: nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in module.state_dict().items()}
 
 
 @pytest.mark.parametrize("warmup", [False, True])
-def test_the_average_is_its_formula(warmup):
+def test_the_average_is_its_formula(warmup: bool) -> None:
     module = net()
     ema = Ema(module, 0.9, warmup)
     expected = {name: tensor.double() for name, tensor in snapshot(module).items()}
@@ -65,7 +66,7 @@ def test_the_average_is_its_formula(warmup):
     assert weights["mask"].dtype == torch.bool
 
 
-def test_a_bf16_module_moves_its_average_at_a_high_decay():
+def test_a_bf16_module_moves_its_average_at_a_high_decay() -> None:
     module = nn.Linear(4, 4).bfloat16()
     nn.init.ones_(module.weight)
     ema = Ema(module, 0.9999)
@@ -77,7 +78,7 @@ def test_a_bf16_module_moves_its_average_at_a_high_decay():
     torch.testing.assert_close(weight, torch.full((4, 4), 2 - 0.9999**100), rtol=1e-5, atol=0)
 
 
-def test_the_average_starts_as_a_copy_and_does_not_alias():
+def test_the_average_starts_as_a_copy_and_does_not_alias() -> None:
     module = net()
     before = snapshot(module)
     ema = Ema(module, 0.5)
@@ -85,7 +86,7 @@ def test_the_average_starts_as_a_copy_and_does_not_alias():
     assert all(torch.equal(before[name], tensor) for name, tensor in ema.weights().items())
 
 
-def test_tied_weights_are_averaged_once():
+def test_tied_weights_are_averaged_once() -> None:
     module = net()
     ema = Ema(module, 0.5)
     start = module.head.weight.detach().clone()
@@ -96,7 +97,7 @@ def test_tied_weights_are_averaged_once():
     torch.testing.assert_close(weights["head.weight"], (start + module.head.weight.detach()) / 2)
 
 
-def test_a_loaded_average_continues_bitwise():
+def test_a_loaded_average_continues_bitwise() -> None:
     module = net()
     ema = Ema(module, 0.99, warmup=True)
     for t in range(3):
@@ -113,7 +114,7 @@ def test_a_loaded_average_continues_bitwise():
     net(seed=2).load_state_dict(other.weights())  # strict: the names are those of the module
 
 
-def test_an_average_of_another_model_is_refused_and_changes_nothing():
+def test_an_average_of_another_model_is_refused_and_changes_nothing() -> None:
     ema = Ema(net(), 0.9)
     before = {name: tensor.clone() for name, tensor in ema.weights().items()}
     other = {**Ema(net(seed=1), 0.9).state_dict(), COUNTER: torch.tensor(7)}
@@ -126,16 +127,22 @@ def test_an_average_of_another_model_is_refused_and_changes_nothing():
 
 
 class Operations(TorchDispatchMode):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
-        self.names = []
+        self.names: list[str] = []
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self,
+        function: OpOverload,
+        types: tuple[type, ...],
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
         self.names.append(function._schema.name)
         return function(*args, **(kwargs or {}))
 
 
-def test_an_update_never_asks_the_device_and_its_operations_do_not_grow_with_the_model():
+def test_an_update_never_asks_the_device_and_its_operations_do_not_grow_with_the_model() -> None:
     modules = [nn.Sequential(*(nn.Linear(3, 3) for _ in range(layers))) for layers in (2, 20)]
     counts = []
     for module in modules:
@@ -150,7 +157,7 @@ def test_an_update_never_asks_the_device_and_its_operations_do_not_grow_with_the
 
 
 @pytest.mark.gpu
-def test_an_update_does_not_wait_for_the_gpu():
+def test_an_update_does_not_wait_for_the_gpu() -> None:
     module = net().cuda().bfloat16()
     ema = Ema(module, 0.99, warmup=True)
     torch.cuda.set_sync_debug_mode("error")

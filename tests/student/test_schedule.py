@@ -56,7 +56,7 @@ def test_cosine_is_timms() -> None:
 
 
 @pytest.mark.parametrize(("name", "power"), [("linear", 1.0), ("polynomial", 2.5)])
-def test_polynomials_are_timms(name, power):
+def test_polynomials_are_timms(name: str, power: float) -> None:
     steps = range(TOTAL + 20)
     timm = timm_lrs(
         lambda o: PolyLRScheduler(
@@ -108,6 +108,22 @@ def test_min_lr_bounds_the_steps_and_constant_is_constant() -> None:
     )
 
 
+def test_a_cooldown_falls_linearly_to_min_lr() -> None:
+    lrs = our_lrs([0, 30, 160, 161, 180, 199, 200, 500], name="constant", cooldown_steps=40)
+    down = [5e-3 * left / 40 for left in (39, 20, 1, 0, 0)]
+    assert lrs == pytest.approx([1e-6, 5e-3, 5e-3, *down])
+    ends = our_lrs([160, 199, 200], name="constant", cooldown_steps=40, min_lr=1e-3)
+    assert ends == pytest.approx([5e-3, 1e-3 + 4e-3 / 40, 1e-3])
+
+
+def test_two_budgets_have_one_rate_up_to_the_first_cooldown() -> None:
+    keys = {"name": "constant", "base_lr": 0.3, "warmup_steps": 7, "min_lr": 0.01}
+    short = [lr_at(step, total_steps=100, cooldown_steps=20, **keys) for step in range(100)]
+    long = [lr_at(step, total_steps=300, cooldown_steps=60, **keys) for step in range(100)]
+    assert short[:81] == long[:81]  # exactly
+    assert short[81] < long[81]
+
+
 def schedule(**keys: Any) -> schema.ScheduleSpec:
     return schema.ScheduleSpec.model_validate(keys)
 
@@ -133,6 +149,11 @@ def test_impossible_schedules_are_refused() -> None:
         resolve_schedule(schedule(warmup="5 epochs"), 0.5, **keys, key="students.a.schedule")
     with pytest.raises(InputError, match=r"schedule\.min_lr: 0\.7 lies above optimizer\.lr 0\.5"):
         resolve_schedule(schedule(min_lr=0.7), 0.5, **keys)
+    overlapping = schedule(name="constant", warmup="1 epochs", cooldown="401 iterations")
+    with pytest.raises(InputError, match=r"cooldown: 401 iterations .* 400 are left .*'80 iterat"):
+        resolve_schedule(overlapping, 0.5, **keys)
+    with pytest.raises(ValueError, match=r"cooldown goes with name: constant; cosine decays"):
+        schedule(cooldown="2 epochs")
 
 
 def test_set_lr_keeps_layer_scales_and_plain_floats() -> None:

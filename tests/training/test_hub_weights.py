@@ -150,8 +150,8 @@ def test_the_record_of_a_published_model_is_read(published: FakeHub, tiny_run: P
     path = Path("hf://alice/net")
     (found,) = find_models(path, model=None, student=None, weights="best", image_size=None)
     record = read_record(tiny_run / "best/kd")
-    commit = published["alice/net"].head().oid
-    assert found.record == {**record, "hub": f"hf://alice/net@{commit}"}
+    name = f"hf://alice/net@{published['alice/net'].head().oid}"
+    assert found.record == {**record, "hub": name, "began_with": name}
     newer = published["alice/net"].add({"NOTES": b"1"})
     (found,) = find_models(path, model=None, student=None, weights="best", image_size=None)
     assert found.record["hub"] == f"hf://alice/net@{newer}"

@@ -22,6 +22,7 @@ from distill.training.loop import DONE, INTERRUPTED
 from distill.training.screen import Screen
 
 COMMIT = "/api/models/alice/net/commit/main"
+METADATA = b"---\nlicense: mit\n---\n"  # as the Hub's page for a new repository writes it
 
 
 def recipe(folder: Path, name: str = "run", **publish: Any) -> Path:
@@ -99,7 +100,7 @@ def test_publishing_changes_nothing_in_the_run(
 def test_a_push_that_fails_is_one_warning(
     hub: FakeHub, tmp_path: Path, cli: Cli, fault: dict[str, Any], match: str
 ) -> None:
-    repository = hub.repository("alice/net", {"README.md": b"mine"}, private=True)
+    repository = hub.repository("alice/net", {"README.md": METADATA}, private=True)
     before = repository.head()
     hub.fault(**fault, on=None)
     done = cli("train", recipe(tmp_path))
@@ -135,7 +136,7 @@ def test_a_repository_that_cannot_be_used_is_a_warning(
     assert "bob/net" not in hub
 
 
-@pytest.mark.parametrize("name", ["notes.md", "run/id", "metrics.jsonl"])
+@pytest.mark.parametrize("name", ["notes.md", "run/id", "metrics.jsonl", "README.md"])
 def test_a_repository_with_other_files_is_not_touched(
     hub: FakeHub, tmp_path: Path, cli: Cli, name: str
 ) -> None:
@@ -211,26 +212,26 @@ def test_without_a_token_the_run_says_so_and_trains(
     assert "has nothing yet" in warning
 
 
-def test_what_prevents_a_push_is_said_before_the_first_one(
+def test_what_prevents_a_push_is_reported_before_the_first_one(
     hub: FakeHub, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("HF_TOKEN")
     original = publishing.Publisher.warn_once
-    told: list[bool] = []
+    has_warned: list[bool] = []
 
     def looked(publisher: publishing.Publisher) -> None:
         deadline = time.monotonic() + 60
         while publisher._failure is None and time.monotonic() < deadline:
             time.sleep(0.01)
         original(publisher)
-        told.append(publisher._has_warned)
+        has_warned.append(publisher._has_warned)
 
     monkeypatch.setattr(publishing.Publisher, "warn_once", looked)
     done = cli("train", recipe(tmp_path, every="8 iterations"), "evaluate.every=8 iterations")
     lines = done.out.splitlines()
     (warned,) = [i for i, line in enumerate(lines) if line.startswith("warning: log.publish")]
     (saved,) = [i for i, line in enumerate(lines) if "report.json" in line]
-    assert told[0]
+    assert has_warned[0]
     assert warned < saved
 
 
@@ -239,10 +240,10 @@ def test_a_signal_ends_the_wait_for_the_last_push(
     hub: FakeHub, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     hub.fault(COMMIT, "hold", on=None)
-    said: list[str] = []
+    shown: list[str] = []
 
     def interrupt(screen: Screen, message: str) -> None:
-        said.append(message)
+        shown.append(message)
         if message.startswith("waiting for the last push to alice/net, Ctrl-C ends the wait"):
             os.kill(os.getpid(), number)
 
@@ -251,7 +252,7 @@ def test_a_signal_ends_the_wait_for_the_last_push(
     done = cli("train", recipe(tmp_path, every="8 iterations"))
     assert done.code == 0
     assert time.monotonic() - start < 60
-    (warning,) = [each for each in said if each.startswith("warning: log.publish")]
+    (warning,) = [each for each in shown if each.startswith("warning: log.publish")]
     assert f"{signal.Signals(number).name} ended the wait for the last push" in warning
     assert not list((tmp_path / "run").glob(".tmp-publish-*"))
 

@@ -18,6 +18,7 @@ FIRST_VERSION: dict[str, Any] = {
 
 def test_the_keys_of_a_checkpoint_stay() -> None:
     values = FIRST_VERSION | {"training": {"steps": 4}, "warnings": ["w"], "views": {"kd": {}}}
+    values["evaluated_step"] = values.pop("judged_step")
     assert RunState.from_dict(values).to_dict() == values
     in_stages = values | {"stage_ends": {"first": {}}}
     assert RunState.from_dict(in_stages).to_dict() == in_stages
@@ -26,4 +27,4 @@ def test_the_keys_of_a_checkpoint_stay() -> None:
 def test_a_checkpoint_of_an_earlier_version_loads() -> None:
     state = RunState.from_dict(FIRST_VERSION)
     assert (state.training, state.warnings, state.views, state.stage_ends) == (None, [], None, None)
-    assert state.judged_step == 4
+    assert state.evaluated_step == 4

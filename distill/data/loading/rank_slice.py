@@ -116,7 +116,7 @@ class TrainBuilder:
         batch = self._order.batch(step - self._first_step, slots)
         indices, views = batch.indices, batch.views
         shown = indices.copy()
-        images = _empty_images(len(slots), self._transform.image_size)
+        images = empty_images(len(slots), self._transform.image_size)
         pixels = images.numpy()
         num_skipped = 0
         for index, members in _grouped(
@@ -207,7 +207,7 @@ class EvalBuilder:
         valid = wanted < len(self._source)
         read = np.ones(self._batch_size, dtype=bool)
         indices = np.minimum(wanted, len(self._source) - 1)
-        images = _empty_images(self._batch_size, self._transform.image_size)
+        images = empty_images(self._batch_size, self._transform.image_size)
         pixels = images.numpy()
         num_skipped = 0
         for index, members in _grouped(indices):
@@ -230,7 +230,7 @@ class EvalBuilder:
         )
 
 
-def _empty_images(count: int, size: int) -> torch.Tensor:
+def empty_images(count: int, size: int) -> torch.Tensor:
     """[count, size, size, 3] uint8; in a worker in memory that the main process shares, where it
     would be copied to otherwise.
     """

@@ -228,6 +228,10 @@ class LaneOrder:
         rank = int(self._firsts[shard]) + within % int(sizes[shard])
         return rank if self._subset is None else int(self._subset[rank])
 
+    def rows_of(self, indices: np.ndarray) -> np.ndarray:
+        """[b] indices of samples that are drawn -> [b] int64, their ranks among these."""
+        return indices if self._subset is None else np.searchsorted(self._subset, indices)
+
     def shards_at_once(self, lanes: int) -> int:
         """The mean number of shards under the current and next blocks of so many lanes: those that
         a machine holds at a time.

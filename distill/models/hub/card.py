@@ -10,9 +10,10 @@ from typing import Any
 
 from distill.errors import printable
 from distill.models.hub.derived import teachers_of
-from distill.models.hub.figures import Score
+from distill.models.hub.figures import OF_THE_RUN, Score
 from distill.models.hub.licences import OTHER, Noted
 from distill.models.hub.words import describe_recipe
+from distill.models.origin import RANDOM
 from distill.recipe import Recipe
 from distill.recipe.hub_names import is_hub_name
 
@@ -71,15 +72,23 @@ class CardFacts:
         return "image-classification" if self.num_classes else "image-feature-extraction"
 
     @property
-    def teachers(self) -> list[Mapping[str, str]]:
+    def teachers(self) -> list[Mapping[str, Any]]:
         """What is recorded of the weights of each teacher; empty if it learned from none."""
-        return teachers_of(self.record, self.recipe, self.report)
+        return list(teachers_of(self.record, self.recipe, self.report).values())
 
 
 def model_card(facts: CardFacts) -> str:
     """Return the content of README.md."""
     sections = [_title(facts), *_sections(facts)]
     return f"---\n{_metadata(facts)}\n---\n\n" + "\n\n".join(sections) + "\n"
+
+
+def has_text(card: str) -> bool:
+    """Return whether a card has more than the Hub's metadata: someone wrote it."""
+    lines = [line.strip() for line in card.strip().splitlines()]
+    if lines[:1] == ["---"] and "---" in lines[1:]:
+        lines = lines[lines.index("---", 1) + 1 :]
+    return any(lines)
 
 
 def _metadata(facts: CardFacts) -> str:
@@ -203,7 +212,7 @@ def _evaluation(facts: CardFacts) -> str:
             f" {_text(score.view) or 'as above'} |"
         )
     chosen = ""
-    if any(score.dataset == "own-evaluation-images" for score in facts.scores):
+    if any(score.dataset == OF_THE_RUN for score in facts.scores):
         chosen = (
             "\n\nThe weights were chosen by their score on the evaluation images of the run, which"
             " makes that score a little too good."
@@ -274,7 +283,7 @@ def _limits(facts: CardFacts) -> str:
 
 def _named(weights: str) -> str:
     """Weights without the folders of the machine."""
-    if is_hub_name(weights) or weights == "random weights" or weights.startswith("pretrained "):
+    if is_hub_name(weights) or weights == RANDOM or weights.startswith("pretrained "):
         return weights
     return PurePath(weights).name
 

@@ -91,6 +91,9 @@ _DATASETS = {
     "sketch": _Dataset("imagenet-sketch", 1000, (50_000, 50_889)),
 }
 
+OF_THE_RUN = "own-evaluation-images"
+_KNOWN_NAMES = {OF_THE_RUN, *(known.name for known in _DATASETS.values())}
+
 
 def read_scores(path: Path, sha256: str) -> list[Score]:
     """Return the figures of the weights with this SHA-256.
@@ -137,9 +140,10 @@ def own_score(record: Mapping[str, Any]) -> Score | None:
     """
     if record.get("top1") is None or record.get("num_skipped"):
         return None
+    where = record.get("scored_on")
     return Score(
-        dataset="own-evaluation-images",
-        title="evaluation images of the run",
+        dataset=OF_THE_RUN if where is None else f"own-{_slug(where)}",
+        title="evaluation images of the run" if where is None else printable(where),
         num_samples=int(record["num_samples"]),
         top1=float(record["top1"]),
         top5=None if record.get("top5") is None else float(record["top5"]),
@@ -155,10 +159,14 @@ def _dataset(key: str, each: _Set, num_samples: int) -> tuple[str, str]:
     """
     title, known = printable(each.title), _DATASETS.get(key)
     if known is None:
-        return _slug(each.title), title
-    if each.num_classes == known.num_classes and num_samples in known.num_samples:
+        name = _slug(each.title)
+        if name not in _KNOWN_NAMES:
+            return name, title
+    elif each.num_classes == known.num_classes and num_samples in known.num_samples:
         return known.name, title
-    return f"own-{key}", f"{title}: {num_samples:,} images of {each.num_classes:,} classes"
+    else:
+        name = key
+    return f"own-{name}", f"{title}: {num_samples:,} images of {each.num_classes:,} classes"
 
 
 def _slug(title: str) -> str:

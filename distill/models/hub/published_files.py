@@ -23,23 +23,17 @@ def list_files(files: Mapping[str, Path | bytes], names: Sequence[str]) -> bytes
     return json.dumps({"format": 1, "files": listed}, indent=1, sort_keys=True).encode()
 
 
-def outdated(
-    target: Target, head: Head, files: Mapping[str, Path | bytes], names: Sequence[str]
-) -> list[str]:
-    """Return the files of an earlier publication that say nothing of this model: their content is
-    what was published, and not another that someone put there.
-
-    Args:
-        files: that are published now.
-        names: that a publication may have written.
+def written_before(target: Target, head: Head, names: Sequence[str]) -> dict[str, bool]:
+    """Return those of some files that the repository has, and whether their content is what an
+    earlier publication wrote, and not another that someone put there.
 
     Raises:
         InputError: the Hub does not answer.
     """
     there = files_at(target, head)
-    candidates = [name for name in names if name in there and name not in files]
-    if not candidates or LIST_FILE not in there:
-        return []
+    found = {name: False for name in names if name in there}
+    if not found or LIST_FILE not in there:
+        return found
     try:
         api = connect()
         with tempfile.TemporaryDirectory(prefix="distill-list-") as cache:
@@ -47,18 +41,16 @@ def outdated(
                 target.repo, LIST_FILE, revision=head.commit, cache_dir=cache
             )
             text = Path(file).read_bytes()
-        found = api.get_paths_info(target.repo, candidates, revision=head.commit)
+        infos = api.get_paths_info(target.repo, list(found), revision=head.commit)
     except Exception as error:  # of huggingface_hub and its HTTP library
         raise write_fault(error, target.repo) from error
     try:
         listed = json.loads(text)["files"]
         hashes = {name: (each["sha256"], each["blob_id"]) for name, each in listed.items()}
     except (ValueError, LookupError, TypeError, AttributeError):  # someone changed it
-        return []
-    ours = []
-    for each in found:
+        return found
+    for each in infos:
         lfs = getattr(each, "lfs", None)
         content = lfs.sha256 if lfs else getattr(each, "blob_id", None)
-        if content in hashes.get(each.path, ()):
-            ours.append(each.path)
-    return sorted(ours)
+        found[each.path] = content in hashes.get(each.path, ())
+    return found

@@ -86,7 +86,8 @@ def _optimizer(spec: schema.OptimizerSpec) -> str:
 
 def _schedule(spec: schema.ScheduleSpec) -> str:
     warmup = f" after {spec.warmup} of warm-up" if spec.warmup.amount else ""
-    return f"{spec.name} schedule{warmup}"
+    cooldown = f" with {spec.cooldown} of cool-down" if spec.cooldown.amount else ""
+    return f"{spec.name} schedule{warmup}{cooldown}"
 
 
 def _augmentation(augment: schema.AugmentSpec, mixing: schema.MixingSpec) -> str:

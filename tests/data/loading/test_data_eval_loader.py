@@ -3,15 +3,20 @@ import multiprocessing
 import numpy as np
 import pytest
 import torch
+from memory import MemorySource
 
 from distill.data.augment import EvalTransform
 from distill.data.decode import UnreadableImageError, read_image
 from distill.data.loading.loader import EvalLoader
+from distill.data.loading.rank_slice import Unreadable
+from distill.data.records import Source
 
 VIEW = EvalTransform(image_size=16, crop_fraction=0.9)
 
 
-def loaders(source, world, batch_size, workers=0, unreadable="error"):
+def loaders(
+    source: Source, world: int, batch_size: int, workers: int = 0, unreadable: Unreadable = "error"
+) -> list[EvalLoader]:
     return [
         EvalLoader(
             source,
@@ -41,7 +46,9 @@ def loaders(source, world, batch_size, workers=0, unreadable="error"):
         (24, 3, 1),
     ],
 )
-def test_every_sample_is_valid_exactly_once(memory_source, count, world, batch_size):
+def test_every_sample_is_valid_exactly_once(
+    memory_source: type[MemorySource], count: int, world: int, batch_size: int
+) -> None:
     source = memory_source(count)
     seen, lengths = [], set()
     for loader in loaders(source, world, batch_size):
@@ -60,7 +67,9 @@ def test_every_sample_is_valid_exactly_once(memory_source, count, world, batch_s
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_images_are_the_evaluation_view_and_passes_repeat(memory_source, workers):
+def test_images_are_the_evaluation_view_and_passes_repeat(
+    memory_source: type[MemorySource], workers: int
+) -> None:
     source = memory_source(11)
     expected = (
         torch.from_numpy(np.stack([VIEW(read_image(source, i)) for i in range(11)]))
@@ -82,7 +91,9 @@ def test_images_are_the_evaluation_view_and_passes_repeat(memory_source, workers
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_unreadable_images_stop_or_are_counted_once(memory_source, workers):
+def test_unreadable_images_stop_or_are_counted_once(
+    memory_source: type[MemorySource], workers: int
+) -> None:
     source = memory_source(10, broken=(2, 9))
     (loader,) = loaders(source, 1, 4, workers)
     with loader, pytest.raises(UnreadableImageError, match=r"^memory record 2: unreadable"):

@@ -3,30 +3,35 @@ import os
 import random
 import subprocess
 import time
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
 import torch
+from memory import MemorySource
+from PIL import Image
 
 from distill.data.augment import TrainTransform, sample_key
 from distill.data.decode import UnreadableImageError, read_image
-from distill.data.loading import rank_slice
-from distill.data.loading.loader import RankSlice, TrainLoader
+from distill.data.loading.loader import Batch, RankSlice, TrainLoader
 from distill.data.mixing import Mixing
 from distill.data.order.shuffled import Order
+from distill.data.records import Source
 from distill.errors import InputError
 from distill.rng import seeded
 
 SIDE = 16
 B = 16
+# step -> (images, label_probs, labels, num_skipped)
+Batches = dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]]
 
 
-def everything_on():
+def everything_on() -> TrainTransform:
     return TrainTransform(image_size=SIDE, auto_augment="rand-m7-mstd0.5-inc1", random_erasing=0.5)
 
 
-def mixing(**changes):
-    values = {
+def mixing(**changes: float) -> Mixing:
+    values: dict[str, Any] = {
         "mixup": 0.2,
         "cutmix": 1.0,
         "probability": 0.9,
@@ -40,19 +45,19 @@ def mixing(**changes):
 
 
 def loader(
-    source,
+    source: Source,
     *,
-    rank=0,
-    world=1,
-    micro=B,
-    accumulation=1,
-    workers=0,
-    repeats=3,
-    mix=None,
-    subset=None,
-    transform=None,
-    **options,
-):
+    rank: int = 0,
+    world: int = 1,
+    micro: int = B,
+    accumulation: int = 1,
+    workers: int = 0,
+    repeats: int = 3,
+    mix: Mixing | None = None,
+    subset: np.ndarray | None = None,
+    transform: TrainTransform | None = None,
+    **options: Any,
+) -> TrainLoader:
     order = Order(len(source), B, seed=5, repeats=repeats, subset=subset)
     return TrainLoader(
         source,
@@ -67,10 +72,18 @@ def loader(
     )
 
 
-def global_batches(source, num_steps, *, world=1, accumulation=1, first_step=0, **options):
-    """{step: (images, label_probs, labels, num_skipped)} of all ranks, ordered by position."""
+def global_batches(
+    source: Source,
+    num_steps: int,
+    *,
+    world: int = 1,
+    accumulation: int = 1,
+    first_step: int = 0,
+    **options: Any,
+) -> Batches:
+    """The batches of all ranks, ordered by position."""
     micro = B // (world * accumulation)
-    parts = {}
+    parts: dict[int, dict[int, Batch]] = {}
     for rank in range(world):
         shape = {"rank": rank, "world": world, "micro": micro, "accumulation": accumulation}
         with loader(
@@ -95,7 +108,7 @@ def global_batches(source, num_steps, *, world=1, accumulation=1, first_step=0, 
     return result
 
 
-def assert_same(a, b):
+def assert_same(a: Batches, b: Batches) -> None:
     assert a.keys() == b.keys()
     for step in a:
         assert all(torch.equal(x, y) for x, y in zip(a[step][:3], b[step][:3], strict=True)), step
@@ -103,12 +116,12 @@ def assert_same(a, b):
 
 
 @pytest.fixture(scope="module")
-def source(memory_source):
+def source(memory_source: type[MemorySource]) -> MemorySource:
     return memory_source(70)
 
 
 @pytest.fixture(scope="module")
-def reference(source):
+def reference(source: MemorySource) -> Batches:
     return global_batches(source, 7)  # past the end of an epoch, which has 4 steps
 
 
@@ -117,8 +130,8 @@ def reference(source):
     [(1, 1, 2), (1, 4, 0), (2, 1, 0), (2, 2, 2), (4, 2, 0), (8, 1, 0)],
 )
 def test_the_global_batch_is_the_same_bits_however_it_is_cut(
-    source, reference, world, accumulation, workers
-):
+    source: MemorySource, reference: Batches, world: int, accumulation: int, workers: int
+) -> None:
     assert_same(
         global_batches(source, 7, world=world, accumulation=accumulation, workers=workers),
         reference,
@@ -126,12 +139,14 @@ def test_the_global_batch_is_the_same_bits_however_it_is_cut(
 
 
 @pytest.mark.parametrize(("first", "workers"), [(3, 0), (5, 2)])
-def test_a_resumed_run_is_the_tail_of_a_whole_one(source, reference, first, workers):
+def test_a_resumed_run_is_the_tail_of_a_whole_one(
+    source: MemorySource, reference: Batches, first: int, workers: int
+) -> None:
     tail = global_batches(source, 7 - first, first_step=first, workers=workers)
     assert_same(tail, {step: reference[step] for step in range(first, 7)})
 
 
-def test_a_batch_is_what_its_parts_say(source):
+def test_a_batch_is_what_its_parts_say(source: MemorySource) -> None:
     """Against the definition: decode, seed, transform, mix, one sample at a time."""
     order, transform, mix = Order(70, B, seed=5, repeats=3), everything_on(), mixing()
     with loader(source) as batches:
@@ -157,7 +172,7 @@ def test_a_batch_is_what_its_parts_say(source):
     assert len(np.unique(np.stack(views), axis=0)) == B  # repeats of an image are different views
 
 
-def test_epoch_sample_and_view_determine_the_pixels(source):
+def test_epoch_sample_and_view_determine_the_pixels(source: MemorySource) -> None:
     """On a process of two, in the second epoch of a stage that began at step 3, with workers."""
     order, transform = Order(70, B, seed=5, repeats=3), everything_on()
     plain = mixing(mixup=0.0, cutmix=0.0)
@@ -184,7 +199,7 @@ def test_epoch_sample_and_view_determine_the_pixels(source):
         assert batch.labels[i] == source.labels[index]
 
 
-def test_an_image_is_decoded_once_for_its_views(memory_source):
+def test_an_image_is_decoded_once_for_its_views(memory_source: type[MemorySource]) -> None:
     source = memory_source(70)
     reads = []
     read = source.read
@@ -194,7 +209,7 @@ def test_an_image_is_decoded_once_for_its_views(memory_source):
     assert len(reads) == len(set(reads)) == 6  # 16 views, 3 an image
 
 
-def test_epochs_differ(source, reference):
+def test_epochs_differ(source: MemorySource, reference: Batches) -> None:
     assert not torch.equal(reference[0][0], reference[4][0])
     order = Order(70, B, seed=5, repeats=3)
     again = set(order.batch(4).indices.tolist()) & set(order.batch(0).indices.tolist())
@@ -203,7 +218,7 @@ def test_epochs_differ(source, reference):
     assert len(set(keys)) == len(keys)
 
 
-def test_global_generators_are_left_alone(source):
+def test_global_generators_are_left_alone(source: MemorySource) -> None:
     random.seed(1)
     np.random.seed(2)
     torch.manual_seed(3)
@@ -216,7 +231,7 @@ def test_global_generators_are_left_alone(source):
         assert torch.equal(torch.get_rng_state(), before[2])
 
 
-def test_without_mixing_targets_are_one_hot_and_odd_sizes_work(source):
+def test_without_mixing_targets_are_one_hot_and_odd_sizes_work(source: MemorySource) -> None:
     plain = mixing(mixup=0.0, cutmix=0.0)
     order = Order(70, 15, seed=5)
     with TrainLoader(
@@ -236,7 +251,7 @@ def test_without_mixing_targets_are_one_hot_and_odd_sizes_work(source):
         assert torch.equal(batch.label_probs, torch.nn.functional.one_hot(batch.labels, 5).float())
 
 
-def test_a_subset_is_all_that_is_seen(source):
+def test_a_subset_is_all_that_is_seen(source: MemorySource) -> None:
     subset = np.arange(0, 70, 2)
     seen = global_batches(source, 4, repeats=1, subset=subset)
     order = Order(70, B, seed=5, subset=subset)
@@ -250,7 +265,9 @@ def test_a_subset_is_all_that_is_seen(source):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_an_unreadable_image_stops_the_run_and_is_named(memory_source, workers):
+def test_an_unreadable_image_stops_the_run_and_is_named(
+    memory_source: type[MemorySource], workers: int
+) -> None:
     source = memory_source(70, broken=(33,))
     with pytest.raises(UnreadableImageError, match=r"^memory record 33: unreadable image") as info:
         global_batches(source, 5, repeats=1, workers=workers)
@@ -258,7 +275,7 @@ def test_an_unreadable_image_stops_the_run_and_is_named(memory_source, workers):
     assert not multiprocessing.active_children()
 
 
-def test_skipping_is_deterministic_and_counted(memory_source):
+def test_skipping_is_deterministic_and_counted(memory_source: type[MemorySource]) -> None:
     broken = (4, 5, 6, 20, 69)
     source = memory_source(70, broken=broken)
     order = Order(70, B, seed=5, repeats=3)
@@ -275,7 +292,9 @@ def test_skipping_is_deterministic_and_counted(memory_source):
         assert_same(global_batches(source, 6, unreadable="skip", **options), whole)
 
 
-def test_a_substitute_takes_the_place_but_not_the_randomness(memory_source):
+def test_a_substitute_takes_the_place_but_not_the_randomness(
+    memory_source: type[MemorySource],
+) -> None:
     source = memory_source(40, broken=(8,))
     transform = everything_on()
     plain = mixing(mixup=0.0, cutmix=0.0)
@@ -292,7 +311,9 @@ def test_a_substitute_takes_the_place_but_not_the_randomness(memory_source):
     )
 
 
-def test_substitutes_stay_in_the_subset_and_come_to_an_end(memory_source):
+def test_substitutes_stay_in_the_subset_and_come_to_an_end(
+    memory_source: type[MemorySource],
+) -> None:
     source = memory_source(40, broken=(8, 20))
     subset = np.array([2, 8, 15, *range(20, 34)])
     seen = global_batches(source, 1, repeats=1, subset=subset, unreadable="skip")[0]
@@ -307,7 +328,7 @@ def test_substitutes_stay_in_the_subset_and_come_to_an_end(memory_source):
 # ---- sizes, workers ------------------------------------------------------------------------------
 
 
-def test_sizes_that_do_not_fit_are_refused(source):
+def test_sizes_that_do_not_fit_are_refused(source: MemorySource) -> None:
     with pytest.raises(
         InputError,
         match="batch_size_global is 16, but 2 processes x 4 samples x 1 micro-batches make 8",
@@ -327,9 +348,9 @@ def test_sizes_that_do_not_fit_are_refused(source):
         )
 
 
-def test_workers_have_one_thread_survive_signals_and_end_on_close(memory_source):
-    class Counting(type(memory_source(1))):
-        def read(self, index):
+def test_workers_have_one_thread_survive_signals_and_end_on_close() -> None:
+    class Counting(MemorySource):
+        def read(self, index: int) -> bytes:
             assert torch.get_num_threads() == 1
             return super().read(index)
 
@@ -339,12 +360,8 @@ def test_workers_have_one_thread_survive_signals_and_end_on_close(memory_source)
     workers = multiprocessing.active_children()
     assert len(workers) == 2
     for worker in workers:
-        for signal in (
-            "TERM",
-            "INT",
-            "USR1",
-            "USR2",
-        ):  # from another process, as SLURM and the terminal send them
+        # From another process, as SLURM and the terminal send them.
+        for signal in ("TERM", "INT", "USR1", "USR2"):
             subprocess.run(["kill", f"-{signal}", str(worker.pid)], check=True)
     time.sleep(0.1)
     for _ in range(10):  # more than was prefetched
@@ -358,11 +375,11 @@ def test_workers_have_one_thread_survive_signals_and_end_on_close(memory_source)
 
 
 class Mistake(TrainTransform):
-    def __call__(self, image):
+    def __call__(self, image: Image.Image) -> NoReturn:
         raise ZeroDivisionError("a mistake of ours")
 
 
-def test_a_mistake_of_ours_keeps_its_traceback_and_leaves_no_workers(source):
+def test_a_mistake_of_ours_keeps_its_traceback_and_leaves_no_workers(source: MemorySource) -> None:
     with (
         pytest.raises(ZeroDivisionError, match="in __call__") as info,
         loader(source, workers=1, transform=Mistake(image_size=SIDE)) as batches,
@@ -372,7 +389,7 @@ def test_a_mistake_of_ours_keeps_its_traceback_and_leaves_no_workers(source):
     assert info.tb is not None
 
 
-def test_the_parent_can_still_end_a_worker(source):
+def test_the_parent_can_still_end_a_worker(source: MemorySource) -> None:
     batches = loader(source, workers=1)
     next(batches)
     (worker,) = multiprocessing.active_children()
@@ -380,12 +397,3 @@ def test_the_parent_can_still_end_a_worker(source):
     worker.join(5)
     assert worker.exitcode == 0
     batches.close()
-
-
-def test_a_worker_makes_its_batch_in_shared_memory(monkeypatch):
-    """So nothing is copied on its way."""
-    assert not rank_slice._empty_images(2, 4).is_shared()
-    monkeypatch.setattr(torch.utils.data, "get_worker_info", object)
-    images = rank_slice._empty_images(2, 4)
-    assert images.is_shared()
-    assert (images.shape, images.dtype) == ((2, 4, 4, 3), torch.uint8)

@@ -1,8 +1,10 @@
 import contextlib
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
 import torch
+from memory import MemorySource
 
 from distill.data.augment import TrainTransform
 from distill.data.loading import prefetch
@@ -15,22 +17,22 @@ from distill.errors import InputError
 class Recorder:
     """A batch and a stream that write down what is done with them."""
 
-    def __init__(self, name, log):
+    def __init__(self, name: str, log: list[str]) -> None:
         self.name, self.log = name, log
 
-    def tensors(self):
+    def tensors(self) -> tuple["Recorder", ...]:
         return (self,)
 
-    def record_stream(self, stream):
+    def record_stream(self, stream: "Recorder") -> None:
         self.log.append(f"{self.name} used on {stream.name}")
 
-    def wait_stream(self, other):
+    def wait_stream(self, other: "Recorder") -> None:
         self.log.append(f"{self.name} waits for {other.name}")
 
 
 @pytest.fixture
-def log(monkeypatch):
-    log = []
+def log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    log: list[str] = []
     fake = SimpleNamespace(
         Stream=lambda device: Recorder("side", log),
         current_stream=lambda device: Recorder("main", log),
@@ -40,20 +42,20 @@ def log(monkeypatch):
     return log
 
 
-def issue(name, log):
+def issue(name: str, log: list[str]) -> Recorder:
     log.append(f"issue {name}")
     return Recorder(name, log)
 
 
-def test_the_next_batch_is_under_way_before_one_is_handed_out(log):
+def test_the_next_batch_is_under_way_before_one_is_handed_out(log: list[str]) -> None:
     batches = prefetch.on_device(iter("abc"), lambda name: issue(name, log), torch.device("cuda"))
     assert next(batches).name == "a"
     assert log == ["issue a", "main waits for side", "a used on main", "issue b"]
     assert [batch.name for batch in batches] == ["b", "c"]
 
 
-def test_an_error_in_the_next_batch_does_not_cost_the_good_one(log):
-    def host():
+def test_an_error_in_the_next_batch_does_not_cost_the_good_one(log: list[str]) -> None:
+    def host() -> Iterator[str]:
         yield "a"
         raise InputError("bad picture")
 
@@ -64,7 +66,7 @@ def test_an_error_in_the_next_batch_does_not_cost_the_good_one(log):
 
 
 @pytest.mark.gpu
-def test_cuda_batches_are_the_cpu_ones(memory_source):
+def test_cuda_batches_are_the_cpu_ones(memory_source: type[MemorySource]) -> None:
     source = memory_source(70)
     got = {}
     for device in ("cpu", "cuda"):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from distill.data.loading import workers
+from distill.data.loading import rank_slice, workers
 from distill.data.loading.prefetch import DeviceIterator
 from distill.data.loading.workers import HostIterator, data_loader
 from distill.errors import InputError
@@ -271,3 +271,12 @@ def test_without_workers_they_are_made_in_the_call(tmp_path: Path) -> None:
     host: Any = iterator(tmp_path, 0)
     assert host.ready(4, 0)
     assert list(host) == list(range(6))
+
+
+def test_a_worker_makes_its_batch_in_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So nothing is copied on its way."""
+    assert not rank_slice.empty_images(2, 4).is_shared()
+    monkeypatch.setattr(torch.utils.data, "get_worker_info", object)
+    images = rank_slice.empty_images(2, 4)
+    assert images.is_shared()
+    assert (images.shape, images.dtype) == ((2, 4, 4, 3), torch.uint8)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from cache_makers import FORK
 from servers import FolderServer
-from streams import CLASSES
+from streams import CLASSES, OpenStream
 from transfers import CONTENT
 
 from distill.data.sources import open_source
@@ -34,22 +34,26 @@ def started() -> Iterator[Callable[..., BaseProcess]]:
 
 
 @pytest.fixture
-def served(tmp_path):
+def served(tmp_path: Path) -> Iterator[FolderServer]:
     (tmp_path / "served").mkdir()
     with FolderServer(tmp_path / "served") as server:
         yield server
 
 
 @pytest.fixture
-def opened(tmp_path):
+def opened(tmp_path: Path) -> OpenStream:
     """opened(path, **of the recipe's Stream): a source with a cache of its own and short waits."""
     (tmp_path / "classes.txt").write_text("\n".join(CLASSES))
 
-    def open_it(path: object, *, retries: int = 0, cache: str = "cache", **fields) -> StreamSource:
+    def open_it(
+        path: object, *, retries: int = 0, cache: str = "cache", **fields: Any
+    ) -> StreamSource:
         spec = StreamSpec(kind="stream", path=str(path), **fields)
-        return open_source(
+        source = open_source(
             spec, tmp_path, "data.train", ShardsSpec(cache=cache, retries=retries, timeout_s=5)
         )
+        assert isinstance(source, StreamSource)
+        return source
 
     return open_it
 

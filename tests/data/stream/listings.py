@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def parquet_schema() -> pa.Schema:
     )
 
 
-def fill(folder: Path, names: str, content=tar_of) -> list[Path]:
+def fill(folder: Path, names: str, content: Callable[[range], bytes] = tar_of) -> list[Path]:
     """Files of 1, 2, 3, ... samples."""
     files = [folder / name for name in names.split()]
     for count, file in enumerate(files, 1):
@@ -74,7 +75,7 @@ def cache_in(folder: Path) -> ShardCache:
     return ShardCache(folder / "cache", 10**9)
 
 
-def listed(root: Path, path: object, **fields) -> list[str]:
+def listed(root: Path, path: object, **fields: Any) -> list[str]:
     """The names of the shards."""
     spec = StreamSpec(kind="stream", path=str(path), **fields)
     return [
@@ -83,7 +84,7 @@ def listed(root: Path, path: object, **fields) -> list[str]:
     ]
 
 
-def sizes(root: Path, path: object, cache: str = "cache", **fields) -> list[int]:
+def sizes(root: Path, path: object, cache: str = "cache", **fields: Any) -> list[int]:
     spec = StreamSpec(kind="stream", path=str(path), **{"labelled": False} | fields)
     return open_stream(
         spec, root, "data.train", ShardsSpec(cache=cache, retries=0)

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +19,16 @@ from distill.data.stream.source import StreamSource
 SIZES = (5, 1, 7, 4)
 TOTAL = sum(SIZES)
 CLASSES = ("ox", "yak", "emu")
+# The fixture `opened`: a path and fields of the recipe -> the source.
+OpenStream = Callable[..., StreamSource]
+
 IMAGES = [b"image %d " % i + os.urandom(400 + 90 * i) for i in range(TOTAL)]
 LABELS = [i * 5 % 3 for i in range(TOTAL)]
 
 
-def write_tar(file: Path, indices: range, label=lambda i: b"%d" % LABELS[i]) -> None:
+def write_tar(
+    file: Path, indices: range, label: Callable[[int], bytes] = lambda i: b"%d" % LABELS[i]
+) -> None:
     with tarfile.open(file, "w", format=tarfile.USTAR_FORMAT) as archive:
         for i in indices:
             for name, content in ((f"{i:04d}.jpg", IMAGES[i]), (f"{i:04d}.cls", label(i))):

@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from listings import TRANSPORT, cache_in, fill, listed, parquet_of, sizes, tar_of
+from servers import FolderServer
 
 from distill.data.stream.listing import list_shards
 from distill.data.stream.manifest import Manifest, ShardEntry, write_manifest
@@ -14,7 +16,9 @@ from distill.errors import InputError
 from distill.recipe.schema import ShardsSpec, StreamSpec
 
 
-def test_counts_of_parquet_are_read_from_footers_alone(tmp_path, served):
+def test_counts_of_parquet_are_read_from_footers_alone(
+    tmp_path: Path, served: FolderServer
+) -> None:
     # The last footer is larger than what is asked for at first.
     for i, padding in enumerate((0, 0, 200_000)):
         (tmp_path / f"served/{i}.parquet").write_bytes(
@@ -28,7 +32,7 @@ def test_counts_of_parquet_are_read_from_footers_alone(tmp_path, served):
     )  # parts only
 
 
-def test_counts_of_info_files(tmp_path, served):
+def test_counts_of_info_files(tmp_path: Path, served: FolderServer) -> None:
     fill(tmp_path / "served", "train-0.tar train-1.tar val-0.tar")
     said = {
         "name": "x",
@@ -59,7 +63,7 @@ def test_counts_of_info_files(tmp_path, served):
         sizes(tmp_path, "served", split="train")
 
 
-def test_counts_of_a_manifest_for_some_of_its_shards(tmp_path, served):
+def test_counts_of_a_manifest_for_some_of_its_shards(tmp_path: Path, served: FolderServer) -> None:
     files = fill(tmp_path / "served", "a-0.tar a-1.tar a-2.tar")
     hashes = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
     entries = [ShardEntry(f.name, i + 1, f.stat().st_size, hashes[i]) for i, f in enumerate(files)]
@@ -92,7 +96,7 @@ def test_counts_of_a_manifest_for_some_of_its_shards(tmp_path, served):
         listed(tmp_path, served.url)
 
 
-def test_shards_made_without_labels(tmp_path):
+def test_shards_made_without_labels(tmp_path: Path) -> None:
     (file,) = fill(tmp_path / "shards", "a-0.tar")
     entry = ShardEntry(
         file.name, 1, file.stat().st_size, hashlib.sha256(file.read_bytes()).hexdigest()
@@ -105,7 +109,7 @@ def test_shards_made_without_labels(tmp_path):
     assert sizes(tmp_path, "shards") == [1]
 
 
-def test_counts_of_local_tars_are_kept(tmp_path, monkeypatch):
+def test_counts_of_local_tars_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = fill(tmp_path / "shards", "a-0.tar a-1.tar")
     assert sizes(tmp_path, "shards") == [1, 2]
     monkeypatch.setattr("distill.data.stream.shard_fetcher.index_tar", None)
@@ -118,7 +122,7 @@ def test_counts_of_local_tars_are_kept(tmp_path, monkeypatch):
         sizes(tmp_path, "shards")
 
 
-def test_counting_remote_tars(tmp_path, served):
+def test_counting_remote_tars(tmp_path: Path, served: FolderServer) -> None:
     fill(tmp_path / "served", "a-0.tar a-1.tar a-2.tar")
     path = f"{served.url}/a-{{0..2}}.tar"
     with pytest.raises(
@@ -158,14 +162,14 @@ def test_counting_remote_tars(tmp_path, served):
         ([b"", b""], "0.parquet: it does not end as"),
     ],
 )
-def test_parquet_that_is_refused(tmp_path, contents, message):
+def test_parquet_that_is_refused(tmp_path: Path, contents: list[bytes], message: str) -> None:
     for i, content in enumerate(contents):
         (tmp_path / f"{i}.parquet").write_bytes(content)
     with pytest.raises(InputError, match=rf"data.train.path: .*{message}"):
         sizes(tmp_path, "*.parquet", labelled=True)
 
 
-def test_a_column_that_is_not_there_names_the_file(tmp_path):
+def test_a_column_that_is_not_there_names_the_file(tmp_path: Path) -> None:
     (tmp_path / "0.parquet").write_bytes(parquet_of(range(3)))
     with pytest.raises(
         InputError,

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from server_faults import Kind
 from servers import FolderServer
-from streams import IMAGES, TOTAL, assert_all_there, write_shards
+from streams import IMAGES, TOTAL, OpenStream, assert_all_there, write_shards
 
 from distill.data.records import UnreadableShardError
 from distill.data.stream.opening import count_samples
@@ -15,14 +16,18 @@ from distill.recipe.schema import ShardsSpec, StreamSpec
 
 
 @pytest.mark.parametrize("fault", ["truncate", "reset", "status"])
-def test_faults_that_pass_leave_no_trace(tmp_path, served, opened, fault):
+def test_faults_that_pass_leave_no_trace(
+    tmp_path: Path, served: FolderServer, opened: OpenStream, fault: Kind
+) -> None:
     write_shards(tmp_path / "served", "tar", manifest="plain")
     served.fault("/train-0002.tar", fault, **({"after_bytes": 3000} if fault != "status" else {}))
     assert_all_there(opened(served.url, retries=2))
 
 
 @pytest.mark.parametrize("kind", ["tar", "parquet"])
-def test_a_shard_that_is_cut_for_good_is_named_with_its_byte(tmp_path, served, opened, kind):
+def test_a_shard_that_is_cut_for_good_is_named_with_its_byte(
+    tmp_path: Path, served: FolderServer, opened: OpenStream, kind: str
+) -> None:
     write_shards(tmp_path / "served", kind)
     source = (
         opened(f"{served.url}/train-{{0000..0003}}.{kind}", classes="classes.txt")
@@ -57,7 +62,9 @@ def counted(tmp_path: Path, served: FolderServer) -> None:
             file.unlink()
 
 
-def test_a_corrupt_shard_is_named_with_its_byte(tmp_path, served, opened):
+def test_a_corrupt_shard_is_named_with_its_byte(
+    tmp_path: Path, served: FolderServer, opened: OpenStream
+) -> None:
     write_shards(tmp_path / "served", "tar")
     counted(tmp_path, served)
     source = opened(f"{served.url}/train-{{0000..0003}}.tar", classes="classes.txt", cache="other")
@@ -70,7 +77,9 @@ def test_a_corrupt_shard_is_named_with_its_byte(tmp_path, served, opened):
         source.read(TOTAL - 1)
 
 
-def test_a_manifest_catches_what_a_tar_does_not(tmp_path, served, opened):
+def test_a_manifest_catches_what_a_tar_does_not(
+    tmp_path: Path, served: FolderServer, opened: OpenStream
+) -> None:
     """A changed byte of an image: fetched again, and given up when it comes again."""
     write_shards(tmp_path / "served", "tar", manifest="plain")
     served.fault("/train-0000.tar", "corrupt", on=(1,), after_bytes=600)
@@ -82,7 +91,9 @@ def test_a_manifest_catches_what_a_tar_does_not(tmp_path, served, opened):
         source.read(TOTAL - 1)
 
 
-def test_a_missing_shard_and_a_dead_server(tmp_path, served, opened):
+def test_a_missing_shard_and_a_dead_server(
+    tmp_path: Path, served: FolderServer, opened: OpenStream
+) -> None:
     write_shards(tmp_path / "served", "tar", manifest="plain")
     source = opened(served.url)
     served.fault("/train-0000.tar", "status", on=None, status=404)
@@ -97,7 +108,9 @@ def test_a_missing_shard_and_a_dead_server(tmp_path, served, opened):
         opened(served.url + "/train-{0000..0003}.parquet", labelled=False)
 
 
-def test_damage_in_the_cache_is_repaired(tmp_path, served, opened):
+def test_damage_in_the_cache_is_repaired(
+    tmp_path: Path, served: FolderServer, opened: OpenStream
+) -> None:
     write_shards(tmp_path / "served", "tar", manifest="plain")
     source = opened(served.url)
     assert source.read(1) == IMAGES[1]
@@ -113,7 +126,9 @@ def test_damage_in_the_cache_is_repaired(tmp_path, served, opened):
 
 
 @pytest.mark.parametrize("kind", ["tar", "parquet"])
-def test_local_shards_are_held_to_their_manifest(tmp_path, opened, kind):
+def test_local_shards_are_held_to_their_manifest(
+    tmp_path: Path, opened: OpenStream, kind: str
+) -> None:
     write_shards(tmp_path / "shards", kind, manifest="plain")
     # The index of a tar is made again when the file changes; of Parquet a checked copy is cached.
     if kind == "tar":
@@ -134,7 +149,7 @@ def test_local_shards_are_held_to_their_manifest(tmp_path, opened, kind):
         opened("shards").read(8)
 
 
-def test_a_local_tar_that_is_cut_while_it_is_open(tmp_path, opened):
+def test_a_local_tar_that_is_cut_while_it_is_open(tmp_path: Path, opened: OpenStream) -> None:
     write_shards(tmp_path / "shards", "tar")
     source = opened("shards", classes="classes.txt")
     assert source.read(0) == IMAGES[0]

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hub import COMMIT, Hub
 from listings import parquet_of, tar_of
+from servers import FolderServer
 
 from distill.data.stream.hub import parse_hub_path
 
@@ -26,7 +27,7 @@ from distill.data.stream.hub import parse_hub_path
         ("hf://datasets/o/n/data/{0..9}.tar", ("o/n", None, "data/{0..9}.tar")),
     ],
 )
-def test_hub_paths(path, parts):
+def test_hub_paths(path: str, parts: tuple[str, str | None, str | None]) -> None:
     assert parse_hub_path(path, "data.train") == parts
 
 
@@ -72,7 +73,7 @@ dataset_info:
 """
 
 
-def test_the_hub(tmp_path, served):
+def test_the_hub(tmp_path: Path, served: FolderServer) -> None:
     """Webdataset and Parquet repositories, a gate, and what is not there, in a process of its own,
     since the endpoint is read at import.
     """

@@ -11,7 +11,9 @@ import subprocess
 import sys
 import tarfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -48,14 +50,14 @@ def write_parquet(file: Path, names: list[str], labels: list[int], size_bytes: i
 
 
 @pytest.fixture
-def served(tmp_path):
+def served(tmp_path: Path) -> Iterator[FolderServer]:
     (tmp_path / "served").mkdir()
     with FolderServer(tmp_path / "served") as server:
         yield server
 
 
 def opened(
-    root: Path, path: object, cache: Path, *, cache_gb: float = 1.0, **fields
+    root: Path, path: object, cache: Path, *, cache_gb: float = 1.0, **fields: Any
 ) -> StreamSource:
     spec = StreamSpec(kind="stream", path=str(path), **fields)
     return open_stream(
@@ -73,7 +75,9 @@ def seen(source: StreamSource) -> list[tuple[int, int]]:
 # ---- local files ---------------------------------------------------------------------------------
 
 
-def test_relative_paths_do_not_meet_in_a_cache(tmp_path, monkeypatch):
+def test_relative_paths_do_not_meet_in_a_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of two folders, with shards of one name, size and time, as archives and images of containers
     set it.
     """
@@ -87,7 +91,7 @@ def test_relative_paths_do_not_meet_in_a_cache(tmp_path, monkeypatch):
         assert Path(source.shards[0].url).is_absolute()
 
 
-def test_a_file_in_the_place_of_another_of_its_size_and_time(tmp_path):
+def test_a_file_in_the_place_of_another_of_its_size_and_time(tmp_path: Path) -> None:
     (tmp_path / "c.txt").write_text("a\nb\nc\nd\n")
     for numbers in ([1, 2, 3], [3, 2, 1]):
         write_tar(tmp_path / "new.tar", numbers)
@@ -100,7 +104,9 @@ def test_a_file_in_the_place_of_another_of_its_size_and_time(tmp_path):
 # ---- files of a server ---------------------------------------------------------------------------
 
 
-def test_a_table_that_is_written_again_under_its_url(tmp_path, served, monkeypatch):
+def test_a_table_that_is_written_again_under_its_url(
+    tmp_path: Path, served: FolderServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The classes in another order, and not a byte more or less: labels and names are of one state
     of the file.
     """
@@ -128,7 +134,7 @@ def test_a_table_that_is_written_again_under_its_url(tmp_path, served, monkeypat
         late.read(0)
 
 
-def test_footers_are_read_once_a_machine(tmp_path, served):
+def test_footers_are_read_once_a_machine(tmp_path: Path, served: FolderServer) -> None:
     for i in range(3):
         write_parquet(tmp_path / f"served/{i}.parquet", ["cat", "dog"], [0] * (i + 1))
 
@@ -146,7 +152,7 @@ def test_footers_are_read_once_a_machine(tmp_path, served):
     assert all(served.requests[f"/{i}.parquet"] in (2, 4) for i in range(3))
 
 
-def test_a_size_that_is_known_spares_a_request(tmp_path, served):
+def test_a_size_that_is_known_spares_a_request(tmp_path: Path, served: FolderServer) -> None:
     file = tmp_path / "served/0.parquet"
     write_parquet(file, ["cat", "dog"], [0, 1])
     shard = counts.ListedShard(
@@ -163,7 +169,7 @@ def test_a_size_that_is_known_spares_a_request(tmp_path, served):
     )
 
 
-def test_another_signature_is_no_other_file(tmp_path, served):
+def test_another_signature_is_no_other_file(tmp_path: Path, served: FolderServer) -> None:
     write_tar(tmp_path / "served/0.tar", [1, 2])
     for signature in ("one", "two"):
         spec = {
@@ -179,7 +185,7 @@ def test_another_signature_is_no_other_file(tmp_path, served):
     assert served.requests["/0.tar"] == 1
 
 
-def test_a_count_continues_where_it_was_broken_off(tmp_path, served):
+def test_a_count_continues_where_it_was_broken_off(tmp_path: Path, served: FolderServer) -> None:
     for i in range(6):
         write_tar(tmp_path / f"served/{i}.tar", list(range(i + 1)))
     served.fault("/5.tar", "status", on=(1,), status=404)
@@ -230,7 +236,7 @@ def held(cache: Path) -> int:
 
 
 @pytest.fixture
-def twelve(tmp_path, served):
+def twelve(tmp_path: Path, served: FolderServer) -> StreamSource:
     """Twelve shards of 0.5 MB, and a cache for two."""
     for i in range(12):
         write_tar(tmp_path / f"served/{i:02d}.tar", [i], padding=500_000)
@@ -239,13 +245,15 @@ def twelve(tmp_path, served):
     return opened(tmp_path, served.url, tmp_path / "cache", cache_gb=0.0012, labelled=False)
 
 
-def test_shards_that_the_cache_gave_up_are_closed(tmp_path, twelve):
+def test_shards_that_the_cache_gave_up_are_closed(tmp_path: Path, twelve: StreamSource) -> None:
     for i in range(12):
         assert twelve.read(i)[:2].rstrip(b"\0") == b"%d" % i
     assert held(tmp_path / "cache") < 1.2e6
 
 
-def test_open_shards_that_are_wanted_stay_open_and_are_not_fetched_again(tmp_path, served, twelve):
+def test_open_shards_that_are_wanted_stay_open_and_are_not_fetched_again(
+    tmp_path: Path, served: FolderServer, twelve: StreamSource
+) -> None:
     for i in range(6):
         twelve._here().prefetcher._wanted = tuple(range(6))
         assert len(twelve.read(i)) > 500_000
@@ -255,7 +263,9 @@ def test_open_shards_that_are_wanted_stay_open_and_are_not_fetched_again(tmp_pat
     assert [served.requests[f"/{i:02d}.tar"] for i in range(6)] == [1] * 6
 
 
-def test_a_damaged_shard_is_fetched_once_more_and_not_by_each(tmp_path, served, twelve):
+def test_a_damaged_shard_is_fetched_once_more_and_not_by_each(
+    tmp_path: Path, served: FolderServer, twelve: StreamSource
+) -> None:
     copies = [opened(tmp_path, served.url, tmp_path / "cache", labelled=False) for _ in range(4)]
     for copy in copies:
         copy.read(0)
@@ -298,7 +308,7 @@ for run in range(12):
 """
 
 
-def test_a_process_ends_while_reading_tables(tmp_path):
+def test_a_process_ends_while_reading_tables(tmp_path: Path) -> None:
     for i in range(4):
         write_parquet(tmp_path / f"{i}.parquet", ["cat"], [0] * 200, size_bytes=100_000)
     command = [sys.executable, "-c", AT_WORK, str(tmp_path)]
@@ -309,7 +319,7 @@ def test_a_process_ends_while_reading_tables(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_the_end_waits_for_what_is_under_way(monkeypatch):
+def test_the_end_waits_for_what_is_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
     state = exiting._State()
     monkeypatch.setattr(exiting, "_state", state)
     inside, stopped = threading.Event(), []
@@ -331,7 +341,7 @@ def test_the_end_waits_for_what_is_under_way(monkeypatch):
         pass
 
 
-def test_a_forked_child_does_not_wait_for_threads_that_it_does_not_have():
+def test_a_forked_child_does_not_wait_for_threads_that_it_does_not_have() -> None:
     with exiting.delay_exit():
         child = multiprocessing.get_context("fork").Process(target=exiting._end)
         child.start()

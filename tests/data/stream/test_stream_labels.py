@@ -2,18 +2,29 @@
 
 import hashlib
 import json
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from streams import CLASSES, IMAGES, LABELS, TOTAL, assert_all_there, write_shards, write_tar
+from servers import FolderServer
+from streams import (
+    CLASSES,
+    IMAGES,
+    LABELS,
+    TOTAL,
+    OpenStream,
+    assert_all_there,
+    write_shards,
+    write_tar,
+)
 
 from distill.data.stream.manifest import Manifest, ShardEntry, write_manifest
 from distill.errors import InputError
 
 
-def test_a_count_that_is_not_kept(tmp_path, served, opened):
+def test_a_count_that_is_not_kept(tmp_path: Path, served: FolderServer, opened: OpenStream) -> None:
     folder = tmp_path / "served"
     write_shards(folder, "tar")
     names = [f"train-{i:04d}.tar" for i in range(4)]
@@ -27,7 +38,9 @@ def test_a_count_that_is_not_kept(tmp_path, served, opened):
         source.read(7)
 
 
-def test_a_layout_that_is_refused_names_the_shard(tmp_path, served, opened):
+def test_a_layout_that_is_refused_names_the_shard(
+    tmp_path: Path, served: FolderServer, opened: OpenStream
+) -> None:
     write_shards(tmp_path / "served", "tar", manifest="plain")
     with pytest.raises(
         InputError, match=r"data.train.path: .*/train-0000.tar: key '0000' has no wnid member"
@@ -38,7 +51,7 @@ def test_a_layout_that_is_refused_names_the_shard(tmp_path, served, opened):
     assert requests == 1
 
 
-def test_labels_outside_the_classes(tmp_path, opened):
+def test_labels_outside_the_classes(tmp_path: Path, opened: OpenStream) -> None:
     (tmp_path / "two.txt").write_text("ox\nyak\n")
     write_shards(tmp_path / "shards", "tar")
     with pytest.raises(
@@ -59,7 +72,9 @@ def test_labels_outside_the_classes(tmp_path, opened):
 @pytest.mark.parametrize(
     ("kind", "manifest"), [("parquet", ""), ("tar", "plain"), ("tar", "labels")]
 )
-def test_classes_in_another_order(tmp_path, opened, kind, manifest):
+def test_classes_in_another_order(
+    tmp_path: Path, opened: OpenStream, kind: str, manifest: str
+) -> None:
     (tmp_path / "other.txt").write_text("emu\nzebu\nyak\nox\n")
     write_shards(tmp_path / "shards", kind, manifest=manifest)
     source = opened("shards", classes="other.txt")
@@ -68,7 +83,7 @@ def test_classes_in_another_order(tmp_path, opened, kind, manifest):
     assert names == [CLASSES[label] for label in LABELS]
 
 
-def test_labels_that_are_names(tmp_path, opened):
+def test_labels_that_are_names(tmp_path: Path, opened: OpenStream) -> None:
     (tmp_path / "shards").mkdir()
     write_tar(tmp_path / "shards/train-0000.tar", range(8), lambda i: CLASSES[LABELS[i]].encode())
     write_tar(
@@ -82,7 +97,9 @@ def test_labels_that_are_names(tmp_path, opened):
 
 
 @pytest.mark.parametrize("names", ["1\n2\n0\n", "ox\n0\nemu\n"])
-def test_digits_that_may_be_numbers_or_names_are_refused(tmp_path, opened, names):
+def test_digits_that_may_be_numbers_or_names_are_refused(
+    tmp_path: Path, opened: OpenStream, names: str
+) -> None:
     (tmp_path / "names.txt").write_text(names)
     write_shards(tmp_path / "shards", "tar")
     with pytest.raises(
@@ -93,7 +110,7 @@ def test_digits_that_may_be_numbers_or_names_are_refused(tmp_path, opened, names
     assert opened("shards", classes="names.txt").labels[np.arange(TOTAL)].tolist() == LABELS
 
 
-def test_a_label_that_no_index_holds(tmp_path, opened):
+def test_a_label_that_no_index_holds(tmp_path: Path, opened: OpenStream) -> None:
     (tmp_path / "shards").mkdir()
     table = pa.table(
         {"image": pa.array([b"x"] * 3), "label": pa.array([0, 2**63 + 1, 0], pa.uint64())}
@@ -105,7 +122,7 @@ def test_a_label_that_no_index_holds(tmp_path, opened):
         opened("shards", classes="classes.txt").read(0)
 
 
-def test_classes_that_nothing_names(tmp_path, opened):
+def test_classes_that_nothing_names(tmp_path: Path, opened: OpenStream) -> None:
     write_shards(tmp_path / "shards", "tar")
     with pytest.raises(
         InputError,
@@ -116,7 +133,9 @@ def test_classes_that_nothing_names(tmp_path, opened):
     assert_all_there(opened("shards", labelled=False), labelled=False)
 
 
-def test_the_fingerprint_tells_data_and_not_places(tmp_path, served, opened):
+def test_the_fingerprint_tells_data_and_not_places(
+    tmp_path: Path, served: FolderServer, opened: OpenStream
+) -> None:
     write_shards(tmp_path / "served", "tar", manifest="plain")
     prints = {
         opened(path, cache=cache).fingerprint()

@@ -7,6 +7,7 @@ from pathlib import Path
 import fsspec
 import pytest
 from listings import fill, listed, parquet_of, sizes
+from servers import FolderServer
 
 from distill.data.stream.names import display_url, expand_braces, names_files, unsigned
 from distill.data.stream.opening import cache_folder, open_stream
@@ -25,7 +26,7 @@ from distill.recipe.schema import ShardsSpec, StreamSpec
         ("plain.tar", ["plain.tar"]),
     ],
 )
-def test_braces(path, names):
+def test_braces(path: str, names: list[str]) -> None:
     assert expand_braces(path) == names
 
 
@@ -47,17 +48,17 @@ def test_braces(path, names):
         ("s3://bucket/a-?.tar", "s3://bucket/a-?.tar", "s3://bucket/a-?.tar"),
     ],
 )
-def test_what_signs_a_url(url, plain, kept):
+def test_what_signs_a_url(url: str, plain: str, kept: str) -> None:
     assert (display_url(url), unsigned(url)) == (plain, kept)
 
 
-def test_a_host_is_no_pattern():
+def test_a_host_is_no_pattern() -> None:
     assert not names_files("http://[::1]:80/shards")
     assert names_files("http://[::1]:80/shards/a-[0-9].tar")
     assert names_files("http://h/A.TAR")
 
 
-def test_a_user_without_a_name(monkeypatch):
+def test_a_user_without_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
     def nobody() -> str:
         raise KeyError("getpwuid(): uid not found: 12345")
 
@@ -65,7 +66,7 @@ def test_a_user_without_a_name(monkeypatch):
     assert cache_folder(ShardsSpec(), Path()).name == f"distill-shards-{os.getuid()}"
 
 
-def test_files_by_name(tmp_path):
+def test_files_by_name(tmp_path: Path) -> None:
     fill(tmp_path, "b/t-1.tar a/t-0.tar a/t-2.tar a/u.tar other.tar")
     assert listed(tmp_path, "{b,a}/t-*.tar") == ["b/t-1.tar", "a/t-0.tar", "a/t-2.tar"]
     assert listed(tmp_path, tmp_path / "a/t-{0,2}.tar") == ["t-0.tar", "t-2.tar"]
@@ -80,7 +81,7 @@ def test_files_by_name(tmp_path):
     assert sizes(tmp_path, "{b,a}/t-*.tar") == [1, 2, 3]
 
 
-def test_folders(tmp_path):
+def test_folders(tmp_path: Path) -> None:
     fill(tmp_path / "odd [1]", "x-1.tar sub/x-0.tar README")
     assert listed(tmp_path, "odd [1]/") == ["sub/x-0.tar", "x-1.tar"]
     fill(tmp_path / "both", "train-0.tar train-1.tar validation-0.tar")
@@ -152,7 +153,9 @@ def test_folders(tmp_path):
         ("hf://models/a/b", {}, r"data sets of the Hub are hf://datasets/OWNER/NAME"),
     ],
 )
-def test_paths_that_are_refused(tmp_path, path, fields, message):
+def test_paths_that_are_refused(
+    tmp_path: Path, path: str, fields: dict[str, str], message: str
+) -> None:
     fill(
         tmp_path,
         "shards/train-0.tar shards/train-1.tar shards/val-0.tar mixed/0.tar mixed/0.parquet"
@@ -168,14 +171,16 @@ def test_paths_that_are_refused(tmp_path, path, fields, message):
     assert "secret" not in str(info.value)
 
 
-def test_a_server_that_wants_a_password_is_not_an_empty_one(tmp_path, served):
+def test_a_server_that_wants_a_password_is_not_an_empty_one(
+    tmp_path: Path, served: FolderServer
+) -> None:
     served.fault("/manifest.json", "status", on=None, status=401)
     for path in (f"{served.url}/", f"{served.url}/a-{{0..1}}.tar"):
         with pytest.raises(InputError, match=r"manifest.json: the server answers 401"):
             listed(tmp_path, path)
 
 
-def test_files_that_fsspec_opens(tmp_path):
+def test_files_that_fsspec_opens(tmp_path: Path) -> None:
     memory = fsspec.filesystem("memory")
     for i in range(3):
         memory.pipe_file(f"/bucket/t-{i}.parquet", parquet_of(range(i + 1), ["ox", "yak"]))

@@ -29,7 +29,7 @@ def write_local(path: Path, records: list[bytes], names: tuple[str, ...] | None 
     return path
 
 
-def test_a_local_shard(tmp_path):
+def test_a_local_shard(tmp_path: Path) -> None:
     records = [os.urandom(size) for size in (10, 1, 70_000, 333)]
     shard = open_local(write_local(tmp_path / "s", [*records, b""], ("ox", "Größe")))
     assert len(shard) == 5
@@ -41,7 +41,7 @@ def test_a_local_shard(tmp_path):
         shard.read(4)
 
 
-def test_each_damaged_byte_is_noticed(tmp_path):
+def test_each_damaged_byte_is_noticed(tmp_path: Path) -> None:
     """Of the records when they are read, of the index when it is opened."""
     content = write_local(tmp_path / "s", [b"abcdefgh", b"ijkl"], ("ox",)).read_bytes()
     for at in range(len(content)):
@@ -54,7 +54,7 @@ def test_each_damaged_byte_is_noticed(tmp_path):
             open_local(tmp_path / "s")
 
 
-def test_no_descriptor_is_left(tmp_path):
+def test_no_descriptor_is_left(tmp_path: Path) -> None:
     write_local(tmp_path / "s", [b"abc"])
     (tmp_path / "bad").write_bytes(b"nothing")
     before = len(os.listdir("/proc/self/fd"))

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,12 +20,14 @@ from distill.errors import InputError
 IMAGES = [os.urandom(50 + i) for i in range(150)]
 
 
-def write_table(path: Path, images, labels, **options) -> Path:
+def write_table(
+    path: Path, images: pa.Array, labels: pa.Array | list[int | None], **options: str
+) -> Path:
     pq.write_table(pa.table({"image": images, "label": labels}), path, row_group_size=40, **options)
     return path
 
 
-def unpack(path: Path, **fields) -> LocalShard:
+def unpack(path: Path, **fields: Any) -> LocalShard:
     with pa.OSFile(str(path)) as source:
         count = unpack_parquet(source, path.with_suffix(".local"), **fields)
     shard = open_local(path.with_suffix(".local"))
@@ -41,7 +44,7 @@ STORED = {
 
 
 @pytest.mark.parametrize("stored", STORED)
-def test_records_of_parquet(tmp_path, stored):
+def test_records_of_parquet(tmp_path: Path, stored: str) -> None:
     shard = unpack(
         write_table(
             tmp_path / "t.parquet",
@@ -54,7 +57,7 @@ def test_records_of_parquet(tmp_path, stored):
     assert shard.names is None
 
 
-def test_names_in_parquet_and_columns_of_other_names(tmp_path):
+def test_names_in_parquet_and_columns_of_other_names(tmp_path: Path) -> None:
     names = [("yak", "ox", "emu")[i % 3] for i in range(150)]
     table = pa.table({"jpg": STORED["binary"], "animal": names, "more": names})
     for kind in (pa.string(), pa.large_string(), pa.dictionary(pa.int8(), pa.string())):
@@ -67,7 +70,7 @@ def test_names_in_parquet_and_columns_of_other_names(tmp_path):
     assert unlabelled.label(149) == -1
 
 
-def test_empty_cells_hold_no_image(tmp_path):
+def test_empty_cells_hold_no_image(tmp_path: Path) -> None:
     images = pa.array(
         [
             {"bytes": b"x", "path": None},
@@ -95,7 +98,7 @@ def test_empty_cells_hold_no_image(tmp_path):
         ({"label": "image"}, "column 'image' holds binary: labels are integers"),
     ],
 )
-def test_columns_that_are_refused(tmp_path, fields, message):
+def test_columns_that_are_refused(tmp_path: Path, fields: dict[str, str], message: str) -> None:
     file = write_table(tmp_path / "t.parquet", STORED["binary"], list(range(150)))
     with pytest.raises(InputError, match=message):
         unpack(file, **fields)
@@ -107,14 +110,14 @@ def test_columns_that_are_refused(tmp_path, fields, message):
         )
 
 
-def test_a_row_without_a_label(tmp_path):
+def test_a_row_without_a_label(tmp_path: Path) -> None:
     file = write_table(tmp_path / "t.parquet", STORED["binary"], [*range(100), None, *range(49)])
     with pytest.raises(InputError, match="row 100 has no label in column 'label'"):
         unpack(file)
     assert unpack(file, labelled=False).read(100) == IMAGES[100]
 
 
-def test_damaged_parquet(tmp_path):
+def test_damaged_parquet(tmp_path: Path) -> None:
     file = write_table(
         tmp_path / "t.parquet", STORED["binary"], list(range(150)), compression="none"
     )
@@ -137,7 +140,7 @@ def test_damaged_parquet(tmp_path):
         read_footer(b"x" * 100 + content[-8:], image=None, label=None, labelled=True)
 
 
-def test_what_a_footer_says(tmp_path):
+def test_what_a_footer_says(tmp_path: Path) -> None:
     import datasets
 
     features = datasets.Features(
@@ -155,7 +158,7 @@ def test_what_a_footer_says(tmp_path):
     assert (footer.num_rows, footer.classes) == (150, None)
 
 
-def test_memory_does_not_grow_with_a_parquet_file(tmp_path):
+def test_memory_does_not_grow_with_a_parquet_file(tmp_path: Path) -> None:
     """Arrow's own count of its bytes: eighteen row groups of 4 MB take what six take."""
     peaks = []
     for groups in (6, 18):

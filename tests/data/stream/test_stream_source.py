@@ -6,10 +6,21 @@ import os
 import pickle
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
-from streams import IMAGES, SIZES, TOTAL, assert_all_there, write_parquet, write_shards, write_tar
+from servers import FolderServer
+from streams import (
+    IMAGES,
+    SIZES,
+    TOTAL,
+    OpenStream,
+    assert_all_there,
+    write_parquet,
+    write_shards,
+    write_tar,
+)
 
 from distill.data.stream.prefetcher import Prefetcher
 from distill.errors import InputError
@@ -18,7 +29,9 @@ from distill.errors import InputError
 @pytest.mark.parametrize("manifest", ["", "plain", "labels"])
 @pytest.mark.parametrize("kind", ["tar", "parquet"])
 @pytest.mark.parametrize("place", ["local", "http"])
-def test_every_sample_of_every_way(tmp_path, served, opened, place, kind, manifest):
+def test_every_sample_of_every_way(
+    tmp_path: Path, served: FolderServer, opened: OpenStream, place: str, kind: str, manifest: str
+) -> None:
     folder = tmp_path / "served"
     write_shards(folder, kind, manifest=manifest)
     if kind == "tar" and not manifest:
@@ -48,7 +61,7 @@ def test_every_sample_of_every_way(tmp_path, served, opened, place, kind, manife
     assert all(n == requests[path] for path, n in fetched.items())  # from the cache
 
 
-def test_a_local_tar_is_read_where_it_lies(tmp_path, opened):
+def test_a_local_tar_is_read_where_it_lies(tmp_path: Path, opened: OpenStream) -> None:
     write_shards(tmp_path / "shards", "tar")
     source = opened("shards", classes="classes.txt")
     assert_all_there(source)
@@ -59,7 +72,9 @@ def test_a_local_tar_is_read_where_it_lies(tmp_path, opened):
 
 
 @pytest.mark.parametrize("kind", ["tar", "parquet"])
-def test_a_local_shard_that_is_written_again_is_read_again(tmp_path, opened, kind):
+def test_a_local_shard_that_is_written_again_is_read_again(
+    tmp_path: Path, opened: OpenStream, kind: str
+) -> None:
     write_shards(tmp_path / "shards", kind)
     assert opened("shards", classes="classes.txt").read(5) == IMAGES[5]
     (write_tar if kind == "tar" else write_parquet)(
@@ -69,14 +84,16 @@ def test_a_local_shard_that_is_written_again_is_read_again(tmp_path, opened, kin
 
 
 @pytest.mark.parametrize("kind", ["tar", "parquet"])
-def test_what_is_kept_is_asked_for_by_what_is_read(tmp_path, opened, kind):
+def test_what_is_kept_is_asked_for_by_what_is_read(
+    tmp_path: Path, opened: OpenStream, kind: str
+) -> None:
     """A shard that was read without labels is not what a labelled stream reads."""
     write_shards(tmp_path / "shards", kind)
     assert_all_there(opened("shards", labelled=False), labelled=False)
     assert_all_there(opened("shards", classes="classes.txt"))
 
 
-def test_messages_hide_passwords(tmp_path, served, opened):
+def test_messages_hide_passwords(tmp_path: Path, served: FolderServer, opened: OpenStream) -> None:
     write_shards(tmp_path / "served", "parquet")
     source = opened(
         served.url.replace("//", "//user:secret@") + "/train-{0000..0003}.parquet?token=secret"
@@ -91,7 +108,9 @@ def test_messages_hide_passwords(tmp_path, served, opened):
     assert "secret" not in str(info.value)
 
 
-def test_a_local_shard_and_its_copy_share_a_cache(tmp_path, served, opened):
+def test_a_local_shard_and_its_copy_share_a_cache(
+    tmp_path: Path, served: FolderServer, opened: OpenStream
+) -> None:
     write_shards(tmp_path / "served", "tar", manifest="plain")
     assert_all_there(opened("served"))
     assert_all_there(opened(served.url))
@@ -99,7 +118,9 @@ def test_a_local_shard_and_its_copy_share_a_cache(tmp_path, served, opened):
     assert all(served.requests[f"/train-000{i}.tar"] == 1 for i in range(4))
 
 
-def test_workers_open_for_themselves(tmp_path, served, opened):
+def test_workers_open_for_themselves(
+    tmp_path: Path, served: FolderServer, opened: OpenStream
+) -> None:
     write_shards(tmp_path / "served", "tar", manifest="plain")
     source = opened(served.url)
     source.prefetch([0])
@@ -112,7 +133,7 @@ def test_workers_open_for_themselves(tmp_path, served, opened):
     assert len(pickle.dumps(source)) < 4000
 
 
-def test_a_fork_does_not_inherit_locks(tmp_path, opened):
+def test_a_fork_does_not_inherit_locks(tmp_path: Path, opened: OpenStream) -> None:
     """A thread of the parent may hold the source's lock while a worker is forked."""
     write_shards(tmp_path / "shards", "tar")
     source = opened("shards", classes="classes.txt")
@@ -129,7 +150,9 @@ def test_a_fork_does_not_inherit_locks(tmp_path, opened):
     assert worker.exitcode == 0
 
 
-def test_few_shards_stay_open(tmp_path, opened, monkeypatch):
+def test_few_shards_stay_open(
+    tmp_path: Path, opened: OpenStream, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_shards(tmp_path / "shards", "tar")
     source = opened("shards", classes="classes.txt")
     monkeypatch.setattr(source._here(), "most_open", 2)
@@ -139,12 +162,13 @@ def test_few_shards_stay_open(tmp_path, opened, monkeypatch):
     assert len(os.listdir("/proc/self/fd")) <= before + 4
 
 
-def test_threads_read_one_source(tmp_path, served, opened):
+def test_threads_read_one_source(tmp_path: Path, served: FolderServer, opened: OpenStream) -> None:
     write_shards(tmp_path / "served", "parquet")
     source = opened(served.url + "/train-{0000..0003}.parquet")
-    monkey, wrong = np.random.default_rng(1), []
+    monkey = np.random.default_rng(1)
+    wrong: list[int] = []
 
-    def read(order):
+    def read(order: np.ndarray) -> None:
         wrong.extend(i for i in order if source.read(int(i)) != IMAGES[i])
 
     threads = [threading.Thread(target=read, args=(monkey.permutation(TOTAL),)) for _ in range(8)]
@@ -158,7 +182,9 @@ def test_threads_read_one_source(tmp_path, served, opened):
 # ---- ahead of time -------------------------------------------------------------------------------
 
 
-def test_prepare_brings_shards_here(tmp_path, served, opened):
+def test_prepare_brings_shards_here(
+    tmp_path: Path, served: FolderServer, opened: OpenStream
+) -> None:
     write_shards(tmp_path / "served", "tar", manifest="plain")
     served.fault("/train-0001.tar", "status", on=None, status=404)
     source = opened(served.url)
@@ -174,7 +200,7 @@ def test_prepare_brings_shards_here(tmp_path, served, opened):
     assert [served.requests[f"/train-000{i}.tar"] for i in range(4)] == [1, 1, 1, 0]
 
 
-def test_failures_do_not_stop_what_comes_ahead():
+def test_failures_do_not_stop_what_comes_ahead() -> None:
     begun, reached = [], threading.Event()
 
     def begin(number: int) -> None:

@@ -5,7 +5,8 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
 import pytest
 from shard_files import flipped
@@ -15,6 +16,9 @@ from distill.data.stream.local import (
 )
 from distill.data.stream.tar import index_tar, member_name, read_members
 from distill.errors import InputError
+
+# The fixture `opened`: content -> a descriptor of a file with it.
+OpenBytes = Callable[[bytes], int]
 
 
 def pack(members: Iterable[tuple[str, bytes]], kind: int = tarfile.GNU_FORMAT) -> bytes:
@@ -39,9 +43,9 @@ def samples(count: int) -> list[tuple[str, bytes]]:
 
 
 @pytest.fixture
-def opened(tmp_path):
+def opened(tmp_path: Path) -> Iterator[OpenBytes]:
     """opened(content): a descriptor of a file with these bytes."""
-    descriptors = []
+    descriptors: list[int] = []
 
     def write(content: bytes) -> int:
         file = tmp_path / "shard.tar"
@@ -76,7 +80,9 @@ LONG = ["z" * 300 + ".jpg", "0.cls", "ö" * 120 + ".jpg", "1.cls"]
         (tarfile.PAX_FORMAT, NAMES + LONG),
     ],
 )
-def test_members_are_those_that_tarfile_finds(opened, kind, names):
+def test_members_are_those_that_tarfile_finds(
+    opened: OpenBytes, kind: int, names: list[str]
+) -> None:
     sizes = [0, 1, 511, 512, 513, 4096, 100_000]
     content = pack([(name, os.urandom(sizes[i % 7])) for i, name in enumerate(names)], kind)
     with tarfile.open(fileobj=io.BytesIO(content)) as archive:
@@ -84,7 +90,7 @@ def test_members_are_those_that_tarfile_finds(opened, kind, names):
     assert [tuple(member[:3]) for member in read_members(opened(content))] == expected
 
 
-def test_what_other_writers_write(opened, tmp_path):
+def test_what_other_writers_write(opened: OpenBytes, tmp_path: Path) -> None:
     """Folders, links, V7 headers, PAX of the whole archive, sizes in base 256, and one block of
     zeros at the end or many.
     """
@@ -151,20 +157,20 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_damaged_archives_are_named_by_byte(opened, fault):
+def test_damaged_archives_are_named_by_byte(opened: OpenBytes, fault: str) -> None:
     content, message = FAULTS[fault]
     with pytest.raises(DamagedShardError, match=message):
         read_members(opened(content))
 
 
-def test_a_cut_anywhere_is_noticed(opened):
+def test_a_cut_anywhere_is_noticed(opened: OpenBytes) -> None:
     end = len(SHARD.rstrip(b"\0")) // 512 * 512 + 512
     for size in range(0, end + 512, 31):
         with pytest.raises(DamagedShardError, match=f"cut at byte {size}: "):
             read_members(opened(SHARD[:size]))
 
 
-def test_a_damaged_pax_header(opened):
+def test_a_damaged_pax_header(opened: OpenBytes) -> None:
     content = pack([("z" * 200 + ".jpg", b"abc")], tarfile.PAX_FORMAT)
     at = content.index(b"path=") - 4
     with pytest.raises(DamagedShardError, match="PAX header at byte 512"):
@@ -174,7 +180,7 @@ def test_a_damaged_pax_header(opened):
 # ---- tar: samples --------------------------------------------------------------------------------
 
 
-def test_samples_of_a_tar(opened):
+def test_samples_of_a_tar(opened: OpenBytes) -> None:
     fd = opened(pack(samples(5)))
     entries, names = index_tar(fd)
     assert names is None
@@ -187,7 +193,7 @@ def test_samples_of_a_tar(opened):
     ]
 
 
-def test_members_are_grouped_as_webdataset_groups_them(opened):
+def test_members_are_grouped_as_webdataset_groups_them(opened: OpenBytes) -> None:
     """By folder and name up to the first dot, whatever the letters' case; other members and hidden
     files do not matter.
     """
@@ -223,7 +229,7 @@ def _members(content: bytes) -> list[tuple[str, bytes]]:
         return [(m.name, archive.extractfile(m).read()) for m in archive.getmembers()]
 
 
-def test_labels_of_a_tar(opened):
+def test_labels_of_a_tar(opened: OpenBytes) -> None:
     images = [("0.jpg", b"x"), ("1.jpg", b"y"), ("2.jpg", b"z")]
     jsons = [
         (f"{i}.json", json.dumps({"label": i + 4, "wnid": f"n{2 - i}"}).encode()) for i in range(3)
@@ -240,7 +246,7 @@ def test_labels_of_a_tar(opened):
 
 
 @pytest.mark.parametrize("name", ["b.gif", "b.v1.jpg", "b.JFIF", "b.seg.tiff"])
-def test_an_image_under_another_name_is_not_lost(opened, name):
+def test_an_image_under_another_name_is_not_lost(opened: OpenBytes, name: str) -> None:
     members = [("a.jpg", b"1"), ("a.seg.png", b"mask"), (name, b"2"), ("b.txt", b"")]
     with pytest.raises(
         InputError,
@@ -281,12 +287,14 @@ def test_an_image_under_another_name_is_not_lost(opened, name):
         ([], "no member is an image"),
     ],
 )
-def test_layouts_that_are_refused(opened, members, message):
+def test_layouts_that_are_refused(
+    opened: OpenBytes, members: list[tuple[str, bytes]], message: str
+) -> None:
     with pytest.raises(InputError, match=message):
         index_tar(opened(pack(members)))
 
 
-def test_links_are_refused(opened):
+def test_links_are_refused(opened: OpenBytes) -> None:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         info = tarfile.TarInfo("a.jpg")

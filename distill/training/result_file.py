@@ -28,6 +28,11 @@ def finite(value: Any) -> float | None:
     return float(value) if abs(value) >= 1 / LARGEST else 0.0
 
 
+def _not_negative(value: Any) -> float | None:
+    number = finite(value)
+    return None if number is None or number < 0 else number
+
+
 def _or_none(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
     try:
         return validate(value)
@@ -43,7 +48,7 @@ def _members(value: Any) -> Any:
 
 
 _LENIENT = WrapValidator(_or_none)
-_Number = Annotated[float | None, WrapValidator(lambda value, _: finite(value))]
+_Number = Annotated[float | None, WrapValidator(lambda value, _: _not_negative(value))]
 _Count = Annotated[Annotated[int, Field(ge=0, le=_MOST)] | None, _LENIENT]
 _Text = Annotated[str | None, _LENIENT]
 _Values = Annotated[dict[str, Any] | None, _LENIENT]

@@ -1,0 +1,11 @@
+"""A study: a grid of settings over one recipe, trained as fleets of students, and one table.
+
+spec      the study file: axes, combinations left out, the table, the paper's numbers
+axes      the values of each axis, as changes of keys
+cells     each combination as a complete recipe of one student
+fleets    cells that agree in data and teacher as the students of one run
+stored    the plan in the folder of the study
+results   the figures of each cell, from the report.json of its run
+table     rows, columns, means over seeds, the paper's numbers; `render` shows it
+work      runs what is not done, here or as a SLURM array
+"""
