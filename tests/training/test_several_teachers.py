@@ -281,7 +281,7 @@ def test_the_card_and_the_licences_name_all(finished: Path) -> None:
     assert "distilled from `test_vit` and `vit_small_patch14_dinov2`" in card
     assert "- distilled-from:test_vit\n" in card
     assert card.count("- Teacher: ") == 2
-    assert "1 x kl on the probabilities of teachers wide 1" in card
+    assert "1 x kl on the probabilities of teachers wide 1 (temperature 2.0)" in card
     assert "Errors and biases of its teachers" in card
     bound = {
         "a": {"model": "x", "weights": "pretrained resnet50.a1_in1k", "license": "apache-2.0"},

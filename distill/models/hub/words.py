@@ -21,7 +21,7 @@ def _sentences(recipe: Recipe, student: str) -> Iterator[str]:
             f" {data.image_size} px, batches of {own.train.batch_size_global},"
             f" {own.train.precision}."
         )
-        yield f"Objective: {_objective(spec.objective)}."
+        yield f"Objective: {_objective(spec.objective, several=bool(recipe.teachers))}."
         yield f"Optimizer: {_optimizer(spec.optimizer)}; {_schedule(spec.schedule)}."
         yield f"Augmentation: {_augmentation(data.augment, data.mixing)}."
     spec = recipe.students[student]
@@ -57,12 +57,19 @@ def _source(source: schema.SourceSpec) -> str:
     return kinds[source.kind]
 
 
-def _objective(spec: schema.ObjectiveSpec) -> str:
+def _objective(spec: schema.ObjectiveSpec, *, several: bool) -> str:
+    """The losses in words.
+
+    Args:
+        several: whether the run has several teachers.
+    """
     terms = []
     soft, hint = "the teacher's logits", "the teacher's feature maps"
-    if spec.soft_teachers is not None:
-        shares = ", ".join(f"{name} {weight:g}" for name, weight in spec.soft_teachers.items())
-        soft = f"the {spec.combine} of teachers {shares}"
+    if several:
+        named = spec.soft_teachers or {}
+        shares = ", ".join(f"{name} {weight:g}" for name, weight in named.items())
+        read = "the logits of each" if spec.combine == "losses" else f"the {spec.combine}"
+        soft = f"{read} of {f'teachers {shares}' if shares else 'all teachers'}"
     if spec.hint_teacher is not None:
         hint = f"the feature maps of teacher {spec.hint_teacher}"
     for term, learns in ((spec.hard, "labels"), (spec.soft, soft), (spec.hint, hint)):
