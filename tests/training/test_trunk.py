@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import assert_same_run, stop_after, write_recipe
+from tiny import assert_same_run, best, stop_after, write_recipe
 from tiny import run as train_alone
 
 from distill.checkpoint.layout import TRUNK_FILE, trunk_dir
@@ -75,9 +75,12 @@ def test_a_branch_that_was_stopped_resumes_and_keeps_its_trunk(
     home: Path, short: Path, alone: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = load_recipe(written(home, "stopped", LONG))
-    stop_after(3, monkeypatch)
+    stop_after(1, monkeypatch)
     assert train(recipe, trunk=short) == 75
     monkeypatch.undo()
+    for student in ("alone", "kd"):  # no evaluation came since
+        record = json.loads((trunk_dir(short) / "best" / student / "distill.json").read_text())
+        assert best(home / "stopped", student)[1] == record
     assert train(recipe, trunk=short) == 0
     assert_same_run(home / "stopped", alone)
     trunks = [
