@@ -103,6 +103,7 @@ def a_student(
         num_head_parameters=0,
         running=stopped_at is None,
         stopped_at=stopped_at,
+        is_backbone=False,
         best=None if best is None else Best(best, 4, "raw"),
         averages=("ema-0.9999",),
     )

@@ -124,5 +124,8 @@ def test_the_end_names_the_next_commands(
     output: str, best: str | None, top1: float | None, lines: list[str]
 ) -> None:
     accuracies = {"kd": Accuracy(top1, None, None, 9)} if best else {}
-    ended: Any = SimpleNamespace(output=Path(output), best=best, accuracies=accuracies)
+    students = [SimpleNamespace(is_backbone=False)]
+    ended: Any = SimpleNamespace(
+        output=Path(output), best=best, accuracies=accuracies, students=students
+    )
     assert Summary.next_commands(ended) == [*lines, f"report: {output}/report.json"]

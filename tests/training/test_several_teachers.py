@@ -331,7 +331,7 @@ def test_the_doctor_and_the_check_know_all(tmp_path: Path, cli: Cli) -> None:
         ),
         (
             ["students.mean.objective.soft_teachers=null"],
-            r"mean.objective.soft: kl reads the logits of teachers.dino, .* no classifier: .*soft_",
+            r"mean.objective.soft: kl reads the logits of teachers.dino .* no classifier: .*soft_",
         ),
         (["teachers.wide.model=test_vitt"], r"teachers.wide: .*did you mean 'test_vit"),
         (["teachers.wide.modle=x"], r"teachers.wide.modle: unknown key \(did you mean 'model'"),
