@@ -171,10 +171,12 @@ def build_teacher(
     """Return the teacher of a recipe, checked against the data's classes, frozen, on `device`.
 
     It has the number of classes of its weights: for any other, timm would give it a random head.
-    Weights without classifier make a teacher without classes.
+    Weights without classifier make a teacher without classes, as does a run without classes, in
+    which nothing reads logits.
 
     Args:
-        classes: the data's class names, in the order of the labels.
+        classes: the data's class names, in the order of the labels; none of a run that trains
+            backbones alone.
         root: the folder that paths in the recipe are relative to.
         data_image_size: the recipe's data.image_size, which a teacher sees that takes any size, if
             nothing gives its own.
@@ -186,7 +188,7 @@ def build_teacher(
     """
     match: Match | None = None
     loaded = load_teacher(spec, root, data_image_size, len(classes))
-    num_classes = int(loaded.model.num_classes)  # type: ignore[arg-type]
+    num_classes = int(loaded.model.num_classes) if classes else 0  # type: ignore[arg-type]
     recorded: tuple[str, ...] | None = None
     if num_classes and spec.weights == "random":
         recorded = tuple(classes)

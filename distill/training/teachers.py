@@ -73,7 +73,8 @@ def refuse_readers_of_logits(recipe: Recipe, without_classes: Mapping[str, str])
                         f" logits of {teacher} ({without_classes[row]}), which has no classifier:"
                         f" {fix}"
                     )
-    if without_classes and not recipe.evaluate.reads_labels and len(without_classes) == len(rows):
+    reads_logits = recipe.trains_classifiers and not recipe.evaluate.reads_labels
+    if without_classes and reads_logits and len(without_classes) == len(rows):
         raise InputError(
             f"evaluate.metric: {recipe.evaluate.metric} compares with the logits of a teacher, and"
             f" {next(iter(without_classes.values()))} has no classifier: use top1, top5 or loss, or"

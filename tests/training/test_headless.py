@@ -190,6 +190,29 @@ def test_images_without_labels_train_a_backbone(
     assert report(tmp_path / "run")["best"] == "backbone"
 
 
+def test_a_teacher_with_classes_teaches_a_backbone_alone(finished: Path, tmp_path: Path) -> None:
+    """Without a classifier the run has no classes to compare with the teacher's, and the backbone
+    learns what it learns beside one.
+    """
+    teacher = {"model": None, "weights": str(finished / "best/classifier")}
+    changes = {
+        **CHANGES,
+        "teacher": {**teacher, "image_size": None, "model_args": {}},
+        "train": {"budget": "2 iterations"},
+    }
+    alone = {**changes, "students": {"backbone": STUDENTS["backbone"]}}
+    beside = {**changes, "students": {"backbone": STUDENTS["backbone"], "labels": {}}}
+    for name, tree in (("alone", alone), ("beside", beside)):
+        recipe = write_recipe(tmp_path, tree, name=name)
+        check_recipe(load_recipe(recipe))
+        assert run(recipe, *(["evaluate.metric=agreement"] if name == "alone" else [])) == DONE
+    assert_equal_tensors(
+        tensors(tmp_path / "alone", "backbone"), tensors(tmp_path / "beside", "backbone")
+    )
+    assert report(tmp_path / "alone")["teacher"] is None
+    assert report(tmp_path / "beside")["teacher"]["top1"] is not None
+
+
 def test_evaluate_and_report_leave_backbones_out(finished: Path, cli: Cli) -> None:
     outcome = cli("evaluate", finished, "--num-workers", 0)
     assert outcome.code == 0, outcome.err
