@@ -39,18 +39,25 @@ def json_schema() -> dict[str, Any]:
             "$ref": "#/$defs/StudentSpec",
         },
     }
-    students = schema["properties"]["students"]
-    del students["minProperties"]
-    students["additionalProperties"] = False
-    students["patternProperties"] = {
-        name: {"anyOf": [student, {"type": "null"}]}
-        for name, student in students["patternProperties"].items()
-    }
+    _accept_removals(schema["properties"]["students"])
+    for option in schema["properties"]["teachers"]["anyOf"]:
+        if "patternProperties" in option:
+            _accept_removals(option)
     parts["StageSpec"]["properties"]["student"] = {
         "description": "Changes to all students in this stage.",
         "$ref": "#/$defs/StageStudentSpec",
     }
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _accept_removals(named: dict[str, Any]) -> None:
+    """Changes the schema of a mapping by name so that null may stand instead of a member."""
+    del named["minProperties"]
+    named["additionalProperties"] = False
+    named["patternProperties"] = {
+        name: {"anyOf": [member, {"type": "null"}]}
+        for name, member in named["patternProperties"].items()
+    }
 
 
 def _as_written(node: Any) -> Any:

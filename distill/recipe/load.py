@@ -12,7 +12,7 @@ from distill.recipe.explain import Tree, explain
 from distill.recipe.fingerprint import recipe_fingerprint
 from distill.recipe.notes import rate_notes
 from distill.recipe.overrides import apply_overrides, refuse_unknown_removals
-from distill.recipe.resolve import merge, resolve_stages, resolve_students
+from distill.recipe.resolve import merge, resolve_stages, resolve_students, resolve_teachers
 from distill.recipe.schema import Recipe
 from distill.recipe.text import TextError, dump, parse, read_text
 from distill.recipe.warmups import fit_warmups, mark_shipped
@@ -193,7 +193,8 @@ def read_recipe(name: str | Path, overrides: Iterable[str] = ()) -> tuple[Recipe
         "name": path.absolute().resolve().parent.name if path.name == "recipe.yaml" else path.stem,
         **files.tree(path),
     }
-    tree, notes = fill_defaults(resolve_students(apply_overrides(tree, overrides)))
+    tree = resolve_teachers(resolve_students(apply_overrides(tree, overrides)))
+    tree, notes = fill_defaults(tree)
     tree = resolve_stages(tree)
     notes += fit_warmups(tree)
     try:

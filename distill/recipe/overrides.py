@@ -9,6 +9,8 @@ from distill.recipe.resolve import merge, resolve_stages, resolve_students
 from distill.recipe.stages import STAGE_DATA, STAGE_STUDENT
 from distill.recipe.text import MAX_DEPTH, TextError, parse
 
+_NAMED = {"students": "student", "teachers": "teacher"}  # sections whose keys are names
+
 
 def apply_overrides(tree: Tree, overrides: Iterable[str]) -> Tree:
     """Returns the tree with overrides such as "a.b=c" applied, values read as YAML.
@@ -47,22 +49,7 @@ def apply_overrides(tree: Tree, overrides: Iterable[str]) -> Tree:
             raise InputError(
                 f"override with {len(parts)} nested keys: a recipe has at most {MAX_DEPTH} levels"
             )
-        students = tree.get("students")
-        known = (
-            [name for name, own in students.items() if own is not None]
-            if isinstance(students, Mapping)
-            else None
-        )
-        if (
-            parts[0] == "students"
-            and len(parts) > 2
-            and known is not None
-            and parts[1] not in known
-        ):
-            raise InputError(
-                f"override {override!r}: no student {parts[1]!r}{did_you_mean(parts[1], known)}; "
-                f"students.{parts[1]}={{}} adds one"
-            )
+        _refuse_unknown_name(tree, override, parts)
         if parts[0] == "stages" and len(parts) > 2:
             tree = {
                 **tree,
@@ -77,21 +64,37 @@ def apply_overrides(tree: Tree, overrides: Iterable[str]) -> Tree:
 
 
 def refuse_unknown_removals(tree: Tree, changes: Tree, where: str) -> None:
-    """Raises InputError if changes remove a student that a tree does not have.
+    """Raises InputError if changes remove a student or a teacher that a tree does not have.
 
     Args:
         where: the file or override with the changes, for messages.
     """
-    students, own = tree.get("students"), changes.get("students")
-    if not isinstance(own, Mapping):
+    for key, what in _NAMED.items():
+        members, own = tree.get(key), changes.get(key)
+        if not isinstance(own, Mapping):
+            continue
+        known = list(members) if isinstance(members, Mapping) else []
+        for name, value in own.items():
+            if value is None and name not in known:
+                raise InputError(
+                    f"{where}: {key}.{name}: null removes a {what}, and there is none of this"
+                    f" name{did_you_mean(str(name), map(str, known))}"
+                )
+
+
+def _refuse_unknown_name(tree: Tree, override: str, parts: list[str]) -> None:
+    """Raises InputError for an override of a key of a student or a teacher that a tree does not
+    have.
+    """
+    members = tree.get(parts[0]) if parts[0] in _NAMED and len(parts) > 2 else None
+    if not isinstance(members, Mapping):
         return
-    known = list(students) if isinstance(students, Mapping) else []
-    for name, value in own.items():
-        if value is None and name not in known:
-            raise InputError(
-                f"{where}: students.{name}: null removes a student, and there is none of this"
-                f" name{did_you_mean(str(name), map(str, known))}"
-            )
+    known = [name for name, own in members.items() if own is not None]
+    if parts[1] not in known:
+        raise InputError(
+            f"override {override!r}: no {_NAMED[parts[0]]} {parts[1]!r}"
+            f"{did_you_mean(parts[1], known)}; {parts[0]}.{parts[1]}={{}} adds one"
+        )
 
 
 def _in_utf8(word: str) -> str:

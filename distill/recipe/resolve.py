@@ -1,5 +1,5 @@
 """Resolves the tree of a recipe: merges `student` into each of `students`, and the run into each of
-its stages.
+its stages, and removes students and teachers that are None.
 """
 
 from collections.abc import Mapping
@@ -62,6 +62,15 @@ def resolve_students(tree: Tree) -> Tree:
     if left_out and isinstance(tree.get("stages"), list):
         result["stages"] = [_without_students(stage, left_out) for stage in tree["stages"]]
     return result
+
+
+def resolve_teachers(tree: Tree) -> Tree:
+    """Removes each of `teachers` that is None; without any other, `teachers` is None."""
+    teachers = tree.get("teachers")
+    if not isinstance(teachers, Mapping) or None not in teachers.values():
+        return tree
+    left = {name: own for name, own in teachers.items() if own is not None}
+    return {**tree, "teachers": left or None}
 
 
 def _without_students(stage: Any, names: list[Any]) -> Any:

@@ -145,7 +145,8 @@ class Recipe(Section):
         Field(min_length=1, max_length=100),
     ] = None
     """Several models to learn from, by name, instead of `teacher`, each with the keys of `teacher`;
-    each student reads them as its objective says.
+    each student reads them as its objective says; null instead of a mapping removes an inherited
+    one.
     """
     students: Annotated[
         dict[

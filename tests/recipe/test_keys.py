@@ -161,6 +161,7 @@ def test_shipped_files_are_valid(path: Path) -> None:
             ".students.kd.objective.soft.temprature",
         ),
         ("students: {a b: {}}", ".students.a b"),
+        ("teachers: {a b: {}}", ".teachers.a b"),
         ("data: {train: {kind: streem}}", ".data.train.kind"),
         ("stages: [{name: a, student: {modle: x}}]", ".stages.student.modle"),
         ("extends: 3", ".extends"),
@@ -174,6 +175,6 @@ def test_what_a_file_may_leave_out_or_set_to_null() -> None:
     assert faults(parse("student: {schedule: {warmup: 5%}}"), SCHEMA, SCHEMA) == []
     text = (
         "students: {kd: null, dkd: {}}\ntrain: {budget: null}\nstages: [{students: {dkd:"
-        " {objective: {hard: null}}}}]\nteacher: null"
+        " {objective: {hard: null}}}}]\nteacher: null\nteachers: {big: null, small: {}}"
     )
     assert faults(parse(text), SCHEMA, SCHEMA) == []

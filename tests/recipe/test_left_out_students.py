@@ -1,4 +1,4 @@
-"""null instead of a mapping removes a student from a recipe."""
+"""null instead of a mapping removes a student or a teacher from a recipe."""
 
 from pathlib import Path
 
@@ -57,3 +57,42 @@ def test_null_in_a_stage_is_refused() -> None:
         InputError, match=r"stages\.in1k\.students\.kd: should be a mapping of keys"
     ):
         load_recipe("imagenet21k/res50_beitv2b_a1_187p5k_187p5k", ["stages.in1k.students.kd=null"])
+
+
+TEACHERS = """extends: quickstart/students
+name: mine
+teacher: null
+teachers:
+  big: {model: cifar_resnet56, weights: random}
+  small: {model: cifar_resnet8, weights: random}
+"""
+
+
+def test_null_leaves_a_teacher_out(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(TEACHERS)
+    recipe = load_recipe(path, ["teachers.small=null"])
+    assert list(recipe.teacher_rows) == ["teacher/big"]
+    (tmp_path / "next.yaml").write_text("extends: mine.yaml\nteachers: {big: null}\n")
+    assert list(load_recipe(tmp_path / "next.yaml").teacher_rows) == ["teacher/small"]
+    single = ["teachers.big=null", "teachers.small=null", "teacher={model: cifar_resnet8}"]
+    assert list(load_recipe(path, single).teacher_rows) == ["teacher"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["teachers.smal=null"], r"teachers.smal: null removes a teacher.* \(did you mean 'small'"),
+        (["teachers.smal.dtype=bf16"], r"no teacher 'smal' \(did you mean 'small'\?\); .*adds one"),
+        (
+            ["teachers.small=null", "student.objective.soft_teachers={small: 1}"],
+            r"soft_teachers: no teacher 'small'; there are big",
+        ),
+        (["teachers.small=null", "teachers.big=null"], r"learns from a teacher, and teacher is"),
+    ],
+)
+def test_a_teacher_that_is_not_there(overrides: list[str], says: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(TEACHERS)
+    with pytest.raises(InputError, match=says):
+        load_recipe(path, overrides)
