@@ -153,7 +153,8 @@ class ObjectiveSpec(Section):
     @property
     def in_words(self) -> str:
         """The terms with their weights, and the teachers that they name: "0.5 ce + 0.5 kl"."""
-        of_soft = f" of {', '.join(self.soft_teachers)}" if self.soft_teachers else ""
+        read = [name for name, weight in (self.soft_teachers or {}).items() if weight]
+        of_soft = f" of {', '.join(read)}" if read else ""
         of_hint = f" of {self.hint_teacher}" if self.hint_teacher else ""
         terms = ((self.hard, ""), (self.soft, of_soft), (self.hint, of_hint))
         return " + ".join(

@@ -4,6 +4,7 @@ A run with one `teacher` calls it "teacher" everywhere; those of `teachers` are 
 tables, records and logs.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
@@ -32,16 +33,17 @@ def recipe_key(row: str) -> str:
 
 def soft_weights(objective: ObjectiveSpec, rows: Sequence[str]) -> dict[str, float]:
     """Return the weights of the teachers of a soft term, which add up to 1; those of weight 0 are
-    left out.
+    left out. They are in the order of their names, since sums depend on it and the order of keys in
+    a recipe changes nothing.
 
     Args:
         rows: all teachers of the run.
     """
     if objective.soft_teachers is None:
-        return dict.fromkeys(rows, 1 / len(rows))
-    total = sum(objective.soft_teachers.values())
+        return dict.fromkeys(sorted(rows), 1 / len(rows))
+    total = math.fsum(objective.soft_teachers.values())
     given = {row_name(name): weight for name, weight in objective.soft_teachers.items()}
-    return {row: weight / total for row, weight in given.items() if weight}
+    return {row: given[row] / total for row in sorted(given) if given[row]}
 
 
 def hint_teacher(objective: ObjectiveSpec, rows: Sequence[str]) -> str:

@@ -103,7 +103,7 @@ def references(recipe: Recipe, with_classes: Collection[str]) -> dict[str, Combi
                 own.weights, "logits" if own.how == "logits" else "probabilities"
             )
             continue
-        chosen = [row for row in rows if row in with_classes]
+        chosen = [row for row in sorted(rows) if row in with_classes]
         if objective.hint is not None and hint_teacher(objective, rows) in with_classes:
             chosen = [hint_teacher(objective, rows)]
         if chosen:

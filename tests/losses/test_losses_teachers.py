@@ -9,6 +9,7 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from distill.losses import Combination, Lessons, Outputs, TeacherOutputs, build_objective
+from distill.losses.objective import combination_of
 from distill.losses.teachers import combined_logits
 from distill.recipe import schema
 from distill.recipe.teachers import Combine
@@ -127,6 +128,20 @@ def test_students_of_one_combination_share_it() -> None:
     combination = Combination(tuple(zip(ROWS, WEIGHTS, strict=True)))
     again = Combination(tuple(zip(ROWS, WEIGHTS, strict=True)))
     assert lessons.logits(combination)[0][1] is lessons.logits(again)[0][1]
+
+
+def test_the_order_of_keys_changes_nothing() -> None:
+    """Sums of float32 depend on their order, and the fingerprint of a recipe does not."""
+    objectives = [
+        TypeAdapter(schema.ObjectiveSpec).validate_python(
+            {"soft": {"loss": "kl"}, "soft_teachers": weights}
+        )
+        for weights in (None, None, {"a": 0.1, "b": 0.2, "c": 0.3}, {"c": 0.3, "b": 0.2, "a": 0.1})
+    ]
+    rows = (ROWS, ROWS[::-1], ROWS, ROWS)
+    equal, again, weighted, turned = map(combination_of, objectives, rows)
+    assert equal == again
+    assert weighted == turned
 
 
 def test_a_teacher_without_classes_has_no_soft_loss() -> None:

@@ -64,14 +64,14 @@ def _objective(spec: schema.ObjectiveSpec, *, several: bool) -> str:
         several: whether the run has several teachers.
     """
     terms = []
-    soft, hint = "the teacher's logits", "the teacher's feature maps"
+    soft, hint = "the teacher's logits", "the teacher's features"
     if several:
         named = spec.soft_teachers or {}
-        shares = ", ".join(f"{name} {weight:g}" for name, weight in named.items())
+        shares = ", ".join(f"{name} {weight:g}" for name, weight in named.items() if weight)
         read = "the logits of each" if spec.combine == "losses" else f"the {spec.combine}"
         soft = f"{read} of {f'teachers {shares}' if shares else 'all teachers'}"
     if spec.hint_teacher is not None:
-        hint = f"the feature maps of teacher {spec.hint_teacher}"
+        hint = f"the features of teacher {spec.hint_teacher}"
     for term, learns in ((spec.hard, "labels"), (spec.soft, soft), (spec.hint, hint)):
         if term is None:
             continue
