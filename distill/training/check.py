@@ -28,7 +28,12 @@ from distill.training.hints import FeatureSource, read_features, refuse_long_war
 from distill.training.output_folder import refuse_foreign_output
 from distill.training.settings import setting_problems
 from distill.training.share import share_of_process
-from distill.training.teachers import refuse_readers_of_logits, teacher_errors
+from distill.training.teachers import (
+    refuse_readers_of_logits,
+    teacher_errors,
+    view_with_key,
+    with_key,
+)
 
 _SOME_CLASSES = 10
 # Paths that are not looked for on this machine: addresses, and names in braces.
@@ -199,7 +204,9 @@ def _check_teacher(
         )
     loaded = load_teacher(spec, Path(), data_image_size, _SOME_CLASSES, shapes_only=True)
     source = FeatureSource(loaded.model, loaded.view.image_size, f"teacher {loaded.source}")
-    return source, [f"{row} sees {loaded.view.describe()}", *loaded.notes]
+    view = view_with_key(loaded.view, row)
+    notes = (with_key(note, row) for note in loaded.notes)
+    return source, [f"{row} sees {view.describe()}", *notes]
 
 
 def _are_here(weights: str) -> bool:

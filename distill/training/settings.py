@@ -9,6 +9,7 @@ from distill.engine import TRACKERS
 from distill.errors import InputError, did_you_mean
 from distill.models.hub.licences import OTHER, check_licence
 from distill.recipe import Recipe, schema
+from distill.recipe.teachers import recipe_key
 from distill.training.share import nearest_numbers
 
 
@@ -63,17 +64,19 @@ def setting_problems(recipe: Recipe) -> list[str]:
                 )
             except InputError as error:
                 problems.append(str(error))
-    uses = {
-        "train.zero_stage": recipe.train.zero_stage > 0,
-        "teacher.placement": any(
-            spec.placement == "zero3" for spec in recipe.teacher_rows.values()
+    of_deepspeed = [
+        *(["train.zero_stage"] if recipe.train.zero_stage else []),
+        *(
+            f"{recipe_key(row)}.placement"
+            for row, spec in recipe.teacher_rows.items()
+            if spec.placement == "zero3"
         ),
-    }
-    if any(uses.values()) and importlib.util.find_spec("deepspeed") is None:
-        keys = " and ".join(key for key, used in uses.items() if used)
+    ]
+    if of_deepspeed and importlib.util.find_spec("deepspeed") is None:
         problems.append(
-            f"{keys}: the package deepspeed is not installed: pip install 'vanillakd[deepspeed]',"
-            " or set train.zero_stage: 0 and teacher.placement: replicated"
+            f"{' and '.join(of_deepspeed)}: the package deepspeed is not installed: pip install"
+            " 'vanillakd[deepspeed]', or set train.zero_stage: 0 and the placement of teachers to"
+            " replicated"
         )
     return problems
 

@@ -5,6 +5,7 @@ compared with.
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -18,8 +19,9 @@ from distill.losses.outputs import FeatureKey
 from distill.losses.teachers import Combination, Lessons
 from distill.models.functional import functional_forward
 from distill.models.teacher import Teacher, build_teacher
+from distill.models.view import ModelView
 from distill.recipe import Recipe, schema
-from distill.recipe.teachers import hint_teacher, recipe_key, teachers_read
+from distill.recipe.teachers import TEACHER, hint_teacher, recipe_key, teachers_read
 from distill.training.plan import Plan
 
 _FIX = (
@@ -40,7 +42,25 @@ def teacher_errors(row: str) -> Iterator[None]:
         except InputError as error:
             if key == row:
                 raise
-            raise InputError(re.sub(r"(?<![\w.])teacher\.", f"{key}.", str(error))) from error
+            raise InputError(with_key(str(error), row)) from error
+
+
+_FIELDS = "|".join(schema.TeacherSpec.model_fields)
+# Not a file of this name: teacher.pth, runs/teacher.
+_KEY = re.compile(rf"(?<![\w./-])teacher(?=\.(?:{_FIELDS})(?![\w/])|: )")
+
+
+def with_key(text: str, row: str) -> str:
+    """Return a text of a lower layer, which writes "teacher" for the key of any teacher, with the
+    key of this one.
+    """
+    return _KEY.sub(recipe_key(row), text)
+
+
+def view_with_key(view: ModelView, row: str) -> ModelView:
+    """Return the view of a teacher with its own key in the sources."""
+    sources = {name: with_key(source, row) for name, source in view.sources.items()}
+    return replace(view, sources=sources)
 
 
 def refuse_readers_of_logits(recipe: Recipe, without_classes: Mapping[str, str]) -> None:
@@ -133,9 +153,18 @@ def build_teachers(plan: Plan, root: Path) -> dict[str, Teacher]:
                 order_given=plan.order_given,
             )
             refuse_teacher_size(teachers[row])
+        _name(teachers[row], row)
     without = {row: each.source for row, each in teachers.items() if not each.has_classes}
     refuse_readers_of_logits(recipe, without)
     return teachers
+
+
+def _name(teacher: Teacher, row: str) -> None:
+    """Let what is printed of a teacher name it by its key."""
+    teacher.view = view_with_key(teacher.view, row)
+    teacher.notes = tuple(with_key(note, row) for note in teacher.notes)
+    if teacher.match is not None and row != TEACHER:
+        teacher.match = replace(teacher.match, who=recipe_key(row))
 
 
 def refuse_teacher_size(teacher: Teacher) -> None:

@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from command import Cli
+from safetensors.torch import save_file
 from tiny import (
     assert_equal_tensors,
     assert_same_run,
@@ -36,6 +38,7 @@ from distill.report.content import Options, make_content
 from distill.report.records import read_run
 from distill.training.check import check_recipe
 from distill.training.loop import DONE, INTERRUPTED
+from distill.training.teachers import with_key
 
 TEACHERS: dict[str, Any] = {
     "big": {"model": "cifar_resnet14", "weights": "random", "image_size": 16},
@@ -300,6 +303,7 @@ def test_the_card_and_the_licences_name_all(finished: Path) -> None:
 def test_the_doctor_and_the_check_know_all(tmp_path: Path, cli: Cli) -> None:
     recipe = write_recipe(tmp_path, CHANGES)
     seen = check_recipe(load_recipe(recipe)).seen
+    assert any(line.startswith("teacher/wide sees 32x32 px (teachers.wide.im") for line in seen)
     assert {line.partition(" sees ")[0] for line in seen if line.startswith("teacher/")} == {
         f"teacher/{name}" for name in TEACHERS
     }
@@ -359,12 +363,28 @@ def test_names_of_teachers_need_teachers(tmp_path: Path) -> None:
         load_recipe(write_recipe(tmp_path, {"students": {"kd": student}}))
 
 
-def test_weights_that_are_not_here_are_named_by_their_key(tmp_path: Path) -> None:
-    overrides = ["teachers.wide.weights=nowhere.pth"]
+def test_a_teacher_is_named_by_its_key_and_a_file_by_its_name(tmp_path: Path) -> None:
+    overrides = ["teachers.wide.weights=nowhere/teacher.pth"]
     recipe = write_recipe(tmp_path, CHANGES)
     assert (
-        "teachers.wide.weights: nowhere.pth is not here"
+        "teachers.wide.weights: nowhere/teacher.pth is not here"
         in check_recipe(load_recipe(recipe, overrides)).not_here
     )
-    with pytest.raises(InputError, match=r"^teachers\.wide\.weights: nowhere.pth does not exist"):
+    says = r"^teachers\.wide\.weights: nowhere/teacher.pth does not exist"
+    with pytest.raises(InputError, match=says):
         run(recipe, *overrides)
+    row = "teacher/wide"
+    assert with_key("teacher: head.weight resampled", row) == "teachers.wide: head.weight resampled"
+    for text in ("runs/teacher: gone", "teacher.pth: gone", "teacher.weights/x", "head_teacher: x"):
+        assert with_key(text, row) == text
+
+
+def test_what_is_assumed_of_a_teacher_names_it(tmp_path: Path, cli: Cli) -> None:
+    net = timm.create_model("cifar_resnet8", num_classes=10)
+    save_file(net.state_dict(), tmp_path / "ten.safetensors")
+    ten = {"model": "cifar_resnet8", "weights": str(tmp_path / "ten.safetensors")}
+    changes = {**only("alone", "big"), "train": {"budget": "1 iterations"}}
+    changes["teachers"] = {"big": TEACHERS["big"], "ten": ten}
+    outcome = cli("train", write_recipe(tmp_path, changes))
+    assert outcome.code == DONE, outcome.err
+    assert "classes of teachers.ten: nothing names the classes of the logits" in outcome.out
