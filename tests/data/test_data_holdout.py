@@ -125,6 +125,7 @@ def test_each_class_gives_its_part(sizes: list[int], fraction: float, order: Any
     assert (held_out(more, fraction)[1:] == chosen).all()
 
 
+@pytest.mark.slow
 def test_what_a_run_scores_is_what_evaluate_scores(folder: Path, tmp_path: Path, cli: Cli) -> None:
     recipe = recipe_of(folder, tmp_path, {"teacher": None})
     assert tiny.run(recipe) == 0

@@ -132,6 +132,7 @@ def test_a_contradicting_environment_is_a_problem(
     assert "ACCELERATE_MIXED_PRECISION" in findings(found, "problem")
 
 
+@pytest.mark.slow
 def test_two_processes_measure_their_interconnect() -> None:
     command = [
         sys.executable,

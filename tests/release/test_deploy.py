@@ -55,6 +55,7 @@ def test_onnx_gives_the_answers_of_timm(
     assert len(config["label_names"]) == 10
 
 
+@pytest.mark.slow
 def test_a_program_of_torch_needs_neither_timm_nor_us(tiny_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "program"
     compared = export_student(tiny_run, out, student="kd", format="torch-export")

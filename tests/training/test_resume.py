@@ -78,6 +78,7 @@ def test_a_stopped_run_resumes_as_if_it_had_not_stopped(
     assert_same_run(tmp_path / "run", uninterrupted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("what", "call", "stopped_after"),
     [
@@ -114,6 +115,7 @@ def test_a_signal_while_a_run_starts_evaluates_or_saves(
     assert_same_run(tmp_path / "run", uninterrupted)
 
 
+@pytest.mark.slow
 def test_a_run_stopped_at_every_step_ends_the_same(
     uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -90,6 +90,7 @@ def company(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "students", [["lamb"], ["adamw"], ["sgd"], ["sgd", "lamb", "adamw"]], ids="-".join
 )
