@@ -41,7 +41,8 @@ def described_banks(stages: Sequence[StagePlan]) -> list[str]:
     """Return the size of each student's bank, a line each.
 
     Raises:
-        InputError: more negatives than samples, or banks of several data sets under ZeRO.
+        InputError: more negatives than samples, stages that keep a bank in different places, or
+            banks of several data sets under ZeRO.
     """
     lines = []
     for name in stages[0].recipe.students:
@@ -59,6 +60,11 @@ def described_banks(stages: Sequence[StagePlan]) -> list[str]:
                 f"{name}: {count:,} x {spec.width} x 2, {_gb(bank_bytes(count, spec.width))} on the"
                 f" {spec.bank}; negatives are"
                 f" {'of other classes' if stage.labelled else 'all other images'}"
+            )
+        if len({spec.bank for _, spec in found}) > 1:
+            raise InputError(
+                f"students.{name}.objective.hint.bank: differs between the stages, and the bank of"
+                " one would be lost at the start of the next: give all stages the same"
             )
         zero_stage = stages[0].recipe.train.zero_stage
         if zero_stage and len({_key(stage) for stage, _ in found}) > 1:

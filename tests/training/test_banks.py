@@ -24,12 +24,18 @@ def crd(*names: str, **hint: Any) -> dict[str, Any]:
     return {"students": {name: {"objective": objective} for name in names or ("one",)}}
 
 
-def staged(**second: Any) -> dict[str, Any]:
+def staged(second_student: dict[str, Any] | None = None, **second: Any) -> dict[str, Any]:
+    """Two stages: the data of the second, and its changes of all students."""
     return {
         "train": {"budget": None},
         "stages": [
             {"name": "first", "budget": "4 iterations"},
-            {"name": "second", "budget": "4 iterations", "data": second},
+            {
+                "name": "second",
+                "budget": "4 iterations",
+                "data": second,
+                "student": second_student or {},
+            },
         ],
     }
 
@@ -64,6 +70,10 @@ def test_the_bank_of_imagenet_has_1_3_gb() -> None:
         (
             [crd(), staged(fraction=0.03), {"train": {"zero_stage": 1}}],
             r"students\.one\.objective\.hint: the stages train on other images.*zero_stage: 0",
+        ),
+        (
+            [crd(), staged(second_student={"objective": {"hint": {"bank": "host"}}})],
+            r"students\.one\.objective\.hint\.bank: differs between the stages",
         ),
         ([crd(momentum=1.0)], r"hint\.momentum"),
         ([crd(bank="disk")], r"hint\.bank"),
