@@ -159,11 +159,13 @@ def test_weights_of_a_checkpoint_and_of_a_file(
     raw = tmp_path / "kd.safetensors"
     shutil.copy(checkpoint(tiny_run) / "kd.model.safetensors", raw)
     options = ("--student-a", "kd", "--model-b", "cifar_resnet8", "--image-size-b", 16)
-    _, result = compare(
-        checkpoint(tiny_run), raw, *options, "--data", "fashion_mnist:test", "--images", 60
-    )
+    images = ("--data", "fashion_mnist:test", "--images", 60)
+    done, result = compare(checkpoint(tiny_run), raw, *options, *images)
+    assert "warning" not in done.out
     assert list(result["models"]) == [str(checkpoint(tiny_run)), str(raw)]
     np.testing.assert_allclose(np.diag(values(result)), 1, atol=0.2)
+    done, _ = compare(checkpoint(tiny_run), raw, *options[:4], *images)
+    assert "32 px is timm's size of the model: give --image-size-b if it is another" in done.out
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ from distill.release.find import Found, find_model
 from distill.release.images import in_command_words, open_images
 from distill.release.passes import Unreadable
 from distill.release.results import described
-from distill.release.similarity.measure import Measured, measure
+from distill.release.similarity.measure import measure
 from distill.release.similarity.picture import draw
 from distill.release.similarity.result import ComparedModel, Pair, Similarity, Values
 
@@ -144,7 +144,12 @@ def compare_models(
     if engine.is_main:
         if output is not None:
             _write(result, output)
-        _show(result, measured, found, labels, output)
+        warnings = [
+            _named_for(sides[choice], each.size_warning)
+            for choice, each in zip(choices, found, strict=True)
+            if each.size_warning is not None
+        ]
+        _show(result, found, labels, warnings, output)
     return result
 
 
@@ -195,8 +200,11 @@ def _options_of(side: str) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        named = re.sub(r"--(model|student|weights|image-size)\b(?!-)", rf"--\1-{side}", str(error))
-        raise InputError(named) from error
+        raise InputError(_named_for(side, str(error))) from error
+
+
+def _named_for(side: str, text: str) -> str:
+    return re.sub(r"--(model|student|weights|image-size)\b(?!-)", rf"--\1-{side}", text)
 
 
 def _find(choice: Choice, side: str) -> Found:
@@ -275,9 +283,9 @@ def _write(result: Similarity, output: Path) -> None:
 
 def _show(
     result: Similarity,
-    measured: Measured,
     found: Sequence[Found],
     labels: Sequence[str],
+    warnings: Sequence[str],
     output: Path | None,
 ) -> None:
     console = make_console()
@@ -300,5 +308,7 @@ def _show(
         say(f"{label} sees {each.view.describe()}")
         for note in each.notes:
             say(f"{label}: {note}")
+    for warning in warnings:
+        say(f"warning: {warning}")
     if output is not None:
         say(f"{output}: {', '.join(FILES)}")
