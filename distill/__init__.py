@@ -4,6 +4,7 @@
 
     run = distill.train("quickstart/students", {"train.budget": "1 epochs"})  # or resumes it
     scores = distill.evaluate(run.output)  # scores["kd"].top1
+    distill.similarity("runs/quickstart/teacher", run.output, student_b="kd").pairs[0].cka
     distill.export(run.output, "exports/kd", student="kd")
     distill.publish(run.output, "alice/kd", student="kd", licence="mit")
 
@@ -19,10 +20,11 @@ if TYPE_CHECKING:
     from distill.release.evaluate import evaluate_models as evaluate
     from distill.release.export import export_student as export
     from distill.release.publish import publish_model as publish
+    from distill.release.similarity.interface import layer_similarity as similarity
     from distill.training.interface import train_recipe as train
 
 __version__ = "0.1.0.dev0"
-__all__ = ["average", "evaluate", "export", "load_recipe", "publish", "train"]
+__all__ = ["average", "evaluate", "export", "load_recipe", "publish", "similarity", "train"]
 
 _MODULES = {
     "average": ("distill.release.average", "average_models"),
@@ -30,6 +32,7 @@ _MODULES = {
     "export": ("distill.release.export", "export_student"),
     "load_recipe": ("distill.recipe", "load_recipe"),
     "publish": ("distill.release.publish", "publish_model"),
+    "similarity": ("distill.release.similarity.interface", "layer_similarity"),
     "train": ("distill.training.interface", "train_recipe"),
 }
 

@@ -116,7 +116,10 @@ def _discard(path: Path) -> None:
     name = path.name.removeprefix(_OLD)
     removed = path.with_name(f"{_TMP}{name}-{os.getpid()}.{time.monotonic_ns()}")
     path.rename(removed)
-    shutil.rmtree(removed, ignore_errors=True)
+    if removed.is_symlink():
+        removed.unlink()  # rmtree leaves a link as it is
+    else:
+        shutil.rmtree(removed, ignore_errors=True)
 
 
 def sync_directory(path: Path) -> None:

@@ -71,7 +71,7 @@ def label_of(value: Any) -> str:
         if value and abs(value) < _SMALL:
             mantissa, _, exponent = f"{value:e}".partition("e")
             return f"{float(mantissa):g}e{int(exponent)}"
-        return f"{value:g}"
+        return f"{value:g}".replace("e+", "e")
     return value if isinstance(value, str) else yaml_text(value)
 
 

@@ -203,7 +203,8 @@ def _print_list(plan: "StudyPlan", gpu: str | None, gpus: int, console: "Console
     show_table(console, shown)
     not_run = sum(key is None for _, key in plan.cells)
     cells = len(plan.cells) - not_run
-    lines = [f"{cells} cells in {len(plan.runs)} runs, in {plan.folder}"]
+    in_runs = "1 run" if len(plan.runs) == 1 else f"{len(plan.runs)} runs"
+    lines = [f"{cells} cells in {in_runs}, in {plan.folder}"]
     if not_run:
         lines.append(f"{not_run} cells are listed and not run by this study")
     if gpu is not None:
@@ -212,5 +213,6 @@ def _print_list(plan: "StudyPlan", gpu: str | None, gpus: int, console: "Console
             f"{sum(known):,.0f} GPU hours in all, predicted on {gpus} x {gpu}, training steps only;"
             " distill doctor RECIPE shows the assumptions"
         )
+    lines += [f"note: {note}" for note in plan.notes]
     for line in lines:
         console.print(line, markup=False, soft_wrap=True)

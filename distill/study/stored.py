@@ -119,7 +119,22 @@ def plan_study(name: str, overrides: Sequence[str] = (), num_seeds: int | None =
     in_order = sorted([*kept, *placed], key=lambda run: order.get(run.name, len(order)))
     runs = [stored.get(run.name, run) for run in with_trunks(in_order)]
     listed = [(each, keys.get(id(each))) for each in every]
-    return StudyPlan(spec, folder, listed, runs, tuple(notes_of(cells)))
+    return StudyPlan(spec, folder, listed, runs, (*notes_of(cells), *_left_out(before, runs)))
+
+
+def _left_out(before: StudyPlan | None, runs: Sequence[Run]) -> list[str]:
+    """Returns a sentence about runs that have begun and train no cell of the study any more."""
+    if before is None:
+        return []
+    names = {run.name for run in runs}
+    begun = [each for each in before.runs if before.state(each) != "new"]
+    left = [run.name for run in begun if run.name not in names]
+    if not left:
+        return []
+    return [
+        f"{', '.join(left)}: trained before, with settings that this study does not have any more;"
+        f" the folders stay in {before.folder}, and the table leaves them out"
+    ]
 
 
 def _refuse_publishing(runs: Sequence[Run], where: str) -> None:

@@ -250,3 +250,14 @@ def test_a_path_that_cannot_be_a_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(WriteError, match=r"Not a directory|File exists"):
         write(tmp_path / "file" / "checkpoints", 1)
+
+
+def test_a_link_to_a_folder_is_replaced_and_its_folder_stays(tmp_path: Path) -> None:
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far/mine").touch()
+    (tmp_path / "out").symlink_to("far")
+    with atomic_directory(tmp_path / "out") as folder:
+        (folder / "new").touch()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["far", "out"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["new"]
+    assert [path.name for path in (tmp_path / "far").iterdir()] == ["mine"]

@@ -23,9 +23,11 @@ from scored import eval_images
 from timm.models import save_for_hf
 from tiny import NUM_EVAL, checkpoint
 
+import distill
 from distill.data.decode import read_image
 from distill.data.fashion import EmbeddedFashionMnist, open_fashion_mnist
 from distill.data.order.sampled import random_order
+from distill.errors import InputError
 from distill.models import cifar as cifar  # registers its models
 from distill.release.similarity.compare import FILES
 
@@ -157,11 +159,13 @@ def test_weights_of_a_checkpoint_and_of_a_file(
     raw = tmp_path / "kd.safetensors"
     shutil.copy(checkpoint(tiny_run) / "kd.model.safetensors", raw)
     options = ("--student-a", "kd", "--model-b", "cifar_resnet8", "--image-size-b", 16)
-    _, result = compare(
-        checkpoint(tiny_run), raw, *options, "--data", "fashion_mnist:test", "--images", 60
-    )
+    images = ("--data", "fashion_mnist:test", "--images", 60)
+    done, result = compare(checkpoint(tiny_run), raw, *options, *images)
+    assert "warning" not in done.out
     assert list(result["models"]) == [str(checkpoint(tiny_run)), str(raw)]
     np.testing.assert_allclose(np.diag(values(result)), 1, atol=0.2)
+    done, _ = compare(checkpoint(tiny_run), raw, *options[:4], *images)
+    assert "32 px is timm's size of the model: give --image-size-b if it is another" in done.out
 
 
 @pytest.fixture
@@ -234,6 +238,22 @@ def test_half_precision_is_close(compare: Compare, tiny_run: Path, precision: st
     assert math.isfinite(values(half).sum())
 
 
+def test_from_python(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values of several B, each with its own layers; nothing is written without an output."""
+    monkeypatch.chdir(tmp_path)
+    others = [tiny_run / "best/kd", tiny_run / "best/vit"]
+    choice = {"student_a": "kd", "layers_b": ["all", "0,-1"], "num_images": 12, "num_workers": 0}
+    found = distill.similarity(tiny_run, others, **choice)
+    assert [[len(pair.cka), len(pair.cka[0])] for pair in found.pairs] == [[4, 4], [4, 2]]
+    assert [pair.b.label for pair in found.pairs] == [str(others[0]), "vit"]
+    assert found.pairs[0].cka[3][3] == pytest.approx(1)
+    assert not list(tmp_path.iterdir())
+    again = distill.similarity(tiny_run, others, **choice, output="out")
+    assert again.as_dict() == json.loads((tmp_path / "out/similarity.json").read_text())
+    with pytest.raises(InputError, match=r"--weights-b: given 3 times for 2 models"):
+        distill.similarity(tiny_run, others, student_a="kd", weights_b=["best"] * 3)
+
+
 def test_its_own_files_are_replaced_and_no_others(
     compare: Compare, cli: Cli, tiny_run: Path, tmp_path: Path
 ) -> None:
@@ -269,10 +289,12 @@ def test_its_own_files_are_replaced_and_no_others(
         (("kd", "vit", "--model-a", "vit_x"), "--model-a names the architecture of a file"),
         (("kd", "vit", "kd", "alone", "--layers-b", "0", "--layers-b", "1"), "--layers-b: given 2"),
         (("kd", "vit", "--data", "gone"), "--data .*gone: there is no such file or folder"),
-        (("kd", "vit", "--data", "few"), "has 3 images, and CKA needs at least 4"),
+        (("kd", "vit", "--data", "few"), "CKA needs at least 4 images, and this has 3"),
         (("kd", "vit", "--data", None), "kd does not say what to evaluate it on: give --data"),
         (("kd", "vit", "--split", "train", "--data", None), "--split names the split of --data"),
-        (("kd", "vit", "-o", "file"), "--output .*file: is a file: name a folder"),
+        (("kd", "vit", "-o", "file"), "--output file: .*/file is a file: name a folder"),
+        (("kd", "vit", "-o", "file/out"), "--output file/out: .*/file is a file: name a folder"),
+        (("kd", "vit", "-o", "hf://alice/kd"), "--output hf:/alice/kd: is a name on the Hub"),
     ],
     ids=str,
 )

@@ -222,6 +222,16 @@ def test_jobs_keep_their_numbers(tmp_path: Path) -> None:
     assert [run.name for run in more.runs] == ["seed0", "seed1", "seed2", "seed3"]
 
 
+def test_runs_that_no_cell_names_any_more_are_noted(tmp_path: Path) -> None:
+    axes = {"student": ["kd"], "seed": [0, 1]}
+    plan = planned(tmp_path, {"axes": axes})
+    write_plan(plan)
+    begin(plan, plan.runs[1])
+    assert not planned(tmp_path, {"axes": axes}).notes
+    (note,) = planned(tmp_path, {"axes": axes, "set": {"train.budget": "3 epochs"}}).notes
+    assert note.startswith("seed1: trained before, with settings that this study does not have")
+
+
 def test_states(tmp_path: Path) -> None:
     plan = planned(tmp_path, {"axes": METHODS})
     write_plan(plan)
@@ -236,7 +246,7 @@ def test_states(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("value", "label"),
     [(2e-3, "2e-3"), (1.5e-4, "1.5e-4"), (0.02, "0.02"), (0.0, "0"), (3, "3"), (True, "true"),
-     (None, "null"), ("a b", "a b"), ([1, 2], "[1, 2]")],
+     (1e30, "1e30"), (None, "null"), ("a b", "a b"), ([1, 2], "[1, 2]")],
 )  # fmt: skip
 def test_labels_are_as_papers_write_them(value: Any, label: str) -> None:
     assert label_of(value) == label

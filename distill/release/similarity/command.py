@@ -1,14 +1,9 @@
 """The command `distill similarity`."""
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal
 
 import typer
-
-from distill.errors import InputError
-
-Value = TypeVar("Value")
 
 _OF_B = "The same for B: once for all, or once for each."
 _LAYERS = (
@@ -100,43 +95,28 @@ def similarity(
       distill similarity exports/kd vit_tiny_patch16_224 --data photos \\
           --layers-a 'layer*.*' -o kd-and-vit
     """
-    from distill.release.similarity.compare import Choice, compare_models
+    from distill.release.similarity.interface import layer_similarity
 
-    others = zip(
+    layer_similarity(
+        a,
         b,
-        _each("--model-b", model_b, None, b),
-        _each("--student-b", student_b, None, b),
-        _each("--weights-b", weights_b, "best", b),
-        _each("--image-size-b", image_size_b, None, b),
-        _each("--layers-b", layers_b, "all", b),
-        strict=True,
-    )
-    compare_models(
-        Choice(a, model_a, student_a, weights_a, image_size_a, layers_a),
-        [Choice(*each) for each in others],
-        output,
+        output=output,
         data=data,
         split=split,
         num_images=images,
+        layers_a=layers_a,
+        layers_b=layers_b or "all",
+        model_a=model_a,
+        model_b=model_b,
+        student_a=student_a,
+        student_b=student_b,
+        weights_a=weights_a,
+        weights_b=weights_b or "best",
+        image_size_a=image_size_a,
+        image_size_b=image_size_b,
         batch_size=batch_size,
         seed=seed,
         num_workers=num_workers,
         precision=precision,
         unreadable=unreadable,
     )
-
-
-def _each(
-    option: str, given: Sequence[Value] | None, default: Value, models: Sequence[str]
-) -> list[Value]:
-    """Return the value of an option for each B."""
-    # An empty text stands for a B that the option is not about.
-    values = [default if value == "" else value for value in given or [default]]
-    if len(values) == 1:
-        return values * len(models)
-    if len(values) != len(models):
-        raise InputError(
-            f"{option}: given {len(values)} times for {len(models)} models: give it once, or once"
-            " for each B"
-        )
-    return values

@@ -1,6 +1,7 @@
 """Compares the layers of one model with those of others, and writes what is found."""
 
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,12 +24,13 @@ from distill.evaluation.similarity import MIN_BATCH
 from distill.files import atomic_directory
 from distill.models.layers import ALL, LayeredNetwork, layered
 from distill.recipe import load_recipe
+from distill.recipe.hub_names import is_hub_name
 from distill.release.evaluate import Precision
 from distill.release.find import Found, find_model
 from distill.release.images import in_command_words, open_images
 from distill.release.passes import Unreadable
 from distill.release.results import described
-from distill.release.similarity.measure import Measured, measure
+from distill.release.similarity.measure import measure
 from distill.release.similarity.picture import draw
 from distill.release.similarity.result import ComparedModel, Pair, Similarity, Values
 
@@ -65,7 +67,7 @@ class Choice:
 def compare_models(
     a: Choice,
     others: Sequence[Choice],
-    output: Path,
+    output: Path | None,
     *,
     data: str | None = None,
     split: str | None = None,
@@ -80,7 +82,7 @@ def compare_models(
     over images, and write pictures, CSV and JSON. Collective under a launcher.
 
     Args:
-        output: the folder to write.
+        output: the folder to write; None writes nothing.
         data: the images, as `distill evaluate --data` takes them, labelled or not; None: the
             evaluation images of A, if it is a run.
         split: of `data`, if it has several.
@@ -105,7 +107,7 @@ def compare_models(
     source = _open(data, split, Path(a.path))
     if len(source) < MIN_BATCH:
         raise InputError(
-            f"{data or a.path}: has {len(source)} images, and CKA needs at least {MIN_BATCH}"
+            f"{data or a.path}: CKA needs at least {MIN_BATCH} images, and this has {len(source)}"
         )
     order = random_order(source, min(num_images or len(source), len(source)), seed)
     engine = Engine(precision=precision)
@@ -140,15 +142,21 @@ def compare_models(
         precision,
     )
     if engine.is_main:
-        _write(result, output)
-        _show(result, measured, found, labels, output)
+        if output is not None:
+            _write(result, output)
+        warnings = [
+            _named_for(sides[choice], each.size_warning)
+            for choice, each in zip(choices, found, strict=True)
+            if each.size_warning is not None
+        ]
+        _show(result, found, labels, warnings, output)
     return result
 
 
-def _refuse_options(output: Path, num_images: int | None, batch_size: int, precision: str) -> None:
+def _refuse_options(
+    output: Path | None, num_images: int | None, batch_size: int, precision: str
+) -> None:
     """Raise InputError for options that no model and no data can make right."""
-    if find_spec("matplotlib") is None:
-        raise InputError("distill similarity needs matplotlib: pip install 'vanillakd[report]'")
     if precision not in get_args(Precision):
         raise InputError(
             f"--precision {precision}: should be one of {', '.join(get_args(Precision))}"
@@ -159,8 +167,24 @@ def _refuse_options(output: Path, num_images: int | None, batch_size: int, preci
                 f"{option} {value}: the unbiased estimate divides by n - 3: give at least"
                 f" {MIN_BATCH}"
             )
-    if output.exists() and not output.is_dir():
-        raise InputError(f"--output {output}: is a file: name a folder")
+    if output is not None:
+        if find_spec("matplotlib") is None:
+            raise InputError("distill similarity needs matplotlib: pip install 'vanillakd[report]'")
+        _refuse_output(output)
+
+
+def _refuse_output(output: Path) -> None:
+    """Raise InputError for a folder that cannot be written, before the pass over the images."""
+    if is_hub_name(str(output)):
+        raise InputError(f"--output {output}: is a name on the Hub: name a folder")
+    whole = output.absolute()
+    place = next(place for place in (whole, *whole.parents) if place.exists())
+    if not place.is_dir():
+        raise InputError(f"--output {output}: {place} is a file: name a folder")
+    # The folder is replaced, which is a change of the one that it is in.
+    parent = whole.parent if place == whole else place
+    if not os.access(parent, os.W_OK):
+        raise InputError(f"--output {output}: {parent} cannot be written: name another folder")
     held = {each.name for each in output.iterdir()} if output.is_dir() else set()
     foreign = sorted(held - {*FILES})
     if foreign:
@@ -176,8 +200,11 @@ def _options_of(side: str) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        named = re.sub(r"--(model|student|weights|image-size)\b(?!-)", rf"--\1-{side}", str(error))
-        raise InputError(named) from error
+        raise InputError(_named_for(side, str(error))) from error
+
+
+def _named_for(side: str, text: str) -> str:
+    return re.sub(r"--(model|student|weights|image-size)\b(?!-)", rf"--\1-{side}", text)
 
 
 def _find(choice: Choice, side: str) -> Found:
@@ -256,10 +283,10 @@ def _write(result: Similarity, output: Path) -> None:
 
 def _show(
     result: Similarity,
-    measured: Measured,
     found: Sequence[Found],
     labels: Sequence[str],
-    output: Path,
+    warnings: Sequence[str],
+    output: Path | None,
 ) -> None:
     console = make_console()
 
@@ -281,4 +308,7 @@ def _show(
         say(f"{label} sees {each.view.describe()}")
         for note in each.notes:
             say(f"{label}: {note}")
-    say(f"{output}: {', '.join(FILES)}")
+    for warning in warnings:
+        say(f"warning: {warning}")
+    if output is not None:
+        say(f"{output}: {', '.join(FILES)}")
