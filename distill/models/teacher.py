@@ -167,6 +167,7 @@ def build_teacher(
     device: torch.device | str,
     data_image_size: int,
     order_given: bool = False,
+    features_only: bool = False,
 ) -> Teacher:
     """Return the teacher of a recipe, checked against the data's classes, frozen, on `device`.
 
@@ -181,6 +182,8 @@ def build_teacher(
         data_image_size: the recipe's data.image_size, which a teacher sees that takes any size, if
             nothing gives its own.
         order_given: the recipe gives the order of the classes; else it follows from their names.
+        features_only: no student reads its logits, so that with other classes than the data's it
+            becomes a teacher without classes.
 
     Raises:
         InputError: no such model or weights, weights of another architecture or size, or other
@@ -190,14 +193,24 @@ def build_teacher(
     loaded = load_teacher(spec, root, data_image_size, len(classes))
     num_classes = int(loaded.model.num_classes) if classes else 0  # type: ignore[arg-type]
     recorded: tuple[str, ...] | None = None
+    notes = loaded.notes
     if num_classes and spec.weights == "random":
         recorded = tuple(classes)
     elif num_classes:
         recorded = _recorded_classes(spec, loaded.origin, root)
         pretrained = spec.weights == "pretrained"
-        match = match_teacher(
-            recorded, num_classes, classes, pretrained=pretrained, order_given=order_given
-        )
+        try:
+            match = match_teacher(
+                recorded, num_classes, classes, pretrained=pretrained, order_given=order_given
+            )
+        except InputError:
+            if not features_only:
+                raise
+            num_classes, recorded = 0, None
+            notes += (
+                "teacher: its classes are not the data's: hints read its features, and nothing is"
+                " compared with it",
+            )
     teacher = Teacher(
         loaded.model,
         loaded.view,
@@ -205,7 +218,7 @@ def build_teacher(
         dtype=DTYPES[spec.dtype],
         source=loaded.source,
         classes=recorded,
-        notes=loaded.notes,
+        notes=notes,
         promised=read_promise(loaded.origin.file),
         origin=_recorded_origin(spec, loaded.origin),
     )

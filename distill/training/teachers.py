@@ -63,6 +63,24 @@ def view_with_key(view: ModelView, row: str) -> ModelView:
     return replace(view, sources=sources)
 
 
+def _rows_of_soft(objective: schema.ObjectiveSpec, rows: tuple[str, ...]) -> Collection[str]:
+    """Return the teachers whose logits an objective reads."""
+    if objective.soft is None:
+        return ()
+    return teachers_read(objective.model_copy(update={"hint": None}), rows)
+
+
+def _rows_with_logits_read(recipe: Recipe) -> set[str]:
+    """Return the teachers whose logits a student reads in some stage."""
+    rows = tuple(recipe.teacher_rows)
+    return {
+        row
+        for index in range(recipe.num_stages)
+        for student in recipe.at_stage(index).students.values()
+        for row in _rows_of_soft(student.objective, rows)
+    }
+
+
 def refuse_readers_of_logits(recipe: Recipe, without_classes: Mapping[str, str]) -> None:
     """Check a recipe of which some teachers have no logits.
 
@@ -76,11 +94,9 @@ def refuse_readers_of_logits(recipe: Recipe, without_classes: Mapping[str, str])
     for index, prefix in enumerate(recipe.stage_keys if without_classes else ()):
         for name, student in recipe.at_stage(index).students.items():
             objective = student.objective
-            if objective.soft is None:
-                continue
-            of_soft = teachers_read(objective.model_copy(update={"hint": None}), rows)
-            for row in of_soft:
+            for row in _rows_of_soft(objective, rows):
                 if row in without_classes:
+                    assert objective.soft is not None
                     fix = (
                         f"{prefix}students.{name}.objective.soft_teachers chooses those with"
                         " classes, and objective.hint with loss: feature learns from the others"
@@ -142,6 +158,7 @@ def build_teachers(plan: Plan, root: Path) -> dict[str, Teacher]:
             student that needs classes of a teacher without.
     """
     recipe, teachers = plan.recipe, {}
+    read = _rows_with_logits_read(recipe)
     for row, spec in recipe.teacher_rows.items():
         with teacher_errors(row):
             teachers[row] = build_teacher(
@@ -151,6 +168,7 @@ def build_teachers(plan: Plan, root: Path) -> dict[str, Teacher]:
                 device="cpu",
                 data_image_size=recipe.data.image_size,
                 order_given=plan.order_given,
+                features_only=recipe.evaluate.reads_labels and row not in read,
             )
             refuse_teacher_size(teachers[row])
         _name(teachers[row], row)

@@ -213,6 +213,32 @@ def test_a_teacher_with_classes_teaches_a_backbone_alone(finished: Path, tmp_pat
     assert report(tmp_path / "beside")["teacher"]["top1"] is not None
 
 
+def test_a_teacher_of_other_classes_teaches_by_hints(tmp_path: Path) -> None:
+    """The student is that of a teacher with the same body and the data's classes."""
+    teacher: dict[str, Any] = {"model": "test_resnet", "image_size": None, "model_args": {}}
+    model = timm.create_model("test_resnet", num_classes=7)
+    for num_classes in (7, 10):
+        path = tmp_path / f"of_{num_classes}.pth"
+        model.reset_classifier(num_classes)
+        torch.save(model.state_dict(), path)
+        changes = {
+            **CHANGES,
+            "teacher": {**teacher, "weights": str(path)},
+            "students": {"one": STUDENTS["relations"]},
+        }
+        recipe = write_recipe(tmp_path, changes, name=path.stem)
+        if num_classes == 7:
+            for override in ("students.one.objective.soft.loss=kl", "evaluate.metric=agreement"):
+                with pytest.raises(InputError, match=r"teacher.* 7 classes"):
+                    run(recipe, override)
+            assert not (tmp_path / path.stem).exists()
+        assert run(recipe) == DONE
+    other, same = tmp_path / "of_7", tmp_path / "of_10"
+    assert_equal_tensors(tensors(other, "one"), tensors(same, "one"))
+    assert report(other)["teacher"] is None
+    assert report(same)["teacher"]["top1"] is not None
+
+
 def test_evaluate_and_report_leave_backbones_out(finished: Path, cli: Cli) -> None:
     outcome = cli("evaluate", finished, "--num-workers", 0)
     assert outcome.code == 0, outcome.err
