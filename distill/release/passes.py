@@ -81,6 +81,7 @@ class Evaluator:
             else torch.as_tensor(teacher_logits, device=engine.device)
         )
         self._batch_size = settings.batch_size
+        self._chosen = False  # by --batch-size auto
         for each in found:
             network = engine.place(Network(each.net, each.pixels)).eval()
             self._models.setdefault(each.view.frame, {})[each.name] = network
@@ -110,13 +111,12 @@ class Evaluator:
         choices = {ALL_CLASSES: None} if choices is None else choices
         of: dict[tuple[str, str], Predictions] = {}
         speeds: dict[str, float] = {}
-        batch_size = self._size_for(source)
         for frame in self._models:
-            found, seconds = self._pass(source, frame, choices, batch_size)
+            found, seconds = self._pass(source, frame, choices, self._size_for(source))
             of |= found
             images_per_s = len(source) / max(seconds, 1e-9)
             speeds |= dict.fromkeys((name for name, _ in found), images_per_s)
-        return Answers(of, speeds, batch_size)
+        return Answers(of, speeds, self._size_for(source))
 
     def _pass(
         self, source: Source, frame: Frame, choices: Choices, batch_size: int
@@ -145,6 +145,10 @@ class Evaluator:
                 if not is_out_of_memory(error):
                     raise
         fits = self._largest_size(frame, batch_size // 2)
+        if fits and self._chosen and self._engine.world_size == 1:
+            # The black images fitted, but the pass keeps results too.
+            self._batch_size = fits
+            return self._pass(source, frame, choices, fits)
         advice = f"--batch-size {fits} does" if fits else "not even one image does"
         raise InputError(
             f"--batch-size {batch_size}: does not fit into the memory of"
@@ -171,6 +175,7 @@ class Evaluator:
                     f" {self._engine.device}: use a device with more memory, or bf16"
                 )
             self._batch_size = int(common)
+            self._chosen = True
         return min(self._batch_size, most)
 
     def _largest_size(self, frame: Frame, first: int) -> int:
