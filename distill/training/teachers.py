@@ -159,6 +159,12 @@ def build_teachers(plan: Plan, root: Path) -> dict[str, Teacher]:
     """
     recipe, teachers = plan.recipe, {}
     read = _rows_with_logits_read(recipe)
+    of_hints = {
+        hint_teacher(student.objective, tuple(recipe.teacher_rows))
+        for index in range(recipe.num_stages)
+        for student in recipe.at_stage(index).students.values()
+        if student.objective.hint is not None
+    }
     for row, spec in recipe.teacher_rows.items():
         with teacher_errors(row):
             teachers[row] = build_teacher(
@@ -168,7 +174,7 @@ def build_teachers(plan: Plan, root: Path) -> dict[str, Teacher]:
                 device="cpu",
                 data_image_size=recipe.data.image_size,
                 order_given=plan.order_given,
-                features_only=recipe.evaluate.reads_labels and row not in read,
+                features_only=recipe.evaluate.reads_labels and row in of_hints - read,
             )
             refuse_teacher_size(teachers[row])
         _name(teachers[row], row)
