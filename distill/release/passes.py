@@ -81,7 +81,6 @@ class Evaluator:
             else torch.as_tensor(teacher_logits, device=engine.device)
         )
         self._batch_size = settings.batch_size
-        self._chosen = False  # by --batch-size auto
         for each in found:
             network = engine.place(Network(each.net, each.pixels)).eval()
             self._models.setdefault(each.view.frame, {})[each.name] = network
@@ -145,8 +144,9 @@ class Evaluator:
                 if not is_out_of_memory(error):
                     raise
         fits = self._largest_size(frame, batch_size // 2)
-        if fits and self._chosen and self._engine.world_size == 1:
-            # The black images fitted, but the pass keeps results too.
+        automatic = self._settings.batch_size is None
+        if fits and automatic and self._engine.world_size == 1:
+            # The trial keeps no results and decodes no images, so that it needs less memory.
             self._batch_size = fits
             return self._pass(source, frame, choices, fits)
         advice = f"--batch-size {fits} does" if fits else "not even one image does"
@@ -175,7 +175,6 @@ class Evaluator:
                     f" {self._engine.device}: use a device with more memory, or bf16"
                 )
             self._batch_size = int(common)
-            self._chosen = True
         return min(self._batch_size, most)
 
     def _largest_size(self, frame: Frame, first: int) -> int:

@@ -24,6 +24,13 @@ def bounded(self, *arguments):
     return plain(self, *arguments)
 
 passes.Evaluator.answers = bounded
+
+trials, passing = iter(range(100)), int(sys.argv[3])
+honest = passes.largest_that_fits
+# The first trials let everything pass.
+passes.largest_that_fits = lambda forward, first: (
+    first if next(trials) < passing else honest(forward, first)
+)
 try:
     found = evaluate_models(
         folder / "model", sets="val", root=folder / "sets", num_workers=0, image_size=512,
@@ -43,9 +50,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(folder: Path, batch_size: str) -> str:
+def run(folder: Path, batch_size: str, passing_trials: int = 0) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", CODE, str(folder), batch_size],
+        [sys.executable, "-c", CODE, str(folder), batch_size, str(passing_trials)],
         capture_output=True,
         text=True,
         timeout=600,
@@ -64,3 +71,7 @@ def test_what_does_not_fit_says_what_does(folder: Path) -> None:
 
 def test_auto_finds_one(folder: Path) -> None:
     assert "images 60" in run(folder, "auto")
+
+
+def test_auto_takes_less_when_the_trial_fitted_and_the_pass_does_not(folder: Path) -> None:
+    assert "images 60" in run(folder, "auto", passing_trials=1)
