@@ -182,8 +182,8 @@ def build_teacher(
         data_image_size: the recipe's data.image_size, which a teacher sees that takes any size, if
             nothing gives its own.
         order_given: the recipe gives the order of the classes; else it follows from their names.
-        features_only: no student reads its logits, so that with other classes than the data's it
-            becomes a teacher without classes.
+        features_only: hints read it, and nothing reads its logits: with other classes than the
+            data's it becomes a teacher without classes.
 
     Raises:
         InputError: no such model or weights, weights of another architecture or size, or other

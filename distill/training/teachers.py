@@ -63,22 +63,23 @@ def view_with_key(view: ModelView, row: str) -> ModelView:
     return replace(view, sources=sources)
 
 
-def _rows_of_soft(objective: schema.ObjectiveSpec, rows: tuple[str, ...]) -> Collection[str]:
+def _with_logits_read(objective: schema.ObjectiveSpec, rows: tuple[str, ...]) -> Collection[str]:
     """Return the teachers whose logits an objective reads."""
-    if objective.soft is None:
-        return ()
     return teachers_read(objective.model_copy(update={"hint": None}), rows)
 
 
-def _rows_with_logits_read(recipe: Recipe) -> set[str]:
-    """Return the teachers whose logits a student reads in some stage."""
+def _read_by_hints_alone(recipe: Recipe) -> set[str]:
+    """Return the teachers whose features students read, and whose logits nothing reads."""
+    if not recipe.evaluate.reads_labels:
+        return set()
     rows = tuple(recipe.teacher_rows)
-    return {
-        row
+    objectives = [
+        student.objective
         for index in range(recipe.num_stages)
         for student in recipe.at_stage(index).students.values()
-        for row in _rows_of_soft(student.objective, rows)
-    }
+    ]
+    read = {row for each in objectives for row in teachers_read(each, rows)}
+    return read - {row for each in objectives for row in _with_logits_read(each, rows)}
 
 
 def refuse_readers_of_logits(recipe: Recipe, without_classes: Mapping[str, str]) -> None:
@@ -94,9 +95,10 @@ def refuse_readers_of_logits(recipe: Recipe, without_classes: Mapping[str, str])
     for index, prefix in enumerate(recipe.stage_keys if without_classes else ()):
         for name, student in recipe.at_stage(index).students.items():
             objective = student.objective
-            for row in _rows_of_soft(objective, rows):
+            if objective.soft is None:
+                continue
+            for row in _with_logits_read(objective, rows):
                 if row in without_classes:
-                    assert objective.soft is not None
                     fix = (
                         f"{prefix}students.{name}.objective.soft_teachers chooses those with"
                         " classes, and objective.hint with loss: feature learns from the others"
@@ -158,13 +160,7 @@ def build_teachers(plan: Plan, root: Path) -> dict[str, Teacher]:
             student that needs classes of a teacher without.
     """
     recipe, teachers = plan.recipe, {}
-    read = _rows_with_logits_read(recipe)
-    of_hints = {
-        hint_teacher(student.objective, tuple(recipe.teacher_rows))
-        for index in range(recipe.num_stages)
-        for student in recipe.at_stage(index).students.values()
-        if student.objective.hint is not None
-    }
+    features_only = _read_by_hints_alone(recipe)
     for row, spec in recipe.teacher_rows.items():
         with teacher_errors(row):
             teachers[row] = build_teacher(
@@ -174,7 +170,7 @@ def build_teachers(plan: Plan, root: Path) -> dict[str, Teacher]:
                 device="cpu",
                 data_image_size=recipe.data.image_size,
                 order_given=plan.order_given,
-                features_only=recipe.evaluate.reads_labels and row in of_hints - read,
+                features_only=row in features_only,
             )
             refuse_teacher_size(teachers[row])
         _name(teachers[row], row)
