@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 # need neither.
 
 
-# Whole files that are slow: runs of several processes, clusters, kills and benchmarks. What they
-# are about has faster tests too: test_two_processes (hints as well), test_launch_environment,
-# test_launchers, test_teacher_placement, test_checkpoint_store and test_resume, and the streams of
-# tests/data.
+# Whole files that are slow: runs of several processes, clusters, kills, benchmarks, stages, real
+# weights and little memory. Most of what they are about has faster tests too:
+# test_launch_environment, test_launchers, test_teacher_placement, test_checkpoint_store,
+# test_resume, test_stage_recipes, and the streams of tests/data.
 SLOW_FILES = {
     "test_batch_size.py",
     "test_benchmark_streaming.py",

@@ -82,16 +82,8 @@ def compare_models(
     over images, and write pictures, CSV and JSON. Collective under a launcher.
 
     Args:
-        output: the folder to write; None writes nothing.
-        data: the images, as `distill evaluate --data` takes them, labelled or not; None: the
-            evaluation images of A, if it is a run.
-        split: of `data`, if it has several.
-        num_images: how many, drawn at random; None for all.
-        batch_size: images of a minibatch.
-        seed: of their order.
-        num_workers: decoding processes; None: this process's share of the cores.
-        precision: the data type of the models.
-        unreadable: what to do with an image that cannot be read.
+        a, others: the models, their weights and their layers.
+        output, data, ...: as of `interface.layer_similarity`.
 
     Raises:
         InputError: there are no such models, layers or images; `output` holds other files.
