@@ -18,6 +18,7 @@ from timm.data.random_erasing import RandomErasing
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
+from distill.data.decode import decode
 from distill.errors import InputError
 from distill.recipe.data import CropMode, Interpolation
 from distill.rng import hash64
@@ -42,7 +43,7 @@ def sample_key(seed: int, epoch: int, index: int, view: int) -> int:
 
 class TrainTransform:
     """Training view, in this order: crop, flips, policy or colour jitter, erasing. Values as in the
-    recipe's `data.augment`.
+    recipe's `data.augment`. `steps`: those before erasing.
 
     `mean` fills what rotations and shears uncover (as in timm) and, with `std`, scales the noise of
     random erasing. The "padded" and "none" crops first bring an image of another size to
@@ -51,6 +52,8 @@ class TrainTransform:
     Raises:
         InputError: an unknown policy, or colour jitter together with one.
     """
+
+    decode = staticmethod(decode)
 
     def __init__(
         self,
@@ -99,10 +102,10 @@ class TrainTransform:
             mode = _MODES[interpolation]
             fit = [transforms.Resize(image_size, mode), transforms.CenterCrop(image_size)]
             pad = [transforms.RandomCrop(image_size, padding)] if crop == "padded" else []
-            steps[:1] = [_Unless(image_size, fit), *pad]
+            steps[:1] = [FitToSquare(image_size, fit), *pad]
         if cifar_policy:
             steps.append(transforms.AutoAugment(transforms.AutoAugmentPolicy.CIFAR10))
-        self._steps = steps + [_posterize_to_black(step) for step in second.transforms]
+        self.steps = steps + [_posterize_to_black(step) for step in second.transforms]
         self._erase = (
             RandomErasing(random_erasing, mode="pixel", device="cpu") if random_erasing else None
         )
@@ -111,20 +114,20 @@ class TrainTransform:
 
     def __call__(self, image: Image.Image) -> np.ndarray:
         """RGB image of any size -> uint8 [image_size, image_size, 3]."""
-        for step in self._steps:
+        for step in self.steps:
             image = step(image)
-        if self._erase is None:
-            return np.asarray(image)
-        return self._erased(np.array(image))
+        return self.erased(np.asarray(image) if self._erase is None else np.array(image))
 
-    def _erased(self, pixels: np.ndarray) -> np.ndarray:
-        """timm's random erasing with noise for each pixel, brought back to 8 bits.
+    def erased(self, pixels: np.ndarray) -> np.ndarray:
+        """timm's random erasing with noise for each pixel, brought back to 8 bits; the same array
+        where nothing is erased.
 
         timm writes normal noise into the normalised image. Here it writes into an empty one, and
         what it wrote is de-normalised, clipped to 0..255 (about 3 % of the noise, beyond two
         standard deviations) and rounded; the rest stays as it was, exactly.
         """
-        assert self._erase is not None
+        if self._erase is None:
+            return pixels
         noise = torch.full((3, *pixels.shape[:2]), torch.nan)
         self._erase(noise)
         if not torch.isnan(noise[0]).all():
@@ -136,6 +139,7 @@ class TrainTransform:
                 .numpy()
             )
             written = ~np.isnan(drawn)
+            pixels = pixels.copy()
             pixels[written] = drawn[written].astype(np.uint8)
         return pixels
 
@@ -176,7 +180,7 @@ class EvalTransform:
         return np.asarray(image)
 
 
-class _Unless:
+class FitToSquare:
     """Apply the steps to an image unless it is already a square of the given side."""
 
     def __init__(self, size: int, steps: list[torch.nn.Module]) -> None:

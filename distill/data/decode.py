@@ -4,8 +4,10 @@ import io
 import os
 import tempfile
 import warnings
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -40,8 +42,18 @@ class UnreadableImageError(InputError):
     """A record that cannot be read or decoded whole. The message names it."""
 
 
+Decoded = TypeVar("Decoded")
+
+
 def read_image(source: Source, index: int) -> Image.Image:
-    """Read and decode one record.
+    """Read and decode one record. Raises as `read_decoded`."""
+    return read_decoded(source, index, decode)
+
+
+def read_decoded(
+    source: Source, index: int, decoder: Callable[[bytes | np.ndarray], Decoded]
+) -> Decoded:
+    """Read one record and decode it with `decode`, or what raises as `decode` does.
 
     Raises:
         UnreadableImageError: the file cannot be read, is not an image, or is cut short; from
@@ -49,7 +61,7 @@ def read_image(source: Source, index: int) -> Image.Image:
         InputError: what no other record would fix, such as access that is refused.
     """
     try:
-        return decode(source.read(index))
+        return decoder(source.read(index))
     except InputError:
         raise
     except UnreadableShardError as error:
@@ -180,5 +192,6 @@ __all__ = [
     "decode",
     "open_image",
     "pixel_format",
+    "read_decoded",
     "read_image",
 ]

@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from distill.data.augment import TrainTransform, sample_key
-from distill.data.decode import UnreadableImageError, read_image
+from distill.data.augment import sample_key
+from distill.data.decode import UnreadableImageError, read_decoded
 from distill.data.label_sets import words_of
+from distill.data.pipelines import train_view
 from distill.data.records import Source
 from distill.datatools.named import in_stage
 from distill.errors import InputError, printable
@@ -44,6 +45,7 @@ class View:
     augment_of: str
     teacher_of: str
     interpolation: str = "bicubic"
+    pipeline: schema.Pipeline = "reference"
 
 
 def view_of(
@@ -73,7 +75,8 @@ def view_of(
     size, of, interpolation = _teacher_size(recipe)
     if teacher_size is not None:
         size, of = teacher_size, "--teacher-size"
-    return View(recipe.data.augment, recipe.data.image_size, size, name, of, interpolation)
+    data = recipe.data
+    return View(data.augment, data.image_size, size, name, of, interpolation, data.pipeline)
 
 
 def _teacher_size(recipe: Recipe) -> tuple[int, str, str]:
@@ -100,11 +103,9 @@ def student_view(source: Source, index: int, view: View, seed: int) -> np.ndarra
     Raises:
         UnreadableImageError: it cannot be read.
     """
-    transform = TrainTransform(
-        image_size=view.image_size, **view.augment.model_dump(exclude={"repeats"})
-    )
+    transform = train_view(view.pipeline, view.image_size, view.augment)
     with seeded(sample_key(seed, 0, index, 0)):
-        return np.array(transform(read_image(source, index)))
+        return np.array(transform(read_decoded(source, index, transform.decode)))
 
 
 def teacher_view(pixels: np.ndarray, size: int, interpolation: str = "bicubic") -> np.ndarray:

@@ -9,11 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from distill.data.augment import TrainTransform
 from distill.data.classes import Named, run_classes
-from distill.data.decode import UnreadableImageError, read_image
+from distill.data.decode import UnreadableImageError, read_decoded
 from distill.data.holdout import open_eval, open_train
 from distill.data.loading.prefetch import MOST_READY
+from distill.data.pipelines import train_view
 from distill.data.sources import Source
 from distill.doctor.findings import Diagnosis, Section
 from distill.doctor.machine import free_bytes, gib
@@ -139,19 +139,21 @@ def _decode(
             "its shards are not on this machine; distill data inspect fetches some",
         )
         return reached
-    augment = recipe.data.augment.model_dump(exclude={"repeats"})
+    data = recipe.data
     try:
-        transform = TrainTransform(image_size=recipe.data.image_size, **augment)
+        transform = train_view(data.pipeline, data.image_size, data.augment)
     except InputError:  # check_recipe reports it
         return reached
     indices = range(0, len(source), max(1, len(source) // _DECODE_IMAGES))
     done = 0
     try:
         with seeded(0):
-            transform(read_image(source, indices[0]))  # not timed: opens files, fills caches
+            transform(
+                read_decoded(source, indices[0], transform.decode)
+            )  # not timed: opens files, fills caches
             start = time.perf_counter()
             for index in indices:
-                transform(read_image(source, index))
+                transform(read_decoded(source, index, transform.decode))
                 done += 1
                 if time.perf_counter() - start > _DECODE_S:
                     break

@@ -237,6 +237,9 @@ CropMode = Literal["center", "squash", "border"]
 Interpolation = Literal["bicubic", "bilinear", "nearest", "lanczos", "box", "hamming"]
 
 
+Pipeline = Literal["reference", "fast"]
+
+
 class EvalViewSpec(Section):
     """Preprocessing of an evaluation image, as in timm: the image is resized to image_size /
     `crop_fraction`, then its centre is cropped.
@@ -274,6 +277,11 @@ class DataSpec(Section):
     """
     image_size: Pixels = 224
     """Side of the square images that students get, in pixels."""
+    pipeline: Pipeline = "reference"
+    """How training images are decoded and augmented. reference: timm's transforms on Pillow images.
+    fast: the same random decisions with faster libraries, and pixels that differ a little
+    (docs/pipelines.md); needs `pip install 'vanillakd[fast]'`.
+    """
     augment: AugmentSpec = AugmentSpec()
     """Augmentation of training images."""
     mixing: MixingSpec = MixingSpec()

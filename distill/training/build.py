@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from distill.data.augment import TrainTransform
 from distill.data.loading.loader import RankSlice, TrainLoader
 from distill.data.mixing import Mixing
+from distill.data.pipelines import train_view
 from distill.engine import Engine, Tracking
 from distill.errors import InputError, prefix_errors
 from distill.evaluation.sets import decoders
@@ -296,7 +296,7 @@ def train_loader(
     return TrainLoader(
         stage.source,
         stage.order,
-        TrainTransform(image_size=data.image_size, **data.augment.model_dump(exclude={"repeats"})),
+        train_view(data.pipeline, data.image_size, data.augment),
         Mixing(
             num_classes=len(plan.classes),
             image_size=data.image_size,

@@ -3,8 +3,8 @@
 import importlib.util
 import os
 
-from distill.data.augment import TrainTransform
 from distill.data.order.lanes import fitting_lanes, lanes_fit
+from distill.data.pipelines import train_view
 from distill.engine import TRACKERS
 from distill.errors import InputError, did_you_mean
 from distill.models.hub.licences import OTHER, check_licence
@@ -49,9 +49,7 @@ def setting_problems(recipe: Recipe) -> list[str]:
     for index, prefix in enumerate(recipe.stage_keys):
         data = recipe.at_stage(index).data
         try:
-            TrainTransform(
-                image_size=data.image_size, **data.augment.model_dump(exclude={"repeats"})
-            )
+            train_view(data.pipeline, data.image_size, data.augment)
         except InputError as error:
             problems.append(f"{prefix}{error}")
         if isinstance(data.train, schema.StreamSpec) and data.train.lanes:

@@ -24,7 +24,7 @@ from typing import Self
 import numpy as np
 import torch
 
-from distill.data.augment import EvalTransform, TrainTransform
+from distill.data.augment import EvalTransform
 from distill.data.loading.prefetch import DeviceIterator, move
 from distill.data.loading.rank_slice import (
     EvalBuilder,
@@ -37,6 +37,7 @@ from distill.data.loading.rank_slice import (
 from distill.data.loading.workers import HostIterator, data_loader
 from distill.data.mixing import Mixing, to_unit
 from distill.data.order.shuffled import TrainOrder
+from distill.data.pipelines import TrainView
 from distill.data.records import Source
 from distill.errors import InputError
 
@@ -100,7 +101,7 @@ class TrainLoader:
     Args:
         source: where records come from.
         order: the global order; its seed also keys augmentation.
-        transform: the training view.
+        transform: the training view; it also decodes.
         mixing: mixup and cutmix.
         shard: this process's part; its sizes must multiply to the order's global batch.
         num_workers: processes that decode; 0 decodes in this one, and leaves its random state as it
@@ -123,7 +124,7 @@ class TrainLoader:
         self,
         source: Source,
         order: TrainOrder,
-        transform: TrainTransform,
+        transform: TrainView,
         mixing: Mixing,
         shard: RankSlice,
         *,

@@ -6,16 +6,16 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 
-from distill.data.augment import EvalTransform, TrainTransform, sample_key
-from distill.data.decode import SKIP_ADVICE, UnreadableImageError, read_image
+from distill.data.augment import EvalTransform, sample_key
+from distill.data.decode import SKIP_ADVICE, UnreadableImageError, read_decoded, read_image
 from distill.data.mixing import Mixing
 from distill.data.order.shuffled import TrainOrder
+from distill.data.pipelines import TrainView
 from distill.data.records import Source, UnreadableShardError
 from distill.errors import InputError
 from distill.rng import seed_global, seeded
@@ -91,7 +91,7 @@ class TrainBuilder:
         self,
         source: Source,
         order: TrainOrder,
-        transform: TrainTransform,
+        transform: TrainView,
         mixing: Mixing,
         shard: RankSlice,
         unreadable: Unreadable,
@@ -150,16 +150,19 @@ class TrainBuilder:
             else np.zeros(len(shown), dtype=np.int64)
         )
 
-    def _read(self, index: int) -> tuple[Image.Image, int]:
-        """The image, and the index it came from: the next readable one when unreadable images are
-        skipped.
+    def _decoded(self, index: int) -> Any:
+        return read_decoded(self._source, index, self._transform.decode)
+
+    def _read(self, index: int) -> tuple[Any, int]:
+        """The decoded image, and the index it came from: the next readable one when unreadable
+        images are skipped.
         """
         if self._unreadable == "error":
-            return read_image(self._source, index), index
+            return self._decoded(index), index
         candidate, tried = index, set[int]()
         for _ in range(_MAX_SUBSTITUTES):
             try:
-                return read_image(self._source, candidate), candidate
+                return self._decoded(candidate), candidate
             except UnreadableImageError as error:
                 tried.add(candidate)
                 last, failed = error, candidate
