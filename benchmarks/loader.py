@@ -1,5 +1,5 @@
-"""images/s of our TrainLoader against timm's `create_loader`: the same JPEG folder, strategy A2 at
-224 px, one training process.
+"""images/s of our TrainLoader, with each data.pipeline, against timm's `create_loader`: the same
+JPEG folder, strategy A2 at 224 px, one training process.
 
 Both decode, augment (random resized crop, flip, RandAugment), mix, and hand over normalised float32
 batches on the device. timm mixes in its FastCollateMixup and repeats by its RepeatAugSampler, which
@@ -25,7 +25,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import torch.distributed as dist
@@ -48,6 +48,7 @@ from distill.data.augment import IMAGENET_MEAN, IMAGENET_STD
 from distill.engine import Engine
 from distill.models.pixels import Pixels
 from distill.recipe import Recipe
+from distill.recipe.data import Pipeline
 from distill.recipe.load import find_recipe, read_tree
 from distill.recipe.resolve import merge, resolve_students
 from distill.training.build import train_loader
@@ -98,7 +99,11 @@ def write_photographs(root: Path, num_images: int, num_files: int) -> int:
 
 
 def a2_recipe(
-    root: Path, settings: argparse.Namespace, total_steps: int, num_workers: int
+    root: Path,
+    settings: argparse.Namespace,
+    total_steps: int,
+    num_workers: int,
+    pipeline: Pipeline,
 ) -> Recipe:
     """Strategy A2 as it is shipped, on the photographs."""
     supervised = {
@@ -122,6 +127,7 @@ def a2_recipe(
     )
     asked = {
         "image_size": settings.image_size,
+        "pipeline": pipeline,
         "augment": {"repeats": settings.repeats},
         "num_workers": num_workers,
     }
@@ -227,15 +233,22 @@ def measure(settings: argparse.Namespace, root: Path, engine: Engine) -> None:
         f" {settings.images} JPEGs of {size / 1e3:.0f} kB; {settings.rounds} rounds of"
         f" {num_batches} batches, {settings.clock} clock"
     )
-    print(f"{'workers':>8}{'ours':>10}{'timm':>10}  images/s; ratio (95 % interval)")
+    print(f"{'workers':>8}{'pipeline':>11}{'ours':>8}{'timm':>8}  images/s; ratio (95 % interval)")
     figures: dict[str, Any] = {"jpeg_bytes": size, "workers": {}}
     seconds_of = Stopwatch(engine.device, settings.clock)
     shape = (batch_size, 3, settings.image_size, settings.image_size)
     for num_workers in settings.workers:
-        recipe = a2_recipe(root, settings, num_files // batch_size, num_workers)
+        recipes = {
+            pipeline: a2_recipe(root, settings, num_files // batch_size, num_workers, pipeline)
+            for pipeline in get_args(Pipeline)
+        }
+        recipe = recipes["reference"]
         contest = Contest(seconds_of, max(num_workers, 1), num_batches, shape)
         contestants = {
-            "ours": partial(contest.seconds, partial(our_batches, make_plan(recipe), engine)),
+            **{
+                pipeline: partial(contest.seconds, partial(our_batches, make_plan(each), engine))
+                for pipeline, each in recipes.items()
+            },
             "timm": partial(contest.seconds, partial(timm_batches, dataset, recipe, engine.device)),
         }
         seconds = interleaved(contestants, settings.rounds)
@@ -243,14 +256,15 @@ def measure(settings: argparse.Namespace, root: Path, engine: Engine) -> None:
             name: median([num_batches * batch_size / s for s in rounds])
             for name, rounds in seconds.items()
         }
-        against = ratio(seconds["timm"], seconds["ours"])
-        print(
-            f"{num_workers:>8}{speed['ours'].median:>10.1f}{speed['timm'].median:>10.1f} "
-            f" {show(against)}"
-        )
+        ratios = {pipeline: ratio(seconds["timm"], seconds[pipeline]) for pipeline in recipes}
+        for pipeline, against in ratios.items():
+            print(
+                f"{num_workers:>8}{pipeline:>11}{speed[pipeline].median:>8.1f}"
+                f"{speed['timm'].median:>8.1f}  {show(against)}"
+            )
         figures["workers"][num_workers] = {
             "images_per_s": {name: spread._asdict() for name, spread in speed.items()},
-            "ratio": against._asdict(),
+            "ratios": {pipeline: against._asdict() for pipeline, against in ratios.items()},
             "rounds_s": seconds,
         }
     finish("loader", settings, engine.device, figures)

@@ -53,7 +53,7 @@ def write_shards(folder: Path, kind: str, num_samples: int, num_shards: int) -> 
     folder.mkdir(parents=True)
     num_classes = num_samples if kind == "jpeg" else 10
     records, made_of = (
-        (_crops(num_samples), _photographs()[1]) if kind == "jpeg" else _small(num_samples)
+        (_crops(num_samples), photographs()[2]) if kind == "jpeg" else _small(num_samples)
     )
     extension = "jpg" if kind == "jpeg" else "png"
     per_shard = num_samples // num_shards
@@ -87,24 +87,26 @@ def write_shards(folder: Path, kind: str, num_samples: int, num_shards: int) -> 
     )
 
 
-def _photographs() -> tuple[list[Image.Image], str]:
+def photographs() -> tuple[list[bytes], list[Image.Image], str]:
+    """The JPEG files of ImageNet photographs, the images, and what they are; without foolbox no
+    files, and made-up images.
+    """
     found = importlib.util.find_spec("foolbox")  # not imported: its own dependencies may be missing
     places = list(found.submodule_search_locations or ()) if found else []
     files = sorted(file for place in places for file in Path(place, "data").glob("imagenet_*.jpg"))
     if files:
-        return [
-            Image.open(file).convert("RGB") for file in files
-        ], f"{len(files)} ImageNet photographs of foolbox"
-    return [
-        photograph(number) for number in range(_MADE_UP)
-    ], f"{_MADE_UP} made-up photographs (foolbox is not there)"
+        images = [Image.open(file).convert("RGB") for file in files]
+        records = [file.read_bytes() for file in files]
+        return records, images, f"{len(files)} ImageNet photographs of foolbox"
+    made_up = [photograph(number) for number in range(_MADE_UP)]
+    return [], made_up, f"{_MADE_UP} made-up photographs (foolbox is not there)"
 
 
 def _crops(count: int) -> Iterator[bytes]:
-    photographs, _ = _photographs()
+    _, originals, _ = photographs()
     for number in range(count):
         random = Random(number)
-        image = photographs[number % len(photographs)]
+        image = originals[number % len(originals)]
         scale = random.uniform(0.7, 1.0)
         width, height = int(image.width * scale), int(image.height * scale)
         left, top = (

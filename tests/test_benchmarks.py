@@ -127,7 +127,9 @@ def test_both_loaders_deliver(measured: Measure) -> None:
     )
     figures = measured("loader", *small, "--workers", "0", "1")
     assert list(figures["workers"]) == ["0", "1"]
-    assert all(is_spread(found["ratio"]) for found in figures["workers"].values())
+    for found in figures["workers"].values():
+        assert set(found["ratios"]) == {"reference", "fast"}
+        assert all(map(is_spread, found["ratios"].values()))
     assert 90_000 < figures["jpeg_bytes"] < 120_000
 
 

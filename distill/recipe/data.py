@@ -280,7 +280,7 @@ class DataSpec(Section):
     pipeline: Pipeline = "reference"
     """How training images are decoded and augmented. reference: timm's transforms on Pillow images.
     fast: the same random decisions with faster libraries, and pixels that differ a little
-    (docs/pipelines.md); needs `pip install 'vanillakd[fast]'`.
+    (docs/method.md); needs `pip install 'vanillakd[fast]'`.
     """
     augment: AugmentSpec = AugmentSpec()
     """Augmentation of training images."""

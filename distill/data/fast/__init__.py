@@ -1,3 +1,3 @@
 """The training view without Pillow where another library is faster: the same random decisions, and
-pixels within the distances that docs/pipelines.md states.
+pixels within the distances that docs/method.md states.
 """

@@ -2,7 +2,7 @@
 
 Pillow truncates where OpenCV rounds to the nearest: `_TRUNCATE` is added before OpenCV rounds.
 What a value becomes depends on the value alone in most operations: they are lookup tables, with
-Pillow's own values. The distances from Pillow are in docs/pipelines.md.
+Pillow's own values. The distances from Pillow are in docs/method.md.
 """
 
 import math
@@ -130,8 +130,8 @@ def _sharpness(pixels: np.ndarray, factor: float) -> np.ndarray:
 
 
 def _gaussian_blur(pixels: np.ndarray, radius: float) -> np.ndarray:
-    """Pillow's approximation: a box three times, here as one filter. Box and radius as in Pillow's
-    BoxBlur.c.
+    """Pillow's approximation: a box three times along each axis, rounded in between. The box is
+    that of Pillow's BoxBlur.c.
     """
     variance = radius * radius / 3
     whole = math.floor((math.sqrt(12 * variance + 1) - 1) / 2)
@@ -140,8 +140,10 @@ def _gaussian_blur(pixels: np.ndarray, radius: float) -> np.ndarray:
     weight = 1 / (2 * (whole + part) + 1)
     edge = (1 - (2 * whole + 1) * weight) / 2
     box = np.array([edge, *[weight] * (2 * whole + 1), edge])
-    kernel = np.convolve(np.convolve(box, box), box)
-    return np.asarray(cv2.sepFilter2D(pixels, -1, kernel, kernel, borderType=cv2.BORDER_REPLICATE))
+    for kernel in (box[None], box[:, None]):
+        for _ in range(3):
+            pixels = cv2.filter2D(pixels, -1, kernel, borderType=cv2.BORDER_REPLICATE)
+    return pixels
 
 
 # ---- geometry ------------------------------------------------------------------------------------
