@@ -235,8 +235,15 @@ def os_errno(error: BaseException) -> int | None:
     return None
 
 
-def write_error(path: Path, error: BaseException) -> WriteError:
-    """The error that says why a path cannot be written, and what to do."""
+def write_error(
+    path: Path, error: BaseException, *, earlier: str = "checkpoints", key: str = "output"
+) -> WriteError:
+    """The error that says why a path cannot be written, and what to do.
+
+    Args:
+        earlier: what has been written before, and is complete.
+        key: of the recipe that names the folder.
+    """
     number = os_errno(error) or errno.EIO
     where = next((parent for parent in path.parents if parent.is_dir()), path.parent)
     if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -244,11 +251,11 @@ def write_error(path: Path, error: BaseException) -> WriteError:
         with suppress(OSError):
             free = f" ({shutil.disk_usage(where).free / 2**20:.0f} MiB free there)"
         return WriteError(
-            f"{path}: no space left to write it{free}; earlier checkpoints are complete. "
-            "Free some space and run again, or set output= to a folder on another disk"
+            f"{path}: no space left to write it{free}; earlier {earlier} are complete. "
+            f"Free some space and run again, or set {key}= to a folder on another disk"
         )
     reason = os.strerror(number)
     return WriteError(
-        f"{path}: cannot be written: {reason} ({error}). Make {where} writable, or set output= to a"
+        f"{path}: cannot be written: {reason} ({error}). Make {where} writable, or set {key}= to a"
         " folder that is"
     )
