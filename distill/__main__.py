@@ -19,6 +19,7 @@ from distill.cli.help import set_help, show_help
 from distill.cli.hints import add_hints
 from distill.cli.launch import launch
 from distill.cli.recipes import Overrides, RecipeArgument, loaded_with_notes, recipe_app
+from distill.cli.targets import targets
 from distill.console import error_panel
 from distill.datatools.commands import data_app
 from distill.errors import InputError
@@ -86,6 +87,7 @@ def train(recipe: RecipeArgument, overrides: Overrides = None) -> None:
     raise typer.Exit(run(loaded))
 
 
+app.command("targets")(targets)
 app.command()(evaluate)
 app.command()(average)
 app.command()(export)

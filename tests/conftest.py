@@ -61,6 +61,7 @@ SLOW_FILES = {
     "test_stream_stops.py",
     "test_streams.py",
     "test_study_runs.py",
+    "test_target_processes.py",
     "test_teacher_view.py",
     "test_teachers_of_hints.py",
     "test_two_processes.py",

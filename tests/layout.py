@@ -42,14 +42,17 @@ TRAINING: tuple[frozenset[str], ...] = (
             "result_file",
             "screen",
             "share",
+            "stored_targets",
         }
     ),
     frozenset({"hub_resume", "rundir", "settings"}),
     frozenset({"plan"}),
-    frozenset({"banks", "header", "hub_owner", "logging", "streams", "teachers", "trunk"}),
+    frozenset(
+        {"banks", "header", "hub_owner", "logging", "streams", "targets", "teachers", "trunk"}
+    ),
     frozenset({"build", "evaluations", "publishing", "summary"}),
     frozenset({"run_state"}),
-    frozenset({"check", "loop"}),
+    frozenset({"check", "loop", "write_targets"}),
     frozenset({"interface"}),
 )
 

@@ -81,7 +81,7 @@ def examine(recipe: Recipe | None, options: Options, *, as_json: bool = False) -
         return 0
     zero = recipe is not None and (
         recipe.train.zero_stage > 0
-        or any(each.placement == "zero3" for each in recipe.teacher_rows.values())
+        or any(each.placement == "zero3" for each in recipe.live_teachers.values())
     )
     examine_machine(diagnosis, recipe, needs_deepspeed=zero)
     report_interconnect(diagnosis, timings, launched, backend)

@@ -58,7 +58,7 @@ def measure(recipe: Recipe, num_classes: int) -> Profiles:
             this and explains it better.
     """
     unknown, teachers = [], []
-    for row, spec in recipe.teacher_rows.items():
+    for row, spec in recipe.live_teachers.items():
         key = recipe_key(row)
         origin = teacher_known_here(spec, Path())
         if origin is None:
@@ -70,7 +70,7 @@ def measure(recipe: Recipe, num_classes: int) -> Profiles:
             has_head = spec.weights == "random" and origin.config["num_classes"]
             classes = num_classes if has_head else None
             teachers.append(measure_teacher(spec, origin, classes, recipe.data.image_size))
-    if len({spec.placement for spec in recipe.teacher_rows.values()}) > 1:
+    if len({spec.placement for spec in recipe.live_teachers.values()}) > 1:
         unknown.append(
             "teachers: their placements differ, and the numbers are for all of them replicated"
         )

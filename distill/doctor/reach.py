@@ -275,7 +275,7 @@ def examine_space(
         "HF_HOME" if "HF_HOME" in os.environ else "default",
     )
     if (
-        any(spec.weights == "pretrained" for spec in recipe.teacher_rows.values())
+        any(spec.weights == "pretrained" for spec in recipe.live_teachers.values())
         and not (cache.expanduser() / "hub").is_dir()
     ):
         diagnosis.find(

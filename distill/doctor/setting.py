@@ -62,7 +62,7 @@ class Setting:
         Raises:
             InputError: the batch does not divide.
         """
-        train, teachers = self.recipe.train, list(self.recipe.teacher_rows.values())
+        train, teachers = self.recipe.train, list(self.recipe.live_teachers.values())
         partitioned = bool(teachers) and all(each.placement == "zero3" for each in teachers)
         share = share_of_process(train.batch_size_global, train.micro_batch_size, num_processes)
         return Layout(

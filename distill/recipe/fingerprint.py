@@ -15,6 +15,7 @@ KEYS_LEFT_OUT = {
     "description": True,
     "output": True,
     "resume": True,
+    "targets": True,  # a checkpoint records the store's own fingerprint
     "log": True,
     "evaluate": {"batch_size_process"},
     "checkpoint": True,

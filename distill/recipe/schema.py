@@ -64,6 +64,7 @@ from distill.recipe.stages import (
     StageStudentSpec,
     stage_problems,
 )
+from distill.recipe.targets import target_problems
 from distill.recipe.teachers import TEACHER, choice_problems, row_name, teachers_read
 from distill.recipe.training import CheckpointSpec, EvaluateSpec, LogSpec, PublishSpec, TrainSpec
 from distill.recipe.values import Section, Seed, as_tuple
@@ -150,6 +151,10 @@ class Recipe(Section):
     each student reads them as its objective says; null instead of a mapping removes an inherited
     one.
     """
+    targets: Annotated[str, Field(min_length=1)] | None = None
+    """The folder of stored outputs of `teacher`, from which the run learns without building the
+    teacher; `distill targets` writes it; null: the teacher runs in each step.
+    """
     students: Annotated[
         dict[
             Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=100)],
@@ -181,6 +186,11 @@ class Recipe(Section):
         if self.teachers:
             return {row_name(name): spec for name, spec in self.teachers.items()}
         return {} if self.teacher is None else {TEACHER: self.teacher}
+
+    @property
+    def live_teachers(self) -> dict[str, TeacherSpec]:
+        """Those of `teacher_rows` that the run builds and runs: none with stored targets."""
+        return {} if self.targets is not None else self.teacher_rows
 
     def teachers_of(self, student: str) -> tuple[str, ...]:
         """The teachers that a student learns from, in some stage."""
@@ -338,6 +348,12 @@ class Recipe(Section):
                 f"evaluate.metric: {self.evaluate.metric} compares with a teacher, and teacher is"
                 " null: name a teacher, or use top1, top5 or loss"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _targets_are_possible(self) -> Self:
+        for problem in target_problems(self):
+            raise ValueError(problem)
         return self
 
     def _settings(self) -> list[tuple[str, StageStudentSpec]]:

@@ -13,6 +13,7 @@ from torch import nn
 from distill.data.loading.loader import RankSlice, TrainLoader
 from distill.data.mixing import Mixing
 from distill.data.pipelines import train_view
+from distill.data.targets import TargetStore
 from distill.engine import Engine, Tracking
 from distill.errors import InputError, prefix_errors
 from distill.evaluation.sets import decoders
@@ -22,7 +23,7 @@ from distill.models.hub.download import pinned_commits
 from distill.models.student import create_student, student_view
 from distill.models.teacher import Teacher
 from distill.models.view import Frame, ModelView
-from distill.recipe.teachers import hint_teacher
+from distill.recipe.teachers import TEACHER, hint_teacher
 from distill.student.optimizer import build_optimizer, check_optimizer
 from distill.student.schedule import resolve_schedule
 from distill.student.student import StageSettings, Student
@@ -30,7 +31,9 @@ from distill.training.banks import refuse_large_banks, stage_samples
 from distill.training.hints import FeatureSource, read_features, refuse_long_warmup
 from distill.training.plan import Plan, StagePlan
 from distill.training.share import Share
+from distill.training.stored_targets import StoredTargets
 from distill.training.streams import fetch_ahead
+from distill.training.targets import check_targets, open_targets, view_of
 from distill.training.teachers import build_teachers
 
 # Paths to weights are relative to the working directory, like paths on a command line; data has its
@@ -48,6 +51,14 @@ class Models:
     notes: list[str]  # what was adapted when weights were loaded
     schedules: dict[str, Callable[[int], float]]
     maps: dict[tuple[str, str], HintMaps]  # of each hint, by the keys of stage and student
+    store: TargetStore | None  # of a run that reads what its teacher said; then teachers is empty
+
+    @property
+    def records(self) -> dict[str, Mapping[str, str]]:
+        """What records say of each teacher: where its weights are from, licence and SHA-256."""
+        if self.store is not None:
+            return {TEACHER: self.store.teacher["record"]}
+        return {row: teacher.record for row, teacher in self.teachers.items()}
 
     @property
     def frame(self) -> Frame:
@@ -107,6 +118,7 @@ def build_models(plan: Plan) -> Models:
             schedules.
     """
     recipe = plan.recipe
+    store = None if recipe.targets is None else open_targets(plan)
     teachers = build_teachers(plan, _HERE)
     nets, views, schedules, maps = {}, {}, {}, {}
     features = {
@@ -149,7 +161,9 @@ def build_models(plan: Plan) -> Models:
     notes += [note for each in features.values() for note in each.notes]
     notes += [f"{name} is commit {commit}" for name, commit in pinned_commits().items()]
     seen = {row: teacher.view for row, teacher in teachers.items()}
-    return Models(teachers, nets, seen | views, notes, schedules, maps)
+    if store is not None:
+        seen = {TEACHER: view_of(store)}
+    return Models(teachers, nets, seen | views, notes, schedules, maps, store)
 
 
 def _refuse_frames(views: Mapping[str, ModelView]) -> None:
@@ -231,6 +245,20 @@ def refuse_scalars(net: nn.Module, zero_stage: int, what: str) -> None:
         )
 
 
+def start_targets(models: Models, plan: Plan, share: Share, engine: Engine) -> StoredTargets | None:
+    """Check the store of a run, and return its part of this process; None without a store.
+    Collective: every rank.
+
+    Raises:
+        InputError: its rows are not those of the run, or some are missing.
+    """
+    store = models.store
+    if store is None:
+        return None
+    engine.on_main(lambda: check_targets(store, plan))
+    return StoredTargets(store, rank_slice(share, engine), engine.device)
+
+
 def stage_settings(
     models: Models, plan: Plan, share: Share, engine: Engine
 ) -> list[dict[str, StageSettings]]:
@@ -249,7 +277,7 @@ def stage_settings(
                 spec.objective,
                 group=engine.statistics_group(share.group_size),
                 maps=models.maps.get((stage.key, name)),
-                teachers=tuple(models.teachers),
+                teachers=tuple(plan.recipe.teacher_rows),
                 samples=stage_samples(stage, plan.recipe.seed, engine),
             ),
             build_optimizer=lambda learner: build_optimizer(
@@ -288,10 +316,30 @@ def start_students(
     ]
 
 
+def rank_slice(share: Share, engine: Engine) -> RankSlice:
+    """Return this process's part of each global batch."""
+    return RankSlice(engine.rank, engine.world_size, share.micro_batch_size, share.num_forwards)
+
+
 def train_loader(
     plan: Plan, stage: StagePlan, share: Share, engine: Engine, first_step: int
 ) -> TrainLoader:
     """Micro-batches of this process from `first_step` to the end of a stage."""
+    part = rank_slice(share, engine)
+    return batch_loader(plan, stage, part, engine.device, first_step, stage.last_step)
+
+
+def batch_loader(
+    plan: Plan,
+    stage: StagePlan,
+    part: RankSlice,
+    device: torch.device,
+    first_step: int,
+    last_step: int,
+) -> TrainLoader:
+    """Micro-batches of a part of each global batch, from `first_step` up to, not including,
+    `last_step`.
+    """
     data = stage.recipe.data
     return TrainLoader(
         stage.source,
@@ -304,13 +352,13 @@ def train_loader(
             labelled=stage.labelled,
             **data.mixing.model_dump(),
         ),
-        RankSlice(engine.rank, engine.world_size, share.micro_batch_size, share.num_forwards),
+        part,
         num_workers=decoders(data.num_workers),
         prefetch_batches=data.prefetch_batches,
-        device=engine.device,
+        device=device,
         unreadable=data.unreadable,
         first_step=first_step,
-        last_step=stage.last_step,
+        last_step=last_step,
         order_starts=stage.first_step,
         ahead=fetch_ahead(stage.source, stage.order, stage.last_step - stage.first_step),
     )

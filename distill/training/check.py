@@ -81,7 +81,7 @@ def check_recipe(recipe: Recipe, num_processes: int | None = None) -> Checked:
             )
     teachers: dict[str, FeatureSource | None] = {}
     without_classes: dict[str, str] = {}
-    for row, teacher in recipe.teacher_rows.items():
+    for row, teacher in recipe.live_teachers.items():
         teachers[row] = None
         with collecting(recipe_key(row), of_teacher), teacher_errors(row):
             teachers[row], views = _check_teacher(teacher, row, recipe.data.image_size)
@@ -258,10 +258,12 @@ def _not_here(recipe: Recipe) -> list[str]:
         for name, spec in recipe.students.items()
         if spec.weights not in (None, "pretrained")
     }
-    for row, spec in recipe.teacher_rows.items():
+    for row, spec in recipe.live_teachers.items():
         if spec.weights not in ("pretrained", "random"):
             weights[f"{recipe_key(row)}.weights"] = spec.weights
     files = {key: Path(path) for key, path in weights.items() if not is_hub_name(path)}
+    if recipe.targets is not None:
+        files["targets"] = Path(recipe.targets)
     of_hub = {key: name for key, name in weights.items() if is_hub_name(name)}
     trained = [
         (f"{prefix}data.train", recipe.at_stage(i).data.train)

@@ -23,6 +23,9 @@ from distill.training.teachers import references
 class Evaluations:
     """Evaluates teacher and students together on the plan's evaluation set.
 
+    Args:
+        records: what is recorded of each teacher of the recipe, also if it is not built.
+
     Attributes:
         accuracies: of each model at its last evaluation, by name.
         stage_ends: the accuracies at the end of each stage, by stage and model.
@@ -36,8 +39,10 @@ class Evaluations:
         engine: Engine,
         logger: RunLogger,
         teachers: Mapping[str, Teacher],
+        records: Mapping[str, Mapping[str, str]],
     ) -> None:
         self._plan, self._engine, self._logger, self._teachers = plan, engine, logger, teachers
+        self._records = records
         self._metric = METRICS[plan.recipe.evaluate.metric]
         self.accuracies: dict[str, Accuracy] = {}
         self.stage_ends: dict[str, dict[str, Any]] = {}
@@ -122,7 +127,7 @@ class Evaluations:
         assert student.best
         recipe = self._plan.recipe
         average = "" if student.best.weights == RAW else f"/{student.best.weights}"
-        taught = {row: self._teachers[row].record for row in recipe.teachers_of(student.name)}
+        taught = {row: self._records[row] for row in recipe.teachers_of(student.name)}
         record = {}
         if student.best.value is not None:
             record = self.accuracies[f"{student.name}{average}"].as_dict()

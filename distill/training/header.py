@@ -35,6 +35,8 @@ def show_recipe(recipe: Recipe) -> None:
     for row, spec in recipe.teacher_rows.items():
         _, _, name = row.partition("/")
         show("teacher", f"{name}: {_teacher(spec)}" if name else _teacher(spec))
+    if recipe.targets is not None:
+        show("targets", printable(recipe.targets))
     show("students", _students(recipe))
     show("output", recipe.output_dir)
 

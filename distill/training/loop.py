@@ -1,7 +1,7 @@
 """train(recipe): the phases of a run in order, and one step on one screen."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from distill.training.build import (
     refuse_other_commits,
     stage_settings,
     start_students,
+    start_targets,
     train_loader,
 )
 from distill.training.evaluations import Evaluations
@@ -117,14 +118,17 @@ class Run:
         self._has_trained = False  # in this session
         compared = [name for name, teacher in models.teachers.items() if teacher.has_classes]
         self.logger = RunLogger(plan, engine, teachers=compared)
+        self._targets = start_targets(models, plan, share, engine)
         self.teachers = place_teachers(models.teachers, engine, recipe.teacher_rows)
         for teacher in self.teachers.values():
             if teacher.match and teacher.match.how in ("numbers", "order"):
                 self.logger.screen.say(teacher.match.describe())
         self._settings = stage_settings(models, plan, share, engine)
         self.students = start_students(models, plan, share, engine, self._settings[0])
-        self._views = models.views
-        self.evaluations = Evaluations(plan, models.frame, engine, self.logger, self.teachers)
+        self._views, self._records = models.views, models.records
+        self.evaluations = Evaluations(
+            plan, models.frame, engine, self.logger, self.teachers, models.records
+        )
         self.checkpoints = RunCheckpoints(
             plan,
             engine,
@@ -132,8 +136,7 @@ class Run:
             self.students,
             self.evaluations,
             self.logger,
-            self.teachers,
-            models.views,
+            models,
         )
         # num_skipped: over all processes, up to the last log or save.
         self.step, self.num_skipped = self.checkpoints.restore(run_lock)
@@ -286,7 +289,7 @@ class Run:
             with self.logger.clock.waiting_for_data():
                 batch = next(batches)
             self._skipped_here += batch.num_skipped
-            lessons = ask_teachers(self.teachers, objectives, batch.images)
+            lessons = ask_teachers(self.teachers, objectives, batch, self._targets)
             for student in self.running:
                 bad = student.learn(batch, lessons)
                 before = not_finite.get(student.name)
@@ -383,10 +386,9 @@ class Run:
             self.publisher.finish(signals)
         return DONE if self.running else ALL_STOPPED
 
-    def _origins(self) -> dict[str, dict[str, str]]:
+    def _origins(self) -> dict[str, Mapping[str, str]]:
         """Where the weights of the teachers and the first weights of the students are from."""
-        teachers = {name: teacher.record for name, teacher in self.teachers.items()}
-        return {**teachers, **{each.name: first_weights(each.spec) for each in self.students}}
+        return {**self._records, **{each.name: first_weights(each.spec) for each in self.students}}
 
     def _save(self) -> None:
         """Write a checkpoint. Collective: every rank."""

@@ -12,10 +12,9 @@ from distill.errors import InputError
 from distill.evaluation.accuracy import Accuracy
 from distill.models.hub.derived import recorded_teachers
 from distill.models.hub.download import pinned_commits
-from distill.models.teacher import Teacher
-from distill.models.view import ModelView
 from distill.recipe import dump_recipe, recipe_fingerprint
 from distill.student.student import StageSettings, Student
+from distill.training.build import Models
 from distill.training.evaluations import Evaluations
 from distill.training.logging import RunLogger
 from distill.training.plan import Plan
@@ -102,8 +101,7 @@ class RunCheckpoints:
     students: Sequence[Student]
     evaluations: Evaluations
     logger: RunLogger
-    teachers: Mapping[str, Teacher]
-    views: Mapping[str, ModelView]
+    models: Models
     newest: tuple[int, str] | None = None
 
     @property
@@ -120,7 +118,7 @@ class RunCheckpoints:
             student_tensors, student_values[student.name] = student.state()
             tensors |= {f"{student.name}.{key}": value for key, value in student_tensors.items()}
         recipe, clock, evaluations = self.plan.recipe, self.logger.clock, self.evaluations
-        taught = recorded_teachers({row: each.record for row, each in self.teachers.items()})
+        taught = recorded_teachers(self.models.records)
         state = RunState(
             classes=list(self.plan.classes),
             inputs=self._inputs() if self.engine.is_main else {},  # the main process writes
@@ -130,7 +128,7 @@ class RunCheckpoints:
             training=clock.training(),
             warnings=self.logger.warnings,
             num_skipped=num_skipped,
-            views={name: view.as_dict() for name, view in self.views.items()},
+            views={name: view.as_dict() for name, view in self.models.views.items()},
             teacher=taught.get("teacher"),
             teachers=taught.get("teachers"),
             hub=pinned_commits() or None,
@@ -201,6 +199,9 @@ class RunCheckpoints:
         return step, state.num_skipped
 
     def _inputs(self) -> dict[str, str | int]:
-        teachers = {f"{name} (SHA-256)": each.fingerprint for name, each in self.teachers.items()}
-        seen = {f"{name} sees": view.values for name, view in self.views.items()}
-        return {**self.plan.inputs(), **teachers, **seen}
+        models = self.models
+        found = {f"{name} (SHA-256)": each["sha256"] for name, each in models.records.items()}
+        if models.store is not None:
+            found["targets (SHA-256)"] = models.store.fingerprint
+        seen = {f"{name} sees": view.values for name, view in models.views.items()}
+        return {**self.plan.inputs(), **found, **seen}

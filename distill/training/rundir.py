@@ -38,8 +38,11 @@ class RunLock:
     def __init__(self) -> None:
         self._file: IO[str] | None = None
 
-    def acquire(self, output: Path) -> None:
+    def acquire(self, output: Path, key: str = "output") -> None:
         """Lock the folder, and release the one locked before.
+
+        Args:
+            key: of the recipe that names the folder.
 
         Raises:
             InputError: another process writes here.
@@ -55,7 +58,7 @@ class RunLock:
                 file.close()
                 raise InputError(
                     f"{output}: {holder} is writing here: wait for it to end, or choose another"
-                    " folder with output="
+                    f" folder with {key}="
                 ) from error
             # A file system without locks: continue without one.
         file.truncate(0)

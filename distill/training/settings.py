@@ -66,7 +66,7 @@ def setting_problems(recipe: Recipe) -> list[str]:
         *(["train.zero_stage"] if recipe.train.zero_stage else []),
         *(
             f"{recipe_key(row)}.placement"
-            for row, spec in recipe.teacher_rows.items()
+            for row, spec in recipe.live_teachers.items()
             if spec.placement == "zero3"
         ),
     ]

@@ -3,15 +3,15 @@ compared with.
 """
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
+from distill.data.loading.loader import Batch
 from distill.engine import Engine
 from distill.errors import InputError, prefix_errors
 from distill.losses.objective import Objective, combination_of
@@ -23,6 +23,7 @@ from distill.models.view import ModelView
 from distill.recipe import Recipe, schema
 from distill.recipe.teachers import TEACHER, hint_teacher, recipe_key, teachers_read
 from distill.training.plan import Plan
+from distill.training.stored_targets import StoredTargets
 
 _FIX = (
     "learn from its features (objective.hint with loss: feature, and soft: null), or name a teacher"
@@ -161,7 +162,7 @@ def build_teachers(plan: Plan, root: Path) -> dict[str, Teacher]:
     """
     recipe, teachers = plan.recipe, {}
     features_only = _read_by_hints_alone(recipe)
-    for row, spec in recipe.teacher_rows.items():
+    for row, spec in recipe.live_teachers.items():
         with teacher_errors(row):
             teachers[row] = build_teacher(
                 spec,
@@ -214,19 +215,27 @@ def refuse_teacher_size(teacher: Teacher) -> None:
 
 
 def ask_teachers(
-    teachers: Mapping[str, Teacher], objectives: Iterable[Objective], images: Tensor
+    teachers: Mapping[str, Teacher],
+    objectives: Collection[Objective],
+    batch: Batch,
+    stored: StoredTargets | None = None,
 ) -> Lessons:
-    """Run one forward of each teacher that an objective reads.
+    """Run one forward of each teacher that an objective reads, or read what it said of the batch.
 
     Args:
-        images: [B, 3, H, W] in [0, 1].
+        stored: of a run from a store.
     """
+    if stored is not None:
+        return stored.lessons(objectives, batch)
     read: dict[str, set[FeatureKey]] = {}
     for objective in objectives:
         for row, keys in objective.teachers.items():
             read.setdefault(row, set()).update(keys)
     return Lessons(
-        {row: teachers[row].outputs(images, tuple(sorted(keys))) for row, keys in read.items()}
+        {
+            row: teachers[row].outputs(batch.images, tuple(sorted(keys)))
+            for row, keys in read.items()
+        }
     )
 
 

@@ -1,0 +1,134 @@
+"""The store that belongs to a run: what its rows must be of, and the checks before it is read."""
+
+import hashlib
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from distill import __version__
+from distill.checkpoint.differences import flattened
+from distill.data.targets import TargetStore, difference_lines, open_store
+from distill.errors import InputError
+from distill.files import sha256_of
+from distill.models.origin import origin_of_teacher
+from distill.models.view import ModelView
+from distill.recipe import Recipe, schema
+from distill.training.plan import Plan
+
+# They decode, resize and augment images, or draw the random numbers for it.
+_LIBRARIES = ("torch", "torchvision", "timm", "pillow", "numpy")
+_WEIGHTS_FILE = "teacher.weights, the file (SHA-256)"
+Identity = dict[str, dict[str, Any]]
+
+
+def store_folder(recipe: Recipe) -> Path:
+    """Return the folder that `targets` names."""
+    assert recipe.targets is not None
+    return Path(recipe.targets).expanduser()
+
+
+def identity_of(plan: Plan) -> Identity:
+    """Return what the rows of a store for a run are of. Reads the data and the teacher's weights,
+    so only the main process calls this.
+
+    Two runs with the same identity see the same pixels at the same positions, and learn from the
+    same teacher.
+    """
+    recipe = plan.recipe
+    assert recipe.teacher is not None
+    keys = recipe.model_dump(
+        mode="json",
+        include={
+            "seed": True,
+            "data": {"image_size", "fraction", "keep_classes", "augment", "mixing"},
+            "train": {"batch_size_global"},
+        },
+    )
+    classes = "\n".join(plan.classes)
+    return {
+        "batches": {
+            **flattened(keys),
+            **plan.stages[0].inputs(),
+            "classes (SHA-256)": hashlib.sha256(classes.encode()).hexdigest(),
+        },
+        "teacher": _teacher_identity(recipe.teacher),
+        "libraries": {
+            "python": f"{sys.version_info.major}.{sys.version_info.minor}",
+            "distill": __version__,
+            # Without the build: that of torch for a GPU draws the same numbers.
+            **{name: metadata.version(name).partition("+")[0] for name in _LIBRARIES},
+        },
+    }
+
+
+def _teacher_identity(spec: schema.TeacherSpec) -> dict[str, Any]:
+    keys = spec.model_dump(mode="json", exclude={"placement", "offload"})
+    found: dict[str, Any] = flattened({"teacher": keys})
+    try:
+        file = origin_of_teacher(spec, Path(), may_download=False).file
+    except InputError:  # not on this machine, where a run from a store does not need it
+        file = None
+    if file is not None:
+        found[_WEIGHTS_FILE] = sha256_of(file)
+    return found
+
+
+def refuse_other_identity(store: TargetStore, now: Identity) -> None:
+    """Check that a store is of the batches, teacher and libraries of a run.
+
+    Weights at another path are the same teacher if their file is the same.
+
+    Raises:
+        InputError: names what differs, and the fix.
+    """
+    teacher = dict(now["teacher"])
+    had: Mapping[str, Any] = store.identity["teacher"]
+    if _WEIGHTS_FILE in teacher and teacher[_WEIGHTS_FILE] == had.get(_WEIGHTS_FILE):
+        teacher.pop("teacher.weights")
+        teacher.pop("teacher.student")
+    lines = difference_lines(store.identity, {**now, "teacher": teacher})
+    if lines:
+        raise InputError(
+            f"targets: {store.folder} is a store of other rows than this run reads:\n"
+            + "\n".join(lines)
+            + "\nanother store: distill targets RECIPE targets=FOLDER"
+        )
+
+
+def open_targets(plan: Plan) -> TargetStore:
+    """Return the store that a run names. Reads its manifest alone.
+
+    Raises:
+        InputError: there is none, or it is damaged or of another number of classes.
+    """
+    folder = store_folder(plan.recipe)
+    store = open_store(folder)
+    if store is None:
+        raise InputError(
+            f"targets: {folder} is no store of targets (it has no manifest.json): write it with"
+            " distill targets RECIPE, or remove targets"
+        )
+    if store.rows.num_classes != len(plan.classes):
+        raise InputError(
+            f"targets: {folder} has logits of {store.rows.num_classes} classes, and the data have"
+            f" {len(plan.classes)}: name the store of these data"
+        )
+    return store
+
+
+def check_targets(store: TargetStore, plan: Plan) -> None:
+    """Check that a store has the rows of a run. The main process alone calls this.
+
+    Raises:
+        InputError: it is of other batches, another teacher or other libraries, or lacks rows.
+    """
+    refuse_other_identity(store, identity_of(plan))
+    store.refuse_missing(plan.total_steps)
+
+
+def view_of(store: TargetStore) -> ModelView:
+    """Return what the teacher of a store saw."""
+    values = dict(store.teacher["view"])
+    return ModelView(**values | {key: tuple(values[key]) for key in ("mean", "std")})
