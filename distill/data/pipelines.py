@@ -4,6 +4,7 @@ Pillow images, `fast` makes the same random decisions with faster libraries.
 
 import importlib.util
 from collections.abc import Callable
+from importlib import metadata
 from typing import Any, Protocol
 
 import numpy as np
@@ -46,3 +47,12 @@ def train_view(pipeline: Pipeline, image_size: int, augment: AugmentSpec) -> Tra
     from distill.data.fast.view import FastTransform
 
     return FastTransform(image_size=image_size, **settings)
+
+
+def pipeline_versions(pipeline: Pipeline) -> dict[str, str]:
+    """The versions of the packages that make a pipeline's pixels beside those of `reference`."""
+    if pipeline == "reference":
+        return {}
+    import cv2  # one of several packages: opencv-python, with or without -headless or -contrib
+
+    return {"opencv": cv2.__version__, "simplejpeg": metadata.version("simplejpeg")}

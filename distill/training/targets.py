@@ -9,6 +9,7 @@ from typing import Any
 
 from distill import __version__
 from distill.checkpoint.differences import flattened
+from distill.data.pipelines import pipeline_versions
 from distill.data.targets import TargetStore, difference_lines, open_store
 from distill.errors import InputError
 from distill.files import sha256_of
@@ -42,7 +43,7 @@ def identity_of(plan: Plan) -> Identity:
         mode="json",
         include={
             "seed": True,
-            "data": {"image_size", "fraction", "keep_classes", "augment", "mixing"},
+            "data": {"image_size", "fraction", "keep_classes", "pipeline", "augment", "mixing"},
             "train": {"batch_size_global"},
         },
     )
@@ -59,6 +60,7 @@ def identity_of(plan: Plan) -> Identity:
             "distill": __version__,
             # Without the build: that of torch for a GPU draws the same numbers.
             **{name: metadata.version(name).partition("+")[0] for name in _LIBRARIES},
+            **pipeline_versions(recipe.data.pipeline),
         },
     }
 

@@ -114,7 +114,9 @@ def test_the_largest_logits_train_without_a_teacher(
     assert report["teacher"] is None  # nothing evaluates it
     assert report["origins"]["teacher"]["weights"] == "random weights"
     assert report["views"]["teacher"]["image_size"] == 16
-    soft = [line["students"]["kd"]["loss_soft"] for line in records(output) if line["event"] == "train"]
+    soft = [
+        line["students"]["kd"]["loss_soft"] for line in records(output) if line["event"] == "train"
+    ]
     assert len(soft) == 4
 
 
@@ -245,6 +247,7 @@ def test_another_store_is_not_overwritten(
     ("overrides", "message"),
     [
         (("train.batch_size_global=8",), "train.batch_size_global: 16 in the store, 8 here"),
+        (("data.pipeline=fast",), 'data.pipeline: "reference" in .* "fast" here.*simplejpeg'),
         (("data.image_size=24",), "data.image_size: 16 in the store, 24 here.*set these keys"),
         (("data.augment.padding=3",), "data.augment.padding: 2 in the store, 3 here"),
         (("data.fraction=0.03",), "data.fraction: 0.02 in the store, 0.03 here"),
