@@ -85,8 +85,8 @@ ULP = 2**-24  # of numbers in [0.5, 1]
 
 
 def test_mixing(device: torch.device) -> None:
-    """The same labels, bit for bit, and pixels within two roundings: CUDA divides by 255 as it
-    multiplies by 1/255.
+    """Pixels and label distributions within a few roundings: CUDA multiplies by 1/255 to divide by
+    255.
     """
     values = {"mixup": 0.2, "cutmix": 1.0, "probability": 1.0, "switch_probability": 0.5}
     mixing = Mixing(**values, group_size=4, num_classes=5, image_size=12, seed=3)
@@ -100,7 +100,7 @@ def test_mixing(device: torch.device) -> None:
         there = plan._replace(lam=plan.lam.to(device), boxes=plan.boxes.to(device))
         mixed, label_probs = mixing.apply(images.to(device), labels.to(device), there)
         assert mixed.device.type == device.type
-        assert torch.equal(label_probs.cpu(), expected_labels)
+        assert float((label_probs.cpu() - expected_labels).abs().max()) <= 4 * ULP
         assert float((mixed.cpu() - expected_images).abs().max()) <= 4 * ULP
 
 
@@ -150,7 +150,7 @@ def test_batches_arrive_and_close_ends_the_workers(num_workers: int, device: tor
         for _ in range(4):
             ours, theirs = next(found), next(expected)
             assert all(each.device.type == device.type for each in ours.tensors())
-            assert torch.equal(ours.label_probs.cpu(), theirs.label_probs)
+            assert float((ours.label_probs.cpu() - theirs.label_probs).abs().max()) <= 4 * ULP
             assert torch.equal(ours.positions.cpu(), theirs.positions)
             assert float((ours.images.cpu() - theirs.images).abs().max()) <= 4 * ULP
         assert len(set(multiprocessing.active_children()) - before) == num_workers
