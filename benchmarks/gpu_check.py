@@ -39,7 +39,7 @@ PARTS = (
     Part("ceilings", 15, 60),
     Part("tests", 60, 170),
     Part("steps", 60, 600),
-    Part("jpegs", 75, 170),
+    Part("jpegs", 120, 170),
 )
 TEACHER_GOAL, JPEG_GOAL = 0.45, 0.90
 

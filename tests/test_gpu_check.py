@@ -100,6 +100,7 @@ def test_the_rate_from_jpegs_has_every_line(rehearsal: dict[str, Any]) -> None:
         hours = jpegs["a2_300_epochs_images"] / line["images_per_s"] / 3600
         assert line["a2_300_epochs_hours"]["from_jpegs"] == pytest.approx(hours)
         assert all(value > 0 for _, value in numbers(line))
+    assert jpegs["larger_teacher_hours"].keys() == {"eager", "compiled"}
     for goal in rehearsal["goals"].values():
         assert goal["met"] == (goal["found"] >= goal["goal"])
 
@@ -120,7 +121,8 @@ def test_what_does_not_fit_is_skipped_by_name_and_a_failure_costs_no_other(
     part.item(1000, lambda: {"rate": 1}, "A -> B", "compiled")
     part.item(50, lambda: {"rate": 2}, "C -> D", "eager")
     found = record.read()["parts"]["steps"]
-    assert found["A -> B"]["eager"] == {"failed": "RuntimeError: out of memory"}
+    assert found["A -> B"]["eager"]["failed"] == "RuntimeError: out of memory"
+    assert "in broken" in found["A -> B"]["eager"]["traceback"]
     assert found["A -> B"]["compiled"]["skipped"].startswith("not enough time: needs about 1000 s")
     assert found["C -> D"]["eager"]["rate"] == 2
     assert part.num_failed == 1

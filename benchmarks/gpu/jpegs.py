@@ -2,8 +2,8 @@
 batches that are on the device already, and the hours of the paper's A2 run at that rate.
 
 The photographs are made up, of the size of ImageNet's files, and are read from the page cache. The
-queue of the workers is empty when the clock of the loader starts and again when that of the run
-does, so that no batch is made outside it.
+clock of the run starts after as many steps as its workers can hold batches, so that a queue which
+filled while nothing trained is not counted.
 """
 
 import itertools
@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.pairs import NUM_CLASSES, PAPER, REHEARSAL, Sizes, pair_recipe
+from benchmarks.gpu.pairs import LARGE, NUM_CLASSES, PAPER, REHEARSAL, Sizes, pair_recipe
 from benchmarks.gpu.record import Figures, PartRecord
 from benchmarks.gpu.steps import SyntheticBatches, compiler, take_steps
 from benchmarks.loader import write_photographs
@@ -29,10 +29,11 @@ PAPER_V100_HOURS = 264
 alike. It gives none for BEiTv2-B.
 """
 NEEDED_S = 40.0
+# The most wanted first: the last ones may not fit into the time.
 _LINES: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("reference, eager", {"pipeline": "reference"}),
     ("fast, eager", {"pipeline": "fast"}),
     ("fast, compiled", {"pipeline": "fast", "compile": True}),
+    ("reference, eager", {"pipeline": "reference"}),
 )
 
 
@@ -130,3 +131,9 @@ def run(part: PartRecord, sizes: Sizes, device: torch.device) -> None:
                 return found
 
             part.item(0.0 if sizes is REHEARSAL else NEEDED_S, measured, "lines", name)
+    # The paper's hours are of a larger teacher, which the step table has, without data.
+    for how, found in part.of("steps").get(LARGE.name, {}).items():
+        if "images_per_s" in found:
+            hours = paper_images() / found["images_per_s"]["ours"]["median"] / 3600
+            part.put(hours, "larger_teacher_hours", how)
+            print(f"300 epochs of A2, {LARGE.name}, {how}, without data: {hours:.1f} hours")

@@ -3,6 +3,7 @@
 import json
 import os
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,6 @@ class PartRecord:
             self.num_failed += 1
             reason = f"{type(error).__name__}: {str(error).strip()[:2000]}"
             print(f"{name}: FAILED, {reason}", flush=True)
-            self.put({"failed": reason}, *keys)
+            self.put({"failed": reason, "traceback": traceback.format_exc()[-4000:]}, *keys)
             return
         self.put({**found, "seconds": round(time.time() - started, 1)}, *keys)
