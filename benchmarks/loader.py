@@ -79,13 +79,15 @@ def photograph(seed: int) -> Image.Image:
     return Image.fromarray(picture[0].permute(1, 2, 0).clamp(0, 255).byte().numpy())
 
 
-def write_photographs(root: Path, num_images: int, num_files: int) -> int:
+def write_photographs(
+    root: Path, num_images: int, num_files: int, num_classes: int = NUM_CLASSES
+) -> int:
     """Fill a class folder each; further files are links to the same images. Returns the mean size
     of an image in bytes.
     """
     originals = []
     for number in range(num_files):
-        path = root / f"class{number % NUM_CLASSES}" / f"{number:06d}.jpg"
+        path = root / f"class{number % num_classes}" / f"{number:06d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         if number < num_images:
             photograph(number).save(path, quality=95)
