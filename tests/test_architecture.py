@@ -152,6 +152,14 @@ def test_a_file_is_short_well_named_and_finished(path: Path) -> None:
     assert swallowed_settings(source, recipe_keys()) == []
 
 
+def test_the_files_of_tests_are_short() -> None:
+    num_lines = {
+        path: len(path.read_text().splitlines())
+        for path in (PACKAGE.parent / "tests").rglob("*.py")
+    }
+    assert [str(path) for path, number in num_lines.items() if number > MAX_LINES] == []
+
+
 @pytest.mark.parametrize(
     ("place", "source", "allowed"),
     [
