@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distill.data.classes import Named, run_classes
-from distill.data.holdout import open_eval, open_train, open_whole
+from distill.data.holdout import open_eval, open_train, open_undivided
 from distill.data.label_sets import same_space
 from distill.data.sources import Source, has_class_order
 from distill.models.teacher import classes_of_teachers
@@ -43,7 +43,7 @@ def open_sources(recipe: Recipe, stages: Sequence[Recipe]) -> Sources:
         InputError: data that are missing, or labels that are read and do not fit each other.
     """
     root = Path(recipe.data.root).expanduser()
-    undivided = open_whole(recipe.data, root)
+    undivided = open_undivided(recipe.data, root)
     named = []
     for stage, prefix in zip(stages, recipe.stage_keys, strict=True):
         key = f"{prefix}data.train"
