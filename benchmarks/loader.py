@@ -7,7 +7,7 @@ takes a process group (of one). Of the three views of repeated augmentation ours
 once and timm three times; `--repeats 1` compares without them. Ours mixes on the device: without a
 GPU that is this process's own time, in 32 bits, where timm's takes a worker's, in 8.
 
-A round starts a loader afresh, takes untimed batches until every worker has delivered one, and
+A round starts a new loader, takes untimed batches until every worker has delivered one, and
 counts from there: no loader starts with a full queue, and the workers of two loaders never run at
 the same time. The photographs are synthetic: gradients and noise of many scales under a grain,
 500x375 at quality 95, of about the 110 kB of an ImageNet file.
@@ -207,7 +207,7 @@ class Contest:
     def seconds(
         self, opened: Callable[[], AbstractContextManager[Iterable[torch.Tensor]]]
     ) -> float:
-        """Seconds of a loader that is opened afresh."""
+        """Seconds of a newly opened loader."""
         with opened() as batches:
             stream = iter(batches)
             self._take(stream, self.num_untimed)

@@ -176,7 +176,7 @@ def measure(settings: argparse.Namespace, output: Path, engine: Engine) -> int:
             theirs.step(batch)
 
     # Rounding that differs anywhere, as it may in compiled kernels, grows step by step: the first
-    # step tells it from other maths.
+    # step distinguishes it from other arithmetic.
     ours.step(iter(batches))
     theirs.step(batches[0])
     student = ours.run.students[0].net

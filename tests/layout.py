@@ -42,6 +42,7 @@ TRAINING: tuple[frozenset[str], ...] = (
             "result_file",
             "screen",
             "share",
+            "sources",
             "stored_targets",
         }
     ),

@@ -20,16 +20,17 @@ def forecast(diagnosis: Diagnosis, setting: Setting) -> None:
     """
     try:
         own = setting.layout(setting.cluster.num_gpus)
+    except InputError:  # the batch does not divide, which check_recipe reports
+        return
+    try:
         setting.step(own)
-    except InputError as error:
-        # check_recipe reports a batch that does not divide, but not a dtype that the GPU lacks.
-        if "does not divide" not in str(error):
-            diagnosis.find(
-                "problem",
-                "precision",
-                str(error),
-                "train.precision and teacher.dtype, or another --gpu",
-            )
+    except InputError as error:  # a dtype that the GPU lacks
+        diagnosis.find(
+            "problem",
+            "precision",
+            str(error),
+            "train.precision and teacher.dtype, or another --gpu",
+        )
         return
     diagnosis.sections.append(_models(setting, own))
     diagnosis.sections.append(_fit(diagnosis, setting, own))

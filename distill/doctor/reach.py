@@ -23,7 +23,7 @@ from distill.models.teacher import classes_of_teachers
 from distill.recipe import Recipe
 from distill.recipe.schema import StreamSpec
 from distill.rng import seeded
-from distill.training.plan import reader_of_labels
+from distill.training.sources import reader_of_labels
 
 _OPEN_S = 8.0  # listing a million files over a network can take minutes
 _DECODE_S = 2.0

@@ -149,11 +149,13 @@ class Evaluator:
             # The trial keeps no results and decodes no images, so that it needs less memory.
             self._batch_size = fits
             return self._pass(source, frame, choices, fits)
-        advice = f"--batch-size {fits} does" if fits else "not even one image does"
+        if fits:
+            advice = f"--batch-size {fits} does" + ("" if automatic else " (auto finds it)")
+        else:
+            advice = "not even one image does: use a device with more memory, or bf16"
         raise InputError(
             f"--batch-size {batch_size}: does not fit into the memory of"
             f" {self._engine.device}; {advice}"
-            + (" (auto finds it)" if fits else ": use a device with more memory, or bf16")
         )
 
     def _answer_of_teacher(self, images: torch.Tensor) -> torch.Tensor:

@@ -216,11 +216,16 @@ def test_a_run_gives_its_best_student_or_the_one_named(tmp_path: Path) -> None:
     assert blocks(build(tmp_path, weights="run", student="small")) == 1
     assert blocks(build(tmp_path, weights="run/best")) == 2
     assert blocks(build(tmp_path, weights="run/best/small")) == 1
-    (tmp_path / "run" / "report.json").write_text("{}")
-    with pytest.raises(InputError, match=r"report\.json: does not name the run's best student"):
-        build(tmp_path, weights="run")
+    for report, says in (
+        ("{}", r"report\.json: damaged \('best'\): name the student"),
+        ('{"best": 3}', r"report\.json: damaged \(best is 3\): name the student"),
+        ('{"best": null}', r"its report names no best student: name one of large, small"),
+    ):
+        (tmp_path / "run" / "report.json").write_text(report)
+        with pytest.raises(InputError, match=says):
+            build(tmp_path, weights="run")
     with pytest.raises(
-        InputError, match=r"has no 'smal' \(did you mean 'small'\?\): it has large, small"
+        InputError, match=r"has no 'smal' \(did you mean 'small'\?\): name one of large, small"
     ):
         build(tmp_path, weights="run", student="smal")
 

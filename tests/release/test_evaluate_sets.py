@@ -395,8 +395,6 @@ def test_bad_input(cli: Cli, export: Path, root: Path, made: object, tmp_path: P
     assert "names results of another set" in refused("--sets", f"imagenet={birds}")
     assert "names results of another set" in refused("--sets", f"a-clean={birds}")
     assert "is a folder: name a file" in refused("--sets", f"val={birds}", "--json", tmp_path)
-    unwritable = tmp_path / "file"
-    unwritable.write_text("")
-    assert "cannot be written" in refused(
-        "--sets", "val", "--root", root, "--json", unwritable / "scores.json"
-    )
+    (tmp_path / "file").touch()
+    in_file = tmp_path / "file/scores.json"
+    assert "cannot be written" in refused("--sets", "val", "--root", root, "--json", in_file)
