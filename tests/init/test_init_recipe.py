@@ -79,6 +79,14 @@ def test_what_it_writes_fits_a_budget_of_an_epoch(cli: Cli, tmp_path: Path) -> N
         make_plan(recipe)
 
 
+def test_a_folder_without_room_for_a_recipe_is_said(cli: Cli, tmp_path: Path) -> None:
+    folder = tiny_photos(tmp_path / "pets", "cat", "dog", count=8)
+    flags = ("--yes", "--student", "test_efficientnet")
+    outcome = cli("init", folder, *flags, "-o", "/proc/pets.yaml")
+    assert outcome.code == 2
+    assert "--output /proc/pets.yaml: cannot be written: No such file or dir" in outcome.err
+
+
 def test_what_is_not_read_is_said(cli: Cli, tmp_path: Path) -> None:
     folder = tiny_photos(tmp_path / "pets", "cat", "dog", count=8)
     for name in ("cat/a.AVIF", "cat/b.avif", "dog/sub.heic", "dog/.hidden.heic", "loose.png"):
