@@ -79,7 +79,7 @@ def test_what_it_writes_fits_a_budget_of_an_epoch(cli: Cli, tmp_path: Path) -> N
         make_plan(recipe)
 
 
-def test_a_folder_without_room_for_a_recipe_is_said(cli: Cli, tmp_path: Path) -> None:
+def test_a_recipe_that_cannot_be_written_is_an_error(cli: Cli, tmp_path: Path) -> None:
     folder = tiny_photos(tmp_path / "pets", "cat", "dog", count=8)
     flags = ("--yes", "--student", "test_efficientnet")
     outcome = cli("init", folder, *flags, "-o", "/proc/pets.yaml")
