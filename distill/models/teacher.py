@@ -17,7 +17,7 @@ from distill.errors import InputError
 from distill.losses.outputs import FeatureKey, TeacherOutputs
 from distill.models.build import create, timm_name
 from distill.models.features import Featured
-from distill.models.fitting import fitted, head_classes
+from distill.models.fitting import fitted, head_classes, refuse_not_finite
 from distill.models.labels import Match, match_teacher
 from distill.models.origin import RANDOM, Origin, origin_of_teacher
 from distill.models.pixels import Pixels
@@ -303,7 +303,9 @@ def load_teacher(
             origin, spec.model_args, view.image_size, view.sources["image_size"]
         )
     if state_dict is not None:
-        found = fitted(model, state_dict, f"teacher.weights {origin.place} for {origin.name}")
+        what = f"teacher.weights {origin.place} for {origin.name}"
+        found = fitted(model, state_dict, what)
+        refuse_not_finite(model, found.state_dict, what)
         refuse_unsaid_size(origin, found, view, "teacher.image_size")
         notes = found.notes
         if not shapes_only:

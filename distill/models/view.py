@@ -141,13 +141,19 @@ def view_of_config(
                 f"{source}: {key} is {resolved[key]!r}, and an evaluation has {', '.join(known)}"
             )
     std = _triple(resolved["std"], f"{source}: std")
-    if not all(0 < value < math.inf for value in std):
-        raise InputError(f"{source}: std is {std}, and should be positive")
+    mean = _triple(resolved["mean"], f"{source}: mean")
+    crop_fraction = float(resolved["crop_pct"])
+    if not all(0 < value < math.inf for value in (*std, crop_fraction)):
+        raise InputError(
+            f"{source}: std is {std} and crop_pct {crop_fraction}; they should be positive"
+        )
+    if not all(map(math.isfinite, mean)):
+        raise InputError(f"{source}: mean is {mean}, and should be finite")
     return ModelView(
         image_size=int(height),
-        mean=_triple(resolved["mean"], f"{source}: mean"),
+        mean=mean,
         std=std,
-        crop_fraction=float(resolved["crop_pct"]),
+        crop_fraction=crop_fraction,
         crop_mode=resolved["crop_mode"],
         interpolation=resolved["interpolation"],
         sources=dict.fromkeys(_FIELDS, source),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from distill.checkpoint.layout import RECIPE_FILE
-from distill.console import make_console, show_table
+from distill.console import make_console, show_table, wrapped
 from distill.data.label_sets import named_list, space_of_size
 from distill.data.sources import Source
 from distill.engine import Engine
@@ -302,7 +302,7 @@ def _show(
     console = make_console()
 
     def say(line: str) -> None:
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(wrapped(console, line), markup=False, soft_wrap=True)
 
     if len(results.sets) == 1:
         samples = next(iter(next(iter(results.sets.values())).scores.values()))
