@@ -225,7 +225,12 @@ def _named_teacher(path: str | Path | None, model: str | None, use_test_size: bo
         if model is not None:
             raise InputError("--teacher-model names the architecture of --teacher: give both")
         return None
-    found = find_model(str(path), "--teacher", model=model, use_test_size=use_test_size)
+    try:
+        found = find_model(str(path), "--teacher", model=model, use_test_size=use_test_size)
+    except InputError as error:
+        message = str(error).replace("give --model", "give --teacher-model")
+        named = message if message.startswith("--teacher") else f"--teacher: {message}"
+        raise InputError(named) from error
     if not found.has_classes:
         raise InputError(
             f"--teacher {path}: has no classifier, and models are compared by their classes: name a"
@@ -252,7 +257,12 @@ def _in_classes_of(
     num_classes = int(student.net.num_classes)  # type: ignore[arg-type]
     own = student.classes or (tuple(data_classes) if len(data_classes) == num_classes else ())
     own = own or named_list(space_of_size(num_classes) or "") or tuple(map(str, range(num_classes)))
-    match = match_classes(teacher.classes or None, num_logits, own, who=teacher.name)
+    try:
+        match = match_classes(teacher.classes or None, num_logits, own, who=teacher.name)
+    except InputError as error:
+        raise InputError(
+            f"{teacher.name}: has other classes than {student.name}, called the data here: {error}"
+        ) from error
     if match.how != "names":
         notes.append(match.describe())
     found = Teacher(
