@@ -83,7 +83,7 @@ def evaluate_models(
         InputError: there are no such models or images, or they do not fit together.
     """
     named, path = str(path), Path(path)  # of hf://OWNER/NAME a Path would join the slashes
-    _refuse_options(data, sets, root, batch_size, precision, json, csv)
+    _refuse_options(data, sets, root, precision, json, csv)
     settings = Settings(batch_size, num_workers, unreadable)
     found = find_models(
         path,
@@ -148,7 +148,6 @@ def _refuse_options(
     data: str | Path | None,
     sets: str | Sequence[str] | None,
     root: str | Path | None,
-    batch_size: int | None,
     precision: str,
     json: str | Path | None,
     csv: str | Path | None,
@@ -158,8 +157,6 @@ def _refuse_options(
         raise InputError("--sets and --data both name the images: leave one out")
     if root is not None and sets is None:
         raise InputError("--root is the folder of --sets: give both")
-    if batch_size is not None and not 1 <= batch_size <= 65536:
-        raise InputError(f"--batch-size {batch_size}: give a number from 1 to 65536, or auto")
     if precision not in get_args(Precision):
         raise InputError(
             f"--precision {precision}: should be one of {', '.join(get_args(Precision))}"

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from rich.console import Console
@@ -57,6 +57,8 @@ def export_student(
             the program gives other answers than the model.
     """
     run, output = Path(run), Path(output)
+    if format not in get_args(ExportFormat):
+        raise InputError(f"--format {format}: should be one of {', '.join(get_args(ExportFormat))}")
     refuse_overwrite(output)
     if output.resolve() == run.resolve():
         raise InputError(f"{output}: is what is exported: choose another folder")
