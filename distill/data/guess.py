@@ -180,6 +180,7 @@ def in_options(message: str, option: str) -> str:
         f"{option}.split": "--split",
         ", absolute or relative to data.root": "",
         "set data.unreadable to skip": "give --unreadable skip",
+        "set split to null": "leave out --split",
     }.items():
         message = message.replace(key, name)
     return _with_keys_of_recipes(message, option)

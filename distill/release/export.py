@@ -1,7 +1,7 @@
 """`distill export`: one student of a run in the form that timm loads, or as a program."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from rich.console import Console
@@ -56,6 +56,8 @@ def export_student(
             the program gives other answers than the model.
     """
     run, output = Path(run), Path(output)
+    if format not in get_args(ExportFormat):
+        raise InputError(f"--format {format}: should be one of {', '.join(get_args(ExportFormat))}")
     refuse_overwrite(output)
     if output.resolve() == run.resolve():
         raise InputError(f"{output}: is what is exported: choose another folder")

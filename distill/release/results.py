@@ -5,7 +5,7 @@ import io
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,7 @@ class Results:
         sets: name -> its scores, in the order in which they were asked for.
     """
 
-    found: Sequence[Found]
+    found: Sequence[Found] = field(repr=False)  # a notebook would show every layer
     sets: Mapping[str, SetResult]
 
     @property

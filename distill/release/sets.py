@@ -179,15 +179,16 @@ class SetEvaluation:
 
     def _open(self, wanted: Measurement) -> Images:
         option = f"--sets {wanted.name}={wanted.path}"
-        spec = guess_source(wanted.path, option=option)
         try:
+            spec = guess_source(wanted.path, option=option)
             opened = self._open_source(wanted, spec, option)
             if wanted.part is not None or wanted.all_of_imagenet:
                 opened = self._named(wanted, opened)
                 _refuse_other_classes(wanted, opened)
             source, match = labelled_in_logits(opened, has_class_order(spec), self._model)
         except InputError as error:
-            message = in_command_words(str(error), option)
+            message = str(error).replace(f"{option} {wanted.path}", option)
+            message = in_command_words(message, option)
             named = message if message.startswith(option) else f"{option}: {message}"
             raise InputError(named) from error
         return Images(source, match)
