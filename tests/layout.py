@@ -38,15 +38,19 @@ TRAINING: tuple[frozenset[str], ...] = (
             "inputs",
             "live_losses",
             "metrics",
+            "opened",
             "output_folder",
             "result_file",
             "screen",
             "share",
+            "units",
         }
     ),
     frozenset({"hub_resume", "rundir", "settings"}),
     frozenset({"plan"}),
-    frozenset({"banks", "header", "hub_owner", "logging", "streams", "teachers", "trunk"}),
+    frozenset(
+        {"banks", "header", "hub_owner", "known_data", "logging", "streams", "teachers", "trunk"}
+    ),
     frozenset({"build", "evaluations", "publishing", "summary"}),
     frozenset({"run_state"}),
     frozenset({"check", "loop"}),

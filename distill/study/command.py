@@ -108,8 +108,8 @@ def study(
     if table:
         _print_table(plan, form, console)
         return
-    if not is_study(Path(name).expanduser()):  # else it was checked when it was planned
-        _check(plan)
+    # The folder of a study was checked when it was planned.
+    notes = [] if is_study(Path(name).expanduser()) else _check(plan)
     if run is not None:
         if not (plan.folder / STUDY_FILE).is_file():
             write_plan(plan)
@@ -117,7 +117,7 @@ def study(
     if show_list:
         _print_list(plan, gpu, gpus, console)
         return
-    for note in plan.notes:
+    for note in [*plan.notes, *notes]:
         say(f"note: {note}")
     write_plan(plan)
     if slurm is not None:
@@ -136,19 +136,24 @@ def study(
     raise typer.Exit(outcome.code)
 
 
-def _check(plan: "StudyPlan") -> None:
-    """Checks the recipe of each run that has not begun.
+def _check(plan: "StudyPlan") -> list[str]:
+    """Checks the recipe of each run that has not begun; returns what its user should know.
 
     Raises:
         InputError: a recipe is wrong; the message names the run.
     """
     from distill.errors import prefix_errors
     from distill.training.check import check_recipe
+    from distill.training.known_data import Sources
 
+    opened: Sources = {}  # most runs have the same data
+    notes: list[str] = []
     for run in plan.runs:
         if plan.state(run) == "new":
             with prefix_errors(f"run {run.name}"):
-                check_recipe(plan.recipe(run))
+                checked = check_recipe(plan.recipe(run), opened=opened)
+            notes += [f"run {run.name}: {note}" for note in checked.not_compared]
+    return notes
 
 
 def _print_table(plan: "StudyPlan", form: str, console: "Console") -> None:

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from distill.data.classes import Named, chosen_samples, run_classes
-from distill.data.holdout import open_eval, open_train, open_whole
 from distill.data.label_sets import same_space
 from distill.data.order.lanes import (
     LaneOrder,
@@ -26,7 +25,9 @@ from distill.models.teacher import classes_of_teachers
 from distill.recipe import DurationValue, Recipe, schema
 from distill.recipe.warmups import fit_inherited_warmups
 from distill.rng import hash64
+from distill.training.hints import refuse_long_warmup
 from distill.training.inputs import contents_of, labels_of, shards_of
+from distill.training.opened import Opened, open_sources
 from distill.training.settings import refuse_lanes, setting_problems
 
 _MOST_STEPS = 10**10  # more than any run takes; step x batch stays far below 2^63
@@ -211,8 +212,11 @@ def _described(spec: schema.SourceSpec | schema.HoldOutSpec, root: Path) -> dict
     return keys
 
 
-def make_plan(recipe: Recipe) -> Plan:
+def make_plan(recipe: Recipe, opened: Opened | None = None) -> Plan:
     """Open the sources and turn every duration into steps.
+
+    Args:
+        opened: the sources, where they are open already.
 
     Raises:
         InputError: data that is missing or does not fit, with the key or path; settings that do not
@@ -220,17 +224,12 @@ def make_plan(recipe: Recipe) -> Plan:
     """
     if problems := setting_problems(recipe):
         raise InputError("\n".join(problems))
-    root = Path(recipe.data.root).expanduser()
     recipes = [recipe.at_stage(index) for index in range(recipe.num_stages)]
     prefixes = recipe.stage_keys
     keys = [f"{prefix}data.train" for prefix in prefixes]
-    undivided = open_whole(recipe.data, root)
-    sources = [
-        open_train(recipe.data, own.data.train, root, key, undivided)
-        for own, key in zip(recipes, keys, strict=True)
-    ]
     has_classes = recipe.trains_classifiers
-    eval_source = open_eval(recipe.data, root, whole=undivided) if has_classes else None
+    opened = opened or open_sources(recipe)
+    sources, eval_source = opened.train, opened.eval
     readers = [reader_of_labels(own, prefix) for own, prefix in zip(recipes, prefixes, strict=True)]
     named = [
         Named(key, source, bool(why), why)
@@ -262,6 +261,7 @@ def make_plan(recipe: Recipe) -> Plan:
         order = make_order(own, source, subset, seed, key)
         labelled = has_classes and same_space(source.classes, classes)
         stages.append(_plan_stage(name, prefixes[index], own, source, labelled, order, first_step))
+        _refuse_long_warmups(stages[-1])
     eval_labelled = eval_source is not None and same_space(eval_source.classes, classes)
     named_by = recipe.data.eval if eval_labelled else None
     if named_by is None or isinstance(named_by, schema.HoldOutSpec):
@@ -336,6 +336,14 @@ def _plan_stage(
         log_every=max(1, steps(recipe.log.every)),
         publish_every=max(1, steps(recipe.log.publish.every)) if recipe.log.publish else None,
     )
+
+
+def _refuse_long_warmups(stage: StagePlan) -> None:
+    """Raises InputError for a hint whose weight is still in its warm-up when the stage ends."""
+    num_epochs = (stage.last_step - stage.first_step) / stage.order.steps_per_epoch
+    for name, student in stage.recipe.students.items():
+        if hint := student.objective.hint:
+            refuse_long_warmup(hint, num_epochs, f"{stage.key}students.{name}.objective.hint")
 
 
 def make_order(

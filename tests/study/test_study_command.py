@@ -108,3 +108,13 @@ def test_runs_that_would_publish_to_one_place(study: Path, cli: Cli) -> None:
     done = cli("study", study, "--list", "log.publish.repo=me/model")
     assert done.code == 2
     assert "4 runs of this study would publish to me/model" in " ".join(done.err.split())
+
+
+def test_a_warmup_in_another_unit_is_found_before_the_first_run(tmp_path: Path, cli: Cli) -> None:
+    kd = {"student": "kd", "objective.hint": {"loss": "reviewkd", "warmup_epochs": 2}}
+    axes = {"method": {"alone": {"student": "alone"}, "review": kd}, "seed": [0, 1]}
+    done = cli("study", write_study(tmp_path, {"axes": axes}))  # 8 iterations of 7 an epoch
+    assert done.code == 2
+    said = " ".join(done.err.split())
+    assert "run seed0: students.review.objective.hint.warmup_epochs: 2, and training has" in said
+    assert not (tmp_path / "out").exists()
