@@ -96,8 +96,9 @@ def study(
         raise InputError(f"--format {form}: goes with --table")
     if gpu is not None and not show_list:
         raise InputError(f"--gpu {gpu}: goes with --list")
+    from distill.checkpoint.lock import locked
     from distill.study.stored import STUDY_FILE, is_study, plan_study, write_plan
-    from distill.study.work import run_all, run_job, slurm_command, submit
+    from distill.study.work import refuse_busy, run_all, run_job, slurm_command, submit
 
     plan = plan_study(name, overrides or [], seeds)
     console = make_console()
@@ -108,6 +109,8 @@ def study(
     if table:
         _print_table(plan, form, console)
         return
+    if not show_list and run is None:
+        refuse_busy(plan, trains=slurm is None)
     # The folder of a study was checked when it was planned.
     notes = [] if is_study(Path(name).expanduser()) else _check(plan)
     if run is not None:
@@ -119,18 +122,19 @@ def study(
         return
     for note in [*plan.notes, *notes]:
         say(f"note: {note}")
-    write_plan(plan)
-    if slurm is not None:
-        command = slurm_command(plan, slurm)
-        say(shlex.join(command))
-        raise typer.Exit(submit(command, plan.folder))
-    outcome = run_all(plan, processes, say)
-    if outcome.interrupted:
-        say(f"study {plan.spec.name}: stopped by a signal; the same command resumes it")
-        raise typer.Exit(outcome.code)
-    _print_table(plan, "terminal", console)
-    for file in _write_tables(plan):
-        say(f"{file}: the same")
+    with locked(plan.folder):
+        write_plan(plan)
+        if slurm is not None:
+            command = slurm_command(plan, slurm)
+            say(shlex.join(command))
+            raise typer.Exit(submit(command, plan.folder))
+        outcome = run_all(plan, processes, say)
+        if outcome.interrupted:
+            say(f"study {plan.spec.name}: stopped by a signal; the same command resumes it")
+            raise typer.Exit(outcome.code)
+        _print_table(plan, "terminal", console)
+        for file in _write_tables(plan):
+            say(f"{file}: the same")
     for failed, code in outcome.failed:
         say(f"failed: {failed.name}, exit code {code}; the same command tries it again")
     raise typer.Exit(outcome.code)

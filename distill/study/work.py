@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from distill.checkpoint.lock import refuse_locked
 from distill.cli.faults import explain_error
 from distill.console import error_panel
 from distill.errors import InputError
@@ -32,6 +33,16 @@ def left_jobs(plan: StudyPlan) -> list[int]:
         for index, job in enumerate(plan.jobs)
         if any(plan.state(run) != "done" for run in job)
     ]
+
+
+def refuse_busy(plan: StudyPlan, *, trains: bool) -> None:
+    """Raises InputError if another process works on the study, and if this one `trains`, also if
+    another trains one of its runs, such as a task of an array.
+    """
+    refuse_locked(plan.folder)
+    for index in left_jobs(plan) if trains else ():
+        for run in plan.jobs[index]:
+            refuse_locked(plan.output(run))
 
 
 def run_job(plan: StudyPlan, index: int) -> int:
