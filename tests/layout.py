@@ -46,7 +46,7 @@ TRAINING: tuple[frozenset[str], ...] = (
             "units",
         }
     ),
-    frozenset({"hub_resume", "rundir", "settings"}),
+    frozenset({"hub_resume", "rundir", "settings", "unplaced"}),
     frozenset({"plan"}),
     frozenset(
         {"banks", "header", "hub_owner", "known_data", "logging", "streams", "teachers", "trunk"}

@@ -172,9 +172,13 @@ def _decode(
 
 
 def checkpoint_bytes(students: tuple[StudentProfile, ...]) -> int:
-    """The bytes of a checkpoint: weights, buffers, optimizer state and averages of each student."""
+    """The bytes of a checkpoint: weights, buffers, optimizer state and averages of each student,
+    and the heads and the bank of its hint.
+    """
     return sum(
-        (1 + student.num_emas) * (student.weight_bytes + student.buffer_bytes) + student.state_bytes
+        (1 + student.num_emas) * (student.weight_bytes + student.buffer_bytes)
+        + student.all_state_bytes
+        + (hint.weight_bytes + hint.buffer_bytes + hint.bank_bytes if (hint := student.hint) else 0)
         for student in students
     )
 

@@ -21,5 +21,6 @@ energy         energy of a run's GPUs
 summary        report.json and the last table
 check          `distill recipe check`: what is known before a run
 known_data     what it knows of the data
+unplaced       a hint outside of a run, to be counted
 units          durations in another unit than the budget
 """

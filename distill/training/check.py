@@ -115,7 +115,7 @@ def check_recipe(
                 without_classes[row] = source.what.removeprefix("teacher ")
             if loaded and row not in features_only:
                 match_loaded(teacher, loaded, classes, Path(), order_given=order_given)
-    with collecting("objective", of_teacher):
+    with collecting("", of_teacher):  # it names the key
         refuse_readers_of_logits(recipe, without_classes)
     for name, spec in recipe.students.items():
         with collecting(f"students.{name}"):
