@@ -138,23 +138,25 @@ class HintCounter:
         in a forward: relations of samples grow with the square of their number, or its cube.
         """
         images, precision = self._share.micro_batch_size, self._recipe.train.precision
-        # The processes of a group relate all of their samples.
-        rows = images * (self._share.group_size if hint.relates else 1)
         own_dtype = HALVES.get(precision, torch.float32)
         with fake(nn.ModuleList([hint.heads])):
             hint.empty_bank()
             weight_bytes, buffer_bytes, _ = held(hint.heads)
             for parameter in hint.heads.parameters():
                 parameter.grad = torch.empty_like(parameter)  # as the buckets of DDP
-            ours = [torch.empty(rows, *each, dtype=own_dtype) for each in hint.student]
+            ours = [torch.empty(images, *each, dtype=own_dtype) for each in hint.student]
             theirs = [
-                torch.empty(rows, *each, dtype=teacher_dtype) for each in hint.teacher.values()
+                torch.empty(images, *each, dtype=teacher_dtype) for each in hint.teacher.values()
             ]
             for each in ours:
                 each.requires_grad_()
             with Meter() as meter:
                 with autocast(precision):
                     made = hint.heads(tuple(ours), tuple(theirs))
+                if (size := self._share.group_size) > 1 and hint.relates:
+                    # The processes of a group relate all of their samples.
+                    made = tuple(torch.cat([each] * size) for each in made)
+                    theirs = [torch.cat([each] * size) for each in theirs]
                 total = hint.loss(made, tuple(theirs))
                 meter.forward = False
                 total.backward()  # type: ignore[no-untyped-call]
