@@ -145,6 +145,7 @@ def test_features_that_several_students_read_are_counted_once(tmp_path: Path) ->
     assert profiles_of(tmp_path, cc, fitnet).feature_bytes == 64 * 2 + 64 * 4 * 4 * 2
 
 
+@pytest.mark.slow
 def test_the_command_prints_hints_and_the_bank(tmp_path: Path, cli: Cli) -> None:
     recipe_of(tmp_path, CRD, {"loss": "reviewkd"}, CRD | {"weight": 0.8})
     options = ["--gpu", "h100", "--gpus", 1]
