@@ -38,18 +38,30 @@ TRAINING: tuple[frozenset[str], ...] = (
             "inputs",
             "live_losses",
             "metrics",
+            "opened",
             "output_folder",
             "result_file",
             "screen",
             "share",
             "sources",
             "stored_targets",
+            "units",
         }
     ),
-    frozenset({"hub_resume", "rundir", "settings"}),
+    frozenset({"hub_resume", "rundir", "settings", "unplaced"}),
     frozenset({"plan"}),
     frozenset(
-        {"banks", "header", "hub_owner", "logging", "streams", "targets", "teachers", "trunk"}
+        {
+            "banks",
+            "header",
+            "hub_owner",
+            "known_data",
+            "logging",
+            "streams",
+            "targets",
+            "teachers",
+            "trunk",
+        }
     ),
     frozenset({"build", "evaluations", "publishing", "summary"}),
     frozenset({"run_state"}),

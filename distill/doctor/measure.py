@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from distill.doctor.hints import HintCounter
 from distill.doctor.meter import fake, forward_pass, held, training_pass
+from distill.doctor.optimizer_state import optimizer_bytes
 from distill.doctor.profiles import Line, Pass, StudentProfile, TeacherProfile
 from distill.models.build import checkpoint_activations, create, student_without_memory
 from distill.models.fitting import head_classes
@@ -23,7 +24,7 @@ from distill.models.weights import load_state_dict
 from distill.recipe import Recipe, schema
 from distill.recipe.elementwise import ELEMENTWISE_OPTIMIZERS
 from distill.recipe.teachers import recipe_key
-from distill.student.optimizer import check_optimizer, take_two_steps
+from distill.training.share import Share, share_of_process
 
 # The keys of a student that change its bytes and FLOPs, except the optimizer: students that only
 # differ in objective or schedule are counted once.
@@ -39,19 +40,28 @@ class Profiles:
         students: with the optimizers of the stage that needs most memory.
         unknown: a sentence for each model that could not be counted.
         of_stage: the name of that stage, if the stages differ.
+        feature_bytes: of the features of an image that hints read from teachers, in that stage.
     """
 
     teacher: TeacherProfile | None
     students: tuple[StudentProfile, ...]
     unknown: tuple[str, ...] = ()
     of_stage: str | None = None
+    feature_bytes: float = 0.0
 
 
-def measure(recipe: Recipe, num_classes: int) -> Profiles:
+def measure(
+    recipe: Recipe,
+    num_classes: int,
+    share: Share | None = None,
+    num_images: Sequence[int | None] = (),
+) -> Profiles:
     """Counts the teacher and the students of a recipe, which takes seconds and no memory.
 
     Args:
         num_classes: the number of classes of the data.
+        share: of a process, on which hints are counted; None: a single process.
+        num_images: of the training set of each stage, where it is known, for CRD's bank.
 
     Raises:
         InputError: timm does not know or cannot build a model. `distill.training.check` runs before
@@ -74,8 +84,19 @@ def measure(recipe: Recipe, num_classes: int) -> Profiles:
         unknown.append(
             "teachers: their placements differ, and the numbers are for all of them replicated"
         )
-    students, of_stage = _measure_students(recipe, num_classes)
-    return Profiles(_together(teachers), students, tuple(unknown), of_stage)
+    train = recipe.train
+    hints = HintCounter(
+        recipe,
+        num_classes,
+        share or share_of_process(train.batch_size_global, train.micro_batch_size, 1),
+        tuple(num_images) or (None,) * recipe.num_stages,
+    )
+    students, of_stage, feature_bytes = _measure_students(recipe, num_classes, hints)
+    unknown += [
+        f"students.{name}: its hint cannot be counted here, and is not in the numbers"
+        for name in hints.unknown
+    ]
+    return Profiles(_together(teachers), students, tuple(unknown), of_stage, feature_bytes)
 
 
 def _together(teachers: Sequence[TeacherProfile]) -> TeacherProfile | None:
@@ -108,10 +129,10 @@ def _together(teachers: Sequence[TeacherProfile]) -> TeacherProfile | None:
 
 
 def _measure_students(
-    recipe: Recipe, num_classes: int
-) -> tuple[tuple[StudentProfile, ...], str | None]:
-    """The students with the optimizers of the stage that needs most memory, and its name; None if
-    all stages need the same.
+    recipe: Recipe, num_classes: int, hints: HintCounter
+) -> tuple[tuple[StudentProfile, ...], str | None, float]:
+    """The students with the optimizers and hints of the stage that needs most memory; its name, or
+    None if all stages need the same; and the bytes of the features of an image that they read.
     """
     counted: dict[str, StudentProfile] = {}
     stages: list[tuple[StudentProfile, ...]] = []
@@ -134,12 +155,18 @@ def _measure_students(
                     state_bytes=optimizer_bytes(net, spec.optimizer),
                     elementwise=_is_elementwise(spec.optimizer),
                 )
+            hint = hints.count(name, index)
             students.append(
-                dataclasses.replace(counted[key], name=name, num_emas=len(spec.ema.decays))
+                dataclasses.replace(
+                    counted[key],
+                    name=name,
+                    num_emas=len(spec.ema.decays),
+                    hint=hint.profile if hint else None,
+                )
             )
         stages.append(tuple(students))
-    state_bytes = [sum(student.state_bytes for student in students) for students in stages]
-    largest = state_bytes.index(max(state_bytes))
+    needed = [sum(map(_varying_bytes, students)) for students in stages]
+    largest = needed.index(max(needed))
     # All stages have the same placement, so every optimizer must allow it.
     shown = tuple(
         dataclasses.replace(
@@ -147,7 +174,14 @@ def _measure_students(
         )
         for i, student in enumerate(stages[largest])
     )
-    return shown, recipe.stages[largest].name if len(set(state_bytes)) > 1 else None
+    of_stage = recipe.stages[largest].name if len(set(needed)) > 1 else None
+    return shown, of_stage, hints.feature_bytes(largest)
+
+
+def _varying_bytes(student: StudentProfile) -> int:
+    """The lasting bytes of a student in which the stages of a run differ."""
+    hint = student.hint
+    return student.all_state_bytes + (hint.weight_bytes + hint.bank_bytes if hint else 0)
 
 
 def expected_classes(recipe: Recipe) -> int | None:
@@ -227,24 +261,3 @@ def measure_student(
 
 def _is_elementwise(spec: schema.OptimizerSpec) -> bool:
     return spec.name.lower() in ELEMENTWISE_OPTIMIZERS
-
-
-def optimizer_bytes(net: nn.Module, spec: schema.OptimizerSpec) -> int:
-    """The bytes of the optimizer's state, extrapolated from two steps on a small matrix and a small
-    vector.
-
-    It is exact for optimizers that store moments of each weight (AdamW, LAMB, SGD, Lion ...), and
-    too high for those that factor them (Adafactor). Step counters are not counted.
-    """
-    check_optimizer(net, spec, key="student.optimizer")
-    each = {}
-    for parameter, slots in take_two_steps(spec).items():
-        state = [
-            value for value in slots.values() if isinstance(value, torch.Tensor) and value.dim()
-        ]
-        each["weight" if parameter.dim() > 1 else "bias"] = (
-            sum(tensor.numel() * tensor.element_size() for tensor in state) / parameter.numel()
-        )
-    scalars = [parameter for parameter in net.parameters() if parameter.requires_grad]
-    total: float = sum(each["weight" if p.dim() > 1 else "bias"] * p.numel() for p in scalars)
-    return round(total)

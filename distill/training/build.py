@@ -28,7 +28,7 @@ from distill.student.optimizer import build_optimizer, check_optimizer
 from distill.student.schedule import resolve_schedule
 from distill.student.student import StageSettings, Student
 from distill.training.banks import refuse_large_banks, stage_samples
-from distill.training.hints import FeatureSource, read_features, refuse_long_warmup
+from distill.training.hints import FeatureSource, read_features
 from distill.training.plan import Plan, StagePlan
 from distill.training.share import Share
 from distill.training.stored_targets import StoredTargets
@@ -118,9 +118,11 @@ def build_models(plan: Plan) -> Models:
             schedules.
     """
     recipe = plan.recipe
+    # First, since it needs no model.
+    schedules = {name: run_schedule(plan, name) for name in recipe.students}
     store = None if recipe.targets is None else open_targets(plan)
     teachers = build_teachers(plan, _HERE)
-    nets, views, schedules, maps = {}, {}, {}, {}
+    nets, views, maps = {}, {}, {}
     features = {
         row: FeatureSource(each.net, each.view.image_size, f"teacher {each.source}")
         for row, each in teachers.items()
@@ -148,15 +150,12 @@ def build_models(plan: Plan) -> Models:
             if hint := own.objective.hint:
                 of_teacher = features[hint_teacher(own.objective, tuple(teachers))]
                 hint_key = f"{stage.key}{key}.objective.hint"
-                num_steps = stage.last_step - stage.first_step
-                refuse_long_warmup(hint, num_steps / stage.order.steps_per_epoch, hint_key)
                 ours = read_features(hint, of_student, "student", hint_key)
                 theirs = read_features(hint, of_teacher, "teacher", hint_key)
                 assert ours, "models with memory have feature maps"
                 assert theirs, "models with memory have feature maps"
                 maps[stage.key, name] = ours, theirs
         notes += of_student.notes
-        schedules[name] = run_schedule(plan, name)
     _refuse_frames(views)
     notes += [note for each in features.values() for note in each.notes]
     notes += [f"{name} is commit {commit}" for name, commit in pinned_commits().items()]

@@ -24,9 +24,11 @@ from distill.errors import InputError
 from distill.recipe import DurationValue, Recipe, schema
 from distill.recipe.warmups import fit_inherited_warmups
 from distill.rng import hash64
+from distill.training.hints import refuse_long_warmup
 from distill.training.inputs import contents_of, labels_of, shards_of
+from distill.training.opened import Opened, open_sources
 from distill.training.settings import refuse_lanes, setting_problems
-from distill.training.sources import Sources, open_sources, order_given
+from distill.training.sources import Sources, classified, order_given
 
 _MOST_STEPS = 10**10  # more than any run takes; step x batch stays far below 2^63
 
@@ -210,8 +212,11 @@ def _described(spec: schema.SourceSpec | schema.HoldOutSpec, root: Path) -> dict
     return keys
 
 
-def make_plan(recipe: Recipe) -> Plan:
+def make_plan(recipe: Recipe, opened: Opened | None = None) -> Plan:
     """Open the sources and turn every duration into steps.
+
+    Args:
+        opened: the sources, where they are open already.
 
     Raises:
         InputError: data that is missing or does not fit, with the key or path; settings that do not
@@ -220,11 +225,13 @@ def make_plan(recipe: Recipe) -> Plan:
     if problems := setting_problems(recipe):
         raise InputError("\n".join(problems))
     recipes = [recipe.at_stage(index) for index in range(recipe.num_stages)]
-    sources = open_sources(recipe, recipes)
+    opened = opened or open_sources(recipe)
+    sources = classified(recipe, recipes, opened)
     stages: list[StagePlan] = []
     for index in range(recipe.num_stages):
         first_step = stages[-1].last_step if stages else 0
         stages.append(_plan_stage(recipe, index, sources, first_step))
+        _refuse_long_warmups(stages[-1])
     ordered = order_given(recipe, recipes, sources)
     recipe, notes = fit_inherited_warmups(
         recipe,
@@ -295,6 +302,14 @@ def _plan_stage(recipe: Recipe, index: int, sources: Sources, first_step: int) -
         log_every=max(1, steps(own.log.every)),
         publish_every=None if publish is None else max(1, steps(publish.every)),
     )
+
+
+def _refuse_long_warmups(stage: StagePlan) -> None:
+    """Raises InputError for a hint whose weight is still in its warm-up when the stage ends."""
+    num_epochs = (stage.last_step - stage.first_step) / stage.order.steps_per_epoch
+    for name, student in stage.recipe.students.items():
+        if hint := student.objective.hint:
+            refuse_long_warmup(hint, num_epochs, f"{stage.key}students.{name}.objective.hint")
 
 
 def make_order(

@@ -1,15 +1,15 @@
-"""The sources of a run, opened, and the classes of its logits."""
+"""The sources of a run, and the classes of its logits."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from distill.data.classes import Named, run_classes
-from distill.data.holdout import open_eval, open_train, open_undivided
 from distill.data.label_sets import same_space
 from distill.data.sources import Source, has_class_order
 from distill.models.teacher import classes_of_teachers
 from distill.recipe import Recipe, schema
+from distill.training.opened import Opened
 
 
 @dataclass(frozen=True)
@@ -33,34 +33,28 @@ class Sources:
         return self.eval is not None and same_space(self.eval.classes, self.classes)
 
 
-def open_sources(recipe: Recipe, stages: Sequence[Recipe]) -> Sources:
-    """Open the sources of a run, and find its classes.
+def classified(recipe: Recipe, stages: Sequence[Recipe], opened: Opened) -> Sources:
+    """Return the sources of a run with its classes.
 
     Args:
         stages: the recipe of each stage.
 
     Raises:
-        InputError: data that are missing, or labels that are read and do not fit each other.
+        InputError: labels that are read and do not fit each other.
     """
-    root = Path(recipe.data.root).expanduser()
-    undivided = open_undivided(recipe.data, root)
-    named = []
-    for stage, prefix in zip(stages, recipe.stage_keys, strict=True):
-        key = f"{prefix}data.train"
-        source = open_train(recipe.data, stage.data.train, root, key, undivided)
-        why = reader_of_labels(stage, prefix)
-        named.append(Named(key, source, bool(why), why))
-    train = tuple(each.source for each in named)
     if not recipe.trains_classifiers:
-        return Sources(train, None, ())
-    eval_source = open_eval(recipe.data, root, whole=undivided)
+        return Sources(opened.train, None, ())
+    named = []
+    for stage, prefix, source in zip(stages, recipe.stage_keys, opened.train, strict=True):
+        why = reader_of_labels(stage, prefix)
+        named.append(Named(f"{prefix}data.train", source, bool(why), why))
     classes = run_classes(
         named,
-        eval_source,
+        opened.eval,
         reads_eval=recipe.evaluate.reads_labels,
         of_teacher=classes_of_teachers(recipe.teacher_rows.values(), Path()),
     )
-    return Sources(train, eval_source, classes)
+    return Sources(opened.train, opened.eval, classes)
 
 
 def order_given(recipe: Recipe, stages: Sequence[Recipe], sources: Sources) -> bool:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from distill.checkpoint.lock import FolderLock
 from distill.console import hours_minutes
 from distill.data.loading.loader import RankSlice
 from distill.data.targets import (
@@ -40,7 +41,6 @@ from distill.recipe.teachers import TEACHER
 from distill.training import header
 from distill.training.build import batch_loader, build_engine, refuse_other_commits
 from distill.training.plan import Plan, make_plan
-from distill.training.rundir import RunLock
 from distill.training.targets import identity_of, refuse_other_identity, store_folder
 from distill.training.teachers import build_teachers, place_teachers
 
@@ -101,7 +101,7 @@ def write_targets(
         stage = plan.stages[0]
         epochs = epochs or range(-(-stage.last_step // stage.order.steps_per_epoch))
         engine = build_engine(plan)
-        lock, failed = RunLock(), True
+        lock, failed = FolderLock(), True
         try:
             refuse_other_commits(engine)
             work = engine.on_main(
@@ -149,7 +149,7 @@ def _new_store(folder: Path, plan: Plan, rows: RowFormat, teacher: Teacher) -> T
     )
 
 
-def prepare_store(store: TargetStore, epochs: Sequence[int], lock: RunLock) -> Work:
+def prepare_store(store: TargetStore, epochs: Sequence[int], lock: FolderLock) -> Work:
     """Lock the folder, write the manifest or compare it, and find out which shards are missing. The
     main process alone calls this.
 
