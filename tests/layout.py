@@ -43,12 +43,11 @@ TRAINING: tuple[frozenset[str], ...] = (
             "result_file",
             "screen",
             "share",
-            "sources",
             "stored_targets",
             "units",
         }
     ),
-    frozenset({"hub_resume", "rundir", "settings", "unplaced"}),
+    frozenset({"hub_resume", "rundir", "settings", "sources", "unplaced"}),
     frozenset({"plan"}),
     frozenset(
         {
