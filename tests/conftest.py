@@ -47,6 +47,7 @@ SLOW_FILES = {
     "test_kill.py",
     "test_launch_command.py",
     "test_losses_dist_ranks.py",
+    "test_masked_processes.py",
     "test_miniature.py",
     "test_moved_streams.py",
     "test_norms_of_processes.py",

@@ -35,6 +35,7 @@ TRAINING: tuple[frozenset[str], ...] = (
             "clock",
             "energy",
             "hints",
+            "masked",
             "inputs",
             "live_losses",
             "metrics",

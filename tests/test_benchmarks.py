@@ -229,3 +229,11 @@ def test_the_end_to_end_benchmark_trains_what_timm_trains(
         assert subprocess.run(command, check=False, capture_output=True).returncode == 0
         report = json.loads((tmp_path / pipeline / "report.json").read_text())
         assert report["steps"] == 2 * (10 // 4)
+
+
+def test_masked_features_are_the_same_and_faster_to_compute(measured: Measure) -> None:
+    figures = measured(
+        "masked", "--model", "convnextv2_atto", "--image-size", "96", "--rounds", "2"
+    )
+    assert figures["difference"] < 1e-5
+    assert is_spread(figures["ratio"])

@@ -147,6 +147,7 @@ _HEADINGS = {
     "imagenet1k": "Rows of the paper's tables",
     "imagenet21k": "Rows of the paper's tables",
     "cifar100": "Rows of the paper's tables",
+    "fcmae": "Rows of the paper's tables",
     "finetune": "Teachers to fine-tune",
     "strategies": "To extend: strategies",
     "parts": "To extend: parts",

@@ -14,6 +14,7 @@ hints          the features that a hint compares
 stored_targets what the teacher said of a batch, from a store
 targets        the store that belongs to a run, and its checks
 write_targets  `distill targets`
+masked         which students reconstruct removed patches, and their term
 banks          which samples CRD's banks are of, and whether they fit
 streams        whether the cache holds what a machine reads, and which shards are fetched next
 evaluations    when an evaluation is due, and the best weights

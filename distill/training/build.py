@@ -29,6 +29,7 @@ from distill.student.schedule import resolve_schedule
 from distill.student.student import StageSettings, Student
 from distill.training.banks import refuse_large_banks, stage_samples
 from distill.training.hints import FeatureSource, read_features
+from distill.training.masked import masked_of, refuse_unmaskable
 from distill.training.plan import Plan, StagePlan
 from distill.training.share import Share
 from distill.training.stored_targets import StoredTargets
@@ -155,6 +156,9 @@ def build_models(plan: Plan) -> Models:
                 assert ours, "models with memory have feature maps"
                 assert theirs, "models with memory have feature maps"
                 maps[stage.key, name] = ours, theirs
+            refuse_unmaskable(
+                own.objective, nets[name], recipe.data.image_size, f"{stage.key}{key}"
+            )
         notes += of_student.notes
     _refuse_frames(views)
     notes += [note for each in features.values() for note in each.notes]
@@ -278,6 +282,7 @@ def stage_settings(
                 maps=models.maps.get((stage.key, name)),
                 teachers=tuple(plan.recipe.teacher_rows),
                 samples=stage_samples(stage, plan.recipe.seed, engine),
+                masked=masked_of(spec.objective, models.nets[name], plan.recipe),
             ),
             build_optimizer=lambda learner: build_optimizer(
                 learner.net, spec.optimizer, learner.heads

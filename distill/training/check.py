@@ -32,6 +32,7 @@ from distill.training.known_data import (
     paths_of_data,
     plan_here,
 )
+from distill.training.masked import refuse_unmaskable
 from distill.training.output_folder import refuse_foreign_output
 from distill.training.plan import Plan
 from distill.training.settings import setting_problems
@@ -184,6 +185,7 @@ def _check_student(
             teacher = teachers[hint_teacher(own.students[name].objective, tuple(teachers))]
             if teacher is not None:
                 read_features(hint, teacher, "teacher", hint_key)
+        refuse_unmaskable(own.students[name].objective, net, image_size, f"{prefix}{key}")
         budget_key = f"{prefix}budget" if prefix else "train.budget"
         _check_learning(net, own.students[name], own.train.budget, f"{prefix}{key}", budget_key)
     lines = [f"{name} sees {view.describe()}", *(f"{name}: {note}" for note in adapted)]
