@@ -11,6 +11,7 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from distill.doctor.hints import HintCounter
+from distill.doctor.masked import MaskedNetwork
 from distill.doctor.meter import fake, forward_pass, held, training_pass
 from distill.doctor.optimizer_state import optimizer_bytes
 from distill.doctor.profiles import Line, Pass, StudentProfile, TeacherProfile
@@ -140,19 +141,19 @@ def _measure_students(
         students = []
         for name, spec in recipe.at_stage(index).students.items():
             own_classes = 0 if recipe.trains_backbone(name) else num_classes
-            shape = repr([own_classes, *(getattr(spec, field) for field in _SHAPE)])
+            fields = (*(getattr(spec, field) for field in _SHAPE), spec.objective.masked)
+            shape = repr([own_classes, *fields])
             key = shape + repr(spec.optimizer.model_copy(update={"lr": 1.0}))
             if shape not in counted:
                 counted[shape] = counted[key] = measure_student(
                     name, spec, own_classes, recipe.data.image_size, recipe.train.precision
                 )
             elif key not in counted:
-                net = student_without_memory(
-                    spec, num_classes=own_classes, image_size=recipe.data.image_size
-                )
                 counted[key] = dataclasses.replace(
                     counted[shape],
-                    state_bytes=optimizer_bytes(net, spec.optimizer),
+                    state_bytes=optimizer_bytes(
+                        _network(spec, own_classes, recipe.data.image_size), spec.optimizer
+                    ),
                     elementwise=_is_elementwise(spec.optimizer),
                 )
             hint = hints.count(name, index)
@@ -232,12 +233,11 @@ def measure_student(
     name: str, spec: schema.StudentSpec, num_classes: int, image_size: int, precision: str
 ) -> StudentProfile:
     """Counts a student with float32 weights and the precision of the run."""
-    net = student_without_memory(spec, num_classes=num_classes, image_size=image_size)
+    network = _network(spec, num_classes, image_size)
     if spec.grad_checkpointing:
-        checkpoint_activations(net, spec.model)
-    network = Network(net, Pixels((0.5,) * 3, (0.5,) * 3)).train()  # any values
-    with fake(network):
-        weight_bytes, buffer_bytes, largest = held(net)
+        checkpoint_activations(network.net, spec.model)
+    with fake(network.train()):
+        weight_bytes, buffer_bytes, largest = held(network)
         train, kept, working = training_pass(
             network, image_size, precision, checkpointing=spec.grad_checkpointing
         )
@@ -246,7 +246,7 @@ def measure_student(
         model=spec.model,
         parameters=weight_bytes // 4,
         buffer_bytes=buffer_bytes,
-        state_bytes=optimizer_bytes(net, spec.optimizer),
+        state_bytes=optimizer_bytes(network, spec.optimizer),
         num_emas=len(spec.ema.decays),
         largest_bytes=largest,
         precision=precision,
@@ -254,9 +254,19 @@ def measure_student(
         kept=kept,
         working=working,
         checkpointing=spec.grad_checkpointing,
-        can_checkpoint=not any(isinstance(module, _BatchNorm) for module in net.modules()),
+        can_checkpoint=not any(isinstance(module, _BatchNorm) for module in network.modules()),
         elementwise=_is_elementwise(spec.optimizer),
     )
+
+
+def _network(
+    spec: schema.StudentSpec, num_classes: int, image_size: int
+) -> Network | MaskedNetwork:
+    """A student without memory, from images to logits; or with `masked` to predicted pixels."""
+    net = student_without_memory(spec, num_classes=num_classes, image_size=image_size)
+    pixels = Pixels((0.5,) * 3, (0.5,) * 3)  # any values
+    masked = spec.objective.masked
+    return MaskedNetwork(net, pixels, masked, image_size) if masked else Network(net, pixels)
 
 
 def _is_elementwise(spec: schema.OptimizerSpec) -> bool:
