@@ -11,7 +11,6 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from distill.doctor.hints import HintCounter
-from distill.doctor.masked import MaskedNetwork
 from distill.doctor.meter import fake, forward_pass, held, training_pass
 from distill.doctor.optimizer_state import optimizer_bytes
 from distill.doctor.profiles import Line, Pass, StudentProfile, TeacherProfile
@@ -25,6 +24,7 @@ from distill.models.weights import load_state_dict
 from distill.recipe import Recipe, schema
 from distill.recipe.elementwise import ELEMENTWISE_OPTIMIZERS
 from distill.recipe.teachers import recipe_key
+from distill.training.masked import MaskedNetwork
 from distill.training.share import Share, share_of_process
 
 # The keys of a student that change its bytes and FLOPs, except the optimizer: students that only
