@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# What a machine with one GPU is for, within 9 minutes: see docs/scaling.md and benchmarks/gpu_check.py.
+# What a machine with one GPU is for, within 9 minutes: see docs/scaling.md and
+# benchmarks/gpu_check.py.
 #
 #   scripts/gpu_check.sh [--wheels FOLDER] [options of python -m benchmarks.gpu_check]
 #
-# --wheels installs what the machine lacks from a folder of wheels, without a network, into a folder of its own that is
-# deleted afterwards. PYTHON names the interpreter; default: .venv, else python3.
+# --wheels installs what the machine lacks from a folder of wheels, without a network, into a folder
+# of its own that is deleted afterwards. PYTHON names the interpreter; default: .venv, else python3.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

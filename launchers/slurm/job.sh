@@ -1,5 +1,6 @@
 # shellcheck shell=bash
-# The common part of train.sbatch and sweep.sbatch. They source it on the first node of a job, and call `run RECIPE [key=value ...]`.
+# The common part of train.sbatch and sweep.sbatch. They source it on the first node of a job, and
+# call `run RECIPE [key=value ...]`.
 #
 # A job ends in one of four ways:
 #   the recipe is done                                                exit 0
@@ -30,12 +31,14 @@ first_address() {
   echo "${address:+${address#NodeAddr=}}" | grep . || echo "$first"
 }
 
-# With a grace time, preemption is a SIGTERM to the steps and a PreemptTime in the job; SLURM does not requeue a script that ends in time.
+# With a grace time, preemption is a SIGTERM to the steps and a PreemptTime in the job; SLURM does
+# not requeue a script that ends in time.
 preempted() { scontrol show job "$job" | grep -qE 'PreemptTime=[0-9]'; }
 
-# srun with the options of every step. --mpi=none: we do not use MPI, and Accelerate would read ranks from its variables.
-# --cpu-bind=none: the one task of a node is many processes. --export=ALL, also under sbatch --export=NONE. It replaces the shell by srun,
-# so call it in a subshell. scancel --full sends signals to the tasks itself, so srun need not forward them.
+# srun with the options of every step. --mpi=none: we do not use MPI, and Accelerate would read
+# ranks from its variables. --cpu-bind=none: the one task of a node is many processes. --export=ALL,
+# also under sbatch --export=NONE. It replaces the shell by srun, so call it in a subshell. scancel
+# --full sends signals to the tasks itself, so srun need not forward them.
 step() {
   local extra=()
   read -ra extra <<<"${DISTILL_SRUN_ARGS:-}"
@@ -46,12 +49,14 @@ step() {
 run() {
   local code=0 terminated=""
   local restarts=${SLURM_RESTART_COUNT:-0} nodes=$SLURM_JOB_NUM_NODES
-  # Files by which this script and the first node's node.sh communicate. node.sh may run in a container, so they are not in /tmp.
+  # Files by which this script and the first node's node.sh communicate. node.sh may run in a
+  # container, so they are not in /tmp.
   export DISTILL_STATE=$PWD/.distill-slurm-$job
   rm -rf "$DISTILL_STATE"
   mkdir -p "$DISTILL_STATE" || fail "$PWD cannot be written"
   trap 'rm -rf "$DISTILL_STATE"' EXIT
-  # The time limit is near (--signal above), or scancel --signal=USR1 --batch. node.sh looks for this file.
+  # The time limit is near (--signal above), or scancel --signal=USR1 --batch. node.sh looks for
+  # this file.
   trap 'touch "$DISTILL_STATE/stop_requested"' USR1
   # SLURM is ending the job. It signals the ranks too: wait until they have saved.
   trap 'terminated=1' TERM
@@ -64,13 +69,15 @@ run() {
     export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
   fi
   MASTER_ADDR=${DISTILL_MASTER_ADDR:-$(first_address)}
-  # Below the ephemeral ports (32768 and up). Another one after a requeue, since the previous may still be closing.
+  # Below the ephemeral ports (32768 and up). Another one after a requeue, since the previous may
+  # still be closing.
   MASTER_PORT=${DISTILL_MASTER_PORT:-$((20000 + (SLURM_JOB_ID * 17 + restarts) % 12000))}
   export MASTER_ADDR MASTER_PORT
   local processes=$((nodes * DISTILL_PROCESSES_PER_NODE))
   say "$nodes nodes ($SLURM_JOB_NODELIST), $processes processes, meeting at $MASTER_ADDR:$MASTER_PORT, restart $restarts"
 
-  # Errors in a recipe, an override or an installation show here, before every node starts. A restarted job was checked already.
+  # Errors in a recipe, an override or an installation show here, before every node starts. A
+  # restarted job was checked already.
   if ((restarts == 0)) && [[ ${DISTILL_CHECK:-yes} == yes ]]; then
     (step --nodes=1 --ntasks=1 bash "$here/node.sh" check --processes "$processes" "$@") || code=$?
     if ((code)); then
@@ -83,7 +90,8 @@ run() {
   ((nodes == 1)) || label=(--label)
   (step --nodes="$nodes" --ntasks="$nodes" "${label[@]}" bash "$here/node.sh" train "$@") &
   local step_pid=$!
-  # srun waits a minute or more for the tasks of a lost node. Once this node has ended, the others have nothing left to do.
+  # srun waits a minute or more for the tasks of a lost node. Once this node has ended, the others
+  # have nothing left to do.
   local seconds=0
   while kill -0 "$step_pid" 2>/dev/null; do
     if [[ -e $DISTILL_STATE/ended ]] && ((seconds++ == LAST_NODE_S)); then

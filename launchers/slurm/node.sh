@@ -1,7 +1,7 @@
 #!/bin/bash
-# srun starts this script once on each node of a job: `check` checks a recipe, `train` starts this node's processes, of distill
-# train, or of the command in DISTILL_COMMAND.
-# It is not part of the batch script because the values of a node must expand on that node.
+# srun starts this script once on each node of a job: `check` checks a recipe, `train` starts this
+# node's processes, of distill train, or of the command in DISTILL_COMMAND. It is not part of the
+# batch script because the values of a node must expand on that node.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -45,8 +45,8 @@ threads=$(((${SLURM_CPUS_ON_NODE:-1}) / per_node))
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((threads > 0 ? threads : 1))}
 export NCCL_DEBUG=${NCCL_DEBUG:-WARN} TORCH_NCCL_ASYNC_ERROR_HANDLING=${TORCH_NCCL_ASYNC_ERROR_HANDLING:-1}
 export PYTHONUNBUFFERED=1
-# At SIGTERM the launcher would kill the ranks after 30 s. SLURM has its own limit (KillWait, GraceTime). Releases of torch that do
-# not know this variable keep the 30 s.
+# At SIGTERM the launcher would kill the ranks after 30 s. SLURM has its own limit (KillWait,
+# GraceTime). Releases of torch that do not know this variable keep the 30 s.
 export PET_SIGNALS_TO_HANDLE=SIGINT,SIGHUP,SIGQUIT
 # Set if a launcher started the shell.
 unset RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE
@@ -68,7 +68,8 @@ mkdir -p "$DISTILL_RANKS"
 ) &
 pid=$!
 while kill -0 "$pid" 2>/dev/null; do
-  # Repeated, since a rank that is still importing ignores it. One rank is enough, since all agree when to stop.
+  # Repeated, since a rank that is still importing ignores it. One rank is enough, since all agree
+  # when to stop.
   if [[ -n $stopping || -e $DISTILL_STATE/stop_requested ]]; then
     for rank in "$DISTILL_RANKS"/*; do
       kill -s "${stopping:-USR1}" "${rank##*/}" 2>/dev/null || true

@@ -48,6 +48,14 @@ def test_fragments_say_so_and_are_used() -> None:
         assert not {"name", "description"} & yaml.safe_load(path.read_text()).keys(), path
 
 
+@pytest.mark.parametrize("path", RECIPES + FRAGMENTS, ids=name_of)
+def test_comments_have_lines_of_at_most_100_columns(path: Path) -> None:
+    """But for commands, which are to be copied."""
+    for line in path.read_text().splitlines():
+        if line.lstrip().startswith("#") and not re.match(r"#(   | Command:)", line):
+            assert len(line) <= 100
+
+
 @each_paper_recipe
 def test_recipe_opens_with_its_claim(path: Path) -> None:
     recipe, comment = load(path), opening(path)
@@ -61,7 +69,7 @@ def test_recipe_opens_with_its_claim(path: Path) -> None:
         comment.partition("# Hardware: ")[2].partition("# Expected: ")[2].split("# Measured: ")
     )
     assert measured.strip()
-    top1 = expected.split("ReaL")[0]
+    top1 = re.sub(r"\n#\s*", " ", expected.split("ReaL")[0])
     for student in recipe.students:
         assert re.search(rf"(?<![\w-]){student}\s+\d\d\.\d\d\b", top1), (
             f"no expected top-1 for {student}"
