@@ -360,5 +360,6 @@ def batch_loader(
         first_step=first_step,
         last_step=last_step,
         order_starts=stage.first_step,
+        distinct_epochs=data.distinct_epochs,
         ahead=fetch_ahead(stage.source, stage.order, stage.last_step - stage.first_step),
     )
