@@ -12,20 +12,23 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from distill.console import hours_minutes
-from distill.data.loading.loader import RankSlice
+from distill.data.loading.loader import Batch, RankSlice
 from distill.data.targets import (
     ALL,
+    PRE_LOGITS,
     DamagedShardError,
+    Keep,
     RowFormat,
     ShardKey,
     TargetStore,
+    draw_keys,
     open_store,
     steps_per_shard,
     write_manifest,
@@ -34,6 +37,7 @@ from distill.engine import Engine, check_launch
 from distill.engine.signals import Signals
 from distill.errors import InputError
 from distill.files import clean_files, write_error
+from distill.models.head import Head, head_of
 from distill.models.teacher import Teacher
 from distill.recipe import Recipe
 from distill.recipe.teachers import TEACHER
@@ -41,12 +45,18 @@ from distill.training import header
 from distill.training.build import batch_loader, build_engine, refuse_other_commits
 from distill.training.plan import Plan, make_plan
 from distill.training.rundir import RunLock
-from distill.training.targets import identity_of, refuse_other_identity, store_folder
+from distill.training.stored_targets import asked
+from distill.training.targets import (
+    FORWARD,
+    identity_of,
+    refuse_other_identity,
+    store_folder,
+    without_repeats,
+)
 from distill.training.teachers import build_teachers, place_teachers
 
 DEFAULT_KEEP = 14  # 48 bytes an image at 1,000 classes
 INTERRUPTED = 75  # as of a run
-_FORWARD = "images in a forward"
 # Micro-batches after the first one, whose pace gives the hours: the first waits for the workers.
 _PACED = 3
 _REPORT_EVERY_S = 30.0
@@ -66,14 +76,19 @@ class Work:
 
 
 def write_targets(
-    recipe: Recipe, *, keep: int | Literal["all"] | None = None, epochs: Sequence[int] = ()
+    recipe: Recipe,
+    *,
+    keep: Keep | None = None,
+    num_draws: int | None = None,
+    epochs: Sequence[int] = (),
 ) -> int:
     """Write the rows of some epochs into the folder that `targets` names. The same call resumes,
     and writes damaged shards again.
 
     Args:
-        keep: how many logits of each image are kept; None: 14, or all of at most 14 classes.
-        epochs: ascending, counted from 0; none: those of the budget.
+        keep: what is kept of each image; None: 14 logits, or all of at most 14 classes.
+        num_draws: how many classes are drawn from the other logits; None for none.
+        epochs: ascending, counted from 0; none: those of the budget that differ.
 
     Returns:
         0 (done), or 75 (stopped by a signal).
@@ -86,7 +101,7 @@ def write_targets(
     _refuse_settings(recipe)
     check_launch(dict(os.environ), precision=recipe.train.precision, zero_stage=0)
     with Signals() as signals:
-        plan = make_plan(recipe.model_copy(update={"targets": None}))
+        plan = make_plan(without_repeats(recipe).model_copy(update={"targets": None}))
         header.show_data(plan)
         teacher = build_teachers(plan, Path())[TEACHER]
         if not teacher.has_classes:
@@ -97,15 +112,22 @@ def write_targets(
         header.show_views([f"{TEACHER} sees {teacher.view.describe()}", *teacher.notes])
         if keep is None:
             keep = ALL if len(plan.classes) <= DEFAULT_KEEP else DEFAULT_KEEP
-        rows = RowFormat.chosen(keep, len(plan.classes), plan.recipe.teacher_rows[TEACHER].dtype)
+        dtype = plan.recipe.teacher_rows[TEACHER].dtype
+        head, width = None, None
+        if keep == PRE_LOGITS:
+            head = head_of(teacher.net, teacher.view.image_size, f"teacher: {teacher.source}")
+            width = head["weight"].shape[1]
+        rows = RowFormat.chosen(keep, len(plan.classes), dtype, num_draws, width)
         stage = plan.stages[0]
-        epochs = epochs or range(-(-stage.last_step // stage.order.steps_per_epoch))
+        if not epochs:
+            num_epochs = -(-stage.last_step // stage.order.steps_per_epoch)
+            epochs = range(min(num_epochs, recipe.data.distinct_epochs or num_epochs))
         engine = build_engine(plan)
         lock, failed = RunLock(), True
         try:
             refuse_other_commits(engine)
             work = engine.on_main(
-                lambda: prepare_store(_new_store(folder, plan, rows, teacher), epochs, lock)
+                lambda: prepare_store(_new_store(folder, plan, rows, teacher), epochs, lock, head)
             )
             store = TargetStore.from_manifest(folder, work.manifest)
             code = 0
@@ -144,14 +166,19 @@ def _new_store(folder: Path, plan: Plan, rows: RowFormat, teacher: Teacher) -> T
         {
             "record": dict(teacher.record),
             "view": teacher.view.as_dict(),
-            _FORWARD: plan.recipe.train.micro_batch_size or size,
+            FORWARD: plan.recipe.train.micro_batch_size or size,
         },
     )
 
 
-def prepare_store(store: TargetStore, epochs: Sequence[int], lock: RunLock) -> Work:
+def prepare_store(
+    store: TargetStore, epochs: Sequence[int], lock: RunLock, head: Head | None = None
+) -> Work:
     """Lock the folder, write the manifest or compare it, and find out which shards are missing. The
     main process alone calls this.
+
+    Args:
+        head: of rows of features; written if it is missing or damaged.
 
     Raises:
         InputError: the folder holds another store, or something else; or the disk is too small.
@@ -176,6 +203,11 @@ def prepare_store(store: TargetStore, epochs: Sequence[int], lock: RunLock) -> W
     else:
         _refuse_another(there, store)
         store = there
+    if head is not None:
+        try:
+            store.read_head()
+        except DamagedShardError:
+            store.write_head(head)
     shards = [key for epoch in epochs for key in store.shards_of(epoch)]
     missing = [key for key in shards if not _is_intact(store, key)]
     _refuse_small_disk(store, missing)
@@ -196,7 +228,7 @@ def _refuse_another(there: TargetStore, store: TargetStore) -> None:
     if there.rows != store.rows:
         raise InputError(
             f"targets: {there.folder} has {there.rows.describe()}, and {store.rows.describe()} are"
-            f" asked for: give the same --keep, {another}"
+            f" asked for: give the same --keep and --sampled, {another}"
         )
     refuse_other_identity(there, {name: dict(each) for name, each in store.identity.items()})
     before, now = there.teacher["record"].get("sha256"), store.teacher["record"]["sha256"]
@@ -205,11 +237,11 @@ def _refuse_another(there: TargetStore, store: TargetStore) -> None:
             f"targets: {there.folder} is of a teacher with other weights ({before}, and here"
             f" {now}): put the earlier weights back, {another}"
         )
-    if there.teacher.get(_FORWARD) != store.teacher[_FORWARD]:
+    if there.teacher.get(FORWARD) != store.teacher[FORWARD]:
         raise InputError(
-            f"targets: {there.folder} was computed with {there.teacher.get(_FORWARD)} {_FORWARD},"
-            f" and here are {store.teacher[_FORWARD]}, which rounds differently: set"
-            f" train.micro_batch_size: {there.teacher.get(_FORWARD)}, {another}"
+            f"targets: {there.folder} was computed with {there.teacher.get(FORWARD)} {FORWARD},"
+            f" and here are {store.teacher[FORWARD]}, which rounds differently: set"
+            f" train.micro_batch_size: {there.teacher.get(FORWARD)}, {another}"
         )
 
 
@@ -330,14 +362,21 @@ class Writer:
         for number in range(num_batches):
             if self._signals.received is not None:
                 return None
-            logits = self._teacher(next(batches).images)
-            found.append(self._store.rows.encode(logits))
+            batch = next(batches)
+            numbers = asked(self._teacher, self._store.rows, batch.images)
+            found.append(self._store.rows.encode(numbers, self._keys(batch)))
             if number == 0:
                 begun = time.monotonic()
             elif not self._paced and number == min(_PACED, num_batches - 1):
                 self._paced = True
                 self._show_pace(number / (time.monotonic() - begun))
         return {name: torch.cat([each[name] for each in found]) for name in found[0]}
+
+    def _keys(self, batch: Batch) -> np.ndarray:
+        """Return the keys of the rows of a micro-batch."""
+        epoch, step = divmod(batch.step, self._store.steps_per_epoch)
+        rows = step * self._batch_size + self._part.slots(batch.micro)
+        return draw_keys(self._plan.recipe.seed, epoch, rows)
 
     def _show_pace(self, batches_per_s: float) -> None:
         pace = batches_per_s * self._part.micro_batch * self._engine.world_size

@@ -348,7 +348,7 @@ def test_weights_may_move(small: Path, tmp_path: Path) -> None:
         ),
         (
             {"students": {"a": {"objective": {"hint": {"loss": "fitnet"}}}}},
-            r"students.a.objective.hint: fitnet reads features",
+            r"students.a.objective.hint: fitnet reads feature maps",
         ),
         ({"evaluate": {"metric": "agreement"}}, "evaluate.metric: agreement compares"),
         ({"data": {"train": {"kind": "stream", "path": "x-{0..3}.tar"}}}, "kind: stream"),
@@ -398,5 +398,7 @@ def test_wrong_epochs(text: str) -> None:
 def test_keep() -> None:
     assert (parse_keep("all"), parse_keep("14")) == ("all", 14)
     for text in ("", "-1", "1.5", "most", "²", "9" * 5000):
-        with pytest.raises(InputError, match=r"--keep .*should be a number such as 14, or all"):
+        with pytest.raises(
+            InputError, match=r"--keep .*should be a number such as 14, all or pre-logits"
+        ):
             parse_keep(text)
