@@ -24,7 +24,7 @@ CHANGES: dict[str, Any] = {
 }
 
 
-@pytest.fixture(params=["all", 3])
+@pytest.fixture(params=["all", pytest.param(3, marks=pytest.mark.slow)])
 def recipe(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """A recipe with a store of 2 epochs of 14 forwards of 8 images."""
     path = write_recipe(tmp_path, CHANGES, {"targets": str(tmp_path / "store")})

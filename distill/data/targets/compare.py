@@ -62,15 +62,10 @@ def gaps(
     ids, largest, rest = rows.parts(stored, live.device)
     others = live.scatter(1, ids, -math.inf)
     at_ids = live.gather(1, ids)
-    found = torch.stack(
-        [
-            (largest - at_ids).abs().amax(1),
-            (rest[:, 0] - others.logsumexp(1)).abs(),
-            others.amax(1) - at_ids.amin(1),  # the stored classes are the largest
-        ]
-    ).amax(0)
+    off_mass = (rest[:, 0] - others.logsumexp(1)).abs()
+    found = torch.maximum((largest - at_ids).abs().amax(1), off_mass)
     if keys is not None and rows.num_draws is not None:
         # Logits that move by e move a point of the cumulative sum by 2e at most.
         found = torch.maximum(found, draw_gaps(live, ids, keys, rows.drawn(stored)) / 2)
     below = (at_ids.amax(1) - torch.minimum(at_ids.amin(1), rest[:, 0])).abs()
-    return Gaps(same, found.clamp(min=0), allowed + _FP16 * torch.maximum(scale, below))
+    return Gaps(same, found, allowed + _FP16 * torch.maximum(scale, below))
