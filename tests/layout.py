@@ -51,7 +51,7 @@ TRAINING: tuple[frozenset[str], ...] = (
         {"banks", "header", "hub_owner", "logging", "streams", "targets", "teachers", "trunk"}
     ),
     frozenset({"build", "evaluations", "publishing", "summary"}),
-    frozenset({"run_state", "verify_targets"}),
+    frozenset({"prepare_targets", "run_state", "verify_targets"}),
     frozenset({"check", "loop", "write_targets"}),
     frozenset({"interface"}),
 )

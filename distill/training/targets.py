@@ -10,7 +10,7 @@ from typing import Any, assert_never
 from distill import __version__
 from distill.checkpoint.differences import flattened
 from distill.data.pipelines import pipeline_versions
-from distill.data.targets import PRE_LOGITS, TargetStore, difference_lines, open_store
+from distill.data.targets import PRE_LOGITS, RowFormat, TargetStore, difference_lines, open_store
 from distill.errors import InputError
 from distill.files import sha256_of
 from distill.losses.outputs import POOLED, FeatureMap
@@ -134,21 +134,34 @@ def open_targets(plan: Plan) -> TargetStore:
             f"targets: {folder} has logits of {store.rows.num_classes} classes, and the data have"
             f" {len(plan.classes)}: name the store of these data"
         )
-    for name, student in plan.recipe.students.items():
+    refuse_unserved(store.rows, plan.recipe, str(folder))
+    return store
+
+
+def refuse_unserved(rows: RowFormat, recipe: Recipe, what: str) -> None:
+    """Check that rows have what the students of a recipe read.
+
+    Args:
+        what: the store or the option that the rows are of, for messages.
+
+    Raises:
+        InputError: a hint reads features and the rows have none, or a loss would be wrong with
+            drawn classes.
+    """
+    for name, student in recipe.students.items():
         soft, hint = student.objective.soft, student.objective.hint
-        if store.rows.kind != PRE_LOGITS and hint is not None:
+        if rows.kind != PRE_LOGITS and hint is not None:
             raise InputError(
                 f"students.{name}.objective.hint: {hint.loss} reads features of the teacher, and"
-                f" {folder} has logits alone: write a store with distill targets RECIPE"
+                f" {what} has logits alone: write a store with distill targets RECIPE"
                 " targets=FOLDER --keep pre-logits, or set hint to null"
             )
-        if store.rows.num_draws is not None and soft is not None and not reads_draws(soft):
+        if rows.num_draws is not None and soft is not None and not reads_draws(soft):
             raise InputError(
-                f"students.{name}.objective.soft: {folder} has classes drawn for kl and bkl at"
+                f"students.{name}.objective.soft: {what} has classes drawn for kl and bkl at"
                 f" temperature 1 and for bce_teacher, and this is {soft.loss}"
                 f"{_temperature(soft)}: take a store without --sampled"
             )
-    return store
 
 
 def reads_draws(soft: schema.SoftSpec) -> bool:

@@ -66,7 +66,7 @@ def test_the_store_of_features(
     store = features.parent / "store"
     head = store / "head"
     intact = head.read_bytes()
-    for content in (intact[:-1] + bytes([intact[-1] ^ 1]), intact[:100], None):
+    for content in (intact[:-1] + bytes([intact[-1] ^ 1]), None):
         head.unlink() if content is None else head.write_bytes(content)
         with pytest.raises(InputError, match=r"store/head: is (damaged|missing).* writes damaged"):
             run(features, f"output={tmp_path / 'run'}")
@@ -75,8 +75,9 @@ def test_the_store_of_features(
         out = re.sub(r"\s+", " ", outcome.out)
         assert "the 64 features before the head in fp32, 256 bytes an image" in out
         assert head.read_bytes() == intact
+    without_hints = [f"students.{name}=null" for name in ("dist", "rkd", "crd", "feature")]
     with pytest.raises(InputError, match="has the 64 features before the head in fp32, and all 10"):
-        write_targets(load_recipe(features))
+        write_targets(load_recipe(features, without_hints))
     assert cli("targets", features, "--keep", "pre-logits", "--sampled", "2").code == 2
 
 
@@ -87,6 +88,10 @@ def test_hints_need_features(tmp_path: Path) -> None:
         message = rf"students.kd.objective.hint: {hint} reads features of the teacher, and \S+ has"
         with pytest.raises(InputError, match=message):
             run(path, f"students.kd.objective.hint.loss={hint}")
+    recipe = load_recipe(path, ["students.kd.objective.hint.loss=rkd", f"targets={tmp_path}/new"])
+    with pytest.raises(InputError, match=r"and --keep 3 has logits alone: .*--keep pre-logits"):
+        write_targets(recipe, keep=3)
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize(
@@ -116,6 +121,9 @@ def test_drawn_classes_are_for_linear_losses(drawn: Path, cli: Cli) -> None:
     ):
         with pytest.raises(InputError, match=f"and for bce_teacher, and this is {name}"):
             run(drawn, f"students.kd.objective.soft={loss}")
+        changed = load_recipe(drawn, [f"students.kd.objective.soft={loss}", "targets=new"])
+        with pytest.raises(InputError, match="--keep 3 --sampled has classes drawn"):
+            write_targets(changed, keep=3, num_draws=2)
     outcome = cli("targets", drawn, "--keep", "3", "--sampled", "2")
     out = " ".join(outcome.out.split())
     assert "3 largest of 10 logits, the sum of the rest and 2 classes drawn" in out

@@ -201,7 +201,7 @@ def test_the_numbers_are_printed_before_the_first_row(
         write(small, f"targets={tmp_path / 'store'}", keep=3)
     out = re.sub(r"\s+", " ", capsys.readouterr().out)
     assert "10 bytes an image; 112 images in 1 epochs, 1.12 kB" in out
-    assert re.search(r"about \S+ hours, at \d+ images/s on 1 x cpu", out)
+    assert re.search(r"about \S+ hours, at [\d,]+ images/s on 1 x cpu", out)
 
 
 def test_a_small_disk_is_refused(

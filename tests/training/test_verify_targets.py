@@ -72,16 +72,21 @@ def test_a_run_starts_with_a_sample(
     recipe: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], cli: Cli
 ) -> None:
     """Only where the file of the teacher's weights is at hand."""
-    assert run(recipe, f"output={tmp_path / 'first'}") == DONE
+    assert run(recipe, f"output={tmp_path / 'first'}", "train.budget=1 iterations") == DONE
     assert "verified" not in capfd.readouterr().out
     file = tmp_path / "first/best/kd/model.safetensors"
-    of = ("teacher.model=cifar_resnet8", f"teacher.weights={file}", f"targets={tmp_path / 'own'}")
+    of = (
+        "teacher.model=cifar_resnet8",
+        f"teacher.weights={file}",
+        f"targets={tmp_path / 'own'}",
+        "train.budget=1 iterations",
+    )
     assert cli("targets", recipe, *of).code == 0
     outcome = cli("targets", recipe, *of, "--verify", "1")
     assert (outcome.code, "8 images of the store against" in outcome.out) == (0, True), outcome.err
     verify = load_recipe(recipe, of)
     output = f"output={tmp_path / 'run'}"
-    assert run(recipe, *of, output, "train.budget=1 iterations") == DONE
+    assert run(recipe, *of, output) == DONE
     out = re.sub(r"\s+", " ", capfd.readouterr().out)
     assert "verified 8 images of the store against the teacher: all bit for bit" in out
     store = open_store(tmp_path / "own")
@@ -90,12 +95,12 @@ def test_a_run_starts_with_a_sample(
     rows["logits"][5, 2] += 1
     store.write(ShardKey(0, 0), rows)
     with pytest.raises(InputError, match="row 5 of epoch 1 is not what"):
-        run(recipe, *of, output, "train.budget=1 iterations", "resume=never")
+        run(recipe, *of, output, "resume=never")
     # The sample alone, and not where processes share the teacher.
-    zero3 = ("teacher.placement=zero3", "train.budget=1 iterations", "resume=never")
+    zero3 = ("teacher.placement=zero3", "resume=never")
     assert run(recipe, *of, output, *zero3) == DONE
     file.unlink()
-    assert run(recipe, *of, output, "train.budget=1 iterations", "resume=never") == DONE
+    assert run(recipe, *of, output, "resume=never") == DONE
     with pytest.raises(InputError, match=r"teacher.weights: .* does not exist"):
         verify_targets(verify, 1)
 
