@@ -7,7 +7,7 @@ takes a process group (of one). Of the three views of repeated augmentation ours
 once and timm three times; `--repeats 1` compares without them. Ours mixes on the device: without a
 GPU that is this process's own time, in 32 bits, where timm's takes a worker's, in 8.
 
-A round starts a loader afresh, takes untimed batches until every worker has delivered one, and
+A round starts a new loader, takes untimed batches until every worker has delivered one, and
 counts from there: no loader starts with a full queue, and the workers of two loaders never run at
 the same time. The photographs are synthetic: gradients and noise of many scales under a grain,
 500x375 at quality 95, of about the 110 kB of an ImageNet file.
@@ -79,13 +79,15 @@ def photograph(seed: int) -> Image.Image:
     return Image.fromarray(picture[0].permute(1, 2, 0).clamp(0, 255).byte().numpy())
 
 
-def write_photographs(root: Path, num_images: int, num_files: int) -> int:
+def write_photographs(
+    root: Path, num_images: int, num_files: int, num_classes: int = NUM_CLASSES
+) -> int:
     """Fill a class folder each; further files are links to the same images. Returns the mean size
     of an image in bytes.
     """
     originals = []
     for number in range(num_files):
-        path = root / f"class{number % NUM_CLASSES}" / f"{number:06d}.jpg"
+        path = root / f"class{number % num_classes}" / f"{number:06d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         if number < num_images:
             photograph(number).save(path, quality=95)
@@ -205,7 +207,7 @@ class Contest:
     def seconds(
         self, opened: Callable[[], AbstractContextManager[Iterable[torch.Tensor]]]
     ) -> float:
-        """Seconds of a loader that is opened afresh."""
+        """Seconds of a newly opened loader."""
         with opened() as batches:
             stream = iter(batches)
             self._take(stream, self.num_untimed)

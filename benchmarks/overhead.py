@@ -57,18 +57,37 @@ _AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class MinimalLoop:
-    """The minimal loop: `net` is its own copy of the student, `teacher` that of the run."""
+    """The minimal loop: `net` is its own copy of the student, `teacher` that of the run.
 
-    def __init__(self, net: nn.Module, teacher: Teacher, engine: Engine, compile: bool) -> None:
+    Args:
+        optimizer: over the parameters of `net`; None: SGD with momentum.
+        binary: BCE, averaged over the classes, on the labels instead of CE.
+        clip_grad_norm: largest norm of the gradient; None clips nothing.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        teacher: Teacher,
+        engine: Engine,
+        compile: bool,
+        *,
+        optimizer: torch.optim.Optimizer | None = None,
+        binary: bool = False,
+        clip_grad_norm: float | None = None,
+    ) -> None:
         self.net = net.to(engine.device).to(memory_format=torch.channels_last).train()
         self.teacher = teacher.model
         view = view_of_config(net.pretrained_cfg, "timm")  # type: ignore[arg-type]
         self.pixels = Pixels(view.mean, view.std).to(engine.device)
-        same = (self.pixels.mean, self.pixels.std) == (teacher.pixels.mean, teacher.pixels.std)
+        same = teacher.dtype == torch.float32 and (
+            (self.pixels.mean, self.pixels.std) == (teacher.pixels.mean, teacher.pixels.std)
+        )
         self.teacher_pixels = None if same else teacher.pixels
-        self.optimizer = create_optimizer_v2(
+        self.optimizer = optimizer or create_optimizer_v2(
             self.net, opt="momentum", lr=LR, weight_decay=WEIGHT_DECAY, momentum=MOMENTUM
         )
+        self.binary, self.clip_grad_norm = binary, clip_grad_norm
         self.device_type = engine.device.type
         self.dtype = _AUTOCAST[engine.precision]
         self.scaler = (
@@ -83,24 +102,35 @@ class MinimalLoop:
         with torch.no_grad():
             teacher_logits = self.teacher(
                 self.teacher_pixels(batch.images) if self.teacher_pixels else images
-            ).logits
+            ).logits.float()
         with torch.autocast(self.device_type, self.dtype, enabled=self.dtype is not None):
             logits = self.net(images)
         logits = logits.float()
         # Each term is written as ours is reduced, sum over classes and then mean, so that the bits
         # can agree.
-        hard = -(batch.label_probs * F.log_softmax(logits, -1)).sum(-1).mean()
+        if self.binary:
+            hard = F.binary_cross_entropy_with_logits(logits, batch.label_probs)
+        else:
+            hard = -(batch.label_probs * F.log_softmax(logits, -1)).sum(-1).mean()
         log_teacher = F.log_softmax(teacher_logits, -1)
         soft = (log_teacher.exp() * (log_teacher - F.log_softmax(logits, -1))).sum(-1).mean()
         loss = hard + soft
         if self.scaler:
             self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            if self.clip_grad_norm is not None:
+                self.scaler.unscale_(self.optimizer)
+                self._clip(self.clip_grad_norm)
             self.scaler.step(self.optimizer)
             self.scaler.update()
         else:
             loss.backward()  # type: ignore[no-untyped-call]
+            if self.clip_grad_norm is not None:
+                self._clip(self.clip_grad_norm)
             self.optimizer.step()
         self.optimizer.zero_grad()
+
+    def _clip(self, norm: float) -> None:
+        torch.nn.utils.clip_grad_norm_(self.net.parameters(), norm)
 
 
 def largest_difference(ours: nn.Module, theirs: nn.Module) -> float:
@@ -146,7 +176,7 @@ def measure(settings: argparse.Namespace, output: Path, engine: Engine) -> int:
             theirs.step(batch)
 
     # Rounding that differs anywhere, as it may in compiled kernels, grows step by step: the first
-    # step tells it from other maths.
+    # step distinguishes it from other arithmetic.
     ours.step(iter(batches))
     theirs.step(batches[0])
     student = ours.run.students[0].net

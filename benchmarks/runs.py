@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.checkpoint.layout import METRICS_FILE
+from distill.checkpoint.lock import FolderLock
 from distill.data.loading.loader import Batch, TrainLoader
 from distill.engine import Engine
 from distill.engine.agreement import StepFlags
@@ -18,7 +19,6 @@ from distill.recipe import Recipe
 from distill.training.build import Models, build_models, train_loader
 from distill.training.loop import Run
 from distill.training.plan import Plan, make_plan
-from distill.training.rundir import RunLock
 from distill.training.share import share_of_process
 
 LR, WEIGHT_DECAY, MOMENTUM = 0.01, 5e-4, 0.9
@@ -110,7 +110,7 @@ class SteppedRun:
         train = plan.recipe.train
         share = share_of_process(train.batch_size_global, train.micro_batch_size, engine.world_size)
         assert share.num_forwards == 1
-        self.run = Run(plan, share, models, engine, RunLock())
+        self.run = Run(plan, share, models, engine, FolderLock())
         self.run.logger.open(plan.output / METRICS_FILE, 0)
         self.run.logger.start(0, self.run.running)
         self.loader: TrainLoader = train_loader(plan, plan.stages[0], share, engine, 0)

@@ -53,7 +53,7 @@ def write_shards(folder: Path, kind: str, num_samples: int, num_shards: int) -> 
     folder.mkdir(parents=True)
     num_classes = num_samples if kind == "jpeg" else 10
     records, made_of = (
-        (_crops(num_samples), photographs()[2]) if kind == "jpeg" else _small(num_samples)
+        (jpeg_crops(num_samples), photographs()[2]) if kind == "jpeg" else _small(num_samples)
     )
     extension = "jpg" if kind == "jpeg" else "png"
     per_shard = num_samples // num_shards
@@ -102,7 +102,8 @@ def photographs() -> tuple[list[bytes], list[Image.Image], str]:
     return [], made_up, f"{_MADE_UP} made-up photographs (foolbox is not there)"
 
 
-def _crops(count: int) -> Iterator[bytes]:
+def jpeg_crops(count: int) -> Iterator[bytes]:
+    """Yield JPEG files of ImageNet's size: crops of the photographs, each another one."""
     _, originals, _ = photographs()
     for number in range(count):
         random = Random(number)

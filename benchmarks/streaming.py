@@ -2,7 +2,7 @@
 tars; time to resume after a stop; memory.
 
 Every contestant decodes, augments and batches alike (`benchmarks.streams`), in a process of its
-own, and they take turns. A round is two epochs of a stream that is opened afresh: ours and
+own, and they take turns. A round is two epochs of a newly opened stream: ours and
 webdataset's cache begin empty, so that the first epoch fetches; in the second both read what they
 kept, and the others fetch again. From disk all read what the kernel has in memory.
 

@@ -1,7 +1,8 @@
 """The contestants of `benchmarks.streaming`, each in a process of its own: one JSON order a line on
 stdin, one JSON answer a line on stdout.
 
-The process imports, and forks for every order: so each starts afresh, and no clock sees imports.
+The process imports, and forks for every order: so each order has a new process, and no clock
+includes imports.
 
 All read the same tars, decode with `decode` and augment with `TrainTransform` in as many workers,
 one thread each, and hand over float32 batches. The peers decode while a worker puts its batch

@@ -34,7 +34,7 @@ from distill.data.fashion import EmbeddedFashionMnist
 
 RATES = (0.01, 0.02, 0.05, 0.1)
 TARGET = 0.75
-_NUM_CLASSES = 10
+NUM_CLASSES = 10
 
 
 def write_images(folder: Path, split: str, count: int) -> None:
@@ -52,8 +52,8 @@ def write_teacher(folder: Path, model: str) -> None:
     from timm.models import save_for_hf
 
     torch.manual_seed(0)
-    net = timm.create_model(model, num_classes=_NUM_CLASSES)
-    save_for_hf(net, folder, model_config={"num_classes": _NUM_CLASSES}, safe_serialization=True)
+    net = timm.create_model(model, num_classes=NUM_CLASSES)
+    save_for_hf(net, folder, model_config={"num_classes": NUM_CLASSES}, safe_serialization=True)
 
 
 def write_study(folder: Path, settings: argparse.Namespace) -> Path:
@@ -132,7 +132,7 @@ def timm_commands(folder: Path, settings: argparse.Namespace) -> list[list[str]]
         [
             *(sys.executable, str(settings.timm / "train.py")),
             *("--data-dir", str(folder / "images"), "--val-split", "val"),
-            *("--model", settings.model, "--num-classes", str(_NUM_CLASSES)),
+            *("--model", settings.model, "--num-classes", str(NUM_CLASSES)),
             *("--input-size", "3", size, size, "--device", "cpu", "-j", str(settings.workers)),
             *("--opt", "momentum", "--lr", str(rate), "--weight-decay", "5e-4"),
             *("--sched", "cosine", "--epochs", str(settings.epochs), "--warmup-epochs", "0"),

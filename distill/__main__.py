@@ -1,5 +1,4 @@
-"""The command line: distill init | train | evaluate | average | export | doctor | recipe | data |
-launch | launchers | study.
+"""The command line; `distill --help` lists the commands.
 
 It also runs as `accelerate launch -m distill ...`.
 """

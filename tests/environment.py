@@ -5,7 +5,7 @@ whether they pass.
 import os
 import re
 
-# What a terminal, a CI service, a launcher or a SLURM job tells the processes below it.
+# What a terminal, a CI service, a launcher or a SLURM job sets for the processes below it.
 _FOREIGN = re.compile(
     r"(NO|FORCE)_COLOR|PY_COLORS|CLICOLOR(_FORCE)?|GITHUB_ACTIONS|COLUMNS|LINES|TTY_\w+"
     r"|(ACCELERATE|SLURM|TORCHELASTIC|DISTILL)_\w+|((LOCAL|GROUP)_)?(RANK|WORLD_SIZE)|MASTER_(ADDR|PORT)"

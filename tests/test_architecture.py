@@ -31,6 +31,8 @@ MAX_LOOSE_MODULES = 8
 MAX_ARROWS = 127
 
 MAX_LINES = 400  # about 300 is the aim
+# Packages whose __init__.py says of each module what it is for.
+LISTING = ("checkpoint", "datatools", "release/similarity", "report", "study", "training")
 BANNED_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}
 
 
@@ -150,6 +152,23 @@ def test_a_file_is_short_well_named_and_finished(path: Path) -> None:
     }, "name the file after what it does"
     assert "TODO" not in source
     assert swallowed_settings(source, recipe_keys()) == []
+
+
+@pytest.mark.parametrize("package", LISTING)
+def test_a_package_lists_its_modules(package: str) -> None:
+    """A newcomer looks there for the file to open."""
+    docstring = ast.get_docstring(ast.parse((PACKAGE / package / "__init__.py").read_text()))
+    listed = re.findall(r"^(\w+) +\S", (docstring or "").split("\n\n")[1], re.MULTILINE)
+    modules = [path.stem for path in (PACKAGE / package).glob("[a-z]*.py")]
+    assert sorted(listed) == sorted(modules)
+
+
+def test_the_files_of_tests_are_short() -> None:
+    num_lines = {
+        path: len(path.read_text().splitlines())
+        for path in (PACKAGE.parent / "tests").rglob("*.py")
+    }
+    assert [str(path) for path, number in num_lines.items() if number > MAX_LINES] == []
 
 
 @pytest.mark.parametrize(

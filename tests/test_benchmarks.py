@@ -3,6 +3,8 @@ anything, and none decides a test.
 """
 
 import json
+import subprocess
+from argparse import Namespace
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -185,3 +187,53 @@ def test_hints_are_compared_with_kd(measured: Measure) -> None:
     assert 1.9 < counted["reviewkd"]["flops"] < 2.1
     assert timed.keys() == counted.keys()
     assert all(is_spread(each["ratio"]) for each in timed.values())
+
+
+def test_gradients_from_more_stored_logits_are_nearer(
+    benchmark_module: Callable[[str], ModuleType],
+) -> None:
+    module = benchmark_module("targets")
+    torch.manual_seed(0)
+    student, teacher = torch.randn(12, 50), 3 * torch.randn(12, 50)
+    few, many, most = (module.errors(student, teacher, keep) for keep in (3, 20, 49))
+    assert len(few) == 9
+    for name, error in few.items():
+        assert error > many[name] > most[name], name
+    # All but the smallest logit, which the sum of the rest gives: what is left is fp16.
+    assert max(most.values()) < 2e-3
+    apart = (teacher.double().softmax(1) - student.double().softmax(1)) / 12
+    rows = module.RowFormat.chosen(3, 50, "fp32")
+    stored = rows.decode(rows.encode(teacher), torch.device("cpu"))
+    wrong = (stored.double().softmax(1) - teacher.double().softmax(1)) / 12
+    assert few["KL, T = 1"] == pytest.approx(float(wrong.norm() / apart.norm()), rel=1e-6)
+
+
+def test_the_end_to_end_benchmark_trains_what_timm_trains(
+    benchmark_module: Callable[[str], ModuleType], tmp_path: Path
+) -> None:
+    module = benchmark_module("end_to_end")
+    settings = Namespace(
+        model="test_resnet",
+        teacher="test_efficientnet",
+        image_size=32,
+        batch_size=4,
+        workers=0,
+        timm=tmp_path,
+    )
+    for split in ("train", "val"):
+        module.write_photographs(tmp_path / "images", split, 10)
+    module.write_teacher(tmp_path / "teacher", settings.teacher)
+    recipe = module.write_recipe(tmp_path, settings)
+    for pipeline in ("reference", "fast"):
+        command = module.our_command(recipe, tmp_path / pipeline, pipeline, 2)
+        assert subprocess.run(command, check=False, capture_output=True).returncode == 0
+        report = json.loads((tmp_path / pipeline / "report.json").read_text())
+        assert report["steps"] == 2 * (10 // 4)
+
+
+def test_masked_features_are_the_same_and_faster_to_compute(measured: Measure) -> None:
+    figures = measured(
+        "masked", "--model", "convnextv2_atto", "--image-size", "96", "--rounds", "2"
+    )
+    assert figures["difference"] < 1e-5
+    assert is_spread(figures["ratio"])

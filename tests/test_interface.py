@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -48,3 +49,26 @@ def test_train_evaluate_and_export(tiny_recipe: Callable[..., Path], tmp_path: P
     distill.export(run.output, str(tmp_path / "export"))
     model = timm.create_model(f"local-dir:{tmp_path / 'export'}", pretrained=True)
     assert model.num_classes == 10
+    assert "Conv2d" not in repr(scores), "a notebook shows the scores, not every layer"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "match"),
+    [
+        ({"unreadable": "ignore"}, "--unreadable ignore: should be one of error, skip"),
+        ({"batch_size": "7"}, "--batch-size 7: give a number from 1 to 65536"),
+        ({"batch_size": 0}, "--batch-size 0: give a number from 1 to 65536"),
+        ({"num_workers": -1}, "--num-workers -1: give a number of processes, 0 or more"),
+    ],
+)
+def test_values_that_the_command_line_would_refuse(
+    tiny_run: Path, wrong: dict[str, Any], match: str
+) -> None:
+    with pytest.raises(ValueError, match=match):
+        distill.evaluate(tiny_run, **wrong)
+
+
+def test_an_unknown_format_writes_nothing(tiny_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--format onnxx: should be one of timm, onnx, torch-exp"):
+        distill.export(tiny_run, tmp_path / "export", student="kd", format="onnxx")  # type: ignore[arg-type]
+    assert not (tmp_path / "export").exists()

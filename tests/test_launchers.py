@@ -20,6 +20,7 @@ SHELLS = [
     *sorted(LAUNCHERS.rglob("*.sh")),
     *sorted(LAUNCHERS.rglob("*.sbatch")),
     ROOT / ".ci" / "run",
+    ROOT / "scripts" / "gpu_check.sh",
 ]
 ACCELERATE = sorted((LAUNCHERS / "accelerate").glob("*.yaml"))
 

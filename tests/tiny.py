@@ -96,6 +96,25 @@ EVERYTHING: dict[str, Any] = {
 }
 
 
+# A backbone that reconstructs removed patches: 1 of 4 stays.
+MASKED: dict[str, Any] = {
+    "teacher": None,
+    "data": {"image_size": 64, "augment": {"crop": "random_resized"}},
+    "train": {"budget": "6 iterations"},
+    "checkpoint": {"every": "2 iterations"},
+    "students": {
+        "pre": {
+            "model": "convnextv2_atto",
+            "model_args": {"dims": [8, 16, 24, 32], "depths": [1, 1, 2, 1]},
+            "drop_path": 0.1,
+            "optimizer": {"name": "adamw", "lr": 3e-3, "args": {"betas": [0.9, 0.95]}},
+            "objective": {"hard": None, "masked": {"loss": "fcmae", "decoder_width": 16}},
+            "ema": {"decays": [0.5]},
+        }
+    },
+}
+
+
 def write_recipe(folder: Path, *changes: dict[str, Any], name: str = "run") -> Path:
     """Write BASE with changes to `folder/<name>.yaml`; the run writes to `folder/<name>`.
     "students" is replaced, not merged.

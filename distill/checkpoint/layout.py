@@ -12,8 +12,11 @@ report.html, report.md, curves.png    what `distill report` writes
 .lock           held by the process that writes here
 """
 
+import json
 import re
 from pathlib import Path
+
+from distill.errors import InputError
 
 RECIPE_FILE = "recipe.yaml"
 METRICS_FILE = "metrics.jsonl"
@@ -37,6 +40,25 @@ def best_root(output: Path) -> Path:
 def best_dir(output: Path, student: str) -> Path:
     """The folder of a student's best weights."""
     return best_root(output) / student
+
+
+def reported_best(output: Path) -> str | None:
+    """The best student of a finished run, as its report says; None without a report, and for a run
+    that has no best student.
+
+    Raises:
+        InputError: the report is damaged.
+    """
+    report = output / REPORT_FILE
+    if not report.is_file():
+        return None
+    try:
+        best = json.loads(report.read_text(encoding="utf-8"))["best"]
+        if best is not None and not isinstance(best, str):
+            raise ValueError(f"best is {best!r}")
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise InputError(f"{report}: damaged ({error}): name the student") from error
+    return best
 
 
 def checkpoints_dir(output: Path) -> Path:

@@ -8,8 +8,17 @@ import re
 from distill.errors import InputError
 from distill.processes import several_processes
 
-# Errors of the disk or its permissions at any write. Other OSErrors are internal errors.
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+# Errors of the disk or its permissions at any write, and of paths that no file can have, which come
+# from a recipe or the command line. Other OSErrors are internal errors.
+_DISK_ERRORS = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+)
 # Messages of torch.distributed, with gloo or NCCL, if another process has ended or does not answer.
 _PEER_ENDED = (
     r"[Cc]onnection (was )?(closed|reset|refused|aborted)|[Ss]ocket (was )?closed|[Bb]roken"

@@ -95,7 +95,7 @@ def check(
         typer.Option(min=1, help="Also check that the batch divides on so many processes."),
     ] = None,
 ) -> None:
-    """Check all that can be known of a recipe without data and without a GPU.
+    """Check all that can be known of a recipe here, without a GPU or a download.
 
     Files that are not here are noted; they are no fault of the recipe.
 
@@ -107,7 +107,7 @@ def check(
     loaded, notes = read_recipe(recipe, overrides or [])
     console = make_console()
     checked = check_recipe(loaded, processes)
-    _show_notes(console, [*notes, *checked.not_here])
+    _show_notes(console, [*notes, *checked.not_here, *checked.not_compared])
     for line in checked.seen:
         console.print(line, markup=False, soft_wrap=True)
     console.print(
@@ -147,6 +147,7 @@ _HEADINGS = {
     "imagenet1k": "Rows of the paper's tables",
     "imagenet21k": "Rows of the paper's tables",
     "cifar100": "Rows of the paper's tables",
+    "fcmae": "Rows of the paper's tables",
     "finetune": "Teachers to fine-tune",
     "strategies": "To extend: strategies",
     "parts": "To extend: parts",

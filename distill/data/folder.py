@@ -1,6 +1,7 @@
 """Image folders: one folder a class."""
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,6 +27,7 @@ IMAGE_EXTENSIONS = (
     ".ppm",
     ".pgm",
 )
+_ENDINGS_SHOWN = 5
 
 
 class ImageFolderSource:
@@ -128,6 +130,25 @@ def class_folders(root: Path, has_list: bool, key: str) -> tuple[str, ...]:
     if not has_list:
         _refuse_splits(root, found, key)
     return tuple(sorted(found)) if has_list else order_classes(found, f"{key}.path {root}")
+
+
+def files_not_read(root: Path, key: str) -> str:
+    """How many files `ImageFolderSource` passes over, by their endings: those with no ending of
+    IMAGE_EXTENSIONS, and those outside the class folders. Empty if there are none.
+    """
+    counts: Counter[str] = Counter()
+    for entry in os.scandir(root):
+        if is_leftover(entry.name):
+            continue
+        if not entry.is_dir():
+            counts["outside the class folders"] += 1
+            continue
+        for path in map(os.fsdecode, files_below(Path(entry.path), ("",), key)):
+            ending = os.path.splitext(path)[1].lower()
+            if ending not in IMAGE_EXTENSIONS:
+                counts[printable(ending) or "without an ending"] += 1
+    shown = [f"{count:,} {what}" for what, count in counts.most_common(_ENDINGS_SHOWN)]
+    return ", ".join([*shown, "..."] if len(counts) > len(shown) else shown)
 
 
 def _refuse_splits(root: Path, folders: list[str], key: str) -> None:

@@ -23,6 +23,7 @@ _FASHION_MNIST = "fashion_mnist"
 _FASHION_MNIST_SPLITS = ("train", "test")
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
 _SHARD_KINDS = ("tar", "parquet", "arrow")
+_ONLY_IN_RECIPES = ("image_column", "label_column", "image", "label")
 _TARS = (".tar", *COMPRESSED)  # a stream refuses the compressed ones with a message
 
 
@@ -179,8 +180,19 @@ def in_options(message: str, option: str) -> str:
         f"{option}.split": "--split",
         ", absolute or relative to data.root": "",
         "set data.unreadable to skip": "give --unreadable skip",
+        "set split to null": "leave out --split",
     }.items():
         message = message.replace(key, name)
+    return _with_keys_of_recipes(message, option)
+
+
+def _with_keys_of_recipes(message: str, option: str) -> str:
+    """Add to a message about a key that no option sets that only recipes have it."""
+    for setting in _ONLY_IN_RECIPES:
+        key = f"{option}.{setting}:"
+        if key in message or (f"`{setting}`" in message and option in message):
+            message = message.replace(key, f"{option}:")
+            return f"{message} (only recipes have the key {setting}; {option} uses its default)"
     return message
 
 

@@ -17,7 +17,7 @@ from distill.recipe import schema
 from distill.rng import hash64, hash64_array
 
 
-def open_whole(data: schema.DataSpec, root: Path) -> Source | None:
+def open_undivided(data: schema.DataSpec, root: Path) -> Source | None:
     """Open the data set that a run holds images out of; None for a run that holds none out.
 
     Raises:
@@ -44,7 +44,7 @@ def open_train(
         spec: data.train of the run or of a stage.
         root: what relative paths are relative to.
         key: the recipe key of `spec`, for messages.
-        whole: what `open_whole` gave, where it is open already.
+        whole: what `open_undivided` gave, where it is open already.
 
     Raises:
         InputError: as `open_source`; held-out images might be trained on through another source.

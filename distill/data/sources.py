@@ -5,6 +5,7 @@ are memory-mapped, shared by fork, or reopened on first use.
 """
 
 from pathlib import Path
+from typing import assert_never
 
 import numpy as np
 
@@ -53,6 +54,8 @@ def open_source(
             source = open_fashion_mnist(spec.split, folder, key)
         case schema.StreamSpec():
             return open_stream(spec, root, key, shards)  # it checks labels as they come
+        case _:
+            assert_never(spec)
     if len(source) == 0:
         raise InputError(f"{key}: {spec.kind} holds no records: check path and split")
     assert isinstance(source.labels, np.ndarray)

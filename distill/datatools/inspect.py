@@ -10,9 +10,10 @@ import numpy as np
 from rich.table import Table
 
 from distill.console import make_console, show_table
+from distill.data.folder import files_not_read
 from distill.data.label_sets import known_as
 from distill.data.order.lanes import default_block
-from distill.data.records import Source
+from distill.data.records import Source, at
 from distill.datatools.look import (
     Choice,
     SeenImage,
@@ -23,9 +24,10 @@ from distill.datatools.look import (
     measure_speed,
     pixels_of,
 )
-from distill.datatools.named import Named, in_command_words
+from distill.datatools.named import OPTION, Named, in_command_words
 from distill.datatools.sheet import View, draw_sheet
 from distill.errors import InputError, printable
+from distill.recipe import schema
 
 _FIRST_CLASSES = 5
 _NAMED_FAULTS = 5
@@ -66,6 +68,7 @@ def examine(
         "kind": named.spec.kind,
         "num_samples": len(source),
         "shards": None,
+        "not_read": _not_read(named),
         "classes": _classes(source),
         "looked_at": _looked_at(source, choice, seen),
         "speed": (
@@ -77,6 +80,13 @@ def examine(
     if source.shards:
         report["shards"] = _shards(source, choice, brought_s)
     return report, [each.number for each in seen if each.fault is None]
+
+
+def _not_read(named: Named) -> str:
+    """Which files of an image folder are not read; empty if all are, or for another kind."""
+    if not isinstance(named.spec, schema.ImageFolderSpec):
+        return ""
+    return files_not_read(at(named.root, named.spec.path, OPTION), OPTION)
 
 
 def _shards(source: Source, choice: Choice, brought_s: float) -> dict[str, Any]:
@@ -191,6 +201,8 @@ def _lines(report: dict[str, Any]) -> list[tuple[str, list[str]]]:
     seen, speed = report["looked_at"], report["speed"]
     lines = [("shards", _shard_lines(report["shards"]))] if report["shards"] else []
     lines.append(("classes", _class_lines(report["classes"])))
+    if report["not_read"]:
+        lines.append(("not read", [report["not_read"]]))
     of = f" of {_count(seen['shards'], 'shard')}" if seen["shards"] else ""
     looked_at = [_count(seen["images"], "image") + of]
     if seen["pixels"]:

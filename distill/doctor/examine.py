@@ -23,7 +23,7 @@ from distill.errors import InputError
 from distill.evaluation.sets import decoders
 from distill.recipe import Recipe
 from distill.training.check import check_recipe
-from distill.training.share import share_of_process
+from distill.training.share import Share, share_of_process
 
 _MOST_WORKERS = 16  # what data.num_workers: null takes at most
 # Number of classes -> number of training images, and the data set that most often has so many:
@@ -166,18 +166,21 @@ def _examine_recipe(
     num_classes, sources["classes"] = _classes(recipe, reached)
     num_images, sources["images"] = _images(recipe, reached, options, num_classes)
     try:
-        profiles = measure(recipe, num_classes)
+        profiles = measure(recipe, num_classes, _share(recipe, num_gpus), num_images)
     except InputError as error:
         diagnosis.find("problem", "models", str(error))
         return
     for sentence in profiles.unknown:
         diagnosis.find("unknown", "teacher", sentence)
-    for name in _with_hints(recipe):
-        diagnosis.find(
-            "unknown",
-            "hint",
-            f"students.{name}: features, heads and bank of its hint are not in these numbers",
-        )
+    for student in profiles.students:
+        if student.hint and student.hint.bank_place and not student.hint.bank_bytes:
+            diagnosis.find(
+                "unknown",
+                "hint",
+                f"students.{student.name}: CRD's bank is not in these numbers: the number of"
+                " training images is unknown",
+                "--images",
+            )
     cluster = _cluster(recipe, reached, options, chosen, num_gpus, sources)
     setting = Setting(
         recipe=recipe,
@@ -194,21 +197,13 @@ def _examine_recipe(
     forecast(diagnosis, setting)
 
 
-def _with_hints(recipe: Recipe) -> list[str]:
-    """The students that learn from feature maps in some stage."""
-    stages = [recipe.at_stage(index).students for index in range(recipe.num_stages)]
-    return [name for name in recipe.students if any(own[name].objective.hint for own in stages)]
-
-
-def _divides(recipe: Recipe, num_processes: int) -> bool:
-    """Whether the batch divides on a number of processes."""
+def _share(recipe: Recipe, num_processes: int) -> Share | None:
+    """The share of a process; None if the batch does not divide."""
+    train = recipe.train
     try:
-        share_of_process(
-            recipe.train.batch_size_global, recipe.train.micro_batch_size, num_processes
-        )
+        return share_of_process(train.batch_size_global, train.micro_batch_size, num_processes)
     except InputError:
-        return False
-    return True
+        return None
 
 
 def _processes(recipe: Recipe, launched: int) -> tuple[int, str]:
@@ -216,7 +211,7 @@ def _processes(recipe: Recipe, launched: int) -> tuple[int, str]:
         return launched, "from the launcher"
     if torch.cuda.is_available():
         return torch.cuda.device_count(), "of this machine"
-    most = max((n for n in range(2, 9) if _divides(recipe, n)), default=1)
+    most = max((n for n in range(2, 9) if _share(recipe, n)), default=1)
     return most, "assumed, the most up to 8 that divide the batch; change it with --gpus"
 
 

@@ -53,7 +53,8 @@ class Diagnosis:
     findings: list[Finding] = field(default_factory=list)
 
     def find(self, level: Level, about: str, says: str, fix: str = "") -> None:
-        self.findings.append(Finding(level, about, says, fix))
+        if not any(each.says == says for each in self.findings):
+            self.findings.append(Finding(level, about, says, fix))
 
     @property
     def exit_code(self) -> int:

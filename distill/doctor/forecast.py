@@ -2,10 +2,11 @@
 the assumptions behind each number.
 """
 
+from distill.doctor.counted import counted_models, hint_numbers
 from distill.doctor.findings import Diagnosis, Grid, Section
 from distill.doctor.hardware import SOURCE
 from distill.doctor.machine import gib
-from distill.doctor.memory import BATCH, GATHERED, RESERVE, TEACHER, WORKING, Memory
+from distill.doctor.memory import BATCH, FEATURES, GATHERED, RESERVE, TEACHER, WORKING, Memory
 from distill.doctor.model import Step, gpu_hours
 from distill.doctor.profiles import Layout
 from distill.doctor.setting import Setting
@@ -20,58 +21,27 @@ def forecast(diagnosis: Diagnosis, setting: Setting) -> None:
     """
     try:
         own = setting.layout(setting.cluster.num_gpus)
-        setting.step(own)
-    except InputError as error:
-        # check_recipe reports a batch that does not divide, but not a dtype that the GPU lacks.
-        if "does not divide" not in str(error):
-            diagnosis.find(
-                "problem",
-                "precision",
-                str(error),
-                "train.precision and teacher.dtype, or another --gpu",
-            )
+    except InputError:  # the batch does not divide, which check_recipe reports
         return
-    diagnosis.sections.append(_models(setting, own))
+    try:
+        setting.step(own)
+    except InputError as error:  # a dtype that the GPU lacks
+        diagnosis.find(
+            "problem",
+            "precision",
+            str(error),
+            "train.precision and teacher.dtype, or another --gpu",
+        )
+        return
+    diagnosis.sections.append(counted_models(setting, own))
+    diagnosis.numbers["hints"] = {
+        each.name: hint_numbers(each.hint, own.micro_batch)
+        for each in setting.profiles.students
+        if each.hint
+    }
     diagnosis.sections.append(_fit(diagnosis, setting, own))
     diagnosis.sections.append(_pace(diagnosis, setting, own))
     diagnosis.sections.append(_assumptions(setting))
-
-
-def _models(setting: Setting, layout: Layout) -> Section:
-    section = Section("Models, counted")
-    teacher, b = setting.profiles.teacher, layout.micro_batch
-    if teacher is not None:
-        gflops = teacher.forward.forward_flops(b) / b / 1e9
-        section.add(
-            "teacher",
-            f"{teacher.name}: {teacher.parameters / 1e6:,.1f} M parameters,"
-            f" {gib(teacher.weight_bytes)} in {teacher.dtype}; {gflops:,.1f} GFLOP per image",
-            "forward",
-        )
-    of_stage = (
-        f" (in stage {setting.profiles.of_stage}, which needs most)"
-        if setting.profiles.of_stage
-        else ""
-    )
-    same: dict[tuple[str, int, bool], list[str]] = {}
-    for student in setting.profiles.students:
-        same.setdefault((student.model, student.state_bytes, student.checkpointing), []).append(
-            student.name
-        )
-    for student in setting.profiles.students:
-        names = same[student.model, student.state_bytes, student.checkpointing]
-        if names[0] != student.name:
-            continue
-        gflops = student.train.flops(b) / b / 1e9
-        section.add(
-            ", ".join(names),
-            f"{student.model}: {student.parameters / 1e6:,.1f} M parameters, optimizer"
-            f" {gib(student.state_bytes)}{of_stage}; {gflops:,.1f} GFLOP per image;"
-            f" {student.kept.at(b) / b / 1e6:,.1f} MB of activations per image in"
-            f" {student.precision}",
-            f"forward and backward, {student.train.times} x the forward",
-        )
-    return section
 
 
 def _fit(diagnosis: Diagnosis, setting: Setting, own: Layout) -> Section:
@@ -87,7 +57,7 @@ def _fit(diagnosis: Diagnosis, setting: Setting, own: Layout) -> Section:
                 _name(layout, setting) + (" *" if layout == own else ""),
                 *(gib(memory.device.get(part, 0)) for part in (TEACHER, GATHERED)),
                 gib(rest),
-                gib(memory.device.get(WORKING, 0) + memory.device.get(BATCH, 0)),
+                gib(sum(memory.device.get(part, 0) for part in (WORKING, FEATURES, BATCH))),
                 gib(memory.device[RESERVE]),
                 gib(memory.total),
                 "yes" if fits else "NO",

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from distill.doctor.hints import HintCounter
 from distill.doctor.meter import fake, forward_pass, held, training_pass
+from distill.doctor.optimizer_state import optimizer_bytes
 from distill.doctor.profiles import Line, Pass, StudentProfile, TeacherProfile
 from distill.models.build import checkpoint_activations, create, student_without_memory
 from distill.models.fitting import head_classes
@@ -23,7 +24,8 @@ from distill.models.weights import load_state_dict
 from distill.recipe import Recipe, schema
 from distill.recipe.elementwise import ELEMENTWISE_OPTIMIZERS
 from distill.recipe.teachers import recipe_key
-from distill.student.optimizer import check_optimizer, take_two_steps
+from distill.training.masked import MaskedNetwork
+from distill.training.share import Share, share_of_process
 
 # The keys of a student that change its bytes and FLOPs, except the optimizer: students that only
 # differ in objective or schedule are counted once.
@@ -39,19 +41,28 @@ class Profiles:
         students: with the optimizers of the stage that needs most memory.
         unknown: a sentence for each model that could not be counted.
         of_stage: the name of that stage, if the stages differ.
+        feature_bytes: of the features of an image that hints read from teachers, in that stage.
     """
 
     teacher: TeacherProfile | None
     students: tuple[StudentProfile, ...]
     unknown: tuple[str, ...] = ()
     of_stage: str | None = None
+    feature_bytes: float = 0.0
 
 
-def measure(recipe: Recipe, num_classes: int) -> Profiles:
+def measure(
+    recipe: Recipe,
+    num_classes: int,
+    share: Share | None = None,
+    num_images: Sequence[int | None] = (),
+) -> Profiles:
     """Counts the teacher and the students of a recipe, which takes seconds and no memory.
 
     Args:
         num_classes: the number of classes of the data.
+        share: of a process, on which hints are counted; None: a single process.
+        num_images: of the training set of each stage, where it is known, for CRD's bank.
 
     Raises:
         InputError: timm does not know or cannot build a model. `distill.training.check` runs before
@@ -74,8 +85,19 @@ def measure(recipe: Recipe, num_classes: int) -> Profiles:
         unknown.append(
             "teachers: their placements differ, and the numbers are for all of them replicated"
         )
-    students, of_stage = _measure_students(recipe, num_classes)
-    return Profiles(_together(teachers), students, tuple(unknown), of_stage)
+    train = recipe.train
+    hints = HintCounter(
+        recipe,
+        num_classes,
+        share or share_of_process(train.batch_size_global, train.micro_batch_size, 1),
+        tuple(num_images) or (None,) * recipe.num_stages,
+    )
+    students, of_stage, feature_bytes = _measure_students(recipe, num_classes, hints)
+    unknown += [
+        f"students.{name}: its hint cannot be counted here, and is not in the numbers"
+        for name in hints.unknown
+    ]
+    return Profiles(_together(teachers), students, tuple(unknown), of_stage, feature_bytes)
 
 
 def _together(teachers: Sequence[TeacherProfile]) -> TeacherProfile | None:
@@ -108,10 +130,10 @@ def _together(teachers: Sequence[TeacherProfile]) -> TeacherProfile | None:
 
 
 def _measure_students(
-    recipe: Recipe, num_classes: int
-) -> tuple[tuple[StudentProfile, ...], str | None]:
-    """The students with the optimizers of the stage that needs most memory, and its name; None if
-    all stages need the same.
+    recipe: Recipe, num_classes: int, hints: HintCounter
+) -> tuple[tuple[StudentProfile, ...], str | None, float]:
+    """The students with the optimizers and hints of the stage that needs most memory; its name, or
+    None if all stages need the same; and the bytes of the features of an image that they read.
     """
     counted: dict[str, StudentProfile] = {}
     stages: list[tuple[StudentProfile, ...]] = []
@@ -119,27 +141,33 @@ def _measure_students(
         students = []
         for name, spec in recipe.at_stage(index).students.items():
             own_classes = 0 if recipe.trains_backbone(name) else num_classes
-            shape = repr([own_classes, *(getattr(spec, field) for field in _SHAPE)])
+            fields = (*(getattr(spec, field) for field in _SHAPE), spec.objective.masked)
+            shape = repr([own_classes, *fields])
             key = shape + repr(spec.optimizer.model_copy(update={"lr": 1.0}))
             if shape not in counted:
                 counted[shape] = counted[key] = measure_student(
                     name, spec, own_classes, recipe.data.image_size, recipe.train.precision
                 )
             elif key not in counted:
-                net = student_without_memory(
-                    spec, num_classes=own_classes, image_size=recipe.data.image_size
-                )
                 counted[key] = dataclasses.replace(
                     counted[shape],
-                    state_bytes=optimizer_bytes(net, spec.optimizer),
+                    state_bytes=optimizer_bytes(
+                        _network(spec, own_classes, recipe.data.image_size), spec.optimizer
+                    ),
                     elementwise=_is_elementwise(spec.optimizer),
                 )
+            hint = hints.count(name, index)
             students.append(
-                dataclasses.replace(counted[key], name=name, num_emas=len(spec.ema.decays))
+                dataclasses.replace(
+                    counted[key],
+                    name=name,
+                    num_emas=len(spec.ema.decays),
+                    hint=hint.profile if hint else None,
+                )
             )
         stages.append(tuple(students))
-    state_bytes = [sum(student.state_bytes for student in students) for students in stages]
-    largest = state_bytes.index(max(state_bytes))
+    needed = [sum(map(_varying_bytes, students)) for students in stages]
+    largest = needed.index(max(needed))
     # All stages have the same placement, so every optimizer must allow it.
     shown = tuple(
         dataclasses.replace(
@@ -147,7 +175,14 @@ def _measure_students(
         )
         for i, student in enumerate(stages[largest])
     )
-    return shown, recipe.stages[largest].name if len(set(state_bytes)) > 1 else None
+    of_stage = recipe.stages[largest].name if len(set(needed)) > 1 else None
+    return shown, of_stage, hints.feature_bytes(largest)
+
+
+def _varying_bytes(student: StudentProfile) -> int:
+    """The lasting bytes of a student in which the stages of a run differ."""
+    hint = student.hint
+    return student.all_state_bytes + (hint.weight_bytes + hint.bank_bytes if hint else 0)
 
 
 def expected_classes(recipe: Recipe) -> int | None:
@@ -198,12 +233,11 @@ def measure_student(
     name: str, spec: schema.StudentSpec, num_classes: int, image_size: int, precision: str
 ) -> StudentProfile:
     """Counts a student with float32 weights and the precision of the run."""
-    net = student_without_memory(spec, num_classes=num_classes, image_size=image_size)
+    network = _network(spec, num_classes, image_size)
     if spec.grad_checkpointing:
-        checkpoint_activations(net, spec.model)
-    network = Network(net, Pixels((0.5,) * 3, (0.5,) * 3)).train()  # any values
-    with fake(network):
-        weight_bytes, buffer_bytes, largest = held(net)
+        checkpoint_activations(network.net, spec.model)
+    with fake(network.train()):
+        weight_bytes, buffer_bytes, largest = held(network)
         train, kept, working = training_pass(
             network, image_size, precision, checkpointing=spec.grad_checkpointing
         )
@@ -212,7 +246,7 @@ def measure_student(
         model=spec.model,
         parameters=weight_bytes // 4,
         buffer_bytes=buffer_bytes,
-        state_bytes=optimizer_bytes(net, spec.optimizer),
+        state_bytes=optimizer_bytes(network, spec.optimizer),
         num_emas=len(spec.ema.decays),
         largest_bytes=largest,
         precision=precision,
@@ -220,31 +254,20 @@ def measure_student(
         kept=kept,
         working=working,
         checkpointing=spec.grad_checkpointing,
-        can_checkpoint=not any(isinstance(module, _BatchNorm) for module in net.modules()),
+        can_checkpoint=not any(isinstance(module, _BatchNorm) for module in network.modules()),
         elementwise=_is_elementwise(spec.optimizer),
     )
 
 
+def _network(
+    spec: schema.StudentSpec, num_classes: int, image_size: int
+) -> Network | MaskedNetwork:
+    """A student without memory, from images to logits; or with `masked` to predicted pixels."""
+    net = student_without_memory(spec, num_classes=num_classes, image_size=image_size)
+    pixels = Pixels((0.5,) * 3, (0.5,) * 3)  # any values
+    masked = spec.objective.masked
+    return MaskedNetwork(net, pixels, masked, image_size) if masked else Network(net, pixels)
+
+
 def _is_elementwise(spec: schema.OptimizerSpec) -> bool:
     return spec.name.lower() in ELEMENTWISE_OPTIMIZERS
-
-
-def optimizer_bytes(net: nn.Module, spec: schema.OptimizerSpec) -> int:
-    """The bytes of the optimizer's state, extrapolated from two steps on a small matrix and a small
-    vector.
-
-    It is exact for optimizers that store moments of each weight (AdamW, LAMB, SGD, Lion ...), and
-    too high for those that factor them (Adafactor). Step counters are not counted.
-    """
-    check_optimizer(net, spec, key="student.optimizer")
-    each = {}
-    for parameter, slots in take_two_steps(spec).items():
-        state = [
-            value for value in slots.values() if isinstance(value, torch.Tensor) and value.dim()
-        ]
-        each["weight" if parameter.dim() > 1 else "bias"] = (
-            sum(tensor.numel() * tensor.element_size() for tensor in state) / parameter.numel()
-        )
-    scalars = [parameter for parameter in net.parameters() if parameter.requires_grad]
-    total: float = sum(each["weight" if p.dim() > 1 else "bias"] * p.numel() for p in scalars)
-    return round(total)

@@ -51,7 +51,8 @@ class Memory:
 TEACHER, GATHERED, WEIGHTS, GRADIENTS = "teacher", "gathered layers", "weights", "gradients"
 OPTIMIZER, COPY, BUCKET, EMA = "optimizer", "ZeRO copy", "ZeRO bucket", "averages"
 BATCH, WORKING, RESERVE = "batch", "activations", "reserve"
-LASTING = (TEACHER, WEIGHTS, GRADIENTS, OPTIMIZER, COPY, BUCKET, EMA)
+BANK, FEATURES = "CRD's bank", "teacher's features"
+LASTING = (TEACHER, WEIGHTS, GRADIENTS, OPTIMIZER, COPY, BUCKET, EMA, BANK)
 
 
 def teacher_bytes(teacher: TeacherProfile, layout: Layout) -> tuple[float, float, float]:
@@ -72,7 +73,7 @@ def student_bytes(
     student: StudentProfile, layout: Layout
 ) -> tuple[dict[str, float], dict[str, float]]:
     """The bytes of one student without activations: (on the device, on the host). With P float32
-    weights and N processes:
+    weights, those of a hint's heads included (which have no average), and N processes:
 
     ================  =======  =======  =======  =======
     bytes             DDP      ZeRO-1   ZeRO-2   ZeRO-3
@@ -92,23 +93,30 @@ def student_bytes(
     """
     # A single process partitions nothing without offload.
     stage = layout.zero_stage if layout.num_processes > 1 or layout.zero_offload else 0
-    partition = student.weight_bytes / (layout.num_processes if stage else 1)
-    weights = partition if stage == 3 else float(student.weight_bytes)
-    gradients = partition if stage >= 2 else float(student.weight_bytes)
-    state = student.state_bytes / (layout.num_processes if stage else 1)
+    parts, hint = layout.num_processes if stage else 1, student.hint
+    partition = student.trained_bytes / parts
+    weights = partition if stage == 3 else float(student.trained_bytes)
+    gradients = partition if stage >= 2 else float(student.trained_bytes)
+    state = student.all_state_bytes / parts
+    buffers = student.buffer_bytes + (hint.buffer_bytes if hint else 0)
     copy = partition if stage in (1, 2) or (stage == 3 and layout.zero_offload) else 0.0
     device = {
-        WEIGHTS: weights + student.buffer_bytes,
-        BUCKET: min(4 * BUCKET_SCALARS, float(student.weight_bytes)) if stage else 0.0,
-        EMA: student.num_emas * (partition + student.buffer_bytes),
+        WEIGHTS: weights + buffers,
+        BUCKET: min(4 * BUCKET_SCALARS, float(student.trained_bytes)) if stage else 0.0,
+        EMA: student.num_emas * (student.weight_bytes / parts + student.buffer_bytes),
     }
+    banks: dict[str, float] = {}
+    if hint and hint.bank_place == "device":
+        device[BANK] = hint.bank_bytes
+    elif hint and hint.bank_place == "host":
+        banks[BANK] = hint.bank_bytes
     if not layout.zero_offload:
-        return device | {GRADIENTS: gradients, OPTIMIZER: state, COPY: copy}, {}
-    host = {OPTIMIZER: state, COPY: copy}
+        return device | {GRADIENTS: gradients, OPTIMIZER: state, COPY: copy}, banks
+    host = banks | {OPTIMIZER: state, COPY: copy}
     if stage == 1:
         return device | {GRADIENTS: gradients}, host
     if stage == 3:
-        device[WEIGHTS], host[WEIGHTS] = float(student.buffer_bytes), weights
+        device[WEIGHTS], host[WEIGHTS] = float(buffers), weights
     return device, host | {GRADIENTS: gradients}
 
 
@@ -128,11 +136,15 @@ def estimate(
     image_size: int,
     num_classes: int,
     reserve: Reserve,
+    feature_bytes: float = 0.0,
 ) -> Memory:
     """The peak bytes of one process.
 
     Lasting memory is summed over students. Teacher and students compute one after another, so only
     the largest activations and the largest gathered layers count.
+
+    Args:
+        feature_bytes: of the features of an image that hints read from teachers.
     """
     device: dict[str, float] = {}
     host: dict[str, float] = {}
@@ -148,14 +160,16 @@ def estimate(
         for parts, more in ((device, own), (host, away)):
             for part, size in more.items():
                 parts[part] = parts.get(part, 0.0) + size
-        working.append(student.working.at(layout.micro_batch))
+        of_hint = student.hint.working.at(layout.micro_batch) if student.hint else 0.0
+        working.append(student.working.at(layout.micro_batch) + of_hint)
         if layout.zero_stage == 3:
             gathered.append(
-                min(student.weight_bytes, student.largest_bytes + PREFETCH_SCALARS * _FLOAT32)
+                min(student.trained_bytes, student.largest_bytes + PREFETCH_SCALARS * _FLOAT32)
             )
     device[GATHERED] = max(gathered)
     device[BATCH] = batch_bytes(layout.micro_batch, image_size, num_classes)
     device[WORKING] = max(working)
+    device[FEATURES] = feature_bytes * layout.micro_batch
     device[RESERVE] = reserve.context_bytes + reserve.fragmentation * sum(device.values())
     order = (
         TEACHER,
@@ -166,7 +180,9 @@ def estimate(
         COPY,
         BUCKET,
         EMA,
+        BANK,
         BATCH,
+        FEATURES,
         WORKING,
         RESERVE,
     )

@@ -113,7 +113,7 @@ def student_sync_bytes(student: StudentProfile, layout: Layout) -> float:
     new weights). ZeRO-2: (k + 1) G (reduce-scatter in each of the k micro-batches). ZeRO-3: 3 k G
     (all-gather for forward and for backward, reduce-scatter of gradients).
     """
-    unit = gather_bytes(student.weight_bytes, layout.num_processes)
+    unit = gather_bytes(student.trained_bytes, layout.num_processes)
     k = layout.num_forwards
     return {0: 2, 1: 2, 2: k + 1, 3: 3 * k}[layout.zero_stage] * unit
 
@@ -230,17 +230,18 @@ def step(
             )
     student_s = sync_s = synced = update_s = student_flops = 0.0
     for student in students:
-        own_s = k * pass_seconds(student.train, b, gpu, student.precision, assumed)
-        flops = k * student.train.flops(b)
+        passes = [student.train, *([student.hint.train] if student.hint else [])]
+        own_s = sum(k * pass_seconds(one, b, gpu, student.precision, assumed) for one in passes)
+        flops = sum(k * one.flops(b) for one in passes)
         ideal_s += flops / gpu.peak(student.precision)
         size = student_sync_bytes(student, layout)
-        buckets = max(1, math.ceil(student.weight_bytes / _DDP_BUCKET))
+        buckets = max(1, math.ceil(student.trained_bytes / _DDP_BUCKET))
         sync_s += exposed(
             wire_seconds(size, buckets, cluster, assumed, ways=2), own_s * 2 / 3, buckets, assumed
         )
         updated = update_bytes(student, layout)
         update_s += updated / bandwidth
-        kernels += k * student.train.num_kernels
+        kernels += sum(k * one.num_kernels for one in passes)
         student_s, student_flops, synced = student_s + own_s, student_flops + flops, synced + size
     seconds = Step(
         teacher_s=teacher_s,
@@ -265,7 +266,7 @@ def update_bytes(student: StudentProfile, layout: Layout) -> float:
     read and written, gradients are read.
     """
     share = layout.num_processes if layout.zero_stage else 1
-    optimizer = (3 * student.weight_bytes + 2 * student.state_bytes) / share
+    optimizer = (3 * student.trained_bytes + 2 * student.all_state_bytes) / share
     return optimizer + 3 * student.num_emas * student.weight_bytes
 
 

@@ -4,6 +4,7 @@ One FLOP is one multiplication or one addition: a product of matrices [m, k] and
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,34 @@ class TeacherProfile:
 
 
 @dataclass(frozen=True)
+class HintProfile:
+    """The counts of a student's hint: what it has beside the student.
+
+    Attributes:
+        parameters: of its heads; they learn as the student does, and have no averages.
+        buffer_bytes: of its heads, without a bank.
+        train: forward and backward of heads and loss.
+        working: peak bytes of these, in addition to the features that they read.
+        state_bytes: bytes of the optimizer's state of its heads.
+        bank_bytes: bytes of CRD's bank; 0 without one, and where the number of images is unknown.
+        bank_place: the memory of each process that holds the bank; None without one.
+    """
+
+    loss: str
+    parameters: int
+    buffer_bytes: int
+    train: Pass
+    working: Line
+    state_bytes: int = 0
+    bank_bytes: int = 0
+    bank_place: Literal["device", "host"] | None = None
+
+    @property
+    def weight_bytes(self) -> int:
+        return 4 * self.parameters
+
+
+@dataclass(frozen=True)
 class StudentProfile:
     """The counts of a student.
 
@@ -100,6 +129,7 @@ class StudentProfile:
         checkpointing: whether activations are computed again in the backward.
         can_checkpoint: whether that is possible: the model has no BatchNorm.
         elementwise: whether its optimizer updates each weight independently, as ZeRO needs.
+        hint: what its hint adds to all of this; None without one.
     """
 
     name: str
@@ -116,10 +146,22 @@ class StudentProfile:
     checkpointing: bool
     can_checkpoint: bool
     elementwise: bool
+    hint: HintProfile | None = None
 
     @property
     def weight_bytes(self) -> int:
+        """The bytes of its weights, without heads."""
         return 4 * self.parameters
+
+    @property
+    def trained_bytes(self) -> int:
+        """The bytes of all that learns, heads included."""
+        return self.weight_bytes + (self.hint.weight_bytes if self.hint else 0)
+
+    @property
+    def all_state_bytes(self) -> int:
+        """The bytes of the optimizer's state, that of heads included."""
+        return self.state_bytes + (self.hint.state_bytes if self.hint else 0)
 
 
 @dataclass(frozen=True)

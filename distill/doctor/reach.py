@@ -1,13 +1,11 @@
 """Examines the data and the disk space: opens the data, and measures reading and decoding."""
 
 import os
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from distill.data.classes import Named, run_classes
 from distill.data.decode import UnreadableImageError, read_decoded
@@ -23,9 +21,10 @@ from distill.models.teacher import classes_of_teachers
 from distill.recipe import Recipe
 from distill.recipe.schema import StreamSpec
 from distill.rng import seeded
-from distill.training.plan import reader_of_labels
+from distill.training.known_data import OPEN_S
+from distill.training.opened import within
+from distill.training.sources import reader_of_labels
 
-_OPEN_S = 8.0  # listing a million files over a network can take minutes
 _DECODE_S = 2.0
 _DECODE_IMAGES = 48
 
@@ -62,7 +61,7 @@ def examine_data(diagnosis: Diagnosis, recipe: Recipe) -> Reached:
     if recipe.data.eval is not None:
         openings["data.eval"] = partial(open_eval, recipe.data, root)
     for key, opening in openings.items():
-        found = _within(_OPEN_S, opening)
+        found = within(OPEN_S, opening)
         if isinstance(found, InputError):
             # Missing data is not a problem of the recipe, which may run on another machine.
             diagnosis.find(
@@ -75,9 +74,9 @@ def examine_data(diagnosis: Diagnosis, recipe: Recipe) -> Reached:
         elif isinstance(found, Exception):
             diagnosis.find("problem", key, f"{type(found).__name__}: {found}")
         elif found is None:
-            section.add(key, f"not open after {_OPEN_S:.0f} s", "not counted")
+            section.add(key, f"not open after {OPEN_S:.0f} s", "not counted")
             diagnosis.find(
-                "unknown", key, f"opening it takes more than {_OPEN_S:.0f} s: not counted"
+                "unknown", key, f"opening it takes more than {OPEN_S:.0f} s: not counted"
             )
         else:
             opened[key] = found
@@ -174,28 +173,14 @@ def _decode(
     return replace(reached, images_s=done / seconds, record_bytes=sizes / len(records))
 
 
-def _within(seconds: float, function: Callable[[], Any]) -> Any:
-    """Returns the result or the exception of a function; None if it takes longer than `seconds`. It
-    then continues in a thread that ends with the process.
-    """
-    results: list[Any] = []
-
-    def run() -> None:
-        try:
-            results.append(function())
-        except Exception as error:  # returned
-            results.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    return results[0] if results else None
-
-
 def checkpoint_bytes(students: tuple[StudentProfile, ...]) -> int:
-    """The bytes of a checkpoint: weights, buffers, optimizer state and averages of each student."""
+    """The bytes of a checkpoint: weights, buffers, optimizer state and averages of each student,
+    and the heads and the bank of its hint.
+    """
     return sum(
-        (1 + student.num_emas) * (student.weight_bytes + student.buffer_bytes) + student.state_bytes
+        (1 + student.num_emas) * (student.weight_bytes + student.buffer_bytes)
+        + student.all_state_bytes
+        + (hint.weight_bytes + hint.buffer_bytes + hint.bank_bytes if (hint := student.hint) else 0)
         for student in students
     )
 

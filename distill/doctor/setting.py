@@ -83,6 +83,7 @@ class Setting:
             image_size=self.recipe.data.image_size,
             num_classes=self.num_classes,
             reserve=self.reserve,
+            feature_bytes=self.profiles.feature_bytes,
         )
 
     def step(self, layout: Layout) -> Step:

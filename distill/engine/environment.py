@@ -164,7 +164,7 @@ def _check_rendezvous(environment: dict[str, str]) -> None:
     if missing := [name for name, value in given.items() if not value]:
         present = ", ".join(f"{name}={value}" for name, value in given.items() if value)
         raise InputError(
-            f"{present} tells of a launch of several processes, and how they meet is missing:"
+            f"{present} means a launch of several processes, and a part of it is missing:"
             f" {', '.join(missing)} not set; {_HOW}. For one process, unset what is set"
         )
     world_size = launched_processes(environment)

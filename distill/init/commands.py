@@ -69,7 +69,7 @@ def init(
       distill init photos --teacher runs/teacher --student resnet18 -o my.yaml
       distill init photos --student resnet50 --yes    # trains a teacher first
     """
-    from distill.console import make_console
+    from distill.console import make_console, wrapped
     from distill.init.draft import Choices, default_image_size, draft_recipe, write_draft
     from distill.init.folder import examine_folder
     from distill.init.teacher import examine_teacher, is_bare_file
@@ -82,7 +82,9 @@ def init(
     console = make_console()
 
     def say(text: str) -> None:
-        console.print(text, markup=False, soft_wrap=True)
+        is_command = text.startswith("  ")  # a line break would be copied with it
+        shown = text if is_command else wrapped(console, text)
+        console.print(shown, markup=False, soft_wrap=True)
 
     if folder is None:
         folder = Path(typer.prompt("Folder of images", default=".") if can_ask else ".")

@@ -201,4 +201,7 @@ def write_draft(draft: Draft, file: Path, force: bool) -> None:
         recipe = load_recipe(trial)
     check_recipe(recipe)
     build_models(make_plan(recipe))
-    replace_text(file, draft.text)
+    try:
+        replace_text(file, draft.text)
+    except OSError as error:
+        raise InputError(f"--output {file}: cannot be written: {error.strerror}") from error

@@ -1,6 +1,5 @@
 """Examines a folder of images: its layout, classes, number of images and image sizes."""
 
-import io
 import json
 import os
 from dataclasses import dataclass
@@ -8,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from distill.data.decode import open_image
+from distill.data.folder import files_not_read
 from distill.data.guess import guess_source
-from distill.data.records import is_leftover
+from distill.data.records import first_line, is_leftover
 from distill.data.sources import Source, open_source
 from distill.data.splits import split_named, split_of
 from distill.data.walk import files_below
@@ -98,6 +98,10 @@ def examine_folder(folder: Path, class_file: str | None = None) -> FolderFacts:
     sizes, unread = _sample(source)
     if not sizes:
         raise InputError(f"{folder}: none of {len(unread)} images can be read: {unread[0]}")
+    is_folder = train["kind"] == "image_folder"
+    others = files_not_read(root / train["path"], "FOLDER") if is_folder else ""
+    if others:
+        notes = (*notes, f"not read as images: {others}")
     return FolderFacts(root, train, evaluation, source, sizes, unread, notes)
 
 
@@ -185,10 +189,9 @@ def _sample(source: Source) -> tuple[tuple[tuple[int, int], ...], tuple[str, ...
         try:
             record = source.read(index)
             if isinstance(record, bytes):
-                with Image.open(io.BytesIO(record)) as image:
-                    sizes.append(image.size)
+                sizes.append(open_image(record).size)
             else:
                 sizes.append((record.shape[1], record.shape[0]))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            unread.append(f"{source.describe(index)}: {error}")
+        except Exception as error:  # Pillow raises any type for a broken header
+            unread.append(f"{source.describe(index)}: {first_line(error)}")
     return tuple(sizes), tuple(unread)

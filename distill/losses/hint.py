@@ -19,6 +19,7 @@ class Supervision(Protocol):
     step: the global step.
     epoch: of the samples, counted from the start of the stage.
     indices: [B] int64 on the host, of the samples in their source.
+    positions: [B] int64, of the samples in the run: step times global batch size plus slot.
     """
 
     @property
@@ -35,6 +36,9 @@ class Supervision(Protocol):
 
     @property
     def indices(self) -> np.ndarray: ...
+
+    @property
+    def positions(self) -> Tensor: ...
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from distill.losses.dkd import dkd, target_class, teachers_class
 from distill.losses.hard import binary_cross_entropy, cross_entropy, smooth
 from distill.losses.hint import Heads, HintTerm, Samples, Supervision
 from distill.losses.kl import kl
+from distill.losses.masked import MaskedTerm
 from distill.losses.outputs import FeatureKey, Outputs, TeacherOutputs
 from distill.losses.teachers import Combination, Lessons
 from distill.recipe import schema
@@ -58,7 +59,7 @@ class LossTerms(NamedTuple):
 
     Attributes:
         total: what the student minimises.
-        hard, soft, hint: the terms, unweighted; None where the objective has no such term.
+        hard, soft, hint, masked: the terms, unweighted; None where the objective has no such term.
         kept: the share of samples in 0..1 that the soft term does not leave out as unsure; None
             without `min_confidence`.
     """
@@ -68,11 +69,12 @@ class LossTerms(NamedTuple):
     soft: Tensor | None = None
     hint: Tensor | None = None
     kept: Tensor | None = None
+    masked: Tensor | None = None
 
 
 class Objective:
     """Callable: (outputs of the student, outputs of the teacher, batch) -> LossTerms. What is
-    trained or has state is in the heads of its hint term, which belong to the student.
+    trained or has state is in the heads of its hint or masked term, which belong to the student.
 
     Raises:
         ValueError: no term is given.
@@ -84,13 +86,20 @@ class Objective:
         soft: SoftTerm | None = None,
         hint: HintTerm | None = None,
         hint_teacher: str = TEACHER,
+        masked: MaskedTerm | None = None,
     ) -> None:
-        if hard is None and soft is None and hint is None:
-            raise ValueError("an objective needs a hard term, a soft term or a hint")
+        if hard is None and soft is None and hint is None and masked is None:
+            raise ValueError("an objective needs a hard, a soft or a masked term, or a hint")
         self.hard = hard
         self.soft = soft
         self.hint = hint
         self.hint_teacher = hint_teacher
+        self.masked = masked
+
+    @property
+    def with_heads(self) -> HintTerm | MaskedTerm | None:
+        """The term that trains heads beside the student."""
+        return self.hint or self.masked
 
     @property
     def teachers(self) -> dict[str, tuple[FeatureKey, ...]]:
@@ -116,9 +125,17 @@ class Objective:
         """The teacher's features that it reads."""
         return self.hint.teacher_features if self.hint else ()
 
+    def given(self, teacher: TeacherOutputs | None, batch: Supervision) -> tuple[Tensor, ...]:
+        """Return what the learner's forward gets beside the images: the teacher's features that
+        heads read, or the patches that stay visible.
+        """
+        if self.masked is not None:
+            return (self.masked.visible(batch),)
+        return teacher.read(self.teacher_features) if teacher else ()
+
     def weighted(self, terms: LossTerms) -> dict[str, Tensor]:
         """Return the terms by name as they enter the total: each times its weight."""
-        own = {"hard": self.hard, "soft": self.soft, "hint": self.hint}
+        own = {"hard": self.hard, "soft": self.soft, "hint": self.hint, "masked": self.masked}
         values = terms._asdict()
         return {name: term.weight * values[name] for name, term in own.items() if term is not None}
 
@@ -147,7 +164,7 @@ class Objective:
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if self.needs_teacher and teacher is None:
             raise ValueError("a term learns from a teacher, and no teacher outputs were given")
-        hard = soft = hint = kept = total = None
+        hard = soft = hint = masked = kept = total = None
         if self.hard is not None:
             hard = self.hard.loss(logits, batch.label_probs)
             total = self.hard.weight * hard
@@ -166,7 +183,11 @@ class Objective:
             read = teacher.read(self.hint.teacher_features)
             hint = heads.loss(outputs.features, read, batch)
             total = total + self.hint.weight * hint
-        return LossTerms(total=total, hard=hard, soft=soft, hint=hint, kept=kept)
+        if self.masked is not None:
+            assert heads is not None
+            masked = heads.loss(outputs.features, (), batch)
+            total = total + self.masked.weight * masked
+        return LossTerms(total, hard, soft, hint, kept, masked)
 
     @staticmethod
     def _soft(
@@ -196,6 +217,7 @@ def build_objective(
     maps: HintMaps | None = None,
     teachers: Sequence[str] = (TEACHER,),
     samples: Samples | None = None,
+    masked: MaskedTerm | None = None,
 ) -> Objective:
     """Return the objective that a recipe describes.
 
@@ -206,6 +228,7 @@ def build_objective(
             processes; then calls are collective in it.
         teachers: all of the run, in the order of the recipe.
         samples: what the stage trains on; CRD alone needs it.
+        masked: of a recipe with `masked`.
     """
     hard = None if spec.hard is None else HardTerm(_hard_loss(spec.hard), spec.hard.weight)
     soft = None
@@ -227,7 +250,7 @@ def build_objective(
         of_hint = hint_teacher(spec, teachers)
         hint = hint_term(spec.hint, maps, group, samples)
         hint = replace(hint, heads_key=(of_hint, hint.heads_key))
-    return Objective(hard, soft, hint, of_hint)
+    return Objective(hard, soft, hint, of_hint, masked)
 
 
 def combination_of(spec: schema.ObjectiveSpec, teachers: Sequence[str]) -> Combination:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from distill.checkpoint.layout import METRICS_FILE, RECIPE_FILE
 from distill.checkpoint.store import storable
 from distill.errors import InputError
-from distill.files import atomic_directory, current_directory
+from distill.files import atomic_directory, current_directory, sha256_of
 from distill.models.origin import CONFIG_FILE, WEIGHTS_FILES
 from distill.models.view import ModelView
 from distill.recipe.hub_names import is_hub_name
@@ -25,6 +25,8 @@ WEIGHTS_FILE = "model.safetensors"
 ONNX_FILE = "model.onnx"
 PROGRAM_FILE = "model.pt2"  # the ending that torch.export uses
 RECORD_FILE = "distill.json"
+WEIGHTS_SHA256 = "weights_sha256"
+"""The key of a record that says of which file its scores are; earlier versions lack it."""
 RAW = "raw"
 """The name of the trained weights, as opposed to their averages."""
 RAW_BEFORE = "last"
@@ -64,7 +66,9 @@ def write_model(
         WriteError: disk full or unwritable.
     """
     with atomic_directory(folder) as directory:
-        save_file(storable(weights), directory / WEIGHTS_FILE, metadata={"format": "pt"})
+        file = directory / WEIGHTS_FILE
+        save_file(storable(weights), file, metadata={"format": "pt"})
+        record = {**record, WEIGHTS_SHA256: sha256_of(file)}
         describe_model(directory, net, classes=classes, view=view, record=record)
 
 
@@ -160,7 +164,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{file}: cannot be read: {error}") from error
+        raise InputError(f"{file}: cannot be read ({error}): export again, or delete it") from error
     if not isinstance(record, dict):
         raise InputError(f"{file}: is not the record of an export: export again, or delete it")
     if record.get("weights") == RAW_BEFORE:

@@ -124,6 +124,22 @@ def fitted(model: nn.Module, state_dict: Mapping[str, Tensor], what: str) -> Fit
     return Fitted(_with_counters(model, converted), resampled(nested, converted, what), left_out)
 
 
+def refuse_not_finite(model: nn.Module, state_dict: Mapping[str, Tensor], what: str) -> None:
+    """Refuse NaN in weights, and infinite parameters. A buffer may be infinite, as a mask is.
+
+    Args:
+        what: as in `fitted`.
+    """
+    parameters = dict(model.named_parameters())
+    for name, tensor in state_dict.items():
+        values = tensor.float() if tensor.is_floating_point() else tensor
+        if values.isnan().any() or (name in parameters and values.isinf().any()):
+            raise InputError(
+                f"{what}: {name} has values that are not finite, as after a training that diverged:"
+                " give other weights"
+            )
+
+
 def _without_prefix(
     model: nn.Module, state_dict: dict[str, Tensor], what: str
 ) -> tuple[dict[str, Tensor], str]:

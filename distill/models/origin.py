@@ -4,12 +4,12 @@ A config.json in the folder of a file of weights is the config of that file. Wit
 config of the name that the user gives is an assumption, and is printed as one.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from distill.checkpoint.layout import REPORT_FILE, best_root, reported_best
 from distill.errors import InputError, did_you_mean
 from distill.models.build import config, config_source, is_timm_config
 from distill.models.hub import download
@@ -242,7 +242,7 @@ def _refuse_student(spec: schema.TeacherSpec, where: str) -> None:
 
 def _of_run(path: Path, student: str | None) -> Path:
     """Return a student's exported model in `path`, which is a run or its folder `best`."""
-    best = path / "best" if (path / "best").is_dir() else path
+    best = best_root(path) if best_root(path).is_dir() else path
     names = sorted(
         e.parent.name for e in best.glob(f"*/{CONFIG_FILE}") if not e.parent.name.startswith(".")
     )
@@ -251,26 +251,19 @@ def _of_run(path: Path, student: str | None) -> Path:
             f"teacher.weights: {path} is neither an exported model (config.json, model.safetensors)"
             " nor a finished run (best/<student>/)"
         )
-    report = best.parent / "report.json"
-    if not report.is_file():
+    if not (best.parent / REPORT_FILE).is_file():
         raise InputError(
-            f"teacher.weights: the run {path} is not finished (no report.json): finish it, or name"
-            f" the weights it has so far, {best / names[0]}"
+            f"teacher.weights: the run {path} is not finished (no {REPORT_FILE}): finish it, or"
+            f" name the weights it has so far, {best / names[0]}"
         )
-    student = student or _best_in(report)
+    student = student or reported_best(best.parent)
     if student not in names:
+        unknown = (
+            "its report names no best student"
+            if student is None
+            else f"it has no {student!r}{did_you_mean(student, names)}"
+        )
         raise InputError(
-            f"teacher.student: the run {path} has no {student!r}{did_you_mean(student, names)}:"
-            f" it has {', '.join(names)}"
+            f"teacher.student: the run {path}: {unknown}: name one of {', '.join(names)}"
         )
     return best / student
-
-
-def _best_in(report: Path) -> str:
-    try:
-        best: str = json.loads(report.read_text(encoding="utf-8"))["best"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{report}: does not name the run's best student: give teacher.student"
-        ) from error
-    return best

@@ -15,7 +15,13 @@ from distill.models.build import (
     student_architecture,
     timm_name,
 )
-from distill.models.fitting import apply_weights, fitted, head_classes, with_head_of
+from distill.models.fitting import (
+    apply_weights,
+    fitted,
+    head_classes,
+    refuse_not_finite,
+    with_head_of,
+)
 from distill.models.hub.download import in_cache, licence_in, pinned_commits
 from distill.models.hub.licences import UNREADABLE
 from distill.models.labels import match_classes
@@ -48,7 +54,9 @@ def create_student(
     if origin.file is not None:
         state_dict, _ = load_state_dict(origin.file)
         state_dict, notes = with_head_of(model, state_dict)
-        notes += apply_weights(model, state_dict, f"weights {origin.place} for {spec.model}")
+        what = f"weights {origin.place} for {spec.model}"
+        notes += apply_weights(model, state_dict, what)
+        refuse_not_finite(model, model.state_dict(), what)
         if classes and (named := origin.classes) is not None:
             _refuse_other_classes(named, classes, f"weights {origin.place}")
     elif pretrained:
@@ -94,8 +102,10 @@ def student_notes(
             num_classes = head_classes(origin.config, state_dict) or _ANY_CLASSES
         model = student_architecture(spec, num_classes, image_size, pretrained=False)
     state_dict, of_head = with_head_of(model, state_dict)
-    notes = fitted(model, state_dict, f"weights {origin.place} for {spec.model}").notes
-    return of_head + notes
+    what = f"weights {origin.place} for {spec.model}"
+    found = fitted(model, state_dict, what)
+    refuse_not_finite(model, found.state_dict, what)
+    return of_head + found.notes
 
 
 def first_weights(spec: schema.StudentSpec) -> dict[str, str]:

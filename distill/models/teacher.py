@@ -17,7 +17,7 @@ from distill.errors import InputError
 from distill.losses.outputs import FeatureKey, TeacherOutputs
 from distill.models.build import create, timm_name
 from distill.models.features import Featured
-from distill.models.fitting import fitted, head_classes
+from distill.models.fitting import fitted, head_classes, refuse_not_finite
 from distill.models.labels import Match, match_teacher
 from distill.models.origin import RANDOM, Origin, origin_of_teacher
 from distill.models.pixels import Pixels
@@ -189,28 +189,19 @@ def build_teacher(
         InputError: no such model or weights, weights of another architecture or size, or other
             classes than the data's.
     """
-    match: Match | None = None
     loaded = load_teacher(spec, root, data_image_size, len(classes))
     num_classes = int(loaded.model.num_classes) if classes else 0  # type: ignore[arg-type]
-    recorded: tuple[str, ...] | None = None
     notes = loaded.notes
-    if num_classes and spec.weights == "random":
-        recorded = tuple(classes)
-    elif num_classes:
-        recorded = _recorded_classes(spec, loaded.origin, root)
-        pretrained = spec.weights == "pretrained"
-        try:
-            match = match_teacher(
-                recorded, num_classes, classes, pretrained=pretrained, order_given=order_given
-            )
-        except InputError:
-            if not features_only:
-                raise
-            num_classes, recorded = 0, None
-            notes += (
-                "teacher: its classes are not the data's: hints read its features, and nothing is"
-                " compared with it",
-            )
+    try:
+        recorded, match = match_loaded(spec, loaded, classes, root, order_given=order_given)
+    except InputError:
+        if not features_only:
+            raise
+        num_classes, recorded, match = 0, None, None
+        notes += (
+            "teacher: its classes are not the data's: hints read its features, and nothing is"
+            " compared with it",
+        )
     teacher = Teacher(
         loaded.model,
         loaded.view,
@@ -224,6 +215,35 @@ def build_teacher(
     )
     teacher.match = match
     return teacher.to(device)
+
+
+def match_loaded(
+    spec: schema.TeacherSpec,
+    loaded: "Loaded",
+    classes: Sequence[str],
+    root: Path,
+    *,
+    order_given: bool,
+) -> tuple[tuple[str, ...] | None, Match | None]:
+    """Compare the classes of a teacher with the data's. The arguments are those of `build_teacher`.
+
+    Returns:
+        Its classes in the order of its logits, if they are recorded, and the match; neither where
+        one has no classes, and no match for random weights.
+
+    Raises:
+        InputError: they are others.
+    """
+    num_classes = int(loaded.model.num_classes)  # type: ignore[arg-type]
+    if not num_classes or not classes:
+        return None, None
+    if spec.weights == "random":
+        return tuple(classes), None
+    recorded = _recorded_classes(spec, loaded.origin, root)
+    pretrained = spec.weights == "pretrained"
+    return recorded, match_teacher(
+        recorded, num_classes, classes, pretrained=pretrained, order_given=order_given
+    )
 
 
 def _recorded_origin(spec: schema.TeacherSpec, origin: Origin) -> dict[str, str]:
@@ -303,7 +323,9 @@ def load_teacher(
             origin, spec.model_args, view.image_size, view.sources["image_size"]
         )
     if state_dict is not None:
-        found = fitted(model, state_dict, f"teacher.weights {origin.place} for {origin.name}")
+        what = f"teacher.weights {origin.place} for {origin.name}"
+        found = fitted(model, state_dict, what)
+        refuse_not_finite(model, found.state_dict, what)
         refuse_unsaid_size(origin, found, view, "teacher.image_size")
         notes = found.notes
         if not shapes_only:

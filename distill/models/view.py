@@ -120,12 +120,17 @@ def view_of_config(
     resolved = resolve_data_config({}, pretrained_cfg=dict(config), use_test_size=use_test_size)
     try:
         channels, height, width = map(int, resolved["input_size"])
-        float(resolved["crop_pct"])
+        crop_fraction = float(resolved["crop_pct"])
     except (TypeError, ValueError) as error:
         raise InputError(
             f"{source}: input_size {resolved['input_size']} and crop_pct {resolved['crop_pct']}"
             " should be three numbers and one: correct the config"
         ) from error
+    if height < 1 or width < 1 or not 0 < crop_fraction < math.inf:
+        raise InputError(
+            f"{source}: input_size {resolved['input_size']} and crop_pct {crop_fraction} should be"
+            " positive: correct the config"
+        )
     if channels != 3:
         raise InputError(
             f"{source}: wants images of {channels} channels, and images are read as RGB"
@@ -141,13 +146,13 @@ def view_of_config(
                 f"{source}: {key} is {resolved[key]!r}, and an evaluation has {', '.join(known)}"
             )
     std = _triple(resolved["std"], f"{source}: std")
-    if not all(0 < value < math.inf for value in std):
+    if min(std) <= 0:
         raise InputError(f"{source}: std is {std}, and should be positive")
     return ModelView(
         image_size=int(height),
         mean=_triple(resolved["mean"], f"{source}: mean"),
         std=std,
-        crop_fraction=float(resolved["crop_pct"]),
+        crop_fraction=crop_fraction,
         crop_mode=resolved["crop_mode"],
         interpolation=resolved["interpolation"],
         sources=dict.fromkeys(_FIELDS, source),
@@ -155,7 +160,12 @@ def view_of_config(
 
 
 def _triple(values: Any, what: str) -> tuple[float, float, float]:
-    numbers = tuple(map(float, values)) if isinstance(values, list | tuple) else (float(values),)
+    try:
+        numbers = tuple(map(float, values if isinstance(values, list | tuple) else (values,)))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{what} is {values!r}, and should be three numbers") from error
+    if not all(map(math.isfinite, numbers)):
+        raise InputError(f"{what} is {values!r}, and should be three finite numbers")
     # timm repeats one value for all channels.
     numbers = numbers * 3 if len(numbers) == 1 else numbers
     if len(numbers) != 3:

@@ -46,8 +46,8 @@ def parse_hub_name(text: str) -> HubModel:
     Raises:
         InputError: the name is not allowed.
     """
-    shown = printable(text)
     rest = _PREFIX.sub("", text, count=1)
+    shown = printable(f"hf://{rest}" if text.startswith("hf:") else text)
     repo, at, revision = rest.rstrip("/").partition("@")
     if repo.startswith(("datasets/", "spaces/")):
         raise InputError(f"{shown}: is no model: a model of the Hub is hf://OWNER/NAME")

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from distill.recipe.hints import FeatureSpec, HintSpec
+from distill.recipe.masked import FCMAESpec
 from distill.recipe.values import Section, Temperature, Weight
 
 # A probability threshold: 0 would keep every sample, and 1 almost none.
@@ -123,7 +124,7 @@ SoftSpec = Annotated[
 
 
 class ObjectiveSpec(Section):
-    """total = hard.weight * hard + soft.weight * soft + hint.weight * hint."""
+    """total = hard.weight * hard + soft.weight * soft + hint.weight * hint; or `masked` alone."""
 
     hard: HardSpec | None = None
     """The loss against labels; null: none."""
@@ -132,6 +133,10 @@ class ObjectiveSpec(Section):
     hint: HintSpec | None = None
     """The loss against the teacher's features; null: none. `feature` may be the only loss: the
     student is then a backbone without classifier, and its images need no labels.
+    """
+    masked: FCMAESpec | None = None
+    """Masked-image modelling, without a teacher and as the only loss: the student is then a
+    backbone without classifier, and its images need no labels. null: none.
     """
     soft_teachers: dict[str, Weight] | None = None
     """With `teachers`: which of them the soft loss reads, and their weights, which are divided by
@@ -156,7 +161,7 @@ class ObjectiveSpec(Section):
         read = [name for name, weight in (self.soft_teachers or {}).items() if weight]
         of_soft = f" of {', '.join(read)}" if read else ""
         of_hint = f" of {self.hint_teacher}" if self.hint_teacher else ""
-        terms = ((self.hard, ""), (self.soft, of_soft), (self.hint, of_hint))
+        terms = ((self.hard, ""), (self.soft, of_soft), (self.hint, of_hint), (self.masked, ""))
         return " + ".join(
             f"{term.weight:g} {term.loss}{teachers}" for term, teachers in terms if term is not None
         )
@@ -170,11 +175,20 @@ class ObjectiveSpec(Section):
 
     @property
     def trains_backbone(self) -> bool:
-        """Whether the student learns features alone, so that it has no classifier."""
+        """Whether the student learns features or pixels alone, so that it has no classifier."""
         return self.hard is None and self.soft is None
 
     @model_validator(mode="after")
     def _has_a_loss(self) -> Self:
+        if self.masked is not None:
+            others = [name for name in ("hard", "soft", "hint") if getattr(self, name) is not None]
+            if others:
+                raise ValueError(
+                    f"masked: {self.masked.loss} gives the student parts of images, and"
+                    f" {' and '.join(others)} would need whole ones: set {', '.join(others)} to"
+                    " null, or masked"
+                )
+            return self
         if not self.trains_backbone:
             return self
         if not isinstance(self.hint, FeatureSpec):

@@ -45,6 +45,7 @@ from distill.recipe.learning import (
     StudentSpec,
     TeacherSpec,
 )
+from distill.recipe.masked import FCMAESpec
 from distill.recipe.objective import (
     BCESpec,
     BCETeacherSpec,
@@ -85,6 +86,7 @@ __all__ = [
     "EvalSourceSpec",
     "EvalViewSpec",
     "EvaluateSpec",
+    "FCMAESpec",
     "FashionMnistSpec",
     "FeatureSpec",
     "FitNetSpec",

@@ -125,7 +125,8 @@ def _changes(
             " stage has another schedule or lr: set over: stage, or use the same in all stages"
         )
     heads, heads_before = (
-        objective.hint and (objective.hint_teacher, objective.hint.heads)
+        (objective.hint and (objective.hint_teacher, objective.hint.heads))
+        or (objective.masked and objective.masked.heads)
         for objective in (now.objective, before.objective)
     )
     if zero_stage and heads != heads_before:

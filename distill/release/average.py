@@ -22,7 +22,7 @@ from distill.checkpoint.layout import (
     is_checkpoint,
     step_of,
 )
-from distill.console import make_console
+from distill.console import make_console, wrapped
 from distill.data.holdout import Part, held_out
 from distill.data.sources import Source
 from distill.engine import Engine
@@ -379,7 +379,7 @@ def _show(output: Path, members: Sequence[Found], score: Scores | None) -> None:
     console = make_console()
 
     def say(line: str) -> None:
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(wrapped(console, line), markup=False, soft_wrap=True)
 
     say(f"{output}: the mean of {', '.join(each.name for each in members)}")
     if score is not None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from distill.checkpoint.layout import RECIPE_FILE
-from distill.console import make_console, show_table
+from distill.console import make_console, show_table, wrapped
 from distill.data.label_sets import named_list, space_of_size
 from distill.data.sources import Source
 from distill.engine import Engine
@@ -83,7 +83,7 @@ def evaluate_models(
         InputError: there are no such models or images, or they do not fit together.
     """
     named, path = str(path), Path(path)  # of hf://OWNER/NAME a Path would join the slashes
-    _refuse_options(data, sets, root, batch_size, precision, json, csv)
+    _refuse_options(data, sets, root, precision, json, csv)
     settings = Settings(batch_size, num_workers, unreadable)
     found = find_models(
         path,
@@ -148,7 +148,6 @@ def _refuse_options(
     data: str | Path | None,
     sets: str | Sequence[str] | None,
     root: str | Path | None,
-    batch_size: int | None,
     precision: str,
     json: str | Path | None,
     csv: str | Path | None,
@@ -158,8 +157,6 @@ def _refuse_options(
         raise InputError("--sets and --data both name the images: leave one out")
     if root is not None and sets is None:
         raise InputError("--root is the folder of --sets: give both")
-    if batch_size is not None and not 1 <= batch_size <= 65536:
-        raise InputError(f"--batch-size {batch_size}: give a number from 1 to 65536, or auto")
     if precision not in get_args(Precision):
         raise InputError(
             f"--precision {precision}: should be one of {', '.join(get_args(Precision))}"
@@ -225,7 +222,12 @@ def _named_teacher(path: str | Path | None, model: str | None, use_test_size: bo
         if model is not None:
             raise InputError("--teacher-model names the architecture of --teacher: give both")
         return None
-    found = find_model(str(path), "--teacher", model=model, use_test_size=use_test_size)
+    try:
+        found = find_model(str(path), "--teacher", model=model, use_test_size=use_test_size)
+    except InputError as error:
+        message = str(error).replace("give --model", "give --teacher-model")
+        named = message if message.startswith("--teacher") else f"--teacher: {message}"
+        raise InputError(named) from error
     if not found.has_classes:
         raise InputError(
             f"--teacher {path}: has no classifier, and models are compared by their classes: name a"
@@ -252,7 +254,12 @@ def _in_classes_of(
     num_classes = int(student.net.num_classes)  # type: ignore[arg-type]
     own = student.classes or (tuple(data_classes) if len(data_classes) == num_classes else ())
     own = own or named_list(space_of_size(num_classes) or "") or tuple(map(str, range(num_classes)))
-    match = match_classes(teacher.classes or None, num_logits, own, who=teacher.name)
+    try:
+        match = match_classes(teacher.classes or None, num_logits, own, who=teacher.name)
+    except InputError as error:
+        raise InputError(
+            f"{teacher.name}: has other classes than {student.name}, called the data here: {error}"
+        ) from error
     if match.how != "names":
         notes.append(match.describe())
     found = Teacher(
@@ -302,7 +309,7 @@ def _show(
     console = make_console()
 
     def say(line: str) -> None:
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(wrapped(console, line), markup=False, soft_wrap=True)
 
     if len(results.sets) == 1:
         samples = next(iter(next(iter(results.sets.values())).scores.values()))

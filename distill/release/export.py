@@ -1,13 +1,12 @@
 """`distill export`: one student of a run in the form that timm loads, or as a program."""
 
-import json
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from rich.console import Console
 
-from distill.checkpoint.layout import RECIPE_FILE, REPORT_FILE, best_dir, is_checkpoint
+from distill.checkpoint.layout import RECIPE_FILE, best_dir, is_checkpoint, reported_best
 from distill.console import make_console
 from distill.errors import InputError
 from distill.evaluation.metric import METRICS
@@ -57,6 +56,8 @@ def export_student(
             the program gives other answers than the model.
     """
     run, output = Path(run), Path(output)
+    if format not in get_args(ExportFormat):
+        raise InputError(f"--format {format}: should be one of {', '.join(get_args(ExportFormat))}")
     refuse_overwrite(output)
     if output.resolve() == run.resolve():
         raise InputError(f"{output}: is what is exported: choose another folder")
@@ -148,7 +149,7 @@ def best_student(run: Path) -> str:
     if len(names) == 1:
         return names[0]
     if not is_checkpoint(run):
-        if best := _reported_best(run):
+        if best := reported_best(run):
             return best
         folders = {name: current_directory(best_dir(run, name)) for name in names}
         metric = METRICS[recipe.evaluate.metric]
@@ -160,19 +161,3 @@ def best_student(run: Path) -> str:
         if best := metric.best_of(scores):
             return best
     raise InputError(f"{run}: which student? Name one with --student: {', '.join(names)}")
-
-
-def _reported_best(run: Path) -> str | None:
-    """The best student of a finished run, as its report says; None without a report.
-
-    Raises:
-        InputError: the report is damaged.
-    """
-    report = run / REPORT_FILE
-    if not report.is_file():
-        return None
-    try:
-        best: str | None = json.loads(report.read_text())["best"]
-    except (OSError, ValueError, LookupError) as error:
-        raise InputError(f"{report}: damaged ({error}): delete it, and name the student") from error
-    return best

@@ -202,7 +202,8 @@ def which_weights(found: Found) -> str:
     if "step" not in found.record:
         return str(found.record.get("weights", ""))
     kind, step = found.record["weights"], found.record["step"]
-    best = found.record.get("top1") is not None  # only the best weights record an accuracy
+    # Only the best weights record how they were chosen; earlier versions recorded the top-1 alone.
+    best = "metric" in found.record or found.record.get("top1") is not None
     return f"best weights ({kind}, step {step})" if best else f"{kind} weights of step {step}"
 
 

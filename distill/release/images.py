@@ -119,6 +119,7 @@ def title_of(data: str) -> str:
     return Path(path).name or Path(path).resolve().name
 
 
-def in_command_words(message: str) -> str:
-    """A message that names options instead of recipe keys."""
-    return in_options(message, "--data")
+def in_command_words(message: str, option: str = "--data") -> str:
+    """A message that names options instead of recipe keys. An evaluation always reads labels."""
+    message = message.replace(", or set labelled: false", "")
+    return in_options(message.replace(": set labelled: false", ": give labelled images"), option)

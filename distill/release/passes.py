@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
@@ -22,6 +22,7 @@ from distill.training.teachers import place_teacher
 Unreadable = Literal["error", "skip"]
 # The first batch size that --batch-size auto tries.
 _LARGEST_BATCH = 1024
+_MOST_IMAGES = 65536  # in a batch
 
 
 @dataclass(frozen=True)
@@ -32,11 +33,27 @@ class Settings:
         batch_size: of each process; None: the largest power of two that fits, up to 1,024.
         num_workers: decoding processes; None: this process's share of the cores.
         unreadable: what to do with an image that cannot be read.
+
+    Raises:
+        InputError: a value is not one of these: Python does not check what the command line does.
     """
 
     batch_size: int | None = 256
     num_workers: int | None = None
     unreadable: Unreadable = "error"
+
+    def __post_init__(self) -> None:
+        size, workers = self.batch_size, self.num_workers
+        if size is not None and not (isinstance(size, int) and 1 <= size <= _MOST_IMAGES):
+            raise InputError(
+                f"--batch-size {size}: give a number from 1 to {_MOST_IMAGES}, or auto"
+                " (in Python: None)"
+            )
+        if workers is not None and not (isinstance(workers, int) and workers >= 0):
+            raise InputError(f"--num-workers {workers}: give a number of processes, 0 or more")
+        known = get_args(Unreadable)
+        if self.unreadable not in known:
+            raise InputError(f"--unreadable {self.unreadable}: should be one of {', '.join(known)}")
 
 
 @dataclass(frozen=True)
@@ -149,11 +166,13 @@ class Evaluator:
             # The trial keeps no results and decodes no images, so that it needs less memory.
             self._batch_size = fits
             return self._pass(source, frame, choices, fits)
-        advice = f"--batch-size {fits} does" if fits else "not even one image does"
+        if fits:
+            advice = f"--batch-size {fits} does" + ("" if automatic else " (auto finds it)")
+        else:
+            advice = "not even one image does: use a device with more memory, or bf16"
         raise InputError(
             f"--batch-size {batch_size}: does not fit into the memory of"
             f" {self._engine.device}; {advice}"
-            + (" (auto finds it)" if fits else ": use a device with more memory, or bf16")
         )
 
     def _answer_of_teacher(self, images: torch.Tensor) -> torch.Tensor:

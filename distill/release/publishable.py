@@ -24,13 +24,19 @@ from distill.checkpoint.layout import (
 )
 from distill.checkpoint.store import load_newest
 from distill.errors import InputError, printable
-from distill.files import current_directory
-from distill.models.export_format import RECORD_FILE, WEIGHTS_FILE, is_export, write_model
+from distill.files import current_directory, sha256_of
+from distill.models.export_format import (
+    RECORD_FILE,
+    WEIGHTS_FILE,
+    WEIGHTS_SHA256,
+    is_export,
+    write_model,
+)
 from distill.models.hub.derived import recorded_teachers, teachers_of, teachers_of_checkpoint
 from distill.models.hub.record import check_record, check_report
 from distill.models.origin import CONFIG_FILE
 from distill.recipe import Recipe, load_recipe
-from distill.recipe.hub_names import is_hub_name
+from distill.recipe.hub_names import is_hub_name, parse_hub_name
 from distill.release.export import best_student
 from distill.release.find import Found, find_models
 
@@ -105,7 +111,9 @@ def find_publishable(
             not fit together.
     """
     if is_hub_name(str(source)):
-        raise InputError(f"{source}: is on the Hub already: name a run or an export")
+        raise InputError(
+            f"{parse_hub_name(str(source))}: is on the Hub already: name a run or an export"
+        )
     if source.is_file():
         raise InputError(f"{source}: is a file, and what is published is a run or an export")
     if is_export(source):
@@ -227,4 +235,10 @@ def _checked(model: Publishable) -> Publishable:
         )
     if not torch.isfinite(model.logits()).all():
         raise InputError(f"{folder}: the logits of this model are not finite: it cannot be used")
+    known = record.get(WEIGHTS_SHA256)
+    if known is not None and known != sha256_of(folder / WEIGHTS_FILE):
+        raise InputError(
+            f"{folder / WEIGHTS_FILE}: these are not the weights of which {RECORD_FILE} tells"
+            " (SHA-256), so its scores and origin are those of others: export again"
+        )
     return model

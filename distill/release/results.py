@@ -5,7 +5,7 @@ import io
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,13 @@ _COLUMNS = (
     "crop_pct",
     "interpolation",
 )
+# Headings on a terminal narrower than this, where one that does not fit would be cut.
+_ONE_LINE_WIDTH = 160
+_IN_TWO_LINES = {
+    "cross-entropy": "cross-\nentropy",
+    "KL to teacher": "KL to\nteacher",
+    "adaptive ECE %": "adaptive\nECE %",
+}
 _DIFFERENCES = ("top1_diff", "top5_diff", "rank_diff")
 
 
@@ -64,7 +71,7 @@ class Results:
         sets: name -> its scores, in the order in which they were asked for.
     """
 
-    found: Sequence[Found]
+    found: Sequence[Found] = field(repr=False)  # a notebook would show every layer
     sets: Mapping[str, SetResult]
 
     @property
@@ -96,7 +103,8 @@ class Results:
         table = Table(box=None, pad_edge=False)
         for heading in headings:
             left = heading in ("", "set", "weights")
-            table.add_column(heading, justify="left" if left else "right")
+            shown = heading if width >= _ONE_LINE_WIDTH else _IN_TWO_LINES.get(heading, heading)
+            table.add_column(shown, justify="left" if left else "right", overflow="fold")
         weights = {each.name: str(each.record.get("weights", "")) for each in self.found}
         for each in self.sets.values():
             for name, score in each.scores.items():

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from distill.data.class_names import class_numbers
-from distill.data.guess import guess_source, in_options
+from distill.data.guess import guess_source
 from distill.data.relabelled import Relabelled
 from distill.data.sources import Source, has_class_order, open_source
 from distill.errors import InputError
@@ -25,7 +25,7 @@ from distill.release.imagenet import (
     part_synsets,
     real_labels,
 )
-from distill.release.images import labelled_in_logits
+from distill.release.images import in_command_words, labelled_in_logits
 from distill.release.passes import Answers, Evaluator
 from distill.release.results import SetResult
 
@@ -179,15 +179,16 @@ class SetEvaluation:
 
     def _open(self, wanted: Measurement) -> Images:
         option = f"--sets {wanted.name}={wanted.path}"
-        spec = guess_source(wanted.path, option=option)
         try:
+            spec = guess_source(wanted.path, option=option)
             opened = self._open_source(wanted, spec, option)
             if wanted.part is not None or wanted.all_of_imagenet:
                 opened = self._named(wanted, opened)
                 _refuse_other_classes(wanted, opened)
             source, match = labelled_in_logits(opened, has_class_order(spec), self._model)
         except InputError as error:
-            message = in_options(str(error), option)
+            message = str(error).replace(f"{option} {wanted.path}", option)
+            message = in_command_words(message, option)
             named = message if message.startswith(option) else f"{option}: {message}"
             raise InputError(named) from error
         return Images(source, match)

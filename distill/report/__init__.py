@@ -15,4 +15,5 @@ studies      the tables of studies, and their runs
 words        figures as text
 render       content as HTML and Markdown, by the templates
 drawing      curves and bars as SVG
+picture      the curves as one PNG
 """

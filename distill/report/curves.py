@@ -131,7 +131,13 @@ def legend(drawn: Sequence[Panel]) -> dict[str, Style]:
 
 
 _Panel = tuple[str, str, str, bool, list[Curve]]
-_TERMS = {"total": "total", "hard": "hard term", "soft": "soft term", "hint": "hint term"}
+_TERMS = {
+    "total": "total",
+    "hard": "hard term",
+    "soft": "soft term",
+    "hint": "hint term",
+    "masked": "masked term",
+}
 
 
 def _all(sources: Sequence[CurveSource], scale: Callable[[CurveSource], int]) -> Iterator[_Panel]:

@@ -95,6 +95,8 @@ def draw_gains(title: str, gains: Sequence[tuple[str, float]]) -> Markup:
         axes.set_xlabel("points of top-1")
         axes.tick_params(axis="y", length=0)
         axes.margins(x=0.05, y=0.02)
+        if not any(values):
+            axes.set_xlim(-1, 1)  # the numbers of a range around zero would touch each other
         words = "; ".join(f"{printable(name)} {gain:+.1f}" for name, gain in gains)
         return _svg(figure, _slug(title), f"{printable(title)}: {words}")
 

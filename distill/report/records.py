@@ -77,11 +77,16 @@ def number(record: Record, key: str) -> float | None:
     return finite(record.get(key))
 
 
+class NothingRecordedError(InputError):
+    """A run has begun and recorded nothing yet."""
+
+
 def read_run(folder: Path) -> RunRecords:
     """Read the records of a run, which may be training at the same time.
 
     Raises:
-        InputError: it is no run, or one that has recorded nothing yet.
+        InputError: it is no run.
+        NothingRecordedError: it has recorded nothing yet.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: there is no such folder: name the folder of a run")
@@ -98,7 +103,7 @@ def read_run(folder: Path) -> RunRecords:
     if result is not None and not _belongs(result, recipe, last_step):
         result = None
     if result is None and last_step is None:
-        raise InputError(
+        raise NothingRecordedError(
             f"{folder}: this run has recorded nothing yet, so there is nothing to report: wait for"
             f" its first entry in {METRICS_FILE} (log.every, {recipe.log.every})"
         )

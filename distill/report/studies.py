@@ -5,7 +5,7 @@ from pathlib import Path
 
 from distill.checkpoint.layout import RECIPE_FILE
 from distill.errors import InputError
-from distill.report.records import RunRecords, read_run
+from distill.report.records import NothingRecordedError, RunRecords, read_run
 from distill.study.progress import study_table
 from distill.study.render import Rendered, rendered
 from distill.study.stored import is_study, read_plan
@@ -42,7 +42,5 @@ def _read(folder: Path) -> RunRecords | None:
     """Returns the records of a run of a study; None if it has recorded nothing yet."""
     try:
         return read_run(folder)
-    except InputError as error:
-        if "recorded nothing yet" in str(error):
-            return None
-        raise
+    except NothingRecordedError:
+        return None

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from distill.losses.hint import Heads
 from distill.losses.outputs import FeatureKey, Outputs
 from distill.models.features import forward_with_features
+from distill.models.masked import visible_features
 from distill.models.pixels import Pixels
 
 HEADS = "heads."
@@ -32,7 +33,7 @@ class Learner(nn.Module):
         features: tuple[FeatureKey, ...] = (),
     ) -> None:
         super().__init__()
-        assert (heads is None) == (not features), features
+        assert heads is not None or not features, features
         self.net = net
         self.pixels = pixels
         self.heads = heads
@@ -65,3 +66,23 @@ class Learner(nn.Module):
     def heads_state(self) -> dict[str, Tensor]:
         """Return the state dict of the heads; empty without heads."""
         return dict(self.heads.state_dict()) if self.heads is not None else {}
+
+
+class MaskedLearner(Learner):
+    """A learner that sees parts of its images in training: `heads` reconstruct the others."""
+
+    def forward(self, images: Tensor, teacher: tuple[Tensor, ...] = ()) -> Outputs:
+        """Compute the outputs.
+
+        Args:
+            images: [B, 3, H, H] in [0, 1].
+            teacher: in training the numbers of visible patches, [B, V] int64.
+        """
+        pixels = self.pixels(images)
+        if not self.training:
+            return Outputs(self.net(pixels))
+        assert self.heads is not None
+        (visible,) = teacher
+        seen = visible_features(self.net, pixels, visible)
+        pooled = self.net.forward_head(seen.transpose(1, 2)[..., None])  # type: ignore[operator]
+        return Outputs(pooled, self.heads((seen, pixels), teacher))

@@ -17,6 +17,7 @@ from distill.data.loading.loader import Batch
 from distill.engine import Engine
 from distill.evaluation.accuracy import Accuracy, Model
 from distill.evaluation.metric import Metric
+from distill.losses.masked import MaskedTerm
 from distill.losses.objective import Objective
 from distill.losses.teachers import Lessons
 from distill.models.batch_norm import StepStatistics, running_statistics, synchronise
@@ -35,7 +36,7 @@ from distill.student import (
     Replicated,
     Tensors,
 )
-from distill.student.learner import Learner
+from distill.student.learner import Learner, MaskedLearner
 from distill.student.loss_sums import Losses
 
 # The order of the sums in checkpoints that hold them as a list; the first ones end before "kept".
@@ -84,8 +85,8 @@ class StageSettings:
 
 
 def _heads_key(settings: StageSettings) -> Hashable:
-    hint = settings.objective.hint
-    return None if hint is None else hint.heads_key
+    term = settings.objective.with_heads
+    return None if term is None else term.heads_key
 
 
 @dataclass
@@ -157,15 +158,19 @@ class Student:
         """Return the model with new heads, in train mode, on the device. The first weights of heads
         are a pure function of the seeds.
         """
-        hint = self.settings.objective.hint
-        if hint is None:
+        term = self.settings.objective.with_heads
+        if term is None:
             learner = Learner(self.net, self._pixels)
         else:
             with seeded(hash64(self.run_seed, "heads", self.spec.seed)):
-                heads = hint.build_heads()
+                heads = term.build_heads()
             self._synchronised(heads)
             self.engine.place(heads, partitioned=self.engine.partitioned)
-            learner = Learner(self.net, self._pixels, heads, hint.student_features)
+            learner = (
+                MaskedLearner(self.net, self._pixels, heads)
+                if isinstance(term, MaskedTerm)
+                else Learner(self.net, self._pixels, heads, term.student_features)
+            )
         count = sum(parameter.numel() for parameter in learner.trained_parameters().values())
         self.num_head_parameters = count - self.num_parameters
         return learner.train()
@@ -232,8 +237,8 @@ class Student:
         with self.placement.accumulating(more_to_come):
             objective = self.settings.objective
             teacher = objective.read(lessons)
-            read = teacher.read(objective.teacher_features) if teacher else ()
-            outputs = self.placement.forward(batch.images, read)
+            given = objective.given(teacher, batch)
+            outputs = self.placement.forward(batch.images, given)
             terms = objective(outputs, teacher, batch, self.learner.heads)
             if self._measuring and self._forwards_done == 1:
                 weighted = objective.weighted(terms)

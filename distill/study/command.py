@@ -96,8 +96,9 @@ def study(
         raise InputError(f"--format {form}: goes with --table")
     if gpu is not None and not show_list:
         raise InputError(f"--gpu {gpu}: goes with --list")
+    from distill.checkpoint.lock import locked
     from distill.study.stored import STUDY_FILE, is_study, plan_study, write_plan
-    from distill.study.work import run_all, run_job, slurm_command, submit
+    from distill.study.work import refuse_busy, run_all, run_job, slurm_command, submit
 
     plan = plan_study(name, overrides or [], seeds)
     console = make_console()
@@ -108,8 +109,10 @@ def study(
     if table:
         _print_table(plan, form, console)
         return
-    if not is_study(Path(name).expanduser()):  # else it was checked when it was planned
-        _check(plan)
+    if not show_list and run is None:
+        refuse_busy(plan, trains=slurm is None)
+    # The folder of a study was checked when it was planned.
+    notes = [] if is_study(Path(name).expanduser()) else _check(plan)
     if run is not None:
         if not (plan.folder / STUDY_FILE).is_file():
             write_plan(plan)
@@ -117,38 +120,44 @@ def study(
     if show_list:
         _print_list(plan, gpu, gpus, console)
         return
-    for note in plan.notes:
+    for note in [*plan.notes, *notes]:
         say(f"note: {note}")
-    write_plan(plan)
-    if slurm is not None:
-        command = slurm_command(plan, slurm)
-        say(shlex.join(command))
-        raise typer.Exit(submit(command, plan.folder))
-    outcome = run_all(plan, processes, say)
-    if outcome.interrupted:
-        say(f"study {plan.spec.name}: stopped by a signal; the same command resumes it")
-        raise typer.Exit(outcome.code)
-    _print_table(plan, "terminal", console)
-    for file in _write_tables(plan):
-        say(f"{file}: the same")
+    with locked(plan.folder):
+        write_plan(plan)
+        if slurm is not None:
+            command = slurm_command(plan, slurm)
+            say(shlex.join(command))
+            raise typer.Exit(submit(command, plan.folder))
+        outcome = run_all(plan, processes, say)
+        if outcome.interrupted:
+            say(f"study {plan.spec.name}: stopped by a signal; the same command resumes it")
+            raise typer.Exit(outcome.code)
+        _print_table(plan, "terminal", console)
+        for file in _write_tables(plan):
+            say(f"{file}: the same")
     for failed, code in outcome.failed:
         say(f"failed: {failed.name}, exit code {code}; the same command tries it again")
     raise typer.Exit(outcome.code)
 
 
-def _check(plan: "StudyPlan") -> None:
-    """Checks the recipe of each run that has not begun.
+def _check(plan: "StudyPlan") -> list[str]:
+    """Checks the recipe of each run that has not begun; returns what its user should know.
 
     Raises:
         InputError: a recipe is wrong; the message names the run.
     """
     from distill.errors import prefix_errors
     from distill.training.check import check_recipe
+    from distill.training.known_data import Sources
 
+    opened: Sources = {}  # most runs have the same data
+    notes: list[str] = []
     for run in plan.runs:
         if plan.state(run) == "new":
             with prefix_errors(f"run {run.name}"):
-                check_recipe(plan.recipe(run))
+                checked = check_recipe(plan.recipe(run), opened=opened)
+            notes += [f"run {run.name}: {note}" for note in checked.not_compared]
+    return notes
 
 
 def _print_table(plan: "StudyPlan", form: str, console: "Console") -> None:

@@ -33,18 +33,37 @@ class Layout:
             self.row_dimensions = tuple(axis for axis in every[0].axes if axis not in seeds)
         self.column_dimensions = table.columns
         figures = figures_of(table)
-        self.rows = _ordered([self._row(each) for each in every])
+        self.rows = self._sorted([self._row(each) for each in every], table.sort)
         inner = [()] if isinstance(table.value, str) else [(heading,) for heading in figures]
         outer = _ordered([self._column(each) for each in every])
         self.columns = [(*column, *last) for column in outer for last in inner]
         self.figures = {
             (*column, *last): figures[last[0] if last else ""] for column in outer for last in inner
         }
+        depth = len(self.columns[0])
+        of_rows = {
+            (*[""] * (depth - 1), heading): figure for heading, figure in table.row_values.items()
+        }
+        self.columns = [*of_rows, *self.columns]
+        self.figures = of_rows | self.figures
         self.places: dict[Place, list[Combination]] = {}
         for each in every:
+            if all(each.labels.get(name) == own for name, own in table.row_values_of.items()):
+                for column in of_rows:
+                    self.places.setdefault((self._row(each), column), []).append(each)
             for last in inner:
                 place = self._row(each), (*self._column(each), *last)
                 self.places.setdefault(place, []).append(each)
+
+    def _sorted(
+        self, rows: Sequence[tuple[str, ...]], first: Sequence[str]
+    ) -> list[tuple[str, ...]]:
+        """Returns distinct rows in order, grouped by some dimensions first."""
+        names = list(self.row_dimensions)
+        places = [*(names.index(name) for name in first)]
+        places += [place for place in range(len(names)) if place not in places]
+        ordered = _ordered([tuple(row[place] for place in places) for row in rows])
+        return [tuple(row[places.index(at)] for at in range(len(names))) for row in ordered]
 
     def _row(self, combination: Combination) -> tuple[str, ...]:
         return tuple(combination.labels.get(name, "") for name in self.row_dimensions)

@@ -8,6 +8,7 @@ from typing import Any
 from distill.evaluation.metric import METRICS, Metric
 from distill.study.layout import Layout
 from distill.study.paper import Place
+from distill.study.results import DEVICE_HOURS
 
 DELTA = "Δ"
 """The label of a row of differences."""
@@ -60,7 +61,7 @@ def with_gaps(
     references = {
         layout.group(place, [dimension]): entry
         for place, entry in entries.items()
-        if (*place[0], *place[1])[at] == label
+        if (*place[0], *place[1])[at] == label and entry.figure != DEVICE_HOURS
     }
     found = {}
     for place, entry in entries.items():
@@ -84,8 +85,9 @@ def with_best(
 ) -> dict[Place, Entry]:
     """Returns the entries with the best of those marked that differ only in some dimensions."""
     groups: dict[tuple[Any, ...], list[Place]] = {}
-    for place in entries:
-        groups.setdefault(layout.group(place, free), []).append(place)
+    for place, entry in entries.items():
+        if entry.figure != DEVICE_HOURS:
+            groups.setdefault(layout.group(place, free), []).append(place)
     found = dict(entries)
     for places in groups.values():
         better = _metric(entries[places[0]].figure, metric).better
@@ -136,7 +138,7 @@ def with_deltas(
                 for each in layout.rows
                 if each[:at] == group and (each, column) in entries
             }
-            if label not in members:
+            if label not in members or layout.figures[column] == DEVICE_HOURS:
                 continue
             reference = members.pop(label)
             better = _metric(reference.figure, metric)

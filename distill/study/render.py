@@ -17,9 +17,11 @@ from distill.console import show_table, visible
 from distill.errors import printable
 from distill.evaluation.metric import METRICS
 from distill.study.marks import Entry
+from distill.study.results import DEVICE_HOURS
 from distill.study.table import Table
 
 NOT_RUN = "not run"
+_MANY_HOURS = 10
 _MARKDOWN = re.compile(r"[\\`*_\[\]<>|&~$@#]")
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -30,6 +32,8 @@ _LATEX = {
     "α": r"$\alpha$",
     "β": r"$\beta$",
     "γ": r"$\gamma$",
+    "✓": r"$\checkmark$",
+    "×": r"$\times$",
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     **{character: f"\\{character}" for character in "&%$#_{}"},
@@ -38,7 +42,6 @@ _LATEX = {
 
 def ours(entry: Entry, table: Table) -> str:
     """Returns our value of an entry: "80.91 ± 0.05", "not run"."""
-    pattern = _pattern(entry, table)
     several = {
         len(each.values) for each in table.entries.values() if each.values and not each.signed
     }
@@ -46,6 +49,7 @@ def ours(entry: Entry, table: Table) -> str:
         if entry.num_diverged:
             return "diverged"
         return "training" if entry.training else NOT_RUN
+    pattern = _pattern(entry, table, entry.mean)
     deviation = "" if entry.deviation is None else f" ± {entry.deviation:{pattern}}"
     partial = len(entry.values) < entry.num_cells or len(several) > 1
     count = f" (n = {len(entry.values)})" if partial and entry.num_cells > 1 else ""
@@ -58,12 +62,14 @@ def paper(entry: Entry, table: Table) -> str:
     """Returns the paper's value of an entry; empty if it has none."""
     if entry.paper is None:
         return ""
-    pattern = _pattern(entry, table)
+    pattern = _pattern(entry, table, entry.paper)
     gap = "" if entry.paper_gap is None else f" {_signed(entry.paper_gap)}"
     return f"{entry.paper:{pattern}}{gap}"
 
 
-def _pattern(entry: Entry, table: Table) -> str:
+def _pattern(entry: Entry, table: Table, value: float) -> str:
+    if entry.figure == DEVICE_HOURS:
+        return ",.0f" if value >= _MANY_HOURS else ".2f"
     pattern = METRICS.get(entry.figure, table.metric).pattern
     return f"+{pattern}" if entry.signed else pattern
 
@@ -78,8 +84,8 @@ def show(console: Console, table: Table) -> None:
 
     console.print(Text(printable(table.title), style="bold"), soft_wrap=True)
     shown = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in table.row_names:
-        shown.add_column(visible(name))
+    for heads in _row_heads(table):
+        shown.add_column(visible("\n".join(heads)))
     for column in table.columns:
         shown.add_column(visible("\n".join(column) or "top-1"), justify="right")
     for number, labels in enumerate(_without_repeats(table.rows)):
@@ -111,7 +117,7 @@ def _markdown_body(table: Table) -> str:
             entry, table, lambda text, bold: f"**{text}**" if bold else text, escape_markdown
         )
 
-    heads = [*table.row_names, *(" / ".join(column) for column in table.columns)]
+    heads = [*table.row_names, *(" / ".join(filter(None, column)) for column in table.columns)]
     lines = [
         _line([escape_markdown(head) for head in heads]),
         _line(["--"] * len(table.row_names) + ["--:"] * len(table.columns)),
@@ -205,13 +211,23 @@ def rendered(table: Table) -> Rendered:
     )
 
 
+def _row_heads(table: Table) -> list[list[str]]:
+    """Returns for each level of the heading what stands above the labels of rows: their dimensions
+    in the last one, and in the others above the last labels those of the columns that are named.
+    """
+    depth = max(len(table.columns[0]), 1)
+    heads = [[*[""] * (depth - 1), name] for name in table.row_names]
+    for level, name in enumerate(table.column_heads[: depth - 1] if heads else ()):
+        heads[-1][level] = name
+    return heads
+
+
 def _heads(table: Table) -> list[list[tuple[str, int]]]:
     """Returns the levels of the heading: names, and the columns that each spans."""
     depth = max(len(table.columns[0]), 1)
     levels = []
     for level in range(depth):
-        names = table.row_names if level == depth - 1 else ("",) * len(table.row_names)
-        heads = [(name, 1) for name in names]
+        heads = [(own[level], 1) for own in _row_heads(table)]
         for labels, members in groupby(table.columns, key=lambda column: column[: level + 1]):
             heads.append((labels[level] if labels else "", len(list(members))))
         levels.append(heads)
@@ -219,7 +235,7 @@ def _heads(table: Table) -> list[list[tuple[str, int]]]:
 
 
 def latex(table: Table) -> str:
-    """Returns the table in LaTeX, for the package booktabs."""
+    """Returns the table in LaTeX, for the packages booktabs and amssymb (for a check mark)."""
 
     def cell(entry: Entry | None) -> str:
         return _with_paper(
@@ -249,11 +265,6 @@ def latex(table: Table) -> str:
         lines.append(f"{' & '.join([*map(escape_latex, labels), *cells])} \\\\")
     notes = " ".join(map(escape_latex, table.notes))
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", notes, r"\end{table}", ""])
-
-
-def _latex_head(name: str, span: int) -> str:
-    text = escape_latex(name)
-    return rf"\multicolumn{{{span}}}{{c}}{{{text}}}" if span > 1 else text
 
 
 def csv_text(table: Table) -> str:

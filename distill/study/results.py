@@ -12,6 +12,8 @@ from distill.training.result_file import RunResult, StudentResult, finite, read_
 
 BEST = "best"
 """The figure that is the best value of the run's metric over all evaluations."""
+DEVICE_HOURS = "device_hours"
+"""The figure that is the time of the whole run, times its devices."""
 Status = Literal["not run", "training", "done", "diverged"]
 
 
@@ -20,7 +22,9 @@ class CellResult:
     """What is known of a cell.
 
     Attributes:
-        figures: by name: those of the last evaluation, and BEST.
+        figures: by name: those of the last evaluation, BEST and DEVICE_HOURS.
+        cost: what DEVICE_HOURS are of: "2 students on 8 x NVIDIA A100"; empty where they are not
+            known.
         run: the run that trains it; None if none does.
         student: its name in that run.
     """
@@ -29,6 +33,7 @@ class CellResult:
     figures: Mapping[str, float] = field(default_factory=dict)
     run: Run | None = None
     student: str = ""
+    cost: str = ""
 
 
 def read_results(
@@ -58,7 +63,11 @@ def read_results(
             results[key] = CellResult(status, {}, run, student)
         else:
             status = "done" if own.stopped_at is None else "diverged"
-            results[key] = CellResult(status, _figures(own), run, student)
+            figures, cost = _figures(own), ""
+            if found and state == "done" and (hours := finite(found.device_hours)) is not None:
+                figures[DEVICE_HOURS] = hours
+                cost = f"{len(run.cells)} students on {found.num_processes} x {found.device}"
+            results[key] = CellResult(status, figures, run, student, cost)
     return results, damaged
 
 

@@ -38,6 +38,15 @@ class TableSpec(Section):
     best value of evaluate.metric over all evaluations. A mapping of headings to figures adds an
     innermost dimension of columns. A figure that no run reports (such as `real`) is not run.
     """
+    row_values: dict[str, str] = Field(default_factory=dict)
+    """Headings and figures of columns before all others that a row has once, such as {GPU hours:
+    device_hours}, the hours of the run.
+    """
+    row_values_of: dict[str, str] = Field(default_factory=dict)
+    """The column whose cells `row_values` are of, such as {teacher: Res152}, if a row has several.
+    """
+    sort: Dimensions = ()
+    """The dimensions of rows that group them first, if another order than that of `rows`."""
     best: Dimensions = ()
     """The best of the cells that differ only in these dimensions is marked."""
     gap: dict[str, str] = Field(default_factory=dict)

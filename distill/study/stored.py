@@ -100,7 +100,7 @@ def plan_study(name: str, overrides: Sequence[str] = (), num_seeds: int | None =
     keys = {id(cell.combination): cell.key for cell in cells}
     folder = spec.folder
     before = _planned_before(folder, spec)
-    kept = _kept(before, set(keys.values())) if before else []
+    kept = _kept_runs(before, set(keys.values())) if before else []
     trained = {key for run in kept for key in run.cells.values()}
     new = make_runs(
         [cell for cell in cells if cell.key not in trained],
@@ -179,7 +179,7 @@ def _planned_before(folder: Path, spec: StudySpec) -> StudyPlan | None:
     return before
 
 
-def _kept(before: StudyPlan, wanted: set[str]) -> list[Run]:
+def _kept_runs(before: StudyPlan, wanted: set[str]) -> list[Run]:
     """Returns the runs that have begun and train a wanted cell."""
     return [
         Run(run.name, run.cells, run.trunk, before.recipe(run))

@@ -9,12 +9,12 @@ from distill.study.cells import Combination, dimensions
 from distill.study.layout import Layout, figures_of
 from distill.study.marks import DELTA, Entry, with_best, with_deltas, with_gaps
 from distill.study.paper import read_paper
-from distill.study.results import BEST, CellResult
+from distill.study.results import BEST, DEVICE_HOURS, CellResult
 from distill.study.spec import StudySpec
 
 # Figures of other evaluation sets, which `distill evaluate` gives: only the paper's are shown.
 _OF_OTHER_SETS = ("real", "v2")
-FIGURES = (*METRICS, BEST, *_OF_OTHER_SETS)
+FIGURES = (*METRICS, BEST, DEVICE_HOURS, *_OF_OTHER_SETS)
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Table:
 
     Attributes:
         row_names, column_names: the names of the dimensions.
+        column_heads: those of the columns that the study names.
         rows, columns: the labels of each row and column, as shown.
         entries: by the number of the row and of the column; places without a cell are absent.
         notes: what a reader needs below it.
@@ -31,6 +32,7 @@ class Table:
     title: str
     row_names: tuple[str, ...]
     column_names: tuple[str, ...]
+    column_heads: tuple[str, ...]
     rows: Sequence[tuple[str, ...]]
     columns: Sequence[tuple[str, ...]]
     entries: Mapping[tuple[int, int], Entry]
@@ -45,6 +47,8 @@ def check_table(spec: StudySpec, every: Sequence[Combination], where: str) -> No
     for key, names in (
         ("rows", table.rows),
         ("columns", table.columns),
+        ("row_values_of", tuple(table.row_values_of)),
+        ("sort", table.sort),
         ("best", table.best),
         ("gap", tuple(table.gap)),
         ("delta", tuple(table.delta)),
@@ -62,14 +66,26 @@ def check_table(spec: StudySpec, every: Sequence[Combination], where: str) -> No
     for name in used:
         if used.count(name) > 1:
             raise InputError(f"{where}: table: {name!r} is named twice: name it once")
-    for figure in figures_of(table).values():
+    figures = [("value", each) for each in figures_of(table).values()]
+    figures += [("row_values", each) for each in table.row_values.values()]
+    for key, figure in figures:
         if figure not in FIGURES:
             raise InputError(
-                f"{where}: table.value: no figure {figure!r}{did_you_mean(figure, FIGURES)}; there"
+                f"{where}: table.{key}: no figure {figure!r}{did_you_mean(figure, FIGURES)}; there"
                 f" are {', '.join(FIGURES)}"
             )
-    for key, pair in (("gap", table.gap), ("delta", table.delta)):
-        if len(pair) > 1:
+    if table.row_values and not table.columns and isinstance(table.value, str):
+        raise InputError(
+            f"{where}: table.row_values: the other column has no heading: write value: {{HEADING:"
+            f" {table.value}}}"
+        )
+    if outside := [name for name in table.sort if name not in table.rows]:
+        raise InputError(f"{where}: table.sort: {outside[0]!r} is not in table.rows")
+    if table.sort and table.delta:
+        raise InputError(f"{where}: table.sort: does not go with delta, whose groups it would tear")
+    pairs = (("gap", table.gap), ("delta", table.delta), ("row_values_of", table.row_values_of))
+    for key, pair in pairs:
+        if len(pair) > 1 and key != "row_values_of":
             raise InputError(f"{where}: table.{key}: names one dimension and one label")
         for name, label in pair.items():
             if label not in known[name]:
@@ -93,7 +109,8 @@ def _refuse_averages(spec: StudySpec, every: Sequence[Combination], where: str) 
                 raise InputError(
                     f"{where}: table: the axis {axis} is in neither rows nor columns, so that its"
                     " cells would be averaged, and only seeds are: add it to table.rows or"
-                    " table.columns, or one of the keys that it sets"
+                    " table.columns, or one of the keys that it sets (for table.row_values:"
+                    " name one column with table.row_values_of)"
                 )
 
 
@@ -114,7 +131,7 @@ def make_table(
     keys = {id(each): key for each, key in cells}
     layout = Layout(spec, every)
     numbers = read_paper(spec.paper, layout.rows, layout.columns, layout.places, spec.name)
-    entries = {}
+    entries, costs = {}, dict[str, None]()
     for place, members in layout.places.items():
         figure = layout.figures[place[1]]
         known = [key for each in members if (key := keys[id(each)]) is not None]
@@ -131,6 +148,8 @@ def make_table(
             training=any(each.status == "training" for each in found),
             paper=numbers.get(place),
         )
+        if figure == DEVICE_HOURS:
+            costs |= dict.fromkeys(each.cost for each in found if each.cost)
     rows = layout.rows
     if spec.table.gap:
         entries = with_gaps(entries, layout, spec.table.gap)
@@ -145,26 +164,33 @@ def make_table(
         spec.table.title or spec.description or spec.name,
         tuple(names.get(each, each) for each in layout.row_dimensions),
         tuple(names.get(each, each) for each in layout.column_dimensions),
+        tuple(names.get(each, "") for each in layout.column_dimensions),
         [tuple(names.get(label, label) for label in row) for row in rows],
         [tuple(names.get(label, label) for label in column) for column in layout.columns],
         {(row_of[row], column_of[column]): entry for (row, column), entry in entries.items()},
         metric,
-        _notes(spec, entries.values()),
+        _notes(spec, entries.values(), list(costs)),
     )
 
 
-def _notes(spec: StudySpec, entries: Iterable[Entry]) -> list[str]:
-    """Returns the sentences below the table."""
+def _notes(spec: StudySpec, entries: Iterable[Entry], costs: Sequence[str]) -> list[str]:
+    """Returns the sentences below the table.
+
+    Args:
+        costs: the runs whose hours it shows.
+    """
     entries = list(entries)
     counts = sorted({len(entry.values) for entry in entries if entry.values})
     figure = "; ".join(
         f"{heading}: {_words(name)}" if heading else _words(name)
-        for heading, name in figures_of(spec.table).items()
+        for heading, name in (figures_of(spec.table) | spec.table.row_values).items()
     )
     notes = [f"Ours: {figure}."]
     if counts and counts[-1] > 1:
         over = f"n = {counts[0]}" if len(counts) == 1 else "n as given"
         notes.append(f"Mean and standard deviation over seeds, {over}.")
+    if costs:
+        notes.append(f"Hours are those of whole runs: {'; '.join(costs)}.")
     if any(entry.paper is not None for entry in entries):
         notes.append("In parentheses: the paper's.")
     if spec.table.delta:
@@ -179,6 +205,8 @@ def _notes(spec: StudySpec, entries: Iterable[Entry]) -> list[str]:
 def _words(figure: str) -> str:
     if figure == BEST:
         return "the best value of evaluate.metric over all evaluations"
+    if figure == DEVICE_HOURS:
+        return "hours of the run that trains the cell, with all its students, times its devices"
     if figure in _OF_OTHER_SETS:
         return f"{figure}, which distill evaluate --sets {figure} measures"
     return f"{figure} of the last evaluation"

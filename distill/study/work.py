@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from distill.checkpoint.lock import refuse_locked
 from distill.cli.faults import explain_error
 from distill.console import error_panel
 from distill.errors import InputError
@@ -32,6 +33,16 @@ def left_jobs(plan: StudyPlan) -> list[int]:
         for index, job in enumerate(plan.jobs)
         if any(plan.state(run) != "done" for run in job)
     ]
+
+
+def refuse_busy(plan: StudyPlan, *, trains: bool) -> None:
+    """Raises InputError if another process works on the study, and if this one `trains`, also if
+    another trains one of its runs, such as a task of an array.
+    """
+    refuse_locked(plan.folder)
+    for index in left_jobs(plan) if trains else ():
+        for run in plan.jobs[index]:
+            refuse_locked(plan.output(run))
 
 
 def run_job(plan: StudyPlan, index: int) -> int:
@@ -108,7 +119,8 @@ class Outcome:
 
 def run_all(plan: StudyPlan, num_processes: int | None, say: Callable[[str], None]) -> Outcome:
     """Runs the jobs that are not done one after the other, each in a process of its own, or in
-    several: one that fails, whatever happens to its process, does not end the others.
+    several: one that fails, whatever happens to its process, does not end the others. A single job
+    runs in this process, where torch and timm are imported already, if it needs no launcher.
 
     Args:
         num_processes: for each job, started by `distill launch`; None: one, without it.
@@ -118,6 +130,12 @@ def run_all(plan: StudyPlan, num_processes: int | None, say: Callable[[str], Non
     failed: list[tuple[Run, int]] = []
     all_stopped = False
     left = left_jobs(plan)
+    if len(left) == 1 and num_processes is None:
+        job = plan.jobs[left[0]]
+        say(f"study {plan.spec.name}: job 1 of 1: {_described(job)}")
+        code = run_job(plan, left[0])
+        undone = [(run, code) for run in job if plan.state(run) != "done"]
+        return Outcome(undone, code == ALL_STOPPED, interrupted=code == INTERRUPTED)
     with _forwarding() as child:
         for place, index in enumerate(left, 1):
             job = plan.jobs[index]

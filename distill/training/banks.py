@@ -56,9 +56,9 @@ def described_banks(stages: Sequence[StagePlan]) -> list[str]:
                     f" (reference: original), and there are {count:,} training images: set it to"
                     f" {count:,} or less"
                 )
+            size = shown_bytes(bank_bytes(count, spec.width))
             lines.append(
-                f"{name}: {count:,} x {spec.width} x 2, {_gb(bank_bytes(count, spec.width))} on the"
-                f" {spec.bank}; negatives are"
+                f"{name}: {count:,} x {spec.width} x 2, {size} on the {spec.bank}; negatives are"
                 f" {'of other classes' if stage.labelled else 'all other images'}"
             )
         if len({spec.bank for _, spec in found}) > 1:
@@ -107,9 +107,10 @@ def refuse_large_banks(stages: Sequence[StagePlan], engine: Engine) -> None:
             fix = f"set {fix}, or a smaller width" if fix else "set a smaller width"
             raise InputError(
                 f"students.{first}.objective.hint: CRD's bank of all training images takes"
-                f" {_gb(needed)} on the {place}, and {where} is {_gb(free)}: {fix}"
+                f" {shown_bytes(needed)} on the {place}, and {where} is {shown_bytes(free)}: {fix}"
             )
 
 
-def _gb(num_bytes: int) -> str:
+def shown_bytes(num_bytes: int) -> str:
+    """Return a size as text."""
     return f"{num_bytes / 1e9:,.2f} GB" if num_bytes >= 1e7 else f"{num_bytes / 1e6:,.2f} MB"

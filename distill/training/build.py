@@ -28,7 +28,8 @@ from distill.student.optimizer import build_optimizer, check_optimizer
 from distill.student.schedule import resolve_schedule
 from distill.student.student import StageSettings, Student
 from distill.training.banks import refuse_large_banks, stage_samples
-from distill.training.hints import FeatureSource, read_features, refuse_long_warmup
+from distill.training.hints import FeatureSource, read_features
+from distill.training.masked import masked_of, refuse_unmaskable
 from distill.training.plan import Plan, StagePlan
 from distill.training.share import Share
 from distill.training.streams import fetch_ahead
@@ -117,9 +118,11 @@ def build_models(plan: Plan) -> Models:
             schedules.
     """
     recipe = plan.recipe
+    # First, since it needs no model.
+    schedules = {name: run_schedule(plan, name) for name in recipe.students}
     store = None if recipe.targets is None else open_targets(plan)
     teachers = build_teachers(plan, _HERE)
-    nets, views, schedules, maps = {}, {}, {}, {}
+    nets, views, maps = {}, {}, {}
     features = {
         row: FeatureSource(each.net, each.view.image_size, f"teacher {each.source}")
         for row, each in teachers.items()
@@ -146,8 +149,6 @@ def build_models(plan: Plan) -> Models:
             check_optimizer(nets[name], own.optimizer, key=f"{stage.key}{key}.optimizer")
             if hint := own.objective.hint:
                 hint_key = f"{stage.key}{key}.objective.hint"
-                num_steps = stage.last_step - stage.first_step
-                refuse_long_warmup(hint, num_steps / stage.order.steps_per_epoch, hint_key)
                 ours = read_features(hint, of_student, "student", hint_key)
                 if store is None:
                     of_teacher = features[hint_teacher(own.objective, tuple(teachers))]
@@ -157,8 +158,10 @@ def build_models(plan: Plan) -> Models:
                 assert ours, "models with memory have feature maps"
                 assert theirs, "models with memory have feature maps"
                 maps[stage.key, name] = ours, theirs
+            refuse_unmaskable(
+                own.objective, nets[name], recipe.data.image_size, f"{stage.key}{key}"
+            )
         notes += of_student.notes
-        schedules[name] = run_schedule(plan, name)
     _refuse_frames(views)
     notes += [note for each in features.values() for note in each.notes]
     notes += [f"{name} is commit {commit}" for name, commit in pinned_commits().items()]
@@ -267,6 +270,7 @@ def stage_settings(
                 maps=models.maps.get((stage.key, name)),
                 teachers=tuple(plan.recipe.teacher_rows),
                 samples=stage_samples(stage, plan.recipe.seed, engine),
+                masked=masked_of(spec.objective, models.nets[name], plan.recipe),
             ),
             build_optimizer=lambda learner: build_optimizer(
                 learner.net, spec.optimizer, learner.heads

@@ -1,7 +1,7 @@
-"""`distill recipe check`: what needs neither data nor a GPU. Names, arguments, packages, shapes."""
+"""`distill recipe check`: what needs no GPU. Names, arguments, packages, shapes, and the data that
+are on this machine.
+"""
 
-import glob
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,34 +10,43 @@ from pathlib import Path
 import torch
 
 from distill.checkpoint.layout import REPORT_FILE
-from distill.data.records import at
-from distill.data.walk import matching_files
 from distill.errors import InputError, prefix_errors
 from distill.models.build import checkpoint_activations, config, create, student_without_memory
 from distill.models.hub.download import in_cache
 from distill.models.sizes import given_size
 from distill.models.student import student_notes, student_view
-from distill.models.teacher import load_teacher
+from distill.models.teacher import Loaded, load_teacher, match_loaded
 from distill.recipe import DurationValue, Recipe, schema
 from distill.recipe.hub_names import is_hub_name
 from distill.recipe.teachers import hint_teacher, recipe_key
 from distill.recipe.warmups import share_of
 from distill.student.optimizer import check_optimizer
-from distill.training.build import refuse_image_size, refuse_scalars
+from distill.training.banks import described_banks
+from distill.training.build import refuse_image_size, refuse_scalars, run_schedule
 from distill.training.hints import FeatureSource, read_features, refuse_long_warmup
+from distill.training.known_data import (
+    OPEN_S,
+    Sources,
+    is_here,
+    named_classes,
+    paths_of_data,
+    plan_here,
+)
+from distill.training.masked import refuse_unmaskable
 from distill.training.output_folder import refuse_foreign_output
+from distill.training.plan import Plan
 from distill.training.settings import setting_problems
 from distill.training.share import share_of_process
 from distill.training.teachers import (
+    read_by_hints_alone,
     refuse_readers_of_logits,
     teacher_errors,
     view_with_key,
     with_key,
 )
+from distill.training.units import not_compared, refuse_too_long
 
 _SOME_CLASSES = 10
-# Paths that are not looked for on this machine: addresses, and names in braces.
-_REMOTE_OR_MANY = re.compile(r"://|\{")
 
 
 @dataclass(frozen=True)
@@ -46,18 +55,24 @@ class Checked:
 
     Attributes:
         not_here: data and weights that are not on this machine.
+        not_compared: durations in epochs and iterations that data which are not here would decide.
         seen: what each model sees, and what is adapted in its weights if they are on this machine.
     """
 
     not_here: list[str]
+    not_compared: list[str]
     seen: list[str]
 
 
-def check_recipe(recipe: Recipe, num_processes: int | None = None) -> Checked:
-    """Build what needs neither data nor a device: models without memory, optimizers, policies.
+def check_recipe(
+    recipe: Recipe, num_processes: int | None = None, opened: Sources | None = None
+) -> Checked:
+    """Build what needs no device: models without memory, optimizers, policies. Plan the run, if its
+    data are on this machine.
 
     Args:
         num_processes: also check that the batch divides among so many.
+        opened: the data that earlier checks opened, for those of several recipes.
 
     Raises:
         InputError: all problems, a line each.
@@ -79,28 +94,56 @@ def check_recipe(recipe: Recipe, num_processes: int | None = None) -> Checked:
             share_of_process(
                 recipe.train.batch_size_global, recipe.train.micro_batch_size, num_processes
             )
+    plan: Plan | None = None
+    of_data: list[str] = []
+    opened = {} if opened is None else opened
+    if not problems:
+        with collecting("", of_data):
+            plan = plan_here(recipe, opened)
+    classes, order_given = (
+        (plan.classes, plan.order_given) if plan else (named_classes(recipe), True)
+    )
     teachers: dict[str, FeatureSource | None] = {}
+    features_only = read_by_hints_alone(recipe)
     without_classes: dict[str, str] = {}
     for row, teacher in recipe.live_teachers.items():
         teachers[row] = None
         with collecting(recipe_key(row), of_teacher), teacher_errors(row):
-            teachers[row], views = _check_teacher(teacher, row, recipe.data.image_size)
+            teachers[row], views, loaded = _check_teacher(teacher, row, recipe.data.image_size)
             seen += views
             source = teachers[row]
             if views and source is not None and int(source.net.num_classes) == 0:  # type: ignore[arg-type]
                 without_classes[row] = source.what.removeprefix("teacher ")
-    with collecting("objective", of_teacher):
+            if loaded and row not in features_only:
+                match_loaded(teacher, loaded, classes, Path(), order_given=order_given)
+    with collecting("", of_teacher):  # it names the key
         refuse_readers_of_logits(recipe, without_classes)
     for name, spec in recipe.students.items():
         with collecting(f"students.{name}"):
             seen += _check_student(spec, recipe, name, teachers)
     seen += [note for found in teachers.values() if found is not None for note in found.notes]
-    problems.extend(of_teacher)
+    problems += [*of_teacher, *of_data]
+    if not problems:
+        with collecting(""):
+            _check_lengths(recipe, plan)
     with collecting("output"):
         refuse_foreign_output(recipe)
     if problems:
         raise InputError("\n".join(dict.fromkeys(problems)))
-    return Checked(_not_here(recipe), seen)
+    not_here = _not_here(recipe)
+    if None in opened.values():
+        not_here.append(f"data: not open after {OPEN_S:.0f} s, so it is not compared")
+    return Checked(not_here, [] if plan else not_compared(recipe), seen)
+
+
+def _check_lengths(recipe: Recipe, plan: Plan | None) -> None:
+    """Check the schedules and CRD's negatives on the data, or without them what can be known."""
+    if plan is None:
+        refuse_too_long(recipe)
+        return
+    described_banks(plan.stages)
+    for name in recipe.students:
+        run_schedule(plan, name)
 
 
 def _check_student(
@@ -143,6 +186,7 @@ def _check_student(
             row = hint_teacher(own.students[name].objective, tuple(recipe.teacher_rows))
             if (teacher := teachers.get(row)) is not None:
                 read_features(hint, teacher, "teacher", hint_key)
+        refuse_unmaskable(own.students[name].objective, net, image_size, f"{prefix}{key}")
         budget_key = f"{prefix}budget" if prefix else "train.budget"
         _check_learning(net, own.students[name], own.train.budget, f"{prefix}{key}", budget_key)
     lines = [f"{name} sees {view.describe()}", *(f"{name}: {note}" for note in adapted)]
@@ -174,17 +218,17 @@ def _check_learning(
 
 def _check_teacher(
     spec: schema.TeacherSpec, row: str, data_image_size: int
-) -> tuple[FeatureSource | None, list[str]]:
+) -> tuple[FeatureSource | None, list[str], Loaded | None]:
     """Build the teacher without memory. A file of weights is read, so that an error that `train`
     would raise appears here.
 
     Returns:
         The teacher for hints, if its model is known; what it sees and what is adapted in its
-        weights, a line each, or nothing if these are not here.
+        weights, a line each, or nothing if these are not here; its model, if its head is known.
     """
     if spec.weights not in ("pretrained", "random") and not _are_here(spec.weights):
         if spec.model is None:
-            return None, []
+            return None, [], None
         with torch.device("meta"):
             model = create(
                 spec.model,
@@ -194,7 +238,7 @@ def _check_teacher(
             )
         given = given_size(spec)
         image_size = given.image_size if given else int(config(spec.model)["input_size"][-1])
-        return FeatureSource(model, image_size, f"teacher {spec.model}"), []
+        return FeatureSource(model, image_size, f"teacher {spec.model}"), [], None
     if (
         spec.weights == "pretrained"
         and spec.model is not None
@@ -207,7 +251,7 @@ def _check_teacher(
     source = FeatureSource(loaded.model, loaded.view.image_size, f"teacher {loaded.source}")
     view = view_with_key(loaded.view, row)
     notes = (with_key(note, row) for note in loaded.notes)
-    return source, [f"{row} sees {view.describe()}", *notes]
+    return source, [f"{row} sees {view.describe()}", *notes], loaded
 
 
 def _are_here(weights: str) -> bool:
@@ -266,19 +310,7 @@ def _not_here(recipe: Recipe) -> list[str]:
     if recipe.targets is not None:
         files["targets"] = Path(recipe.targets)
     of_hub = {key: name for key, name in weights.items() if is_hub_name(name)}
-    trained = [
-        (f"{prefix}data.train", recipe.at_stage(i).data.train)
-        for i, prefix in enumerate(recipe.stage_keys)
-    ]
-    for key, source in (*trained, ("data.eval", recipe.data.eval)):
-        if isinstance(source, schema.HoldOutSpec):
-            continue  # a part of data.train
-        if (
-            source is not None
-            and source.path is not None
-            and not _REMOTE_OR_MANY.search(source.path)
-        ):
-            files[key] = at(Path(recipe.data.root).expanduser(), source.path, f"{key}.path")
+    files |= {key: path for key, path in paths_of_data(recipe).items() if path is not None}
     return [
         *(
             f"{key}: {name} is not in the cache; training downloads it"
@@ -288,10 +320,6 @@ def _not_here(recipe: Recipe) -> list[str]:
         *(
             f"{key}: {path} is not here"
             for key, path in files.items()
-            if not _exists(path.expanduser(), key)
+            if not is_here(path.expanduser(), key)
         ),
     ]
-
-
-def _exists(path: Path, key: str) -> bool:
-    return path.exists() or (glob.has_magic(str(path)) and bool(matching_files(str(path), key)[0]))

@@ -103,7 +103,7 @@ def _source(source: schema.SourceSpec | schema.HoldOutSpec | None) -> str:
         return "a part of the training images that training never sees"
     split = (
         ""
-        if isinstance(source, schema.ImageFolderSpec | schema.TableSpec) or source.split is None
+        if isinstance(source, schema.ImageFolderSpec) or source.split is None
         else f" {source.split}"
     )
     return f"{source.kind}{split}" + (f" {source.path}" if source.path else "")

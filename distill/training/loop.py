@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from distill.checkpoint.layout import METRICS_FILE
+from distill.checkpoint.lock import FolderLock, refuse_locked
 from distill.engine import Engine, check_launch
 from distill.engine.agreement import BatchBarrier, StepFlags, StopRequestedError
 from distill.engine.signals import Signals
@@ -35,7 +36,6 @@ from distill.training.output_folder import refuse_foreign_output
 from distill.training.plan import Plan, StagePlan, make_plan
 from distill.training.publishing import Publisher
 from distill.training.run_state import RunCheckpoints, recorded_commits
-from distill.training.rundir import RunLock
 from distill.training.share import Share, share_of_process
 from distill.training.streams import check_streams
 from distill.training.summary import Summary
@@ -67,6 +67,8 @@ def train(recipe: Recipe, trunk: Path | None = None) -> int:
             before a device is used.
     """
     refuse_foreign_output(recipe)
+    if os.environ.get("RANK", "0") == "0":  # at once, and not after data and models
+        refuse_locked(Path(recipe.output_dir).expanduser())
     with Signals() as signals:  # from the start: a signal before the first step is answered there
         return _train(recipe, signals, trunk)
 
@@ -95,7 +97,7 @@ def _train(recipe: Recipe, signals: Signals, trunk: Path | None) -> int:
     engine = build_engine(plan)
     refuse_other_commits(engine)
     header.show("device", f"{engine.world_size} x {engine.device_name()}, {recipe.train.precision}")
-    run_lock, failed = RunLock(), True
+    run_lock, failed = FolderLock(), True
     try:
         code = Run(plan, share, models, engine, run_lock).train(signals)
         failed = False
@@ -109,7 +111,7 @@ class Run:
     """A run in progress: its students, its stage and its step."""
 
     def __init__(
-        self, plan: Plan, share: Share, models: Models, engine: Engine, run_lock: RunLock
+        self, plan: Plan, share: Share, models: Models, engine: Engine, run_lock: FolderLock
     ) -> None:
         """Start or resume. Collective: every rank."""
         recipe = plan.recipe

@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from distill.data.classes import Named, chosen_samples, run_classes
-from distill.data.holdout import open_eval, open_train, open_whole
+from distill.data.classes import chosen_samples
 from distill.data.label_sets import same_space
 from distill.data.order.lanes import (
     LaneOrder,
@@ -20,14 +19,16 @@ from distill.data.order.lanes import (
     default_lanes,
 )
 from distill.data.order.shuffled import Order, TrainOrder
-from distill.data.sources import Source, has_class_order
+from distill.data.sources import Source
 from distill.errors import InputError
-from distill.models.teacher import classes_of_teachers
 from distill.recipe import DurationValue, Recipe, schema
 from distill.recipe.warmups import fit_inherited_warmups
 from distill.rng import hash64
+from distill.training.hints import refuse_long_warmup
 from distill.training.inputs import contents_of, labels_of, shards_of
+from distill.training.opened import Opened, open_sources
 from distill.training.settings import refuse_lanes, setting_problems
+from distill.training.sources import Sources, classified, order_given
 
 _MOST_STEPS = 10**10  # more than any run takes; step x batch stays far below 2^63
 
@@ -211,8 +212,11 @@ def _described(spec: schema.SourceSpec | schema.HoldOutSpec, root: Path) -> dict
     return keys
 
 
-def make_plan(recipe: Recipe) -> Plan:
+def make_plan(recipe: Recipe, opened: Opened | None = None) -> Plan:
     """Open the sources and turn every duration into steps.
+
+    Args:
+        opened: the sources, where they are open already.
 
     Raises:
         InputError: data that is missing or does not fit, with the key or path; settings that do not
@@ -220,59 +224,15 @@ def make_plan(recipe: Recipe) -> Plan:
     """
     if problems := setting_problems(recipe):
         raise InputError("\n".join(problems))
-    root = Path(recipe.data.root).expanduser()
     recipes = [recipe.at_stage(index) for index in range(recipe.num_stages)]
-    prefixes = recipe.stage_keys
-    keys = [f"{prefix}data.train" for prefix in prefixes]
-    undivided = open_whole(recipe.data, root)
-    sources = [
-        open_train(recipe.data, own.data.train, root, key, undivided)
-        for own, key in zip(recipes, keys, strict=True)
-    ]
-    has_classes = recipe.trains_classifiers
-    eval_source = open_eval(recipe.data, root, whole=undivided) if has_classes else None
-    readers = [reader_of_labels(own, prefix) for own, prefix in zip(recipes, prefixes, strict=True)]
-    named = [
-        Named(key, source, bool(why), why)
-        for key, source, why in zip(keys, sources, readers, strict=True)
-    ]
-    classes: tuple[str, ...] = ()
-    if has_classes:
-        classes = run_classes(
-            named,
-            eval_source,
-            reads_eval=recipe.evaluate.reads_labels,
-            of_teacher=classes_of_teachers(recipe.teacher_rows.values(), Path()),
-        )
+    opened = opened or open_sources(recipe)
+    sources = classified(recipe, recipes, opened)
     stages: list[StagePlan] = []
-    for index, (own, key, source) in enumerate(zip(recipes, keys, sources, strict=True)):
-        name = recipe.stages[index].name if recipe.stages else recipe.name
+    for index in range(recipe.num_stages):
         first_step = stages[-1].last_step if stages else 0
-        data = own.data
-        subset = chosen_samples(
-            source,
-            classes,
-            fraction=data.fraction,
-            keep=data.keep_classes,
-            seed=recipe.seed,
-            key=key,
-        )
-        # Stages over the same data have different orders.
-        seed = hash64(recipe.seed, "stage", index) if index else recipe.seed
-        order = make_order(own, source, subset, seed, key)
-        labelled = has_classes and same_space(source.classes, classes)
-        stages.append(_plan_stage(name, prefixes[index], own, source, labelled, order, first_step))
-    eval_labelled = eval_source is not None and same_space(eval_source.classes, classes)
-    named_by = recipe.data.eval if eval_labelled else None
-    if named_by is None or isinstance(named_by, schema.HoldOutSpec):
-        named_by = next(
-            (
-                own.data.train
-                for own, source in zip(recipes, sources, strict=True)
-                if same_space(source.classes, classes)
-            ),
-            None,
-        )
+        stages.append(_plan_stage(recipe, index, sources, first_step))
+        _refuse_long_warmups(stages[-1])
+    ordered = order_given(recipe, recipes, sources)
     recipe, notes = fit_inherited_warmups(
         recipe,
         [stage.last_step - stage.first_step for stage in stages],
@@ -284,58 +244,72 @@ def make_plan(recipe: Recipe) -> Plan:
             f"{', '.join(recipe.backbones)}: learns features alone and has no"
             " classifier, so nothing evaluates it: its weights of the last step are its best",
         ]
-    stages = [replace(stage, recipe=recipe.at_stage(i)) for i, stage in enumerate(stages)]
     return Plan(
         recipe,
-        tuple(stages),
-        eval_source,
-        eval_labelled,
-        classes,
-        named_by is None or has_class_order(named_by),  # else the teacher's list names them
+        tuple(replace(stage, recipe=recipe.at_stage(i)) for i, stage in enumerate(stages)),
+        sources.eval,
+        sources.eval_labelled,
+        sources.classes,
+        ordered,
         notes=tuple(notes),
     )
 
 
-def _plan_stage(
-    name: str,
-    key: str,
-    recipe: Recipe,
-    source: Source,
-    labelled: bool,
-    order: TrainOrder,
-    first_step: int,
-) -> StagePlan:
+def _plan_stage(recipe: Recipe, index: int, sources: Sources, first_step: int) -> StagePlan:
+    """Return the index-th stage of a recipe."""
+    key, own, source = recipe.stage_keys[index], recipe.at_stage(index), sources.train[index]
+    subset = chosen_samples(
+        source,
+        sources.classes,
+        fraction=own.data.fraction,
+        keep=own.data.keep_classes,
+        seed=recipe.seed,
+        key=f"{key}data.train",
+    )
+    # Stages over the same data have different orders.
+    seed = hash64(recipe.seed, "stage", index) if index else recipe.seed
+    order = make_order(own, source, subset, seed, f"{key}data.train")
+
     def steps(duration: DurationValue) -> int:
         return duration.steps(
-            steps_per_epoch=order.steps_per_epoch, batch_size_global=recipe.train.batch_size_global
+            steps_per_epoch=order.steps_per_epoch, batch_size_global=own.train.batch_size_global
         )
 
-    assert recipe.train.budget
-    num_steps = steps(recipe.train.budget)
+    budget, budget_key = own.train.budget, f"{key}budget" if key else "train.budget"
+    assert budget
+    num_steps = steps(budget)
     if num_steps < 1:
         raise InputError(
-            f"{key + 'budget' if key else 'train.budget'} {recipe.train.budget} comes to no step at"
-            f" all on {order.num_samples} images"
+            f"{budget_key} {budget} comes to no step at all on {order.num_samples} images"
         )
     if num_steps > _MOST_STEPS:
         raise InputError(
-            f"{key + 'budget' if key else 'train.budget'} {recipe.train.budget} comes to"
-            f" {num_steps:,} steps on {order.num_samples} images; should be at most {_MOST_STEPS:,}"
+            f"{budget_key} {budget} comes to {num_steps:,} steps on {order.num_samples} images;"
+            f" should be at most {_MOST_STEPS:,}"
         )
+    publish = own.log.publish
     return StagePlan(
-        name=name,
+        name=recipe.stages[index].name if recipe.stages else recipe.name,
         key=key,
-        recipe=recipe,
+        recipe=own,
         source=source,
-        labelled=labelled,
+        labelled=recipe.trains_classifiers and same_space(source.classes, sources.classes),
         order=order,
         first_step=first_step,
         last_step=first_step + num_steps,
-        evaluate_every=max(1, steps(recipe.evaluate.every)),
-        checkpoint_every=max(1, steps(recipe.checkpoint.every)),
-        log_every=max(1, steps(recipe.log.every)),
-        publish_every=max(1, steps(recipe.log.publish.every)) if recipe.log.publish else None,
+        evaluate_every=max(1, steps(own.evaluate.every)),
+        checkpoint_every=max(1, steps(own.checkpoint.every)),
+        log_every=max(1, steps(own.log.every)),
+        publish_every=None if publish is None else max(1, steps(publish.every)),
     )
+
+
+def _refuse_long_warmups(stage: StagePlan) -> None:
+    """Raises InputError for a hint whose weight is still in its warm-up when the stage ends."""
+    num_epochs = (stage.last_step - stage.first_step) / stage.order.steps_per_epoch
+    for name, student in stage.recipe.students.items():
+        if hint := student.objective.hint:
+            refuse_long_warmup(hint, num_epochs, f"{stage.key}students.{name}.objective.hint")
 
 
 def make_order(
@@ -359,16 +333,3 @@ def make_order(
     return LaneOrder(
         source.shard_sizes, size, seed, lanes=lanes, block=block, repeats=repeats, subset=subset
     )
-
-
-def reader_of_labels(recipe: Recipe, key: str) -> str:
-    """The first key of an objective that reads labels; empty if none does."""
-    for name, student in recipe.students.items():
-        if student.objective.reads_labels:
-            term = (
-                "hard"
-                if student.objective.hard is not None
-                else "soft dkd (target: teacher would not)"
-            )
-            return f"{key}students.{name}.objective.{term}"
-    return ""

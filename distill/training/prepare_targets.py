@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from distill.checkpoint.lock import FolderLock
 from distill.data.targets import (
     DamagedShardError,
     ShardKey,
@@ -16,7 +17,6 @@ from distill.errors import InputError
 from distill.files import clean_files, write_error
 from distill.models.head import Head
 from distill.training import header
-from distill.training.rundir import RunLock
 from distill.training.targets import FORWARD, refuse_other_identity
 
 
@@ -34,7 +34,7 @@ class Work:
 
 
 def prepare_store(
-    store: TargetStore, epochs: Sequence[int], lock: RunLock, head: Head | None = None
+    store: TargetStore, epochs: Sequence[int], lock: FolderLock, head: Head | None = None
 ) -> Work:
     """Lock the folder, write the manifest or compare it, and find out which shards are missing. The
     main process alone calls this.

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from distill.checkpoint.layout import best_dir, checkpoints_dir
+from distill.checkpoint.lock import FolderLock
 from distill.checkpoint.store import TrainState, load, load_newest, prune, save
 from distill.engine import Engine
 from distill.errors import InputError
@@ -18,7 +19,7 @@ from distill.training.build import Models
 from distill.training.evaluations import Evaluations
 from distill.training.logging import RunLogger
 from distill.training.plan import Plan
-from distill.training.rundir import RunLock, open_run_folder
+from distill.training.rundir import open_run_folder
 from distill.training.trunk import keep_trunk
 
 
@@ -156,7 +157,7 @@ class RunCheckpoints:
 
         self.newest = step, self.engine.on_main(write)
 
-    def restore(self, run_lock: RunLock) -> tuple[int, int]:
+    def restore(self, run_lock: FolderLock) -> tuple[int, int]:
         """Lock the run's folder, and restore its newest intact checkpoint, if there is one.
         Collective: every rank.
 

@@ -1,24 +1,19 @@
 """The folder of a run: one process writes in it, and a run begins or resumes there."""
 
-import errno
-import fcntl
 import json
-import os
-import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
 
 from distill.checkpoint.differences import moved_streams
 from distill.checkpoint.layout import (
-    LOCK_FILE,
     METRICS_FILE,
     RECIPE_FILE,
     REPORT_FILE,
     best_root,
     checkpoints_dir,
 )
+from distill.checkpoint.lock import FolderLock
 from distill.checkpoint.store import latest
 from distill.errors import InputError
 from distill.files import clean, clean_files, replace_text, write_error
@@ -28,55 +23,10 @@ from distill.training.metrics import truncate_metrics
 from distill.training.output_folder import refuse_foreign_output
 
 
-class RunLock:
-    """The lock on a run's folder: two runs in one folder would delete each other's files.
-
-    A POSIX record lock: it ends with the process, however that ends, and forked loader workers do
-    not inherit it.
-    """
-
-    def __init__(self) -> None:
-        self._file: IO[str] | None = None
-
-    def acquire(self, output: Path, key: str = "output") -> None:
-        """Lock the folder, and release the one locked before.
-
-        Args:
-            key: of the recipe that names the folder.
-
-        Raises:
-            InputError: another process writes here.
-        """
-        self.release()
-        file = (output / LOCK_FILE).open("a+")
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                file.seek(0)
-                holder = file.read().strip() or "another process"
-                file.close()
-                raise InputError(
-                    f"{output}: {holder} is writing here: wait for it to end, or choose another"
-                    f" folder with {key}="
-                ) from error
-            # A file system without locks: continue without one.
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
-        self._file = file
-
-    def release(self) -> None:
-        """Unlock the folder."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-
 def open_run_folder(
     output: Path,
     recipe: Recipe,
-    run_lock: RunLock,
+    run_lock: FolderLock,
     say: Callable[[str], None],
     inputs: dict[str, str | int],
 ) -> Path | None:

@@ -69,7 +69,7 @@ def _with_logits_read(objective: schema.ObjectiveSpec, rows: tuple[str, ...]) ->
     return teachers_read(objective.model_copy(update={"hint": None}), rows)
 
 
-def _read_by_hints_alone(recipe: Recipe) -> set[str]:
+def read_by_hints_alone(recipe: Recipe) -> set[str]:
     """Return the teachers whose features students read, and whose logits nothing reads."""
     if not recipe.evaluate.reads_labels:
         return set()
@@ -161,7 +161,7 @@ def build_teachers(plan: Plan, root: Path) -> dict[str, Teacher]:
             student that needs classes of a teacher without.
     """
     recipe, teachers = plan.recipe, {}
-    features_only = _read_by_hints_alone(recipe)
+    features_only = read_by_hints_alone(recipe)
     for row, spec in recipe.live_teachers.items():
         with teacher_errors(row):
             teachers[row] = build_teacher(

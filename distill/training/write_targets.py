@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from distill.checkpoint.lock import FolderLock
 from distill.console import hours_minutes
 from distill.data.loading.loader import Batch, RankSlice
 from distill.data.targets import (
@@ -39,7 +40,6 @@ from distill.training import header
 from distill.training.build import batch_loader, build_engine, refuse_other_commits
 from distill.training.plan import Plan, make_plan
 from distill.training.prepare_targets import prepare_store
-from distill.training.rundir import RunLock
 from distill.training.stored_targets import asked
 from distill.training.targets import (
     FORWARD,
@@ -106,7 +106,7 @@ def write_targets(
             num_epochs = -(-stage.last_step // stage.order.steps_per_epoch)
             epochs = range(min(num_epochs, recipe.data.distinct_epochs or num_epochs))
         engine = build_engine(plan)
-        lock, failed = RunLock(), True
+        lock, failed = FolderLock(), True
         try:
             refuse_other_commits(engine)
             work = engine.on_main(

@@ -142,7 +142,7 @@ MACHINE = {
     "no rendezvous": Case(
         train(),
         [
-            "WORLD_SIZE=2, RANK=0 tells of a launch",
+            "WORLD_SIZE=2, RANK=0 means a launch",
             "is missing: LOCAL_RANK, MASTER_ADDR, MASTER_PORT not set",
             "torchrun",
         ],

@@ -252,6 +252,14 @@ def test_a_disk_that_fills_up_anywhere_is_one_line(
     assert outcome.err == "distill: /disk/report.json: No space left on device\n"
 
 
+@pytest.mark.parametrize("option", ["output", "name"])
+def test_a_path_that_is_too_long_is_one_line(option: str, cli: Cli) -> None:
+    outcome = cli("train", "recipe.yaml", f"{option}={'x' * 300}")
+    assert outcome.code == 2
+    assert outcome.err.endswith("x: File name too long\n")
+    assert outcome.err.count("\n") == 1
+
+
 def fault_in_worker(monkeypatch: pytest.MonkeyPatch, act: Callable[[], None]) -> None:
     """Let `act` happen in the worker that prepares the second batch."""
     build = TrainBuilder._build

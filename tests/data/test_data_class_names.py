@@ -1,5 +1,5 @@
 """One order of classes for every kind of source: numbers by value, other names by code points;
-names that cannot be told apart are refused.
+names that cannot be distinguished are refused.
 """
 
 import os

@@ -178,3 +178,26 @@ def test_messages_in_the_words_of_the_command_line() -> None:
         "SOURCE",
     )
     assert said == "SOURCE: a; --classes; --split; give --unreadable skip"
+
+
+@pytest.mark.parametrize("setting", ["image_column", "label_column"])
+def test_a_key_that_no_option_sets_is_not_advised_as_one(setting: str) -> None:
+    said = in_options(f"--data.{setting}: t has no column 'x': choose one of 'y'", "--data")
+    assert said == (
+        "--data: t has no column 'x': choose one of 'y'"
+        f" (only recipes have the key {setting}; --data uses its default)"
+    )
+
+
+def test_a_key_of_a_stream_that_no_option_sets_is_said_to_be_a_recipes() -> None:
+    said = in_options("--data: a.tar: no member is an image: name it in `image`", "--data")
+    assert said.endswith("(only recipes have the key image; --data uses its default)")
+    of_a_recipe = "data.train: a.tar: no member is an image: name it in `image`"
+    assert in_options(of_a_recipe, "SOURCE") == of_a_recipe
+
+
+def test_an_evaluation_does_not_advise_to_leave_the_labels_out() -> None:
+    from distill.release.images import in_command_words
+
+    for advice in (": give a file, or set labelled: false", ": set labelled: false"):
+        assert "labelled: false" not in in_command_words(f"--data: no labels{advice}")

@@ -1,5 +1,5 @@
-"""What a path names: brackets of a name, ~, what file servers leave; and a table that is replaced
-under the same name and time.
+"""What a path names: brackets of a name, ~, what file servers leave, what is not read; and a table
+that is replaced under the same name and time.
 """
 
 import multiprocessing
@@ -9,8 +9,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from command import Cli
+from PIL import Image
 
 from distill.data import converted
+from distill.data.folder import files_not_read
 from distill.data.guess import guess_source
 from distill.data.sources import open_source
 from distill.errors import InputError
@@ -261,3 +264,22 @@ def test_a_folder_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
             open_source(ImageFolderSpec(kind="image_folder", path="photos"), tmp_path)
     finally:
         (tmp_path / "photos/b/sub").chmod(0o700)
+
+
+def test_files_that_an_image_folder_passes_over_are_counted(cli: Cli, tmp_path: Path) -> None:
+    folder, shared = tmp_path / "photos", tmp_path / "shared"
+    shared.mkdir()
+    (shared / "one.JFIF").write_bytes(b"x")
+    for name in ("cat", "dog", "eel"):  # more than 16 links in all, six in each class
+        (folder / name).mkdir(parents=True)
+        Image.new("RGB", (9, 9)).save(folder / name / "0.png")
+        assert not files_not_read(folder, "SOURCE")
+    for name in ("cat", "dog", "eel"):
+        for way in range(6):
+            (folder / name / f"link{way}").symlink_to(shared)
+        (folder / name / "note.txt").write_bytes(b"x")
+    (folder / "loose.png").write_bytes(b"x")
+    (folder / "Thumbs.db").write_bytes(b"x")
+    assert files_not_read(folder, "SOURCE") == "18 .jfif, 3 .txt, 1 outside the class folders"
+    outcome = cli("data", "inspect", folder, "--no-sheet", "--workers", 0)
+    assert "not read    18 .jfif, 3 .txt, 1 outside the class folders" in outcome.out, outcome

@@ -1,5 +1,5 @@
-"""Told to stop while a step waits for a shard that does not come: all save where they stand, and
-the same command ends as if nothing had been.
+"""A stop by signal while a step waits for a shard that does not come: all processes save their
+step, and the same command ends with the weights of a run without a stop.
 """
 
 import os

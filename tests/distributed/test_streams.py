@@ -207,8 +207,8 @@ def test_the_second_epoch_asks_for_nothing(engine: Engine, shards: Shards) -> No
 def test_a_resume_fetches_no_more_than_two_blocks_of_each_lane(
     engine: Engine, step: int, shards: Shards
 ) -> None:
-    """Its first batch needs the shards under one block of each lane, two where the block lies over
-    a border; the next block is fetched ahead.
+    """Its first batch needs the shards under one block of each lane, two where the block
+    lies in two shards; the next block is fetched in advance.
     """
     case = f"deep-{step}"
     recipe = shards.recipe(case, shards.url(case), KINDS["micro"])

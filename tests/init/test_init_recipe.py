@@ -79,6 +79,27 @@ def test_what_it_writes_fits_a_budget_of_an_epoch(cli: Cli, tmp_path: Path) -> N
         make_plan(recipe)
 
 
+def test_a_recipe_that_cannot_be_written_is_an_error(cli: Cli, tmp_path: Path) -> None:
+    folder = tiny_photos(tmp_path / "pets", "cat", "dog", count=8)
+    flags = ("--yes", "--student", "test_efficientnet")
+    outcome = cli("init", folder, *flags, "-o", "/proc/pets.yaml")
+    assert outcome.code == 2
+    assert "--output /proc/pets.yaml: cannot be written: No such file or dir" in outcome.err
+
+
+def test_what_is_not_read_is_said(cli: Cli, tmp_path: Path) -> None:
+    folder = tiny_photos(tmp_path / "pets", "cat", "dog", count=8)
+    for name in ("cat/a.AVIF", "cat/b.avif", "dog/sub.heic", "dog/.hidden.heic", "loose.png"):
+        (folder / name).write_bytes(b"x")
+    (folder / "cat/broken.png").write_bytes(b"x")
+    said = cli("init", folder, "--yes", "--student", "test_efficientnet").out
+    assert "17 images in 2 classes" in said
+    assert "not read as images: 2 .avif, 1 .heic, 1 outside the class folders" in said.replace(
+        "1 outside the class folders, 1 .heic", "1 .heic, 1 outside the class folders"
+    )
+    assert f"{folder / 'cat/broken.png'}: no image of a kind that Pillow knows" in said
+
+
 def test_a_train_folder_alone_holds_out_of_it(cli: Cli, tmp_path: Path) -> None:
     tiny_photos(tmp_path / "pets/train", "cat", "dog", count=8)
     tree = written(cli, tmp_path / "pets", "--holdout", 0.25)

@@ -4,6 +4,7 @@ the right classes.
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,9 @@ from torch import nn
 from distill.data.label_sets import class_list, named_list
 from distill.errors import InputError
 from distill.losses.outputs import POOLED
+from distill.models.student import create_student, student_notes
 from distill.models.teacher import Teacher, build_teacher
+from distill.recipe.schema import StudentSpec
 from distill.recipe.schema import TeacherSpec as Spec
 
 CLASSES = ("ant", "bee", "cat", "dog")
@@ -216,11 +219,16 @@ def test_a_run_gives_its_best_student_or_the_one_named(tmp_path: Path) -> None:
     assert blocks(build(tmp_path, weights="run", student="small")) == 1
     assert blocks(build(tmp_path, weights="run/best")) == 2
     assert blocks(build(tmp_path, weights="run/best/small")) == 1
-    (tmp_path / "run" / "report.json").write_text("{}")
-    with pytest.raises(InputError, match=r"report\.json: does not name the run's best student"):
-        build(tmp_path, weights="run")
+    for report, says in (
+        ("{}", r"report\.json: damaged \('best'\): name the student"),
+        ('{"best": 3}', r"report\.json: damaged \(best is 3\): name the student"),
+        ('{"best": null}', r"its report names no best student: name one of large, small"),
+    ):
+        (tmp_path / "run" / "report.json").write_text(report)
+        with pytest.raises(InputError, match=says):
+            build(tmp_path, weights="run")
     with pytest.raises(
-        InputError, match=r"has no 'smal' \(did you mean 'small'\?\): it has large, small"
+        InputError, match=r"has no 'smal' \(did you mean 'small'\?\): name one of large, small"
     ):
         build(tmp_path, weights="run", student="smal")
 
@@ -337,6 +345,34 @@ def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
         InputError, match=r"teacher\.weights .*w\.pth for cifar_resnet8: .*unexpected: layer1\.1"
     ):
         build(tmp_path, model="cifar_resnet8", weights="w.pth")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "refused"),
+    [
+        ("layer1.0.conv1.weight", float("nan"), True),
+        ("fc.bias", -float("inf"), True),
+        ("bn1.running_var", float("nan"), True),
+        ("bn1.running_var", float("inf"), False),  # a buffer may be infinite, as a mask is
+    ],
+)
+def test_weights_that_are_not_finite_are_refused(
+    tmp_path: Path, name: str, value: float, refused: bool
+) -> None:
+    """The students would be blamed: their loss is not finite at the first step."""
+    weights = trained().state_dict()
+    weights[name].view(-1)[1] = value
+    torch.save(weights, tmp_path / "w.pth")
+    learning = {"objective": {"hard": {"loss": "ce"}}, "optimizer": {"name": "sgd", "lr": 0.1}}
+    student = StudentSpec.model_validate(
+        {"model": "cifar_resnet8", "weights": str(tmp_path / "w.pth"), **learning}
+    )
+    with pytest.raises(InputError, match=f"{name} has values") if refused else nullcontext():
+        build(tmp_path, model="cifar_resnet8", weights="w.pth")
+    with pytest.raises(InputError, match=f"{name} has values") if refused else nullcontext():
+        create_student(student, classes=CLASSES, image_size=32, seed=0, root=tmp_path)
+    with pytest.raises(InputError, match=f"{name} has values") if refused else nullcontext():
+        student_notes(student, num_classes=len(CLASSES), image_size=32, root=tmp_path)
 
 
 def test_weights_without_a_head_are_a_teacher_of_features(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ user, never from nowhere.
 """
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +101,13 @@ def test_every_pretrained_classifier_is_resolved_as_timm_resolves_it() -> None:
         ({"interpolation": "random"}, "interpolation is 'random'"),
         ({"crop_mode": "corner"}, "crop_mode is 'corner'"),
         ({"mean": (0.1, 0.2)}, "mean has 2 values"),
+        ({"mean": ["a", "b", "c"]}, r"mean is \['a', 'b', 'c'\], and should be three numbers"),
+        ({"mean": (math.nan, 0.5, 0.5)}, "and should be three finite numbers"),
+        ({"std": "x"}, "std is 'x', and should be three numbers"),
+        ({"std": (0.2, 0.0, 0.2)}, "and should be positive"),
+        ({"crop_pct": -1.0}, r"crop_pct -1\.0 should be positive"),
+        ({"crop_pct": math.nan}, "crop_pct nan should be positive"),
+        ({"input_size": (3, 0, 0)}, r"input_size \(3, 0, 0\) and"),
     ],
 )
 def test_what_cannot_be_shown_is_refused(known: dict[str, object], says: str) -> None:

@@ -27,13 +27,16 @@ QUICKSTART = sorted((ROOT / "quickstart").glob("*.yaml"))
 FINETUNE = sorted((ROOT / "finetune").glob("*.yaml"))
 
 
+FCMAE = sorted((ROOT / "fcmae").glob("*.yaml"))
+
+
 STAGED = sorted((ROOT / "imagenet21k").glob("*.yaml"))
 
 
 MINIATURE = sorted((ROOT / "miniature").glob("*.yaml"))
 
 
-RECIPES = PAPER + QUICKSTART + FINETUNE + STAGED + MINIATURE
+RECIPES = PAPER + QUICKSTART + FINETUNE + FCMAE + STAGED + MINIATURE
 
 
 load = cache(load_recipe)  # recipes are frozen

@@ -68,6 +68,28 @@ def test_recipe_opens_with_its_claim(path: Path) -> None:
         )
 
 
+def test_masked_pretraining_is_that_of_its_authors() -> None:
+    """The released settings of ConvNeXt V2: rates of 1.5e-4 and 8e-4 for 256 images."""
+    before, after = (
+        load(ROOT / f"fcmae/convnextv2_t_{name}.yaml") for name in ("800ep", "finetune_300ep")
+    )
+    for recipe, rate, batch, betas in (
+        (before, 1.5e-4, 4096, [0.9, 0.95]),
+        (after, 8e-4, 1024, None),
+    ):
+        assert re.match("# Table 10", opening(ROOT / f"{recipe.name}.yaml"))
+        (student,) = recipe.students.values()
+        assert recipe.train.batch_size_global == batch
+        assert student.optimizer.lr == pytest.approx(rate * batch / 256)
+        assert student.optimizer.weight_decay == 0.05
+        assert student.optimizer.args.get("betas") == betas
+        assert str(student.schedule.warmup) == "40 epochs"
+    masked = before.students["fcmae"].objective.masked
+    assert masked is not None
+    assert masked.num_visible(49) == 19
+    assert after.students["tuned"].weights == f"{before.output_dir}/best/fcmae/model.safetensors"
+
+
 @pytest.mark.parametrize("path", FINETUNE, ids=lambda p: p.stem)
 def test_large_models_are_trained_sharded_with_layer_decay(path: Path) -> None:
     recipe, comment = load(path), opening(path)

@@ -230,3 +230,21 @@ def test_the_json_of_a_run_names_its_images_without_folders(tiny_run: Path, tmp_
     (of_set,) = json.loads((tmp_path / "scores.json").read_text())["sets"].values()
     assert of_set["title"] == "evaluation images of the run, again"
     assert of_set["data"] == str(tiny_run)
+
+
+# ---- the teacher ---------------------------------------------------------------------------------
+
+
+def test_a_teacher_that_does_not_fit_is_named(cli: Cli, tiny_run: Path, tmp_path: Path) -> None:
+    def refused(*options: object) -> str:
+        outcome = cli("evaluate", tiny_run, "--student", "kd", *options, "--num-workers", 0)
+        assert outcome.code == 2
+        return " ".join(outcome.err.split())
+
+    none = tmp_path / "none"
+    assert f"distill: --teacher: {none}: there is no such run" in refused("--teacher", none)
+    file = tmp_path / "teacher.pth"
+    torch.save(timm.create_model("test_resnet", num_classes=7).state_dict(), file)
+    assert "give --teacher-model and a timm name" in refused("--teacher", file)
+    other = refused("--teacher", file, "--teacher-model", "test_resnet")
+    assert f"--teacher {file}: has other classes than kd" in other

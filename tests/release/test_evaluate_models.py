@@ -1,6 +1,8 @@
 """`distill evaluate` on every place that holds weights, against timm and counting by hand."""
 
+import io
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -8,14 +10,17 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 from scored import by_hand, eval_images, same, scores
 from tiny import NUM_EVAL, checkpoint
 
 from distill.errors import InputError
+from distill.evaluation.scores import Scores
 from distill.models import cifar as cifar  # registers its models
 from distill.models.export_format import read_record
 from distill.release.find import find_models, which_weights
+from distill.release.results import Results, SetResult
 
 STUDENTS = ("alone", "kd", "vit")
 
@@ -203,3 +208,28 @@ def test_precision_and_image_size_are_used(tiny_run: Path) -> None:
     assert larger.num_samples == NUM_EVAL
     raw = scores(tiny_run, student="vit", weights="raw", image_size=24)["vit"]
     assert raw.num_samples == NUM_EVAL
+
+
+@pytest.mark.parametrize(("width", "in_one_line"), [(80, False), (100, False), (160, True)])
+def test_no_heading_and_no_name_of_the_table_is_cut(width: int, in_one_line: bool) -> None:
+    scores = Scores(
+        top1=24.62,
+        top5=61.54,
+        top1_error=5.34,
+        loss=2.4162,
+        ece=0.14,
+        adaptive_ece=0.22,
+        num_samples=65,
+        agreement=27.69,
+        teacher_kl=0.0147,
+        images_per_s=43.2,
+    )
+    name = "a_student_with_a_name_of_forty_characters"
+    found = SetResult("", "", "", 12, "", {"student": scores, name: scores})
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(Results((), {"": found}).table(width))
+    said = console.export_text()
+    assert "…" not in said
+    assert ("cross-entropy" in said) == in_one_line
+    assert len(re.findall("24.62 +5.34 +61.54 +2.4162 +14.00 +27.69 +0.0147", said)) == 2
+    assert name in "".join(line.partition("  ")[0].strip() for line in said.splitlines())

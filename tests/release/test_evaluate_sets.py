@@ -363,7 +363,8 @@ def test_bad_input(cli: Cli, export: Path, root: Path, made: object, tmp_path: P
     assert "leave one out" in refused("--sets", "val", "--data", root / "val")
     assert "give both" in refused("--root", root, "--data", root / "val")
     assert "there is no such folder" in refused("--sets", "val", "--root", tmp_path / "none")
-    assert "there is no such file or folder" in refused("--sets", f"val={tmp_path / 'none'}")
+    none = f"val={tmp_path / 'none'}"
+    assert f"distill: --sets {none}: there is no such file or folder" in refused("--sets", none)
     assert "give a number from 1 to 65536, or auto" in refused(
         "--sets", "val", "--root", root, "--batch-size", "many"
     )
@@ -383,7 +384,6 @@ def test_bad_input(cli: Cli, export: Path, root: Path, made: object, tmp_path: P
     first, *_, second = sorted(twice.rglob("*.png"))
     shutil.copy(second, first.with_name(second.name))
     assert "is there twice" in refused("--sets", f"real={twice}")
-
     birds = tmp_path / "birds"
     for name in ("robin-red", "blackbird-black"):
         (birds / name).mkdir(parents=True)
@@ -395,8 +395,6 @@ def test_bad_input(cli: Cli, export: Path, root: Path, made: object, tmp_path: P
     assert "names results of another set" in refused("--sets", f"imagenet={birds}")
     assert "names results of another set" in refused("--sets", f"a-clean={birds}")
     assert "is a folder: name a file" in refused("--sets", f"val={birds}", "--json", tmp_path)
-    unwritable = tmp_path / "file"
-    unwritable.write_text("")
-    assert "cannot be written" in refused(
-        "--sets", "val", "--root", root, "--json", unwritable / "scores.json"
-    )
+    (tmp_path / "file").touch()
+    in_file = tmp_path / "file/scores.json"
+    assert "cannot be written" in refused("--sets", "val", "--root", root, "--json", in_file)

@@ -17,6 +17,7 @@ from tiny import checkpoint
 from distill.errors import InputError
 from distill.models.hub.derived import base_model
 from distill.models.hub.licences import Noted, noted_weights
+from distill.release.export import export_student
 
 
 def edited(export: Path, folder: Path, file: str, change: Callable[[Any], None]) -> Path:
@@ -236,6 +237,24 @@ def test_weights_that_are_not_finite_or_not_safetensors(
     with pytest.raises(InputError, match="the logits of this model are not finite"):
         publish(export)
     assert not hub.log
+
+
+def test_weights_that_were_replaced_have_no_score(
+    hub: FakeHub, tiny_run: Path, tmp_path: Path
+) -> None:
+    export = tmp_path / "export"
+    export_student(tiny_run, export, student="kd")
+    file = export / "model.safetensors"
+    weights = load_file(file)
+    weights["conv1.weight"] += 0.1
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"these are not the weights of which distill\.json tells"):
+        publish(export)
+    assert not hub.log
+    record = json.loads((export / "distill.json").read_text())
+    del record["weights_sha256"]  # as earlier versions wrote it
+    (export / "distill.json").write_text(json.dumps(record))
+    publish(export, dry_run=True)
 
 
 # ---- the licence ---------------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """`distill study` as it is typed, up to the point where it would train."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -108,3 +110,48 @@ def test_runs_that_would_publish_to_one_place(study: Path, cli: Cli) -> None:
     done = cli("study", study, "--list", "log.publish.repo=me/model")
     assert done.code == 2
     assert "4 runs of this study would publish to me/model" in " ".join(done.err.split())
+
+
+def test_a_warmup_in_another_unit_is_found_before_the_first_run(tmp_path: Path, cli: Cli) -> None:
+    kd = {"student": "kd", "objective.hint": {"loss": "reviewkd", "warmup_epochs": 2}}
+    axes = {"method": {"alone": {"student": "alone"}, "review": kd}, "seed": [0, 1]}
+    done = cli("study", write_study(tmp_path, {"axes": axes}))  # 8 iterations of 7 an epoch
+    assert done.code == 2
+    said = " ".join(done.err.split())
+    assert "run seed0: students.review.objective.hint.warmup_epochs: 2, and training has" in said
+    assert not (tmp_path / "out").exists()
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from distill.checkpoint.lock import FolderLock
+lock = FolderLock()
+lock.acquire(Path(sys.argv[1]))
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("place", [".", "budget16-iterations-seed1"])
+def test_two_processes_on_one_study(place: str, study: Path, cli: Cli) -> None:
+    """Another `distill study`, or a task of an array that trains a run."""
+    plan = plan_study(str(study))
+    write_plan(plan)
+    (folder := plan.folder / place).mkdir(exist_ok=True)
+    command = [sys.executable, "-c", HOLDER, str(folder)]
+    holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline().strip() == "held"
+        for name in (study, plan.folder):
+            done = cli("study", name)
+            assert done.code == 2
+            assert f"{folder}: process {holder.pid} on" in " ".join(done.err.split())
+            assert "is writing here: wait for it to end" in " ".join(done.err.split())
+            assert "job" not in done.out
+        assert cli("study", study, "--table").code == 0
+        assert cli("study", study, "--list").code == 0
+    finally:
+        holder.kill()
+        holder.wait()

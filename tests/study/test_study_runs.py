@@ -81,6 +81,27 @@ def test_one_of_three_runs_fails_and_the_others_end(tmp_path: Path) -> None:
     assert [each.st_mtime_ns for each in after] == [each.st_mtime_ns for each in before]
 
 
+def test_a_single_job_needs_no_process_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(*_: object) -> int:
+        raise AssertionError("torch and timm would be imported again")
+
+    monkeypatch.setattr("distill.study.work._Child.run", start)
+    said: list[str] = []
+    plan = planned(tmp_path, {"axes": {"student": ["kd"]}, "set": {"train.budget": "1 iterations"}})
+    outcome = run_all(plan, None, said.append)
+    assert (outcome.code, outcome.failed) == (0, [])
+    assert said == ["study grid: job 1 of 1: all (kd)"]
+    assert left_jobs(plan) == []
+
+    lost = {"axes": {"student": ["kd"]}, "set": {"data.train.path": str(tmp_path / "nowhere")}}
+    failing = planned(tmp_path, {**lost, "output": str(tmp_path / "lost")})
+    failed = run_all(failing, None, said.append)
+    assert failed.code == 1
+    assert [(each.name, code) for each, code in failed.failed] == [("all", 2)]
+
+
 def wait_for(file: Path, text: str, process: "subprocess.Popen[str]") -> None:
     deadline = time.monotonic() + 900
     while not (file.is_file() and text in file.read_text()):

@@ -53,7 +53,7 @@ def test_the_size_is_shown_before_training(tmp_path: Path, cli: Cli) -> None:
 
 def test_the_bank_of_imagenet_has_1_3_gb() -> None:
     assert bank_bytes(1_281_167, 128) == 1_281_167 * (2 * 128 * 4 + 8)
-    assert banks._gb(bank_bytes(1_281_167, 128)) == "1.32 GB"
+    assert banks.shown_bytes(bank_bytes(1_281_167, 128)) == "1.32 GB"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 shipped recipes are sound.
 """
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from distill.errors import InputError
 from distill.models import weights
 from distill.models.build import create
 from distill.recipe import load_recipe, shipped_recipes
+from distill.training import known_data
 from distill.training.check import check_recipe
 
 # One of each kind: model family, strategy, teacher. The rest are under the mark `slow`.
@@ -102,6 +104,53 @@ def problems(recipe: Path, *overrides: str, num_processes: int | None = None) ->
 def test_problems_are_found_without_data(override: str, says: str, tiny_recipe: Any) -> None:
     (problem,) = problems(tiny_recipe(), override)
     assert problem.startswith(says)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        # 7 steps an epoch.
+        (["student.schedule.warmup=2 epochs"], "students.alone.schedule.warmup: 2 epochs is 14"),
+        (["train.budget=1 epochs", "student.schedule.warmup=112 samples"], "is 7 steps and the"),
+        (
+            ["student.schedule.warmup=128 samples", "data.train.path=nowhere"],
+            "students.alone.schedule.warmup: 128 samples, 8 steps, is not shorter than"
+            " train.budget, 8 iterations, 8 steps",
+        ),
+        (["train.batch_size_global=128"], "data"),
+        (
+            ["students.alone.objective={hard: {loss: ce}, hint: {loss: crd, reference: original}}"],
+            "students.alone.objective.hint.negatives: 16,384 are drawn without replacement",
+        ),
+    ],
+)
+def test_problems_that_the_data_show(overrides: list[str], says: str, tiny_recipe: Any) -> None:
+    (problem,) = problems(tiny_recipe(), *overrides)
+    assert says in problem
+
+
+@pytest.mark.parametrize("data", [[], ["data.train.path=nowhere"]])
+def test_classes_of_the_teacher_are_compared_without_a_download(
+    data: list[str], tiny_recipe: Any
+) -> None:
+    """Fashion-MNIST has ten classes, here or not."""
+    recipe = tiny_recipe()
+    teacher = "teacher={model: resnet10t, weights: pretrained}"
+    soft = "student.objective.soft={loss: kl}"
+    (problem,) = problems(recipe, *data, teacher, soft)
+    assert "the teacher's head has 1000 classes (as imagenet-1k has), the data 10" in problem
+    hint = "student.objective.hint={loss: fitnet}"  # reads features alone
+    assert check_recipe(load_recipe(recipe, [*data, teacher, hint]))
+
+
+def test_data_that_are_slow_to_open_are_not_compared(
+    tiny_recipe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(known_data, "OPEN_S", 0.0)
+    monkeypatch.setattr(known_data, "open_sources", lambda recipe: time.sleep(1))
+    checked = check_recipe(load_recipe(tiny_recipe(), ["student.schedule.warmup=1 epochs"]))
+    assert checked.not_here[-1].startswith("data: not open after")
+    assert checked.not_compared[0].startswith("students.alone.schedule.warmup: 1 epochs, and")
 
 
 def test_all_problems_come_at_once(tiny_recipe: Any) -> None:

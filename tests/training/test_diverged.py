@@ -1,5 +1,5 @@
 """A student whose loss is not finite stops alone: the others, the checkpoints, the best exports and
-the report go on without it.
+the report continue without it.
 """
 
 import json
@@ -116,8 +116,8 @@ def test_a_stop_after_the_checkpoint_that_a_run_resumes_from_is_recorded_once(
 
 
 def test_weights_that_give_no_finite_loss_are_never_the_best(tmp_path: Path) -> None:
-    """Judged right after the update that ruins it, a student answers nothing, which is wrong for
-    every image; JSON has no NaN.
+    """A student that is evaluated right after the update that ruins it has no finite logits, which
+    counts as wrong for every image; JSON has no NaN.
     """
     recipe = with_diverging(tmp_path, {"evaluate": {"every": "4 iterations"}})
     assert run(recipe) == DONE

@@ -273,7 +273,10 @@ def test_the_doctor_counts_it(cli: Cli, tmp_path: Path) -> None:
     assert found["sections"]["Models, counted"]["teacher"]["value"].startswith(f"{DINO['model']}: ")
     shown = {name: each["value"] for name, each in found["sections"]["Models, counted"].items()}
     # Models of one size share a line: a backbone lacks the head, and its momentum.
-    assert shown.keys() == {"teacher", "classifier, relations", "backbone", "dense"}
+    models = {"teacher", "classifier, relations", "backbone", "dense"}
+    hints = {"hint of classifier, backbone", "hint of relations", "hint of dense"}
+    assert shown.keys() == models | hints | {"features of teachers"}
+    assert found["hints"].keys() == {"classifier", "relations", "backbone", "dense"}
 
 
 @pytest.mark.parametrize(

@@ -212,11 +212,21 @@ def test_what_cannot_be_is_refused_by_check_and_by_train(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_warmup_as_long_as_the_stage_is_refused_where_its_steps_are_known(tmp_path: Path) -> None:
+def test_a_warmup_in_epochs_under_a_budget_in_iterations(tmp_path: Path) -> None:
+    """120 images are 7 steps an epoch; without the data, an epoch has at least one."""
     recipe = write_recipe(tmp_path, {"students": STUDENTS})
-    with pytest.raises(InputError, match=r"students.vit.objective.hint.warmup_epochs: 1, and"):
-        run(recipe, "train.budget=7 iterations")
-    assert check_recipe(load_recipe(recipe, ["train.budget=7 iterations"]))
+    short = "train.budget=7 iterations"
+    key = "students.vit.objective.hint.warmup_epochs"
+    with pytest.raises(InputError, match=f"{key}: 1, and training has 1 epochs"):
+        check_recipe(load_recipe(recipe, [short]))
+    with pytest.raises(InputError, match=f"{key}: 1, and training has 1 epochs"):
+        run(recipe, short, "teacher.weights=nowhere.pth")  # before the teacher is read
+    assert not check_recipe(load_recipe(recipe, ["train.budget=8 iterations"])).not_compared
+    elsewhere = "data.train.path=nowhere"
+    (note,) = check_recipe(load_recipe(recipe, [short, elsewhere])).not_compared
+    assert note.startswith(f"{key}: 1 epochs, and train.budget is 7 iterations")
+    with pytest.raises(InputError, match=rf"{key}: 1 epochs, at least 1 steps, is not shorter"):
+        check_recipe(load_recipe(recipe, ["train.budget=1 iterations", elsewhere]))
 
 
 def test_check_tells_of_features_after_an_activation(tmp_path: Path) -> None:

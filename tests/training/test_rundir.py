@@ -10,16 +10,17 @@ import pytest
 import tiny
 
 from distill.checkpoint.layout import checkpoints_dir
+from distill.checkpoint.lock import FolderLock, refuse_locked
 from distill.checkpoint.store import load_newest
 from distill.errors import InputError
 from distill.recipe import dump_recipe, load_recipe
-from distill.training.rundir import RunLock, open_run_folder
+from distill.training.rundir import open_run_folder
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from distill.training.rundir import RunLock
-run_lock = RunLock()
+from distill.checkpoint.lock import FolderLock
+run_lock = FolderLock()
 run_lock.acquire(Path(sys.argv[1]))
 print("held", flush=True)
 time.sleep(60)
@@ -36,15 +37,34 @@ def test_a_second_run_in_a_folder_is_refused_until_the_first_is_gone(tmp_path: P
         with pytest.raises(
             InputError, match=rf"process {holder.pid} on .* is writing here.*output="
         ):
-            RunLock().acquire(tmp_path)
+            FolderLock().acquire(tmp_path)
+        with pytest.raises(InputError, match=f"process {holder.pid} on .* is writing here"):
+            refuse_locked(tmp_path)
     finally:
         holder.kill()  # as kill -9: the lock must not outlive the process
         holder.wait()
-    RunLock().acquire(tmp_path)
+    refuse_locked(tmp_path)
+    FolderLock().acquire(tmp_path)
+
+
+def test_a_second_run_is_refused_before_it_reads_data_and_models(tmp_path: Path) -> None:
+    recipe, output = tiny.write_recipe(tmp_path), tmp_path / "run"
+    output.mkdir()
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(output)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline().strip() == "held"
+        with pytest.raises(InputError, match=f"{output}: process {holder.pid} on .* is writing"):
+            tiny.run(recipe, "data.train.path=nowhere", "student.model=no_such_model")
+    finally:
+        holder.kill()
+        holder.wait()
 
 
 def test_forked_workers_do_not_keep_the_lock(tmp_path: Path) -> None:
-    run_lock = RunLock()
+    run_lock = FolderLock()
     run_lock.acquire(tmp_path)
     worker = multiprocessing.get_context("fork").Process(target=_wait)
     worker.start()
@@ -80,7 +100,7 @@ def test_a_run_that_starts_at_step_0_deletes_an_old_report(old: str, tmp_path: P
     (output / "report.json").write_text(old)
     (output / "metrics.jsonl").write_text("")
     (output / "recipe.yaml").write_text(dump_recipe(recipe))
-    lock = RunLock()
+    lock = FolderLock()
     assert open_run_folder(output, recipe, lock, print, {}) is None
     lock.release()
     assert not (output / "report.json").exists()

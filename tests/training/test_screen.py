@@ -9,6 +9,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -16,7 +17,8 @@ from ticking import Ticking
 
 import distill.console
 from distill.evaluation.metric import METRICS
-from distill.training.header import show, show_views
+from distill.recipe import load_recipe
+from distill.training.header import show, show_recipe, show_views
 from distill.training.screen import Progressed, Screen
 
 Terminal = Callable[..., io.StringIO]
@@ -73,6 +75,21 @@ def test_models_that_see_the_same_share_a_line(capsys: pytest.CaptureFixture[str
         "            a, b see 64x64 px",
         "            b: weights were resampled",
     ]
+
+
+def test_the_header_names_the_splits_of_a_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.yaml").write_text(
+        "data:\n"
+        "  train: {kind: parquet, path: pets, split: train}\n"
+        "  eval: {kind: parquet, path: pets, split: validation}\n"
+        "student: {model: resnet18}\n"
+        "train: {budget: 1 epochs}\n"
+    )
+    show_recipe(load_recipe(tmp_path / "a.yaml"))
+    said = capsys.readouterr().out
+    assert "data      parquet train pets; evaluated on parquet validation pets; 224 px" in said
 
 
 @pytest.mark.parametrize("width", [40, 80])

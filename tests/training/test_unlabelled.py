@@ -20,6 +20,7 @@ from distill.models.teacher import build_teacher
 from distill.recipe import load_recipe
 from distill.recipe.schema import StreamSpec
 from distill.release.evaluate import evaluate_models
+from distill.release.find import find_models, which_weights
 from distill.training.loop import DONE, INTERRUPTED
 
 
@@ -54,6 +55,10 @@ def test_the_best_is_nearest_to_the_teacher(metric: str, foreign: Path, tmp_path
     assert best(tmp_path / "run", "kd")[1][metric] == choose(found)
     assert result["best"] == "kd"
     assert "top1" not in result["students"]["kd"]["last"]
+    (model,) = find_models(
+        tmp_path / "run", model=None, student="kd", weights="best", image_size=None
+    )
+    assert which_weights(model).startswith("best weights ("), "chosen without an accuracy"
 
 
 def test_figures_equal_those_of_one_image_at_a_time(foreign: Path, tmp_path: Path) -> None:

@@ -85,8 +85,7 @@ def test_a_run_starts_with_a_sample(
     outcome = cli("targets", recipe, *of, "--verify", "1")
     assert (outcome.code, "8 images of the store against" in outcome.out) == (0, True), outcome.err
     verify = load_recipe(recipe, of)
-    output = f"output={tmp_path / 'run'}"
-    assert run(recipe, *of, output) == DONE
+    assert run(recipe, *of, f"output={tmp_path / 'right'}") == DONE
     out = re.sub(r"\s+", " ", capfd.readouterr().out)
     assert "verified 8 images of the store against the teacher: all bit for bit" in out
     store = open_store(tmp_path / "own")
@@ -95,12 +94,11 @@ def test_a_run_starts_with_a_sample(
     rows["logits"][5, 2] += 1
     store.write(ShardKey(0, 0), rows)
     with pytest.raises(InputError, match="row 5 of epoch 1 is not what"):
-        run(recipe, *of, output, "resume=never")
+        run(recipe, *of, f"output={tmp_path / 'wrong'}")
     # The sample alone, and not where processes share the teacher.
-    zero3 = ("teacher.placement=zero3", "resume=never")
-    assert run(recipe, *of, output, *zero3) == DONE
+    assert run(recipe, *of, "teacher.placement=zero3", f"output={tmp_path / 'zero3'}") == DONE
     file.unlink()
-    assert run(recipe, *of, output, "resume=never") == DONE
+    assert run(recipe, *of, f"output={tmp_path / 'without'}") == DONE
     with pytest.raises(InputError, match=r"teacher.weights: .* does not exist"):
         verify_targets(verify, 1)
 

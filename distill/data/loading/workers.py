@@ -60,7 +60,7 @@ class _NotReadyError(Exception):
 
 
 class HostIterator(Generic[Host]):
-    """The DataLoader's iterator. It raises what a worker returned as an error, tells which batches
+    """The DataLoader's iterator. It raises what a worker returned as an error, knows which batches
     are ready, and can be closed.
     """
 

@@ -1,4 +1,4 @@
-"""The number of samples in each shard, where neither manifest nor _info.json tells it: from
+"""The number of samples in each shard, where neither manifest nor _info.json states it: from
 footers, indexes, or an earlier count.
 """
 

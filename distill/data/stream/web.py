@@ -275,7 +275,7 @@ def _refused(address: Address, status: int, reason: str, headers: Message) -> Ex
 
 def _hub_refusal(address: Address, status: int, headers: Message) -> str | None:
     """The message for a refusal by the Hub, which answers 401 to anonymous requests for gated,
-    private and missing repositories alike; X-Error-Code tells them apart.
+    private and missing repositories alike; X-Error-Code says which of them it is.
     """
     from huggingface_hub import constants
 
@@ -300,7 +300,7 @@ def _hub_refusal(address: Address, status: int, headers: Message) -> str | None:
     match status:
         case 401 | 403:
             token = (
-                "your token is not valid or may not read it: `hf auth whoami` tells"
+                "your token is not valid or may not read it: `hf auth whoami` shows it"
                 if known
                 else "no token is set"
             )

@@ -84,7 +84,7 @@ def model_card(facts: CardFacts) -> str:
 
 
 def has_text(card: str) -> bool:
-    """Return whether a card has more than the Hub's metadata: someone wrote it."""
+    """Return whether a card has more than the Hub's metadata: a user wrote it."""
     lines = [line.strip() for line in card.strip().splitlines()]
     if lines[:1] == ["---"] and "---" in lines[1:]:
         lines = lines[lines.index("---", 1) + 1 :]

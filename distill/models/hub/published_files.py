@@ -25,7 +25,7 @@ def list_files(files: Mapping[str, Path | bytes], names: Sequence[str]) -> bytes
 
 def written_before(target: Target, head: Head, names: Sequence[str]) -> dict[str, bool]:
     """Return those of some files that the repository has, and whether their content is what an
-    earlier publication wrote, and not another that someone put there.
+    earlier publication wrote, and not one that a user put there.
 
     Raises:
         InputError: the Hub does not answer.
@@ -47,7 +47,7 @@ def written_before(target: Target, head: Head, names: Sequence[str]) -> dict[str
     try:
         listed = json.loads(text)["files"]
         hashes = {name: (each["sha256"], each["blob_id"]) for name, each in listed.items()}
-    except (ValueError, LookupError, TypeError, AttributeError):  # someone changed it
+    except (ValueError, LookupError, TypeError, AttributeError):  # a user changed it
         return found
     for each in infos:
         lfs = getattr(each, "lfs", None)

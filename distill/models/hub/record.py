@@ -95,7 +95,7 @@ def _checked(kind: type[_Checked], content: object, file: Path, fix: str) -> _Ch
 
 
 def check_record(record: Mapping[str, Any], file: Path) -> None:
-    """Check the content of a distill.json, which someone may have edited.
+    """Check the content of a distill.json, which a user may have edited.
 
     Raises:
         InputError: a value is of another type or out of bounds, a number is not finite, or the

@@ -72,7 +72,13 @@ def _objective(spec: schema.ObjectiveSpec, *, several: bool) -> str:
         soft = f"{read} of {f'teachers {shares}' if shares else 'all teachers'}"
     if spec.hint_teacher is not None:
         hint = f"the features of teacher {spec.hint_teacher}"
-    for term, learns in ((spec.hard, "labels"), (spec.soft, soft), (spec.hint, hint)):
+    learnt = (
+        (spec.hard, "labels"),
+        (spec.soft, soft),
+        (spec.hint, hint),
+        (spec.masked, "removed patches of its images"),
+    )
+    for term, learns in learnt:
         if term is None:
             continue
         keys = term.model_dump(exclude={"loss", "weight"}, exclude_defaults=True)

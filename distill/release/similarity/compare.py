@@ -14,7 +14,7 @@ from typing import get_args
 import torch
 
 from distill.checkpoint.layout import RECIPE_FILE
-from distill.console import make_console, show_table
+from distill.console import make_console, show_table, wrapped
 from distill.data.guess import guess_source
 from distill.data.order.sampled import random_order
 from distill.data.sources import Source, open_source
@@ -283,7 +283,7 @@ def _show(
     console = make_console()
 
     def say(line: str) -> None:
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(wrapped(console, line), markup=False, soft_wrap=True)
 
     say(f"{result.data}: {result.num_images} images in minibatches of {result.batch_size}")
     if result.num_left_out:

@@ -123,8 +123,8 @@ def test_what_is_there_is_known_and_nothing_is_lost_by_asking(tmp_path: Path) ->
 def test_workers_in_the_middle_of_something_do_not_hold_up_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where nothing was asked for in vain. torch gives each worker five seconds, here a
-    minute, so that a verdict does not hang on time.
+    """torch gives each worker five seconds; here it gives a minute, so that the result does not
+    depend on the speed of the machine.
     """
     monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 60)
     for number in (2, 3):

@@ -94,7 +94,7 @@ def test_repeated_augmentation_keeps_the_length_of_an_epoch(
     seen = np.concatenate([np.stack([plan.indices, plan.views], 1) for plan in plans])
     assert len(np.unique(seen, axis=0)) == len(seen)  # no view of an image twice
     images, counts = np.unique(seen[:, 0], return_counts=True)
-    assert len(images) == -(-len(seen) // repeats)  # trap 9: a third of the images at 3 repeats
+    assert len(images) == -(-len(seen) // repeats)  # a third of the images at 3 repeats
     assert (counts != repeats).sum() <= 1
     if batch % repeats == 0:
         for plan in plans:

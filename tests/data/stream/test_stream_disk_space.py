@@ -1,5 +1,5 @@
-"""Room in the shard cache: which files go when the disk is full, when they are in use, and when the
-limit is near.
+"""The limits of the shard cache: which files go when the disk is full, when they are in use, and
+when the limit is near.
 """
 
 import multiprocessing
