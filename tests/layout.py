@@ -64,7 +64,7 @@ TRAINING: tuple[frozenset[str], ...] = (
         }
     ),
     frozenset({"build", "evaluations", "publishing", "summary"}),
-    frozenset({"run_state"}),
+    frozenset({"prepare_targets", "run_state", "verify_targets"}),
     frozenset({"check", "loop", "write_targets"}),
     frozenset({"interface"}),
 )

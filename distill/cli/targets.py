@@ -20,10 +20,23 @@ def targets(
     keep: Annotated[
         str | None,
         typer.Option(
-            metavar="NUMBER|all",
+            metavar="NUMBER|all|pre-logits",
             help=(
                 "The number of largest logits kept of each image, with the sum of the rest; all:"
-                " every logit, bit for bit. Default: 14, or all of at most 14 classes."
+                " every logit, bit for bit; pre-logits: the features before the head, which give"
+                " all logits and serve hints. Default: 14, or all of at most 14 classes."
+            ),
+        ),
+    ] = None,
+    sampled: Annotated[
+        int | None,
+        typer.Option(
+            metavar="NUMBER",
+            min=1,
+            max=65536,
+            help=(
+                "The number of classes drawn from the other logits in proportion to their"
+                " probability, so that the gradient at temperature 1 is the live one on average."
             ),
         ),
     ] = None,
@@ -31,6 +44,17 @@ def targets(
         str | None,
         typer.Option(
             metavar="EPOCHS", help="Epochs, such as 1-5 or 3,7-9. Default: those of the budget."
+        ),
+    ] = None,
+    verify: Annotated[
+        int | None,
+        typer.Option(
+            metavar="NUMBER",
+            min=1,
+            help=(
+                "Write nothing: compare so many images, spread over the stored epochs, with the"
+                " live teacher. 256 take a moment."
+            ),
         ),
     ] = None,
 ) -> None:
@@ -43,6 +67,7 @@ def targets(
     Examples:
       distill targets quickstart/students targets=stores/quickstart
       distill targets my.yaml --keep 32 --epochs 1-10
+      distill targets my.yaml --verify 256
       accelerate launch --num_processes 8 -m distill targets my.yaml
     """
     kept = None if keep is None else parse_keep(keep)
@@ -50,22 +75,32 @@ def targets(
     loaded = loaded_with_notes(recipe, overrides)
     if loaded.targets is None:
         raise InputError("targets: missing: name the folder of the store with targets=FOLDER")
+    if verify is not None and (keep is not None or sampled is not None):
+        name = "--sampled" if keep is None else "--keep"
+        raise InputError(f"{name}: --verify reads rows that are there: leave one of them out")
     show_recipe(loaded)
+    if verify is not None:
+        from distill.training.verify_targets import verify_targets
+
+        verify_targets(loaded, verify, chosen)
+        return
     from distill.training.write_targets import write_targets
 
-    raise typer.Exit(write_targets(loaded, keep=kept, epochs=chosen))
+    raise typer.Exit(write_targets(loaded, keep=kept, num_draws=sampled, epochs=chosen))
 
 
-def parse_keep(text: str) -> int | Literal["all"]:
+def parse_keep(text: str) -> int | Literal["all", "pre-logits"]:
     """Return what --keep says.
 
     Raises:
-        InputError: it is neither a number nor all.
+        InputError: it is neither a number nor all nor pre-logits.
     """
     if text == "all":
         return "all"
+    if text == "pre-logits":
+        return "pre-logits"
     if not text.isascii() or not text.isdigit() or len(text) > 9:
-        raise InputError(f"--keep {text!r}: should be a number such as 14, or all")
+        raise InputError(f"--keep {text!r}: should be a number such as 14, all or pre-logits")
     return int(text)
 
 

@@ -275,6 +275,10 @@ class DataSpec(Section):
     """Which samples are used: all; those whose class is also a class of the run (`shared`); or only
     the others (`unshared`). The last two need labels that are known before images are read.
     """
+    distinct_epochs: Count | None = None
+    """The number of epochs whose order, augmentation and mixing differ; later epochs repeat them in
+    turn, so that stored targets of these epochs serve a longer run. null: all epochs differ.
+    """
     image_size: Pixels = 224
     """Side of the square images that students get, in pixels."""
     pipeline: Pipeline = "reference"

@@ -41,9 +41,12 @@ def recipe_fingerprint(recipe: Recipe) -> str:
 
 
 def _without_unused(tree: dict[str, Any]) -> dict[str, Any]:
-    """Returns the tree without keys about several teachers that are not used: recipes of earlier
-    versions, whose runs may resume, lack them.
+    """Returns the tree without keys about several teachers and distinct epochs that are not used:
+    recipes of earlier versions, whose runs may resume, lack them.
     """
+    if tree["data"]["distinct_epochs"] is None:
+        data = {key: value for key, value in tree["data"].items() if key != "distinct_epochs"}
+        tree = {**tree, "data": data}
     if tree.get("teachers") is not None:
         return tree
     found = {key: value for key, value in tree.items() if key != "teachers"}

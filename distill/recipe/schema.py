@@ -286,6 +286,16 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _streams_do_not_repeat(self) -> Self:
+        trained = [self.at_stage(index).data.train for index in range(self.num_stages)]
+        if self.data.distinct_epochs and any(isinstance(each, StreamSpec) for each in trained):
+            raise ValueError(
+                "data.distinct_epochs: epochs of folders, tables and saved data sets can repeat,"
+                " and data.train is kind: stream: set it to null, or give another source"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _a_backbone_stays_one(self) -> Self:
         for key, student in self._settings():
             name = key.rpartition(".")[2]

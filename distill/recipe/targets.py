@@ -1,12 +1,36 @@
 """What a recipe must be to train from stored targets, or to have them written."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, assert_never
 
 from distill.recipe.data import StreamSpec
+from distill.recipe.hints import (
+    CCSpec,
+    CRDSpec,
+    FeatureSpec,
+    FitNetSpec,
+    HintSpec,
+    ReviewKDSpec,
+    RKDSpec,
+)
 
 if TYPE_CHECKING:
     from distill.recipe.schema import Recipe
+
+
+def reads_maps(hint: HintSpec) -> bool:
+    """Return whether a hint compares feature maps, and not the features that the classifier
+    reads.
+    """
+    match hint:
+        case FitNetSpec() | ReviewKDSpec():
+            return True
+        case FeatureSpec():
+            return hint.level == "dense"
+        case CCSpec() | RKDSpec() | CRDSpec():
+            return False
+        case _:
+            assert_never(hint)
 
 
 def target_problems(recipe: "Recipe") -> Iterator[str]:
@@ -25,10 +49,11 @@ def target_problems(recipe: "Recipe") -> Iterator[str]:
             " is kind: stream: remove targets, or give another source"
         )
     for name, student in recipe.students.items():
-        if student.objective.hint is not None:
+        hint = student.objective.hint
+        if hint is not None and reads_maps(hint):
             yield (
-                f"students.{name}.objective.hint: {student.objective.hint.loss} reads features of"
-                " the teacher, and a store has logits: set hint to null, or remove targets"
+                f"students.{name}.objective.hint: {hint.loss} reads feature maps of the teacher,"
+                " and a store has none: set hint to null, or remove targets"
             )
     if not recipe.evaluate.reads_labels:
         yield (

@@ -13,7 +13,9 @@ teachers       built and placed; what each student learns from which
 hints          the features that a hint compares
 stored_targets what the teacher said of a batch, from a store
 targets        the store that belongs to a run, and its checks
+prepare_targets the folder of a store before rows are written
 write_targets  `distill targets`
+verify_targets its rows against the live teacher, and the store of a run at its start
 masked         which students reconstruct removed patches, and their term
 banks          which samples CRD's banks are of, and whether they fit
 streams        whether the cache holds what a machine reads, and which shards are fetched next

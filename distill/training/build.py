@@ -32,9 +32,8 @@ from distill.training.hints import FeatureSource, read_features
 from distill.training.masked import masked_of, refuse_unmaskable
 from distill.training.plan import Plan, StagePlan
 from distill.training.share import Share
-from distill.training.stored_targets import StoredTargets
 from distill.training.streams import fetch_ahead
-from distill.training.targets import check_targets, open_targets, view_of
+from distill.training.targets import open_targets, stored_features, view_of
 from distill.training.teachers import build_teachers
 
 # Paths to weights are relative to the working directory, like paths on a command line; data has its
@@ -149,10 +148,13 @@ def build_models(plan: Plan) -> Models:
             own = stage.recipe.students[name]
             check_optimizer(nets[name], own.optimizer, key=f"{stage.key}{key}.optimizer")
             if hint := own.objective.hint:
-                of_teacher = features[hint_teacher(own.objective, tuple(teachers))]
                 hint_key = f"{stage.key}{key}.objective.hint"
                 ours = read_features(hint, of_student, "student", hint_key)
-                theirs = read_features(hint, of_teacher, "teacher", hint_key)
+                if store is None:
+                    of_teacher = features[hint_teacher(own.objective, tuple(teachers))]
+                    theirs = read_features(hint, of_teacher, "teacher", hint_key)
+                else:
+                    theirs = stored_features(store)
                 assert ours, "models with memory have feature maps"
                 assert theirs, "models with memory have feature maps"
                 maps[stage.key, name] = ours, theirs
@@ -246,20 +248,6 @@ def refuse_scalars(net: nn.Module, zero_stage: int, what: str) -> None:
             f"{what} has a parameter that is a single number, {scalars[0]}, which train.zero_stage"
             f" {zero_stage} cannot partition: use zero_stage: 0"
         )
-
-
-def start_targets(models: Models, plan: Plan, share: Share, engine: Engine) -> StoredTargets | None:
-    """Check the store of a run, and return its part of this process; None without a store.
-    Collective: every rank.
-
-    Raises:
-        InputError: its rows are not those of the run, or some are missing.
-    """
-    store = models.store
-    if store is None:
-        return None
-    engine.on_main(lambda: check_targets(store, plan))
-    return StoredTargets(store, rank_slice(share, engine), engine.device)
 
 
 def stage_settings(
@@ -364,5 +352,6 @@ def batch_loader(
         first_step=first_step,
         last_step=last_step,
         order_starts=stage.first_step,
+        distinct_epochs=data.distinct_epochs,
         ahead=fetch_ahead(stage.source, stage.order, stage.last_step - stage.first_step),
     )

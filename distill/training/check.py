@@ -155,7 +155,8 @@ def _check_student(
     """Check a student's model and its settings in each stage.
 
     Args:
-        teachers: None for one that is not known here, so that its side of hints cannot be checked.
+        teachers: None for one that is not known here, so that its side of hints cannot be checked;
+            none with stored targets.
 
     Returns:
         What it sees and what is adapted in its weights, a line each.
@@ -182,8 +183,8 @@ def _check_student(
             if budget is not None and budget.unit == "epochs":
                 refuse_long_warmup(hint, budget.amount, hint_key)
             read_features(hint, student, "student", hint_key)
-            teacher = teachers[hint_teacher(own.students[name].objective, tuple(teachers))]
-            if teacher is not None:
+            row = hint_teacher(own.students[name].objective, tuple(recipe.teacher_rows))
+            if (teacher := teachers.get(row)) is not None:
                 read_features(hint, teacher, "teacher", hint_key)
         refuse_unmaskable(own.students[name].objective, net, image_size, f"{prefix}{key}")
         budget_key = f"{prefix}budget" if prefix else "train.budget"

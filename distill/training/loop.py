@@ -27,7 +27,6 @@ from distill.training.build import (
     refuse_other_commits,
     stage_settings,
     start_students,
-    start_targets,
     train_loader,
 )
 from distill.training.evaluations import Evaluations
@@ -42,6 +41,7 @@ from distill.training.streams import check_streams
 from distill.training.summary import Summary
 from distill.training.teachers import ask_teachers, place_teachers
 from distill.training.trunk import start_from_trunk
+from distill.training.verify_targets import start_targets
 
 # Exit codes of a run; bad input is 2, anything else that goes wrong 1.
 DONE = 0

@@ -5,14 +5,15 @@ import sys
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 from distill import __version__
 from distill.checkpoint.differences import flattened
 from distill.data.pipelines import pipeline_versions
-from distill.data.targets import TargetStore, difference_lines, open_store
+from distill.data.targets import PRE_LOGITS, RowFormat, TargetStore, difference_lines, open_store
 from distill.errors import InputError
 from distill.files import sha256_of
+from distill.losses.outputs import POOLED, FeatureMap
 from distill.models.origin import origin_of_teacher
 from distill.models.view import ModelView
 from distill.recipe import Recipe, schema
@@ -21,6 +22,8 @@ from distill.training.plan import Plan
 # They decode, resize and augment images, or draw the random numbers for it.
 _LIBRARIES = ("torch", "torchvision", "timm", "pillow", "numpy")
 _WEIGHTS_FILE = "teacher.weights, the file (SHA-256)"
+# What a manifest says of the teacher: its rounding depends on it.
+FORWARD = "images in a forward"
 Identity = dict[str, dict[str, Any]]
 
 
@@ -28,6 +31,14 @@ def store_folder(recipe: Recipe) -> Path:
     """Return the folder that `targets` names."""
     assert recipe.targets is not None
     return Path(recipe.targets).expanduser()
+
+
+def without_repeats(recipe: Recipe) -> Recipe:
+    """Return a recipe whose epochs all differ: the rows of an epoch do not depend on how many
+    epochs a run repeats.
+    """
+    data = recipe.data.model_copy(update={"distinct_epochs": None})
+    return recipe.model_copy(update={"data": data})
 
 
 def identity_of(plan: Plan) -> Identity:
@@ -68,13 +79,19 @@ def identity_of(plan: Plan) -> Identity:
 def _teacher_identity(spec: schema.TeacherSpec) -> dict[str, Any]:
     keys = spec.model_dump(mode="json", exclude={"placement", "offload"})
     found: dict[str, Any] = flattened({"teacher": keys})
-    try:
-        file = origin_of_teacher(spec, Path(), may_download=False).file
-    except InputError:  # not on this machine, where a run from a store does not need it
-        file = None
-    if file is not None:
+    if (file := weights_here(spec)) is not None:
         found[_WEIGHTS_FILE] = sha256_of(file)
     return found
+
+
+def weights_here(spec: schema.TeacherSpec) -> Path | None:
+    """Return the file of a teacher's weights; None if it is not on this machine, where a run from a
+    store does not need it, or the weights are timm's or random.
+    """
+    try:
+        return origin_of_teacher(spec, Path(), may_download=False).file
+    except InputError:
+        return None
 
 
 def refuse_other_identity(store: TargetStore, now: Identity) -> None:
@@ -117,7 +134,65 @@ def open_targets(plan: Plan) -> TargetStore:
             f"targets: {folder} has logits of {store.rows.num_classes} classes, and the data have"
             f" {len(plan.classes)}: name the store of these data"
         )
+    refuse_unserved(store.rows, plan.recipe, str(folder))
     return store
+
+
+def refuse_unserved(rows: RowFormat, recipe: Recipe, what: str) -> None:
+    """Check that rows have what the students of a recipe read.
+
+    Args:
+        what: the store or the option that the rows are of, for messages.
+
+    Raises:
+        InputError: a hint reads features and the rows have none, or a loss would be wrong with
+            drawn classes.
+    """
+    for name, student in recipe.students.items():
+        soft, hint = student.objective.soft, student.objective.hint
+        if rows.kind != PRE_LOGITS and hint is not None:
+            raise InputError(
+                f"students.{name}.objective.hint: {hint.loss} reads features of the teacher, and"
+                f" {what} has logits alone: write a store with distill targets RECIPE"
+                " targets=FOLDER --keep pre-logits, or set hint to null"
+            )
+        if rows.num_draws is not None and soft is not None and not reads_draws(soft):
+            raise InputError(
+                f"students.{name}.objective.soft: {what} has classes drawn for kl and bkl at"
+                f" temperature 1 and for bce_teacher, and this is {soft.loss}"
+                f"{_temperature(soft)}: take a store without --sampled"
+            )
+
+
+def reads_draws(soft: schema.SoftSpec) -> bool:
+    """Return whether the gradient of a loss is linear in the teacher's probabilities at
+    temperature 1, so that drawn classes give it on average.
+    """
+    match soft:
+        case schema.KLSpec() | schema.BKLSpec():
+            return soft.temperature == 1
+        case schema.BCETeacherSpec():
+            return True
+        case schema.DKDSpec() | schema.DISTSpec():
+            return False
+        case _:
+            assert_never(soft)
+
+
+def _temperature(soft: schema.SoftSpec) -> str:
+    if isinstance(soft, schema.BCETeacherSpec):
+        return ""
+    return f" at temperature {soft.temperature:g}"
+
+
+def refuse_other_rows(store: TargetStore, plan: Plan) -> None:
+    """Check that the rows of a store are of a run's batches, teacher and libraries. The main
+    process alone calls this.
+
+    Raises:
+        InputError: names what differs, and the fix.
+    """
+    refuse_other_identity(store, identity_of(plan))
 
 
 def check_targets(store: TargetStore, plan: Plan) -> None:
@@ -126,8 +201,18 @@ def check_targets(store: TargetStore, plan: Plan) -> None:
     Raises:
         InputError: it is of other batches, another teacher or other libraries, or lacks rows.
     """
-    refuse_other_identity(store, identity_of(plan))
-    store.refuse_missing(plan.total_steps)
+    refuse_other_rows(store, plan)
+    distinct = plan.recipe.data.distinct_epochs
+    num_steps = plan.total_steps
+    if distinct is not None:
+        num_steps = min(num_steps, distinct * store.steps_per_epoch)
+    store.refuse_missing(num_steps)
+
+
+def stored_features(store: TargetStore) -> tuple[FeatureMap, ...]:
+    """Return the features of the teacher that a store has; () if it has logits alone."""
+    width = store.rows.width
+    return () if width is None else (FeatureMap(POOLED, width, 1, 1),)
 
 
 def view_of(store: TargetStore) -> ModelView:

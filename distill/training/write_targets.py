@@ -7,12 +7,10 @@ again.
 """
 
 import os
-import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,60 +18,59 @@ from torch import Tensor
 
 from distill.checkpoint.lock import FolderLock
 from distill.console import hours_minutes
-from distill.data.loading.loader import RankSlice
+from distill.data.loading.loader import Batch, RankSlice
 from distill.data.targets import (
     ALL,
-    DamagedShardError,
+    PRE_LOGITS,
+    Keep,
     RowFormat,
     ShardKey,
     TargetStore,
-    open_store,
+    draw_keys,
     steps_per_shard,
-    write_manifest,
 )
 from distill.engine import Engine, check_launch
 from distill.engine.signals import Signals
 from distill.errors import InputError
-from distill.files import clean_files, write_error
+from distill.models.head import head_of
 from distill.models.teacher import Teacher
 from distill.recipe import Recipe
 from distill.recipe.teachers import TEACHER
 from distill.training import header
 from distill.training.build import batch_loader, build_engine, refuse_other_commits
 from distill.training.plan import Plan, make_plan
-from distill.training.targets import identity_of, refuse_other_identity, store_folder
+from distill.training.prepare_targets import prepare_store
+from distill.training.stored_targets import asked
+from distill.training.targets import (
+    FORWARD,
+    identity_of,
+    refuse_unserved,
+    store_folder,
+    without_repeats,
+)
 from distill.training.teachers import build_teachers, place_teachers
 
 DEFAULT_KEEP = 14  # 48 bytes an image at 1,000 classes
 INTERRUPTED = 75  # as of a run
-_FORWARD = "images in a forward"
 # Micro-batches after the first one, whose pace gives the hours: the first waits for the workers.
 _PACED = 3
 _REPORT_EVERY_S = 30.0
 
 
-@dataclass(frozen=True)
-class Work:
-    """What is left to write.
-
-    Attributes:
-        manifest: of the store.
-        shards: those that are missing or damaged, in order.
-    """
-
-    manifest: Mapping[str, Any]
-    shards: Sequence[ShardKey]
-
-
 def write_targets(
-    recipe: Recipe, *, keep: int | Literal["all"] | None = None, epochs: Sequence[int] = ()
+    recipe: Recipe,
+    *,
+    keep: Keep | None = None,
+    num_draws: int | None = None,
+    epochs: Sequence[int] = (),
 ) -> int:
     """Write the rows of some epochs into the folder that `targets` names. The same call resumes,
     and writes damaged shards again.
 
     Args:
-        keep: how many logits of each image are kept; None: 14, or all of at most 14 classes.
-        epochs: ascending, counted from 0; none: those of the budget.
+        keep: what is kept of each image; None: 14 logits, or all of at most 14 classes.
+        num_draws: how many classes are drawn from the other logits; None for none.
+        epochs: ascending, counted from 0; none: those of the budget that differ.
 
     Returns:
         0 (done), or 75 (stopped by a signal).
@@ -86,7 +83,7 @@ def write_targets(
     _refuse_settings(recipe)
     check_launch(dict(os.environ), precision=recipe.train.precision, zero_stage=0)
     with Signals() as signals:
-        plan = make_plan(recipe.model_copy(update={"targets": None}))
+        plan = make_plan(without_repeats(recipe).model_copy(update={"targets": None}))
         header.show_data(plan)
         teacher = build_teachers(plan, Path())[TEACHER]
         if not teacher.has_classes:
@@ -97,15 +94,23 @@ def write_targets(
         header.show_views([f"{TEACHER} sees {teacher.view.describe()}", *teacher.notes])
         if keep is None:
             keep = ALL if len(plan.classes) <= DEFAULT_KEEP else DEFAULT_KEEP
-        rows = RowFormat.chosen(keep, len(plan.classes), plan.recipe.teacher_rows[TEACHER].dtype)
+        dtype = plan.recipe.teacher_rows[TEACHER].dtype
+        head, width = None, None
+        if keep == PRE_LOGITS:
+            head = head_of(teacher.net, teacher.view.image_size, f"teacher: {teacher.source}")
+            width = head["weight"].shape[1]
+        rows = RowFormat.chosen(keep, len(plan.classes), dtype, num_draws, width)
+        refuse_unserved(rows, recipe, f"--keep {keep}" + (" --sampled" if num_draws else ""))
         stage = plan.stages[0]
-        epochs = epochs or range(-(-stage.last_step // stage.order.steps_per_epoch))
+        if not epochs:
+            num_epochs = -(-stage.last_step // stage.order.steps_per_epoch)
+            epochs = range(min(num_epochs, recipe.data.distinct_epochs or num_epochs))
         engine = build_engine(plan)
         lock, failed = FolderLock(), True
         try:
             refuse_other_commits(engine)
             work = engine.on_main(
-                lambda: prepare_store(_new_store(folder, plan, rows, teacher), epochs, lock)
+                lambda: prepare_store(_new_store(folder, plan, rows, teacher), epochs, lock, head)
             )
             store = TargetStore.from_manifest(folder, work.manifest)
             code = 0
@@ -144,108 +149,9 @@ def _new_store(folder: Path, plan: Plan, rows: RowFormat, teacher: Teacher) -> T
         {
             "record": dict(teacher.record),
             "view": teacher.view.as_dict(),
-            _FORWARD: plan.recipe.train.micro_batch_size or size,
+            FORWARD: plan.recipe.train.micro_batch_size or size,
         },
     )
-
-
-def prepare_store(store: TargetStore, epochs: Sequence[int], lock: FolderLock) -> Work:
-    """Lock the folder, write the manifest or compare it, and find out which shards are missing. The
-    main process alone calls this.
-
-    Raises:
-        InputError: the folder holds another store, or something else; or the disk is too small.
-    """
-    folder = store.folder
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire(folder, "targets")
-        clean_files(folder, ("*",))
-    except OSError as error:
-        if folder.is_file():
-            raise InputError(f"targets: {folder} is a file: name a folder") from error
-        raise write_error(folder, error, earlier="shards", key="targets") from error
-    there = open_store(folder)
-    if there is None:
-        if others := sorted(each.name for each in folder.iterdir() if each.name != ".lock"):
-            raise InputError(
-                f"targets: {folder} holds {others[0]} and no manifest.json of a store: name an"
-                " empty or new folder"
-            )
-        write_manifest(store)
-    else:
-        _refuse_another(there, store)
-        store = there
-    shards = [key for epoch in epochs for key in store.shards_of(epoch)]
-    missing = [key for key in shards if not _is_intact(store, key)]
-    _refuse_small_disk(store, missing)
-    num_images = len(epochs) * store.rows_per_epoch
-    header.show(
-        "rows",
-        f"{store.rows.describe()}, {store.rows.row_bytes} bytes an image;"
-        f" {num_images:,} images in {len(epochs)} epochs, {_size(num_images * _bytes(store))}",
-    )
-    done = f"{len(shards) - len(missing):,} of {len(shards):,} shards are complete"
-    header.show("", done if missing else f"{done}: there is nothing to write")
-    return Work(store.manifest, missing)
-
-
-def _refuse_another(there: TargetStore, store: TargetStore) -> None:
-    """Raises InputError if a folder has a store of other rows than those asked for."""
-    another = "or name another folder with targets="
-    if there.rows != store.rows:
-        raise InputError(
-            f"targets: {there.folder} has {there.rows.describe()}, and {store.rows.describe()} are"
-            f" asked for: give the same --keep, {another}"
-        )
-    refuse_other_identity(there, {name: dict(each) for name, each in store.identity.items()})
-    before, now = there.teacher["record"].get("sha256"), store.teacher["record"]["sha256"]
-    if before != now:
-        raise InputError(
-            f"targets: {there.folder} is of a teacher with other weights ({before}, and here"
-            f" {now}): put the earlier weights back, {another}"
-        )
-    if there.teacher.get(_FORWARD) != store.teacher[_FORWARD]:
-        raise InputError(
-            f"targets: {there.folder} was computed with {there.teacher.get(_FORWARD)} {_FORWARD},"
-            f" and here are {store.teacher[_FORWARD]}, which rounds differently: set"
-            f" train.micro_batch_size: {there.teacher.get(_FORWARD)}, {another}"
-        )
-
-
-def _is_intact(store: TargetStore, key: ShardKey) -> bool:
-    try:
-        store.read(key)
-    except DamagedShardError as error:
-        if store.path(key).exists():
-            header.show("note", f"{error}: it is written again")
-        return False
-    return True
-
-
-def _refuse_small_disk(store: TargetStore, missing: Sequence[ShardKey]) -> None:
-    """Raises InputError if the missing shards do not fit on the disk."""
-    images = sum(len(store.steps_of(key)) for key in missing) * store.batch_size_global
-    free = shutil.disk_usage(store.folder).free
-    if images * _bytes(store) > free:
-        raise InputError(
-            f"targets: {store.folder} needs {_size(images * _bytes(store))} more and its disk has"
-            f" {_size(free)} free: free some space, name a folder on another disk with targets=, or"
-            " take fewer --epochs or a smaller --keep"
-        )
-
-
-def _bytes(store: TargetStore) -> int:
-    return store.rows.row_bytes
-
-
-def _size(num_bytes: float) -> str:
-    """A size in the unit that suits it."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.3g} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:.3g} TB"
 
 
 class Writer:
@@ -330,14 +236,21 @@ class Writer:
         for number in range(num_batches):
             if self._signals.received is not None:
                 return None
-            logits = self._teacher(next(batches).images)
-            found.append(self._store.rows.encode(logits))
+            batch = next(batches)
+            numbers = asked(self._teacher, self._store.rows, batch.images)
+            found.append(self._store.rows.encode(numbers, self._keys(batch)))
             if number == 0:
                 begun = time.monotonic()
             elif not self._paced and number == min(_PACED, num_batches - 1):
                 self._paced = True
                 self._show_pace(number / (time.monotonic() - begun))
         return {name: torch.cat([each[name] for each in found]) for name in found[0]}
+
+    def _keys(self, batch: Batch) -> np.ndarray:
+        """Return the keys of the rows of a micro-batch."""
+        epoch, step = divmod(batch.step, self._store.steps_per_epoch)
+        rows = step * self._batch_size + self._part.slots(batch.micro)
+        return draw_keys(self._plan.recipe.seed, epoch, rows)
 
     def _show_pace(self, batches_per_s: float) -> None:
         pace = batches_per_s * self._part.micro_batch * self._engine.world_size

@@ -54,7 +54,8 @@ class Batch:
 
     epoch: of all samples, counted from the start of the stage. indices: [b] int64, of the samples
     in the source. views: [b] int64, which view of a sample in its epoch. On the host. With the seed
-    they determine the pixels before mixing. num_skipped: samples replaced because unreadable.
+    they determine the pixels before mixing, unless epochs repeat. num_skipped: samples replaced
+    because unreadable.
     """
 
     step: int
@@ -112,6 +113,7 @@ class TrainLoader:
             place, and counts it.
         first_step, last_step: global steps.
         order_starts: the global step that is the order's step 0.
+        distinct_epochs: of the order; later ones repeat them in turn. None: all differ.
         ahead: called with the order's step and this process's slots before they are read, so that
             a stream can prefetch.
 
@@ -135,6 +137,7 @@ class TrainLoader:
         first_step: int = 0,
         last_step: int | None = None,
         order_starts: int = 0,
+        distinct_epochs: int | None = None,
         ahead: Callable[[int, np.ndarray], None] | None = None,
     ) -> None:
         if shard.batch_size_global != order.batch_size_global:
@@ -151,8 +154,16 @@ class TrainLoader:
         self._device = torch.device(device)
         self._mixing, self._shard = mixing, shard
         self.num_workers = num_workers
-        builder = TrainBuilder(
-            source, order, transform, mixing, shard, unreadable, order_starts, ahead
+        self._builder = builder = TrainBuilder(
+            source,
+            order,
+            transform,
+            mixing,
+            shard,
+            unreadable,
+            order_starts,
+            ahead,
+            distinct_epochs,
         )
         requests = _Requests(first_step, last_step, shard.accumulation)
         self._loader = data_loader(
@@ -164,7 +175,7 @@ class TrainLoader:
     def _finish(self, host: HostBatch) -> Batch:
         slots = self._shard.slots(host.micro)
         positions = torch.from_numpy(host.step * self._shard.batch_size_global + slots)
-        plan = self._mixing.plan(host.step, slots)
+        plan = self._mixing.plan(self._builder.repeated(host.step), slots)
         # The small tensors first: they are not pinned, and would wait on the stream for the images.
         labels, positions = (
             move(t, self._device) for t in (torch.from_numpy(host.labels), positions)

@@ -80,8 +80,9 @@ class HostEvalBatch(NamedTuple):
 class TrainBuilder:
     """(step, micro) -> HostBatch, a map-style data set for torch's DataLoader.
 
-    Steps are those of the run; the order's step 0 is `first_step`. `ahead` is called with the
-    order's step and this process's slots before they are read.
+    Steps are those of the run; the order's step 0 is `first_step`, and after `distinct_epochs`
+    epochs of it batches repeat. `ahead` is called with the order's step and this process's slots
+    before they are read.
 
     An InputError is returned rather than raised: torch would wrap it into a page of traceback on
     its way to the main process.
@@ -97,10 +98,20 @@ class TrainBuilder:
         unreadable: Unreadable,
         first_step: int = 0,
         ahead: Callable[[int, np.ndarray], None] | None = None,
+        distinct_epochs: int | None = None,
     ) -> None:
         self._source, self._order, self._transform = source, order, transform
         self._mixing, self._shard, self._unreadable = mixing, shard, unreadable
         self._first_step, self._ahead = first_step, ahead
+        self._distinct = distinct_epochs and distinct_epochs * order.steps_per_epoch
+
+    def repeated(self, step: int) -> int:
+        """Return the step whose samples, augmentation and mixing a step has: itself, or an earlier
+        one if epochs repeat.
+        """
+        if self._distinct is None:
+            return step
+        return self._first_step + (step - self._first_step) % self._distinct
 
     def __getitem__(self, request: tuple[int, int]) -> HostBatch | InputError:
         try:
@@ -111,9 +122,10 @@ class TrainBuilder:
 
     def _build(self, step: int, micro: int) -> HostBatch:
         slots = self._shard.slots(micro)
+        repeated = self.repeated(step)
         if self._ahead:
-            self._ahead(step - self._first_step, slots)
-        batch = self._order.batch(step - self._first_step, slots)
+            self._ahead(repeated - self._first_step, slots)
+        batch = self._order.batch(repeated - self._first_step, slots)
         indices, views = batch.indices, batch.views
         shown = indices.copy()
         images = empty_images(len(slots), self._transform.image_size)
@@ -134,7 +146,7 @@ class TrainBuilder:
             micro,
             images,
             self._labels(shown),
-            batch.epoch,
+            batch.epoch + (step - repeated) // self._order.steps_per_epoch,
             indices,
             views,
             num_skipped,

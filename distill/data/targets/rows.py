@@ -1,4 +1,5 @@
-"""Logits of a teacher as bytes: all of them, or the k largest and the sum of the rest.
+"""Logits of a teacher as bytes: all of them, the k largest and the sum of the rest, with or without
+classes drawn from the rest.
 
 "all" stores the K logits in the teacher's own data type, so that they come back bit for bit.
 "top-k" stores of z [K], sorted descending, the class numbers of the k largest in the fewest bits,
@@ -7,6 +8,14 @@ r = log sum_{j>k} exp(z_j). The probabilities at T = 1 depend on the differences
 holds small numbers more exactly than large ones. Read back, each of the other K - k classes gets
 r - log(K - k): the mass of the rest is exact at T = 1, spread evenly, and any temperature can be
 applied.
+
+"sampled" stores beside these the numbers of s classes that are drawn from the rest (see draws).
+Read back, a class that was drawn c times gets r + log(c / s), and the others no probability: at
+T = 1 the expectation of each class's probability is the teacher's, and so is that of the gradient
+of any loss whose gradient is linear in these probabilities (kl, bkl, bce_teacher).
+
+"pre-logits" stores the C pooled features that the head of the teacher reads, in its data type; the
+store has the weights of the head, so that all logits come back.
 """
 
 import math
@@ -18,10 +27,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from distill.data.targets.draws import draw
 from distill.errors import InputError
 
 ALL: Final = "all"
-Kind = Literal["all", "top-k"]
+PRE_LOGITS: Final = "pre-logits"
+Kind = Literal["all", "top-k", "sampled", "pre-logits"]
+Keep = int | Literal["all", "pre-logits"]
+"""What a user keeps of each image: a number of logits, all, or the features."""
+# Below the largest logit: exp is 0 also in float64, and nothing is infinite.
+_NO_PROBABILITY = 1e4
+# Manifests of earlier versions lack them.
+_LATER_KEYS = ("num_draws", "width")
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -30,33 +47,56 @@ class RowFormat:
     """How the logits of an image are stored.
 
     Attributes:
-        kind: "all" or "top-k".
+        kind: "all", "top-k", "sampled" or "pre-logits".
         num_classes: K.
         dtype: of the stored numbers, as in a recipe.
-        k: logits kept of "top-k", at least 1 and below K; None of "all".
+        k: logits kept of "top-k" and "sampled", at least 1 and below K; else None.
+        num_draws: s of "sampled", at least 1; else None.
+        width: C of "pre-logits"; else None.
     """
 
     kind: Kind
     num_classes: int
     dtype: str
     k: int | None = None
+    num_draws: int | None = None
+    width: int | None = None
 
     def __post_init__(self) -> None:
         assert self.dtype in _DTYPES, self.dtype
-        assert (self.kind == "top-k") == (self.k is not None), self
+        assert (self.kind in ("top-k", "sampled")) == (self.k is not None), self
         assert self.k is None or 1 <= self.k < self.num_classes, self
+        assert (self.kind == "sampled") == (self.num_draws is not None), self
+        assert self.num_draws is None or self.num_draws >= 1, self
+        assert (self.kind == "pre-logits") == (self.width is not None), self
 
     @classmethod
-    def chosen(cls, keep: int | Literal["all"], num_classes: int, teacher_dtype: str) -> Self:
+    def chosen(
+        cls,
+        keep: Keep,
+        num_classes: int,
+        teacher_dtype: str,
+        num_draws: int | None = None,
+        width: int | None = None,
+    ) -> Self:
         """Return the format that a user chooses.
 
         Args:
-            keep: how many logits of each image; "all" for all of them.
-            teacher_dtype: as in a recipe; "all" stores the logits in it.
+            keep: how many logits of each image; "all" for all of them; "pre-logits" for features.
+            teacher_dtype: as in a recipe; "all" and "pre-logits" store numbers in it.
+            num_draws: classes that are drawn from the rest; None for none.
+            width: of the features; "pre-logits" alone needs it.
 
         Raises:
-            InputError: there are no more classes than that.
+            InputError: there are no more classes than that, or none to draw from.
         """
+        if num_draws is not None and isinstance(keep, str):
+            raise InputError(
+                f"--sampled: draws from the logits that are not kept, and --keep {keep} keeps all:"
+                " give --keep a number below the number of classes"
+            )
+        if keep == PRE_LOGITS:
+            return cls(PRE_LOGITS, num_classes, teacher_dtype, width=width)
         if keep == ALL:
             return cls("all", num_classes, teacher_dtype)
         if not 1 <= keep < num_classes:
@@ -64,11 +104,14 @@ class RowFormat:
                 f"--keep {keep}: should be from 1 to {num_classes - 1}, less than the"
                 f" {num_classes} classes; --keep all stores all of them"
             )
+        if num_draws is not None:
+            return cls("sampled", num_classes, "fp16", keep, num_draws)
         return cls("top-k", num_classes, "fp16", keep)
 
     def to_dict(self) -> dict[str, Any]:
         """Return what a manifest holds."""
-        return asdict(self)
+        unset = {key for key in _LATER_KEYS if getattr(self, key) is None}
+        return {key: value for key, value in asdict(self).items() if key not in unset}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -85,28 +128,35 @@ class RowFormat:
         """Bytes of an image."""
         item = _DTYPES[self.dtype].itemsize
         if self.k is None:
-            return self.num_classes * item
-        return -(-self.k * self.id_bits // 8) + (self.k + 1) * item
+            return (self.width or self.num_classes) * item
+        ids = -(-self.k * self.id_bits // 8) + -(-(self.num_draws or 0) * self.id_bits // 8)
+        return ids + (self.k + 1) * item
 
     def describe(self) -> str:
         """Return the format in a few words."""
+        if self.width is not None:
+            return f"the {self.width:,} features before the head in {self.dtype}"
         if self.k is None:
             return f"all {self.num_classes:,} logits in {self.dtype}"
-        return f"the {self.k} largest of {self.num_classes:,} logits and the sum of the rest"
+        largest = f"the {self.k} largest of {self.num_classes:,} logits"
+        if self.num_draws is None:
+            return f"{largest} and the sum of the rest"
+        return f"{largest}, the sum of the rest and {self.num_draws} classes drawn from it"
 
-    def encode(self, logits: Tensor) -> dict[str, Tensor]:
+    def encode(self, logits: Tensor, keys: np.ndarray | None = None) -> dict[str, Tensor]:
         """Return the rows of a batch, on the CPU.
 
         Args:
-            logits: [b, K] float32.
+            logits: [b, K] float32; of "pre-logits" the features [b, C].
+            keys: [b] uint64, from `draw_keys`; "sampled" alone needs them.
 
         Raises:
             InputError: a logit is not finite, or too large for the data type.
         """
         dtype = _DTYPES[self.dtype]
         if self.k is None:
-            rows = {"logits": logits.to(dtype)}
-            exact = bool((rows["logits"].float() == logits).all())
+            rows = {"logits" if self.width is None else "features": logits.to(dtype)}
+            exact = bool((logits.to(dtype).float() == logits).all())
             assert exact or not logits.isfinite().all(), "the logits have more digits than stored"
         else:
             top, ids = logits.topk(self.k, dim=1)
@@ -121,23 +171,50 @@ class RowFormat:
         rows = {name: tensor.cpu() for name, tensor in rows.items()}
         if self.k is not None:
             rows["ids"] = torch.from_numpy(_pack(ids.cpu().numpy(), self.id_bits))
+        if self.num_draws is not None:
+            assert keys is not None, "the draws of a row follow from its key"
+            drawn = draw(logits, ids, keys, self.num_draws)
+            rows["drawn"] = torch.from_numpy(_pack(drawn.numpy(), self.id_bits))
         return rows
 
     def decode(self, rows: Mapping[str, Tensor], device: torch.device) -> Tensor:
-        """Return the logits of stored rows, [b, K] float32, on the device.
+        """Return the logits of stored rows, [b, K] float32, on the device; of "pre-logits" the
+        features [b, C] in their own data type.
 
         Args:
             rows: as `encode` returns them.
         """
+        if self.width is not None:
+            return _move(rows["features"], device)
         if self.k is None:
             return _move(rows["logits"], device).float()
-        ids = torch.from_numpy(_unpack(rows["ids"].numpy(), self.id_bits, self.k))
-        ids = _move(ids, device)
+        ids, largest, rest = self.parts(rows, device)
+        if self.num_draws is None:
+            each = rest - math.log(self.num_classes - self.k)
+            return each.repeat(1, self.num_classes).scatter_(1, ids, largest)
+        drawn = _move(self.drawn(rows), device)
+        counts = torch.zeros(len(ids), self.num_classes, device=device)
+        counts.scatter_add_(1, drawn, torch.ones_like(drawn, dtype=counts.dtype))
+        none = largest[:, :1] - _NO_PROBABILITY
+        logits = torch.where(counts > 0, rest + (counts / self.num_draws).log(), none)
+        return logits.scatter_(1, ids, largest)
+
+    def drawn(self, rows: Mapping[str, Tensor]) -> Tensor:
+        """Return the drawn classes of "sampled" rows, [b, s] int64."""
+        assert self.num_draws is not None
+        return torch.from_numpy(_unpack(rows["drawn"].numpy(), self.id_bits, self.num_draws))
+
+    def parts(
+        self, rows: Mapping[str, Tensor], device: torch.device
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return of "top-k" and "sampled" rows the classes [b, k], their logits [b, k], and the
+        log-sum-exp of the other logits [b, 1], on the device.
+        """
+        assert self.k is not None
+        ids = _move(torch.from_numpy(_unpack(rows["ids"].numpy(), self.id_bits, self.k)), device)
         values = _move(rows["values"], device).float()
-        top, rest = values[:, :1], values[:, :1] - values[:, -1:]
-        largest = torch.cat([top, top - values[:, 1:-1]], 1)
-        each = rest - math.log(self.num_classes - self.k)
-        return each.repeat(1, self.num_classes).scatter_(1, ids, largest)
+        top = values[:, :1]
+        return ids, torch.cat([top, top - values[:, 1:-1]], 1), top - values[:, -1:]
 
 
 def _move(tensor: Tensor, device: torch.device) -> Tensor:

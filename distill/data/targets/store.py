@@ -2,6 +2,7 @@
 
 manifest.json                 what the rows are, and for which batches, teacher and libraries
 epoch-00000-part-00000 ...    shards: numbered from 0 within their epoch
+head                          of rows of features: the weights that turn them into logits
 .lock                         held by the process that writes here
 
 A row has the number step x B + slot within its epoch, where B is the global batch size. Steps are
@@ -26,6 +27,7 @@ from distill.errors import InputError
 from distill.files import replace_text, write_error
 
 MANIFEST_FILE = "manifest.json"
+HEAD_FILE = "head"
 _VERSION = 1
 # A shard is what a killed writer loses, and what a reader holds.
 _SHARD_BYTES, _SHARD_ROWS = 16 * 2**20, 65536
@@ -150,8 +152,14 @@ class TargetStore:
             "rows": len(steps) * self.batch_size_global,
         }
 
-    def logits(self, epoch: int, step: int, slots: np.ndarray, device: torch.device) -> Tensor:
-        """Return the logits of some slots of a batch, [b, K] float32, on the device.
+    def decoded(self, epoch: int, step: int, slots: np.ndarray, device: torch.device) -> Tensor:
+        """Return what the rows of some slots of a batch decode to, on the device. Arguments and
+        errors as of `rows_at`.
+        """
+        return self.rows.decode(self.rows_at(epoch, step, slots), device)
+
+    def rows_at(self, epoch: int, step: int, slots: np.ndarray) -> dict[str, Tensor]:
+        """Return the rows of some slots of a batch.
 
         Args:
             step: within the epoch.
@@ -169,8 +177,14 @@ class TargetStore:
         places = torch.from_numpy(
             (step - self.steps_of(key).start) * self.batch_size_global + slots
         )
-        rows = {name: tensor[places] for name, tensor in self._open[1].items()}
-        return self.rows.decode(rows, device)
+        return {name: tensor[places] for name, tensor in self._open[1].items()}
+
+    @property
+    def complete_epochs(self) -> list[int]:
+        """The epochs of which all shards are here in their full length, ascending, from 0."""
+        firsts = sorted(self.folder.glob("epoch-*-part-00000"))
+        epochs = [int(path.name.split("-")[1]) for path in firsts]
+        return [each for each in epochs if all(map(self.is_complete, self.shards_of(each)))]
 
     def refuse_missing(self, num_steps: int) -> None:
         """Check that the shards of a run are here in their full length.
@@ -192,10 +206,37 @@ class TargetStore:
                     raise DamagedShardError(f"{self.path(key)}: is not complete: {REPAIR}")
         if missing:
             shown = ",".join(_ranges(sorted(set(missing))))
+            first = min(missing) - 1  # all before it are here
+            repeat = (
+                f", or set data.distinct_epochs: {first} to repeat the first {first} in turn"
+                if first
+                else ""
+            )
             raise InputError(
                 f"targets: {self.folder} lacks rows of epochs {shown}, and this run trains"
-                f" {epochs}: write them with distill targets RECIPE --epochs {shown}"
+                f" {epochs}: write them with distill targets RECIPE --epochs {shown}{repeat}"
             )
+
+    # ---- the head --------------------------------------------------------------------------------
+
+    def write_head(self, head: Mapping[str, Tensor]) -> None:
+        """Write the head of rows of features. Errors as of `write`."""
+        write_shard(self.folder / HEAD_FILE, head, self._about_head)
+
+    def read_head(self) -> dict[str, Tensor]:
+        """Read and verify the head.
+
+        Raises:
+            DamagedShardError: names the file and the fix.
+        """
+        try:
+            return read_shard(self.folder / HEAD_FILE, self._about_head)
+        except DamagedShardError as error:
+            raise DamagedShardError(f"{error}: {REPAIR}") from error
+
+    @property
+    def _about_head(self) -> dict[str, Any]:
+        return {"store": self.fingerprint, "head of": self.teacher["record"]["sha256"]}
 
 
 REPAIR = "distill targets with the same recipe writes damaged and missing shards again"

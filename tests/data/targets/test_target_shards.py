@@ -50,7 +50,7 @@ def test_rows_are_found_by_epoch_step_and_slot(tmp_path: Path) -> None:
     slots = np.array([1, 3])
     for epoch in (0, 1):
         for step in range(STEPS):
-            found = store.logits(epoch, step, slots, torch.device("cpu"))
+            found = store.decoded(epoch, step, slots, torch.device("cpu"))
             assert torch.equal(found, logits[epoch, step * B + torch.from_numpy(slots)])
 
 
@@ -73,7 +73,7 @@ def test_a_changed_byte_is_found(tmp_path: Path, where: int) -> None:
     content[where] ^= 1
     path.write_bytes(content)
     with pytest.raises(DamagedShardError, match=r"part-00000: is damaged.*distill targets"):
-        store.logits(1, 0, np.arange(B), torch.device("cpu"))
+        store.decoded(1, 0, np.arange(B), torch.device("cpu"))
 
 
 @pytest.mark.parametrize("length", [0, 4, 100, -1])
