@@ -33,7 +33,7 @@ from distill.training.masked import masked_of, refuse_unmaskable
 from distill.training.plan import Plan, StagePlan
 from distill.training.share import Share
 from distill.training.streams import fetch_ahead
-from distill.training.targets import open_targets, stored_features, view_of
+from distill.training.targets import notes_on_rows, open_targets, stored_features, view_of
 from distill.training.teachers import build_teachers
 
 # Paths to weights are relative to the working directory, like paths on a command line; data has its
@@ -162,6 +162,8 @@ def build_models(plan: Plan) -> Models:
                 own.objective, nets[name], recipe.data.image_size, f"{stage.key}{key}"
             )
         notes += of_student.notes
+    if store is not None:
+        notes += notes_on_rows(store.rows, recipe)
     _refuse_frames(views)
     notes += [note for each in features.values() for note in each.notes]
     notes += [f"{name} is commit {commit}" for name, commit in pinned_commits().items()]

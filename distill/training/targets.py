@@ -164,6 +164,25 @@ def refuse_unserved(rows: RowFormat, recipe: Recipe, what: str) -> None:
             )
 
 
+def notes_on_rows(rows: RowFormat, recipe: Recipe) -> list[str]:
+    """Return a note for each student whose gradient the rows distort: above temperature 1 most of
+    the probability is in the classes that share the rest evenly.
+    """
+    if rows.kind != "top-k":
+        return []
+    notes = []
+    for name, student in recipe.students.items():
+        soft = student.objective.soft
+        if soft is None or isinstance(soft, schema.BCETeacherSpec) or soft.temperature <= 1:
+            continue
+        notes.append(
+            f"{name}: targets has {rows.describe()}, which are spread evenly, and {soft.loss} reads"
+            f" them at temperature {soft.temperature:g}: its gradient is far from the teacher's; a"
+            " store with --keep all has it exactly (docs/targets.md)"
+        )
+    return notes
+
+
 def reads_draws(soft: schema.SoftSpec) -> bool:
     """Return whether the gradient of a loss is linear in the teacher's probabilities at
     temperature 1, so that drawn classes give it on average.

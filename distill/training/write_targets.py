@@ -44,6 +44,7 @@ from distill.training.stored_targets import asked
 from distill.training.targets import (
     FORWARD,
     identity_of,
+    notes_on_rows,
     refuse_unserved,
     store_folder,
     without_repeats,
@@ -101,6 +102,8 @@ def write_targets(
             width = head["weight"].shape[1]
         rows = RowFormat.chosen(keep, len(plan.classes), dtype, num_draws, width)
         refuse_unserved(rows, recipe, f"--keep {keep}" + (" --sampled" if num_draws else ""))
+        for note in notes_on_rows(rows, recipe):
+            header.show("note", note)
         stage = plan.stages[0]
         if not epochs:
             num_epochs = -(-stage.last_step // stage.order.steps_per_epoch)

@@ -105,10 +105,16 @@ def test_a_run_from_all_logits_is_the_run_behind_the_teacher(
 
 
 def test_the_largest_logits_train_without_a_teacher(
-    small: Path, tmp_path: Path, no_teacher: None
+    small: Path, tmp_path: Path, no_teacher: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "run"
     assert run(small, f"output={output}") == DONE
+    warning = "its gradient is far from the teacher's"  # the rest is spread evenly
+    assert warning in " ".join(capsys.readouterr().out.split())
+    assert (
+        run(small, f"output={tmp_path / 'one'}", "students.kd.objective.soft.temperature=1") == DONE
+    )
+    assert warning not in " ".join(capsys.readouterr().out.split())
     report = json.loads((output / "report.json").read_text())
     assert report["teacher"] is None  # nothing evaluates it
     assert report["origins"]["teacher"]["weights"] == "random weights"
