@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from distill.doctor.hints import HintCounter
@@ -152,7 +153,8 @@ def _measure_students(
                 counted[key] = dataclasses.replace(
                     counted[shape],
                     state_bytes=optimizer_bytes(
-                        _network(spec, own_classes, recipe.data.image_size), spec.optimizer
+                        _trained(_network(spec, own_classes, recipe.data.image_size)),
+                        spec.optimizer,
                     ),
                     elementwise=_is_elementwise(spec.optimizer),
                 )
@@ -237,7 +239,8 @@ def measure_student(
     if spec.grad_checkpointing:
         checkpoint_activations(network.net, spec.model)
     with fake(network.train()):
-        weight_bytes, buffer_bytes, largest = held(network)
+        trained = _trained(network)
+        weight_bytes, buffer_bytes, largest = held(trained)
         train, kept, working = training_pass(
             network, image_size, precision, checkpointing=spec.grad_checkpointing
         )
@@ -246,7 +249,7 @@ def measure_student(
         model=spec.model,
         parameters=weight_bytes // 4,
         buffer_bytes=buffer_bytes,
-        state_bytes=optimizer_bytes(network, spec.optimizer),
+        state_bytes=optimizer_bytes(trained, spec.optimizer),
         num_emas=len(spec.ema.decays),
         largest_bytes=largest,
         precision=precision,
@@ -267,6 +270,13 @@ def _network(
     pixels = Pixels((0.5,) * 3, (0.5,) * 3)  # any values
     masked = spec.objective.masked
     return MaskedNetwork(net, pixels, masked, image_size) if masked else Network(net, pixels)
+
+
+def _trained(network: Network | MaskedNetwork) -> nn.Module:
+    """The part of a student that is trained."""
+    if isinstance(network, MaskedNetwork):
+        return nn.ModuleList([network.net, network.heads])
+    return network.net
 
 
 def _is_elementwise(spec: schema.OptimizerSpec) -> bool:

@@ -70,7 +70,8 @@ class MaskedNetwork(nn.Module):
             seed=0,
         )
         self.net = net
-        self.learner = MaskedLearner(net, pixels, term.build_heads())
+        self.heads = term.build_heads()
+        self.learner = MaskedLearner(net, pixels, self.heads)
         self._num_visible = term.num_visible
 
     def forward(self, images: Tensor) -> Tensor:

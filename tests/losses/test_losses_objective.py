@@ -162,7 +162,7 @@ def test_plain_values_make_an_objective_without_a_recipe() -> None:
         objective(Outputs(STUDENT), TeacherOutputs(TEACHER), BATCH).total,
         2 * cross_entropy(STUDENT, BATCH.label_probs) + kl(STUDENT, TEACHER),
     )
-    with pytest.raises(ValueError, match="hard term, a soft term"):
+    with pytest.raises(ValueError, match="a hard, a soft or a masked term"):
         Objective()
 
 
