@@ -18,14 +18,15 @@ _NAMES = (
     ("validation", "valid", "val", "dev"),
     ("test", "testing"),
     ("eval", "evaluation"),
+    ("holdout", "heldout"),
 )
 _SPLIT_OF = {word: names[0] for names in _NAMES for word in names}
 _WORDS = re.compile(r"[-_.]")
 
 
 def split_of(path: str) -> str | None:
-    """The split of a file or folder by its path below the data's root: train, validation, test or
-    eval; None without such a word.
+    """The split of a file or folder by its path below the data's root: train, validation, test, eval
+    or holdout; None without such a word.
     """
     for part in reversed(path.strip("/").split("/")):
         for word in _WORDS.split(part.lower()):

@@ -167,6 +167,10 @@ def test_names_with_a_prefix_and_other_words_for_a_split(tmp_path: Path) -> None
         match=r"of split 'trian' \(did you mean 'train'\?\); there are train, validation",
     ):
         open_source(stream("d", split="trian"), tmp_path)
+    parquet(tmp_path / "h", train__0=3, holdout__0=4)
+    with pytest.raises(InputError, match="2 splits side by side, train, holdout"):
+        open_source(table("h"), tmp_path)
+    assert len(open_source(table("h", split="heldout"), tmp_path)) == 4
     parquet(tmp_path / "t", part__0=3, part__1=4)
     assert len(open_source(table("t"), tmp_path)) == 7
     parquet(tmp_path / "test", part__0=3)  # a word above the data says nothing
