@@ -118,6 +118,7 @@ def test_drawn_classes_are_for_linear_losses(drawn: Path, cli: Cli) -> None:
         ("{loss: kl, temperature: 2}", "kl at temperature 2"),
         ("{loss: dkd}", "dkd at temperature 1"),
         ("{loss: dist}", "dist at temperature 1"),
+        ("{loss: bkl, min_confidence: 0.2}", "bkl at temperature 1 with min_confidence 0.2"),
     ):
         with pytest.raises(InputError, match=f"and for bce_teacher, and this is {name}"):
             run(drawn, f"students.kd.objective.soft={loss}")
