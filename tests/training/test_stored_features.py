@@ -70,6 +70,8 @@ def test_the_store_of_features(
         head.unlink() if content is None else head.write_bytes(content)
         with pytest.raises(InputError, match=r"store/head: is (damaged|missing).* writes damaged"):
             run(features, f"output={tmp_path / 'run'}")
+        with pytest.raises(InputError, match=r"store/head: is (damaged|missing).* writes damaged"):
+            verify_targets(load_recipe(features), 16)
         outcome = cli("targets", features, "--keep", "pre-logits")
         assert outcome.code == 0, outcome.err
         out = re.sub(r"\s+", " ", outcome.out)
