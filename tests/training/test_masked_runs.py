@@ -120,9 +120,15 @@ def test_bad_input_is_refused_before_training(
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
-def test_images_need_no_labels(tmp_path: Path, cli: Cli) -> None:
-    recipe = write_recipe(tmp_path, MASKED)
+def test_images_need_no_labels(foreign: Path, tmp_path: Path, cli: Cli) -> None:
+    """A stream without labels: no class is known, and nothing is evaluated."""
+    stream = {"kind": "stream", "path": str(foreign), "labelled": False, "block": 20}
+    changes = {"data": {"train": stream, "fraction": 1.0}, "train": {"budget": "2 iterations"}}
+    recipe = write_recipe(tmp_path, MASKED, changes)
     assert "pre sees 64x64 px" in cli("recipe", "check", recipe).out
+    assert run(recipe) == DONE
+    assert records(tmp_path / "run")[-1]["event"] != "evaluate"
+    assert best(tmp_path / "run", "pre")[1]["step"] == 2
 
 
 @pytest.mark.slow
