@@ -131,6 +131,26 @@ def test_images_need_no_labels(foreign: Path, tmp_path: Path, cli: Cli) -> None:
     assert best(tmp_path / "run", "pre")[1]["step"] == 2
 
 
+def test_a_stage_with_another_mask_ratio_trains_the_decoder_further(tmp_path: Path) -> None:
+    """Other settings of the decoder begin a new one."""
+    length = {"train": {"budget": "3 iterations"}, "checkpoint": {"every": "3 iterations"}}
+    assert run(write_recipe(tmp_path, MASKED, length, name="first")) == DONE
+    before = tensors(tmp_path / "first", "pre.heads")
+    same = {}
+    for name, masked in (("ratio", {"mask_ratio": 0.5}), ("pixels", {"normalise_patches": False})):
+        still = {"objective": {"masked": masked}, "optimizer": {"lr": 1e-12}}
+        stages = [
+            {"name": "one", "budget": "3 iterations"},
+            {"name": "two", "budget": "1 iterations", "student": still},
+        ]
+        changes = {**length, "train": {"budget": None}, "stages": stages}
+        assert run(write_recipe(tmp_path, MASKED, changes, name=name)) == DONE
+        after = tensors(tmp_path / name, "pre.heads")
+        token = "pre.heads/token"
+        same[name] = torch.allclose(after[token], before[token], rtol=0, atol=1e-6)
+    assert same == {"ratio": True, "pixels": False}
+
+
 @pytest.mark.slow
 def test_compiled_steps_learn_the_same(ended: Path, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, MASKED)
