@@ -151,6 +151,21 @@ def test_a_stage_with_another_mask_ratio_trains_the_decoder_further(tmp_path: Pa
     assert same == {"ratio": True, "pixels": False}
 
 
+def test_a_message_about_stages_names_the_masked_term(tmp_path: Path) -> None:
+    stages = [
+        {"name": name, "budget": "1 iterations", "student": {"objective": {"masked": masked}}}
+        for name, masked in (("one", {}), ("two", {"decoder_width": 8}))
+    ]
+    changes = {"train": {"budget": None, "zero_stage": 2}, "stages": stages}
+    with pytest.raises(InputError, match=r"two.students.pre.objective.masked: trains other parts"):
+        load_recipe(write_recipe(tmp_path, MASKED, changes))
+    label = {"objective": {"hard": {"loss": "ce"}, "masked": None}}
+    stages = [{**stages[0]}, {"name": "tuned", "budget": "1 iterations", "student": label}]
+    changes = {"train": {"budget": None}, "stages": stages}
+    with pytest.raises(InputError, match=r"in a run of its own, whose export student\.weights"):
+        load_recipe(write_recipe(tmp_path, MASKED, changes))
+
+
 @pytest.mark.slow
 def test_compiled_steps_learn_the_same(ended: Path, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, MASKED)
