@@ -18,6 +18,7 @@ OVERLAID = (
     "loss_hard",
     "loss_soft",
     "loss_hint",
+    "loss_masked",
     "lr",
     "gradient_norm_total",
     "top1",

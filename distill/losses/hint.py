@@ -65,7 +65,7 @@ class Samples:
 
 
 class Heads(nn.Module):
-    """What a hint trains beside the student and drops after training, and its loss.
+    """What a hint or masked term trains beside the student and drops after training, and its loss.
 
     What a method trains is a parameter; what it remembers is a buffer, or in the state dict as a
     buffer is: so checkpoints, resume, ZeRO and stages hold for it. This class has neither.

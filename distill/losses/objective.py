@@ -153,7 +153,7 @@ class Objective:
             teacher: any floating dtype; None where only labels are read.
             batch: only terms that need labels read them, so an objective without a hard term takes
                 images whose labels are of other classes.
-            heads: of the hint.
+            heads: of the hint or the masked term.
 
         Raises:
             ValueError: a term needs a teacher and none is given, or shapes that do not agree.

@@ -130,13 +130,13 @@ def refuse_other_than_convnext(net: nn.Module, image_size: int, key: str, what: 
         what: the model's key and name, for messages.
 
     Raises:
-        InputError: it is no ConvNeXt with a stem of patches and a stride of 32, or the image size
-            is no multiple of 32.
+        InputError: it is no ConvNeXt with a stem of patches, norms that see no other position and a
+            stride of 32, or the image size is no multiple of 32.
     """
     if not isinstance(net, ConvNeXt) or not _cuts_patches(net):
         raise InputError(
             f"{key}: fcmae removes patches inside a ConvNeXt, and {what} is none with a stem of"
-            " patches and a stride of 32: name a convnextv2_* of timm"
+            " patches, layer norms and a stride of 32: name a convnextv2_* of timm"
         )
     if image_size % PATCH or image_size < 2 * PATCH:
         raise InputError(
@@ -146,7 +146,10 @@ def refuse_other_than_convnext(net: nn.Module, image_size: int, key: str, what: 
 
 
 def _cuts_patches(net: ConvNeXt) -> bool:
-    """Whether stem and downsampling never mix pixels of two patches."""
+    """Whether stem, norms and downsampling never mix pixels of two patches."""
+    # One of groups would see a patch in the stem, where the whole net sees the image.
+    if any(isinstance(module, nn.GroupNorm) for module in net.modules()):
+        return False
     strided = [
         module
         for module in net.modules()

@@ -34,9 +34,12 @@ class FCMAESpec(Section):
 
     @property
     def heads(self) -> str:
-        """Equal for losses whose decoders are alike: those that differ in their weight alone."""
-        return self.model_dump_json(exclude={"weight"})
+        """Equal for losses whose decoders are alike, so that a next stage trains the decoder
+        further: those that differ in weight and mask_ratio alone.
+        """
+        return self.model_dump_json(exclude={"weight", "mask_ratio"})
 
     def num_visible(self, num_patches: int) -> int:
         """Return how many patches of an image stay."""
-        return int(num_patches * (1 - self.mask_ratio))
+        # 25 * (1 - 0.8) is a little less than 5.
+        return int(num_patches * (1 - self.mask_ratio) + 1e-6)

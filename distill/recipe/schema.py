@@ -224,12 +224,12 @@ class Recipe(Section):
         return bool(self.teachers_of(student))
 
     def trains_backbone(self, student: str) -> bool:
-        """Whether a student learns features alone: a backbone without classifier."""
+        """Whether a student learns features or pixels alone: a backbone without classifier."""
         return self.at_stage(0).students[student].objective.trains_backbone
 
     @property
     def backbones(self) -> tuple[str, ...]:
-        """The students that learn features alone."""
+        """The students that learn features or pixels alone."""
         return tuple(name for name in self.students if self.trains_backbone(name))
 
     @property
@@ -303,7 +303,8 @@ class Recipe(Section):
                 raise ValueError(
                     f"{key}.objective: learns features alone in one stage and not in another, and a"
                     " backbone has no classifier: give objective.hard or objective.soft in all"
-                    " stages, or train the backbone in a run of its own"
+                    " stages, or train the backbone in a run of its own, whose export"
+                    " student.weights of the next run names"
                 )
         return self
 

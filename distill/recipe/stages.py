@@ -124,16 +124,18 @@ def _changes(
             f"{key}.students.{name}: schedule.over: run is one schedule for all stages, and this"
             " stage has another schedule or lr: set over: stage, or use the same in all stages"
         )
+    objectives = now.objective, before.objective
     heads, heads_before = (
         (objective.hint and (objective.hint_teacher, objective.hint.heads))
         or (objective.masked and objective.masked.heads)
-        for objective in (now.objective, before.objective)
+        for objective in objectives
     )
     if zero_stage and heads != heads_before:
+        term = "masked" if any(objective.masked for objective in objectives) else "hint"
         yield (
-            f"{key}.students.{name}.objective.hint: trains other parts than that of the previous"
-            f" stage, which is not possible with train.zero_stage {zero_stage}: use zero_stage: 0,"
-            " or the same hint in all stages"
+            f"{key}.students.{name}.objective.{term}: trains other parts than the previous stage,"
+            f" which is not possible with train.zero_stage {zero_stage}: use zero_stage: 0, or the"
+            f" same {term} in all stages"
         )
     changed = [
         field

@@ -21,7 +21,7 @@ class Learner(nn.Module):
     Args:
         net: the timm model.
         pixels: from images to the pixels of the model.
-        heads: of the objective's hint; None for an objective that reads logits alone.
+        heads: of the objective's hint or masked term; None if it has neither.
         features: the model's features that the heads read, ascending.
     """
 
@@ -39,18 +39,18 @@ class Learner(nn.Module):
         self.heads = heads
         self.features = features
 
-    def forward(self, images: Tensor, teacher: tuple[Tensor, ...] = ()) -> Outputs:
+    def forward(self, images: Tensor, given: tuple[Tensor, ...] = ()) -> Outputs:
         """Compute the outputs.
 
         Args:
             images: [B, 3, H, W] in [0, 1].
-            teacher: the teacher's features that the heads read.
+            given: the teacher's features that the heads read.
         """
         pixels = self.pixels(images)
         if self.heads is None or not self.training:
             return Outputs(self.net(pixels))
         logits, features = forward_with_features(self.net, pixels, self.features)
-        return Outputs(logits, self.heads(features, teacher))
+        return Outputs(logits, self.heads(features, given))
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         """Return the parameters by the names that a checkpoint gives them: those of the model as in
@@ -71,18 +71,18 @@ class Learner(nn.Module):
 class MaskedLearner(Learner):
     """A learner that sees parts of its images in training: `heads` reconstruct the others."""
 
-    def forward(self, images: Tensor, teacher: tuple[Tensor, ...] = ()) -> Outputs:
+    def forward(self, images: Tensor, given: tuple[Tensor, ...] = ()) -> Outputs:
         """Compute the outputs.
 
         Args:
             images: [B, 3, H, H] in [0, 1].
-            teacher: in training the numbers of visible patches, [B, V] int64.
+            given: in training the numbers of visible patches, [B, V] int64, alone.
         """
         pixels = self.pixels(images)
         if not self.training:
             return Outputs(self.net(pixels))
         assert self.heads is not None
-        (visible,) = teacher
+        (visible,) = given
         seen = visible_features(self.net, pixels, visible)
         pooled = self.net.forward_head(seen.transpose(1, 2)[..., None])  # type: ignore[operator]
-        return Outputs(pooled, self.heads((seen, pixels), teacher))
+        return Outputs(pooled, self.heads((seen, pixels), given))

@@ -34,9 +34,9 @@ class _Autocast(nn.Module):
         self.learner = learner
         self._autocast = engine.autocast
 
-    def forward(self, images: Tensor, teacher: tuple[Tensor, ...] = ()) -> Outputs:
+    def forward(self, images: Tensor, given: tuple[Tensor, ...] = ()) -> Outputs:
         with self._autocast():
-            return self.learner(images, teacher)  # type: ignore[no-any-return]
+            return self.learner(images, given)  # type: ignore[no-any-return]
 
 
 class _Masters:
@@ -130,8 +130,8 @@ class Partitioned:
     def accumulating(self, more_to_come: bool) -> AbstractContextManager[None]:
         return nullcontext()  # DeepSpeed counts the forwards of a step itself
 
-    def forward(self, images: Tensor, teacher: tuple[Tensor, ...] = ()) -> Outputs:
-        outputs: Outputs = self._model(images, teacher)
+    def forward(self, images: Tensor, given: tuple[Tensor, ...] = ()) -> Outputs:
+        outputs: Outputs = self._model(images, given)
         return outputs
 
     def backward(self, loss: Tensor, more_to_come: bool) -> None:

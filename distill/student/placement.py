@@ -44,13 +44,13 @@ class Placement(Protocol):
         gradients.
         """
 
-    def forward(self, images: torch.Tensor, teacher: tuple[torch.Tensor, ...] = ()) -> Outputs:
+    def forward(self, images: torch.Tensor, given: tuple[torch.Tensor, ...] = ()) -> Outputs:
         """Compute the learner's outputs in the run's precision. Collective under ZeRO-3: every
         rank.
 
         Args:
             images: [B, 3, H, W] in [0, 1].
-            teacher: the teacher's features that the objective's heads read.
+            given: what `Objective.given` returns.
         """
 
     def backward(self, loss: torch.Tensor, more_to_come: bool) -> None:

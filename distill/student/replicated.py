@@ -54,9 +54,9 @@ class Replicated:
     def accumulating(self, more_to_come: bool) -> AbstractContextManager[None]:
         return self._engine.accumulating(self._model, more_to_come)
 
-    def forward(self, images: torch.Tensor, teacher: tuple[torch.Tensor, ...] = ()) -> Outputs:
+    def forward(self, images: torch.Tensor, given: tuple[torch.Tensor, ...] = ()) -> Outputs:
         with self._engine.autocast():
-            outputs: Outputs = self._model(images, teacher)
+            outputs: Outputs = self._model(images, given)
         return outputs
 
     def backward(self, loss: torch.Tensor, more_to_come: bool) -> None:

@@ -33,7 +33,7 @@ def refuse_unmaskable(
         raise InputError(
             f"{where}.mask_ratio: {masked.mask_ratio:g} leaves"
             f" {masked.num_visible(num_patches)} of the {num_patches} patches of"
-            f" {image_size} pixels: at least one has to stay and one to go"
+            f" {image_size} pixels: choose a ratio at which at least one stays and one is removed"
         )
 
 

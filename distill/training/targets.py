@@ -159,8 +159,8 @@ def refuse_unserved(rows: RowFormat, recipe: Recipe, what: str) -> None:
         if rows.num_draws is not None and soft is not None and not reads_draws(soft):
             raise InputError(
                 f"students.{name}.objective.soft: {what} has classes drawn for kl and bkl at"
-                f" temperature 1 and for bce_teacher, and this is {soft.loss}"
-                f"{_temperature(soft)}: take a store without --sampled"
+                " temperature 1 without min_confidence and for bce_teacher, and this is"
+                f" {_in_words(soft)}: take a store without --sampled"
             )
 
 
@@ -185,11 +185,12 @@ def notes_on_rows(rows: RowFormat, recipe: Recipe) -> list[str]:
 
 def reads_draws(soft: schema.SoftSpec) -> bool:
     """Return whether the gradient of a loss is linear in the teacher's probabilities at
-    temperature 1, so that drawn classes give it on average.
+    temperature 1, so that drawn classes give it on average. `min_confidence` is not: a drawn class
+    can get a larger probability than the teacher gives to any.
     """
     match soft:
         case schema.KLSpec() | schema.BKLSpec():
-            return soft.temperature == 1
+            return soft.temperature == 1 and soft.min_confidence is None
         case schema.BCETeacherSpec():
             return True
         case schema.DKDSpec() | schema.DISTSpec():
@@ -198,10 +199,15 @@ def reads_draws(soft: schema.SoftSpec) -> bool:
             assert_never(soft)
 
 
-def _temperature(soft: schema.SoftSpec) -> str:
+def _in_words(soft: schema.SoftSpec) -> str:
+    """Return a loss with what decides whether it reads drawn classes."""
     if isinstance(soft, schema.BCETeacherSpec):
-        return ""
-    return f" at temperature {soft.temperature:g}"
+        return soft.loss
+    confidence = None
+    if isinstance(soft, schema.KLSpec | schema.BKLSpec):
+        confidence = soft.min_confidence
+    of_confidence = "" if confidence is None else f" with min_confidence {confidence:g}"
+    return f"{soft.loss} at temperature {soft.temperature:g}{of_confidence}"
 
 
 def refuse_other_rows(store: TargetStore, plan: Plan) -> None:

@@ -76,6 +76,8 @@ def verify_targets(recipe: Recipe, num_images: int, epochs: Sequence[int] = ()) 
                 f" ({store.teacher['record']['sha256']}, and here {record}): put the earlier"
                 " weights back, or write another store with distill targets"
             )
+        if store.rows.kind == PRE_LOGITS:
+            store.read_head()
         samples = _spread(store, _epochs(store, epochs), num_images)
         place_teachers({TEACHER: teacher}, engine, plan.recipe.teacher_rows)
         header.show("verified", _compare(store, plan, teacher, engine, samples))

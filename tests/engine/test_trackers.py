@@ -7,7 +7,8 @@ import tiny
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from distill.engine import Tracking
-from distill.engine.trackers import read_run_id
+from distill.engine.trackers import OVERLAID, read_run_id
+from distill.student.loss_sums import Losses
 
 
 def test_a_run_keeps_its_id(tmp_path: Path) -> None:
@@ -32,6 +33,11 @@ def test_wandb_and_trackio_are_asked_for_the_same_run_again(tmp_path: Path) -> N
     assert (resumed["wandb"], resumed["trackio"]) == (new["wandb"], new["trackio"])
     assert resumed["tensorboard"] == {"purge_step": 41}
     assert Tracking(("wandb",)).arguments("a", "b", 0).keys() == {"wandb"}
+
+
+def test_each_loss_term_has_a_chart() -> None:
+    terms = {f"loss_{name}" for name in Losses.NAMES} - {"loss_kept"}
+    assert terms <= {*OVERLAID}
 
 
 def test_tensorboard_continues_and_groups_by_metric(

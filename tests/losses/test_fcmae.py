@@ -1,10 +1,12 @@
 """FCMAE's masks, targets and loss."""
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
 from distill.losses.fcmae import FCMAE, image_targets, removed_patches, visible_patches
+from distill.recipe.schema import FCMAESpec
 
 
 def test_masks_follow_from_their_keys_and_are_even() -> None:
@@ -24,6 +26,16 @@ def test_masks_follow_from_their_keys_and_are_even() -> None:
     assert float((share - 19 / 49).abs().max()) < 4 * (0.39 * 0.61 / 4000) ** 0.5
     together = ((visible == 0).any(1) & (visible == 1).any(1)).float().mean()
     assert abs(float(together) - 19 * 18 / (49 * 48)) < 0.03
+
+
+@pytest.mark.parametrize(
+    ("ratio", "num_patches", "num_visible"),
+    [(0.6, 49, 19), (0.75, 49, 12), (0.8, 25, 5), (0.9, 100, 10), (0.9, 4, 0)],
+)
+def test_the_number_that_stays(ratio: float, num_patches: int, num_visible: int) -> None:
+    """Rounded down, but not by what a product of floats lacks."""
+    spec = FCMAESpec(loss="fcmae", mask_ratio=ratio)
+    assert spec.num_visible(num_patches) == num_visible
 
 
 def test_removed_are_the_others() -> None:

@@ -83,6 +83,7 @@ def test_other_models_are_refused() -> None:
         ("resnet18", {}),
         ("convnextv2_atto", {"stem_type": "overlap", **SMALL}),
         ("convnextv2_atto", {"output_stride": 16, **SMALL}),
+        ("convnextv2_atto", {"conv_mlp": True, "norm_layer": "groupnorm1", **SMALL}),
     ):
         net = timm.create_model(name, num_classes=0, **arguments)
         with pytest.raises(InputError, match=r"objective.masked: .* is none .* convnextv2_"):

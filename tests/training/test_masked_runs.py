@@ -120,9 +120,50 @@ def test_bad_input_is_refused_before_training(
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
-def test_images_need_no_labels(tmp_path: Path, cli: Cli) -> None:
-    recipe = write_recipe(tmp_path, MASKED)
+def test_images_need_no_labels(foreign: Path, tmp_path: Path, cli: Cli) -> None:
+    """A stream without labels: no class is known, and nothing is evaluated."""
+    stream = {"kind": "stream", "path": str(foreign), "labelled": False, "block": 20}
+    changes = {"data": {"train": stream, "fraction": 1.0}, "train": {"budget": "2 iterations"}}
+    recipe = write_recipe(tmp_path, MASKED, changes)
     assert "pre sees 64x64 px" in cli("recipe", "check", recipe).out
+    assert run(recipe) == DONE
+    assert records(tmp_path / "run")[-1]["event"] != "evaluate"
+    assert best(tmp_path / "run", "pre")[1]["step"] == 2
+
+
+def test_a_stage_with_another_mask_ratio_trains_the_decoder_further(tmp_path: Path) -> None:
+    """Other settings of the decoder begin a new one."""
+    length = {"train": {"budget": "3 iterations"}, "checkpoint": {"every": "3 iterations"}}
+    assert run(write_recipe(tmp_path, MASKED, length, name="first")) == DONE
+    before = tensors(tmp_path / "first", "pre.heads")
+    same = {}
+    for name, masked in (("ratio", {"mask_ratio": 0.5}), ("pixels", {"normalise_patches": False})):
+        still = {"objective": {"masked": masked}, "optimizer": {"lr": 1e-12}}
+        stages = [
+            {"name": "one", "budget": "3 iterations"},
+            {"name": "two", "budget": "1 iterations", "student": still},
+        ]
+        changes = {**length, "train": {"budget": None}, "stages": stages}
+        assert run(write_recipe(tmp_path, MASKED, changes, name=name)) == DONE
+        after = tensors(tmp_path / name, "pre.heads")
+        token = "pre.heads/token"
+        same[name] = torch.allclose(after[token], before[token], rtol=0, atol=1e-6)
+    assert same == {"ratio": True, "pixels": False}
+
+
+def test_a_message_about_stages_names_the_masked_term(tmp_path: Path) -> None:
+    stages = [
+        {"name": name, "budget": "1 iterations", "student": {"objective": {"masked": masked}}}
+        for name, masked in (("one", {}), ("two", {"decoder_width": 8}))
+    ]
+    changes = {"train": {"budget": None, "zero_stage": 2}, "stages": stages}
+    with pytest.raises(InputError, match=r"two.students.pre.objective.masked: trains other parts"):
+        load_recipe(write_recipe(tmp_path, MASKED, changes))
+    label = {"objective": {"hard": {"loss": "ce"}, "masked": None}}
+    stages = [{**stages[0]}, {"name": "tuned", "budget": "1 iterations", "student": label}]
+    changes = {"train": {"budget": None}, "stages": stages}
+    with pytest.raises(InputError, match=r"in a run of its own, whose export student\.weights"):
+        load_recipe(write_recipe(tmp_path, MASKED, changes))
 
 
 @pytest.mark.slow

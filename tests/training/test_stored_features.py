@@ -70,6 +70,8 @@ def test_the_store_of_features(
         head.unlink() if content is None else head.write_bytes(content)
         with pytest.raises(InputError, match=r"store/head: is (damaged|missing).* writes damaged"):
             run(features, f"output={tmp_path / 'run'}")
+        with pytest.raises(InputError, match=r"store/head: is (damaged|missing).* writes damaged"):
+            verify_targets(load_recipe(features), 16)
         outcome = cli("targets", features, "--keep", "pre-logits")
         assert outcome.code == 0, outcome.err
         out = re.sub(r"\s+", " ", outcome.out)
@@ -118,6 +120,7 @@ def test_drawn_classes_are_for_linear_losses(drawn: Path, cli: Cli) -> None:
         ("{loss: kl, temperature: 2}", "kl at temperature 2"),
         ("{loss: dkd}", "dkd at temperature 1"),
         ("{loss: dist}", "dist at temperature 1"),
+        ("{loss: bkl, min_confidence: 0.2}", "bkl at temperature 1 with min_confidence 0.2"),
     ):
         with pytest.raises(InputError, match=f"and for bce_teacher, and this is {name}"):
             run(drawn, f"students.kd.objective.soft={loss}")

@@ -259,7 +259,7 @@ def test_another_store_is_not_overwritten(
         (("data.mixing.mixup=0.1",), "data.mixing.mixup: 0.0 in the store, 0.1 here"),
         (("seed=3",), "seed: 0 in the store, 3 here"),
         (("teacher.dtype=bf16",), "teacher.dtype: .*teacher: name the teacher of the store"),
-        (("train.budget=8 iterations",), "lacks rows of epochs 2, and this run trains 2.*2"),
+        (("train.budget=8 iterations",), "lacks rows of epochs 2, and this run reads 2.*2"),
         (("targets=nothing",), "nothing is no store of targets"),
     ],
 )

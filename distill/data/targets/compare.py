@@ -65,7 +65,9 @@ def gaps(
     off_mass = (rest[:, 0] - others.logsumexp(1)).abs()
     found = torch.maximum((largest - at_ids).abs().amax(1), off_mass)
     if keys is not None and rows.num_draws is not None:
-        # Logits that move by e move a point of the cumulative sum by 2e at most.
-        found = torch.maximum(found, draw_gaps(live, ids, keys, rows.drawn(stored)) / 2)
+        # Logits that move by e, some up and others down, add 2e to the log-odds of a point of the
+        # cumulative sum. It moves by tanh(e / 2) at most, from 1 / (1 + exp(e)) to 1 minus that.
+        off_points = draw_gaps(live, ids, keys, rows.drawn(stored))
+        found = torch.maximum(found, 2 * off_points.atanh())
     below = (at_ids.amax(1) - torch.minimum(at_ids.amin(1), rest[:, 0])).abs()
     return Gaps(same, found, allowed + _FP16 * torch.maximum(scale, below))

@@ -190,7 +190,7 @@ class TargetStore:
         """Check that the shards of a run are here in their full length.
 
         Args:
-            num_steps: of the run.
+            num_steps: of the run, without those that repeat earlier ones.
 
         Raises:
             InputError: names the epochs that are missing, or the first damaged shard.
@@ -213,7 +213,7 @@ class TargetStore:
                 else ""
             )
             raise InputError(
-                f"targets: {self.folder} lacks rows of epochs {shown}, and this run trains"
+                f"targets: {self.folder} lacks rows of epochs {shown}, and this run reads"
                 f" {epochs}: write them with distill targets RECIPE --epochs {shown}{repeat}"
             )
 

@@ -115,7 +115,31 @@ def test_draws_of_another_row_are_found() -> None:
     assert (near.gap <= near.allowed).all()
     moved = {**stored, "drawn": stored["drawn"].roll(1, 0)}
     found = gaps(rows, moved, logits, "fp32", keys)
-    assert (found.gap > found.allowed).float().mean() > 0.8
+    assert (found.gap > found.allowed).float().mean() > 0.95
+
+
+def test_draws_of_another_class_are_found_at_any_precision() -> None:
+    """Class 2 has nearly all of the rest, and class 3 is stored as drawn."""
+    logits = torch.tensor([[20.0, 15.0, 5.0, 2.5, -20.0]])
+    keys = draw_keys(0, 0, np.arange(1))
+    other = logits[:, [0, 1, 3, 2, 4]]
+    rows = RowFormat.chosen(2, 5, "bf16", 4)
+    stored = {**rows.encode(logits, keys), "drawn": rows.encode(other, keys)["drawn"]}
+    for dtype in ("fp32", "fp16", "bf16"):
+        found = gaps(rows, stored, logits, dtype, keys)
+        assert (found.gap > found.allowed).all(), dtype
+
+
+def test_a_move_of_logits_explains_how_far_draws_move() -> None:
+    """Half of the classes move up and half down, which moves the points of the sum furthest."""
+    move, logits = 0.02, torch.zeros(64, 100)
+    logits[:, 0] = 5
+    keys, rows = draw_keys(0, 0, np.arange(64)), RowFormat.chosen(1, 100, "fp32", 50)
+    moved = logits.clone()
+    moved[:, 1:50] += move
+    moved[:, 50:] -= move
+    found = gaps(rows, rows.encode(logits, keys), moved, "fp32", keys)
+    assert 0.5 * move < float(found.gap.amax()) <= move
 
 
 def test_there_is_a_rest_to_draw_from() -> None:

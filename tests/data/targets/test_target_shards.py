@@ -89,7 +89,7 @@ def test_a_short_shard_is_refused_before_training(tmp_path: Path, length: int) -
 def test_missing_epochs_are_named(tmp_path: Path) -> None:
     store, _ = written(tmp_path)
     store.refuse_missing(2 * STEPS)
-    with pytest.raises(InputError, match=r"epochs 3-5, and this run trains 5.*--epochs 3-5"):
+    with pytest.raises(InputError, match=r"epochs 3-5, and this run reads 5.*--epochs 3-5"):
         store.refuse_missing(5 * STEPS)
     store.path(ShardKey(0, 1)).unlink()
     with pytest.raises(InputError, match=r"epochs 1,3, .*--epochs 1,3"):
