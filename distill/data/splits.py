@@ -25,8 +25,8 @@ _WORDS = re.compile(r"[-_.]")
 
 
 def split_of(path: str) -> str | None:
-    """The split of a file or folder by its path below the data's root: train, validation, test, eval
-    or holdout; None without such a word.
+    """The split of a file or folder by its path below the data's root: train, validation, test,
+    eval or holdout; None without such a word.
     """
     for part in reversed(path.strip("/").split("/")):
         for word in _WORDS.split(part.lower()):
