@@ -132,6 +132,8 @@ def refuse_not_finite(model: nn.Module, state_dict: Mapping[str, Tensor], what: 
     """
     parameters = dict(model.named_parameters())
     for name, tensor in state_dict.items():
+        if tensor.is_meta:
+            continue  # of a new head, which has no values yet
         values = tensor.float() if tensor.is_floating_point() else tensor
         if values.isnan().any() or (name in parameters and values.isinf().any()):
             raise InputError(
