@@ -78,6 +78,7 @@ def no_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Teacher, "__init__", refuse)
 
 
+@pytest.mark.slow
 def test_a_run_from_all_logits_is_the_run_behind_the_teacher(
     everything: Path, tmp_path: Path
 ) -> None:
@@ -156,6 +157,7 @@ def test_bf16_teachers_are_stored_in_two_bytes(small: Path, tmp_path: Path) -> N
 # ---- the writer ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_stopped_writer_resumes_to_the_same_bytes(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
