@@ -17,18 +17,16 @@ import argparse
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
-import torch
 import yaml
 
 from benchmarks.shards import jpeg_crops, photographs
-from benchmarks.study import NUM_CLASSES, Timed, write_teacher
-from benchmarks.timing import common_arguments, finish, interleaved, median, ratio, show
+from benchmarks.study import NUM_CLASSES, Timed, against_timm, write_teacher
+from benchmarks.timing import common_arguments, interleaved, median, ratio, show
 from distill.recipe.data import Pipeline
 
 TARGET = 1.4
@@ -167,9 +165,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--timm", type=Path, required=True, help="a checkout of pytorch-image-models"
-    )
     parser.add_argument("--model", default="tf_efficientnet_lite0", help="timm name of the student")
     parser.add_argument("--teacher", default="tf_efficientnet_lite2", help="timm name")
     parser.add_argument("--image-size", type=int, default=128)
@@ -178,13 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--images", type=int, default=480, help="training images")
     parser.add_argument("--workers", type=int, default=2, help="decoding processes of each run")
     common_arguments(parser, rounds=3)
-    settings = parser.parse_args(arguments)
-    if not (settings.timm / "train.py").is_file():
-        raise SystemExit(f"--timm {settings.timm}: holds no train.py: name a checkout")
-    with tempfile.TemporaryDirectory() as folder:
-        figures = measure(Path(folder), settings)
-    finish("end_to_end", settings, torch.device("cpu"), figures)
-    return 0
+    return against_timm("end_to_end", parser, arguments, measure)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from benchmarks.timing import (
 )
 from distill.losses.fcmae import visible_patches
 from distill.models.masked import PATCH, visible_features
+from distill.recipe.schema import FCMAESpec
 
 TARGET = 0.6
 
@@ -89,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     size = (settings.batch_size, 3, settings.image_size, settings.image_size)
     pixels = torch.randn(size, device=device).to(memory_format=torch.channels_last)
     num_patches = (settings.image_size // PATCH) ** 2
-    keep = int(num_patches * (1 - settings.mask_ratio))
+    keep = FCMAESpec(loss="fcmae", mask_ratio=settings.mask_ratio).num_visible(num_patches)
     positions = torch.arange(settings.batch_size, device=device)
     visible = visible_patches(0, positions, num_patches, keep)
 

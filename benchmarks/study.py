@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -178,13 +178,35 @@ def measure(folder: Path, settings: argparse.Namespace) -> dict[str, Any]:
     return {"ratio": against._asdict(), "target": TARGET, "rounds_s": seconds}
 
 
+def against_timm(
+    name: str,
+    parser: argparse.ArgumentParser,
+    arguments: Sequence[str] | None,
+    measure: Callable[[Path, argparse.Namespace], dict[str, Any]],
+) -> int:
+    """Measure in a new folder against timm's train.py, and write the figures. Returns the exit
+    code.
+
+    Args:
+        name: of the benchmark.
+        parser: with its options; this adds --timm.
+    """
+    parser.add_argument(
+        "--timm", type=Path, required=True, help="a checkout of pytorch-image-models"
+    )
+    settings = parser.parse_args(arguments)
+    if not (settings.timm / "train.py").is_file():
+        raise SystemExit(f"--timm {settings.timm}: holds no train.py: name a checkout")
+    with tempfile.TemporaryDirectory() as folder:
+        figures = measure(Path(folder), settings)
+    finish(name, settings, torch.device("cpu"), figures)
+    return 0
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark from the command line. Returns the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--timm", type=Path, required=True, help="a checkout of pytorch-image-models"
     )
     parser.add_argument("--model", default="resnet10t", help="timm name of the student")
     parser.add_argument("--teacher", default="resnet34", help="timm name of the teacher")
@@ -195,13 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=1, help="decoding processes of each run")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     common_arguments(parser, rounds=3)
-    settings = parser.parse_args(arguments)
-    if not (settings.timm / "train.py").is_file():
-        raise SystemExit(f"--timm {settings.timm}: holds no train.py: name a checkout")
-    with tempfile.TemporaryDirectory() as folder:
-        figures = measure(Path(folder), settings)
-    finish("study", settings, torch.device("cpu"), figures)
-    return 0
+    return against_timm("study", parser, arguments, measure)
 
 
 if __name__ == "__main__":

@@ -69,6 +69,7 @@ def test_values_that_the_command_line_would_refuse(
 
 
 def test_an_unknown_format_writes_nothing(tiny_run: Path, tmp_path: Path) -> None:
+    output = tmp_path / "export"
     with pytest.raises(ValueError, match="--format onnxx: should be one of timm, onnx, torch-exp"):
-        distill.export(tiny_run, tmp_path / "export", student="kd", format="onnxx")  # type: ignore[arg-type]
-    assert not (tmp_path / "export").exists()
+        distill.export(tiny_run, output, student="kd", format="onnxx")  # type: ignore[arg-type]
+    assert not output.exists()

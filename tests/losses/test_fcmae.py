@@ -86,7 +86,8 @@ def test_the_loss_is_that_of_the_definition() -> None:
     each = (predicted - target).pow(2).mean(-1)
     expected = (each * mask).sum() / mask.sum()
 
-    found = heads.loss(heads((features, pixels), (visible,)), (visible,), batch=None)  # type: ignore[arg-type]
+    made = heads((features, pixels), (visible,))
+    found = heads.loss(made, (visible,), batch=None)  # type: ignore[arg-type]
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-6)
 
 

@@ -7,7 +7,7 @@ head                          of rows of features: the weights that turn them in
 
 A row has the number step x B + slot within its epoch, where B is the global batch size. Steps are
 never divided between shards, and the manifest gives the length of shards, so that a store is the
-same bytes whoever wrote it.
+same bytes on any number of processes.
 """
 
 import hashlib
